@@ -1,0 +1,118 @@
+"""What can go wrong, and the one table that says how each of it looks from outside.
+
+A `Refusal` is an answer, not a fault: it has the HTTP status, the machine-readable code and the
+sentence that a client sees. Nothing else of an exception ever leaves the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class PosdError(Exception):
+    """The base of all exceptions that posd raises on purpose."""
+
+
+class ConfigError(PosdError):
+    """The configuration cannot be used; `problems` has every reason, one line each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StartError(PosdError):
+    """The daemon cannot start and a retry would not help: one line says why."""
+
+
+class SchemaError(PosdError):
+    """A database schema is older or newer than this posd can work with."""
+
+
+class InvalidMessage(PosdError):
+    """Bytes that are not a message of the protocol; the text may be shown to who sent them."""
+
+
+class Refusal(PosdError):
+    """A request that is answered with an error.
+
+    `status` is the HTTP status, `code` the stable snake_case name, `message` the sentence for a
+    person, `headers` and `details` what goes out besides. Subclasses fix the first two.
+    """
+
+    status: ClassVar[int] = 400
+    code: str = "bad_request"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after: int | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+        self.details: Mapping[str, object] = details or {}
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(Refusal):
+    status = 400
+
+
+class Unauthorized(Refusal):
+    """One answer for every credential that does not fit, so that tenants cannot be enumerated."""
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("A valid API key of this tenant is required.")
+
+
+class Forbidden(Refusal):
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(Refusal):
+    status = 404
+    code = "not_found"
+
+
+class Conflict(Refusal):
+    status = 409
+    code = "conflict"
+
+
+class TooLarge(Refusal):
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(Refusal):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Unprocessable(Refusal):
+    """Understood, but impossible: also what a publisher gets for an event that cannot be one."""
+
+    status = 422
+    code = "unprocessable"
+
+
+class TooManyRequests(Refusal):
+    status = 429
+    code = "too_many_requests"
+
+
+class Unavailable(Refusal):
+    """The database is away, posd is draining, or the outcome of a commit is unknown."""
+
+    status = 503
+    code = "unavailable"

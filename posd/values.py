@@ -1,0 +1,119 @@
+"""The nouns that every other module speaks in: frozen, typed, without behaviour.
+
+Nothing here knows Twisted, Autobahn or SQL. Times are timezone-aware UTC.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import UUID
+
+from attrs import field, frozen
+
+TenantId = int
+Seq = int
+"""A stream position: 1, 2, 3, … without a gap within one tenant's stream; 0 is before the first."""
+
+
+class KeyKind(enum.Enum):
+    """Who holds a credential, and so what it may do."""
+
+    TENANT = "tenant"
+    DEVICE = "device"
+    PLATFORM = "platform"
+    ADMIN = "admin"
+
+
+class PrintStatus(enum.Enum):
+    """How far an order has come on paper; it never moves backwards."""
+
+    PENDING = "pending"
+    SENT = "sent_to_pos"
+    PRINTED = "printed"
+    FAILED = "failed"
+
+
+class Resync(enum.Enum):
+    """Why a till cannot be replayed to and must reload its pending orders."""
+
+    RETENTION = "retention"
+    RESET = "reset"
+    AHEAD = "ahead"
+
+
+@frozen
+class Tenant:
+    """One shop: its slug in URLs, its schema in the database, its money and its clock."""
+
+    id: TenantId
+    slug: str
+    name: str
+    schema: str
+    currency: str = "GBP"
+    timezone: str = "Europe/London"
+    default_region: str = "GB"
+
+
+@frozen
+class Principal:
+    """Whom a credential speaks for. `tenant` is None for a key of all tenants."""
+
+    key_id: int
+    kind: KeyKind
+    tenant: Tenant | None
+    device_id: str | None = None
+
+
+@frozen
+class Position:
+    """A place in a history: `seq` means nothing without the `stream_id` it was counted in."""
+
+    seq: Seq
+    stream_id: UUID | None = None
+
+
+@frozen
+class Head:
+    """The end of one tenant's stream, and the floor below which events are pruned."""
+
+    tenant_id: TenantId
+    stream_id: UUID
+    last_seq: Seq
+    pruned_seq: Seq = 0
+
+
+@frozen
+class Event:
+    """A committed event as the stream holds it.
+
+    `data` and `beside` are JSON objects as compact UTF-8 text, written once by the sequencer and
+    never parsed again on the way to a till. `beside` has the members that stand next to `data` at
+    the top level of the message, `b"{}"` where there are none.
+    """
+
+    seq: Seq
+    type: str
+    data: bytes
+    created_at: datetime
+    beside: bytes = b"{}"
+
+
+@frozen
+class Draft:
+    """An event that has not been numbered yet, with its data in the exact form of the contract."""
+
+    type: str
+    data: Mapping[str, object]
+    beside: Mapping[str, object] = field(factory=dict)
+
+
+@frozen
+class StoredOrder:
+    """What posd knows of an order: the snapshot last published, its version and its status."""
+
+    order_id: str
+    snapshot: Mapping[str, object]
+    status: str
+    version: int
