@@ -1,0 +1,231 @@
+"""Apply `sql/` to a database, and tell whether a database fits this posd.
+
+Plain blocking code, used by `posctl` and the tests. The daemon never migrates: it only holds what
+`schema_versions` says against `expected()`.
+
+Each file is applied in one transaction together with its row in `schema_versions`; a file whose
+first line is `-- no-transaction` runs outside of one, statement by statement, so that it may build
+indexes concurrently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import psycopg2
+from attrs import frozen
+from psycopg2 import sql as compose
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from posd import resources
+from posd.errors import SchemaError
+
+MAIN: Final = "dinedesk_main"
+Kind = Literal["main", "tenant"]
+
+_LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
+_UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
+_RECORD: Final = f"""
+    INSERT INTO {MAIN}.schema_versions (schema_name, file, checksum) VALUES (%s, %s, %s)
+    ON CONFLICT (schema_name, file)
+    DO UPDATE SET checksum = excluded.checksum, applied_at = clock_timestamp()
+"""
+
+
+@frozen
+class Migration:
+    """One file of `sql/main` or `sql/tenant`; `checksum` is the SHA-256 of its text in hex."""
+
+    file: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def transactional(self) -> bool:
+        return not self.text.startswith("-- no-transaction")
+
+
+def migrations(kind: Kind) -> tuple[Migration, ...]:
+    """The migrations of a kind of schema, in the order in which they are applied."""
+    folder = resources.sql() / kind
+    files = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return tuple(Migration(f"{kind}/{name}", (folder / name).read_text("utf-8")) for name in files)
+
+
+def expected() -> dict[Kind, tuple[str, ...]]:
+    """The files that a main schema and a tenant's schema have when they fit this posd."""
+    return {
+        "main": tuple(migration.file for migration in migrations("main")),
+        "tenant": tuple(migration.file for migration in migrations("tenant")),
+    }
+
+
+def connect(dsn: str) -> Connection:
+    """Connect for administration, in autocommit, never waiting long for somebody's lock."""
+    connection = psycopg2.connect(dsn, application_name="posctl")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '2s'")
+        cursor.execute("SET client_min_messages = warning")
+    return connection
+
+
+def bootstrap(dsn: str) -> bool:
+    """Make the database named in `dsn` if it is missing, and in it the roles and the main schema.
+
+    Returns whether the database was made. Needs a superuser; raises `SchemaError` otherwise.
+    """
+    created = _create_database(dsn)
+    connection = connect(dsn)
+    try:
+        with transaction(connection) as cursor:
+            cursor.execute((resources.sql() / "bootstrap.sql").read_text("utf-8"))
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SchemaError(f"bootstrap needs a superuser of the cluster: {line(error)}") from error
+    finally:
+        connection.close()
+    return created
+
+
+def check_main(connection: Connection) -> None:
+    """Raise `SchemaError`, naming the file, unless the main schema is what this posd needs."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL")
+        if not cursor.fetchone()[0]:
+            raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
+        cursor.execute(
+            f"SELECT file FROM {MAIN}.schema_versions WHERE schema_name = %s ORDER BY file", (MAIN,)
+        )
+        verdict = misfit([row[0] for row in cursor], expected()["main"])
+    if verdict is not None:
+        raise SchemaError(verdict)
+
+
+def misfit(applied: list[str], wanted: tuple[str, ...]) -> str | None:
+    """Why a schema with these files does not fit one that wants those, or None if it does."""
+    missing = [file for file in wanted if file not in applied]
+    unknown = [file for file in applied if file not in wanted and file != hooks().file]
+    if unknown:
+        return f"the schema is newer than this posd: it has {unknown[0]}; upgrade posd"
+    if missing:
+        return f"the schema is older than this posd: it lacks {missing[0]}; run `posctl migrate`"
+    return None
+
+
+def _create_database(dsn: str) -> bool:
+    """Make the database if it is missing. A connection to it tells, without rights on others."""
+    name = parse_dsn(dsn).get("dbname")
+    try:
+        psycopg2.connect(dsn).close()
+    except psycopg2.OperationalError as error:
+        if name is None or "does not exist" not in str(error):
+            raise
+    else:
+        return False
+    connection = psycopg2.connect(make_dsn(dsn, dbname="postgres"))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(
+                compose.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(
+                    compose.Identifier(name)
+                )
+            )
+    except psycopg2.errors.DuplicateDatabase:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+@contextmanager
+def administration(connection: Connection) -> Iterator[None]:
+    """Be posd_owner, alone: of two migrations at once one is refused."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK)
+        if not cursor.fetchone()[0]:
+            raise SchemaError("another posctl is changing the schemas of this database")
+        try:
+            try:
+                cursor.execute("SET ROLE posd_owner")
+            except psycopg2.errors.InvalidParameterValue as error:
+                raise SchemaError("there is no role posd_owner: run `posctl bootstrap`") from error
+            except psycopg2.errors.InsufficientPrivilege as error:
+                raise SchemaError(
+                    f"this needs a superuser or a member of posd_owner: {line(error)}"
+                ) from error
+            yield
+        finally:
+            cursor.execute("RESET ROLE")
+            cursor.execute(_UNLOCK)
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        try:
+            yield cursor
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+
+
+def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
+    """What has not been applied yet; refuses changed and unknown files."""
+    cursor.execute(
+        f"SELECT file, checksum FROM {MAIN}.schema_versions WHERE schema_name = %s", (schema,)
+    )
+    applied = dict(cursor.fetchall())
+    known = migrations(kind)
+    for file in sorted(applied.keys() - {m.file for m in known} - {hooks().file}):
+        raise SchemaError(f"{schema} is newer than this posd: it has {file}")
+    for migration in known:
+        if migration.file not in applied:
+            yield migration
+        elif applied[migration.file] != migration.checksum:
+            raise SchemaError(f"{migration.file} was changed after it was applied to {schema}")
+
+
+def apply(
+    connection: Connection,
+    schema: str,
+    kind: Kind,
+    prepare: Callable[[str], str],
+) -> bool:
+    """Apply what is pending, each file with its record; returns whether there was anything."""
+    with connection.cursor() as cursor:
+        pending = list(_pending(cursor, schema, kind))
+        for migration in pending:
+            if migration.transactional:
+                with transaction(connection) as inside:
+                    inside.execute(prepare(migration.text))
+                    record(inside, schema, migration)
+            else:
+                for statement in filter(str.strip, prepare(migration.text).split(";\n")):
+                    cursor.execute(statement)
+                record(cursor, schema, migration)
+    return bool(pending)
+
+
+def line(error: BaseException) -> str:
+    """The first line of PostgreSQL's message: what a person needs, without the position marks."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def record(cursor: Any, schema: str, migration: Migration) -> None:
+    """Note in `schema_versions` that a file was applied to a schema as it is now."""
+    cursor.execute(_RECORD, (schema, migration.file, migration.checksum))
+
+
+def hooks() -> Migration:
+    """The hooks on a shop's own tables, applied anew to hooked tenants whenever they change."""
+    return Migration("hooks.sql", (resources.sql() / "hooks.sql").read_text("utf-8"))

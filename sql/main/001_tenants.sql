@@ -1,0 +1,137 @@
+-- Tenants, their terminals and everybody's credentials.
+
+CREATE TABLE dinedesk_main.tenants (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    slug text NOT NULL UNIQUE
+        CHECK (slug ~ '^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')
+        CHECK (slug NOT IN ('main', 'pos', 'admin', 'tenant', 'super-admin', 'customer', 'auth', 'health')),
+    name text NOT NULL CHECK (name <> ''),
+    schema_name text NOT NULL UNIQUE CHECK (schema_name <> 'dinedesk_main'),
+    currency text NOT NULL DEFAULT 'GBP' CHECK (currency ~ '^[A-Z]{3}$'),
+    timezone text NOT NULL DEFAULT 'Europe/London',
+    default_region text NOT NULL DEFAULT 'GB' CHECK (default_region ~ '^[A-Z]{2}$'),
+    is_active boolean NOT NULL DEFAULT true,
+    tills_sell_gift_cards boolean NOT NULL DEFAULT false,
+    -- Holds a preview, never the key: see pos_tenant_key() below.
+    pos_api_key text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE dinedesk_main.pos_devices (
+    tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    device_id text NOT NULL CHECK (device_id <> '' AND char_length(device_id) <= 128),
+    device_name text,
+    -- Whether the device ever had a key of its own; then it is usable only with one.
+    has_key boolean NOT NULL DEFAULT false,
+    is_active boolean NOT NULL DEFAULT true,
+    -- NULL: a legacy terminal, which never acknowledged and never named a position.
+    first_acked_at timestamptz,
+    last_seen_at timestamptz,
+    app_version text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, device_id)
+);
+
+CREATE TABLE dinedesk_main.pos_api_keys (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- NULL: a platform or admin key of all tenants. Deferred, since a tenant's key may be written
+    -- in the INSERT that makes the tenant.
+    tenant_id integer REFERENCES dinedesk_main.tenants ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    kind text NOT NULL CHECK (kind IN ('tenant', 'device', 'platform', 'admin')),
+    device_id text CHECK (char_length(device_id) <= 128),
+    key_sha256 bytea NOT NULL CHECK (octet_length(key_sha256) = 32),
+    preview text NOT NULL,
+    -- Not one of posd's own (`pos_` and 32 random bytes in hex), so perhaps guessable.
+    weak boolean NOT NULL DEFAULT false,
+    -- Written into tenants.pos_api_key, and replaced by the next value written there.
+    from_column boolean NOT NULL DEFAULT false,
+    not_before timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    last_used_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK ((kind = 'device') = (device_id IS NOT NULL)),
+    CHECK (kind IN ('platform', 'admin') OR tenant_id IS NOT NULL)
+);
+-- NULLS NOT DISTINCT came with PostgreSQL 15; tenant ids begin at 1.
+CREATE UNIQUE INDEX pos_api_keys_one_per_tenant
+    ON dinedesk_main.pos_api_keys (key_sha256, (coalesce(tenant_id, 0)));
+CREATE INDEX pos_api_keys_of_tenant ON dinedesk_main.pos_api_keys (tenant_id);
+
+
+-- Operators write `UPDATE tenants SET pos_api_key = '…'`. The statement does what it always did,
+-- but what is stored is a hash among the credentials and a preview here. Object-relational mappers
+-- write whole rows back, so an unchanged value and anything with an ellipsis in it means nothing.
+CREATE FUNCTION dinedesk_main.pos_tenant_key() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    secret text := NEW.pos_api_key;
+    before text := CASE WHEN TG_OP = 'UPDATE' THEN OLD.pos_api_key END;
+BEGIN
+    IF secret IS NOT DISTINCT FROM before OR position('…' IN secret) > 0 THEN
+        NEW.pos_api_key := before;
+        RETURN NEW;
+    END IF;
+    IF secret !~ '^[\x21-\x7e]{8,255}$' THEN
+        RAISE EXCEPTION 'pos_api_key must be 8 to 255 visible ASCII characters' USING ERRCODE = 'check_violation';
+    END IF;
+    UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()
+     WHERE tenant_id = NEW.id AND from_column AND revoked_at IS NULL
+       AND key_sha256 IS DISTINCT FROM sha256(convert_to(secret, 'UTF8'));
+    IF secret IS NOT NULL THEN
+        NEW.pos_api_key := left(secret, least(8, char_length(secret) / 8)) || '…'
+            || right(secret, least(4, char_length(secret) / 12));
+        INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, key_sha256, preview, weak, from_column)
+        VALUES (NEW.id, 'tenant', sha256(convert_to(secret, 'UTF8')), NEW.pos_api_key,
+                secret !~ '^pos_[0-9a-f]{64}$', true)
+        ON CONFLICT (key_sha256, (coalesce(tenant_id, 0)))
+        DO UPDATE SET revoked_at = NULL, expires_at = NULL, from_column = true;
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER pos_tenant_key_insert BEFORE INSERT ON dinedesk_main.tenants
+    FOR EACH ROW WHEN (NEW.pos_api_key IS NOT NULL) EXECUTE FUNCTION dinedesk_main.pos_tenant_key();
+CREATE TRIGGER pos_tenant_key_update BEFORE UPDATE OF pos_api_key ON dinedesk_main.tenants
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tenant_key();
+
+-- Every node drops what it has cached of a tenant or a key as soon as that changes, and closes the
+-- connections that stand on it. `last_used_at` alone is not news.
+CREATE FUNCTION dinedesk_main.pos_tell_nodes() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('posd_control', TG_ARGV[0] || ' ' || NEW.id);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER pos_tell_nodes_insert AFTER INSERT ON dinedesk_main.tenants
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('tenant');
+CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.tenants
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('tenant');
+CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.pos_api_keys
+    FOR EACH ROW WHEN (
+        (OLD.revoked_at, OLD.expires_at, OLD.not_before) IS DISTINCT FROM (NEW.revoked_at, NEW.expires_at, NEW.not_before)
+    ) EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
+
+-- For platform code that used to compare the column itself. The caller must be allowed into that
+-- tenant's schema, so one shop's role cannot try keys of another.
+CREATE FUNCTION dinedesk_main.pos_key_ok(slug text, key text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM dinedesk_main.tenants AS t
+          JOIN dinedesk_main.pos_api_keys AS k ON k.tenant_id = t.id
+         WHERE t.slug = pos_key_ok.slug AND t.is_active
+           AND k.key_sha256 = sha256(convert_to(pos_key_ok.key, 'UTF8')) AND k.kind IN ('tenant', 'device')
+           AND k.revoked_at IS NULL AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
+           AND has_schema_privilege(session_user, t.schema_name, 'USAGE')
+    )
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_tenant_key(), dinedesk_main.pos_tell_nodes(),
+    dinedesk_main.pos_key_ok(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_key_ok(text, text) TO posd, posd_publisher;
+
+GRANT SELECT ON dinedesk_main.tenants TO posd;
+GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_devices TO posd;
+GRANT SELECT, INSERT ON dinedesk_main.pos_api_keys TO posd;
+GRANT UPDATE (revoked_at, last_used_at) ON dinedesk_main.pos_api_keys TO posd;

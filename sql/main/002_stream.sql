@@ -1,0 +1,150 @@
+-- The stream's moving parts: what was published and not yet numbered, where each tenant's stream
+-- stands, how far each terminal has come, and who is connected to which node.
+
+-- Filled by pos_publish() and by the hooks inside the shop's own transaction, emptied by the
+-- sequencer. No foreign key and no check that reads: a shop's transaction must find nothing here
+-- to wait for, to conflict with or to fail by.
+CREATE TABLE dinedesk_main.pos_outbox (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id integer NOT NULL,
+    -- With `data` an event type; with `key` the kind of row that was touched: 'order'.
+    type text NOT NULL,
+    key text,
+    data jsonb,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK ((key IS NULL) <> (data IS NULL))
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+CREATE TABLE dinedesk_main.pos_heads (
+    tenant_id integer PRIMARY KEY REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    -- Names this history. Another id means that positions of before mean nothing any more.
+    stream_id uuid NOT NULL DEFAULT gen_random_uuid(),
+    last_seq bigint NOT NULL DEFAULT 0,
+    pruned_seq bigint NOT NULL DEFAULT 0,
+    -- The best of all terminals: what was written to a socket, what was acknowledged.
+    sent_seq bigint NOT NULL DEFAULT 0,
+    received_seq bigint NOT NULL DEFAULT 0,
+    CHECK (pruned_seq <= last_seq AND sent_seq <= last_seq AND received_seq <= last_seq)
+) WITH (fillfactor = 50);
+
+CREATE TABLE dinedesk_main.pos_cursors (
+    tenant_id integer NOT NULL,
+    device_id text NOT NULL,
+    acked_seq bigint NOT NULL CHECK (acked_seq >= 0),
+    acked_at timestamptz,
+    PRIMARY KEY (tenant_id, device_id),
+    FOREIGN KEY (tenant_id, device_id) REFERENCES dinedesk_main.pos_devices ON DELETE CASCADE
+) WITH (fillfactor = 70);
+
+-- A node renews one lease for all its connections; a dead node's connections end with it. Unlogged:
+-- after a crash of PostgreSQL nobody is connected, and the nodes write it anew.
+CREATE UNLOGGED TABLE dinedesk_main.pos_nodes (
+    node_id uuid PRIMARY KEY,
+    lease_until timestamptz NOT NULL
+);
+CREATE UNLOGGED TABLE dinedesk_main.pos_connections (
+    connection_id uuid PRIMARY KEY,
+    node_id uuid NOT NULL REFERENCES dinedesk_main.pos_nodes ON DELETE CASCADE,
+    tenant_id integer NOT NULL,
+    device_id text,
+    connected_at timestamptz NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    sent_seq bigint NOT NULL DEFAULT 0,
+    -- Set when the connection has become its device's one live connection.
+    claimed_at timestamptz
+) WITH (fillfactor = 50);
+CREATE INDEX pos_connections_of_tenant ON dinedesk_main.pos_connections (tenant_id, device_id);
+CREATE INDEX pos_connections_of_node ON dinedesk_main.pos_connections (node_id);
+
+CREATE VIEW dinedesk_main.pos_connected AS
+    SELECT c.* FROM dinedesk_main.pos_connections AS c
+      JOIN dinedesk_main.pos_nodes AS n USING (node_id)
+     WHERE n.lease_until > now();
+
+-- Which incarnation of the database this is. A base backup that was restored and promoted has
+-- another timeline, a dump that was loaded has another database or cluster: then every stream gets
+-- a new name, so that no till's old position is taken for a valid one.
+CREATE TABLE dinedesk_main.pos_incarnation (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    fingerprint text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE FUNCTION dinedesk_main.pos_fingerprint() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('%s/%s/%s', (SELECT system_identifier FROM pg_control_system()),
+                  (SELECT timeline_id FROM pg_control_checkpoint()),
+                  (SELECT oid FROM pg_database WHERE datname = current_database()))
+$$;
+INSERT INTO dinedesk_main.pos_incarnation (fingerprint) VALUES (dinedesk_main.pos_fingerprint());
+
+-- What a new tenant and a new device key begin with.
+CREATE FUNCTION dinedesk_main.pos_begin_stream() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO dinedesk_main.pos_heads (tenant_id) VALUES (NEW.id);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER pos_begin_stream AFTER INSERT ON dinedesk_main.tenants
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_begin_stream();
+
+CREATE FUNCTION dinedesk_main.pos_begin_device() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id, has_key)
+    VALUES (NEW.tenant_id, NEW.device_id, true)
+    ON CONFLICT (tenant_id, device_id) DO UPDATE SET has_key = true, is_active = true;
+    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq)
+    SELECT h.tenant_id, NEW.device_id, h.last_seq FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
+    ON CONFLICT (tenant_id, device_id) DO NOTHING;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER pos_begin_device AFTER INSERT ON dinedesk_main.pos_api_keys
+    FOR EACH ROW WHEN (NEW.kind = 'device') EXECUTE FUNCTION dinedesk_main.pos_begin_device();
+
+-- Publishing by SQL. Runs in the caller's transaction: rolled back with it, visible with it. Whether
+-- the event can be one is judged by the sequencer, after the commit: a bad one becomes `failed`
+-- there and costs the caller nothing here.
+CREATE FUNCTION dinedesk_main.pos_publish(slug text, type text, data jsonb) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    tenant record;
+    published bigint;
+BEGIN
+    SELECT t.id, t.schema_name INTO tenant FROM dinedesk_main.tenants AS t WHERE t.slug = pos_publish.slug;
+    -- One answer for a tenant that is not there and one that is somebody else's.
+    IF tenant IS NULL OR NOT has_schema_privilege(session_user, tenant.schema_name, 'USAGE') THEN
+        RAISE EXCEPTION 'no tenant % that % may publish for', slug, session_user
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'The role needs USAGE on the schema of the tenant.';
+    END IF;
+    INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
+    VALUES (tenant.id, coalesce(pos_publish.type, ''), coalesce(pos_publish.data, 'null')) RETURNING id INTO published;
+    PERFORM pg_notify('posd_outbox', '');
+    RETURN published;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_publish(text, text, jsonb) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_publish(text, text, jsonb) TO posd, posd_publisher;
+-- A function's new owner must be allowed to make one in its schema, for the moment of the change.
+GRANT CREATE ON SCHEMA dinedesk_main TO posd_hook;
+ALTER FUNCTION dinedesk_main.pos_publish(text, text, jsonb) OWNER TO posd_hook;
+REVOKE CREATE ON SCHEMA dinedesk_main FROM posd_hook;
+GRANT SELECT (id, slug, schema_name) ON dinedesk_main.tenants TO posd_hook;
+GRANT INSERT ON dinedesk_main.pos_outbox TO posd_hook;
+-- INSERT … RETURNING reads the column it returns.
+GRANT SELECT (id) ON dinedesk_main.pos_outbox TO posd_hook;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_begin_stream(), dinedesk_main.pos_begin_device(),
+    dinedesk_main.pos_fingerprint() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_fingerprint() TO posd;
+
+GRANT SELECT, INSERT, DELETE ON dinedesk_main.pos_outbox TO posd;
+GRANT SELECT, UPDATE ON dinedesk_main.pos_heads TO posd;
+GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_cursors TO posd;
+GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_nodes, dinedesk_main.pos_connections TO posd;
+GRANT SELECT ON dinedesk_main.pos_connected TO posd;
+GRANT SELECT, UPDATE ON dinedesk_main.pos_incarnation TO posd;

@@ -1,0 +1,17 @@
+-- The first answer to each mutating call that names a key, stored in the transaction of its effect.
+CREATE TABLE dinedesk_main.idempotency_keys (
+    tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    -- Who: 'platform' or 'device <id>', not the key, so that rotating a credential changes nothing.
+    principal text NOT NULL,
+    -- What was called: 'POST /api/kitchen/events'.
+    operation text NOT NULL,
+    key text NOT NULL CHECK (key ~ '^[\x21-\x7e]{1,255}$'),
+    -- SHA-256 of what the call moves.
+    fingerprint bytea NOT NULL CHECK (octet_length(fingerprint) = 32),
+    status smallint NOT NULL,
+    answer json NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, principal, operation, key)
+);
+CREATE INDEX idempotency_keys_by_age ON dinedesk_main.idempotency_keys (created_at);
+GRANT SELECT, INSERT ON dinedesk_main.idempotency_keys TO posd;
