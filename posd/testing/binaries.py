@@ -102,9 +102,9 @@ def _in_path(environ: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
 
 def _in_usual_places() -> Iterator[tuple[Path, str]]:
     for root, pattern in _PLACES:
-        folders = Path(root).glob(pattern)
-        for folder in sorted(folders, key=_major, reverse=True):
-            yield folder, root
+        parts = (folder.relative_to(root) for folder in Path(root).glob(pattern))
+        for part in sorted(parts, key=_number, reverse=True):
+            yield Path(root) / part, root
 
 
 def _in_wheel() -> Iterator[tuple[Path, str]]:
@@ -115,8 +115,9 @@ def _in_wheel() -> Iterator[tuple[Path, str]]:
             yield Path(folder) / "pginstall" / "bin", "wheel"
 
 
-def _major(folder: Path) -> float:
-    number = re.search(r"\d+(\.\d+)?", str(folder))
+def _number(part: Path) -> float:
+    """The version in a folder's name: 17 of `17/bin` and `pgsql-17/bin`, 0 where there is none."""
+    number = re.search(r"\d+(\.\d+)?", str(part))
     return float(number.group()) if number else 0
 
 

