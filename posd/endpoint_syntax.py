@@ -1,0 +1,202 @@
+"""Twisted's endpoint descriptions, read without Twisted: `tcp:port=9010:interface=127.0.0.1`.
+
+The configuration must be checked before a reactor is chosen, and Twisted's own parser cannot be
+imported without choosing one. So this follows the syntax of `serverFromString` (Twisted core
+howto, "Getting Connected with Endpoints"): arguments are separated by colons, those with an equals
+sign are named, and a backslash takes its meaning from the character behind it.
+
+The kinds that posd knows are checked in every argument. Any other may come from a plugin, so only
+its syntax is checked, and Twisted judges it when the daemon starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
+from attrs import NOTHING, fields, frozen
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text):
+        raise ValueError(f'"{text}" is not a whole number')
+    return int(text)
+
+
+def _port(text: str) -> int:
+    port = _number(text)
+    if port > 65535:
+        raise ValueError(f"{port} is not a port; the last one is 65535")
+    return port
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise ValueError(f'"{text}" is not a file mode in octal, such as 660')
+    return int(text, 8)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(f'"{text}" is neither 0 nor 1')
+    return text == "1"
+
+
+def _interface(text: str) -> str:
+    # Any other name would have to be looked up, and the reactor would stand still meanwhile.
+    if text not in ("", "localhost"):
+        try:
+            ip_address(text)
+        except ValueError:
+            raise ValueError(f'"{text}" is not the IP address of an interface') from None
+    return text
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f'"{text}" is not an absolute path')
+    return text
+
+
+def _family(text: str) -> str:
+    if text not in ("INET", "INET6", "UNIX"):
+        raise ValueError(f'"{text}" is none of INET, INET6 and UNIX')
+    return text
+
+
+@frozen
+class Tcp:
+    """`tcp:`, an address and a port of this machine; all IPv4 addresses where none is named."""
+
+    port: Annotated[int, _port]
+    interface: Annotated[str, _interface] = ""
+    backlog: Annotated[int, _number] = 50
+
+
+@frozen
+class Tcp6:
+    """`tcp6:`, the same with another order of arguments and all IPv6 addresses."""
+
+    port: Annotated[int, _port]
+    backlog: Annotated[int, _number] = 50
+    interface: Annotated[str, _interface] = "::"
+
+
+@frozen
+class Unix:
+    """`unix:`, a socket in the file system, which Twisted opens to everybody unless told not to."""
+
+    address: Annotated[str, _path]
+    mode: Annotated[int, _mode] = 0o666
+    backlog: Annotated[int, _number] = 50
+    lockfile: Annotated[bool, _flag] = True
+
+
+@frozen
+class Systemd:
+    """`systemd:`, a socket that systemd opened and handed over."""
+
+    domain: Annotated[str, _family]
+    index: Annotated[int | None, _number] = None
+    name: Annotated[str | None, str] = None
+
+    def __attrs_post_init__(self) -> None:
+        if (self.index is None) == (self.name is None):
+            raise ValueError('"systemd:" needs either a name or an index')
+
+
+@frozen
+class Other:
+    """A kind that is not judged here: a plugin's, or any that is wrapped by `haproxy:`."""
+
+    kind: str
+
+
+Known: TypeAlias = Tcp | Tcp6 | Unix | Systemd
+Endpoint: TypeAlias = Known | Other
+
+_KNOWN: Mapping[str, type[Known]] = {"tcp": Tcp, "tcp6": Tcp6, "unix": Unix, "systemd": Systemd}
+_OWN_TLS = ("ssl", "tls", "https", "wss")
+"""Kinds that bring, or seem to bring, a TLS that knows nothing of posd's certificates."""
+
+
+def read(description: str) -> Endpoint:
+    """Take an endpoint description apart; a ValueError says what is wrong with it."""
+    kind, *arguments = _split(description)
+    if not re.fullmatch("[a-z][a-z0-9_+-]*", kind):
+        raise ValueError('it must begin with a kind of endpoint, such as "tcp:" or "unix:"')
+    if kind in _OWN_TLS:
+        raise ValueError(f'"{kind}:" would pass by [tls]; write "tcp:…" and tls = true')
+    if kind == "haproxy":
+        read(":".join(arguments))
+        return Other(kind)
+    if kind in _KNOWN:
+        return _bind(_KNOWN[kind], arguments)
+    if near := difflib.get_close_matches(kind, [*_KNOWN, "haproxy"], n=1):
+        raise ValueError(f'"{kind}:" is not a kind of endpoint; did you mean "{near[0]}:"?')
+    return Other(kind)
+
+
+def is_local(endpoint: Endpoint) -> bool:
+    """Tell whether only processes of this machine can connect: a unix socket or loopback."""
+    match endpoint:
+        case Unix() | Systemd(domain="UNIX"):
+            return True
+        case Tcp(interface=interface) | Tcp6(interface=interface):
+            return interface == "localhost" or (
+                interface != "" and ip_address(interface).is_loopback
+            )
+        case _:
+            return False
+
+
+def is_open_to_everybody(endpoint: Endpoint) -> bool:
+    """Tell whether the mode of a unix socket lets in users outside its group."""
+    return isinstance(endpoint, Unix) and bool(endpoint.mode & 0o007)
+
+
+def _split(description: str) -> list[str]:
+    """Cut at the colons that no backslash protects; the backslashes stay."""
+    if re.fullmatch(r"(?:[^\\]|\\.)*", description, re.DOTALL) is None:
+        raise ValueError("it ends in a backslash with nothing behind it")
+    return re.findall(r"((?:[^\\:]|\\.)*):", description + ":", re.DOTALL)
+
+
+def _argument(written: str) -> tuple[str, str]:
+    """Take `name=value` apart; an argument without a name has an empty one."""
+    named = re.fullmatch(r"((?:[^\\=]|\\.)+)=(.*)", written, re.DOTALL)
+    name, value = named.groups() if named else ("", written)
+    return _unescape(name), _unescape(value)
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def _bind(kind: type[Known], arguments: Sequence[str]) -> Known:
+    """Call a kind with its positional and named arguments, each read by its annotation."""
+    readers = {
+        name: hint.__metadata__[0]
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+    }
+    values: dict[str, Any] = {}
+    unnamed = iter(readers)
+    for argument in arguments:
+        if not argument:
+            raise ValueError('an argument is empty; a colon inside a value is written "\\:"')
+        name, value = _argument(argument)
+        name = name or next(unnamed, "")
+        if not name:
+            raise ValueError(f'"{value}" is too many; it takes {", ".join(readers)}')
+        if name not in readers:
+            raise ValueError(f'it takes no "{name}", only {", ".join(readers)}')
+        if name in values:
+            raise ValueError(f'"{name}" is given twice')
+        values[name] = readers[name](value)
+    for attribute in fields(kind):
+        if attribute.default is NOTHING and attribute.name not in values:
+            raise ValueError(f'"{attribute.name}" is missing')
+    return kind(**values)
