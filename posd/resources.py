@@ -1,11 +1,35 @@
-"""Where the files that come with posd are, in a checkout."""
+"""Where the files that come with posd are, whether it is installed or run from a checkout.
+
+In a checkout they are top-level folders, where people look for them. A wheel has them inside the
+package as `posd/data`; setup.py says how one becomes the other.
+"""
 
 from __future__ import annotations
 
+from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Final
+
+_INSTALLED: Final = files("posd") / "data"
+_CHECKOUT: Final = Path(__file__).resolve().parent.parent
 
 
 def sql() -> Traversable:
     """The folder with `bootstrap.sql`, `hooks.sql`, `main/` and `tenant/`."""
-    return Path(__file__).resolve().parent.parent / "sql"
+    return _folder("sql", "sql")
+
+
+def example_config() -> Traversable:
+    """`posd.toml` as it is installed in /etc/posd, with every key explained."""
+    return _folder("etc", "etc/posd") / "posd.toml"
+
+
+def unit(name: str = "posd.service") -> Traversable:
+    """One of the systemd units."""
+    return _folder("systemd", "systemd") / name
+
+
+def _folder(installed: str, checkout: str) -> Traversable:
+    folder = _INSTALLED / installed
+    return folder if folder.is_dir() else _CHECKOUT / checkout

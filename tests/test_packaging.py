@@ -1,0 +1,158 @@
+"""What is shipped: the sdist, the wheel made from it, and an editable installation.
+
+Each is built by setuptools alone, without a network, from a copy of the checkout, and used by an
+interpreter that can see nothing else of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from twisted.trial.unittest import SynchronousTestCase
+
+import posd
+
+CHECKOUT = Path(posd.__file__).parent.parent
+
+_BUILD = """
+    import sys
+    from setuptools import build_meta
+    print(getattr(build_meta, "build_" + sys.argv[1])(sys.argv[2]))
+"""
+_LOOK_AROUND = """
+    import json, site, sys
+    before = set(sys.path)
+    site.addsitedir(sys.argv[1])
+    sys.path.sort(key=before.__contains__)  # ahead of a posd that is installed already
+
+    from twisted.application.service import IServiceMaker
+    from twisted.plugin import getPlugins
+
+    import posd
+    from posd import resources
+
+    def below(folder, path=""):
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                yield from below(entry, f"{path}{entry.name}/")
+            elif entry.name.endswith(".sql"):
+                yield path + entry.name
+
+    print(json.dumps({
+        "package": posd.__file__,
+        "plugins": [plugin.tapname for plugin in getPlugins(IServiceMaker)],
+        "sql": sorted(below(resources.sql())),
+        "config": resources.example_config().read_text("utf-8"),
+        "unit": resources.unit().read_text("utf-8"),
+    }))
+"""
+
+
+def run(code: str, *arguments: str, cwd: Path) -> str:
+    """Run Python in a folder with nothing of the checkout in its path; its last line."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", textwrap.dedent(code), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environ,
+    )
+    if ran.returncode:
+        raise AssertionError(ran.stderr)
+    return ran.stdout.splitlines()[-1]
+
+
+@frozen
+class Built:
+    """Where a copy of the checkout is, and what was made from it."""
+
+    place: Path
+    source: Path
+    sdist: Path
+    wheel: Path
+
+
+@cache
+def built() -> Built:
+    """Build once for all tests, in trial's working folder, which the next run empties."""
+    place = Path(tempfile.mkdtemp(prefix="packaging-", dir=".")).absolute()
+    source = place / "source"
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "_trial_temp*", "build", "*.egg-info")
+    shutil.copytree(CHECKOUT, source, ignore=hidden)
+    sdist = place / run(_BUILD, "sdist", str(place), cwd=source)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(place / "unpacked", filter="data")
+    (project,) = (place / "unpacked").iterdir()
+    return Built(place, source, sdist, place / run(_BUILD, "wheel", str(place), cwd=project))
+
+
+class PackagingTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.built = built()
+
+    def seen_by(self, wheel: Path) -> dict[str, Any]:
+        """What an interpreter finds where this wheel is installed and the checkout is not."""
+        site = Path(self.mktemp()).absolute()
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+        seen: dict[str, Any] = json.loads(run(_LOOK_AROUND, str(site), cwd=site))
+        return seen
+
+    def assert_resources_are_those_of_the_checkout(self, seen: dict[str, Any]) -> None:
+        sql = CHECKOUT / "sql"
+        files = sorted(str(path.relative_to(sql)) for path in sql.rglob("*.sql"))
+        self.assertIn("bootstrap.sql", files)
+        self.assertEqual(seen["sql"], files)
+        self.assertEqual(seen["config"], (CHECKOUT / "etc/posd/posd.toml").read_text("utf-8"))
+        self.assertEqual(seen["unit"], (CHECKOUT / "systemd/posd.service").read_text("utf-8"))
+
+    def test_the_wheel_has_the_plugin_and_every_file_posd_reads(self) -> None:
+        seen = self.seen_by(self.built.wheel)
+        self.assertNotIn(str(self.built.source), str(seen["package"]))
+        self.assertIn("posd", seen["plugins"])
+        self.assert_resources_are_those_of_the_checkout(seen)
+
+    def test_the_wheel_has_every_module_and_nothing_but_posd(self) -> None:
+        with zipfile.ZipFile(self.built.wheel) as archive:
+            names = archive.namelist()
+        modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "posd").rglob("*.py")}
+        self.assertEqual(
+            {name for name in names if name.endswith(".py")},
+            modules | {"twisted/plugins/posd_plugin.py"},
+        )
+        self.assertIn("posd/py.typed", names)
+        places = {name.split("/")[0] for name in names}
+        self.assertEqual(places, {"posd", "twisted", f"posd-{posd.__version__}.dist-info"})
+
+    def test_an_editable_installation_has_the_plugin_and_the_files_of_the_checkout(self) -> None:
+        folder = self.built.place / "editable"
+        wheel = run(_BUILD, "editable", str(folder), cwd=self.built.source)
+        seen = self.seen_by(folder / wheel)
+        self.assertEqual(seen["package"], str(self.built.source / "posd" / "__init__.py"))
+        self.assertIn("posd", seen["plugins"])
+        self.assert_resources_are_those_of_the_checkout(seen)
+
+    def test_the_sdist_has_what_its_own_tests_need_and_no_rubbish(self) -> None:
+        with tarfile.open(self.built.sdist) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+        tests = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "tests").rglob("*.py")}
+        self.assertEqual(tests - names, set())
+        for needed in ("LICENSE", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.cfg"):
+            self.assertIn(needed, names)
+        for name in names:
+            self.assertNotIn("__pycache__", name)
+            self.assertNotIn("dropin.cache", name)
