@@ -116,3 +116,29 @@ class Unavailable(Refusal):
 
     status = 503
     code = "unavailable"
+
+
+class Busy(Unavailable):
+    """A statement or a lock ran into its time limit, or two transactions collided: try again."""
+
+    code = "busy"
+
+
+class OutcomeUnknown(Unavailable):
+    """The connection was lost during COMMIT: the effect may or may not be there."""
+
+    code = "outcome_unknown"
+
+
+class StatementFailed(PosdError):
+    """PostgreSQL refused a statement: a constraint, a right, or a bug of ours.
+
+    `sqlstate` is its five-character code
+    (https://www.postgresql.org/docs/current/errcodes-appendix.html), `constraint` the name of the
+    constraint that was violated, if it was one.
+    """
+
+    def __init__(self, message: str, sqlstate: str, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.constraint = constraint

@@ -1,0 +1,219 @@
+"""Who is connected where, how far each terminal has come, and what terminals said.
+
+All of it is written in bulk, a few statements a flush for any number of tills (`posd.presence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from attrs import frozen
+
+from posd.link import Session
+from posd.store import schema
+from posd.values import Head, Seq, Tenant, TenantId
+
+_LEASE: Final = """
+    INSERT INTO dinedesk_main.pos_nodes (node_id, lease_until)
+    VALUES (%(node)s::uuid, now() + %(seconds)s * interval '1 second')
+    ON CONFLICT (node_id) DO UPDATE SET lease_until = excluded.lease_until
+"""
+# With a dead node its connections go (ON DELETE CASCADE). A minute's grace keeps a node that was only
+# slow from having to write them anew.
+_BURY: Final = """
+    DELETE FROM dinedesk_main.pos_nodes WHERE lease_until < now() - interval '1 minute'
+"""
+_LEAVE: Final = "DELETE FROM dinedesk_main.pos_nodes WHERE node_id = %s::uuid"
+_CONNECTED: Final = """
+    INSERT INTO dinedesk_main.pos_connections
+        (connection_id, node_id, tenant_id, device_id, connected_at, last_seen_at)
+    SELECT c.connection_id, %s::uuid, c.tenant_id, c.device_id, c.connected_at, c.connected_at
+      FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::timestamptz[])
+           AS c(connection_id, tenant_id, device_id, connected_at)
+    ON CONFLICT (connection_id) DO NOTHING
+"""
+_SEEN: Final = """
+    UPDATE dinedesk_main.pos_connections AS c SET last_seen_at = s.last_seen_at, sent_seq = s.sent_seq
+      FROM unnest(%s::uuid[], %s::timestamptz[], %s::bigint[]) AS s(connection_id, last_seen_at, sent_seq)
+     WHERE c.connection_id = s.connection_id
+"""
+_DISCONNECTED: Final = """
+    DELETE FROM dinedesk_main.pos_connections WHERE connection_id = ANY (%s::uuid[])
+"""
+# The newest claim wins; those that lose are told through NOTIFY, whichever node they are on.
+_CLAIM: Final = """
+    WITH claimed AS (
+        UPDATE dinedesk_main.pos_connections SET claimed_at = clock_timestamp()
+         WHERE connection_id = %(connection)s::uuid
+    )
+    SELECT c.connected_at > %(since)s,
+           CASE WHEN c.connected_at <= %(since)s THEN
+               pg_notify('posd_control', 'superseded ' || c.connection_id)
+           END
+      FROM dinedesk_main.pos_connected AS c
+     WHERE c.tenant_id = %(tenant)s AND c.device_id = %(device)s
+       AND c.connection_id <> %(connection)s::uuid
+       AND (c.connected_at <= %(since)s OR c.claimed_at IS NOT NULL)
+"""
+_OPEN: Final = """
+    SELECT h.tenant_id, h.stream_id, h.last_seq, h.pruned_seq,
+           d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq
+      FROM dinedesk_main.pos_heads AS h
+      LEFT JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = h.tenant_id AND d.device_id = %s
+      LEFT JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = h.tenant_id AND c.device_id = %s
+     WHERE h.tenant_id = %s
+"""
+# A device that was never seen begins at the head: nobody prints last month's orders.
+_REGISTER: Final = """
+    WITH device AS (
+        INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id, last_seen_at)
+        SELECT %(tenant)s, %(device)s, now()
+         WHERE (SELECT count(*) FROM dinedesk_main.pos_devices WHERE tenant_id = %(tenant)s) < %(most)s
+        ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen_at = now()
+        RETURNING tenant_id, device_id
+    )
+    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq)
+    SELECT device.tenant_id, device.device_id, h.last_seq
+      FROM device JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+    ON CONFLICT (tenant_id, device_id) DO UPDATE SET acked_seq = pos_cursors.acked_seq
+    RETURNING acked_seq
+"""
+# Never backwards and never beyond the head, whatever order flushes of several nodes come in.
+_ADVANCE: Final = """
+    UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
+      FROM unnest(%s::integer[], %s::text[], %s::bigint[]) AS a(tenant_id, device_id, seq)
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = a.tenant_id
+     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+       AND c.acked_seq < a.seq AND a.seq <= h.last_seq
+"""
+_ACKS: Final = """
+    UPDATE dinedesk_main.pos_devices AS d
+       SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
+      FROM unnest(%s::integer[], %s::text[]) AS a(tenant_id, device_id)
+     WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
+"""
+_PROGRESS: Final = """
+    UPDATE dinedesk_main.pos_heads AS h
+       SET sent_seq = greatest(h.sent_seq, least(p.sent, h.last_seq)),
+           received_seq = greatest(h.received_seq, least(p.received, h.last_seq))
+      FROM (SELECT * FROM unnest(%s::integer[], %s::bigint[], %s::bigint[])
+                AS p(tenant_id, sent, received) ORDER BY tenant_id) AS p
+     WHERE h.tenant_id = p.tenant_id
+       AND (h.sent_seq < least(p.sent, h.last_seq) OR h.received_seq < least(p.received, h.last_seq))
+"""
+_NACK: Final = """
+    INSERT INTO {schema}.pos_nacks (seq, device_id, reason) VALUES (%s, %s, %s)
+    ON CONFLICT (seq, device_id) DO NOTHING
+"""
+_SAID: Final = """
+    INSERT INTO {schema}.pos_events (event_type, event_data, device_id)
+    SELECT * FROM unnest(%s::text[], %s::json[], %s::text[])
+"""
+
+
+@frozen
+class Opening:
+    """What a session begins with. `acked` is None for a terminal without a cursor of its own."""
+
+    head: Head
+    acked: Seq | None
+    legacy: bool
+
+
+async def lease(session: Session, node_id: UUID, seconds: float) -> None:
+    """Renew this node's claim to be alive, and bury the nodes that have not done so."""
+    await session.execute(_LEASE, {"node": str(node_id), "seconds": seconds})
+    await session.execute(_BURY)
+
+
+async def leave(session: Session, node_id: UUID) -> None:
+    """Take a node and its connections out of the books at once."""
+    await session.execute(_LEAVE, (str(node_id),))
+
+
+async def connected(
+    session: Session,
+    node_id: UUID,
+    connections: Sequence[tuple[UUID, TenantId, str | None, datetime]],
+) -> None:
+    """Enter connections: id, tenant, device, since when."""
+    ids, tenants, devices, since = zip(*connections, strict=True)
+    columns = ([str(each) for each in ids], list(tenants), list(devices), list(since))
+    await session.execute(_CONNECTED, (str(node_id), *columns))
+
+
+async def seen(session: Session, sightings: Sequence[tuple[UUID, datetime, Seq]]) -> None:
+    """Renew what is known of connections: id, when last heard of, up to where events were sent."""
+    ids, when, sent = zip(*sightings, strict=True)
+    await session.execute(_SEEN, ([str(each) for each in ids], list(when), list(sent)))
+
+
+async def disconnected(session: Session, ids: Iterable[UUID]) -> None:
+    """Take connections out of the books."""
+    await session.execute(_DISCONNECTED, ([str(each) for each in ids],))
+
+
+async def claim(
+    session: Session, connection_id: UUID, tenant_id: TenantId, device_id: str, since: datetime
+) -> bool:
+    """Make a connection its device's one live connection; older ones are told on every node.
+
+    False: a newer connection has claimed the device already.
+    """
+    values = {"tenant": tenant_id, "device": device_id, "since": since}
+    rows = await session.query(_CLAIM, values | {"connection": str(connection_id)})
+    return not any(newer for newer, _ in rows)
+
+
+async def opening(
+    session: Session, tenant_id: TenantId, device_id: str | None, most_devices: int
+) -> Opening | None:
+    """Where a terminal stands, registering a device that was never seen.
+
+    None when the tenant is gone, or when it has too many devices to take another one.
+    """
+    rows = await session.query(_OPEN, (device_id, device_id, tenant_id))
+    if not rows:
+        return None
+    *head, known, acked_before, acked = rows[0]
+    if device_id is not None and (not known or acked is None):
+        most = most_devices + known
+        values = {"tenant": tenant_id, "device": device_id, "most": most}
+        registered = await session.query(_REGISTER, values)
+        if not registered:
+            return None
+        acked = registered[0][0]
+    return Opening(Head(*head), acked, device_id is not None and not acked_before)
+
+
+async def advance(session: Session, acks: Sequence[tuple[TenantId, str, Seq]]) -> None:
+    """Move cursors forward: tenant, device, position. Backward moves are ignored."""
+    await session.execute(_ADVANCE, tuple(list(column) for column in zip(*acks, strict=True)))
+
+
+async def acknowledged(session: Session, devices: Sequence[tuple[TenantId, str]]) -> None:
+    """Note that these devices acknowledge, so that they are not legacy terminals any more."""
+    await session.execute(_ACKS, tuple(list(column) for column in zip(*devices, strict=True)))
+
+
+async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:
+    """Note how far the best till of each tenant is: tenant, sent, received."""
+    await session.execute(_PROGRESS, tuple(list(column) for column in zip(*heads, strict=True)))
+
+
+async def nack(
+    session: Session, tenant: Tenant, seq: Seq, device_id: str, reason: str | None
+) -> None:
+    """Note that a terminal could not process an event."""
+    await session.execute(_NACK.format(schema=schema(tenant)), (seq, device_id, reason))
+
+
+async def said(
+    session: Session, tenant: Tenant, messages: Sequence[tuple[str, str, str | None]]
+) -> None:
+    """Log what terminals said: event type, JSON text, device."""
+    columns = tuple(list(column) for column in zip(*messages, strict=True))
+    await session.execute(_SAID.format(schema=schema(tenant)), columns)

@@ -1,0 +1,184 @@
+"""The stream: heads, the log, and the sequencer's three statements (`sql/main/003_sequencer.sql`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+from uuid import UUID
+
+from attrs import frozen
+
+from posd.link import Row, Session
+from posd.store import schema
+from posd.values import Event, Head, Seq, StoredOrder, Tenant, TenantId
+
+_HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
+_HEADS: Final = f"SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads WHERE tenant_id = ANY (%s)"
+_POLL: Final = f"""
+    SELECT EXISTS (SELECT FROM dinedesk_main.pos_outbox), {_HEAD_COLUMNS}
+      FROM (SELECT 1) AS always LEFT JOIN dinedesk_main.pos_heads ON tenant_id = ANY (%s)
+"""
+_AFTER: Final = """
+    SELECT seq, event_type, event_data::text, created_at, beside::text FROM {schema}.pos_events
+     WHERE seq > %s ORDER BY seq LIMIT %s
+"""
+_TAKE: Final = "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)"
+_STATES: Final = """
+    SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[], %s::boolean[])
+"""
+_RECORD: Final = """
+    SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
+        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])
+"""
+_FINGERPRINT: Final = """
+    SELECT fingerprint, dinedesk_main.pos_fingerprint() FROM dinedesk_main.pos_incarnation
+"""
+_REINCARNATE: Final = """
+    WITH changed AS (
+        UPDATE dinedesk_main.pos_incarnation SET fingerprint = %s, since = now() WHERE fingerprint = %s
+        RETURNING fingerprint
+    )
+    UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid() WHERE EXISTS (SELECT FROM changed)
+"""
+_RESET: Final = """
+    UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid()
+     WHERE %(ids)s::integer[] IS NULL OR tenant_id = ANY (%(ids)s)
+"""
+
+
+@frozen
+class OutboxRow:
+    """What was published by SQL (`data`) or touched in the shop's tables (`key`)."""
+
+    id: int
+    tenant_id: TenantId
+    type: str
+    key: str | None
+    data: str | None
+
+
+@frozen
+class OrderState:
+    """One order as posd has it and, if a hook touched it, as the shop has it now (JSON text)."""
+
+    stored: Row | None
+    row_now: str | None
+
+
+@frozen
+class Entry:
+    """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
+
+    An order's entry has the snapshot that replaces the one before.
+    """
+
+    tenant_id: TenantId
+    type: str
+    data: str
+    beside: str = "{}"
+    failure: str | None = None
+    order_id: str | None = None
+    snapshot: str | None = None
+    status: str | None = None
+    version: int | None = None
+
+
+@frozen
+class Recorded:
+    """Where an entry went; `elsewhere` counts its tenant's connections on other nodes."""
+
+    seq: Seq | None
+    elsewhere: int
+
+
+async def heads(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
+    """The heads of these tenants."""
+    return {row[0]: Head(*row) for row in await session.query(_HEADS, (list(ids),))}
+
+
+async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[bool, list[Head]]:
+    """Whether the outbox has anything, and the heads of these tenants: all that a poll asks."""
+    rows = await session.query(_POLL, (list(ids),))
+    return bool(rows[0][0]), [Head(*row[1:]) for row in rows if row[1] is not None]
+
+
+async def after(session: Session, tenant: Tenant, seq: Seq, limit: int) -> list[Event]:
+    """Up to `limit` events after a position, in order."""
+    rows = await session.query(_AFTER.format(schema=schema(tenant)), (seq, limit))
+    return [
+        Event(seq, kind, data.encode(), created_at, (beside or "{}").encode())
+        for seq, kind, data, created_at, beside in rows
+    ]
+
+
+async def take(
+    session: Session, limit: int, aside: Iterable[TenantId], *, patient: bool
+) -> list[OutboxRow] | None:
+    """Take up to `limit` rows out of the outbox under the sequencer's lock.
+
+    None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
+    takes longer than lock_timeout.
+    """
+    rows = await session.query(_TAKE, (limit, list(aside), patient))
+    if not rows[0][0]:
+        return None
+    return [OutboxRow(*row[1:]) for row in rows if row[1] is not None]
+
+
+async def order_states(
+    session: Session, wanted: Sequence[tuple[TenantId, str, bool]]
+) -> tuple[dict[tuple[TenantId, str], OrderState], dict[TenantId, str]]:
+    """The named orders' states by tenant and order id; and by tenant why it has none.
+
+    `wanted` has tenant, order id and whether the shop's own row is to be read.
+    """
+    rows = await session.query(_STATES, tuple(list(column) for column in zip(*wanted, strict=True)))
+    states: dict[tuple[TenantId, str], OrderState] = {}
+    failures: dict[TenantId, str] = {}
+    for tenant_id, order_id, row_now, snapshot, status, version, failure in rows:
+        if failure is not None:
+            failures[tenant_id] = failure
+        else:
+            stored = None if snapshot is None else (order_id, snapshot, status, version)
+            states[tenant_id, order_id] = OrderState(stored, row_now)
+    return states, failures
+
+
+async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> list[Recorded]:
+    """Number and store entries in their order, one answer each."""
+    columns = (
+        [entry.tenant_id for entry in entries],
+        [entry.type for entry in entries],
+        [entry.data for entry in entries],
+        [entry.beside for entry in entries],
+        [entry.failure for entry in entries],
+        [entry.order_id for entry in entries],
+        [entry.snapshot for entry in entries],
+        [entry.status for entry in entries],
+        [entry.version for entry in entries],
+    )
+    rows = await session.query(_RECORD, (str(node_id), *columns))
+    placed = {ordinal: Recorded(seq, elsewhere) for ordinal, seq, elsewhere in rows}
+    return [placed[ordinal] for ordinal in range(1, len(entries) + 1)]
+
+
+async def recognise(session: Session) -> bool:
+    """Whether this is the database that it was; if not, name every stream anew, once.
+
+    A backup that was restored, or a standby that was promoted, may lack events that tills have.
+    """
+    ((known, now),) = await session.query(_FINGERPRINT)
+    if known == now:
+        return True
+    await session.execute(_REINCARNATE, (now, known))
+    return False
+
+
+async def reset(session: Session, ids: Iterable[TenantId] | None = None) -> None:
+    """Give streams a new name, so that no old position is taken for one of theirs."""
+    await session.execute(_RESET, {"ids": None if ids is None else list(ids)})
+
+
+def stored_order(order_id: str, snapshot: dict[str, object], row: Row) -> StoredOrder:
+    """The order of an `OrderState.stored`, whose snapshot text the caller has decoded."""
+    return StoredOrder(order_id, snapshot, row[2], row[3])
