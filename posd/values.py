@@ -117,3 +117,36 @@ class StoredOrder:
     snapshot: Mapping[str, object]
     status: str
     version: int
+
+
+@frozen
+class Terminal:
+    """An admitted connection of a till: which tenant's, whose, since when, and from where on.
+
+    `device_id` is None for a terminal without a name; `position` is what it asked to resume from.
+    """
+
+    connection_id: UUID
+    tenant: Tenant
+    principal: Principal
+    device_id: str | None
+    position: Position | None
+    connected_at: datetime
+
+
+@frozen
+class Closing:
+    """A WebSocket close code and its reason (RFC 6455 §7.4; 4000–4999 are posd's own)."""
+
+    code: int
+    reason: str
+
+
+GOING_AWAY = Closing(1001, "posd is restarting")
+UNSUPPORTED = Closing(1003, "only text messages are understood")
+POLICY = Closing(1008, "too many invalid messages")
+TOO_BIG = Closing(1009, "message too big")
+TOO_SLOW = Closing(1013, "too far behind")
+STREAM_CHANGED = Closing(1013, "the stream has changed")
+REVOKED = Closing(4001, "the credential is no longer valid")
+SUPERSEDED = Closing(4009, "superseded")

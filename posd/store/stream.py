@@ -8,9 +8,9 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.link import Row, Session
+from posd.link import Session
 from posd.store import schema
-from posd.values import Event, Head, Seq, StoredOrder, Tenant, TenantId
+from posd.values import Event, Head, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
 _HEADS: Final = f"SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads WHERE tenant_id = ANY (%s)"
@@ -58,10 +58,19 @@ class OutboxRow:
 
 
 @frozen
+class StoredText:
+    """An order as posd last published it; the snapshot is JSON text."""
+
+    snapshot: str
+    status: str
+    version: int
+
+
+@frozen
 class OrderState:
     """One order as posd has it and, if a hook touched it, as the shop has it now (JSON text)."""
 
-    stored: Row | None
+    stored: StoredText | None
     row_now: str | None
 
 
@@ -139,7 +148,7 @@ async def order_states(
         if failure is not None:
             failures[tenant_id] = failure
         else:
-            stored = None if snapshot is None else (order_id, snapshot, status, version)
+            stored = None if snapshot is None else StoredText(snapshot, status, version)
             states[tenant_id, order_id] = OrderState(stored, row_now)
     return states, failures
 
@@ -177,8 +186,3 @@ async def recognise(session: Session) -> bool:
 async def reset(session: Session, ids: Iterable[TenantId] | None = None) -> None:
     """Give streams a new name, so that no old position is taken for one of theirs."""
     await session.execute(_RESET, {"ids": None if ids is None else list(ids)})
-
-
-def stored_order(order_id: str, snapshot: dict[str, object], row: Row) -> StoredOrder:
-    """The order of an `OrderState.stored`, whose snapshot text the caller has decoded."""
-    return StoredOrder(order_id, snapshot, row[2], row[3])

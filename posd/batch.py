@@ -1,0 +1,181 @@
+"""From what was published to what goes into the log: the pure part of the sequencer's work.
+
+Items go in, in the order in which they were published; entries for `store.stream.record` come out.
+An order is followed through the batch, so that its second event sees the snapshot of its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, cast
+
+from attrs import evolve, frozen
+
+from posd import drafts, jsontext, orders
+from posd.errors import InvalidMessage, TooLarge, Unprocessable
+from posd.store.stream import Entry, OrderState, OutboxRow
+from posd.values import Draft, StoredOrder, TenantId
+
+OrderKey = tuple[TenantId, str]
+TOUCHED_ORDER: Final = "order"
+"""The `type` of an outbox row by which a hook says that an order was touched."""
+
+
+@frozen
+class Item:
+    """Something to publish for a tenant: a draft, or an order that a hook saw touched."""
+
+    tenant_id: TenantId
+    draft: Draft | None = None
+    touched: str | None = None
+
+    @property
+    def order(self) -> OrderKey | None:
+        """The order that this is about, if it is about one."""
+        if self.touched is not None:
+            return self.tenant_id, self.touched
+        if self.draft is not None and self.draft.type in orders.ORDER_TYPES:
+            return self.tenant_id, str(self.draft.data["orderId"])
+        return None
+
+
+@frozen
+class Rejected:
+    """An outbox row that cannot be an event; it is logged with a reason and gets no position."""
+
+    row: OutboxRow
+    reason: str
+
+    def entry(self, largest: int) -> Entry:
+        data = self.row.data or jsontext.encode({"key": self.row.key}).decode()
+        size = len(data.encode())
+        if size > largest:
+            data = jsontext.encode({"bytes": size}).decode()
+        return Entry(self.row.tenant_id, self.row.type[:50] or "?", data, failure=self.reason)
+
+
+def read(rows: Iterable[OutboxRow]) -> list[Item | Rejected]:
+    """Outbox rows as items; an order that was touched several times is there once."""
+    items: list[Item | Rejected] = []
+    touched: set[OrderKey] = set()
+    for row in rows:
+        if row.key is None:
+            items.append(_read_draft(row))
+        elif row.type != TOUCHED_ORDER:
+            items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
+        elif (row.tenant_id, row.key) not in touched:
+            touched.add((row.tenant_id, row.key))
+            items.append(Item(row.tenant_id, touched=row.key))
+    return items
+
+
+class Ledger:
+    """The orders of one batch: as they were stored, and as the batch has changed them so far."""
+
+    def __init__(self, states: Mapping[OrderKey, OrderState], largest: int, now: datetime) -> None:
+        self._states = states
+        self._largest = largest
+        self._now = now
+        self._changed: dict[OrderKey, StoredOrder] = {}
+
+    def outbox(self, items: Sequence[Item | Rejected]) -> list[Entry]:
+        """Entries for rows of the outbox. What cannot be published is noted and stops nothing."""
+        entries = []
+        for item in items:
+            entry = item.entry(self._largest) if isinstance(item, Rejected) else self._noted(item)
+            if entry is not None:
+                entries.append(entry)
+        return entries
+
+    def request(self, items: Sequence[Item]) -> list[Entry | None]:
+        """Entries for one publisher's request, None where there is nothing new to say.
+
+        All or nothing: raises `Unprocessable` or `TooLarge`, and then no order has changed.
+        """
+        before = dict(self._changed)
+        try:
+            return [self._entry(item) for item in items]
+        except (Unprocessable, TooLarge):
+            self._changed = before
+            raise
+
+    def _noted(self, item: Item) -> Entry | None:
+        try:
+            return self._entry(item)
+        except TooLarge as refusal:
+            # The order stays whole in posd's own record, where tills that poll will find it.
+            return evolve(
+                cast(Entry, refusal.details["entry"]),
+                data=jsontext.encode({"bytes": refusal.details["bytes"]}).decode(),
+                beside="{}",
+                failure=refusal.message,
+            )
+        except Unprocessable as refusal:
+            data = jsontext.encode({"orderId": item.touched}).decode()
+            return Entry(item.tenant_id, "order_updated", data, failure=refusal.message)
+
+    def _entry(self, item: Item) -> Entry | None:
+        key = item.order
+        draft = self._touched(item) if item.touched is not None else item.draft
+        if draft is None:
+            return None
+        if key is None:
+            return self._fitting(_plain_entry(item.tenant_id, draft))
+        change = orders.change(draft, self._stored(key), self._now, hooked=item.touched is not None)
+        if change is None:
+            return None
+        snapshot = jsontext.encode(change.snapshot).decode()
+        self._changed[key] = StoredOrder(key[1], change.snapshot, change.status, change.version)
+        return self._fitting(
+            evolve(
+                _plain_entry(item.tenant_id, change.draft),
+                order_id=key[1],
+                snapshot=snapshot,
+                status=change.status,
+                version=change.version,
+            )
+        )
+
+    def _touched(self, item: Item) -> Draft | None:
+        """What a touched order is now; None when it is gone."""
+        state = self._states.get((item.tenant_id, cast(str, item.touched)))
+        if state is None or state.row_now is None:
+            return None
+        row = cast("dict[str, object]", jsontext.decode(state.row_now))
+        return drafts.draft("new_order", orders.from_row(row))
+
+    def _stored(self, key: OrderKey) -> StoredOrder | None:
+        if key in self._changed:
+            return self._changed[key]
+        state = self._states.get(key)
+        if state is None or state.stored is None:
+            return None
+        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
+        return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
+
+    def _fitting(self, entry: Entry) -> Entry:
+        size = len(entry.data.encode()) + len(entry.beside.encode())
+        if size > self._largest:
+            raise TooLarge(
+                f"the event has {size} bytes; {self._largest} are allowed",
+                code="event_too_large",
+                details={"bytes": size, "entry": entry},
+            )
+        return entry
+
+
+def _read_draft(row: OutboxRow) -> Item | Rejected:
+    try:
+        return Item(row.tenant_id, drafts.draft(row.type, jsontext.decode(row.data or "null")))
+    except (Unprocessable, InvalidMessage) as refusal:
+        return Rejected(row, str(refusal))
+
+
+def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:
+    return Entry(
+        tenant_id,
+        draft.type,
+        jsontext.encode(draft.data).decode(),
+        jsontext.encode(draft.beside).decode(),
+    )
