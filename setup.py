@@ -31,11 +31,15 @@ REQUIRES = [
     # `posctl`: commands and their help; tables and progress bars.
     "click>=8.1.8",
     "rich>=13.9",
-    # Certificates of a private CA, and TLS; Twisted's extra asks for the latter two as well, but
-    # posd imports the one and relies on the other to check names, so it says so.
+    # Certificates of a private CA, TLS, and the checking of names. Twisted's extra brings some of
+    # these, in older releases too; posd imports them itself.
     "cryptography>=50",
-    "pyOpenSSL>=25.3",
+    "pyOpenSSL>=26.4",
     "service-identity>=24.2",
+    "idna>=3.7",
+    "zope.interface>=8",
+    # The time zones of tenants, which a minimal system does not have.
+    "tzdata>=2025.1",
 ]
 
 EMBEDDED = [

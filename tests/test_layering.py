@@ -70,6 +70,7 @@ TABLE = (
     row("migrations provision", never=("twisted", "posd.web", "posd.ws", "posd.session")),
     # From the commit to the till.
     row("sequencer", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
+    row("aside", never=NETWORK[1:], only=("posd.values",)),
     row("feed", never=("twisted.web", "posd.web", "posd.ws")),
     row("channel", never=("twisted.web", "posd.web", "posd.ws", "posd.link")),
     row("session", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
