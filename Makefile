@@ -35,7 +35,7 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m twisted.trial --reporter=summary tests.test_layering
+	@$(BIN)/python -m twisted.trial tests.test_layering
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage*
