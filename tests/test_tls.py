@@ -136,7 +136,7 @@ class Server(SynchronousTestCase):
         self.tls = self.server()
 
     def server(self, **changes: str) -> ServerTLS:
-        settings = evolve(settings_of(self.made), **changes)
+        settings = evolve(settings_of(self.made), **changes)  # type: ignore[arg-type]
         return ServerTLS(settings, seconds=self.clock.seconds)
 
     def resumed(self, tls: ServerTLS, till: ssl.SSLContext, before: Call) -> bool | None:
