@@ -268,7 +268,7 @@ class AbandonedTests(SynchronousTestCase):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(posd.__file__).parent.parent)},
+            cwd=Path(posd.__file__).parent.parent,
         )
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
