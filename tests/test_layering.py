@@ -26,8 +26,9 @@ NETWORK = ("twisted", "autobahn", "txaio", "txpostgres", "psycopg2", "OpenSSL")
 DAEMON = tuple(
     f"posd.{name}"
     for name in (
-        *("auth", "channel", "config", "database", "feed", "link", "migrations", "outbox"),
-        *("presence", "provision", "sequencer", "session", "store", "systemd", "tap", "web", "ws"),
+        *("auth", "channel", "config", "database", "exchange", "feed", "link", "migrations"),
+        *("outbox", "presence", "provision", "sequencer", "session", "store", "systemd", "tap"),
+        *("web", "ws"),
     )
 )
 
@@ -70,12 +71,12 @@ TABLE = (
     row("migrations provision", never=("twisted", "posd.web", "posd.ws", "posd.session")),
     # From the commit to the till.
     row("sequencer", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
-    row("aside", never=NETWORK[1:], only=("posd.values",)),
+    row("aside limits", never=NETWORK[1:], only=("posd.values", "posd.errors")),
     row("feed", never=("twisted.web", "posd.web", "posd.ws")),
     row("channel", never=("twisted.web", "posd.web", "posd.ws", "posd.link")),
     row("session", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("outbox", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
-    row("presence", never=("twisted.web", "posd.web", "posd.ws")),
+    row("exchange presence", never=("twisted.web", "posd.web", "posd.ws")),
     # What is open to the network.
     row("auth", never=("twisted.web", "posd.web", "posd.ws")),
     row("ws", never=("posd.store", "posd.database", "posd.link")),
