@@ -126,12 +126,12 @@ class Watchdog(Service):
         self._loop.clock = reactor
 
     def startService(self) -> None:
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         done = self._loop.start(self._half)
         done.addErrback(lambda failure: _log.failure("The watchdog stopped.", failure))
 
     def stopService(self) -> None:
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         if self._loop.running:
             self._loop.stop()
 
