@@ -1,0 +1,78 @@
+"""The commands of `posctl` in the order in which they are met, each imported when it is called.
+
+A command's module may load Twisted, Autobahn or OpenSSL; `posctl key list` waits for none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+import click
+from click.exceptions import NoSuchCommand
+
+from posd.cli.failures import told
+
+SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Set up": {
+        "check-config": "configuration",
+        "make-cert": "certificates",
+        "bootstrap": "schema",
+        "migrate": "schema",
+        "tenant": "tenants",
+        "adopt": "schema",
+        "key": "keys",
+    },
+    "Look after": {
+        "listen": "listening",
+    },
+}
+"""The modules of `posd.cli` that have the commands, under the headings of `posctl --help`."""
+
+_MODULES: Final = {name: module for part in SECTIONS.values() for name, module in part.items()}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported late and whose expected failures are told in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return None
+        module = import_module(f"posd.cli.{_MODULES[cmd_name]}")
+        command = getattr(module, cmd_name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            name = error.command_name
+            raise NoSuchCommand(name, possibilities=_MODULES, ctx=ctx) from None
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with told():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with told():
+            return super().invoke(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 4 - max(map(len, _MODULES))
+        for title, names in SECTIONS.items():
+            commands = {name: self.get_command(ctx, name) for name in names}
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name, command.get_short_help_str(width))
+                        for name, command in commands.items()
+                        if command is not None
+                    ]
+                )

@@ -1,0 +1,57 @@
+"""Which posd a command is about: its configuration, and the database that this leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+import psycopg2
+from attrs import frozen
+from psycopg2.extensions import parse_dsn
+
+from posd.config import Config, load
+
+DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
+
+
+@frozen
+class Installation:
+    """What the options before the command have named; nothing is read before it is needed."""
+
+    config_path: Path
+    given_dsn: str | None
+    environ: Mapping[str, str]
+
+    def config(self) -> Config:
+        """The configuration. Raises `ConfigError`."""
+        return load(self.config_path, self.environ)
+
+    def dsn(self) -> str:
+        """The connection that the daemon has too, unless `--dsn` named another."""
+        return self.given_dsn or self.config().database.dsn
+
+    def admin_dsn(self) -> str:
+        """The connection for changing schemas: `database.admin_dsn` where there is one."""
+        if self.given_dsn:
+            return self.given_dsn
+        database = self.config().database
+        return database.admin_dsn or database.dsn
+
+
+pass_installation = click.make_pass_decorator(Installation)
+
+
+class Dsn(click.ParamType[str]):
+    """A connection string that libpq can read."""
+
+    name = "dsn"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parse_dsn(value)
+        except psycopg2.ProgrammingError:
+            # libpq's own text repeats the string, and with it perhaps a password.
+            self.fail('not a connection string such as "postgresql:///posd" or "dbname=posd"')
+        return value

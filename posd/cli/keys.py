@@ -1,0 +1,206 @@
+"""`posctl key`: the credentials of tills, platforms and operators."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from posd.cli import database
+from posd.cli.failures import Failure
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, moment, print_json, print_table
+from posd.cli.parameters import DURATION, SLUG
+from posd.cli.tenants import known
+from posd.jsontext import timestamp
+from posd.store import credentials
+from posd.store.credentials import Listed
+from posd.values import KeyKind
+
+_LONGEST_DEVICE_ID = 128
+
+
+@click.group()
+def key() -> None:
+    """Create, list and revoke keys.
+
+    A key is shown once, when it is created; the database has only its hash.
+    """
+
+
+@key.command()
+@click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in KeyKind]),
+    required=True,
+    help="device: one till. tenant: any till of a shop. platform: the web shop that places orders."
+    " admin: operators and monitoring.",
+)
+@click.option(
+    "--tenant",
+    "slug",
+    type=SLUG,
+    help="The shop. Keys for platforms and admins without one are for all shops.",
+)
+@click.option("--device", help="The name of the till, for a device key.")
+@click.option(
+    "--expires",
+    type=DURATION,
+    metavar="TIME",
+    help="How long the key is valid, such as 90d; without it, until it is revoked.",
+)
+@as_json
+@pass_installation
+def create(
+    installation: Installation,
+    kind: str,
+    slug: str | None,
+    device: str | None,
+    expires: float | None,
+    as_json: bool,
+) -> None:
+    """Create a key and show it, this once.
+
+    To replace a till's key, create a second one, configure the till, then revoke the first: both
+    are valid in between.
+
+    \b
+    Examples:
+        posctl key create --kind device --tenant kitchen --device POS_1
+        posctl key create --kind platform --expires 90d --json
+    """
+    _check(KeyKind(kind), slug, device, expires)
+    secret = f"pos_{secrets.token_bytes(32).hex()}"
+    with database.session(installation.dsn()) as session:
+        if slug is not None:
+            known(session, slug)
+        key_id = database.complete(
+            credentials.create(
+                session,
+                slug,
+                KeyKind(kind),
+                device,
+                hashlib.sha256(secret.encode()).digest(),
+                f"{secret[:8]}…{secret[-4:]}",
+                None if expires is None else timedelta(seconds=expires),
+            )
+        )
+    if as_json:
+        print_json({"key": secret, "id": key_id})
+        return
+    click.echo(secret)
+    click.echo(f"This is key {key_id}, shown this once: posd has only its hash.", err=True)
+
+
+@key.command("list")
+@click.option("--tenant", "slug", type=SLUG, help="Only the keys of this shop.")
+@as_json
+@pass_installation
+def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
+    """List keys: whose they are, whether they are valid, when they were last used.
+
+    A weak key is one that posd did not make, such as one of an older system: it may be guessable.
+    Replace it when you can.
+
+    \b
+    Examples:
+        posctl key list --tenant kitchen
+        posctl key list --json | jq '.[] | select(.weak and .state == "valid")'
+    """
+    with database.session(installation.dsn()) as session:
+        if slug is not None:
+            known(session, slug)
+        listed = database.complete(credentials.everyone(session, slug))
+    now = datetime.now(UTC)
+    if as_json:
+        print_json([_shape(each, now) for each in listed])
+        return
+    print_table(
+        ("id", "tenant", "kind", "device", "key", "state", "expires", "last used"),
+        [
+            (
+                each.id,
+                "(all)" if each.slug is None else each.slug,
+                each.kind.value,
+                each.device_id,
+                each.preview,
+                f"{_state(each, now)}, weak" if each.weak else _state(each, now),
+                moment(each.expires_at),
+                moment(each.last_used_at),
+            )
+            for each in listed
+        ],
+    )
+
+
+@key.command()
+@click.argument("key_id", metavar="ID", type=click.IntRange(min=1))
+@as_json
+@pass_installation
+def revoke(installation: Installation, key_id: int, as_json: bool) -> None:
+    """Revoke a key, at once and for good.
+
+    Connections that were opened with it are closed within a second. `posctl key list` has the ids.
+
+    \b
+    Example:
+        posctl key revoke 7
+    """
+    with database.session(installation.dsn()) as session:
+        if not database.complete(credentials.revoke(session, key_id)):
+            raise Failure(f"there is no key {key_id} that could be revoked", os.EX_DATAERR)
+    if as_json:
+        print_json({"id": key_id, "revoked": True})
+    else:
+        click.echo(f"Key {key_id} is revoked.")
+
+
+def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float | None) -> None:
+    if kind in (KeyKind.DEVICE, KeyKind.TENANT) and slug is None:
+        raise click.UsageError(f"A {kind.value} key needs --tenant.", click.get_current_context())
+    if (kind is KeyKind.DEVICE) != (device is not None):
+        raise click.UsageError(
+            "A device key needs --device, and no other key takes it.", click.get_current_context()
+        )
+    if device is not None and not 0 < len(device) <= _LONGEST_DEVICE_ID:
+        raise click.BadParameter(
+            f"the name of a device has 1 to {_LONGEST_DEVICE_ID} characters.",
+            click.get_current_context(),
+            param_hint="--device",
+        )
+    if expires is not None and expires <= 0:
+        raise click.BadParameter(
+            "the key would never be valid.", click.get_current_context(), param_hint="--expires"
+        )
+
+
+def _state(listed: Listed, now: datetime) -> str:
+    if listed.revoked_at is not None:
+        return "revoked"
+    if listed.expires_at is not None and listed.expires_at <= now:
+        return "expired"
+    return "valid" if listed.not_before <= now else "not yet valid"
+
+
+def _shape(listed: Listed, now: datetime) -> dict[str, object]:
+    """A key as programs read it."""
+    return {
+        "id": listed.id,
+        "tenant": listed.slug,
+        "kind": listed.kind.value,
+        "device": listed.device_id,
+        "preview": listed.preview,
+        "weak": listed.weak,
+        "state": _state(listed, now),
+        "notBefore": timestamp(listed.not_before),
+        "expiresAt": _timestamp(listed.expires_at),
+        "revokedAt": _timestamp(listed.revoked_at),
+        "lastUsedAt": _timestamp(listed.last_used_at),
+    }
+
+
+def _timestamp(when: datetime | None) -> str | None:
+    return None if when is None else timestamp(when)

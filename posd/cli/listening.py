@@ -1,0 +1,217 @@
+"""`posctl listen`: the reference till at a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TextIO
+
+import click
+from attrs import define, frozen
+from click.core import ParameterSource
+
+from posd.cli.event_lines import event_line
+from posd.cli.failures import Failure
+from posd.cli.output import as_json, printable
+from posd.cli.parameters import SLUG
+from posd.cli.reactor import CommandReactor, run
+from posd.client import Connected, Ending, Next, ReceivedEvent, Summary, Till
+from posd.errors import StartError
+from posd.values import Resync, Seq
+
+_REVOKED: Final = 4001
+_REFUSED: Final = (401, 403)
+
+_HOLES: Final = {
+    Resync.RETENTION: "what came before is older than what is kept",
+    Resync.RESET: "the server's history is another one now",
+    Resync.AHEAD: "the server has not come as far as this till",
+}
+
+
+@frozen
+class Subscription:
+    """What to listen to, and as whom."""
+
+    url: str
+    tenant: str
+    key: str
+    device: str | None
+    ca: Path | None
+    after: Seq | None
+    ack: bool
+
+
+@click.command()
+@click.option("--url", required=True, help="Where posd is: wss://HOST:9010.")
+@click.option("--tenant", type=SLUG, required=True, help="The shop.")
+@click.option(
+    "--key",
+    envvar="POSD_KEY",
+    show_envvar=True,
+    help="The key. Other users of this machine can read a command line: prefer --key-file.",
+)
+@click.option("--key-file", type=click.File(), help="A file with the key in it, or - for stdin.")
+@click.option("--device", help="The name of the terminal, for a key that names none.")
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The authority to trust, a PEM file such as make-cert's ca.pem; without it, the system's.",
+)
+@click.option(
+    "--after",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="First get everything after this position.",
+)
+@click.option(
+    "--no-ack",
+    is_flag=True,
+    help="Leave the terminal's position at the server as it is; only look.",
+)
+@as_json
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
+@click.pass_context
+def listen(
+    context: click.Context,
+    url: str,
+    tenant: str,
+    key: str | None,
+    key_file: TextIO | None,
+    device: str | None,
+    ca: Path | None,
+    after: int | None,
+    no_ack: bool,
+    as_json: bool,
+    count: int | None,
+) -> None:
+    """Be a till: print events as they come.
+
+    Connects, acknowledges each event once it is printed, connects again with growing pauses when
+    the connection is lost, and goes on after the last event it had. Ctrl-C ends it with a summary.
+    With --json each event is one line, as posd sent it; everything else goes to standard error.
+
+    A device has one connection at a time and gets nothing twice. To look on while a till works, use
+    a key of the tenant without --device, or a device of your own, and not what the till has.
+
+    \b
+    Examples:
+        posctl listen --url wss://pos.example.com:9010 --tenant kitchen --key-file till.key
+        posctl listen --url wss://localhost:9010 --ca ca.pem --tenant kitchen --device POS_1
+        posctl listen … --after 0 --no-ack --json --count 10 | jq .data.orderNumber
+    """
+    subscription = Subscription(
+        url, tenant, _key(context, key, key_file), device, ca, after, not no_ack
+    )
+    screen = Screen(as_json, count)
+    summary = run(lambda reactor: follow(reactor, subscription, screen))
+    click.echo(_summarized(summary), err=True)
+    if screen.broken is not None:
+        raise screen.broken
+    failure = _failure(summary.ending)
+    if failure is not None:
+        raise failure
+
+
+@define(eq=False)
+class Screen:
+    """Where a till shows what happens. `broken` is set when nobody reads it any more."""
+
+    _as_json: bool
+    _count: int | None
+    stop: Callable[[], object] = lambda: None
+    broken: BrokenPipeError | None = None
+    _shown: int = 0
+
+    def event(self, event: ReceivedEvent) -> None:
+        """Show an event. What could not be written is not acknowledged, and comes again."""
+        try:
+            click.echo(event.text if self._as_json else event_line(event))
+        except BrokenPipeError as error:
+            self.broken = error
+            self.stop()
+            raise
+        self._shown += 1
+        if self._shown == self._count:
+            self.stop()
+
+    def resync(self, reason: Resync, after: Seq) -> None:
+        """Say that there is a hole, and of which kind."""
+        click.echo(f"{_HOLES[reason]}; the stream goes on after {after}", err=True)
+
+    def connected(self, greeting: Connected) -> None:
+        """Say as whom, and from where the stream comes."""
+        name = "without a name" if greeting.device_id is None else f"as {greeting.device_id}"
+        head = f"the last event is {greeting.last_event_id}"
+        resumed = greeting.resumed_from
+        after = "" if resumed is None else f", everything after {resumed} follows"
+        click.echo(printable(f"connected {name}: {head}{after}"), err=True)
+
+    def disconnected(self, ending: Ending) -> None:
+        """Say why, if the till will try again."""
+        if ending.next is not Next.STOP:
+            click.echo(printable(f"disconnected, trying again: {ending.reason}"), err=True)
+
+
+async def follow(reactor: CommandReactor, subscription: Subscription, screen: Screen) -> Summary:
+    """Be a till until it has to stop, is told to by the screen, or the reactor ends."""
+    till = _till(reactor, subscription, screen)
+    screen.stop = till.stopService
+    finished = till.when_finished()
+    reactor.addSystemEventTrigger("before", "shutdown", till.stopService)
+    till.startService()
+    return await finished
+
+
+def _till(reactor: CommandReactor, wanted: Subscription, screen: Screen) -> Till:
+    try:
+        return Till(
+            reactor,
+            wanted.url,
+            wanted.tenant,
+            wanted.key,
+            handle=screen.event,
+            device_id=wanted.device,
+            ca=wanted.ca,
+            after=wanted.after,
+            ack=wanted.ack,
+            on_resync=screen.resync,
+            on_connected=screen.connected,
+            on_disconnected=screen.disconnected,
+        )
+    except ValueError as error:
+        raise Failure(str(error), os.EX_USAGE) from error
+    except StartError as error:
+        raise Failure(str(error), os.EX_NOINPUT) from error
+
+
+def _key(context: click.Context, key: str | None, key_file: TextIO | None) -> str:
+    """The key that was given in one of the three ways; a file counts more than the environment."""
+    if key_file is not None:
+        if context.get_parameter_source("key") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("Give --key or --key-file, not both.", context)
+        key = key_file.read().strip()
+    if not key:
+        raise click.UsageError("A key is needed: --key-file, --key or $POSD_KEY.", context)
+    return key
+
+
+def _summarized(summary: Summary) -> str:
+    parts = [f"{summary.received} received", f"{summary.stored} shown"]
+    if summary.acknowledged is not None:
+        parts.append(f"acknowledged up to {summary.acknowledged}")
+    if summary.reconnects:
+        parts.append(f"{summary.reconnects} reconnects")
+    if summary.breaches:
+        parts.append(f"{summary.breaches} breaches of the protocol")
+    return ", ".join(parts)
+
+
+def _failure(ending: Ending) -> Failure | None:
+    """Why the server has made an end of it; None if we did."""
+    if ending.code == _REVOKED or ending.status in _REFUSED:
+        return Failure(printable(ending.reason), os.EX_NOPERM)
+    if ending.code is not None or ending.status is not None:
+        return Failure(printable(ending.reason), os.EX_UNAVAILABLE)
+    return None

@@ -1,0 +1,61 @@
+"""How `posctl` speaks: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posd.jsontext import encode
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+_UNLIMITED = 1000
+"""Columns: what goes into a pipe or a file is never cut to the width of a terminal."""
+
+
+def print_json(value: object) -> None:
+    """Print one value as one line of JSON."""
+    click.echo(encode(value))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes text as it is: names are data, never markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else _UNLIMITED,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; None is shown as a dash, whole numbers stand to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    filled = [list(row) for row in rows]
+    for number, title in enumerate(columns):
+        counts = any(isinstance(row[number], int) for row in filled)
+        table.add_column(title, justify="right" if counts else "left", overflow="fold")
+    for row in filled:
+        table.add_row(*(Text("–" if cell is None else printable(str(cell))) for cell in row))
+    console().print(table)
+
+
+def moment(when: datetime | None) -> str | None:
+    """A moment as a person reads it, in the time of this machine."""
+    return None if when is None else f"{when.astimezone():%Y-%m-%d %H:%M}"
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: it may come from a till or a customer."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )

@@ -1,0 +1,83 @@
+"""What may stand behind the options and arguments that several commands have."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+import click
+
+from posd.quantities import parse_duration
+from posd.settings import suggestion
+
+_SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+_RESERVED: Final = frozenset(
+    {"main", "pos", "admin", "tenant", "super-admin", "customer", "auth", "health"}
+)
+
+
+class _Slug(click.ParamType[str]):
+    """A tenant's name in URLs, and with underscores for hyphens in the names of its schema."""
+
+    name = "slug"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if _SLUG.fullmatch(value) is None:
+            self.fail(
+                f"{value!r} is no slug: write up to 48 small letters, digits and hyphens,"
+                " none of these at either end.",
+                param,
+                ctx,
+            )
+        if value in _RESERVED:
+            self.fail(f"{value!r} is reserved.", param, ctx)
+        return value
+
+
+class _Currency(click.ParamType[str]):
+    """An ISO 4217 code."""
+
+    name = "currency"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if re.fullmatch(r"[A-Za-z]{3}", value) is None:
+            self.fail(f"{value!r} is no currency: write three letters, such as GBP.", param, ctx)
+        return value.upper()
+
+
+class _Timezone(click.ParamType[str]):
+    """A name of the IANA time zone database."""
+
+    name = "timezone"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            meant = suggestion(value, available_timezones())
+            hint = meant or "write a name such as Europe/London."
+            self.fail(f"{value!r} is no time zone: {hint}", param, ctx)
+        return value
+
+
+class _Duration(click.ParamType[float]):
+    """A time with its unit, in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is no duration: {error}.", param, ctx)
+
+
+SLUG: Final = _Slug()
+CURRENCY: Final = _Currency()
+TIMEZONE: Final = _Timezone()
+DURATION: Final = _Duration()

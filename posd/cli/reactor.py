@@ -1,0 +1,60 @@
+"""A reactor for one command: it runs until the command has its result."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorCore, IReactorTime
+from twisted.internet.task import react
+from twisted.logger import ILogObserver, LogEvent, globalLogBeginner
+from zope.interface import implementer
+
+from posd.logs import LogObserver
+
+T = TypeVar("T")
+
+
+class CommandReactor(IReactorCore, IReactorTime):
+    """What a command asks of its reactor."""
+
+
+def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
+    """Run `main(reactor)` to its end; return its result or raise what it raised.
+
+    Ctrl-C and SIGTERM stop the reactor once everything has happened that `main` has registered for
+    its shutdown; KeyboardInterrupt is raised if there is no result then. What libraries warn of
+    goes to standard error.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    async def captured(reactor: CommandReactor) -> None:
+        try:
+            results.append(await main(reactor))
+        except Exception as error:
+            errors.append(error)
+
+    globalLogBeginner.beginLoggingTo([_Warnings()], redirectStandardIO=False)
+    with suppress(SystemExit):  # which is how `react` returns
+        react(lambda reactor: Deferred.fromCoroutine(captured(reactor)))
+    if errors:
+        raise errors[0]
+    if not results:
+        raise KeyboardInterrupt
+    return results[0]
+
+
+@implementer(ILogObserver)
+class _Warnings:
+    """Shows warnings and bugs. That the reader of our output has gone is neither."""
+
+    def __init__(self) -> None:
+        self._shown = LogObserver(level="warn", format_name="text")
+
+    def __call__(self, event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if failure is None or not failure.check(BrokenPipeError):
+            self._shown(event)

@@ -1,0 +1,116 @@
+"""`posctl bootstrap`, `migrate` and `adopt`: what posd needs in the database."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import click
+from psycopg2.extensions import parse_dsn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from posd import migrations, provision
+from posd.cli.failures import Failure
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, console, print_json
+from posd.cli.parameters import SLUG
+from posd.errors import SchemaError
+
+
+@click.command()
+@as_json
+@pass_installation
+def bootstrap(installation: Installation, as_json: bool) -> None:
+    """Make the database, the roles and the main schema.
+
+    Needs a superuser of the PostgreSQL cluster, once; what is there already stays as it is, so it
+    may be run again at any time. The database is the one that the connection names.
+
+    \b
+    Examples:
+        sudo -u postgres posctl bootstrap
+        posctl --dsn "postgresql://postgres@db.example.net/posd" bootstrap
+    """
+    dsn = installation.admin_dsn()
+    created = migrations.bootstrap(dsn)
+    name = parse_dsn(dsn).get("dbname")
+    if as_json:
+        print_json({"database": name, "created": created})
+        return
+    database = "The database" if name is None else f"The database {name}"
+    click.echo(f"{database} {'was made' if created else 'was there already'}.")
+    click.echo("Its roles and the schema dinedesk_main are in place. Next: posctl migrate")
+
+
+@click.command()
+@as_json
+@pass_installation
+def migrate(installation: Installation, as_json: bool) -> None:
+    """Bring all schemas up to date with this posd.
+
+    First the main schema, then tenant by tenant; it can be stopped and run again. A tenant whose
+    schema fails is named and leaves the others updated, and the exit code is then 65. Run it before
+    a new version of the daemon is started; the version that is running goes on working.
+
+    \b
+    Examples:
+        posctl migrate
+        posctl migrate --json | jq .failed
+    """
+    with closing(migrations.connect(installation.admin_dsn())) as connection, _bar() as progress:
+        report = provision.migrate(connection, progress)
+    if as_json:
+        print_json({"updated": report.updated, "current": report.current, "failed": report.failed})
+    else:
+        for schema, reason in report.failed.items():
+            click.echo(f"{schema}: {reason}", err=True)
+        click.echo(f"{len(report.updated)} schemas updated, {len(report.failed)} failed")
+    if report.failed:
+        raise click.exceptions.Exit(os.EX_DATAERR)
+
+
+@click.command()
+@click.argument("slug", type=SLUG)
+@as_json
+@pass_installation
+def adopt(installation: Installation, slug: str, as_json: bool) -> None:
+    """Put the hooks on a shop's existing orders.
+
+    From then on every order that is written to `orders` and `order_items` in the schema of the
+    tenant reaches its tills. Nothing else about the tables changes. If rights lack, the exact
+    GRANTs are printed for the owner of the tables to run.
+
+    \b
+    Example:
+        posctl adopt kitchen
+    """
+    with closing(migrations.connect(installation.admin_dsn())) as connection:
+        migrations.check_main(connection)
+        try:
+            provision.adopt(connection, slug)
+        except SchemaError as error:
+            # What has no cause in PostgreSQL is about the tenant: unknown, or other tables.
+            if error.__cause__ is None:
+                raise Failure(str(error), os.EX_DATAERR) from error
+            raise
+    if as_json:
+        print_json({"tenant": slug, "hooked": True})
+    else:
+        click.echo(f"The orders of {slug} are hooked.")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error while tenants are migrated, if a person is looking."""
+    terminal = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bar:
+        task = bar.add_task("dinedesk_main", total=None)
+
+        def progress(schema: str, number: int, total: int) -> None:
+            bar.update(task, description=schema, completed=number - 1, total=total)
+
+        yield progress

@@ -1,0 +1,81 @@
+"""Run `posctl` in this process, as its users do, and see what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from attrs import frozen
+from click.testing import CliRunner
+from psycopg2.extensions import make_dsn
+
+from posd import migrations, provision
+from posd.cli import posctl as command
+from posd.jsontext import decode
+from posd.testing.postgres import test_server
+
+
+@frozen
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> object:
+        """The one line of JSON that was printed."""
+        return decode(self.out)
+
+
+def posctl(
+    *arguments: str | Path,
+    dsn: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+) -> Ran:
+    """Run a command; an exception that it does not turn into a line is raised here."""
+    connection = () if dsn is None else ("--dsn", dsn)
+    ran = CliRunner().invoke(
+        command,
+        [*connection, *map(str, arguments)],
+        prog_name="posctl",
+        input=stdin,
+        env={"POSD_CONFIG": None, "POSD_KEY": None, **(environ or {})},
+    )
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    return Ran(ran.exit_code, ran.stdout, ran.stderr)
+
+
+def migrated_database() -> str:
+    """A database with the main schema and the tenant `kitchen`, and nothing else; its DSN."""
+    server = test_server()
+    dsn = server.fresh_database(server.template(with_kitchen))
+    # Rights on the database itself are not copied from a template.
+    migrations.bootstrap(dsn)
+    return dsn
+
+
+def with_kitchen(dsn: str) -> None:
+    """Fill a database, for `TestServer.template`."""
+    migrations.bootstrap(dsn)
+    with closing(migrations.connect(dsn)) as connection:
+        provision.migrate(connection)
+        provision.add_tenant(
+            connection, "kitchen", "The Kitchen", currency="GBP", timezone="Europe/London"
+        )
+
+
+def as_role(dsn: str, role: str) -> str:
+    """The same database as somebody with fewer rights; members see what `posd` sees."""
+    return str(make_dsn(dsn, user=role))
+
+
+def execute(dsn: str, statement: str, *parameters: object) -> list[tuple[object, ...]]:
+    """Run a statement as the superuser; its rows, if it has any."""
+    with closing(migrations.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        return list(cursor.fetchall()) if cursor.description else []

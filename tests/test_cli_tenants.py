@@ -1,0 +1,155 @@
+"""posctl tenant, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.testing.postgres import test_server
+from tests.cli_runner import as_role, execute, migrated_database, posctl
+
+KITCHEN = {
+    "id": 1,
+    "slug": "kitchen",
+    "name": "The Kitchen",
+    "schema": "dinedesk_kitchen",
+    "currency": "GBP",
+    "timezone": "Europe/London",
+}
+BISTRO = {
+    "id": 2,
+    "slug": "le-bistro",
+    "name": "Le Bistro [bold]",
+    "schema": "dinedesk_le_bistro",
+    "currency": "EUR",
+    "timezone": "Europe/Paris",
+}
+ADD_BISTRO = (
+    *("tenant", "add", "le-bistro", "--name", "Le Bistro [bold]"),
+    *("--currency", "eur", "--timezone", "Europe/Paris"),
+)
+
+
+class AddTests(SynchronousTestCase):
+    """There is one shop, and another one joins."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+
+    def test_programs_get_the_tenant_as_it_is_stored(self) -> None:
+        ran = posctl(*ADD_BISTRO, "--json", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.json), (0, BISTRO))
+
+    def test_people_are_told_what_to_do_next(self) -> None:
+        ran = posctl(*ADD_BISTRO, dsn=self.dsn)
+        self.assertIn("posctl key create --kind device --tenant le-bistro", ran.out)
+
+    def test_pounds_and_london_are_the_default(self) -> None:
+        ran = posctl("tenant", "add", "grill", "--name", "The Grill", "--json", dsn=self.dsn)
+        assert isinstance(ran.json, dict)
+        self.assertEqual((ran.json["currency"], ran.json["timezone"]), ("GBP", "Europe/London"))
+
+    def test_the_schema_is_complete_at_once(self) -> None:
+        posctl(*ADD_BISTRO, dsn=self.dsn)
+        ran = posctl("migrate", dsn=self.dsn)
+        self.assertEqual(ran.out, "0 schemas updated, 0 failed\n")
+
+    def test_one_that_exists_is_not_made_again(self) -> None:
+        ran = posctl("tenant", "add", "kitchen", "--name", "Another", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_CANTCREAT)
+        self.assertEqual(ran.err, "posctl: there is a tenant 'kitchen' already\n")
+
+    def test_before_the_first_migration_the_way_is_shown(self) -> None:
+        dsn = test_server().fresh_database()
+        posctl("bootstrap", dsn=dsn)
+        ran = posctl(*ADD_BISTRO, dsn=dsn)
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        self.assertRegex(ran.err, r"\Aposctl: .*run `posctl migrate`\n\Z")
+
+    def test_what_cannot_be_a_tenant_is_refused_before_the_database_is_asked(self) -> None:
+        for slug, said in (
+            ("Kitchen", "small letters"),
+            ("kit_chen", "small letters"),
+            ("-kitchen", "No such option"),
+            ("kitchen-", "small letters"),
+            ("k" * 49, "up to 48"),
+            ("admin", "reserved"),
+        ):
+            with self.subTest(slug=slug):
+                ran = posctl("tenant", "add", slug, "--name", "N", dsn="host=/nowhere")
+                self.assertEqual(ran.code, os.EX_USAGE)
+                self.assertIn(said, ran.err)
+
+    def test_a_zone_that_does_not_exist_is_answered_with_one_that_does(self) -> None:
+        ran = posctl("tenant", "add", "grill", "--name", "N", "--timezone", "Europe/Pariss")
+        self.assertEqual(ran.code, os.EX_USAGE)
+        self.assertIn('did you mean "Europe/Paris"?', ran.err)
+
+    def test_a_zone_that_would_be_a_path_is_none(self) -> None:
+        for zone in ("/etc/passwd", "../x", "Europe", ""):
+            with self.subTest(zone=zone):
+                ran = posctl("tenant", "add", "grill", "--name", "N", "--timezone", zone)
+                self.assertEqual(ran.code, os.EX_USAGE)
+
+    def test_a_currency_is_three_letters(self) -> None:
+        ran = posctl("tenant", "add", "grill", "--name", "N", "--currency", "pound")
+        self.assertEqual(ran.code, os.EX_USAGE)
+        self.assertIn("such as GBP", ran.err)
+
+
+class ListTests(SynchronousTestCase):
+    """There are two shops."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+        posctl(*ADD_BISTRO, dsn=self.dsn)
+
+    def test_programs_get_every_tenant(self) -> None:
+        self.assertEqual(
+            posctl("tenant", "list", "--json", dsn=self.dsn).json,
+            [KITCHEN | {"active": True}, BISTRO | {"active": True}],
+        )
+
+    def test_people_get_a_table_and_names_are_no_markup(self) -> None:
+        ran = posctl("tenant", "list", dsn=self.dsn)
+        self.assertRegex(
+            ran.out, r"(?m)^ *le-bistro +Le Bistro \[bold\] +dinedesk_le_bistro .* yes"
+        )
+
+    def test_a_name_cannot_steer_the_terminal(self) -> None:
+        execute(self.dsn, "UPDATE dinedesk_main.tenants SET name = E'\\x1b[2Jgone' WHERE id = 1")
+        self.assertNotIn("\x1b", posctl("tenant", "list", dsn=self.dsn).out)
+
+    def test_the_daemons_own_role_is_enough(self) -> None:
+        self.assertEqual(posctl("tenant", "list", dsn=as_role(self.dsn, "posd")).code, 0)
+
+
+class DisableTests(SynchronousTestCase):
+    """A shop has closed."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+
+    def test_a_disabled_tenant_stays_in_the_list(self) -> None:
+        ran = posctl("tenant", "disable", "kitchen", "--json", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.json), (0, {"tenant": "kitchen", "active": False}))
+        self.assertEqual(
+            posctl("tenant", "list", "--json", dsn=self.dsn).json, [KITCHEN | {"active": False}]
+        )
+
+    def test_and_can_be_enabled_again(self) -> None:
+        posctl("tenant", "disable", "kitchen", dsn=self.dsn)
+        ran = posctl("tenant", "enable", "kitchen", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.out), (0, "Tenant kitchen is enabled.\n"))
+
+    def test_an_unknown_one_is_answered_with_the_nearest(self) -> None:
+        ran = posctl("tenant", "disable", "kitchn", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertEqual(
+            ran.err, "posctl: there is no tenant 'kitchn': did you mean \"kitchen\"?\n"
+        )
+
+    def test_the_daemons_own_role_may_not(self) -> None:
+        ran = posctl("tenant", "disable", "kitchen", dsn=as_role(self.dsn, "posd"))
+        self.assertEqual(ran.code, os.EX_NOPERM)
