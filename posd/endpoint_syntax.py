@@ -126,7 +126,7 @@ _OWN_TLS = ("ssl", "tls", "https", "wss")
 def read(description: str) -> Endpoint:
     """Take an endpoint description apart; a ValueError says what is wrong with it."""
     kind, *arguments = _split(description)
-    if not re.fullmatch("[a-z][a-z0-9_+-]*", kind):
+    if not (arguments and re.fullmatch("[a-z][a-z0-9_+-]*", kind)):
         raise ValueError('it must begin with a kind of endpoint, such as "tcp:" or "unix:"')
     if kind in _OWN_TLS:
         raise ValueError(f'"{kind}:" would pass by [tls]; write "tcp:…" and tls = true')
@@ -186,7 +186,9 @@ def _bind(kind: type[Known], arguments: Sequence[str]) -> Known:
     unnamed = iter(readers)
     for argument in arguments:
         if not argument:
-            raise ValueError('an argument is empty; a colon inside a value is written "\\:"')
+            raise ValueError(
+                "an argument is empty; a colon in a value needs a backslash, in TOML two"
+            )
         name, value = _argument(argument)
         name = name or next(unnamed, "")
         if not name:
