@@ -202,10 +202,14 @@ def _summarized(summary: Summary) -> str:
     if summary.acknowledged is not None:
         parts.append(f"acknowledged up to {summary.acknowledged}")
     if summary.reconnects:
-        parts.append(f"{summary.reconnects} reconnects")
+        parts.append(f"reconnected {_times(summary.reconnects)}")
     if summary.breaches:
-        parts.append(f"{summary.breaches} breaches of the protocol")
+        parts.append(f"the protocol broken {_times(summary.breaches)}")
     return ", ".join(parts)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _failure(ending: Ending) -> Failure | None:
