@@ -1,0 +1,26 @@
+"""The reference till: how a terminal keeps an order from being lost or printed twice.
+
+`posctl listen` is this till, the tests use it, and whoever writes another one can read here what
+the protocol asks of it: resume by position, store before acknowledging, prove that nothing is
+missing, obey the close codes.
+"""
+
+from __future__ import annotations
+
+from posd.client.ending import Ending, Next
+from posd.client.intake import CannotProcess
+from posd.client.position import PositionFile, PositionUnreadable
+from posd.client.received import Connected, ReceivedEvent
+from posd.client.till import Summary, Till
+
+__all__ = [
+    "CannotProcess",
+    "Connected",
+    "Ending",
+    "Next",
+    "PositionFile",
+    "PositionUnreadable",
+    "ReceivedEvent",
+    "Summary",
+    "Till",
+]

@@ -1,0 +1,248 @@
+"""One WebSocket connection of a till: opening, liveness, closing. What is said in it is `till`'s.
+
+Every timer runs on the clock that is passed in. Autobahn's own would run on the global reactor,
+so they are switched off and one time-out at a time, for the state the connection is in, does
+their work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
+from typing import Protocol
+from urllib.parse import urlencode
+
+import txaio
+from attrs import frozen
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from autobahn.websocket.types import ConnectingRequest
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from posd.client.ending import Ending, Next
+from posd.dialing import Server
+
+OPENING_TIMEOUT = 15.0
+"""Seconds from the TCP connection to the server's greeting."""
+
+CLOSING_TIMEOUT = 5.0
+"""Seconds from the first Close frame to the end of the TCP connection."""
+
+_LONGEST_REFUSAL = 64 * 1024
+_HEADERS_END = b"\r\n\r\n"
+_CONTENT_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,9})[ \t]*\r$", re.I | re.M)
+
+
+@frozen
+class Opening:
+    """What one opening handshake asks for; built anew for each, since the position moves on."""
+
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+    @property
+    def resource(self) -> str:
+        """The request target."""
+        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+
+
+class Owner(Protocol):
+    """What a connection reports to."""
+
+    def opening(self, connection: Connection) -> Awaitable[Opening]:
+        """A connection was made: say what to ask for. The handshake waits for it."""
+
+    def received(self, connection: Connection, text: bytes) -> None:
+        """A text message has come."""
+
+    def ended(self, connection: Connection, ending: Ending) -> None:
+        """The connection is over: said once, for every connection that was made."""
+
+
+class Connection(WebSocketClientProtocol):  # type: ignore[misc]
+    """The protocol: it opens, listens for life, pauses and closes; it does not read messages."""
+
+    # At level debug Autobahn logs the whole handshake, and the key with it.
+    log = txaio.make_logger(level="error")
+
+    # Autobahn reads this before it has copied the factory's options, and swallows the
+    # AttributeError; on the class it is found, and small frames do not wait for an ACK (40 ms).
+    tcpNoDelay = True
+
+    def __init__(self, owner: Owner, server: Server, clock: IReactorTime) -> None:
+        super().__init__()
+        self._owner = owner
+        self._server = server
+        self._clock = clock
+        self._ending: Ending | None = None
+        self._paused = False
+        self._patience = OPENING_TIMEOUT
+        self._deadline: IDelayedCall | None = None
+        self._lost: Failure | None = None
+
+    # What the till may do.
+
+    def send(self, text: bytes) -> None:
+        """Send one text message, or nothing if the connection is closing."""
+        if self.state == self.STATE_OPEN:
+            self.sendMessage(text)
+
+    def expect_life(self, seconds: float) -> None:
+        """From now on, drop the connection when nothing at all comes for so long."""
+        self._patience = seconds
+        if not self._paused:
+            self._allow(seconds)
+
+    def pause(self) -> None:
+        """Read no more for now. TCP slows the server down; silence is no sign of death then."""
+        if not self._paused and self.state == self.STATE_OPEN:
+            self._paused = True
+            self._allow(None)
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read again after `pause`."""
+        if self._paused and self.state == self.STATE_OPEN:
+            self._paused = False
+            self._allow(self._patience)
+            self.transport.resumeProducing()
+
+    def hang_up(self, ending: Ending, code: int = 1000) -> None:
+        """Close; whatever the server answers, this is the ending that is reported.
+
+        Messages that still come are dropped. A connection that is not open yet is cut.
+        """
+        if self._ending is None:
+            self._ending = ending
+        if self.state == self.STATE_OPEN:
+            self.resume()  # the server's Close frame is behind what was not read
+            self.sendCloseFrame(code=code)
+        elif self.state == self.STATE_CONNECTING:
+            self.dropConnection(abort=True)
+
+    # What Twisted and Autobahn call.
+
+    def connectionMade(self) -> None:
+        self._allow(OPENING_TIMEOUT)
+        super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.state == self.STATE_OPEN:
+            self._heard()
+        super().dataReceived(data)
+
+    async def onConnecting(self, transport_details: object) -> ConnectingRequest:
+        opening = await self._owner.opening(self)
+        return ConnectingRequest(
+            host=f"[{self._server.host}]" if ":" in self._server.host else self._server.host,
+            port=self._server.port,
+            resource=opening.resource,
+            headers=dict(opening.headers),
+            useragent="posd-till",
+        )
+
+    def processHandshake(self) -> None:
+        """Let Autobahn see a refusal only when its body has come too: it drops what is late."""
+        head, end, body = self.data.partition(_HEADERS_END)
+        if end and not head.startswith(b"HTTP/1.1 101") and len(body) < _promised(head):
+            return
+        super().processHandshake()
+
+    def failHandshake(self, reason: str) -> None:
+        status = _status(self.http_status_line)
+        if status is None or status == 101:
+            self._ending = self._ending or Ending(f"no WebSocket: {reason}", Next.WAIT)
+        else:
+            _, _, body = self.data.partition(_HEADERS_END)
+            self._ending = Ending.refused(status, self.http_headers, body, datetime.now(UTC))
+        super().failHandshake(reason)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        if self._ending is not None:
+            return
+        if isBinary:
+            self.hang_up(Ending("the server sent a binary message", Next.WAIT), 1003)
+        else:
+            self._owner.received(self, payload)
+
+    def sendCloseFrame(
+        self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
+    ) -> None:
+        """Close or answer a Close, and wait a moment for the server to end the TCP connection.
+
+        That is the server's part (RFC 6455 §7.1.1), and Autobahn would wait for it without end.
+        """
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self._allow(CLOSING_TIMEOUT)
+
+    def _allow(self, seconds: float | None) -> None:
+        """Time out so many seconds from now, or not at all."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if seconds is not None:
+            self._deadline = self._clock.callLater(seconds, self._timed_out)
+
+    def _heard(self) -> None:
+        """There is life: begin to count again."""
+        if self._deadline is not None:
+            self._deadline.reset(self._patience)
+
+    def _timed_out(self) -> None:
+        self._deadline = None
+        if self.state == self.STATE_CONNECTING:
+            silence = Ending("the server did not answer the handshake", Next.RETRY)
+        else:
+            silence = Ending(f"nothing heard for {self._patience:g} s", Next.RETRY)
+        if self._ending is None and self.remoteCloseCode is None and not self.failedByMe:
+            self._ending = silence
+        self.dropConnection(abort=True)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._allow(None)
+        self._lost = reason
+        super().connectionLost(reason)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        ending = self._ending
+        if ending is None and self.failedByMe:
+            broken = (self.localCloseReason or b"").decode()
+            ending = Ending(f"the server broke the WebSocket protocol: {broken}", Next.WAIT)
+        if ending is None and (wasClean or self.remoteCloseCode is not None):
+            ending = Ending.closed(self.remoteCloseCode, self.remoteCloseReason)
+        if ending is None and self._lost is not None:
+            ending = Ending.lost(self._lost)
+        self._owner.ended(self, ending or Ending(reason or "lost", Next.RETRY))
+
+
+def _promised(head: bytes) -> int:
+    """The length of the body that a refusal's header promises, within reason."""
+    found = _CONTENT_LENGTH.search(head + b"\r\n")
+    length = int(found[1]) if found else 0
+    return length if length <= _LONGEST_REFUSAL else 0
+
+
+def _status(line: str) -> int | None:
+    words = line.split()
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
+
+
+def connection_factory(
+    owner: Owner, server: Server, clock: IReactorTime, longest: int
+) -> WebSocketClientFactory:
+    """A factory of connections to `server` that take messages of at most `longest` bytes."""
+    factory = WebSocketClientFactory(reactor=clock)
+    factory.protocol = lambda: Connection(owner, server, clock)
+    factory.noisy = False
+    factory.setProtocolOptions(
+        maxFramePayloadSize=longest,
+        maxMessagePayloadSize=longest,
+        failByDrop=False,
+        openHandshakeTimeout=0,
+        closeHandshakeTimeout=0,
+        serverConnectionDropTimeout=0,
+        autoPingInterval=0,
+    )
+    return factory

@@ -1,0 +1,301 @@
+"""The till: it stays connected, stores each event before it acknowledges it, and misses nothing."""
+
+from __future__ import annotations
+
+import random as chance
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+from attrs import define, field, frozen
+from twisted.application.internet import ClientService
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from posd.client.connection import Connection, Opening, connection_factory
+from posd.client.cursor import Cursor
+from posd.client.ending import Ending, Next, pause
+from posd.client.intake import Handle, Intake, OnResync
+from posd.client.position import PositionFile
+from posd.client.received import Connected, ReceivedEvent, Trouble, parse
+from posd.dialing import Random, Server
+from posd.errors import InvalidMessage
+from posd.tls import client_context
+from posd.values import Position, Seq
+
+T = TypeVar("T")
+
+STEADY = 10.0
+"""Seconds after which a connection counts as a success and the back-off begins anew."""
+
+
+@frozen
+class Summary:
+    """What a till has done in its life.
+
+    `received` and `stored` count events, `refused` those it could not process, `breaches` how
+    often the server broke the protocol, above all its promise of a stream without a gap.
+    `acknowledged` is the last position that the server was told.
+    """
+
+    received: int
+    stored: int
+    refused: int
+    reconnects: int
+    breaches: int
+    acknowledged: Seq | None
+    position: Position | None
+    ending: Ending
+
+
+@implementer(IStreamClientEndpoint)
+@frozen
+class _Reporting:
+    """An endpoint that says why an attempt came to nothing, which ClientService keeps to itself."""
+
+    endpoint: IStreamClientEndpoint
+    failed: Callable[[Failure], None]
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        def report(failure: Failure) -> Failure:
+            self.failed(failure)
+            return failure
+
+        return self.endpoint.connect(protocolFactory).addErrback(report)
+
+
+@define(eq=False, slots=False, kw_only=True)
+class Till(Service):
+    """A terminal of one tenant, as a service that lives once.
+
+    `url` is the server's (`wss://pos.example.com:9010`) and `ca` a PEM file of the authorities to
+    trust (those of the platform if None); an `endpoint` replaces both for the connection itself.
+
+    `handle` is called with one event at a time, in order; it returns, or its awaitable fires, when
+    the event is durable. Only then is the position moved, saved to `position_file` and, by
+    terminals with a name, acknowledged (unless `ack` is False). Without `after` and without a saved
+    position a named terminal goes on where the server knows it to be, and any other begins with
+    what comes now.
+
+    `on_resync` is called, in order with the events, when the server cannot replay: the till reloads
+    its pending orders, and the stream goes on after the position in the second argument.
+    `on_connected` and `on_disconnected` tell how the connection fares.
+
+    While `backlog` events wait to be handled nothing is read, and the server holds them back.
+
+    Raises ValueError for a URL, key or device that cannot be used, StartError for such a `ca`, and
+    PositionUnreadable.
+    """
+
+    _reactor: IReactorTime = field(kw_only=False)
+    _url: str = field(kw_only=False)
+    _tenant: str = field(kw_only=False)
+    _key: str = field(kw_only=False, repr=False)
+    _handle: Handle
+    _device_id: str | None = None
+    _ca: Path | None = None
+    _endpoint: IStreamClientEndpoint | None = None
+    _after: Seq | None = None
+    _stream_id: UUID | None = None
+    _position_file: PositionFile | None = None
+    _ack: bool = True
+    _on_resync: OnResync | None = None
+    _on_connected: Callable[[Connected], object] | None = None
+    _on_disconnected: Callable[[Ending], object] | None = None
+    _backlog: int = 64
+    _longest_message: int = 1 << 20
+    _random: Random = chance.random
+
+    _connection: Connection | None = field(default=None, init=False)
+    _asked: Seq | None = field(default=None, init=False)
+    _greeted_at: float | None = field(default=None, init=False)
+    _connections: int = field(default=0, init=False)
+    _breaches: int = field(default=0, init=False)
+    _failures: int = field(default=0, init=False)
+    _pause: float = field(default=0.0, init=False)
+    _final: Ending | None = field(default=None, init=False)
+    _parted: Deferred[None] | None = field(default=None, init=False)
+    _summary: Summary | None = field(default=None, init=False)
+    _waiting: list[Deferred[Summary]] = field(factory=list, init=False)
+    _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self._server = Server.at(self._url, "wss", "ws")
+        for name, value in (("key", self._key), ("device id", self._device_id or "-")):
+            if not value or not value.isprintable():
+                raise ValueError(f"the {name} must be printable and not empty")
+        self._cursor = Cursor(self._reactor, self._beginning(), self._position_file)
+        self._intake = Intake(self._handle, self._on_resync, self._cursor, self._backlog, self._ack)
+        self._client = ClientService(
+            _Reporting(self._endpoint or self._usual_endpoint(), self._unreachable),
+            connection_factory(self, self._server, self._reactor, self._longest_message),
+            retryPolicy=lambda _attempt: self._pause,
+            clock=self._reactor,
+        )
+
+    def _beginning(self) -> Position | None:
+        if self._after is not None:
+            return Position(self._after, self._stream_id)
+        return self._position_file.load() if self._position_file is not None else None
+
+    def _usual_endpoint(self) -> IStreamClientEndpoint:
+        endpoint = HostnameEndpoint(self._reactor, self._server.host, self._server.port, timeout=15)
+        if not self._server.secure:
+            return endpoint
+        return wrapClientTLS(client_context(self._server.host, self._ca), endpoint)
+
+    @property
+    def position(self) -> Position | None:
+        """Everything up to here has been handled."""
+        return self._cursor.position
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self._client.startService()
+
+    def stopService(self) -> Deferred[None]:
+        """Finish the event in hand, acknowledge, close. Fires when all of that is done."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        self._finish(Ending("stopped by its owner", Next.STOP))
+        return self.when_finished().addCallback(lambda _: None)
+
+    def when_finished(self) -> Deferred[Summary]:
+        """Fires when the till has stopped, because it was asked to or because it had to.
+
+        It has to when its key is not or no longer valid and when it was superseded; `ending` of
+        the summary says which.
+        """
+        finished: Deferred[Summary] = Deferred()
+        if self._summary is not None:
+            finished.callback(self._summary)
+        else:
+            self._waiting.append(finished)
+        return finished
+
+    # What a connection reports.
+
+    async def opening(self, connection: Connection) -> Opening:
+        """Ask for what comes after the last event stored, once the one in hand is stored or not."""
+        self._connection = connection
+        self._connections += 1
+        await self._intake.idle()
+        query, headers = {}, {"X-API-Key": self._key}
+        position = self._cursor.position
+        self._asked = None if position is None else position.seq
+        if position is not None:
+            query["last_event_id"] = str(position.seq)
+            if position.stream_id is not None:
+                query["stream_id"] = str(position.stream_id)
+        if self._device_id is not None:
+            headers["X-Device-ID"] = self._device_id
+        return Opening(self._server.path("ws", "pos", self._tenant), query, headers)
+
+    def received(self, connection: Connection, text: bytes) -> None:
+        """Take one message; what is not of the protocol ends the connection.
+
+        Nothing is lost by that: the next one goes on after the last event that was in order.
+        """
+        try:
+            match parse(text):
+                case Connected() as greeting:
+                    self._greeted(connection, greeting)
+                case ReceivedEvent() as event:
+                    self._intake.take(event)
+                case Trouble(code, explanation):
+                    self._log.warn("the server objects: {code} {text}", code=code, text=explanation)
+        except InvalidMessage as error:
+            self._breaches += 1
+            self._log.error("the server broke the protocol: {why}", why=str(error))
+            self._cursor.settle()
+            connection.hang_up(Ending(f"the server broke the protocol: {error}", Next.WAIT), 1002)
+
+    def ended(self, connection: Connection, ending: Ending) -> None:
+        """The connection is gone; decide what comes next."""
+        self._connection = None
+        self._intake.lost()
+        self._decide(ending)
+        if self._parted is not None:
+            self._parted.callback(None)
+
+    def _greeted(self, connection: Connection, greeting: Connected) -> None:
+        self._intake.greeted(connection, greeting, self._asked)
+        self._greeted_at = self._reactor.seconds()
+        connection.expect_life(2 * greeting.heartbeat + 5)
+        self._tell(self._on_connected, greeting)
+
+    def _unreachable(self, failure: Failure) -> None:
+        if self._final is None:
+            self._decide(Ending.lost(failure))
+
+    def _decide(self, ending: Ending) -> None:
+        """Settle how long ClientService, which is about to ask, has to pause; or finish."""
+        since, self._greeted_at = self._greeted_at, None
+        steady = since is not None and self._reactor.seconds() - since >= STEADY
+        self._failures = 1 if steady else self._failures + 1
+        self._log.info("disconnected: {why}", why=ending.reason)
+        if ending.next is not Next.STOP:
+            self._pause = pause(ending, self._failures, self._random)
+        self._tell(self._on_disconnected, ending)
+        if ending.next is Next.STOP:
+            self._finish(ending)
+        if self._final is not None:
+            self._client.stopService()
+
+    def _tell(self, observer: Callable[[T], object] | None, news: T) -> None:
+        """Pass news on; an observer that fails does not take the till with it."""
+        if observer is not None:
+            try:
+                observer(news)
+            except Exception:
+                self._log.failure("an observer of the till failed")
+
+    # The end.
+
+    def _finish(self, ending: Ending) -> None:
+        if self._final is None:
+            self._final = ending
+            Deferred.fromCoroutine(self._wind_up(ending)).addErrback(
+                lambda failure: self._log.failure("the till did not end cleanly", failure)
+            )
+
+    async def _wind_up(self, ending: Ending) -> None:
+        """Store what is in hand, tell the server, and leave."""
+        self._intake.stop()
+        if self._connection is None:
+            self._client.stopService()  # an attempt or a pause may be under way
+        else:
+            self._connection.pause()
+        await self._intake.idle()
+        self._cursor.settle()
+        if self._connection is not None:
+            self._parted = Deferred()
+            self._connection.hang_up(ending)
+            await self._parted
+        await self._client.stopService()
+        self._cursor.close()
+        counts = self._intake.counts
+        self._summary = Summary(
+            received=counts.received,
+            stored=counts.stored,
+            refused=counts.refused,
+            reconnects=max(0, self._connections - 1),
+            breaches=self._breaches,
+            acknowledged=self._cursor.acknowledged,
+            position=self._cursor.position,
+            ending=ending,
+        )
+        self._log.info("finished: {why}", why=ending.reason)
+        waiting, self._waiting = self._waiting, []
+        for finished in waiting:
+            finished.callback(self._summary)
