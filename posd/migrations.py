@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final, Literal
 
 import psycopg2
@@ -25,8 +25,10 @@ from posd import resources
 from posd.errors import SchemaError
 
 MAIN: Final = "dinedesk_main"
+OWNER: Final = "posd_owner"
 Kind = Literal["main", "tenant"]
 
+_LOCK_TIMEOUT: Final = "2s"
 _LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
 _RECORD: Final = f"""
@@ -68,11 +70,16 @@ def expected() -> dict[Kind, tuple[str, ...]]:
 
 
 def connect(dsn: str) -> Connection:
-    """Connect for administration, in autocommit, never waiting long for somebody's lock."""
+    """Connect for administration, in autocommit, never waiting long for somebody's lock.
+
+    The search path is the system's: whoever may make functions in `public` or in a shop's schema
+    must not have them called by a superuser's statements.
+    """
     connection = psycopg2.connect(dsn, application_name="posctl")
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute("SET lock_timeout = '2s'")
+        cursor.execute("SET search_path = pg_catalog, pg_temp")
+        cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
         cursor.execute("SET client_min_messages = warning")
     return connection
 
@@ -82,30 +89,33 @@ def bootstrap(dsn: str) -> bool:
 
     Returns whether the database was made. Needs a superuser; raises `SchemaError` otherwise.
     """
-    created = _create_database(dsn)
-    connection = connect(dsn)
     try:
-        with transaction(connection) as cursor:
+        created = _create_database(dsn)
+        with closing(connect(dsn)) as connection, transaction(connection) as cursor:
             cursor.execute((resources.sql() / "bootstrap.sql").read_text("utf-8"))
     except psycopg2.errors.InsufficientPrivilege as error:
         raise SchemaError(f"bootstrap needs a superuser of the cluster: {line(error)}") from error
-    finally:
-        connection.close()
     return created
 
 
 def check_main(connection: Connection) -> None:
     """Raise `SchemaError`, naming the file, unless the main schema is what this posd needs."""
+    check_bootstrapped(connection)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL")
-        if not cursor.fetchone()[0]:
-            raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
         cursor.execute(
             f"SELECT file FROM {MAIN}.schema_versions WHERE schema_name = %s ORDER BY file", (MAIN,)
         )
         verdict = misfit([row[0] for row in cursor], expected()["main"])
     if verdict is not None:
         raise SchemaError(verdict)
+
+
+def check_bootstrapped(connection: Connection) -> None:
+    """Raise `SchemaError` if `bootstrap` has not been here."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL")
+        if not cursor.fetchone()[0]:
+            raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
 
 
 def misfit(applied: list[str], wanted: tuple[str, ...]) -> str | None:
@@ -121,24 +131,32 @@ def misfit(applied: list[str], wanted: tuple[str, ...]) -> str | None:
 
 def _create_database(dsn: str) -> bool:
     """Make the database if it is missing. A connection to it tells, without rights on others."""
-    name = parse_dsn(dsn).get("dbname")
     try:
         psycopg2.connect(dsn).close()
     except psycopg2.OperationalError as error:
-        if name is None or "does not exist" not in str(error):
+        name = parse_dsn(dsn).get("dbname")
+        if name is None:
             raise
+        # libpq has no SQLSTATE for us, and the message may be in any language.
+        try:
+            connection = connect(str(make_dsn(dsn, dbname="postgres")))
+        except psycopg2.OperationalError:
+            raise error from None
     else:
         return False
-    connection = psycopg2.connect(make_dsn(dsn, dbname="postgres"))
     try:
-        connection.autocommit = True
         with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            if cursor.fetchone() is not None:
+                # It is there by now, or it was refused for another reason, which comes up again.
+                return False
             cursor.execute(
                 compose.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(
                     compose.Identifier(name)
                 )
             )
-    except psycopg2.errors.DuplicateDatabase:
+    except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
+        # The second is what the slower of two at once gets.
         return False
     finally:
         connection.close()
@@ -163,18 +181,22 @@ def administration(connection: Connection) -> Iterator[None]:
                 ) from error
             yield
         finally:
-            cursor.execute("RESET ROLE")
-            cursor.execute(_UNLOCK)
+            # A connection that was lost has lost the lock with it.
+            if not connection.closed:
+                cursor.execute("RESET ROLE")
+                cursor.execute(_UNLOCK)
 
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[Any]:
+    """A cursor in a transaction that is committed at the end, or rolled back if that is never reached."""
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
         try:
             yield cursor
         except BaseException:
-            cursor.execute("ROLLBACK")
+            if not connection.closed:
+                cursor.execute("ROLLBACK")
             raise
         cursor.execute("COMMIT")
 
@@ -205,15 +227,29 @@ def apply(
     with connection.cursor() as cursor:
         pending = list(_pending(cursor, schema, kind))
         for migration in pending:
+            text = prepare(migration.text)
             if migration.transactional:
                 with transaction(connection) as inside:
-                    inside.execute(prepare(migration.text))
+                    inside.execute(text)
                     record(inside, schema, migration)
             else:
-                for statement in filter(str.strip, prepare(migration.text).split(";\n")):
-                    cursor.execute(statement)
+                with _no_hurry(connection):
+                    for statement in filter(str.strip, text.split(";\n")):
+                        cursor.execute(statement)
                 record(cursor, schema, migration)
     return bool(pending)
+
+
+@contextmanager
+def _no_hurry(connection: Connection) -> Iterator[None]:
+    """Wait for locks: an index built concurrently waits for all older transactions, blocking nobody."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = 0")
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
 
 
 def line(error: BaseException) -> str:

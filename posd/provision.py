@@ -1,8 +1,11 @@
 """Make tenants, bring their schemas up to date, and put the hooks on a shop's own tables.
 
-Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has four
-placeholders in psql's notation (`:"schema"`, `:'schema'`, `:"hook_role"`, `:tenant_id`); they are
-filled in wherever they stand, function bodies included.
+Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has
+placeholders in psql's notation (`:"schema"`, `:"hook_role"`, `:tenant_id` and, for the hooks,
+`:order_id_type`); they are filled in wherever they stand, function bodies included.
+
+A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: whoever owns a
+schema can replace what is in it, and posd's functions in there are called with posd's rights.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from posd.errors import SchemaError
 from posd.migrations import (
     MAIN,
+    OWNER,
     administration,
     apply,
+    check_bootstrapped,
     check_main,
     hooks,
     line,
@@ -32,6 +37,15 @@ REQUIRED_COLUMNS: Final = {
     "order_items": ("id", "order_id", "name", "price", "quantity"),
 }
 """What a shop's own tables must have to be hooked; every other column is used where it is there."""
+
+_RULES: Final = {
+    "tenants_slug_form": "a slug is 1 to 48 small letters, digits and hyphens, with none of the"
+    " hyphens at either end",
+    "tenants_slug_reserved": "this slug is reserved for paths of posd itself",
+    "tenants_name_given": "a tenant needs a name",
+    "tenants_currency_form": "a currency is three capital letters, as in ISO 4217",
+}
+"""What an operator is told, by the constraint of `tenants` that was violated."""
 
 
 @frozen
@@ -56,14 +70,23 @@ def migrate(
     current: list[str] = []
     failed: dict[str, str] = {}
     with administration(connection):
-        (updated if apply(connection, MAIN, "main", str) else current).append(MAIN)
+        check_bootstrapped(connection)
+        try:
+            changed = apply(connection, MAIN, "main", str)
+        except psycopg2.Error as error:
+            raise SchemaError(f"{MAIN}: {line(error)}") from error
+        (updated if changed else current).append(MAIN)
         tenants = list(_tenants(connection))
         for number, tenant in enumerate(tenants, 1):
             progress(tenant.schema, number, len(tenants))
             try:
                 changed = _prepare(connection, tenant)
             except (psycopg2.Error, SchemaError) as error:
-                failed[tenant.schema] = line(error)
+                if connection.closed:
+                    raise
+                failed[tenant.schema] = (
+                    line(error) if isinstance(error, psycopg2.Error) else str(error)
+                )
             else:
                 (updated if changed else current).append(tenant.schema)
     return Report(tuple(updated), tuple(current), failed)
@@ -81,6 +104,7 @@ def add_tenant(
     with administration(connection):
         check_main(connection)
         with connection.cursor() as cursor:
+            _check_owner(cursor, schema)
             try:
                 cursor.execute(
                     f"INSERT INTO {MAIN}.tenants (slug, name, schema_name, currency, timezone)"
@@ -90,9 +114,20 @@ def add_tenant(
             except psycopg2.errors.UniqueViolation as error:
                 raise SchemaError(f"there is a tenant {slug!r} already") from error
             except psycopg2.errors.CheckViolation as error:
-                raise SchemaError(f"not a usable tenant: {line(error)}") from error
+                broken = error.diag.constraint_name
+                raise SchemaError(
+                    _RULES.get(broken, f"not a usable tenant: {line(error)}")
+                ) from error
+            except psycopg2.errors.InvalidParameterValue as error:
+                raise SchemaError(f"there is no time zone {timezone!r}") from error
             tenant = Tenant(cursor.fetchone()[0], slug, name, schema, currency, timezone)
-        _prepare(connection, tenant)
+        try:
+            _prepare(connection, tenant)
+        except psycopg2.Error as error:
+            raise SchemaError(
+                f"the tenant {slug!r} is entered, but its schema is not ready ({line(error)});"
+                " `posctl migrate` tries again"
+            ) from error
     return tenant
 
 
@@ -102,24 +137,25 @@ def adopt(connection: Connection, slug: str) -> None:
     Raises `SchemaError` with the columns that are missing, or with the exact GRANTs to make.
     """
     with administration(connection):
+        check_main(connection)
         tenant = next((t for t in _tenants(connection) if t.slug == slug), None)
         if tenant is None:
             raise SchemaError(f"there is no tenant {slug!r}")
-        try:
-            with transaction(connection) as cursor:
+        with transaction(connection) as cursor:
+            try:
                 _hook(cursor, tenant)
-        except psycopg2.errors.InsufficientPrivilege as error:
-            raise SchemaError(
-                f"posd_owner lacks rights ({line(error)}). As the owner of the tables:\n"
-                + _grants(tenant)
-            ) from error
+            except psycopg2.errors.LockNotAvailable as error:
+                raise SchemaError(
+                    f"the tables of {tenant.schema} are in use ({line(error)}); try again"
+                ) from error
+            except psycopg2.Error as error:
+                raise SchemaError(f"{tenant.schema}: {line(error)}") from error
 
 
 def fill(text: str, tenant: Tenant, **more: str) -> str:
     """Fill in the placeholders of a tenant's SQL. Names are quoted as PostgreSQL quotes them."""
     values = {
         ':"schema"': _quoted(tenant.schema),
-        ":'schema'": f"'{tenant.schema}'",
         ':"hook_role"': _quoted(_hook_role(tenant)),
         ":tenant_id": str(tenant.id),
     } | {f":{name}": value for name, value in more.items()}
@@ -141,12 +177,8 @@ def _tenants(connection: Connection) -> Iterator[Tenant]:
 def _prepare(connection: Connection, tenant: Tenant) -> bool:
     """Role, schema, migrations, hooks: whatever of it is missing. Returns whether any was."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (_hook_role(tenant),))
-        if cursor.fetchone() is None:
-            cursor.execute(f"CREATE ROLE {_quoted(_hook_role(tenant))} NOLOGIN")
-        cursor.execute("SELECT pg_has_role(%s, 'MEMBER')", (_hook_role(tenant),))
-        if not cursor.fetchone()[0]:
-            cursor.execute(f"GRANT {_quoted(_hook_role(tenant))} TO posd_owner")
+        _make_role(cursor, _hook_role(tenant))
+        _check_owner(cursor, tenant.schema)
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(tenant.schema)}")
     changed = apply(connection, tenant.schema, "tenant", lambda text: fill(text, tenant))
     with transaction(connection) as cursor:
@@ -158,56 +190,136 @@ def _prepare(connection: Connection, tenant: Tenant) -> bool:
     return changed
 
 
+def _make_role(cursor: Any, role: str) -> None:
+    """Make a tenant's role, which posd_owner can act as, unless the cluster has it already.
+
+    Since PostgreSQL 16 who makes a role may grant it but not become it; CREATE ROLE … ROLE gives
+    both, at once. Another database of the cluster may have a tenant of the same name.
+    """
+    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,))
+    if cursor.fetchone() is None:
+        try:
+            cursor.execute(f"CREATE ROLE {_quoted(role)} NOLOGIN ROLE posd_owner")
+        except (psycopg2.errors.DuplicateObject, psycopg2.errors.UniqueViolation):
+            # The second is what the slower of two at once gets.
+            return
+
+
+def _check_owner(cursor: Any, schema: str) -> None:
+    """Refuse a schema that is not posd_owner's, with the statements that make it so."""
+    cursor.execute(
+        "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s", (schema,)
+    )
+    row = cursor.fetchone()
+    if row is not None and row[0] != OWNER:
+        name, owner = _quoted(schema), _quoted(row[0])
+        raise SchemaError(
+            f"the schema {schema} belongs to {row[0]} and not to {OWNER}. As a superuser:\n"
+            f"ALTER SCHEMA {name} OWNER TO {OWNER};\n"
+            f"GRANT USAGE, CREATE ON SCHEMA {name} TO {owner};"
+        )
+
+
 def _hooks_wanted(cursor: Any, tenant: Tenant) -> bool:
-    """Hooks are put on tables that posd made, and renewed wherever they stand and are outdated."""
+    """Whether hooks are to be put on the shop's tables, if it has both.
+
+    Never yet hooked: if posd made the tables. Hooked before: if the hooks are outdated, or are gone
+    because a table was made anew.
+    """
     cursor.execute(
         f"SELECT checksum FROM {MAIN}.schema_versions WHERE schema_name = %s AND file = %s",
         (tenant.schema, hooks().file),
     )
     row = cursor.fetchone()
-    if row is not None:
-        return bool(row[0] != hooks().checksum)
+    tables = _shop_tables(cursor, tenant)
+    if tables.keys() != REQUIRED_COLUMNS.keys():
+        return False
+    if row is None:
+        return all(table.owner == OWNER for table in tables.values())
+    return row[0] != hooks().checksum or not all(table.hooked for table in tables.values())
+
+
+@frozen
+class _Table:
+    """One of a shop's own tables: what is needed to hook it."""
+
+    kind: str
+    """`relkind` of pg_class."""
+    owner: str
+    hooked: bool
+    columns: Mapping[str, str]
+    """The type of each, as it is written in SQL."""
+    may_trigger: bool
+    may_read: bool
+    """Whether posd_owner may put triggers on it, and the tenant's role may read it."""
+
+
+def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
+    """The shop's `orders` and `order_items`, as far as there are any.
+
+    From pg_catalog, since information_schema shows nothing that one has no rights on.
+    """
     cursor.execute(
-        "SELECT bool_and(pg_get_userbyid(relowner) = 'posd_owner') FROM pg_class"
-        " WHERE relnamespace = %s::regnamespace AND relname IN ('orders', 'order_items')",
-        (_quoted(tenant.schema),),
+        "SELECT relname::text, relkind::text, pg_get_userbyid(relowner)::text,"
+        "       EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname ~ '^pos_.*_inserted$'),"
+        "       ARRAY(SELECT attname::text FROM pg_attribute"
+        "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
+        "       ARRAY(SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
+        "       has_table_privilege(c.oid, 'TRIGGER'), has_table_privilege(%(role)s, c.oid, 'SELECT')"
+        "  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace"
+        " WHERE nspname = %(schema)s AND relname = ANY (%(tables)s)",
+        {"role": _hook_role(tenant), "schema": tenant.schema, "tables": [*REQUIRED_COLUMNS]},
     )
-    return bool(cursor.fetchone()[0])
+    return {
+        name: _Table(kind, owner, hooked, dict(zip(columns, types, strict=True)), *rights)
+        for name, kind, owner, hooked, columns, types, *rights in cursor.fetchall()
+    }
 
 
 def _hook(cursor: Any, tenant: Tenant) -> None:
-    cursor.execute(
-        "SELECT table_name::text, column_name::text, format_type(a.atttypid, a.atttypmod)"
-        "  FROM information_schema.columns AS c JOIN pg_attribute AS a"
-        "    ON a.attrelid = format('%%I.%%I', table_schema, table_name)::regclass"
-        "   AND a.attname = column_name"
-        " WHERE table_schema = %s AND table_name IN ('orders', 'order_items')",
-        (tenant.schema,),
-    )
-    found = {(table, column): kind for table, column, kind in cursor}
+    """Put the hooks on, in the caller's transaction, or say what is missing for that."""
+    tables = _shop_tables(cursor, tenant)
+    for name in REQUIRED_COLUMNS:
+        if name not in tables:
+            raise SchemaError(f"{tenant.schema} has no table {name}")
+        if tables[name].kind not in ("r", "p"):
+            raise SchemaError(f"{tenant.schema}.{name} is not a table, so it cannot be hooked")
     missing = [
-        f"{table}.{column}"
-        for table, columns in REQUIRED_COLUMNS.items()
+        f"{name}.{column}"
+        for name, columns in REQUIRED_COLUMNS.items()
         for column in columns
-        if (table, column) not in found
+        if column not in tables[name].columns
     ]
     if missing:
         raise SchemaError(f"{tenant.schema} lacks the columns {', '.join(missing)}")
-    cursor.execute(fill(hooks().text, tenant, order_id_type=found["orders", "id"]))
+    grants = "\n".join(grant for name in tables for grant in _grants(tenant, name, tables[name]))
+    try:
+        cursor.execute(fill(hooks().text, tenant, order_id_type=tables["orders"].columns["id"]))
+        # Whether the tenant's role may read the tables shows when it does.
+        cursor.execute(f"SELECT FROM {_quoted(tenant.schema)}.pos_read_orders('{{}}')")
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SchemaError(
+            f"posd lacks rights ({line(error)}). As the owner of the tables:\n{grants}"
+        ) from error
+    except psycopg2.errors.UndefinedFunction as error:
+        raise SchemaError(
+            f"{tenant.schema}: orders.id and order_items.order_id cannot be compared: {line(error)}"
+        ) from error
     record(cursor, tenant.schema, hooks())
 
 
-def _grants(tenant: Tenant) -> str:
-    schema = _quoted(tenant.schema)
-    return (
-        f"GRANT USAGE, CREATE ON SCHEMA {schema} TO posd_owner;\n"
-        f"GRANT SELECT, TRIGGER ON {schema}.orders, {schema}.order_items TO posd_owner;\n"
-        f"GRANT SELECT ON {schema}.orders, {schema}.order_items TO {_quoted(_hook_role(tenant))};"
-    )
+def _grants(tenant: Tenant, name: str, table: _Table) -> Iterator[str]:
+    """What the owner of a table has to execute before it can be hooked."""
+    qualified = f"{_quoted(tenant.schema)}.{name}"
+    if not table.may_trigger:
+        yield f"GRANT TRIGGER ON {qualified} TO {OWNER};"
+    if not table.may_read:
+        yield f"GRANT SELECT ON {qualified} TO {_quoted(_hook_role(tenant))};"
 
 
 def _hook_role(tenant: Tenant) -> str:
-    return tenant.schema.replace("dinedesk_", "posd_hook_", 1)
+    return f"posd_hook_{tenant.slug.replace('-', '_')}"
 
 
 def _quoted(identifier: str) -> str:

@@ -10,17 +10,23 @@ CREATE OR REPLACE FUNCTION :"schema".pos_note_orders() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('posd.hooks', true) IS DISTINCT FROM 'off' THEN
-        PERFORM :"schema".pos_enqueue('order', ARRAY(SELECT DISTINCT t.id::text FROM touched AS t));
+        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(SELECT DISTINCT t.id::text FROM touched AS t));
     END IF;
     RETURN NULL;
 END
 $$;
 
+-- `before` is there in an UPDATE only: an item that moves to another order touches both.
 CREATE OR REPLACE FUNCTION :"schema".pos_note_order_items() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('posd.hooks', true) IS DISTINCT FROM 'off' THEN
-        PERFORM :"schema".pos_enqueue('order', ARRAY(SELECT DISTINCT t.order_id::text FROM touched AS t));
+    IF current_setting('posd.hooks', true) IS NOT DISTINCT FROM 'off' THEN
+        RETURN NULL;
+    ELSIF TG_OP = 'UPDATE' THEN
+        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(
+            SELECT t.order_id::text FROM touched AS t UNION SELECT b.order_id::text FROM before AS b));
+    ELSE
+        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(SELECT DISTINCT t.order_id::text FROM touched AS t));
     END IF;
     RETURN NULL;
 END
@@ -43,10 +49,8 @@ GRANT CREATE ON SCHEMA :"schema" TO :"hook_role";
 ALTER FUNCTION :"schema".pos_note_orders() OWNER TO :"hook_role";
 ALTER FUNCTION :"schema".pos_note_order_items() OWNER TO :"hook_role";
 REVOKE CREATE ON SCHEMA :"schema" FROM :"hook_role";
-GRANT SELECT ON :"schema".orders, :"schema".order_items TO :"hook_role";
 
--- One trigger an event, since transition tables allow no more; an item that moves to another order
--- touches both. PostgreSQL 14 has CREATE OR REPLACE TRIGGER.
+-- One trigger for each kind of statement, since transition tables allow no more.
 CREATE OR REPLACE TRIGGER pos_orders_inserted AFTER INSERT ON :"schema".orders
     REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_orders();
 CREATE OR REPLACE TRIGGER pos_orders_updated AFTER UPDATE ON :"schema".orders
@@ -54,8 +58,7 @@ CREATE OR REPLACE TRIGGER pos_orders_updated AFTER UPDATE ON :"schema".orders
 CREATE OR REPLACE TRIGGER pos_items_inserted AFTER INSERT ON :"schema".order_items
     REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
 CREATE OR REPLACE TRIGGER pos_items_updated AFTER UPDATE ON :"schema".order_items
-    REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
-CREATE OR REPLACE TRIGGER pos_items_moved AFTER UPDATE ON :"schema".order_items
-    REFERENCING OLD TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
+    REFERENCING OLD TABLE AS before NEW TABLE AS touched
+    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
 CREATE OR REPLACE TRIGGER pos_items_deleted AFTER DELETE ON :"schema".order_items
     REFERENCING OLD TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();

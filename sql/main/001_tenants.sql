@@ -2,19 +2,23 @@
 
 CREATE TABLE dinedesk_main.tenants (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    slug text NOT NULL UNIQUE
-        CHECK (slug ~ '^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')
-        CHECK (slug NOT IN ('main', 'pos', 'admin', 'tenant', 'super-admin', 'customer', 'auth', 'health')),
-    name text NOT NULL CHECK (name <> ''),
-    schema_name text NOT NULL UNIQUE CHECK (schema_name <> 'dinedesk_main'),
-    currency text NOT NULL DEFAULT 'GBP' CHECK (currency ~ '^[A-Z]{3}$'),
-    timezone text NOT NULL DEFAULT 'Europe/London',
+    slug text NOT NULL CONSTRAINT tenants_slug_unique UNIQUE,
+    name text NOT NULL CONSTRAINT tenants_name_given CHECK (name <> ''),
+    -- Follows from the slug. pos_publish() and the name of the tenant's role rely on it.
+    schema_name text NOT NULL CONSTRAINT tenants_schema_unique UNIQUE
+        CONSTRAINT tenants_schema_of_slug CHECK (schema_name = 'dinedesk_' || replace(slug, '-', '_')),
+    currency text NOT NULL DEFAULT 'GBP' CONSTRAINT tenants_currency_form CHECK (currency ~ '^[A-Z]{3}$'),
+    -- An unknown zone is an error of AT TIME ZONE.
+    timezone text NOT NULL DEFAULT 'Europe/London' CHECK (timestamptz 'epoch' AT TIME ZONE timezone IS NOT NULL),
     default_region text NOT NULL DEFAULT 'GB' CHECK (default_region ~ '^[A-Z]{2}$'),
     is_active boolean NOT NULL DEFAULT true,
     tills_sell_gift_cards boolean NOT NULL DEFAULT false,
     -- Holds a preview, never the key: see pos_tenant_key() below.
     pos_api_key text,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT tenants_slug_form CHECK (slug ~ '^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$'),
+    CONSTRAINT tenants_slug_reserved CHECK (
+        slug NOT IN ('main', 'pos', 'admin', 'tenant', 'super-admin', 'customer', 'auth', 'health'))
 );
 
 CREATE TABLE dinedesk_main.pos_devices (
@@ -67,6 +71,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     secret text := NEW.pos_api_key;
     before text := CASE WHEN TG_OP = 'UPDATE' THEN OLD.pos_api_key END;
+    key_id integer;
 BEGIN
     IF secret IS NOT DISTINCT FROM before OR position('…' IN secret) > 0 THEN
         NEW.pos_api_key := before;
@@ -75,17 +80,30 @@ BEGIN
     IF secret !~ '^[\x21-\x7e]{8,255}$' THEN
         RAISE EXCEPTION 'pos_api_key must be 8 to 255 visible ASCII characters' USING ERRCODE = 'check_violation';
     END IF;
+    IF TG_OP = 'INSERT' THEN
+        -- Where the slug is taken this row is not stored, and its key comes back in the UPDATE of an
+        -- ON CONFLICT clause if there is one. The lock keeps it taken.
+        PERFORM FROM dinedesk_main.tenants AS t WHERE t.slug = NEW.slug FOR KEY SHARE;
+        IF FOUND THEN
+            RETURN NEW;
+        END IF;
+    END IF;
     UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()
      WHERE tenant_id = NEW.id AND from_column AND revoked_at IS NULL
        AND key_sha256 IS DISTINCT FROM sha256(convert_to(secret, 'UTF8'));
     IF secret IS NOT NULL THEN
         NEW.pos_api_key := left(secret, least(8, char_length(secret) / 8)) || '…'
             || right(secret, least(4, char_length(secret) / 12));
-        INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, key_sha256, preview, weak, from_column)
+        INSERT INTO dinedesk_main.pos_api_keys AS k (tenant_id, kind, key_sha256, preview, weak, from_column)
         VALUES (NEW.id, 'tenant', sha256(convert_to(secret, 'UTF8')), NEW.pos_api_key,
                 secret !~ '^pos_[0-9a-f]{64}$', true)
         ON CONFLICT (key_sha256, (coalesce(tenant_id, 0)))
-        DO UPDATE SET revoked_at = NULL, expires_at = NULL, from_column = true;
+        DO UPDATE SET revoked_at = NULL, expires_at = NULL, not_before = least(k.not_before, now()), from_column = true
+            WHERE k.kind = 'tenant'
+        RETURNING k.id INTO key_id;
+        IF key_id IS NULL THEN
+            RAISE EXCEPTION 'this key belongs to a terminal' USING ERRCODE = 'unique_violation';
+        END IF;
     END IF;
     RETURN NEW;
 END
@@ -95,22 +113,26 @@ CREATE TRIGGER pos_tenant_key_insert BEFORE INSERT ON dinedesk_main.tenants
 CREATE TRIGGER pos_tenant_key_update BEFORE UPDATE OF pos_api_key ON dinedesk_main.tenants
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tenant_key();
 
--- Every node drops what it has cached of a tenant or a key as soon as that changes, and closes the
--- connections that stand on it. `last_used_at` alone is not news.
+-- Every node drops what it has cached of a tenant or a key as soon as that changes or goes, and closes
+-- the connections that stand on it. `last_used_at` is not news.
 CREATE FUNCTION dinedesk_main.pos_tell_nodes() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('posd_control', TG_ARGV[0] || ' ' || NEW.id);
+    PERFORM pg_notify('posd_control', TG_ARGV[0] || ' ' || CASE TG_OP WHEN 'DELETE' THEN OLD.id ELSE NEW.id END);
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER pos_tell_nodes_insert AFTER INSERT ON dinedesk_main.tenants
+CREATE TRIGGER pos_tell_nodes AFTER INSERT OR DELETE ON dinedesk_main.tenants
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('tenant');
 CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.tenants
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('tenant');
+CREATE TRIGGER pos_tell_nodes AFTER DELETE ON dinedesk_main.pos_api_keys
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
 CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.pos_api_keys
     FOR EACH ROW WHEN (
-        (OLD.revoked_at, OLD.expires_at, OLD.not_before) IS DISTINCT FROM (NEW.revoked_at, NEW.expires_at, NEW.not_before)
+        (OLD.tenant_id, OLD.kind, OLD.device_id, OLD.key_sha256, OLD.not_before, OLD.expires_at, OLD.revoked_at)
+        IS DISTINCT FROM
+        (NEW.tenant_id, NEW.kind, NEW.device_id, NEW.key_sha256, NEW.not_before, NEW.expires_at, NEW.revoked_at)
     ) EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
 
 -- For platform code that used to compare the column itself. The caller must be allowed into that
@@ -123,7 +145,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
          WHERE t.slug = pos_key_ok.slug AND t.is_active
            AND k.key_sha256 = sha256(convert_to(pos_key_ok.key, 'UTF8')) AND k.kind IN ('tenant', 'device')
            AND k.revoked_at IS NULL AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
-           AND has_schema_privilege(session_user, t.schema_name, 'USAGE')
+           AND has_schema_privilege(session_user, to_regnamespace(quote_ident(t.schema_name)), 'USAGE')
     )
 $$;
 

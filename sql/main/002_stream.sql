@@ -3,17 +3,24 @@
 
 -- Filled by pos_publish() and by the hooks inside the shop's own transaction, emptied by the
 -- sequencer. No foreign key and no check that reads: a shop's transaction must find nothing here
--- to wait for, to conflict with or to fail by.
+-- to wait for, to conflict with or to fail by. That is also why vacuum must not truncate it, which
+-- takes an exclusive lock.
 CREATE TABLE dinedesk_main.pos_outbox (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY,
     tenant_id integer NOT NULL,
     -- With `data` an event type; with `key` the kind of row that was touched: 'order'.
     type text NOT NULL,
     key text,
     data jsonb,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CHECK ((key IS NULL) <> (data IS NULL))
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CHECK ((key IS NULL) <> (data IS NULL)),
+    -- The only index, in the order in which the sequencer goes through it: tenant by tenant.
+    PRIMARY KEY (tenant_id, id)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = false);
+
+-- Whoever has locked this table is the one sequencer at work. Not an advisory lock: anybody who can
+-- connect could take that, and hold up every shop.
+CREATE TABLE dinedesk_main.pos_sequencing ();
 
 CREATE TABLE dinedesk_main.pos_heads (
     tenant_id integer PRIMARY KEY REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
@@ -61,19 +68,21 @@ CREATE VIEW dinedesk_main.pos_connected AS
       JOIN dinedesk_main.pos_nodes AS n USING (node_id)
      WHERE n.lease_until > now();
 
--- Which incarnation of the database this is. A base backup that was restored and promoted has
--- another timeline, a dump that was loaded has another database or cluster: then every stream gets
--- a new name, so that no till's old position is taken for a valid one.
+-- Which incarnation of the database this is. A base backup that was restored, or a standby that was
+-- promoted, has another timeline, a dump that was loaded has another database or cluster: then every
+-- stream gets a new name, so that no till's old position is taken for a valid one.
 CREATE TABLE dinedesk_main.pos_incarnation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     fingerprint text NOT NULL,
     since timestamptz NOT NULL DEFAULT now()
 );
 
+-- The timeline is that of the log being written. pg_control_checkpoint() would still name the old one
+-- until the first checkpoint after a promotion, which may take minutes.
 CREATE FUNCTION dinedesk_main.pos_fingerprint() RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('%s/%s/%s', (SELECT system_identifier FROM pg_control_system()),
-                  (SELECT timeline_id FROM pg_control_checkpoint()),
+                  left(pg_walfile_name(pg_current_wal_lsn()), 8),
                   (SELECT oid FROM pg_database WHERE datname = current_database()))
 $$;
 INSERT INTO dinedesk_main.pos_incarnation (fingerprint) VALUES (dinedesk_main.pos_fingerprint());
@@ -107,22 +116,30 @@ CREATE TRIGGER pos_begin_device AFTER INSERT ON dinedesk_main.pos_api_keys
 -- Publishing by SQL. Runs in the caller's transaction: rolled back with it, visible with it. Whether
 -- the event can be one is judged by the sequencer, after the commit: a bad one becomes `failed`
 -- there and costs the caller nothing here.
+--
+-- The tenant is found in the system catalogs, where SERIALIZABLE transactions cannot conflict: having
+-- read `tenants`, a shop's transaction could fail because somebody changes a tenant. Its schema proves
+-- what it is by who owns it: nobody else can make such a function in such a schema.
 CREATE FUNCTION dinedesk_main.pos_publish(slug text, type text, data jsonb) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    tenant record;
+    -- translate() and not replace(), so that only one slug leads to a schema.
+    shop text := 'dinedesk_' || translate(slug, '-_', '_-');
     published bigint;
 BEGIN
-    SELECT t.id, t.schema_name INTO tenant FROM dinedesk_main.tenants AS t WHERE t.slug = pos_publish.slug;
     -- One answer for a tenant that is not there and one that is somebody else's.
-    IF tenant IS NULL OR NOT has_schema_privilege(session_user, tenant.schema_name, 'USAGE') THEN
+    IF NOT EXISTS (
+        SELECT FROM pg_namespace AS n
+          JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'pos_enqueue_event'
+         WHERE n.nspname = shop AND n.nspowner = 'posd_owner'::regrole AND p.proowner = 'posd_hook'::regrole
+           AND has_schema_privilege(session_user, n.oid, 'USAGE')
+    ) THEN
         RAISE EXCEPTION 'no tenant % that % may publish for', slug, session_user
             USING ERRCODE = 'insufficient_privilege',
                   HINT = 'The role needs USAGE on the schema of the tenant.';
     END IF;
-    INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
-    VALUES (tenant.id, coalesce(pos_publish.type, ''), coalesce(pos_publish.data, 'null')) RETURNING id INTO published;
-    PERFORM pg_notify('posd_outbox', '');
+    EXECUTE format('SELECT %I.pos_enqueue_event($1, $2)', shop) INTO published
+      USING coalesce(type, ''), coalesce(data, 'null');
     RETURN published;
 END
 $$;
@@ -133,7 +150,6 @@ GRANT EXECUTE ON FUNCTION dinedesk_main.pos_publish(text, text, jsonb) TO posd, 
 GRANT CREATE ON SCHEMA dinedesk_main TO posd_hook;
 ALTER FUNCTION dinedesk_main.pos_publish(text, text, jsonb) OWNER TO posd_hook;
 REVOKE CREATE ON SCHEMA dinedesk_main FROM posd_hook;
-GRANT SELECT (id, slug, schema_name) ON dinedesk_main.tenants TO posd_hook;
 GRANT INSERT ON dinedesk_main.pos_outbox TO posd_hook;
 -- INSERT … RETURNING reads the column it returns.
 GRANT SELECT (id) ON dinedesk_main.pos_outbox TO posd_hook;
@@ -143,6 +159,8 @@ REVOKE ALL ON FUNCTION dinedesk_main.pos_begin_stream(), dinedesk_main.pos_begin
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_fingerprint() TO posd;
 
 GRANT SELECT, INSERT, DELETE ON dinedesk_main.pos_outbox TO posd;
+-- What LOCK TABLE asks for.
+GRANT UPDATE ON dinedesk_main.pos_sequencing TO posd;
 GRANT SELECT, UPDATE ON dinedesk_main.pos_heads TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_cursors TO posd;
 GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_nodes, dinedesk_main.pos_connections TO posd;

@@ -6,27 +6,47 @@
 -- (https://www.postgresql.org/docs/current/xfunc-volatility.html): what is read after the lock was taken
 -- is read as of then.
 
--- Take the lock and then up to `at_most` rows of the outbox, oldest first, without those of the
--- tenants in `aside`. `patient` callers wait for the lock (up to lock_timeout) since somebody waits for
--- their answer; the others leave the rows to the sequencer that has it. `locked` is in every row; a
--- single row without an id says that there was nothing to take.
+-- Become the one sequencer, and then take up to `at_most` rows of the outbox without those of the tenants
+-- in `aside`. Tenants share a batch evenly, so that one which touches all of its orders at once holds
+-- nobody up; each one's rows come oldest first. `patient` callers wait for the lock (up to lock_timeout)
+-- since somebody waits for their answer; the others leave the rows to the sequencer that has it. `locked`
+-- is in every row; a single row without an id says that there was nothing to take.
+--
+-- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
+-- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
 CREATE FUNCTION dinedesk_main.pos_take(at_most integer, aside integer[], patient boolean)
 RETURNS TABLE (locked boolean, id bigint, tenant_id integer, type text, key text, data text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
     IF patient THEN
-        PERFORM pg_advisory_xact_lock(7097, 2);
-    ELSIF NOT pg_try_advisory_xact_lock(7097, 2) THEN
-        RETURN QUERY SELECT false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
-        RETURN;
+        LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE;
+    ELSE
+        BEGIN
+            LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN QUERY SELECT false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
+            RETURN;
+        END;
     END IF;
     RETURN QUERY
-        WITH taken AS (
+        WITH RECURSIVE waiting AS (
+            SELECT (SELECT o.tenant_id FROM dinedesk_main.pos_outbox AS o ORDER BY o.tenant_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT o.tenant_id FROM dinedesk_main.pos_outbox AS o
+                     WHERE o.tenant_id > w.tenant_id ORDER BY o.tenant_id LIMIT 1)
+              FROM waiting AS w WHERE w.tenant_id IS NOT NULL
+        ), served AS (
+            SELECT w.tenant_id, ceil(at_most::float8 / count(*) OVER ()) AS share
+              FROM waiting AS w WHERE w.tenant_id <> ALL (aside)
+        ), taken AS (
             DELETE FROM dinedesk_main.pos_outbox AS o
-             WHERE o.id = ANY (ARRAY(
-                SELECT w.id FROM dinedesk_main.pos_outbox AS w
-                 WHERE NOT w.tenant_id = ANY (aside) ORDER BY w.id LIMIT at_most))
+             WHERE o.ctid = ANY (ARRAY(
+                SELECT r.ctid FROM served AS s CROSS JOIN LATERAL (
+                    SELECT p.ctid, p.id, row_number() OVER (ORDER BY p.id) AS rank
+                      FROM dinedesk_main.pos_outbox AS p
+                     WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.share
+                ) AS r ORDER BY r.rank, r.id LIMIT at_most))
             RETURNING o.id, o.tenant_id, o.type, o.key, o.data
         )
         SELECT true, t.id, t.tenant_id, t.type, t.key, t.data::text FROM taken AS t ORDER BY t.id;
@@ -38,28 +58,52 @@ $$;
 
 -- For each named order: what posd last published of it and, where a hook touched it, the shop's row
 -- as it is now. The row is read by the tenant's own function with that tenant's rights only; what
--- goes wrong in there concerns that tenant alone and comes back as `failure`.
+-- goes wrong in there concerns that tenant alone and comes back as `failure`. A NULL for the order asks
+-- only whether the tenant's tables can be written.
+--
+-- The shop may have put a view in the place of a table, and so its own code runs here, in posd's session.
+-- Once it has been read, everything that it did is undone: a setting that it left behind (search_path!)
+-- would turn the rights of posd against the other shops.
 CREATE FUNCTION dinedesk_main.pos_order_states(tenant_ids integer[], order_ids text[], touched boolean[])
 RETURNS TABLE (tenant_id integer, order_id text, row_now text, snapshot text, status text, version integer, failure text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
 #variable_conflict use_column
 DECLARE
     tenant record;
+    found_ids text[];
+    found_rows text[];
 BEGIN
     FOR tenant IN
-        SELECT t.id, t.schema_name, array_agg(w.order_id) AS wanted,
-               coalesce(array_agg(w.order_id) FILTER (WHERE w.touched), '{}') AS touched
+        SELECT t.id, t.schema_name, array_agg(DISTINCT w.order_id) FILTER (WHERE w.order_id IS NOT NULL) AS wanted,
+               array_agg(DISTINCT w.order_id) FILTER (WHERE w.touched) AS touched
           FROM unnest(tenant_ids, order_ids, touched) AS w(tenant_id, order_id, touched)
           JOIN dinedesk_main.tenants AS t ON t.id = w.tenant_id
          GROUP BY t.id ORDER BY t.id
     LOOP
         BEGIN
+            -- What pos_record() is going to write. There, waiting for it would hold up all tenants.
+            EXECUTE format('LOCK TABLE %1$I.pos_events, %1$I.pos_orders IN ROW EXCLUSIVE MODE', tenant.schema_name);
+            found_ids := NULL;
+            IF tenant.touched IS NOT NULL THEN
+                BEGIN
+                    EXECUTE format(
+                        'SELECT coalesce(array_agg(r.order_id), ''{}''), array_agg(r.content::text)
+                           FROM %I.pos_read_orders($1) AS r', tenant.schema_name)
+                       INTO found_ids, found_rows USING tenant.touched;
+                    RAISE SQLSTATE 'PD001';
+                EXCEPTION WHEN SQLSTATE 'PD001' THEN
+                    -- Variables keep their values.
+                    IF found_ids IS NULL THEN
+                        RAISE EXCEPTION 'the orders could not be read';
+                    END IF;
+                END;
+            END IF;
             RETURN QUERY EXECUTE format(
-                'SELECT $1, k.order_id, r.content::text, o.snapshot::text, o.status, o.version, NULL::text
-                   FROM (SELECT DISTINCT unnest($2)) AS k(order_id)
-                   LEFT JOIN %1$I.pos_orders AS o USING (order_id)
-                   LEFT JOIN %1$I.pos_read_orders($3) AS r USING (order_id)', tenant.schema_name)
-                USING tenant.id, tenant.wanted, tenant.touched;
+                'SELECT $1, k.order_id, r.content, o.snapshot::text, o.status, o.version, NULL::text
+                   FROM unnest($2) AS k(order_id)
+                   LEFT JOIN %I.pos_orders AS o USING (order_id)
+                   LEFT JOIN unnest($3, $4) AS r(order_id, content) USING (order_id)', tenant.schema_name)
+                USING tenant.id, tenant.wanted, found_ids, found_rows;
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             RETURN QUERY SELECT tenant.id, NULL::text, NULL::text, NULL::text, NULL::text, NULL::integer,
                                 SQLSTATE || ' ' || SQLERRM;
@@ -70,7 +114,8 @@ $$;
 
 -- Number and store. The arrays run parallel, one element an event, in the order of publishing; an
 -- event with a `failure` gets no position; an `order_id` has its snapshot replaced. Returns the
--- position of each event and its tenant's connections on other nodes than `node`.
+-- position of each event and its tenant's connections on other nodes than `node`. Events of a tenant
+-- that has just been deleted go nowhere.
 CREATE FUNCTION dinedesk_main.pos_record(
     node uuid, tenant_ids integer[], types text[], datas text[], besides text[], failures text[],
     order_ids text[], snapshots text[], statuses text[], versions integer[])
@@ -132,6 +177,9 @@ BEGIN
             PERFORM pg_notify('posd_events', tenant.id || ' ' || base + tenant.numbered);
         END IF;
     END LOOP;
+    RETURN QUERY
+        SELECT e.ordinal, NULL::bigint, 0::bigint FROM unnest(tenant_ids) WITH ORDINALITY AS e(tenant_id, ordinal)
+         WHERE NOT EXISTS (SELECT FROM dinedesk_main.tenants AS t WHERE t.id = e.tenant_id);
 END
 $$;
 

@@ -1,5 +1,5 @@
--- One tenant's log. `:"schema"`, `:'schema'`, `:tenant_id` and `:"hook_role"` are filled in by
--- `posctl migrate` wherever they stand, function bodies included.
+-- One tenant's log. `:"schema"`, `:tenant_id` and `:"hook_role"` are filled in by `posctl migrate` wherever
+-- they stand, function bodies included.
 
 CREATE TABLE :"schema".pos_events (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -27,7 +27,7 @@ CREATE TABLE :"schema".pos_nacks (
 
 -- The deployed table of this name, as a view: `status` follows from the positions.
 CREATE VIEW :"schema".pos_sync_logs AS
-    SELECT e.id, e.seq, e.event_type, e.event_data::jsonb AS event_data,
+    SELECT e.id, e.seq, e.event_type, e.event_data,
            CASE WHEN e.failure IS NOT NULL OR EXISTS (SELECT FROM :"schema".pos_nacks AS n WHERE n.seq = e.seq) THEN 'failed'
                 WHEN e.seq IS NULL THEN 'received'
                 WHEN e.seq <= h.received_seq THEN 'success'
@@ -56,19 +56,37 @@ CREATE TABLE :"schema".pos_orders (
 CREATE INDEX pos_orders_by_age ON :"schema".pos_orders (created_at);
 CREATE INDEX pos_orders_unprinted ON :"schema".pos_orders (created_at) WHERE print_status <> 'printed';
 
--- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop.
+-- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop. The NOTIFY
+-- only makes it quicker, and a session that uses PREPARE TRANSACTION, which refuses a transaction that has
+-- notified, may `SET posd.notify = 'off'`.
 CREATE FUNCTION :"schema".pos_enqueue(kind text, keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
     SELECT :tenant_id, kind, k FROM unnest(keys) AS k WHERE k IS NOT NULL;
-    IF FOUND THEN
+    IF FOUND AND current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('posd_outbox', '');
     END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION :"schema".pos_enqueue(text, text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION :"schema".pos_enqueue(text, text[]) TO :"hook_role";
+
+-- What pos_publish() calls, as its owner; nobody else may.
+CREATE FUNCTION :"schema".pos_enqueue_event(type text, data jsonb) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    published bigint;
+BEGIN
+    INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
+    VALUES (:tenant_id, pos_enqueue_event.type, pos_enqueue_event.data) RETURNING id INTO published;
+    IF current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('posd_outbox', '');
+    END IF;
+    RETURN published;
+END
+$$;
+REVOKE ALL ON FUNCTION :"schema".pos_enqueue_event(text, jsonb) FROM PUBLIC;
 
 -- Reads the shop's orders as they are now. Until `orders` is hooked there is nothing to read.
 CREATE FUNCTION :"schema".pos_read_orders(keys text[]) RETURNS TABLE (order_id text, content json)
@@ -82,6 +100,7 @@ GRANT USAGE ON SCHEMA :"schema" TO posd, posd_hook, :"hook_role";
 -- A function's new owner must be allowed to make one in its schema, for the moment of the change.
 GRANT CREATE ON SCHEMA :"schema" TO posd_hook, :"hook_role";
 ALTER FUNCTION :"schema".pos_enqueue(text, text[]) OWNER TO posd_hook;
+ALTER FUNCTION :"schema".pos_enqueue_event(text, jsonb) OWNER TO posd_hook;
 ALTER FUNCTION :"schema".pos_read_orders(text[]) OWNER TO :"hook_role";
 REVOKE CREATE ON SCHEMA :"schema" FROM posd_hook, :"hook_role";
 
