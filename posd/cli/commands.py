@@ -25,6 +25,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "key": "keys",
     },
     "Look after": {
+        "status": "status",
+        "publish": "publishing",
         "listen": "listening",
     },
 }

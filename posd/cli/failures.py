@@ -16,6 +16,7 @@ import psycopg2
 from posd.errors import (
     Busy,
     ConfigError,
+    InvalidMessage,
     PosdError,
     Refusal,
     SchemaError,
@@ -96,6 +97,8 @@ def explained(error: BaseException) -> Failure | None:
             return Failure(str(error), code)
         case StartError():
             return Failure(str(error), os.EX_CONFIG)
+        case InvalidMessage():
+            return Failure(str(error), os.EX_DATAERR)
         case Busy():
             return Failure(error.message, os.EX_TEMPFAIL)
         case Refusal():

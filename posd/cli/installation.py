@@ -11,7 +11,7 @@ import psycopg2
 from attrs import frozen
 from psycopg2.extensions import parse_dsn
 
-from posd.config import Config, load
+from posd.config import Config, Limits, load
 
 DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
 
@@ -38,6 +38,10 @@ class Installation:
             return self.given_dsn
         database = self.config().database
         return database.admin_dsn or database.dsn
+
+    def event_bytes(self) -> int:
+        """How large an event may be; the default where a configuration is not read."""
+        return (Limits() if self.given_dsn else self.config().limits).event_bytes
 
 
 pass_installation = click.make_pass_decorator(Installation)

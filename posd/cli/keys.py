@@ -12,10 +12,9 @@ import click
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, moment, print_json, print_table
+from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
 from posd.cli.parameters import DURATION, SLUG
 from posd.cli.tenants import known
-from posd.jsontext import timestamp
 from posd.store import credentials
 from posd.store.credentials import Listed
 from posd.values import KeyKind
@@ -195,12 +194,8 @@ def _shape(listed: Listed, now: datetime) -> dict[str, object]:
         "preview": listed.preview,
         "weak": listed.weak,
         "state": _state(listed, now),
-        "notBefore": timestamp(listed.not_before),
-        "expiresAt": _timestamp(listed.expires_at),
-        "revokedAt": _timestamp(listed.revoked_at),
-        "lastUsedAt": _timestamp(listed.last_used_at),
+        "notBefore": timestamp_or_none(listed.not_before),
+        "expiresAt": timestamp_or_none(listed.expires_at),
+        "revokedAt": timestamp_or_none(listed.revoked_at),
+        "lastUsedAt": timestamp_or_none(listed.last_used_at),
     }
-
-
-def _timestamp(when: datetime | None) -> str | None:
-    return None if when is None else timestamp(when)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posd.jsontext import encode
+from posd.jsontext import encode, timestamp
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -52,6 +52,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 def moment(when: datetime | None) -> str | None:
     """A moment as a person reads it, in the time of this machine."""
     return None if when is None else f"{when.astimezone():%Y-%m-%d %H:%M}"
+
+
+def timestamp_or_none(when: datetime | None) -> str | None:
+    """A moment as programs read it."""
+    return None if when is None else timestamp(when)
 
 
 def printable(text: str) -> str:

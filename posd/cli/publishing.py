@@ -1,0 +1,102 @@
+"""`posctl publish`: one event, numbered by the daemon's own sequencer."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO, Final
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import click
+from twisted.internet import defer
+
+from posd import drafts, jsontext
+from posd.cli import database
+from posd.cli.failures import Failure
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, print_json
+from posd.cli.parameters import SLUG
+from posd.cli.reactor import CommandReactor, run
+from posd.cli.tenants import known
+from posd.link import Link
+from posd.sequencer import Publication, Published, Sequencer
+
+_CONNECT_SECONDS: Final = 10.0
+_STATEMENT_SECONDS: Final = 5.0
+
+
+@click.command()
+@click.option("--tenant", "slug", type=SLUG, required=True, help="The shop.")
+@click.option("--type", "kind", required=True, help="The type of the event, such as new_order.")
+@click.option(
+    "--data",
+    type=click.File("rb"),
+    required=True,
+    help="A file with the event's data, a JSON object; - for standard input.",
+)
+@as_json
+@pass_installation
+def publish(
+    installation: Installation, slug: str, kind: str, data: BinaryIO, as_json: bool
+) -> None:
+    """Publish an event to the tills of a shop.
+
+    The data is brought into the form of the protocol, stored and numbered in one transaction, as
+    with POST /api/{tenant}/events; tills that are connected have it at once, the others when they
+    come back. The answer is its position in the stream. An order that says nothing new about one
+    that was published already is not published again, and has no position.
+
+    \b
+    Examples:
+        posctl publish --tenant kitchen --type new_order --data order.json
+        echo '{"message":"Closing early"}' | posctl publish --tenant kitchen --type notice --data -
+    """
+    content = jsontext.decode(data.read())
+    with database.session(installation.dsn()) as session:
+        tenant = known(session, slug)
+    draft = drafts.draft(kind, content, zone=ZoneInfo(tenant.timezone))
+    publication = Publication(tenant.id, [draft])
+    published = run(lambda reactor: _publish(reactor, installation, publication))
+    (seq,) = published.ids
+    if as_json:
+        print_json({"id": seq})
+    elif seq is None:
+        click.echo("Nothing new: there is nothing in it that was not published before.")
+    else:
+        click.echo(f"Published as event {seq} of {slug}.")
+
+
+async def _publish(
+    reactor: CommandReactor, installation: Installation, publication: Publication
+) -> Published:
+    link = await _linked(reactor, installation.dsn())
+    sequencer = Sequencer(
+        reactor,
+        link,
+        uuid4(),
+        event_bytes=installation.event_bytes(),
+        connections_here=lambda tenant_id: 0,
+    )
+    sequencer.startService()  # type: ignore[no-untyped-call]
+    try:
+        return await sequencer.publish(publication)
+    finally:
+        await sequencer.stopService()
+        await link.stopService()
+
+
+async def _linked(reactor: CommandReactor, dsn: str) -> Link:
+    up: defer.Deferred[None] = defer.Deferred()
+
+    def changed(link: Link) -> None:
+        if link.up and not up.called:
+            up.callback(None)
+
+    link = Link(reactor, dsn, name="posctl", statement_timeout=_STATEMENT_SECONDS, changed=changed)
+    link.startService()
+    try:
+        await up.addTimeout(_CONNECT_SECONDS, reactor)
+    except defer.TimeoutError:
+        await link.stopService()
+        raise Failure(link.trouble or "the database does not answer", os.EX_UNAVAILABLE) from None
+    return link

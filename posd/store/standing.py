@@ -1,0 +1,98 @@
+"""How every tenant and its terminals stand: what operators ask, and nobody else."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from attrs import frozen
+
+from posd.link import Session
+from posd.store import schema
+from posd.values import Seq, Tenant, TenantId
+
+_STREAMS: Final = """
+    SELECT h.tenant_id, h.stream_id, h.last_seq, h.last_seq - h.received_seq,
+           (SELECT count(*) FROM dinedesk_main.pos_connected AS c WHERE c.tenant_id = h.tenant_id),
+           o.count, o.oldest
+      FROM dinedesk_main.pos_heads AS h
+      LEFT JOIN (SELECT tenant_id, count(*), min(created_at) AS oldest
+                   FROM dinedesk_main.pos_outbox GROUP BY tenant_id) AS o USING (tenant_id)
+"""
+# A device that is connected twice, for the moment in which one supersedes the other, is there once.
+_TERMINALS: Final = """
+    SELECT coalesce(d.device_id, c.device_id), c.connected_at, coalesce(c.last_seen_at, d.last_seen_at),
+           c.sent_seq, a.acked_seq, CASE WHEN d.first_acked_at IS NOT NULL THEN h.last_seq - a.acked_seq END,
+           d.first_acked_at IS NULL
+      FROM dinedesk_main.pos_heads AS h
+      JOIN (SELECT * FROM dinedesk_main.pos_devices WHERE tenant_id = %(tenant)s) AS d
+           FULL JOIN (SELECT DISTINCT ON (coalesce(device_id, connection_id::text)) *
+                        FROM dinedesk_main.pos_connected WHERE tenant_id = %(tenant)s
+                       ORDER BY coalesce(device_id, connection_id::text), connected_at DESC) AS c
+           ON c.device_id = d.device_id
+        ON h.tenant_id = %(tenant)s
+      LEFT JOIN dinedesk_main.pos_cursors AS a ON a.tenant_id = h.tenant_id AND a.device_id = d.device_id
+     ORDER BY c.connected_at IS NULL, 1 NULLS LAST, c.connected_at
+"""
+_FAILED: Final = """
+    SELECT (SELECT count(*) FROM {schema}.pos_events
+             WHERE failure IS NOT NULL AND created_at > now() - interval '24 hours')
+         + (SELECT count(DISTINCT seq) FROM {schema}.pos_nacks
+             WHERE created_at > now() - interval '24 hours')
+"""
+
+
+@frozen
+class Standing:
+    """One tenant's stream: `undelivered` events no terminal has acknowledged yet.
+
+    `waiting` counts what is published and not numbered yet, `waiting_since` is the oldest of it.
+    """
+
+    tenant_id: TenantId
+    stream_id: UUID
+    last_seq: Seq
+    undelivered: int
+    connected: int
+    waiting: int
+    waiting_since: datetime | None
+
+
+@frozen
+class TerminalStanding:
+    """One terminal, connected or not.
+
+    `device_id` is None for a connected one without a name; `connected_since` for one that is not
+    connected. `acked` is None where there is no cursor. A `legacy` terminal has never acknowledged
+    anything; its cursor follows the head, so for it `behind`, in events, is None too.
+    """
+
+    device_id: str | None
+    connected_since: datetime | None
+    last_seen: datetime | None
+    sent: Seq | None
+    acked: Seq | None
+    behind: int | None
+    legacy: bool
+
+
+async def streams(session: Session) -> dict[TenantId, Standing]:
+    """Every tenant's stream."""
+    return {
+        tenant_id: Standing(tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since)
+        for tenant_id, stream, last, missing, tills, waiting, since in await session.query(_STREAMS)
+    }
+
+
+async def terminals(session: Session, tenant_id: TenantId) -> list[TerminalStanding]:
+    """A tenant's terminals: those that are connected first, then by name."""
+    return [
+        TerminalStanding(*row) for row in await session.query(_TERMINALS, {"tenant": tenant_id})
+    ]
+
+
+async def failed(session: Session, tenant: Tenant) -> int:
+    """How many events of the last 24 hours could not be published, or not be used by a terminal."""
+    rows = await session.query(_FAILED.format(schema=schema(tenant)))
+    return int(rows[0][0])
