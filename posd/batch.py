@@ -55,6 +55,17 @@ class Rejected:
         return Entry(self.row.tenant_id, self.row.type[:50] or "?", data, failure=self.reason)
 
 
+class Oversized(TooLarge):
+    """An event with more bytes than the limit allows."""
+
+    code = "event_too_large"
+
+    def __init__(self, entry: Entry, size: int, largest: int) -> None:
+        super().__init__(f"The event has {size} bytes; {largest} are allowed.")
+        self.entry = entry
+        self.size = size
+
+
 def read(rows: Iterable[OutboxRow]) -> list[Item | Rejected]:
     """Outbox rows as items; an order that was touched several times is there once."""
     items: list[Item | Rejected] = []
@@ -103,11 +114,11 @@ class Ledger:
     def _noted(self, item: Item) -> Entry | None:
         try:
             return self._entry(item)
-        except TooLarge as refusal:
+        except Oversized as refusal:
             # The order stays whole in posd's own record, where tills that poll will find it.
             return evolve(
-                cast(Entry, refusal.details["entry"]),
-                data=jsontext.encode({"bytes": refusal.details["bytes"]}).decode(),
+                refusal.entry,
+                data=jsontext.encode({"bytes": refusal.size}).decode(),
                 beside="{}",
                 failure=refusal.message,
             )
@@ -157,11 +168,7 @@ class Ledger:
     def _fitting(self, entry: Entry) -> Entry:
         size = len(entry.data.encode()) + len(entry.beside.encode())
         if size > self._largest:
-            raise TooLarge(
-                f"the event has {size} bytes; {self._largest} are allowed",
-                code="event_too_large",
-                details={"bytes": size, "entry": entry},
-            )
+            raise Oversized(entry, size, self._largest)
         return entry
 
 

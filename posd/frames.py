@@ -6,7 +6,7 @@ They are made once per event and written to every till as they are.
 from __future__ import annotations
 
 _FINAL = 0x80
-_TEXT, _CLOSE, _PING = 0x1, 0x8, 0x9
+_TEXT, _CLOSE, _PING, _PONG = 0x1, 0x8, 0x9, 0xA
 _CONTROL_PAYLOAD = 125
 """A control frame carries no more than this (RFC 6455 §5.5)."""
 
@@ -24,6 +24,11 @@ def ping_frame(payload: bytes = b"") -> bytes:
     if len(payload) > _CONTROL_PAYLOAD:
         raise ValueError(f"A ping carries at most {_CONTROL_PAYLOAD} bytes.")
     return _frame(_PING, payload)
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a protocol ping, with its payload (RFC 6455 §5.5.3)."""
+    return _frame(_PONG, payload)
 
 
 def close_frame(code: int, reason: str = "") -> bytes:

@@ -85,6 +85,19 @@ class Head:
 
 
 @frozen
+class Opening:
+    """What a session begins with.
+
+    `acked` is the device's cursor, None for a terminal without a name; a `legacy` terminal never
+    acknowledged and never named a position.
+    """
+
+    head: Head
+    acked: Seq | None
+    legacy: bool
+
+
+@frozen
 class Event:
     """A committed event as the stream holds it.
 

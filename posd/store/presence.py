@@ -10,16 +10,15 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from attrs import frozen
-
 from posd.link import Session
 from posd.store import schema
-from posd.values import Head, Seq, Tenant, TenantId
+from posd.values import Head, Opening, Seq, Tenant, TenantId
 
 _LEASE: Final = """
     INSERT INTO dinedesk_main.pos_nodes (node_id, lease_until)
     VALUES (%(node)s::uuid, now() + %(seconds)s * interval '1 second')
     ON CONFLICT (node_id) DO UPDATE SET lease_until = excluded.lease_until
+    RETURNING xmax = 0
 """
 # With a dead node its connections go (ON DELETE CASCADE). A minute's grace keeps a node that was only
 # slow from having to write them anew.
@@ -104,6 +103,10 @@ _PROGRESS: Final = """
      WHERE h.tenant_id = p.tenant_id
        AND (h.sent_seq < least(p.sent, h.last_seq) OR h.received_seq < least(p.received, h.last_seq))
 """
+_COUNTS: Final = """
+    SELECT t.slug, count(*) FROM dinedesk_main.pos_connected AS c
+      JOIN dinedesk_main.tenants AS t ON t.id = c.tenant_id GROUP BY t.slug ORDER BY t.slug
+"""
 _NACK: Final = """
     INSERT INTO {schema}.pos_nacks (seq, device_id, reason) VALUES (%s, %s, %s)
     ON CONFLICT (seq, device_id) DO NOTHING
@@ -114,19 +117,14 @@ _SAID: Final = """
 """
 
 
-@frozen
-class Opening:
-    """What a session begins with. `acked` is None for a terminal without a cursor of its own."""
+async def lease(session: Session, node_id: UUID, seconds: float) -> bool:
+    """Renew this node's claim to be alive, and bury the nodes that have not done so.
 
-    head: Head
-    acked: Seq | None
-    legacy: bool
-
-
-async def lease(session: Session, node_id: UUID, seconds: float) -> None:
-    """Renew this node's claim to be alive, and bury the nodes that have not done so."""
-    await session.execute(_LEASE, {"node": str(node_id), "seconds": seconds})
+    True: the books did not know the node, so they know none of its connections either.
+    """
+    rows = await session.query(_LEASE, {"node": str(node_id), "seconds": seconds})
     await session.execute(_BURY)
+    return bool(rows[0][0])
 
 
 async def leave(session: Session, node_id: UUID) -> None:
@@ -217,3 +215,8 @@ async def said(
     """Log what terminals said: event type, JSON text, device."""
     columns = tuple(list(column) for column in zip(*messages, strict=True))
     await session.execute(_SAID.format(schema=schema(tenant)), columns)
+
+
+async def counts(session: Session) -> list[tuple[str, int]]:
+    """How many connections each tenant has that has any, on all nodes."""
+    return [(slug, count) for slug, count in await session.query(_COUNTS)]

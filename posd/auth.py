@@ -1,0 +1,158 @@
+"""Who is calling: a key becomes a `Credential`, or one answer for all that does not fit.
+
+Keys are looked up by their SHA-256; those that are valid are remembered for some seconds, and
+forgotten at once when the database says that they, or their tenant, have changed. An unknown key
+costs one statement every time, the same whether the tenant exists or not. Failed attempts are counted by
+address; a valid key is never refused for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Final, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from posd import migrations
+from posd.database import Database
+from posd.errors import Forbidden, TooManyRequests, Unauthorized, Unavailable
+from posd.limits import FailedAttempts
+from posd.store import credentials
+from posd.store.credentials import Credential
+from posd.values import KeyKind, Principal, TenantId
+
+_REMEMBER_SECONDS: Final = 10.0
+_MOST_REMEMBERED: Final = 10_000
+_LONGEST_KEY: Final = 255
+
+T = TypeVar("T")
+Remembered = tuple[str | None, bytes, str | None]
+
+
+class Authenticator:
+    """Checks credentials against the database and remembers them for a moment."""
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: IReactorTime, database: Database, failed_attempts: FailedAttempts
+    ) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._failed_attempts = failed_attempts
+        self._valid: OrderedDict[Remembered, tuple[Credential, float]] = OrderedDict()
+        self._asking: dict[Remembered, list[Deferred[Credential | None]]] = {}
+        self._used: set[int] = set()
+        self._wanted = migrations.expected()["tenant"]
+
+    async def at_tenant(
+        self, slug: str, key: str | None, device_id: str | None, address: str
+    ) -> Credential:
+        """What the key opens at a tenant, for the device that is named besides it.
+
+        Raises `Unauthorized`, `TooManyRequests` when this address failed too often, `Forbidden` when
+        the device may not be named with this key, and `Unavailable`.
+        """
+        credential = None
+        if key is not None and 0 < len(key) <= _LONGEST_KEY:
+            sha256 = hashlib.sha256(key.encode()).digest()
+            credential = await self._find((slug, sha256, device_id))
+        if credential is None:
+            self._refuse(address)
+            raise Unauthorized
+        self._admit(credential, device_id)
+        return credential
+
+    async def anywhere(self, key: str | None, address: str) -> Principal:
+        """Whom a key of all tenants speaks for, where no tenant is named."""
+        principal = None
+        if key is not None and 0 < len(key) <= _LONGEST_KEY:
+            sha256 = hashlib.sha256(key.encode()).digest()
+            principal = await credentials.find_global(self._database, sha256)
+        if principal is None:
+            self._refuse(address)
+            raise Unauthorized
+        return principal
+
+    def forget_key(self, key_id: int) -> None:
+        """Look it up again when it is used next."""
+        for remembered, (credential, _) in list(self._valid.items()):
+            if credential.principal.key_id == key_id:
+                del self._valid[remembered]
+
+    def forget_tenant(self, tenant_id: TenantId) -> None:
+        """Look its keys up again when they are used next."""
+        for remembered, (credential, _) in list(self._valid.items()):
+            if credential.tenant.id == tenant_id:
+                del self._valid[remembered]
+
+    async def note_used(self) -> None:
+        """Write down which keys were used since the last time."""
+        used, self._used = self._used, set()
+        if used:
+            await credentials.touch(self._database, used)
+
+    async def _find(self, wanted: tuple[str, bytes, str | None]) -> Credential | None:
+        remembered = self._valid.get(wanted)
+        if remembered is not None and remembered[1] > self._reactor.seconds():
+            self._used.add(remembered[0].principal.key_id)
+            return remembered[0]
+        waiters = self._asking.get(wanted)
+        if waiters is not None:
+            waiter: Deferred[Credential | None] = Deferred()
+            waiters.append(waiter)
+            return await waiter
+        self._asking[wanted] = []
+        try:
+            credential = await credentials.find(self._database, *wanted)
+        except Exception as error:
+            for each in self._asking.pop(wanted):
+                each.errback(error)
+            raise
+        if credential is not None:
+            self._remember(wanted, credential)
+        for each in self._asking.pop(wanted):
+            each.callback(credential)
+        return credential
+
+    def _remember(self, wanted: tuple[str, bytes, str | None], credential: Credential) -> None:
+        self._used.add(credential.principal.key_id)
+        self._valid[wanted] = credential, self._reactor.seconds() + _REMEMBER_SECONDS
+        self._valid.move_to_end(wanted)
+        while len(self._valid) > _MOST_REMEMBERED:
+            self._valid.popitem(last=False)
+
+    def _admit(self, credential: Credential, device_id: str | None) -> None:
+        """What a valid key may still not do."""
+        own = credential.principal.device_id
+        if own is not None and device_id not in (None, own):
+            raise Forbidden("The key belongs to another device.", code="device_mismatch")
+        if own is None and device_id is not None and credential.device_has_key:
+            raise Forbidden("This device has a key of its own.", code="device_key_required")
+        if not credential.device_active:
+            raise Forbidden("This device is disabled.", code="device_disabled")
+        misfit = migrations.misfit(list(credential.applied), self._wanted)
+        if misfit is not None:
+            self._log.error(
+                "tenant {slug} cannot be served: {reason}",
+                slug=credential.tenant.slug,
+                reason=misfit,
+            )
+            raise Unavailable("This tenant cannot be served at the moment.", retry_after=60)
+
+    def _refuse(self, address: str) -> None:
+        self._failed_attempts.failed(address)
+        seconds = self._failed_attempts.blocked(address)
+        if seconds is not None:
+            raise TooManyRequests(
+                "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
+            )
+
+
+def of_kind(principal: Principal, *kinds: KeyKind) -> None:
+    """Raise `Forbidden` unless the key is of one of these kinds."""
+    if principal.kind not in kinds:
+        raise Forbidden(f"A {principal.kind.value} key may not do this.")

@@ -1,0 +1,210 @@
+"""What wakes the others: NOTIFY as a hint, a poll as the truth, and a canary that tells them apart.
+
+PostgreSQL drops nothing that is committed, but a NOTIFY may never arrive: behind a pooler, after a
+failover, from a listener that is half dead. So a poll runs always; with NOTIFY dead everything works, up to
+a second later. The canary is a NOTIFY to ourselves; when it stays away the listening connection is made anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+from uuid import UUID
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from posd.database import Database
+from posd.errors import Refusal
+from posd.link import DatabaseReactor, Link, Session
+from posd.store import stream
+from posd.values import Head, Seq, TenantId
+
+_POLL_SECONDS: Final = 0.5
+_CANARY_SECONDS: Final = 5.0
+_RECHECK_SECONDS: Final = 5.0
+
+
+class Numbering(Protocol):
+    """The sequencer, as far as the feed wakes it."""
+
+    def wake(self) -> None:
+        """The outbox has something."""
+
+
+class Delivery(Protocol):
+    """The exchange, as far as the feed wakes it."""
+
+    @property
+    def tenants(self) -> list[TenantId]:
+        """Those with sessions on this node."""
+
+    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
+        """A stream has events up to `seq`."""
+
+    async def check(self, heads: list[Head]) -> None:
+        """These are the heads as the database has them."""
+
+    async def recheck(self, key_id: int | None = None) -> None:
+        """Credentials, or this one, may have ended."""
+
+    def superseded(self, connection_id: UUID) -> None:
+        """A connection has lost its device to another one."""
+
+
+class Cache(Protocol):
+    """The authenticator, as far as the feed tells it what to forget."""
+
+    def forget_key(self, key_id: int) -> None:
+        """A key has changed."""
+
+    def forget_tenant(self, tenant_id: TenantId) -> None:
+        """A tenant has changed."""
+
+
+class Feed(Service):
+    """Listens, polls, and wakes. `canary_seconds` is how long the last canary took, None if lost."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: DatabaseReactor,
+        database: Database,
+        dsn: str,
+        node_id: UUID,
+        *,
+        statement_timeout: float,
+        numbering: Numbering,
+        delivery: Delivery,
+        cache: Cache,
+    ) -> None:
+        self._reactor: IReactorTime = reactor
+        self._database = database
+        self._numbering = numbering
+        self._delivery = delivery
+        self._cache = cache
+        self._canary_channel = f"posd_canary_{node_id.hex}"
+        self._canary_sent: float | None = None
+        self.canary_seconds: float | None = None
+        self.canaries_missed = 0
+        self._tasks: list[Deferred[None]] = []
+        self._pause: Deferred[None] = succeed(None)
+        self._link = Link(
+            reactor,
+            dsn,
+            name="posd feed",
+            statement_timeout=statement_timeout,
+            prepare=self._listen,
+            changed=self._link_changed,
+            notified=self._notified,
+        )
+
+    @property
+    def up(self) -> bool:
+        """Whether the listening connection stands."""
+        return self._link.up
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._link.startService()
+        self._tasks = [
+            self._every(_POLL_SECONDS, self._poll),
+            self._every(_CANARY_SECONDS, self._sing),
+            self._every(_RECHECK_SECONDS, self._delivery.recheck),
+        ]
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        for task in self._tasks:
+            task.cancel()
+        return self._link.stopService()
+
+    async def _listen(self, session: Session) -> None:
+        channels = ("posd_outbox", "posd_events", "posd_control", self._canary_channel)
+        await session.execute("; ".join(f"LISTEN {channel}" for channel in channels))
+
+    def _link_changed(self, link: Link) -> None:
+        if link.up:
+            # What was notified before we listened is found by looking.
+            self._canary_sent = None
+            self._later(self._poll())
+
+    def _notified(self, channel: str, payload: str) -> None:
+        try:
+            match channel:
+                case "posd_outbox":
+                    self._numbering.wake()
+                case "posd_events":
+                    tenant_id, seq = payload.split()
+                    self._delivery.wake(int(tenant_id), int(seq))
+                case "posd_control":
+                    self._control(*payload.split(" ", 1))
+                case self._canary_channel:
+                    self._heard_canary()
+        except (ValueError, TypeError):
+            # Anybody who can connect to the database may NOTIFY anything.
+            self._log.warn("a notification on {channel} makes no sense", channel=channel)
+
+    def _control(self, kind: str, subject: str) -> None:
+        match kind:
+            case "key":
+                self._cache.forget_key(int(subject))
+                self._later(self._delivery.recheck(int(subject)))
+            case "tenant":
+                self._cache.forget_tenant(int(subject))
+                self._later(self._delivery.recheck())
+            case "superseded":
+                self._delivery.superseded(UUID(subject))
+
+    async def _poll(self) -> None:
+        waiting, heads = await stream.poll(self._database, self._delivery.tenants)
+        if waiting:
+            self._numbering.wake()
+        await self._delivery.check(heads)
+
+    async def _sing(self) -> None:
+        if self._canary_sent is not None:
+            self.canary_seconds = None
+            self.canaries_missed += 1
+            self._log.error("NOTIFY does not arrive; listening anew")
+            self._canary_sent = None
+            self._link.drop()
+            return
+        if self._link.up:
+            self._canary_sent = self._reactor.seconds()
+            await self._database.query("SELECT pg_notify(%s, '')", (self._canary_channel,))
+
+    def _heard_canary(self) -> None:
+        if self._canary_sent is not None:
+            self.canary_seconds = self._reactor.seconds() - self._canary_sent
+            self._canary_sent = None
+
+    def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> Deferred[None]:
+        async def forever() -> None:
+            while True:
+                await deferLater(self._reactor, seconds * random.uniform(0.75, 1.25))
+                await self._shielded(work())
+
+        task = Deferred.fromCoroutine(forever())
+        task.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        return task
+
+    def _later(self, work: Awaitable[None]) -> None:
+        Deferred.fromCoroutine(self._shielded(work))
+
+    async def _shielded(self, work: Awaitable[None]) -> None:
+        """Nothing that goes wrong once may end what has to go on for ever."""
+        try:
+            await work
+        except CancelledError:
+            raise
+        except Refusal:
+            # The database is away or busy; the next round sees.
+            return
+        except Exception:
+            self._log.failure("the feed failed")

@@ -1,0 +1,36 @@
+"""Whether this posd can do its job, and if not, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from attrs import frozen
+
+from posd import migrations
+from posd.database import Database
+from posd.errors import SchemaError, StatementFailed
+from posd.store import tenants
+
+
+@frozen
+class Health:
+    """The parts that have to be there, each with a question that tells."""
+
+    parts: Mapping[str, Callable[[], bool]]
+
+    def missing(self) -> list[str]:
+        """The names of the parts that are not there now."""
+        return [name for name, there in self.parts.items() if not there()]
+
+
+async def check_schema(database: Database) -> None:
+    """Raise `SchemaError`, naming the file, if the main schema is not what this posd needs."""
+    try:
+        applied = await tenants.applied(database, migrations.MAIN)
+    except StatementFailed as error:
+        raise SchemaError(
+            f"the database was not set up for posd ({error}): run `posctl bootstrap`"
+        ) from error
+    verdict = migrations.misfit(applied, migrations.expected()["main"])
+    if verdict is not None:
+        raise SchemaError(verdict)

@@ -1,0 +1,271 @@
+"""The node's bookkeeping, written in bulk: who is connected, how far each terminal is, what it said.
+
+Sessions only note things here, in memory; a flush writes all of it with a few statements, however
+many tills there are. What a crash takes with it are the acknowledgements of the last moment, and
+for those the till is sent the events again. While the database is away notes are kept, merged where
+they can be, and written when it is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from attrs import define, field, frozen
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from posd.database import Database
+from posd.errors import StatementFailed, Unavailable
+from posd.store import orders
+from posd.store import presence as books
+from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
+
+_FLUSH_SECONDS: Final = 0.2
+_LEASE_SECONDS: Final = 15.0
+_RENEW_SECONDS: Final = 5.0
+_MOST_WORDS: Final = 10_000
+
+
+class Presence(Service):
+    """Notes, and the flush that writes them. Implements `session.Register`."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorTime, database: Database, node_id: UUID) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._node_id = node_id
+        self._turn = DeferredLock()
+        self._flushing = LoopingCall(self._flush_quietly)
+        self._renewing = LoopingCall(self._renew)
+        self._flushing.clock = self._renewing.clock = reactor
+        self._leased = False
+        self._notes = Notes()
+        self._entered: dict[UUID, Terminal] = {}
+        self.sightings: Callable[[], list[tuple[UUID, datetime, Seq]]] = list
+        """Tells what to renew of the connections: id, last heard of, last sent."""
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._flushing.start(_FLUSH_SECONDS, now=False)
+        self._renewing.start(_RENEW_SECONDS)
+
+    def stopService(self) -> Deferred[None]:
+        """Write what is left and take the node out of the books."""
+        Service.stopService(self)
+        for timer in (self._flushing, self._renewing):
+            if timer.running:
+                timer.stop()
+        return Deferred.fromCoroutine(self._leave())
+
+    def connected(self, terminal: Terminal) -> None:
+        self._notes.connected[terminal.connection_id] = terminal
+
+    def disconnected(self, terminal: Terminal) -> None:
+        if self._notes.connected.pop(terminal.connection_id, None) is None:
+            self._notes.gone.add(terminal.connection_id)
+        self._entered.pop(terminal.connection_id, None)
+
+    def delivered(self, tenant: Tenant, seq: Seq) -> None:
+        """Events up to `seq` were written to a till of this tenant at least."""
+        self._notes.sent[tenant.id] = seq
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        key = terminal.tenant.id, terminal.device_id or ""
+        self._notes.acks[key] = max(seq, self._notes.acks.get(key, 0))
+
+    def followed(self, terminal: Terminal, seq: Seq) -> None:
+        self._notes.follows[terminal.tenant.id, terminal.device_id or ""] = seq
+
+    def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
+        self._note(terminal.tenant, Nack(seq, terminal.device_id or "", reason))
+
+    def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
+        self._note(terminal.tenant, Word(f"pos_{kind}", body.decode(), terminal.device_id))
+
+    async def printed(
+        self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
+    ) -> bool:
+        """Written at once: the till is told if there is no such order, or no database."""
+        now = await orders.print_result(
+            self._database, terminal.tenant, order_id, status, terminal.device_id, reason
+        )
+        return now is not None
+
+    async def claim(self, terminal: Terminal) -> bool:
+        """Make this connection its device's one; False if a newer one already is."""
+        await self.flush()
+        return await books.claim(
+            self._database,
+            terminal.connection_id,
+            terminal.tenant.id,
+            terminal.device_id or "",
+            terminal.connected_at,
+        )
+
+    async def flush(self) -> None:
+        """Write what was noted. What cannot be written because the database is away is kept."""
+        await self._turn.acquire()
+        notes = Notes()
+        try:
+            if not self._leased:
+                await self._lease()
+            notes, self._notes = self._notes, notes
+            await self._write(notes)
+        except Unavailable:
+            self._notes = notes.merged(self._notes)
+            raise
+        finally:
+            self._turn.release()
+
+    async def _write(self, notes: Notes) -> None:
+        """Each kind of note once; a kind that is written is forgotten, whatever comes after."""
+        if notes.connected:
+            terminals = notes.connected
+            rows = [
+                (each.connection_id, each.tenant.id, each.device_id, each.connected_at)
+                for each in terminals.values()
+            ]
+            await self._attempt(books.connected(self._database, self._node_id, rows))
+            self._entered.update(terminals)
+            notes.connected = {}
+        if notes.gone:
+            await self._attempt(books.disconnected(self._database, notes.gone))
+            notes.gone = set()
+        if notes.acks:
+            await self._attempt(books.acknowledged(self._database, list(notes.acks)))
+        if notes.acks or notes.follows:
+            cursors = notes.follows | notes.acks
+            moves = [(*key, seq) for key, seq in sorted(cursors.items())]
+            await self._attempt(books.advance(self._database, moves))
+        if notes.acks or notes.sent:
+            received = notes.received()
+            tenants = sorted(notes.sent.keys() | received.keys())
+            progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in tenants]
+            await self._attempt(books.progress(self._database, progress))
+            notes.acks, notes.follows, notes.sent = {}, {}, {}
+        for tenant, said in list(notes.said.items()):
+            words = [
+                (each.kind, each.body, each.device_id) for each in said if isinstance(each, Word)
+            ]
+            if words:
+                await self._attempt(books.said(self._database, tenant, words))
+            for nack in said:
+                if isinstance(nack, Nack):
+                    await self._attempt(
+                        books.nack(self._database, tenant, nack.seq, nack.device_id, nack.reason)
+                    )
+            del notes.said[tenant]
+
+    async def _attempt(self, writing: Awaitable[None]) -> None:
+        """A note that the database refuses is lost, loudly, and stops no other."""
+        try:
+            await writing
+        except StatementFailed as error:
+            self._leased = False
+            self._log.error("the books were not written: {error}", error=error)
+
+    async def _flush_quietly(self) -> None:
+        try:
+            if self._notes:
+                await self.flush()
+        except Unavailable:
+            return
+        except Exception:
+            self._log.failure("the books could not be written")
+
+    async def _renew(self) -> None:
+        try:
+            await self._lease()
+            sightings = self.sightings()
+            if sightings:
+                await books.seen(self._database, sightings)
+        except Unavailable:
+            return
+        except Exception:
+            self._log.failure("the lease could not be renewed")
+
+    async def _lease(self) -> None:
+        if await books.lease(self._database, self._node_id, _LEASE_SECONDS):
+            # The books were lost: PostgreSQL crashed, or this node was taken for dead.
+            self._notes.connected = self._entered | self._notes.connected
+        self._leased = True
+
+    async def _leave(self) -> None:
+        try:
+            await self.flush()
+            await books.leave(self._database, self._node_id)
+        except Unavailable:
+            # The lease runs out by itself.
+            return
+
+    def _note(self, tenant: Tenant, said: Nack | Word) -> None:
+        if self._notes.words >= _MOST_WORDS:
+            self._log.warn("a message of a till of {slug} is not kept", slug=tenant.slug)
+            return
+        self._notes.said.setdefault(tenant, []).append(said)
+
+
+@frozen
+class Word:
+    """A message of a till that is only logged."""
+
+    kind: str
+    body: str
+    device_id: str | None
+
+
+@frozen
+class Nack:
+    """An event that a till could not process."""
+
+    seq: Seq
+    device_id: str
+    reason: str
+
+
+@define
+class Notes:
+    """What is to be written at the next flush."""
+
+    connected: dict[UUID, Terminal] = field(factory=dict)
+    gone: set[UUID] = field(factory=set)
+    acks: dict[tuple[TenantId, str], Seq] = field(factory=dict)
+    follows: dict[tuple[TenantId, str], Seq] = field(factory=dict)
+    sent: dict[TenantId, Seq] = field(factory=dict)
+    said: dict[Tenant, list[Nack | Word]] = field(factory=dict)
+
+    def __bool__(self) -> bool:
+        return any((self.connected, self.gone, self.acks, self.follows, self.sent, self.said))
+
+    @property
+    def words(self) -> int:
+        return sum(map(len, self.said.values()))
+
+    def received(self) -> dict[TenantId, Seq]:
+        """The furthest acknowledgement of each tenant."""
+        furthest: dict[TenantId, Seq] = {}
+        for (tenant_id, _), seq in self.acks.items():
+            furthest[tenant_id] = max(seq, furthest.get(tenant_id, 0))
+        return furthest
+
+    def merged(self, later: Notes) -> Notes:
+        """These notes and later ones together."""
+        said = {tenant: list(words) for tenant, words in self.said.items()}
+        for tenant, words in later.said.items():
+            said.setdefault(tenant, []).extend(words)
+        connected = {k: t for k, t in self.connected.items() if k not in later.gone}
+        return Notes(
+            connected | later.connected,
+            self.gone | later.gone,
+            self.acks | later.acks,
+            self.follows | later.follows,
+            self.sent | later.sent,
+            said,
+        )

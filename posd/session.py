@@ -1,0 +1,316 @@
+"""One terminal's life: opening, catching up, live, closed. No I/O, no framework.
+
+What a till is sent, and in which order, is decided here; `ws` brings in what it says. A session
+catches up page by page from its own position, as fast as its outbox empties, until it has everything
+that the channel has; then it is live. A till too slow for its outbox simply catches up again.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Final, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from posd import frames, messages
+from posd.channel import Channel, Encoded, StreamBroken, chunks
+from posd.errors import InvalidMessage, Refusal
+from posd.limits import TokenBucket
+from posd.outbox import Outbox
+from posd.values import (
+    POLICY,
+    STREAM_CHANGED,
+    TOO_SLOW,
+    Closing,
+    Head,
+    PrintStatus,
+    Resync,
+    Seq,
+    Terminal,
+)
+
+_INVALID_A_MINUTE: Final = 10
+_STALLED_SECONDS: Final = 60.0
+_MESSAGES_PER_SECOND: Final = 50.0
+_MESSAGES_AT_ONCE: Final = 200
+
+
+class State(enum.Enum):
+    """Where a session is in its life."""
+
+    CATCHING_UP = "catching up"
+    LIVE = "live"
+    CLOSED = "closed"
+
+
+class Register(Protocol):
+    """Where a session's progress and its terminal's words are kept (`posd.presence`)."""
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        """The terminal has stored everything up to `seq`."""
+
+    def followed(self, terminal: Terminal, seq: Seq) -> None:
+        """A legacy terminal was sent everything up to `seq`: its cursor follows."""
+
+    def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
+        """The terminal could not process event `seq`."""
+
+    def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
+        """The terminal sent a message that is only logged."""
+
+    def printed(
+        self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
+    ) -> Awaitable[bool]:
+        """Note how printing went; False if there is no such order."""
+
+
+class Peer(Protocol):
+    """The connection, as far as a session needs it."""
+
+    def close(self, closing: Closing) -> None:
+        """Close it with a Close frame, and drop it if the till does not answer."""
+
+
+class Session:
+    """A terminal that was admitted. `begin` starts it; `closed` must be called at its end."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        channel: Channel,
+        outbox: Outbox,
+        peer: Peer,
+        register: Register,
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:
+        self.terminal = terminal
+        self.outbox = outbox
+        self.state = State.CATCHING_UP
+        self.acked: Seq | None = None
+        self.legacy = True
+        self.sent = 0
+        self._channel = channel
+        self._peer = peer
+        self._register = register
+        self._clock = clock
+        self._now = now
+        self._nacked: set[Seq] = set()
+        self._rate = TokenBucket(_MESSAGES_PER_SECOND, _MESSAGES_AT_ONCE, clock)
+        self._invalid: list[float] = []
+        self._paging = False
+
+    @property
+    def position(self) -> Seq:
+        """The last event that was given to the outbox."""
+        return self.outbox.position
+
+    @property
+    def plain(self) -> bool:
+        """Whether the till uses nothing that deployed tills did not know: no name, no position."""
+        return self.terminal.device_id is None and self.terminal.position is None
+
+    def begin(
+        self,
+        head: Head,
+        start: Seq,
+        *,
+        acked: Seq | None,
+        legacy: bool,
+        resync: Resync | None,
+        heartbeat: float,
+    ) -> None:
+        """Greet the terminal and send what comes after `start`.
+
+        `acked` is the device's cursor, None for a terminal without one.
+        """
+        self.acked = acked
+        self.legacy = legacy
+        asked = self.terminal.position is not None
+        resumed = start if resync is None and (asked or not legacy) else None
+        self._say(
+            messages.connected_text(
+                slug=self.terminal.tenant.slug,
+                connection_id=str(self.terminal.connection_id),
+                device_id=self.terminal.device_id,
+                stream_id=head.stream_id,
+                last_event_id=head.last_seq,
+                resumed_from=resumed,
+                resync=resync,
+                heartbeat=heartbeat,
+                now=self._now(),
+            )
+        )
+        self.outbox.position = self.outbox.written = start
+        self._channel.enter(self)
+        if self.acked is not None and (asked or resync is not None):
+            self._advance(start)
+        self.behind()
+
+    def deliver(self, chunk: bytes, last: Seq) -> bool:
+        """The channel's fan-out: a live session takes what is new, or falls behind."""
+        if not self.outbox.offer(chunk, last):
+            return False
+        self.sent += 1
+        if self.legacy and self.acked is not None:
+            self.acked = last
+            self._register.followed(self.terminal, last)
+        return True
+
+    def behind(self) -> None:
+        """Go live if there is nothing to catch up with; else read the next page."""
+        if self.state is State.CLOSED or self._paging:
+            return
+        self.state = State.CATCHING_UP
+        self._channel.slow_down(self)
+        self._paging = True
+        caught_up = Deferred.fromCoroutine(self._catch_up())
+        caught_up.addErrback(lambda failure: self._log.failure("catching up failed", failure))
+
+    def room(self) -> None:
+        """The outbox is empty again."""
+        if self.state is State.CATCHING_UP:
+            self.behind()
+
+    def given_up(self) -> None:
+        """What waited in the outbox was dropped to save memory; read it again later."""
+        if self.state is State.LIVE:
+            self.state = State.CATCHING_UP
+            self._channel.slow_down(self)
+
+    def heard(self, raw: bytes) -> Coroutine[object, object, None] | None:
+        """Take one text message; what takes longer is returned, to be awaited before the next."""
+        if self.state is State.CLOSED:
+            return None
+        if not self._rate.take():
+            self._complain("rate_limited", "Too many messages. Slow down.")
+            return None
+        try:
+            message = messages.parse(raw)
+        except InvalidMessage as error:
+            self._complain("invalid_message", str(error))
+            return None
+        match message:
+            case messages.Ping():
+                self._say(messages.pong_text(message, self._now()))
+            case messages.Pong():
+                pass
+            case messages.Ack(seq):
+                if self._positioned(seq):
+                    self._advance(seq)
+            case messages.Nack(seq, reason):
+                if self._positioned(seq):
+                    self._refuse(seq, reason)
+            case messages.Print(order_id, status, reason):
+                return self._print(order_id, PrintStatus(status), reason)
+            case messages.Other(kind, body):
+                self._register.said(self.terminal, kind, body)
+        return None
+
+    def pinged(self, payload: bytes) -> None:
+        """Answer a protocol ping, unless the till does not read the answers."""
+        self.outbox.offer(frames.pong_frame(payload))
+
+    def check(self) -> None:
+        """Close a session whose till takes nothing any more. Called every few seconds."""
+        since = self.outbox.stalled_since
+        if since is not None and self._clock() - since > _STALLED_SECONDS:
+            self.end(TOO_SLOW)
+
+    def end(self, closing: Closing) -> None:
+        """Close the connection; nothing more is sent."""
+        if self.state is not State.CLOSED:
+            self.closed()
+            self._peer.close(closing)
+
+    def closed(self) -> None:
+        """The connection is closed or about to be."""
+        self.state = State.CLOSED
+        self._channel.leave(self)
+        self.outbox.close()
+
+    async def _catch_up(self) -> None:
+        try:
+            while self.state is State.CATCHING_UP and self.outbox.has_room:
+                if self._channel.go_live(self):
+                    self.state = State.LIVE
+                    return
+                if self.position > self._channel.tail:
+                    return
+                self._offer(await self._channel.page(self.position))
+        except StreamBroken as error:
+            self._log.error(
+                "{device_id} of {slug} cannot go on: {error}",
+                device_id=self.terminal.device_id,
+                slug=self.terminal.tenant.slug,
+                error=error,
+            )
+            self.end(STREAM_CHANGED)
+        except Refusal:
+            # The database is away. The channel's next check goes on from here.
+            return
+        finally:
+            self._paging = False
+
+    def _offer(self, page: Sequence[Encoded]) -> None:
+        """Send what a page has of what comes next, as far as there is room."""
+        if self.state is not State.CATCHING_UP:
+            return
+        fresh = [(each.replay_frame, each.seq) for each in page if each.seq > self.position]
+        if not fresh or fresh[0][1] != self.position + 1:
+            raise StreamBroken(f"nothing follows position {self.position}")
+        for chunk, last in chunks(fresh):
+            if not self.deliver(chunk, last):
+                return
+
+    def _advance(self, seq: Seq) -> None:
+        """The terminal has everything up to `seq`, and what it refused right after it is done too."""
+        reached = max(seq, self.acked or 0)
+        while reached + 1 in self._nacked:
+            reached += 1
+        self._nacked = {each for each in self._nacked if each > reached}
+        self.acked = reached
+        self.legacy = False
+        self._register.acknowledged(self.terminal, reached)
+
+    def _refuse(self, seq: Seq, reason: str) -> None:
+        self._register.refused(self.terminal, seq, reason)
+        if seq > (self.acked or 0):
+            self._nacked.add(seq)
+            self._advance(self.acked or 0)
+
+    def _positioned(self, seq: Seq) -> bool:
+        """Whether this terminal may speak about the event `seq`; complains if not."""
+        if self.acked is None:
+            self._say(messages.error_text("no_device", "Only a named device has a position."))
+            return False
+        if seq > max(self.position, self._channel.tail):
+            self._complain("beyond_head", f"There is no event {seq} yet.")
+            return False
+        return True
+
+    async def _print(self, order_id: str, status: PrintStatus, reason: str) -> None:
+        try:
+            known = await self._register.printed(self.terminal, order_id, status, reason)
+        except Refusal as refusal:
+            self._say(messages.error_text(refusal.code, refusal.message))
+            return
+        if not known:
+            self._say(messages.error_text("unknown_order", "There is no order of this id."))
+
+    def _complain(self, code: str, text: str) -> None:
+        """Say what is wrong with a message; the tenth time within a minute, close."""
+        self._say(messages.error_text(code, text))
+        now = self._clock()
+        self._invalid = [when for when in self._invalid if now - when < 60] + [now]
+        if len(self._invalid) >= _INVALID_A_MINUTE:
+            self.end(POLICY)
+
+    def _say(self, text: bytes) -> None:
+        """Send a message that is not an event. A till that does not read loses it, no more."""
+        self.outbox.offer(frames.text_frame(text))

@@ -1,0 +1,150 @@
+"""Who may connect a till: everything is decided here, before the upgrade, where refusals are JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import UTC, datetime
+from typing import Final, cast
+from uuid import UUID, uuid4
+
+from attrs import define
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from posd.auth import Authenticator, of_kind
+from posd.errors import BadRequest, NotFound, Refusal
+from posd.exchange import Exchange
+from posd.limits import Connections
+from posd.values import KeyKind, Position, Terminal
+from posd.web.render import Answer, Call, Door, answer, write
+from posd.web.site import BoundedChannel
+from posd.ws import Admitted, TillFactory
+
+SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+_POSITION: Final = re.compile(r"[0-9]{1,18}")
+
+
+class UpgradeRequired(Refusal):
+    """A plain request where a WebSocket is spoken."""
+
+    status = 426
+    code = "upgrade_required"
+
+
+@define(eq=False)
+class Gate:
+    """What admission needs to know, and whom it hands admitted connections to."""
+
+    authenticator: Authenticator
+    exchange: Exchange
+    connections: Connections
+    factory: TillFactory
+
+
+class WebSocketDoor(Resource):
+    """`/ws/pos/{tenant}`."""
+
+    isLeaf = True
+    _log = Logger()
+
+    def __init__(self, door: Door, gate: Gate) -> None:
+        Resource.__init__(self)
+        self._door = door
+        self._gate = gate
+
+    def render(self, request: Request) -> object:
+        call = Call(request, self._door)
+        left: list[object] = []
+        request.notifyFinish().addErrback(left.append)
+        admitted = Deferred.fromCoroutine(self._admit_or_answer(call, left))
+        admitted.addErrback(lambda failure: self._log.failure("admission failed", failure))
+        return NOT_DONE_YET
+
+    async def _admit_or_answer(self, call: Call, left: list[object]) -> None:
+        admitted: list[Admitted] = []
+
+        async def admit(call: Call) -> Answer:
+            admitted.append(await self._admit(call))
+            return Answer({})
+
+        outcome = await answer(call, admit)
+        if left:
+            # The peer went away while its key was looked up: a session now would be a ghost.
+            for each in admitted:
+                each.left()
+        elif admitted:
+            channel = cast(BoundedChannel, call.request.channel)
+            self._gate.factory.upgrade(call.request, admitted[0])
+            channel.left()
+        else:
+            write(call.request, outcome)
+
+    async def _admit(self, call: Call) -> Admitted:
+        """Check everything, in an order that tells a stranger nothing about tenants."""
+        slug = self._slug(call)
+        _check_handshake(call)
+        position = _position(call)
+        device = call.device
+        credential = await self._gate.authenticator.at_tenant(slug, call.key, device, call.address)
+        of_kind(credential.principal, KeyKind.TENANT, KeyKind.DEVICE)
+        call.check_tenant(slug)
+        device = credential.principal.device_id or device
+        lease = self._gate.connections.admit(credential.tenant.id, device)
+        terminal = Terminal(
+            uuid4(),
+            credential.tenant,
+            credential.principal,
+            device,
+            position,
+            datetime.now(UTC),
+        )
+        try:
+            opening = await self._gate.exchange.look_up(terminal)
+        except BaseException:
+            lease.release()
+            raise
+        return Admitted(terminal, opening, lease.release)
+
+    def _slug(self, call: Call) -> str:
+        path = [part.decode("latin-1") for part in call.request.postpath]
+        if len(path) != 1:
+            raise NotFound("Tills connect at /ws/pos/{tenant}.")
+        if SLUG.fullmatch(path[0]) is None:
+            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+        return path[0]
+
+
+def _check_handshake(call: Call) -> None:
+    """RFC 6455 §4.2.1, so that no refusal is left to come without a body."""
+    upgrade = (call.header("upgrade") or "").lower()
+    tokens = {token.strip().lower() for token in (call.header("connection") or "").split(",")}
+    if call.request.method != b"GET" or upgrade != "websocket" or "upgrade" not in tokens:
+        raise UpgradeRequired("A WebSocket is spoken here.")
+    if call.header("sec-websocket-version") != "13":
+        raise UpgradeRequired("Only version 13 of the WebSocket protocol is spoken here.")
+    keys = call.request.requestHeaders.getRawHeaders("sec-websocket-key") or []
+    try:
+        fits = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+    except (binascii.Error, ValueError):
+        fits = False
+    if not fits:
+        raise BadRequest("Sec-WebSocket-Key is not as RFC 6455 wants it.", code="invalid_handshake")
+
+
+def _position(call: Call) -> Position | None:
+    """Where the till wants to go on; the query wins over the header, as the newer word."""
+    named = call.parameter("last_event_id")
+    named = call.header("last-event-id") if named is None else named
+    if named is None:
+        return None
+    if _POSITION.fullmatch(named) is None:
+        raise BadRequest("last_event_id must be a position.", code="invalid_position")
+    stream = call.parameter("stream_id")
+    try:
+        return Position(int(named), None if not stream else UUID(stream))
+    except ValueError as error:
+        raise BadRequest("stream_id is not one.", code="invalid_position") from error

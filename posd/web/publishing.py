@@ -1,0 +1,147 @@
+"""Publishing by REST: `POST /api/{tenant}/events` and the deployed `POST /broadcast`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Final, cast
+
+from attrs import define, field
+
+from posd import drafts, jsontext
+from posd.auth import Authenticator, of_kind
+from posd.database import Database
+from posd.errors import BadRequest, NotFound, TooManyRequests, Unprocessable
+from posd.limits import Clock, TokenBucket
+from posd.sequencer import Publication, Published, Sequencer
+from posd.store import tenants
+from posd.store.idempotency import Idempotency
+from posd.values import Draft, KeyKind, Tenant, TenantId
+from posd.web.admission import SLUG
+from posd.web.render import Answer, Call
+
+_MOST_EVENTS: Final = 500
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@define(eq=False)
+class Publisher:
+    """The endpoints by which a platform publishes. `per_second` events of one tenant, on average."""
+
+    authenticator: Authenticator
+    sequencer: Sequencer
+    database: Database
+    per_second: int
+    clock: Clock
+    _buckets: dict[TenantId, TokenBucket] = field(init=False, factory=dict)
+
+    async def events(self, call: Call, slug: str) -> Answer:
+        """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
+        credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
+        of_kind(credential.principal, KeyKind.PLATFORM)
+        call.check_tenant(slug)
+        body = call.json()
+        several = "events" in body
+        made = _several(body["events"]) if several else [_one(body, "")]
+        published = await self._publish(
+            credential.tenant, made, _idempotency(call, credential.tenant, body)
+        )
+        ids = list(published.ids)
+        answer = {"ids": ids} if several else {"id": ids[0]}
+        return Answer(
+            {"success": True, **answer, "connections": published.connections},
+            201 if any(seq is not None for seq in ids) else 200,
+            {"Idempotent-Replayed": "true"} if published.replayed else {},
+        )
+
+    async def broadcast(self, call: Call) -> Answer:
+        """The deployed broadcaster's call, `{"tenant", "event": {"type", "timestamp", "data", …}}`."""
+        body = call.json()
+        slug, event = body.get("tenant"), body.get("event")
+        if not isinstance(slug, str) or not slug or not isinstance(event, dict):
+            raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
+        tenant = await self._addressed(call, slug)
+        draft = _one(event, "event.")
+        published = await self._publish(tenant, [draft], _idempotency(call, tenant, body))
+        return Answer(
+            {
+                "success": True,
+                "message": f"Event broadcasted to {slug}",
+                "connections": published.connections,
+            },
+            200,
+            {"Idempotent-Replayed": "true"} if published.replayed else {},
+        )
+
+    async def _addressed(self, call: Call, slug: str) -> Tenant:
+        """The tenant of a broadcast: with a platform key, or without one on a trusted listener."""
+        if SLUG.fullmatch(slug) is None:
+            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+        call.check_tenant(slug)
+        if not call.door.trusted or call.key is not None:
+            credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
+            of_kind(credential.principal, KeyKind.PLATFORM)
+            return credential.tenant
+        tenant = await tenants.by_slug(self.database, slug)
+        if tenant is None:
+            raise NotFound("There is no such tenant.", code="unknown_tenant")
+        return tenant
+
+    async def _publish(
+        self, tenant: Tenant, made: list[Draft], idempotency: Idempotency | None
+    ) -> Published:
+        bucket = self._buckets.get(tenant.id)
+        if bucket is None:
+            # Ten seconds' worth at once: a platform that was away catches up.
+            burst = max(10 * self.per_second, _MOST_EVENTS)
+            bucket = self._buckets[tenant.id] = TokenBucket(self.per_second, burst, self.clock)
+        if not bucket.take(len(made)):
+            raise TooManyRequests(
+                "Too many events are published for this tenant.",
+                retry_after=max(1, math.ceil(bucket.wait(len(made)))),
+            )
+        return await self.sequencer.publish(Publication(tenant.id, made, idempotency))
+
+
+def _several(events: object) -> list[Draft]:
+    if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
+        raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
+    return [_one(event, f"events[{index}].") for index, event in enumerate(events)]
+
+
+def _one(event: object, where: str) -> Draft:
+    """One event in its exact form; a refusal says which one it was."""
+    if not isinstance(event, Mapping):
+        raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
+    beside = {
+        name: value for name, value in event.items() if name not in ("type", "data", "timestamp")
+    }
+    try:
+        return drafts.draft(event.get("type"), event.get("data"), beside)
+    except Unprocessable as refusal:
+        raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal
+
+
+def _idempotency(call: Call, tenant: Tenant, body: Mapping[str, object]) -> Idempotency | None:
+    """What names this call. The fingerprint covers types and data, not when they were sent."""
+    keys = {call.header("idempotency-key"), call.header("x-idempotency-key")} - {None}
+    if not keys:
+        return None
+    key = cast(str, keys.pop())
+    if keys or _IDEMPOTENCY_KEY.fullmatch(key) is None:
+        raise BadRequest(
+            "Idempotency-Key must be one of up to 255 visible ASCII characters.",
+            code="invalid_idempotency_key",
+        )
+    moved = jsontext.encode(_without_clocks(body))
+    operation = f"POST {call.request.path.decode('latin-1')}"
+    return Idempotency(tenant.id, "platform", operation, key, hashlib.sha256(moved).digest())
+
+
+def _without_clocks(value: object) -> object:
+    """The body with its members in one order and without `timestamp`, which retries change."""
+    if isinstance(value, Mapping):
+        return {name: _without_clocks(value[name]) for name in sorted(value) if name != "timestamp"}
+    return [_without_clocks(each) for each in value] if isinstance(value, list) else value

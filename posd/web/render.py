@@ -1,0 +1,252 @@
+"""Asynchronous endpoints: one way to answer, one way to fail, for every one of them.
+
+An endpoint is a coroutine from a `Call` to an `Answer`; a `Refusal` that it raises is an answer
+too. Anything else is a bug: logged with its request id, answered with 500 and nothing of its text. A
+client that goes away stops nothing: what was begun is finished, for a statement that runs in
+PostgreSQL must not be cancelled from here, and only the answer is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import BinaryIO, Final, cast
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import RESPONSES
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from posd import __version__, jsontext
+from posd.errors import (
+    BadRequest,
+    Forbidden,
+    InvalidMessage,
+    NotFound,
+    Refusal,
+    UnsupportedMediaType,
+)
+from posd.limits import Network, client_address
+
+# Those that twisted.web does not know.
+_PHRASES: Final = {
+    422: b"Unprocessable Content",
+    426: b"Upgrade Required",
+    429: b"Too Many Requests",
+}
+_LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_LONGEST_DEVICE: Final = 128
+
+_log = Logger()
+
+
+@frozen
+class Door:
+    """The listener that a request came in by.
+
+    A `trusted` one is a unix socket or loopback, where /broadcast, /health and /metrics need no
+    key. `proxies` may speak for a client by X-Forwarded-For.
+    """
+
+    trusted: bool = False
+    proxies: tuple[Network, ...] = ()
+
+
+@frozen
+class Answer:
+    """What goes out: a status, a JSON object and headers."""
+
+    body: Mapping[str, object]
+    status: int = 200
+    headers: Mapping[str, str] = field(factory=dict)
+
+
+@define(eq=False)
+class Call:
+    """A request, as endpoints see it."""
+
+    request: Request
+    door: Door
+    id: str = field(factory=lambda: secrets.token_hex(8))
+
+    @property
+    def key(self) -> str | None:
+        """The credential, from either header that tills send."""
+        key = self.header("x-api-key")
+        if key is not None:
+            return key.strip()
+        scheme, _, token = (self.header("authorization") or "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else None
+
+    @property
+    def address(self) -> str:
+        """Where the client is, by IP; empty on a unix socket."""
+        peer = getattr(self.request.getClientAddress(), "host", "")
+        forwarded = self.request.requestHeaders.getRawHeaders("x-forwarded-for", [])
+        return client_address(peer, forwarded, self.door.proxies)
+
+    @property
+    def device(self) -> str | None:
+        """The terminal that the caller names, free UTF-8 up to 128 characters."""
+        raw = self.request.requestHeaders.getRawHeaders(b"x-device-id")
+        if not raw:
+            return None
+        try:
+            name = raw[0].decode().strip()
+        except UnicodeDecodeError:
+            name = ""
+        if not 0 < len(name) <= _LONGEST_DEVICE or not name.isprintable():
+            raise BadRequest("X-Device-ID must be 1 to 128 characters.", code="invalid_device")
+        return name
+
+    def header(self, name: str) -> str | None:
+        """A header's value, the first where there are several."""
+        value: str | None = self.request.requestHeaders.getRawHeaders(name, [None])[0]
+        return value
+
+    def parameter(self, name: str) -> str | None:
+        """A query parameter's value, the first where there are several."""
+        raw: bytes | None = self.request.args.get(name.encode(), [None])[0]
+        return None if raw is None else raw.decode("latin-1")
+
+    def json(self) -> dict[str, object]:
+        """The body as a JSON object.
+
+        Raises `UnsupportedMediaType` for another content type and `BadRequest` for what is no
+        object.
+        """
+        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMediaType("The body must be application/json.")
+        try:
+            body = jsontext.decode(cast(BinaryIO, self.request.content).read())
+        except InvalidMessage as error:
+            raise BadRequest(str(error), code="invalid_json") from error
+        if not isinstance(body, dict):
+            raise BadRequest("The body must be a JSON object.", code="invalid_json")
+        return cast("dict[str, object]", body)
+
+    def check_tenant(self, slug: str) -> None:
+        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does."""
+        named = self.header("x-tenant-id")
+        if named is not None and named != slug:
+            raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+class Endpoint(Resource):
+    """One URL: a handler for each of its methods."""
+
+    isLeaf = True
+
+    def __init__(self, door: Door, **handlers: Handler) -> None:
+        Resource.__init__(self)
+        self._door = door
+        self._handlers = handlers
+
+    def render(self, request: Request) -> int:
+        method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
+        handler = self._handlers.get(method)
+        call = Call(request, self._door)
+        if handler is None:
+            allowed = ", ".join(sorted(self._handlers))
+            body = error_body("This method is not allowed here.", "method_not_allowed", call)
+            write(request, Answer(body, 405, {"Allow": allowed}))
+        else:
+            respond(call, handler)
+        return NOT_DONE_YET
+
+
+class Missing(Resource):
+    """A path that leads nowhere."""
+
+    isLeaf = True
+
+    def __init__(self, door: Door) -> None:
+        Resource.__init__(self)
+        self._door = door
+
+    def render(self, request: Request) -> int:
+        respond(Call(request, self._door), _missing)
+        return NOT_DONE_YET
+
+
+def respond(call: Call, handler: Handler) -> None:
+    """Run a handler and send its answer, if anybody is still there to have it."""
+    gone = False
+
+    def left(_: Failure) -> None:
+        nonlocal gone
+        gone = True
+
+    call.request.notifyFinish().addErrback(left)
+    answered = Deferred.fromCoroutine(answer(call, handler))
+    answered.addCallback(lambda outcome: None if gone else write(call.request, outcome))
+    answered.addErrback(lambda failure: _log.failure("no answer to {id}", failure, id=call.id))
+
+
+async def answer(call: Call, handler: Handler) -> Answer:
+    """A handler's answer, or the one that its failure is."""
+    try:
+        if call.door.trusted:
+            _check_local(call)
+        return await handler(call)
+    except Refusal as refusal:
+        return refused(refusal, call)
+    except Exception:
+        _log.failure("request {id} failed", id=call.id, path=call.request.path.decode("latin-1"))
+        return Answer(error_body("posd failed at this.", "internal_error", call), 500)
+
+
+def refused(refusal: Refusal, call: Call) -> Answer:
+    """A refusal as an answer."""
+    headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = error_body(refusal.message, refusal.code, call) | dict(refusal.details)
+    return Answer(body, refusal.status, headers)
+
+
+def error_body(message: str, code: str, call: Call) -> dict[str, object]:
+    """The JSON of every error."""
+    return {"success": False, "error": message, "code": code, "requestId": call.id}
+
+
+def write(request: Request, outcome: Answer) -> None:
+    """Send an answer."""
+    body = jsontext.encode(outcome.body)
+    phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
+    request.setResponseCode(outcome.status, phrase)
+    headers = {
+        "Server": f"posd/{__version__}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+        **outcome.headers,
+    }
+    for name, value in headers.items():
+        request.setHeader(name, value)
+    if request.method != b"HEAD":
+        request.write(body)
+    request.finish()
+
+
+def _check_local(call: Call) -> None:
+    """No web page in a browser on this machine may use a trusted door (DNS rebinding, CSRF)."""
+    local = _LOCAL_HOST.fullmatch(call.header("host") or "")
+    if call.header("origin") is not None or local is None:
+        raise Forbidden("This listener is for programs on this machine only.")
+    if call.request.method == b"POST" and not (call.header("content-type") or "").startswith(
+        "application/json"
+    ):
+        raise UnsupportedMediaType("The body must be application/json.")
+
+
+async def _missing(call: Call) -> Answer:
+    raise NotFound("There is nothing at this address.")
