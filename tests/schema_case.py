@@ -1,0 +1,195 @@
+"""A database with posd's schema and two shops in it, and everybody who meets there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from threading import Barrier
+from typing import Any, Final, TypeVar
+
+import psycopg2
+from attrs import define, frozen
+from psycopg2.extensions import make_dsn
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import migrations, provision
+from posd.testing.postgres import test_server
+
+T = TypeVar("T")
+
+KITCHEN_SHOP: Final = "posd_test_kitchen"
+GRILL_SHOP: Final = "posd_test_grill"
+CASHIER: Final = "posd_test_cashier"
+"""Roles that log in: each shop with all rights on its own rows, and one that may only insert orders
+into the kitchen's tables."""
+
+DEADLINE: Final = 30.0
+
+_ROLES: Final = f"""
+DO $$
+DECLARE
+    wanted record;
+BEGIN
+    FOR wanted IN SELECT * FROM (VALUES
+        ('{KITCHEN_SHOP}', 'LOGIN IN ROLE posd_publisher'),
+        ('{GRILL_SHOP}', 'LOGIN IN ROLE posd_publisher'),
+        ('{CASHIER}', 'LOGIN')
+    ) AS roles(name, attributes) LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.name) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I %s', wanted.name, wanted.attributes);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
+GRANT USAGE ON SCHEMA dinedesk_kitchen TO {KITCHEN_SHOP}, {CASHIER};
+GRANT SELECT, INSERT, UPDATE, DELETE
+    ON dinedesk_kitchen.orders, dinedesk_kitchen.order_items TO {KITCHEN_SHOP};
+GRANT INSERT ON dinedesk_kitchen.orders, dinedesk_kitchen.order_items TO {CASHIER};
+GRANT USAGE ON SCHEMA dinedesk_grill TO {GRILL_SHOP};
+GRANT SELECT, INSERT, UPDATE, DELETE
+    ON dinedesk_grill.orders, dinedesk_grill.order_items TO {GRILL_SHOP};
+"""
+
+
+@frozen
+class Taken:
+    """A row that pos_take() took out of the outbox."""
+
+    id: int
+    tenant_id: int
+    type: str
+    key: str | None
+    data: str | None
+
+
+@define(eq=False)
+class Client:
+    """Somebody's session; every statement is its own transaction but for `transaction`."""
+
+    connection: Any
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def run(self, statement: str, *parameters: object) -> None:
+        self.rows(statement, *parameters)
+
+    def value(self, statement: str, *parameters: object) -> Any:
+        """The one value of the one row."""
+        ((value,),) = self.rows(statement, *parameters)
+        return value
+
+    @contextmanager
+    def transaction(self, isolation: str = "READ COMMITTED") -> Iterator[None]:
+        self.run(f"BEGIN ISOLATION LEVEL {isolation}")
+        try:
+            yield
+        except BaseException:
+            self.run("ROLLBACK")
+            raise
+        self.run("COMMIT")
+
+    @property
+    def pid(self) -> int:
+        return int(self.connection.info.backend_pid)
+
+    def notifications(self) -> list[tuple[str, str]]:
+        """What has been heard since the last call, by channel and payload."""
+        # Whatever was committed before is delivered before the answer to this.
+        self.run("SELECT 1")
+        self.connection.poll()
+        heard = [(notify.channel, notify.payload) for notify in self.connection.notifies]
+        self.connection.notifies.clear()
+        return heard
+
+    def take(
+        self, at_most: int = 500, aside: Sequence[int] = (), *, patient: bool = False
+    ) -> list[Taken] | None:
+        """What the sequencer takes; None if there is another one at work."""
+        rows = self.rows(
+            "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)",
+            at_most,
+            list(aside),
+            patient,
+        )
+        if not rows[0][0]:
+            return None
+        return [Taken(*row[1:]) for row in rows if row[1] is not None]
+
+    def touched(self) -> list[str | None]:
+        """The orders that the hooks have noted, of all tenants, in their order; the outbox is empty then."""
+        return [row.key for row in self.take() or ()]
+
+
+class SchemaCase(SynchronousTestCase):
+    """Tests in a database of their own, with the shops `kitchen` (tenant 1) and `grill` (tenant 2)."""
+
+    def setUp(self) -> None:
+        server = test_server()
+        self.dsn = server.fresh_database(server.template(two_shops))
+        self.addCleanup(server.drop_database, self.dsn)
+        # Rights on the database itself are not copied from a template.
+        migrations.bootstrap(self.dsn)
+        self.admin = self.connect()
+
+    def connect(self, role: str | None = None, dsn: str | None = None) -> Client:
+        """A session of that role, which logs in, or of the superuser."""
+        options = {} if role is None else {"user": role}
+        connection = psycopg2.connect(make_dsn(dsn or self.dsn, **options))
+        connection.autocommit = True
+        self.addCleanup(connection.close)
+        return Client(connection)
+
+
+def two_shops(dsn: str) -> None:
+    """Fill a database, for `TestServer.template`."""
+    migrations.bootstrap(dsn)
+    with closing(migrations.connect(dsn)) as connection:
+        provision.migrate(connection)
+        for slug in ("kitchen", "grill"):
+            add(connection, slug)
+        with connection.cursor() as cursor:
+            cursor.execute(_ROLES)
+
+
+def add(connection: Any, slug: str) -> None:
+    """Add a shop about whom nothing matters but the slug."""
+    provision.add_tenant(connection, slug, f"The {slug}", currency="GBP", timezone="Europe/London")
+
+
+def at_once(*jobs: Callable[[], T]) -> list[T]:
+    """Do things in threads that begin at the same moment; their results, in that order."""
+    ready = Barrier(len(jobs))
+
+    def begin(job: Callable[[], T]) -> T:
+        ready.wait(DEADLINE)
+        return job()
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        running = [pool.submit(begin, job) for job in jobs]
+        return [future.result(4 * DEADLINE) for future in running]
+
+
+def eventually(happened: Callable[[], bool], what: str) -> None:
+    """Wait for what another session does and nobody reports."""
+    deadline = time.monotonic() + DEADLINE
+    while not happened():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {DEADLINE} s: {what}")
+        time.sleep(0.005)
+
+
+def until_blocked(watcher: Client, pid: int) -> None:
+    """Wait until a session waits for somebody's lock."""
+    eventually(
+        lambda: bool(watcher.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", pid)),
+        f"backend {pid} waits for a lock",
+    )
