@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import UUID, uuid4
@@ -110,7 +111,7 @@ class WebSocketDoor(Resource):
         return Admitted(terminal, opening, lease.release)
 
     def _slug(self, call: Call) -> str:
-        path = [part.decode("latin-1") for part in call.request.postpath]
+        path = [part.decode("latin-1") for part in call.request.postpath or []]
         if len(path) != 1:
             raise NotFound("Tills connect at /ws/pos/{tenant}.")
         if SLUG.fullmatch(path[0]) is None:
@@ -121,12 +122,13 @@ class WebSocketDoor(Resource):
 def _check_handshake(call: Call) -> None:
     """RFC 6455 §4.2.1, so that no refusal is left to come without a body."""
     upgrade = (call.header("upgrade") or "").lower()
-    tokens = {token.strip().lower() for token in (call.header("connection") or "").split(",")}
+    connection = call.header("connection") or ""
+    tokens = {token.strip().lower() for token in connection.split(",")}
     if call.request.method != b"GET" or upgrade != "websocket" or "upgrade" not in tokens:
         raise UpgradeRequired("A WebSocket is spoken here.")
     if call.header("sec-websocket-version") != "13":
         raise UpgradeRequired("Only version 13 of the WebSocket protocol is spoken here.")
-    keys = call.request.requestHeaders.getRawHeaders("sec-websocket-key") or []
+    keys: Sequence[str] = call.request.requestHeaders.getRawHeaders("sec-websocket-key", [])
     try:
         fits = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
     except (binascii.Error, ValueError):
