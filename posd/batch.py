@@ -7,17 +7,19 @@ An order is followed through the batch, so that its second event sees the snapsh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Final, cast
+from zoneinfo import ZoneInfo
 
 from attrs import evolve, frozen
 
 from posd import drafts, jsontext, orders
 from posd.errors import InvalidMessage, TooLarge, Unprocessable
 from posd.store.stream import Entry, OrderState, OutboxRow
-from posd.values import Draft, StoredOrder, TenantId
+from posd.values import Draft, StoredOrder, Tenant, TenantId
 
 OrderKey = tuple[TenantId, str]
+Shops = Mapping[TenantId, Tenant]
 TOUCHED_ORDER: Final = "order"
 """The `type` of an outbox row by which a hook says that an order was touched."""
 
@@ -66,13 +68,13 @@ class Oversized(TooLarge):
         self.size = size
 
 
-def read(rows: Iterable[OutboxRow]) -> list[Item | Rejected]:
+def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Rejected]:
     """Outbox rows as items; an order that was touched several times is there once."""
     items: list[Item | Rejected] = []
     touched: set[OrderKey] = set()
     for row in rows:
         if row.key is None:
-            items.append(_read_draft(row))
+            items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
         elif row.type != TOUCHED_ORDER:
             items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
         elif (row.tenant_id, row.key) not in touched:
@@ -84,8 +86,15 @@ def read(rows: Iterable[OutboxRow]) -> list[Item | Rejected]:
 class Ledger:
     """The orders of one batch: as they were stored, and as the batch has changed them so far."""
 
-    def __init__(self, states: Mapping[OrderKey, OrderState], largest: int, now: datetime) -> None:
+    def __init__(
+        self,
+        states: Mapping[OrderKey, OrderState],
+        shops: Shops,
+        largest: int,
+        now: datetime,
+    ) -> None:
         self._states = states
+        self._shops = shops
         self._largest = largest
         self._now = now
         self._changed: dict[OrderKey, StoredOrder] = {}
@@ -154,7 +163,15 @@ class Ledger:
         if state is None or state.row_now is None:
             return None
         row = cast("dict[str, object]", jsontext.decode(state.row_now))
-        return drafts.draft("new_order", orders.from_row(row))
+        zone = zone_of(self._shops, item.tenant_id)
+        return drafts.draft("new_order", orders.from_row(row), zone=zone)
+
+    def _priced(self, tenant_id: TenantId, draft: Draft) -> Draft:
+        """A new order that names no currency is in the shop's."""
+        shop = self._shops.get(tenant_id)
+        if shop is None or draft.type != "new_order" or draft.data.get("currency") is not None:
+            return draft
+        return evolve(draft, data={**draft.data, "currency": shop.currency})
 
     def _stored(self, key: OrderKey) -> StoredOrder | None:
         if key in self._changed:
@@ -172,9 +189,16 @@ class Ledger:
         return entry
 
 
-def _read_draft(row: OutboxRow) -> Item | Rejected:
+def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
+    """The shop's time zone, for dates that name no offset."""
+    shop = shops.get(tenant_id)
+    return UTC if shop is None else ZoneInfo(shop.timezone)
+
+
+def _read_draft(row: OutboxRow, zone: tzinfo) -> Item | Rejected:
     try:
-        return Item(row.tenant_id, drafts.draft(row.type, jsontext.decode(row.data or "null")))
+        data = jsontext.decode(row.data or "null")
+        return Item(row.tenant_id, drafts.draft(row.type, data, zone=zone))
     except (Unprocessable, InvalidMessage) as refusal:
         return Rejected(row, str(refusal))
 

@@ -35,13 +35,14 @@ from posd.errors import (
     Unprocessable,
 )
 from posd.link import Link, Session
-from posd.store import idempotency, stream
+from posd.store import idempotency, stream, tenants
 from posd.store.idempotency import Idempotency
-from posd.values import Draft, Seq, TenantId
+from posd.values import Draft, Seq, Tenant, TenantId
 
 _MOST_ROWS: Final = 500
 _MOST_EVENTS: Final = 1000
 _MOST_WAITING: Final = 10_000
+_SHOPS_SECONDS: Final = 60.0
 
 
 @frozen
@@ -102,7 +103,10 @@ class Sequencer(Service):
         event_bytes: int,
         connections_here: Callable[[TenantId], int],
     ) -> None:
+        self._reactor = reactor
         self._link = link
+        self._shops: dict[TenantId, Tenant] = {}
+        self._shops_since = 0.0
         self._node_id = node_id
         self._event_bytes = event_bytes
         self._connections_here = connections_here
@@ -249,11 +253,12 @@ class Sequencer(Service):
             if not requests and not taken:
                 return False
             self._taken = taken[0] if taken else None
-            items = batch.read(taken or ())
+            shops = await self._shops_of(session, requests, taken or ())
+            items = batch.read(taken or (), shops)
             stored = await self._replay(session, requests)
             fresh = [request for request in requests if request not in stored]
             states = await self._states(session, items, fresh)
-            ledger = batch.Ledger(states, self._event_bytes, datetime.now(UTC))
+            ledger = batch.Ledger(states, shops, self._event_bytes, datetime.now(UTC))
             entries = ledger.outbox(items)
             self._note_failures(entries)
             await self._record(session, ledger, entries, fresh)
@@ -261,6 +266,17 @@ class Sequencer(Service):
             return bool(taken)
 
         return await self._link.transaction(work)
+
+    async def _shops_of(
+        self, session: Session, requests: list[_Waiting], rows: Sequence[stream.OutboxRow]
+    ) -> batch.Shops:
+        """The tenants of a batch. What was read of them is used for a minute."""
+        wanted = {each.publication.tenant_id for each in requests} | {r.tenant_id for r in rows}
+        if self._reactor.seconds() - self._shops_since > _SHOPS_SECONDS:
+            self._shops, self._shops_since = {}, self._reactor.seconds()
+        if missing := wanted - self._shops.keys():
+            self._shops |= await tenants.by_id(session, missing)
+        return self._shops
 
     async def _replay(self, session: Session, requests: list[_Waiting]) -> set[_Waiting]:
         """Answer the requests that were made before as they were answered then."""

@@ -6,7 +6,9 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from datetime import tzinfo
 from typing import Final, cast
+from zoneinfo import ZoneInfo
 
 from attrs import define, field
 
@@ -44,7 +46,8 @@ class Publisher:
         call.check_tenant(slug)
         body = call.json()
         several = "events" in body
-        made = _several(body["events"]) if several else [_one(body, "")]
+        zone = ZoneInfo(credential.tenant.timezone)
+        made = _several(body["events"], zone) if several else [_one(body, "", zone)]
         published = await self._publish(
             credential.tenant, made, _idempotency(call, credential.tenant, body)
         )
@@ -63,7 +66,7 @@ class Publisher:
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
-        draft = _one(event, "event.")
+        draft = _one(event, "event.", ZoneInfo(tenant.timezone))
         published = await self._publish(tenant, [draft], _idempotency(call, tenant, body))
         return Answer(
             {
@@ -105,13 +108,13 @@ class Publisher:
         return await self.sequencer.publish(Publication(tenant.id, made, idempotency))
 
 
-def _several(events: object) -> list[Draft]:
+def _several(events: object, zone: tzinfo) -> list[Draft]:
     if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
         raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
-    return [_one(event, f"events[{index}].") for index, event in enumerate(events)]
+    return [_one(event, f"events[{index}].", zone) for index, event in enumerate(events)]
 
 
-def _one(event: object, where: str) -> Draft:
+def _one(event: object, where: str, zone: tzinfo) -> Draft:
     """One event in its exact form; a refusal says which one it was."""
     if not isinstance(event, Mapping):
         raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
@@ -119,7 +122,7 @@ def _one(event: object, where: str) -> Draft:
         name: value for name, value in event.items() if name not in ("type", "data", "timestamp")
     }
     try:
-        return drafts.draft(event.get("type"), event.get("data"), beside)
+        return drafts.draft(event.get("type"), event.get("data"), beside, zone=zone)
     except Unprocessable as refusal:
         raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal
 

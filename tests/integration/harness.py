@@ -1,0 +1,267 @@
+"""posd as it runs in a shop: a real PostgreSQL, real TLS, and the daemon as a process of its own.
+
+    shop = Shop.open(tenants=["kitchen"])          # a database, schemas, keys, certificates
+    posd = shop.start()                            # twistd posd on a free port of 127.0.0.1
+    …
+    posd.stop(); shop.close()
+
+Blocking, for use from threads, from asyncio tests and from trial's `setUpClass`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg2
+from attrs import define, field, frozen
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from posd import certificates, migrations, provision
+from posd.testing.postgres import Server, test_server
+
+ROOT = Path(__file__).resolve().parents[2]
+_START_SECONDS = 30.0
+
+
+def prepare(dsn: str) -> None:
+    """Make an empty database posd's; for `TestServer.template`."""
+    migrations.bootstrap(dsn)
+    with closing(migrations.connect(dsn)) as connection:
+        provision.migrate(connection)
+
+
+@define(eq=False)
+class Shop:
+    """Tenants in a database, keys and certificates; and the daemons that were started for them.
+
+    `server` is a PostgreSQL of the test's own where it was given one, to kill and restart.
+    """
+
+    dsn: str
+    folder: Path
+    ca: Path
+    server: Server | None = None
+    _certificate: Path = field(kw_only=True)
+    _private_key: Path = field(kw_only=True)
+    _daemons: list[Daemon] = field(init=False, factory=list)
+
+    @classmethod
+    def open(cls, tenants: Sequence[str] = ("kitchen",), *, server: Server | None = None) -> Self:
+        """Make a database with these tenants: on the tests' server, or on one of the caller's."""
+        if server is None:
+            shared = test_server()
+            dsn = shared.fresh_database(shared.template(prepare))
+            # A copy has everything of its template but the rights on the database itself.
+            migrations.bootstrap(dsn)
+        else:
+            dsn = server.dsn("posd")
+            prepare(dsn)
+        folder = Path(tempfile.mkdtemp(prefix="posd-shop-"))
+        made = certificates.make(folder / "tls", ["localhost", "127.0.0.1"])
+        shop = cls(
+            dsn,
+            folder,
+            made.ca_path,
+            server,
+            certificate=made.certificate_path,
+            private_key=made.key_path,
+        )
+        for slug in tenants:
+            shop.add_tenant(slug)
+        return shop
+
+    def add_tenant(self, slug: str) -> None:
+        with closing(migrations.connect(self.dsn)) as connection:
+            provision.add_tenant(
+                connection, slug, slug.title(), currency="GBP", timezone="Europe/London"
+            )
+
+    def connect(self) -> Connection:
+        """A connection of the superuser, in autocommit."""
+        connection = psycopg2.connect(self.dsn)
+        connection.autocommit = True
+        return connection
+
+    def query(self, sql: str, parameters: Sequence[object] | None = None) -> list[Any]:
+        """Run one statement as the superuser; its rows, if it has any."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def key(
+        self, kind: str = "tenant", slug: str | None = "kitchen", device: str | None = None
+    ) -> str:
+        """Make a key of a tenant, or of all tenants where `slug` is None."""
+        secret = f"pos_{secrets.token_hex(32)}"
+        self.query(
+            "INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, device_id, key_sha256, preview)"
+            " VALUES ((SELECT id FROM dinedesk_main.tenants WHERE slug = %s), %s, %s, %s, 'test')",
+            (slug, kind, device, hashlib.sha256(secret.encode()).digest()),
+        )
+        return secret
+
+    def order(self, slug: str = "kitchen", *, name: str = "Ann", total: str = "12.50") -> int:
+        """Place an order with one item as a shop does, in one transaction; its id."""
+        schema = f"dinedesk_{slug.replace('-', '_')}"
+        ((order_id,),) = self.query(
+            f"WITH placed AS (INSERT INTO {schema}.orders (customer_name, total_amount)"
+            " VALUES (%s, %s) RETURNING id), line AS ("
+            f" INSERT INTO {schema}.order_items (order_id, name, price, quantity)"
+            " SELECT id, 'Naan', 3.50, 2 FROM placed) SELECT id FROM placed",
+            (name, total),
+        )
+        return int(order_id)
+
+    def publish(self, slug: str, kind: str, data: Mapping[str, object]) -> int:
+        """Publish by SQL; the row's id in the outbox."""
+        ((row_id,),) = self.query(
+            "SELECT dinedesk_main.pos_publish(%s, %s, %s::jsonb)", (slug, kind, json.dumps(data))
+        )
+        return int(row_id)
+
+    def start(self, more: str = "", *, port: int | None = None, wait: bool = True) -> Daemon:
+        """Start a daemon. `more` is further configuration, `wait` until it is ready."""
+        port = port or free_port()
+        path = self.folder / f"posd-{port}.toml"
+        path.write_text(
+            f"[database]\ndsn = {json.dumps(self.dsn)}\n"
+            f'[[listen]]\nname = "https"\nendpoint = "tcp:port={port}:interface=127.0.0.1"\ntls = true\n'
+            f"[tls]\ncertificate = {json.dumps(str(self._certificate))}\n"
+            f"private_key = {json.dumps(str(self._private_key))}\n"
+            f'[logging]\nformat = "text"\nlevel = "info"\n{more}\n'
+        )
+        daemon = Daemon.start(path, port, self.ca, self.folder / f"posd-{port}.log")
+        self._daemons.append(daemon)
+        if wait:
+            daemon.wait_ready()
+        return daemon
+
+    def close(self) -> None:
+        """Stop the daemons that are still running and forget the database."""
+        for daemon in self._daemons:
+            daemon.kill()
+        if self.server is None:
+            test_server().drop_database(self.dsn)
+
+
+@define(eq=False)
+class Daemon:
+    """One `twistd posd`."""
+
+    port: int
+    ca: Path
+    log_path: Path
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, config: Path, port: int, ca: Path, log_path: Path) -> Self:
+        command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "posd", "--config", str(config)],
+                cwd=config.parent,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return cls(port, ca, log_path, process)
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def tls(self) -> ssl.SSLContext:
+        """What a client needs to trust this daemon."""
+        return ssl.create_default_context(cafile=str(self.ca))
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> Reply:
+        """One REST call. `body` is sent as JSON, bytes as they are."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **headers}
+        if key is not None:
+            sent["X-API-Key"] = key
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, timeout=10, context=self.tls()
+        )
+        with closing(connection):
+            connection.request(method, path, body=data, headers=sent)
+            answer = connection.getresponse()
+            content = answer.read()
+            return Reply(
+                answer.status,
+                json.loads(content) if content else None,
+                {name.lower(): value for name, value in answer.getheaders()},
+            )
+
+    def wait_ready(self, seconds: float = _START_SECONDS) -> float:
+        """Wait until /health/ready says so; for how long that was."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            if self.process.poll() is not None:
+                raise AssertionError(f"posd ended with {self.process.returncode}:\n{self.log()}")
+            try:
+                if self.request("GET", "/health/ready").status == 200:
+                    return time.monotonic() - began
+            except (OSError, http.client.HTTPException):
+                pass
+            time.sleep(0.02)
+        raise AssertionError(f"posd is not ready after {seconds} s:\n{self.log()}")
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL, as often as one likes."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@frozen
+class Reply:
+    """An HTTP answer; header names in lower case."""
+
+    status: int
+    json: Any
+    headers: Mapping[str, str]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
