@@ -293,7 +293,9 @@ def _hook(cursor: Any, tenant: Tenant) -> None:
     ]
     if missing:
         raise SchemaError(f"{tenant.schema} lacks the columns {', '.join(missing)}")
-    grants = "\n".join(grant for name in tables for grant in _grants(tenant, name, tables[name]))
+    grants = "\n".join(
+        grant for name in REQUIRED_COLUMNS for grant in _grants(tenant, name, tables[name])
+    )
     try:
         cursor.execute(fill(hooks().text, tenant, order_id_type=tables["orders"].columns["id"]))
         # Whether the tenant's role may read the tables shows when it does.

@@ -1,0 +1,267 @@
+"""A shop that had `orders` and `order_items` before posd came."""
+
+from __future__ import annotations
+
+import re
+
+from posd import migrations, provision
+from posd.errors import SchemaError
+from tests.schema_case import KITCHEN_SHOP, Client, SchemaCase, add
+
+SHOP = KITCHEN_SHOP
+
+
+class AdoptCase(SchemaCase):
+    """The shop `bistro`, whose schema the platform has made and filled."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connection = migrations.connect(self.dsn)
+        self.addCleanup(self.connection.close)
+        self.admin.run("CREATE SCHEMA dinedesk_bistro AUTHORIZATION posd_owner")
+        self.admin.run(f"GRANT USAGE, CREATE ON SCHEMA dinedesk_bistro TO {SHOP}")
+        self.shop = self.connect(SHOP)
+
+    def tables(self, kind: str = "bigint", *, owner: Client | None = None) -> None:
+        """Make the shop's tables, as the shop; posd is given what it needs."""
+        owner = owner or self.shop
+        owner.run(
+            f"CREATE TABLE dinedesk_bistro.orders (id {kind} PRIMARY KEY, status text,"
+            " total_amount numeric, created_at timestamptz DEFAULT now(), waiter text)"
+        )
+        owner.run(
+            f"CREATE TABLE dinedesk_bistro.order_items (id serial, order_id {kind}"
+            " REFERENCES dinedesk_bistro.orders, name text, price numeric, quantity integer)"
+        )
+        add(self.connection, "bistro")
+        for statement in (
+            "GRANT TRIGGER ON dinedesk_bistro.orders, dinedesk_bistro.order_items TO posd_owner",
+            "GRANT SELECT ON dinedesk_bistro.orders, dinedesk_bistro.order_items TO posd_hook_bistro",
+        ):
+            owner.run(statement)
+
+    def adopt(self) -> None:
+        provision.adopt(self.connection, "bistro")
+
+    def refusal(self) -> str:
+        """What an operator is told who tries to adopt the shop."""
+        with self.assertRaises(SchemaError) as raised:
+            self.adopt()
+        return str(raised.exception)
+
+    def order(self, key: object) -> None:
+        """Sell something, as the shop, in one transaction."""
+        with self.shop.transaction():
+            self.shop.run("INSERT INTO dinedesk_bistro.orders VALUES (%s, 'new', 12.30)", key)
+            self.shop.run(
+                "INSERT INTO dinedesk_bistro.order_items (order_id, name, price, quantity)"
+                " VALUES (%s, 'Soup', 12.30, 1)",
+                key,
+            )
+
+    def read(self, *keys: str) -> list[tuple[str, str, str, int]]:
+        """What the sequencer reads of orders: id, status, waiter, how many items."""
+        return [
+            (key, row["status"], row["waiter"], len(row["items"]))
+            for key, row in self.connect("posd").rows(
+                "SELECT * FROM dinedesk_bistro.pos_read_orders(%s)", [*keys]
+            )
+        ]
+
+
+class IdTypesTests(AdoptCase):
+    """Whatever a shop numbers its orders by."""
+
+    def check(self, kind: str, key: str) -> None:
+        self.tables(kind)
+        self.adopt()
+        self.order(key)
+        touched = [(row.tenant_id, row.type, row.key) for row in self.admin.take() or ()]
+        self.assertEqual(touched, [(3, "order", key)] * 2)
+        self.assertEqual(self.read(key), [(key, "new", None, 1)])
+
+    def test_bigint(self) -> None:
+        self.check("bigint", "9007199254740993")
+
+    def test_uuid(self) -> None:
+        self.check("uuid", "0b0c3c5e-7f0c-4a53-9d35-5b0d0e1c9b7a")
+
+    def test_text(self) -> None:
+        self.check("text", "Tisch 7/Größe \"L\", 'x'")
+
+    def test_varchar_with_a_length(self) -> None:
+        self.check("varchar(12)", "ORD-2026-001")
+
+    def test_numeric(self) -> None:
+        self.check("numeric(12, 0)", "20261122001")
+
+    def test_a_type_of_the_shops_own(self) -> None:
+        self.shop.run("CREATE DOMAIN dinedesk_bistro.number AS text CHECK (VALUE ~ '^B-')")
+        self.check("dinedesk_bistro.number", "B-17")
+
+    def test_a_type_of_an_extension_in_another_schema(self) -> None:
+        self.admin.run("CREATE EXTENSION citext SCHEMA public")
+        self.check("public.citext", "Order-A")
+
+
+class RightsTests(AdoptCase):
+    """Tables that belong to the shop's own role."""
+
+    def test_the_grants_that_are_printed_are_the_ones_that_are_needed(self) -> None:
+        self.tables()
+        self.shop.run("REVOKE ALL ON dinedesk_bistro.orders FROM posd_owner, posd_hook_bistro")
+        self.shop.run("REVOKE ALL ON dinedesk_bistro.order_items FROM posd_hook_bistro")
+        said = self.refusal()
+        grants = said.splitlines()[1:]
+        self.assertEqual(
+            grants,
+            [
+                'GRANT TRIGGER ON "dinedesk_bistro".orders TO posd_owner;',
+                'GRANT SELECT ON "dinedesk_bistro".orders TO "posd_hook_bistro";',
+                'GRANT SELECT ON "dinedesk_bistro".order_items TO "posd_hook_bistro";',
+            ],
+        )
+        self.assertRegex(said, r"\Aposd lacks rights \(.*\)\. As the owner of the tables:\n")
+        for grant in grants:
+            self.shop.run(grant)
+        self.adopt()
+        self.order(1)
+        self.assertEqual(self.admin.touched(), ["1", "1"])
+
+    def test_a_missing_right_to_read_is_found_before_the_first_order_is(self) -> None:
+        self.tables()
+        self.shop.run("REVOKE ALL ON dinedesk_bistro.order_items FROM posd_hook_bistro")
+        self.assertIn("GRANT SELECT", self.refusal())
+        self.order(1)
+        self.assertEqual(self.admin.touched(), [], "nothing is hooked halfway")
+
+    def test_columns_are_seen_without_any_right_to_them(self) -> None:
+        self.tables()
+        self.shop.run("REVOKE ALL ON dinedesk_bistro.orders FROM posd_owner, posd_hook_bistro")
+        self.assertNotIn("lacks the columns", self.refusal())
+
+    def test_a_schema_of_the_shops_own_is_handed_over_by_the_statements_that_are_printed(
+        self,
+    ) -> None:
+        self.admin.run(f"ALTER SCHEMA dinedesk_bistro OWNER TO {SHOP}")
+        with self.assertRaises(SchemaError) as raised:
+            add(self.connection, "bistro")
+        for statement in str(raised.exception).splitlines()[1:]:
+            self.admin.run(statement)
+        self.tables()
+        self.adopt()
+        self.order(1)
+        self.assertEqual(self.admin.touched(), ["1", "1"])
+
+    def test_tables_of_the_superuser_can_be_adopted_too(self) -> None:
+        self.tables(owner=self.admin)
+        self.adopt()
+        self.admin.run("INSERT INTO dinedesk_bistro.orders VALUES (1, 'new', 1)")
+        self.assertEqual(self.admin.touched(), ["1"])
+
+
+class RefusalTests(AdoptCase):
+    """What cannot be hooked, and the sentence about it."""
+
+    def test_an_unknown_tenant(self) -> None:
+        self.assertEqual(self.refusal(), "there is no tenant 'bistro'")
+
+    def test_columns_that_are_missing_are_all_listed(self) -> None:
+        self.tables()
+        self.shop.run("ALTER TABLE dinedesk_bistro.orders DROP status, DROP created_at")
+        self.shop.run("ALTER TABLE dinedesk_bistro.order_items RENAME name TO dish")
+        self.assertEqual(
+            self.refusal(),
+            "dinedesk_bistro lacks the columns orders.status, orders.created_at, order_items.name",
+        )
+
+    def test_a_table_that_is_missing(self) -> None:
+        self.tables()
+        self.shop.run("DROP TABLE dinedesk_bistro.order_items")
+        self.assertEqual(self.refusal(), "dinedesk_bistro has no table order_items")
+
+    def test_a_view(self) -> None:
+        self.tables()
+        self.shop.run("ALTER TABLE dinedesk_bistro.orders RENAME TO sales")
+        self.shop.run("CREATE VIEW dinedesk_bistro.orders AS SELECT * FROM dinedesk_bistro.sales")
+        self.assertEqual(
+            self.refusal(), "dinedesk_bistro.orders is not a table, so it cannot be hooked"
+        )
+
+    def test_ids_that_cannot_be_compared(self) -> None:
+        self.tables("uuid")
+        self.shop.run(
+            "ALTER TABLE dinedesk_bistro.order_items DROP CONSTRAINT order_items_order_id_fkey,"
+            " ALTER order_id TYPE text"
+        )
+        self.assertRegex(
+            self.refusal(), r"\Adinedesk_bistro: orders\.id and order_items\.order_id cannot be"
+        )
+
+    def test_tables_in_use_are_not_waited_for(self) -> None:
+        self.tables()
+        self.patch(migrations, "_LOCK_TIMEOUT", "50ms")
+        self.connection = migrations.connect(self.dsn)
+        self.addCleanup(self.connection.close)
+        with self.shop.transaction():
+            self.shop.run("INSERT INTO dinedesk_bistro.orders VALUES (1, 'new', 1)")
+            self.assertRegex(
+                self.refusal(), "the tables of dinedesk_bistro are in use .*; try again"
+            )
+        self.adopt()
+
+    def test_an_older_main_schema(self) -> None:
+        self.admin.run("DELETE FROM dinedesk_main.schema_versions WHERE file LIKE 'main/004%'")
+        self.assertIn("it lacks main/004", self.refusal())
+
+
+class AdoptionTests(AdoptCase):
+    """A shop that is hooked."""
+
+    def test_twice_is_as_good_as_once(self) -> None:
+        self.tables()
+        self.adopt()
+        self.adopt()
+        self.shop.run("INSERT INTO dinedesk_bistro.orders VALUES (1, 'new', 1)")
+        self.assertEqual(self.admin.touched(), ["1"])
+        self.assertEqual(provision.migrate(self.connection).updated, ())
+
+    def test_no_column_is_added_and_every_column_is_read(self) -> None:
+        self.tables()
+        before = self.columns()
+        self.adopt()
+        self.assertEqual(self.columns(), before)
+        self.order(1)
+        self.shop.run("UPDATE dinedesk_bistro.orders SET waiter = 'T.'")
+        self.assertEqual(self.read("1"), [("1", "new", "T.", 1)])
+
+    def columns(self) -> list[tuple[str]]:
+        return self.admin.rows(
+            "SELECT attrelid::regclass || '.' || attname FROM pg_attribute"
+            " WHERE attrelid::regclass::text ~ '^dinedesk_bistro.order' AND attnum > 0"
+        )
+
+    def test_an_order_table_in_partitions_is_hooked_as_a_whole(self) -> None:
+        self.shop.run(
+            "CREATE TABLE dinedesk_bistro.orders (id bigint, status text, total_amount numeric,"
+            " created_at timestamptz NOT NULL) PARTITION BY RANGE (created_at)"
+        )
+        self.shop.run(
+            "CREATE TABLE dinedesk_bistro.orders_2026 PARTITION OF dinedesk_bistro.orders"
+            " FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')"
+        )
+        self.shop.run(
+            "CREATE TABLE dinedesk_bistro.order_items (id bigint, order_id bigint, name text,"
+            " price numeric, quantity integer)"
+        )
+        add(self.connection, "bistro")
+        for grant in re.findall("GRANT .*", self.refusal()):
+            self.shop.run(grant)
+        self.adopt()
+        self.shop.run("INSERT INTO dinedesk_bistro.orders VALUES (1, 'new', 1, '2026-05-01')")
+        self.assertEqual(self.admin.touched(), ["1"])
+
+    def test_dropping_the_shops_tables_is_the_shops_right_still(self) -> None:
+        self.tables()
+        self.adopt()
+        self.shop.run("DROP TABLE dinedesk_bistro.order_items, dinedesk_bistro.orders")
