@@ -146,7 +146,8 @@ def _merged(
     if not earlier:
         return given
     odd, odd_before = given.get(UNREADABLE, {}), earlier.get(UNREADABLE, {})
-    # A null that only stands for something unreadable erases nothing, and no order was never made.
+    # A null that only stands for something unreadable erases nothing; nor is it ever forgotten
+    # when an order was made.
     kept = {"createdAt", *(odd if isinstance(odd, dict) else ())}
     said = {
         name: value
