@@ -15,6 +15,9 @@ from click.exceptions import NoSuchCommand
 from posd.cli.failures import told
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Try": {
+        "demo": "demo",
+    },
     "Set up": {
         "check-config": "configuration",
         "make-cert": "certificates",

@@ -8,6 +8,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 
 import click
+from attrs import field, frozen
 
 from posd.cli import database
 from posd.cli.failures import Failure
@@ -72,26 +73,14 @@ def create(
         posctl key create --kind platform --expires 90d --json
     """
     _check(KeyKind(kind), slug, device, expires)
-    secret = f"pos_{secrets.token_bytes(32).hex()}"
+    lifetime = None if expires is None else timedelta(seconds=expires)
     with database.session(installation.dsn()) as session:
-        if slug is not None:
-            known(session, slug)
-        key_id = database.complete(
-            credentials.create(
-                session,
-                slug,
-                KeyKind(kind),
-                device,
-                hashlib.sha256(secret.encode()).digest(),
-                f"{secret[:8]}…{secret[-4:]}",
-                None if expires is None else timedelta(seconds=expires),
-            )
-        )
+        issued = issue(session, KeyKind(kind), slug, device, lifetime)
     if as_json:
-        print_json({"key": secret, "id": key_id})
+        print_json({"key": issued.secret, "id": issued.id})
         return
-    click.echo(secret)
-    click.echo(f"This is key {key_id}, shown this once: posd has only its hash.", err=True)
+    click.echo(issued.secret)
+    click.echo(f"This is key {issued.id}, shown this once: posd has only its hash.", err=True)
 
 
 @key.command("list")
@@ -155,6 +144,31 @@ def revoke(installation: Installation, key_id: int, as_json: bool) -> None:
         print_json({"id": key_id, "revoked": True})
     else:
         click.echo(f"Key {key_id} is revoked.")
+
+
+@frozen
+class Issued:
+    """A new key: the only time that anybody sees it."""
+
+    id: int
+    secret: str = field(repr=False)
+
+
+def issue(
+    session: database.BlockingSession,
+    kind: KeyKind,
+    slug: str | None = None,
+    device: str | None = None,
+    lifetime: timedelta | None = None,
+) -> Issued:
+    """Make a key and store its hash; a `Failure` if there is no such tenant."""
+    if slug is not None:
+        known(session, slug)
+    secret = f"pos_{secrets.token_bytes(32).hex()}"
+    sha256 = hashlib.sha256(secret.encode()).digest()
+    preview = f"{secret[:8]}…{secret[-4:]}"
+    stored = credentials.create(session, slug, kind, device, sha256, preview, lifetime)
+    return Issued(database.complete(stored), secret)
 
 
 def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float | None) -> None:

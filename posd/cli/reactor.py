@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorCore, IReactorTime
+from twisted.internet.interfaces import IReactorCore, IReactorThreads, IReactorTime
 from twisted.internet.task import react
 from twisted.logger import ILogObserver, LogEvent, globalLogBeginner
 from zope.interface import implementer
@@ -17,7 +17,7 @@ from posd.logs import LogObserver
 T = TypeVar("T")
 
 
-class CommandReactor(IReactorCore, IReactorTime):
+class CommandReactor(IReactorCore, IReactorTime, IReactorThreads):
     """What a command asks of its reactor."""
 
 

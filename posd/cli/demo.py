@@ -1,0 +1,157 @@
+"""`posctl demo`: everything at once, without anything but this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from typing import Final
+
+import click
+from attrs import define, field
+
+from posd.cli.demo_play import Delivery, Play, Road
+from posd.cli.demo_stage import TENANT, TILL, Stage, stage
+from posd.cli.event_lines import event_line
+from posd.cli.failures import Failure
+from posd.cli.output import as_json, print_json
+from posd.cli.reactor import run
+from posd.testing.binaries import NoServer
+from posd.testing.daemon import DaemonFailed
+from posd.testing.server import ServerFailed
+
+SAMPLE: Final = '{"type":"new_order","data":{"orderId":"A-2","totalAmount":12.50}}'
+
+
+@click.command()
+@click.option(
+    "--once", is_flag=True, help="One order by SQL, one by REST, the time each took, and the end."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help="Where posd listens, on 127.0.0.1; without it 9010 if that is free, or else any.",
+)
+@as_json
+def demo(once: bool, port: int | None, as_json: bool) -> None:
+    """Try posd: everything, on this machine, for as long as you look.
+
+    Starts a PostgreSQL in a temporary folder, makes the schemas, a tenant, keys, an authority and
+    its certificate, starts the daemon with TLS, connects a till to it, places an order every few
+    seconds, and shows the commands with which to take part. Ctrl-C ends it and leaves nothing.
+
+    With --json the first line has the addresses and keys, and each order is a line of its own.
+
+    \b
+    Examples:
+        posctl demo
+        posctl demo --once
+        posctl demo --port 9443
+    """
+    try:
+        with stage(port, _step) as built:
+            _perform(built, once, as_json)
+    except NoServer as error:
+        raise Failure(str(error), os.EX_UNAVAILABLE) from error
+    except (ServerFailed, DaemonFailed) as error:
+        raise Failure(str(error), os.EX_SOFTWARE) from error
+
+
+def _perform(built: Stage, once: bool, as_json: bool) -> None:
+    if not once:
+        _introduce(built, as_json)
+    screen = Screen(as_json, once)
+    try:
+        run(lambda reactor: Play(reactor, built).perform(screen.show, once=once))
+    except KeyboardInterrupt:
+        # How a demonstration ends, unless it is the short one.
+        if once:
+            raise
+    if once:
+        screen.conclude()
+    else:
+        click.echo(f"Orders that have reached the till: {screen.count}.", err=True)
+
+
+@define(eq=False)
+class Screen:
+    """Shows each order that has arrived, or the times at the end."""
+
+    _as_json: bool
+    _once: bool
+    count: int = 0
+    _times: dict[Road, Delivery] = field(factory=dict)
+
+    def show(self, delivery: Delivery) -> None:
+        """An order has arrived."""
+        self.count += 1
+        self._times[delivery.road] = delivery
+        if self._once:
+            return
+        if self._as_json:
+            print_json({"road": delivery.road.lower(), **_shape(delivery)})
+        else:
+            click.echo(f"{event_line(delivery.event)}  {_measured(delivery)}")
+
+    def conclude(self) -> None:
+        """Print how long the last order of each road took."""
+        if self._as_json:
+            print_json({road.lower(): _shape(each) for road, each in self._times.items()})
+            return
+        for delivery in self._times.values():
+            click.echo(_measured(delivery))
+
+
+def _shape(delivery: Delivery) -> dict[str, object]:
+    return {"id": delivery.event.id, "milliseconds": round(delivery.milliseconds, 3)}
+
+
+def _measured(delivery: Delivery) -> str:
+    return f"{delivery.road} → till {delivery.milliseconds:.1f} ms"
+
+
+def _step(text: str) -> None:
+    click.echo(f"  {text}", err=True)
+
+
+def _introduce(built: Stage, as_json: bool) -> None:
+    """Print what is needed to take part; the commands can be pasted as they are."""
+    if as_json:
+        print_json(
+            {
+                "url": built.url,
+                "tenant": TENANT,
+                "device": TILL,
+                "ca": str(built.ca),
+                "config": str(built.config),
+                "dsn": built.dsn,
+                "keys": {holder: built.keys[holder] for holder in ("till", "platform", "admin")},
+            }
+        )
+        return
+    program = "posctl" if shutil.which("posctl") else f"{shlex.quote(sys.executable)} -m posd.cli"
+    ca, config, till, platform = (
+        shlex.quote(str(path))
+        for path in (built.ca, built.config, built.key_file("till"), built.key_file("platform"))
+    )
+    click.echo(f"""
+posd runs, and its till in here gets an order every few seconds. In another terminal,
+
+be a till:
+    {program} listen --url {built.url} --tenant {TENANT} --ca {ca} --key-file {till}
+
+be a shop that writes its orders by SQL:
+    psql "{built.dsn}" \\
+        -c "INSERT INTO dinedesk_{TENANT}.orders (order_number, total_amount) VALUES ('A-1', 9.50)"
+
+be a web shop:
+    curl --cacert {ca} -H "Authorization: Bearer $(cat {platform})" \\
+        -H "Content-Type: application/json" -d '{SAMPLE}' {built.rest_url}/api/{TENANT}/events
+
+be the operator:
+    {program} --config {config} status --tenant {TENANT}
+
+Ctrl-C ends it and leaves nothing behind.
+""")

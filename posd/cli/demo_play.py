@@ -1,0 +1,152 @@
+"""What happens in `posctl demo`: orders are placed, by SQL and by REST, and a till gets them."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Final, Literal, TypeVar
+
+import psycopg2
+from attrs import define, field, frozen
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+
+from posd import jsontext
+from posd.cli.demo_stage import TENANT, Stage
+from posd.cli.failures import Failure
+from posd.cli.reactor import CommandReactor
+from posd.cli.sample_orders import INSERT_ITEM, INSERT_ORDER, SampleOrder, sample_order
+from posd.client import Connected, Ending, ReceivedEvent, Till
+
+T = TypeVar("T")
+Road = Literal["SQL", "REST"]
+
+_ARRIVAL_SECONDS: Final = 15.0
+_PAUSE_SECONDS: Final = 4.0
+
+
+@frozen
+class Delivery:
+    """An order that has reached the till.
+
+    `milliseconds` are those from the moment its transaction was about to be committed (by SQL), or
+    had stored it (by REST), to the moment the till had read it.
+    """
+
+    road: Road
+    event: ReceivedEvent
+    milliseconds: float
+
+
+@define(eq=False)
+class Play:
+    """The till, and the orders that are on their way to it."""
+
+    _reactor: CommandReactor
+    _stage: Stage
+    _expected: dict[str, Deferred[tuple[ReceivedEvent, datetime]]] = field(init=False, factory=dict)
+    _connected: Deferred[None] = field(init=False, factory=Deferred)
+    _trouble: str | None = field(init=False, default=None)
+
+    async def perform(self, show: Callable[[Delivery], None], *, once: bool) -> None:
+        """Place orders, in turn by SQL and by REST, until the reactor ends, or each way once.
+
+        Raises `Failure` when an order does not arrive.
+        """
+        till = self._till()
+        self._reactor.addSystemEventTrigger("before", "shutdown", till.stopService)
+        till.startService()
+        try:
+            await self._in_time(self._connected, "the till was not let in")
+            number = 0
+            while not (once and number == 2):
+                number += 1
+                show(await self._deliver("SQL" if number % 2 else "REST", sample_order(number)))
+                if not once:
+                    await deferLater(self._reactor, _PAUSE_SECONDS)
+        finally:
+            await till.stopService()
+
+    def _till(self) -> Till:
+        return Till(
+            self._reactor,
+            self._stage.url,
+            TENANT,
+            self._stage.keys["demo"],
+            handle=self._arrived,
+            ca=self._stage.ca,
+            on_connected=self._welcomed,
+            on_disconnected=self._lost,
+        )
+
+    async def _deliver(self, road: Road, order: SampleOrder) -> Delivery:
+        arrival = self._expected[order.number] = Deferred()
+        place = _by_sql if road == "SQL" else _by_rest
+        # Placing an order blocks, as it does in a shop's own program.
+        threads = self._reactor.getThreadPool()
+        placed = deferToThreadPool(self._reactor, threads, place, self._stage, order)
+        sent = await self._in_time(placed, f"the order by {road} could not be placed")
+        event, read = await self._in_time(arrival, f"the order by {road} did not reach the till")
+        begun = event.timestamp if sent is None else sent
+        return Delivery(road, event, (read - begun).total_seconds() * 1000)
+
+    async def _in_time(self, awaited: Deferred[T], complaint: str) -> T:
+        try:
+            return await awaited.addTimeout(_ARRIVAL_SECONDS, self._reactor)
+        except defer.TimeoutError:
+            reason = self._trouble or f"nothing happened for {_ARRIVAL_SECONDS:g} s"
+            raise Failure(f"{complaint}: {reason}", os.EX_SOFTWARE) from None
+
+    def _arrived(self, event: ReceivedEvent) -> None:
+        read = datetime.now(UTC)
+        waiting = self._expected.pop(str(event.data.get("orderNumber")), None)
+        if waiting is not None:
+            waiting.callback((event, read))
+
+    def _welcomed(self, greeting: Connected) -> None:
+        self._trouble = None
+        if not self._connected.called:
+            self._connected.callback(None)
+
+    def _lost(self, ending: Ending) -> None:
+        self._trouble = ending.reason
+
+
+def _by_sql(stage: Stage, order: SampleOrder) -> datetime | None:
+    """Write an order as a shop does, with its items, in one transaction; when it was committed."""
+    with closing(psycopg2.connect(stage.dsn)) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute(INSERT_ORDER, order.row())
+            (order_id,) = cursor.fetchone()
+            cursor.executemany(INSERT_ITEM, order.item_rows(order_id))
+        begun = datetime.now(UTC)
+        connection.commit()
+        return begun
+
+
+def _by_rest(stage: Stage, order: SampleOrder) -> datetime | None:
+    """Publish an order as a web shop does."""
+    request = urllib.request.Request(
+        f"{stage.rest_url}/api/{TENANT}/events",
+        data=jsontext.encode({"type": "new_order", "data": order.data()}),
+        headers={
+            "Authorization": f"Bearer {stage.keys['platform']}",
+            "Content-Type": "application/json",
+        },
+    )
+    trusted = ssl.create_default_context(cafile=str(stage.ca))
+    try:
+        with urllib.request.urlopen(request, timeout=_ARRIVAL_SECONDS, context=trusted):
+            return None
+    except urllib.error.HTTPError as refusal:
+        said = refusal.read().decode(errors="replace")
+        raise Failure(f"REST answered {refusal.code}: {said}", os.EX_SOFTWARE) from refusal
+    except OSError as error:
+        raise Failure(f"REST does not answer: {error}", os.EX_SOFTWARE) from error

@@ -1,0 +1,158 @@
+"""A posd of one's own: the real daemon as a child process, for as long as its parent lives.
+
+It is started as a service manager would start it, with a configuration file and `$NOTIFY_SOCKET`,
+and it is up when it says so there (sd_notify(3)). Should the parent die, however that happens, the
+daemon ends at once and its folder goes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from attrs import define, field
+
+import posd
+from posd.errors import PosdError
+from posd.testing import keeper
+
+_START_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+
+_TWISTD: Final = "from twisted.scripts.twistd import run; run()"
+
+
+class DaemonFailed(PosdError):
+    """The daemon did not start; the text ends with the last lines of its log."""
+
+
+@define(eq=False)
+class Daemon:
+    """A running posd. `start` makes one; leaving it as a context stops it."""
+
+    folder: Path
+    """Where its log is, and whatever else is to be removed should we die."""
+    pid: int = field(init=False, default=0)
+    _keeper: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _manager: _Manager | None = field(init=False, default=None)
+
+    @classmethod
+    def start(cls, config: Path, folder: Path, environ: Mapping[str, str] = os.environ) -> Daemon:
+        """Start `twistd posd` with a configuration and wait until it is ready.
+
+        `folder` is for its log and its notifications, and goes with everything in it if we die
+        before it is stopped. Raises `DaemonFailed`.
+        """
+        daemon = cls(folder)
+        daemon._manager = manager = _Manager(folder / "notify")
+        try:
+            daemon._launch(config, {**environ, "NOTIFY_SOCKET": str(folder / "notify")})
+            daemon._await(manager.ready)
+        except BaseException:
+            daemon.stop()
+            raise
+        return daemon
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def log(self) -> str:
+        """What the daemon has logged so far."""
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet, by itself or otherwise."""
+        return self._keeper is not None and self._keeper.poll() is None
+
+    def stop(self) -> None:
+        """Let it end as a service manager would, and kill it if it takes too long."""
+        process, self._keeper = self._keeper, None
+        if process is not None:
+            self._end(process)
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.kill(self.pid, signal.SIGKILL)
+                process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+    def _launch(self, config: Path, environ: Mapping[str, str]) -> None:
+        # A checkout need not be installed for its daemon to be found.
+        paths = (str(Path(posd.__file__).parent.parent), environ.get("PYTHONPATH", ""))
+        self._keeper = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", keeper.__file__),
+                *(str(self.folder), str(os.geteuid()), str(os.getegid())),
+                *(sys.executable, "-c", _TWISTD),
+                *("--nodaemon", "--pidfile=", "posd", "--config", str(config)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            # A Ctrl-C in the terminal is for the parent; it then stops the daemon itself.
+            start_new_session=True,
+        )
+        assert self._keeper.stdout is not None
+        with self._keeper.stdout as answer:
+            self.pid = int(answer.readline() or 0)
+
+    def _await(self, ready: threading.Event) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while self.running and time.monotonic() < deadline:
+            if ready.wait(_POLL_SECONDS):
+                return
+        tail = "\n".join(self.log().splitlines()[-20:])
+        how = "did not become ready" if self.running else "ended"
+        raise DaemonFailed(f"posd {how}; the end of its log:\n{tail}")
+
+
+class _Manager:
+    """The service manager's end of sd_notify(3): reads all that is said, so that nobody waits."""
+
+    def __init__(self, address: Path) -> None:
+        self.ready = threading.Event()
+        self._address = str(address)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self._address)
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def close(self) -> None:
+        """Read no more."""
+        # An empty message is nothing that a daemon would say.
+        self._socket.sendto(b"", self._address)
+        self._reading.join()
+        self._socket.close()
+
+    def _read(self) -> None:
+        while message := self._socket.recv(4096):
+            if b"READY=1" in message.split(b"\n"):
+                self.ready.set()
