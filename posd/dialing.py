@@ -10,9 +10,11 @@ import ipaddress
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from ssl import SSLCertVerificationError
 from urllib.parse import quote, urlsplit
 
 from attrs import frozen
+from service_identity import VerificationError
 
 Random = Callable[[], float]
 """A source of jitter: uniform in [0, 1), like `random.random`."""
@@ -111,3 +113,23 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - now).total_seconds())
+
+
+def distrust(error: BaseException | None) -> str | None:
+    """Why TLS came to nothing, if `error` is about that; None if it is about something else.
+
+    Trying again does not help then: somebody has to mend a certificate or a configuration.
+    """
+    if isinstance(error, VerificationError):
+        return "TLS: the server's certificate is for another name"
+    if isinstance(error, SSLCertVerificationError):
+        return f"TLS: {error.verify_message}"
+    match error.args if error is not None else ():
+        case ([(*_, str() as text), *_],):  # OpenSSL's errors are tables of library, function, text
+            return f"TLS: {text}"
+    return None
+
+
+def explain(error: BaseException | None) -> str:
+    """What went wrong, in a sentence for a person; for want of one, the error's name."""
+    return distrust(error) or str(error) or error.__class__.__name__

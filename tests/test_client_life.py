@@ -204,6 +204,19 @@ class Refusals(TillCase):
         self.assertEqual(self.endings[0].reason, "refused with HTTP 404")
         self.assertEqual(self.wait_for_attempt(), 45)
 
+    def test_a_refusal_is_read_to_its_end_even_if_that_comes_later(self) -> None:
+        head, body = refusal("403 Forbidden", b'{"code":"device_key_required"}')
+        self.refuse([head])
+        self.started()
+        pump = self.completer.succeedOnce()
+        assert pump is not None
+        self.pumps.append(pump)
+        self.flush()
+        self.assertEqual(self.endings, [])
+        pump.server.transport.write(body)
+        self.flush()
+        self.assertEqual(self.endings[0].name, "device_key_required")
+
     def test_what_is_not_http_at_all_is_not_mistaken_for_a_refusal(self) -> None:
         self.refuse([b"SSH-2.0-OpenSSH\r\n\r\n"])
         self.started()

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from attrs import frozen
-from service_identity import VerificationError
 from twisted.python.failure import Failure
 
-from posd.dialing import Backoff, Random, retry_after
+from posd.dialing import Backoff, Random, explain, retry_after
 from posd.errors import InvalidMessage
 from posd.jsontext import decode
 
@@ -109,17 +108,7 @@ class Ending:
     @classmethod
     def lost(cls, failure: Failure) -> Ending:
         """The connection could not be made, or broke without a Close frame."""
-        return cls(_sentence(failure.value), Next.RETRY)
-
-
-def _sentence(error: BaseException | None) -> str:
-    """What an error says; OpenSSL's says it in the last column of a table."""
-    if isinstance(error, VerificationError):
-        return "TLS: the server's certificate is for another name"
-    match error.args if error is not None else ():
-        case ([(*_, str() as text), *_],):
-            return f"TLS: {text}"
-    return str(error) or error.__class__.__name__
+        return cls(explain(failure.value), Next.RETRY)
 
 
 def _explanation(body: bytes) -> tuple[str | None, str | None]:

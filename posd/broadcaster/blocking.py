@@ -1,0 +1,158 @@
+"""The broadcaster of a plain Python application (Django, Flask, a script): every method waits.
+
+urllib3 does what is hard about it: connections that are kept, shared between threads and looked at
+before they are used again. It is pure Python and brings nothing else along.
+"""
+
+from __future__ import annotations
+
+import os
+import random as chance
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import urllib3
+from attrs import define, field
+from urllib3.exceptions import HTTPError
+
+from posd.broadcaster.calls import (
+    NOT_ONLINE,
+    Answer,
+    Attempts,
+    Call,
+    CallFailed,
+    Calls,
+    ConnectionStats,
+    Publication,
+    wall_clock,
+)
+from posd.dialing import Random
+
+T = TypeVar("T")
+
+_CONNECTIONS = 8
+"""How many connections are kept for the next call; more threads than that open others for once."""
+
+
+@define(eq=False)
+class BlockingBroadcaster:
+    """Publishes to the tills of one posd, for a platform without an event loop.
+
+    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, and `ca` a PEM file of
+    the authorities to trust (those of the platform if None). A call is tried again while that can
+    help, for about `deadline` seconds in all; however often that is, the event is published once.
+
+    One object serves all threads, and still does in processes forked later. All methods raise
+    `PublishFailed` (or `CallFailed`, where nothing is published), and TypeError or ValueError for
+    what JSON cannot say. Raises ValueError for a URL or key, and OSError for a `ca`, that cannot be
+    used.
+    """
+
+    _url: str
+    _key: str = field(repr=False)
+    _ca: Path | None = field(default=None, kw_only=True)
+    _deadline: float = field(default=15.0, kw_only=True)
+    _random: Random = field(default=chance.random, kw_only=True)
+    _seconds: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+    _sleep: Callable[[float], object] = field(default=time.sleep, kw_only=True)
+    _calls: Calls = field(init=False)
+    _trust: ssl.SSLContext = field(init=False)
+    _pool: urllib3.HTTPConnectionPool = field(init=False)
+    _process: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._calls = Calls.to(self._url, self._key)
+        self._trust = ssl.create_default_context(cafile=self._ca)
+        self._open()
+
+    def broadcast_new_order(
+        self, tenant: str, order: object, idempotency_key: str | None = None
+    ) -> Publication:
+        """Tell the tills of an order: a mapping, or an object with the order's attributes."""
+        return self._announce(tenant, "new_order", order, idempotency_key)
+
+    def broadcast_order_update(
+        self, tenant: str, order: object, idempotency_key: str | None = None
+    ) -> Publication:
+        """Tell the tills that an order changed; members that are not given stay as they were."""
+        return self._announce(tenant, "order_updated", order, idempotency_key)
+
+    def broadcast_gift_card_purchase(
+        self, tenant: str, card: object, idempotency_key: str | None = None
+    ) -> Publication:
+        """Tell the tills of a new gift card."""
+        return self._announce(tenant, "gift_card_purchased", card, idempotency_key)
+
+    def broadcast_loyalty_update(
+        self, tenant: str, change: object, idempotency_key: str | None = None
+    ) -> Publication:
+        """Tell the tills that a customer's points changed."""
+        return self._announce(tenant, "loyalty_updated", change, idempotency_key)
+
+    def publish(
+        self,
+        tenant: str,
+        type: str,  # noqa: A002  the wire's word
+        data: Mapping[str, object],
+        idempotency_key: str | None = None,
+    ) -> Publication:
+        """Publish an event of any type, also one of the platform's own."""
+        return self._perform(self._calls.publication(tenant, type, data, idempotency_key))
+
+    def get_connection_stats(self, tenant: str) -> ConnectionStats:
+        """How many tills are connected, and how far behind each is."""
+        return self._perform(self._calls.stats(tenant))
+
+    def close(self) -> None:
+        """Close the connections that are kept for the next call."""
+        self._pool.close()
+
+    def _announce(self, tenant: str, kind: str, subject: object, key: str | None) -> Publication:
+        call = self._calls.announcement(tenant, kind, subject, key)
+        return NOT_ONLINE if call is None else self._perform(call)
+
+    def _perform(self, call: Call[T]) -> T:
+        attempts = Attempts.within(self._deadline, self._seconds(), self._random)
+        while True:
+            try:
+                answer = self._try(call, attempts.timeout(self._seconds()))
+                return call.judge(answer, wall_clock())
+            except CallFailed as failure:
+                pause = attempts.pause(failure, self._seconds())
+            self._sleep(pause)
+
+    def _try(self, call: Call[T], timeout: float) -> Answer:
+        if self._process != os.getpid():
+            self._open()  # connections that a fork has copied belong to the parent
+        try:
+            response = self._pool.urlopen(
+                call.method,
+                call.path,
+                body=call.body or None,
+                headers=call.headers,
+                retries=False,
+                redirect=False,
+                timeout=urllib3.Timeout(total=timeout),
+            )
+        except HTTPError as trouble:
+            raise call.unanswered(*_causes(trouble)) from trouble
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, response.data)
+
+    def _open(self) -> None:
+        server = self._calls.server
+        if server.secure:
+            self._pool = urllib3.HTTPSConnectionPool(
+                server.host, server.port, maxsize=_CONNECTIONS, ssl_context=self._trust
+            )
+        else:
+            self._pool = urllib3.HTTPConnectionPool(server.host, server.port, maxsize=_CONNECTIONS)
+        self._process = os.getpid()
+
+
+def _causes(trouble: HTTPError) -> list[BaseException]:
+    """What urllib3 has wrapped, if it has."""
+    return [part for part in trouble.args if isinstance(part, BaseException)] or [trouble]

@@ -1,0 +1,300 @@
+"""The calls a platform makes, without the network: what to send, what an answer means, when to retry.
+
+Both broadcasters are thin transports around this, so there is one truth about all of it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+
+from attrs import define, field, frozen
+
+from posd.broadcaster.subjects import data_of, is_offline, plain
+from posd.dialing import Backoff, Random, Server, distrust, explain, retry_after
+from posd.errors import InvalidMessage, PosdError
+from posd.jsontext import decode, encode
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+ATTEMPT_TIMEOUT = 5.0
+"""Seconds for one attempt; what has not been answered by then is asked again, with the same key."""
+
+_BACKOFF = Backoff(initial=0.25, maximum=4)
+_PASSING = frozenset((408, 429, 502, 503, 504))
+_STILL_RUNNING = "still_running"
+_LONGEST_KEY = 255
+_NOT_POSD = "this is not an answer of posd's"
+
+
+@frozen
+class Publication:
+    """What became of an event.
+
+    `id` is its position in the tenant's stream, or None if it told the tills nothing new.
+    `connections` is how many of the tenant's tills were connected. `dropped`: the order did not come
+    from online, so nothing was sent.
+    """
+
+    id: int | None
+    connections: int
+    dropped: bool = False
+
+
+NOT_ONLINE = Publication(id=None, connections=0, dropped=True)
+
+
+@frozen
+class TerminalStats:
+    """One connected terminal; `behind` is how many events it has not acknowledged."""
+
+    device_id: str | None
+    behind: int | None
+
+
+@frozen
+class ConnectionStats:
+    """How a tenant's tills are connected. `body` is the whole answer of `pos-status`."""
+
+    active: int
+    terminals: tuple[TerminalStats, ...]
+    last_event_id: int
+    undelivered: int
+    body: Mapping[str, object] = field(repr=False)
+
+
+class CallFailed(PosdError):
+    """A call came to nothing.
+
+    `status` is the HTTP status, or None if there was no answer; then nobody knows what became of it.
+    `code` is the server's stable name for the refusal, or `unreachable`, `tls_failed` or
+    `unexpected_answer`; `message` is for a person. `passing` and `asked` are for the retries: whether
+    it may help to try again, and after how many seconds the server said.
+    """
+
+    def __init__(
+        self,
+        status: int | None,
+        code: str,
+        message: str,
+        *,
+        passing: bool = False,
+        asked: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        super().__init__(f"{message} ({code})" if status is None else f"{status} {code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.passing = passing
+        self.asked = asked
+        self.idempotency_key = idempotency_key
+
+
+class PublishFailed(CallFailed):
+    """An event was not published, or nobody knows (`status` is None).
+
+    To publish it later without risking a second copy, pass the same `idempotency_key` again.
+    """
+
+
+@frozen
+class Answer:
+    """An HTTP answer; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@frozen
+class Call(Generic[T]):
+    """One request, and how to read its answer. Every attempt at it sends the very same bytes."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    _read: Callable[[Mapping[str, object]], T] = field(repr=False)
+    idempotency_key: str | None = None
+
+    def judge(self, answer: Answer, now: datetime) -> T:
+        """What the answer says. Raises CallFailed if it is not what was hoped for."""
+        body = _object(answer.body)
+        if 200 <= answer.status < 300:
+            try:
+                return self._read(body)
+            except (KeyError, TypeError):
+                raise self._failure(answer.status, "unexpected_answer", _NOT_POSD) from None
+        code, message = body.get("code"), body.get("error")
+        raise self._failure(
+            answer.status,
+            code if isinstance(code, str) else "unexpected_answer",
+            message if isinstance(message, str) else "the server did not say why",
+            passing=answer.status in _PASSING or code == _STILL_RUNNING,
+            asked=retry_after(answer.headers.get("retry-after"), now),
+        )
+
+    def unanswered(self, *errors: BaseException | None) -> CallFailed:
+        """There was no answer, because of these; only a matter of trust is not worth a retry."""
+        for error in errors:
+            if (reason := distrust(error)) is not None:
+                return self._failure(None, "tls_failed", reason)
+        reason = "; ".join(explain(error) for error in errors)
+        return self._failure(None, "unreachable", reason, passing=True)
+
+    def _failure(
+        self,
+        status: int | None,
+        code: str,
+        message: str,
+        *,
+        passing: bool = False,
+        asked: float | None = None,
+    ) -> CallFailed:
+        key = self.idempotency_key
+        kind = CallFailed if key is None else PublishFailed
+        return kind(status, code, message, passing=passing, asked=asked, idempotency_key=key)
+
+
+@frozen
+class Calls:
+    """Makes the calls to one server with one key."""
+
+    server: Server
+    _key: str = field(repr=False)
+
+    @classmethod
+    def to(cls, url: str, key: str) -> Calls:
+        """Raises ValueError for a URL or a key that cannot be used."""
+        if not _is_visible(key):
+            raise ValueError("the key must be visible ASCII")
+        return cls(Server.at(url, "https", "http"), key)
+
+    def announcement(
+        self, tenant: str, kind: str, subject: object, idempotency_key: str | None
+    ) -> Call[Publication] | None:
+        """Publish something of the platform's own; None for an order that is not for the tills."""
+        data = data_of(kind, subject)
+        if kind in ("new_order", "order_updated") and is_offline(data):
+            return None
+        return self.publication(tenant, kind, data, idempotency_key)
+
+    def publication(
+        self,
+        tenant: str,
+        kind: str,
+        data: Mapping[str, object],
+        idempotency_key: str | None,
+    ) -> Call[Publication]:
+        """Publish data under its own names. Raises TypeError or ValueError for what JSON cannot say."""
+        idempotency_key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+        if not _is_visible(idempotency_key) or len(idempotency_key) > _LONGEST_KEY:
+            raise ValueError(f"an idempotency key is 1 to {_LONGEST_KEY} visible ASCII characters")
+        return Call(
+            "POST",
+            self.server.path("api", tenant, "events"),
+            {
+                "X-API-Key": self._key,
+                "Content-Type": "application/json",
+                "Idempotency-Key": idempotency_key,
+            },
+            encode({"type": kind, "data": plain(data)}),
+            _publication,
+            idempotency_key,
+        )
+
+    def stats(self, tenant: str) -> Call[ConnectionStats]:
+        """Ask how the tenant's tills are connected."""
+        path = self.server.path("api", tenant, "pos-status")
+        return Call("GET", path, {"X-API-Key": self._key}, b"", _stats)
+
+
+@define
+class Attempts:
+    """How often a call is tried, and for how long in all; `now` is any monotonic clock's seconds."""
+
+    _deadline: float
+    _random: Random
+    _failures: int = 0
+
+    @classmethod
+    def within(cls, seconds: float, now: float, random: Random) -> Attempts:
+        return cls(now + seconds, random)
+
+    def timeout(self, now: float) -> float:
+        """The seconds that the next attempt may take."""
+        return max(0.001, min(ATTEMPT_TIMEOUT, self._deadline - now))
+
+    def pause(self, failure: CallFailed, now: float) -> float:
+        """The seconds to wait before the next attempt; raises `failure` if there is to be none.
+
+        There is none after an answer that will not change, after the last attempt, or if it would
+        begin after the deadline.
+        """
+        self._failures += 1
+        pause = _BACKOFF.pause(self._failures, self._random)
+        if failure.asked is not None:
+            pause = max(pause, failure.asked * (1 + self._random() / 4))
+        if not failure.passing or self._failures >= ATTEMPTS or now + pause >= self._deadline:
+            raise failure
+        return pause
+
+
+def wall_clock() -> datetime:
+    """The time of day, for a `Retry-After` that names one."""
+    return datetime.now(UTC)
+
+
+def _is_visible(key: str) -> bool:
+    return bool(key) and all("!" <= character <= "~" for character in key)
+
+
+def _object(body: bytes) -> Mapping[str, object]:
+    """A JSON object, or an empty one for anything else, such as a proxy's page."""
+    try:
+        value = decode(body)
+    except InvalidMessage:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _publication(body: Mapping[str, object]) -> Publication:
+    position = body["id"]
+    return Publication(None if position is None else _count(position), _count(body["connections"]))
+
+
+def _stats(body: Mapping[str, object]) -> ConnectionStats:
+    sockets = _mapping(body["websocket"])
+    terminals = sockets["terminals"]
+    if not isinstance(terminals, list):
+        raise TypeError("not a list")
+    return ConnectionStats(
+        active=_count(sockets["active"]),
+        terminals=tuple(_terminal(_mapping(terminal)) for terminal in terminals),
+        last_event_id=_count(body["lastEventId"]),
+        undelivered=_count(body["undelivered"]),
+        body=body,
+    )
+
+
+def _terminal(terminal: Mapping[str, object]) -> TerminalStats:
+    device_id, behind = terminal["deviceId"], terminal.get("behind")
+    return TerminalStats(
+        None if device_id is None else str(device_id), None if behind is None else _count(behind)
+    )
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("not a count")
+    return value

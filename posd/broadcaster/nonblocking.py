@@ -1,0 +1,198 @@
+"""The broadcaster of a Twisted application: every method returns a Deferred at once.
+
+`twisted.web.client.Agent` is all it takes to send one request; it follows no redirect, which is
+right for a request that carries a key, and `treq` would add nothing to it here.
+"""
+
+from __future__ import annotations
+
+import random as chance
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+from attrs import define, field, frozen
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as OutOfTime
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.client import (
+    Agent,
+    FileBodyProducer,
+    HTTPConnectionPool,
+    PartialDownloadError,
+    RequestTransmissionFailed,
+    ResponseFailed,
+    readBody,
+)
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IPolicyForHTTPS
+from zope.interface import implementer
+
+from posd.broadcaster.calls import (
+    NOT_ONLINE,
+    Answer,
+    Attempts,
+    Call,
+    CallFailed,
+    Calls,
+    ConnectionStats,
+    Publication,
+    wall_clock,
+)
+from posd.dialing import Random
+from posd.tls import client_context
+
+T = TypeVar("T")
+
+_UNANSWERED = (
+    error.ConnectError,
+    error.ConnectionClosed,
+    error.DNSLookupError,
+    OutOfTime,
+    PartialDownloadError,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
+_IDLE = 20
+"""Seconds that a connection is kept for the next call; posd itself would close it after 30."""
+
+
+@implementer(IPolicyForHTTPS)
+@frozen
+class _OneServer:
+    """The way to trust the only server that is ever called."""
+
+    creator: IOpenSSLClientConnectionCreator
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
+        return self.creator
+
+
+@define(eq=False)
+class Broadcaster:
+    """Publishes to the tills of one posd, for a platform that runs on Twisted.
+
+    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, and `ca` a PEM file of
+    the authorities to trust (those of the platform if None). A call is tried again while that can
+    help, for `deadline` seconds in all; however often that is, the event is published once.
+
+    All Deferreds fail with `PublishFailed` (or `CallFailed`, where nothing is published), and with
+    TypeError or ValueError for what JSON cannot say. Raises ValueError for a URL or key, and
+    StartError for a `ca`, that cannot be used.
+    """
+
+    _reactor: IReactorTime
+    _url: str
+    _key: str = field(repr=False)
+    _ca: Path | None = field(default=None, kw_only=True)
+    _deadline: float = field(default=15.0, kw_only=True)
+    _random: Random = field(default=chance.random, kw_only=True)
+    _calls: Calls = field(init=False)
+    _pool: HTTPConnectionPool = field(init=False)
+    _agent: Agent = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._calls = Calls.to(self._url, self._key)
+        self._pool = HTTPConnectionPool(self._reactor)
+        self._pool.cachedConnectionTimeout = _IDLE
+        self._pool.retryAutomatically = False
+        trust = client_context(self._calls.server.host, self._ca)
+        self._agent = Agent(self._reactor, _OneServer(trust), pool=self._pool)
+
+    def broadcast_new_order(
+        self, tenant: str, order: object, idempotency_key: str | None = None
+    ) -> Deferred[Publication]:
+        """Tell the tills of an order: a mapping, or an object with the order's attributes."""
+        return self._announce(tenant, "new_order", order, idempotency_key)
+
+    def broadcast_order_update(
+        self, tenant: str, order: object, idempotency_key: str | None = None
+    ) -> Deferred[Publication]:
+        """Tell the tills that an order changed; members that are not given stay as they were."""
+        return self._announce(tenant, "order_updated", order, idempotency_key)
+
+    def broadcast_gift_card_purchase(
+        self, tenant: str, card: object, idempotency_key: str | None = None
+    ) -> Deferred[Publication]:
+        """Tell the tills of a new gift card."""
+        return self._announce(tenant, "gift_card_purchased", card, idempotency_key)
+
+    def broadcast_loyalty_update(
+        self, tenant: str, change: object, idempotency_key: str | None = None
+    ) -> Deferred[Publication]:
+        """Tell the tills that a customer's points changed."""
+        return self._announce(tenant, "loyalty_updated", change, idempotency_key)
+
+    def publish(
+        self,
+        tenant: str,
+        type: str,  # noqa: A002  the wire's word
+        data: Mapping[str, object],
+        idempotency_key: str | None = None,
+    ) -> Deferred[Publication]:
+        """Publish an event of any type, also one of the platform's own."""
+        return Deferred.fromCoroutine(self._publish(tenant, type, data, idempotency_key))
+
+    def get_connection_stats(self, tenant: str) -> Deferred[ConnectionStats]:
+        """How many tills are connected, and how far behind each is."""
+        return Deferred.fromCoroutine(self._perform(self._calls.stats(tenant)))
+
+    def close(self) -> Deferred[None]:
+        """Close the connections that are kept for the next call."""
+        closed: Deferred[None] = self._pool.closeCachedConnections()
+        return closed
+
+    def _announce(
+        self, tenant: str, kind: str, subject: object, key: str | None
+    ) -> Deferred[Publication]:
+        async def announce() -> Publication:
+            call = self._calls.announcement(tenant, kind, subject, key)
+            return NOT_ONLINE if call is None else await self._perform(call)
+
+        return Deferred.fromCoroutine(announce())
+
+    async def _publish(
+        self, tenant: str, kind: str, data: Mapping[str, object], key: str | None
+    ) -> Publication:
+        return await self._perform(self._calls.publication(tenant, kind, data, key))
+
+    async def _perform(self, call: Call[T]) -> T:
+        seconds = self._reactor.seconds
+        attempts = Attempts.within(self._deadline, seconds(), self._random)
+        while True:
+            try:
+                answer = await self._try(call, attempts.timeout(seconds()))
+                return call.judge(answer, wall_clock())
+            except CallFailed as failure:
+                pause = attempts.pause(failure, seconds())
+            await deferLater(self._reactor, pause)
+
+    async def _try(self, call: Call[T], timeout: float) -> Answer:
+        def out_of_time(_: object, seconds: float) -> Failure:
+            return Failure(OutOfTime(f"no answer within {seconds:g} s"))
+
+        exchange = Deferred.fromCoroutine(self._exchange(call))
+        exchange.addTimeout(timeout, self._reactor, out_of_time)
+        try:
+            return await exchange
+        except _UNANSWERED as trouble:
+            causes = [failure.value for failure in getattr(trouble, "reasons", ())]
+            raise call.unanswered(*(causes or [trouble])) from trouble
+
+    async def _exchange(self, call: Call[T]) -> Answer:
+        server = self._calls.server
+        response = await self._agent.request(
+            call.method.encode(),
+            f"{server.scheme}://{server.authority}{call.path}".encode(),
+            Headers({name: [value] for name, value in call.headers.items()}),
+            FileBodyProducer(BytesIO(call.body)) if call.body else None,
+        )
+        headers = {
+            name.decode("latin-1").lower(): values[-1].decode("latin-1")
+            for name, values in response.headers.getAllRawHeaders()
+        }
+        return Answer(response.code, headers, await readBody(response))
