@@ -131,9 +131,9 @@ class Ledger:
                 beside="{}",
                 failure=refusal.message,
             )
-        except Unprocessable as refusal:
+        except (Unprocessable, InvalidMessage) as refusal:
             data = jsontext.encode({"orderId": item.touched}).decode()
-            return Entry(item.tenant_id, "order_updated", data, failure=refusal.message)
+            return Entry(item.tenant_id, "order_updated", data, failure=str(refusal))
 
     def _entry(self, item: Item) -> Entry | None:
         key = item.order
@@ -142,16 +142,20 @@ class Ledger:
             return None
         if key is None:
             return self._fitting(_plain_entry(item.tenant_id, draft))
-        change = orders.change(draft, self._stored(key), self._now, hooked=item.touched is not None)
+        hooked = item.touched is not None
+        draft = self._priced(item.tenant_id, draft)
+        change = orders.change(draft, self._stored(key), self._now, hooked=hooked)
         if change is None:
             return None
-        snapshot = jsontext.encode(change.snapshot).decode()
         self._changed[key] = StoredOrder(key[1], change.snapshot, change.status, change.version)
+        entry = _plain_entry(item.tenant_id, change.draft)
+        # A new order's data is its snapshot; an update's has what came before beside it.
+        same = change.draft.data is change.snapshot
         return self._fitting(
             evolve(
-                _plain_entry(item.tenant_id, change.draft),
+                entry,
                 order_id=key[1],
-                snapshot=snapshot,
+                snapshot=entry.data if same else jsontext.encode(change.snapshot).decode(),
                 status=change.status,
                 version=change.version,
             )

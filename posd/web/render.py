@@ -40,6 +40,7 @@ _PHRASES: Final = {
 }
 _LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _LONGEST_DEVICE: Final = 128
+_WRAPPING: Final = 3
 
 _log = Logger()
 
@@ -123,7 +124,9 @@ class Call:
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The body must be application/json.")
         try:
-            body = jsontext.decode(cast(BinaryIO, self.request.content).read())
+            raw = cast(BinaryIO, self.request.content).read()
+            # What is published may be nested as deeply as anywhere, and an event wraps it.
+            body = jsontext.decode(raw, depth=jsontext.DEPTH + _WRAPPING)
         except InvalidMessage as error:
             raise BadRequest(str(error), code="invalid_json") from error
         if not isinstance(body, dict):
