@@ -30,6 +30,10 @@ class SchemaError(PosdError):
     """A database schema is older or newer than this posd can work with."""
 
 
+class SchemaBusy(SchemaError):
+    """Somebody else is changing the schemas; in a moment they will be done."""
+
+
 class InvalidMessage(PosdError):
     """Bytes that are not a message of the protocol; the text may be shown to who sent them."""
 

@@ -22,7 +22,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from posd import resources
-from posd.errors import SchemaError
+from posd.errors import SchemaBusy, SchemaError
 
 MAIN: Final = "dinedesk_main"
 OWNER: Final = "posd_owner"
@@ -169,7 +169,7 @@ def administration(connection: Connection) -> Iterator[None]:
     with connection.cursor() as cursor:
         cursor.execute(_LOCK)
         if not cursor.fetchone()[0]:
-            raise SchemaError("another posctl is changing the schemas of this database")
+            raise SchemaBusy("another posctl is changing the schemas of this database")
         try:
             try:
                 cursor.execute("SET ROLE posd_owner")

@@ -19,6 +19,7 @@ from posd.errors import (
     InvalidMessage,
     PosdError,
     Refusal,
+    SchemaBusy,
     SchemaError,
     StartError,
     StatementFailed,
@@ -92,6 +93,8 @@ def explained(error: BaseException) -> Failure | None:
     match error:
         case Failure():
             return error
+        case SchemaBusy():
+            return Failure(str(error), os.EX_TEMPFAIL)
         case SchemaError():
             code = _OF_SQLSTATE.get(_sqlstate(error.__cause__) or "", os.EX_CONFIG)
             return Failure(str(error), code)

@@ -162,12 +162,11 @@ def issue(
     lifetime: timedelta | None = None,
 ) -> Issued:
     """Make a key and store its hash; a `Failure` if there is no such tenant."""
-    if slug is not None:
-        known(session, slug)
+    tenant = None if slug is None else known(session, slug)
     secret = f"pos_{secrets.token_bytes(32).hex()}"
     sha256 = hashlib.sha256(secret.encode()).digest()
     preview = f"{secret[:8]}…{secret[-4:]}"
-    stored = credentials.create(session, slug, kind, device, sha256, preview, lifetime)
+    stored = credentials.create(session, tenant, kind, device, sha256, preview, lifetime)
     return Issued(database.complete(stored), secret)
 
 

@@ -15,7 +15,7 @@ from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, console, print_json
 from posd.cli.parameters import SLUG
-from posd.errors import SchemaError
+from posd.errors import SchemaBusy, SchemaError
 
 
 @click.command()
@@ -89,6 +89,8 @@ def adopt(installation: Installation, slug: str, as_json: bool) -> None:
         migrations.check_main(connection)
         try:
             provision.adopt(connection, slug)
+        except SchemaBusy:
+            raise
         except SchemaError as error:
             # What has no cause in PostgreSQL is about the tenant: unknown, or other tables.
             if error.__cause__ is None:

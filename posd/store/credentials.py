@@ -42,8 +42,7 @@ _TOUCH: Final = """
 """
 _CREATE: Final = """
     INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, device_id, key_sha256, preview, expires_at)
-    VALUES ((SELECT id FROM dinedesk_main.tenants WHERE slug = %s), %s, %s, %s, %s, now() + %s)
-    RETURNING id
+    VALUES (%s, %s, %s, %s, %s, now() + %s) RETURNING id
 """
 _LIST: Final = """
     SELECT k.id, t.slug, k.kind, k.device_id, k.preview, k.weak, k.not_before, k.expires_at,
@@ -120,15 +119,20 @@ async def touch(session: Session, ids: Iterable[int]) -> None:
 
 async def create(
     session: Session,
-    slug: str | None,
+    tenant: Tenant | None,
     kind: KeyKind,
     device_id: str | None,
     sha256: bytes,
     preview: str,
     lifetime: timedelta | None,
 ) -> int:
-    """Store a new key's hash; its id. The database refuses kinds that lack tenant or device."""
-    rows = await session.query(_CREATE, (slug, kind.value, device_id, sha256, preview, lifetime))
+    """Store a new key's hash; its id. Without a tenant it is a key of all tenants.
+
+    The database refuses kinds that lack tenant or device.
+    """
+    tenant_id = None if tenant is None else tenant.id
+    values = (tenant_id, kind.value, device_id, sha256, preview, lifetime)
+    rows = await session.query(_CREATE, values)
     return int(rows[0][0])
 
 
