@@ -81,6 +81,8 @@ class FailureTests(SynchronousTestCase):
             ("key", "create", "--kind", "platform"),
             ("key", "list"),
             ("key", "revoke", "1"),
+            ("status",),
+            ("stream", "reset", "--yes"),
         ):
             with self.subTest(arguments=arguments):
                 ran = posctl(*arguments, dsn=NOWHERE)

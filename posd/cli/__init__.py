@@ -42,6 +42,11 @@ __all__ = ["main", "posctl"]
 def posctl(context: click.Context, config_path: Path, dsn: str | None) -> None:
     """Set up, watch and try posd, which delivers a restaurant's online orders to its tills.
 
+    To see it work, before anything is installed:
+
+    \b
+        posctl demo
+
     A first installation, with the rights of a PostgreSQL superuser:
 
     \b

@@ -31,6 +31,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "status": "status",
         "publish": "publishing",
         "listen": "listening",
+        "stream": "streams",
     },
 }
 """The modules of `posd.cli` that have the commands, under the headings of `posctl --help`."""

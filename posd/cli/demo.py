@@ -36,7 +36,7 @@ SAMPLE: Final = '{"type":"new_order","data":{"orderId":"A-2","totalAmount":12.50
 )
 @as_json
 def demo(once: bool, port: int | None, as_json: bool) -> None:
-    """Try posd: everything, on this machine, for as long as you look.
+    """Try all of posd on this machine, with nothing prepared.
 
     Starts a PostgreSQL in a temporary folder, makes the schemas, a tenant, keys, an authority and
     its certificate, starts the daemon with TLS, connects a till to it, places an order every few
