@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from threading import Barrier
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import psycopg2
-from attrs import define, frozen
+from attrs import define, fields, frozen
 from psycopg2.extensions import make_dsn
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -26,6 +27,7 @@ CASHIER: Final = "posd_test_cashier"
 into the kitchen's tables."""
 
 DEADLINE: Final = 30.0
+NODE: Final = UUID("7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10")
 
 _ROLES: Final = f"""
 DO $$
@@ -66,6 +68,21 @@ class Taken:
     type: str
     key: str | None
     data: str | None
+
+
+@frozen
+class Entry:
+    """An event as pos_record() is given it, JSON members as text."""
+
+    tenant_id: int = 1
+    type: str = "new_order"
+    data: str = "{}"
+    beside: str = "{}"
+    failure: str | None = None
+    order_id: str | None = None
+    snapshot: str | None = None
+    status: str | None = None
+    version: int | None = None
 
 
 @define(eq=False)
@@ -123,6 +140,32 @@ class Client:
         if not rows[0][0]:
             return None
         return [Taken(*row[1:]) for row in rows if row[1] is not None]
+
+    def record(self, *entries: Entry, node: UUID = NODE) -> list[tuple[int | None, int]]:
+        """What became of each event: its position, and its tenant's connections on other nodes."""
+        columns = [
+            [getattr(entry, attribute.name) for entry in entries] for attribute in fields(Entry)
+        ]
+        rows = self.rows(
+            "SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],"
+            " %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])",
+            str(node),
+            *columns,
+        )
+        return [(seq, elsewhere) for _, seq, elsewhere in sorted(rows)]
+
+    def sequence(self) -> int:
+        """Take and record as a sequencer does, in one transaction; how many rows there were."""
+        with self.transaction():
+            rows = self.take() or []
+            if rows:
+                self.record(
+                    *[
+                        Entry(row.tenant_id, order_id=row.key, snapshot="{}", status="s", version=1)
+                        for row in rows
+                    ]
+                )
+        return len(rows)
 
     def touched(self) -> list[str | None]:
         """The orders that the hooks have noted, of all tenants, in their order; the outbox is empty then."""
