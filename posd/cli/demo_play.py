@@ -101,8 +101,12 @@ class Play:
         try:
             return await awaited.addTimeout(_ARRIVAL_SECONDS, self._reactor)
         except defer.TimeoutError:
-            reason = self._trouble or f"nothing happened for {_ARRIVAL_SECONDS:g} s"
-            raise Failure(f"{complaint}: {reason}", os.EX_SOFTWARE) from None
+            raise Failure(f"{complaint}: {self._reason()}", os.EX_SOFTWARE) from None
+
+    def _reason(self) -> str:
+        if not self._stage.daemon.running:
+            return f"posd has ended; the end of its log:\n{self._stage.daemon.last_words()}"
+        return self._trouble or f"nothing happened for {_ARRIVAL_SECONDS:g} s"
 
     def _arrived(self, event: ReceivedEvent) -> None:
         read = datetime.now(UTC)

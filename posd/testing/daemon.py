@@ -79,6 +79,10 @@ class Daemon:
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def last_words(self) -> str:
+        """The end of the log, for whoever is to be told what went wrong."""
+        return "\n".join(self.log().splitlines()[-20:])
+
     @property
     def running(self) -> bool:
         """Whether it has not ended yet, by itself or otherwise."""
@@ -129,9 +133,8 @@ class Daemon:
         while self.running and time.monotonic() < deadline:
             if ready.wait(_POLL_SECONDS):
                 return
-        tail = "\n".join(self.log().splitlines()[-20:])
         how = "did not become ready" if self.running else "ended"
-        raise DaemonFailed(f"posd {how}; the end of its log:\n{tail}")
+        raise DaemonFailed(f"posd {how}; the end of its log:\n{self.last_words()}")
 
 
 class _Manager:
