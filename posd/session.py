@@ -127,12 +127,14 @@ class Session:
     ) -> None:
         """Greet the terminal and send what comes after `start`.
 
-        `acked` is the device's cursor, None for a terminal without one.
+        `acked` is the device's cursor, None for a terminal without one. The greeting tells where it
+        goes on from if it asked to, or if it acknowledges and so goes on from its cursor.
         """
         self.acked = acked
         self.legacy = legacy
         asked = self.terminal.position is not None
-        resumed = start if resync is None and (asked or not legacy) else None
+        durable = acked is not None and not legacy
+        resumed = start if resync is None and (asked or durable) else None
         self._say(
             messages.connected_text(
                 slug=self.terminal.tenant.slug,
@@ -154,9 +156,10 @@ class Session:
 
     def deliver(self, chunk: bytes, last: Seq) -> bool:
         """The channel's fan-out: a live session takes what is new, or falls behind."""
+        before = self.position
         if not self.outbox.offer(chunk, last):
             return False
-        self.sent += 1
+        self.sent += last - before
         if self.legacy and self.acked is not None:
             self.acked = last
             self._register.followed(self.terminal, last)
