@@ -104,7 +104,7 @@ BEGIN
                    LEFT JOIN %I.pos_orders AS o USING (order_id)
                    LEFT JOIN unnest($3, $4) AS r(order_id, content) USING (order_id)', tenant.schema_name)
                 USING tenant.id, tenant.wanted, found_ids, found_rows;
-        EXCEPTION WHEN OTHERS OR query_canceled THEN
+        EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
             RETURN QUERY SELECT tenant.id, NULL::text, NULL::text, NULL::text, NULL::text, NULL::integer,
                                 SQLSTATE || ' ' || SQLERRM;
         END;

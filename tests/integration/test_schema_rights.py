@@ -1,0 +1,296 @@
+"""Who may do what with posd's tables and functions, tried as the roles themselves."""
+
+from __future__ import annotations
+
+import psycopg2
+
+from tests.schema_case import CASHIER, GRILL_SHOP, KITCHEN_SHOP, Client, Entry, SchemaCase
+
+READ, WRITE, ALL = "SELECT", "INSERT, SELECT, UPDATE", "DELETE, INSERT, SELECT, UPDATE"
+
+ON_MAIN = {
+    "idempotency_keys": {"posd": "INSERT, SELECT"},
+    "pos_api_keys": {"posd": "INSERT, SELECT, UPDATE (last_used_at), UPDATE (revoked_at)"},
+    "pos_connected": {"posd": READ},
+    "pos_connections": {"posd": ALL},
+    "pos_cursors": {"posd": WRITE},
+    "pos_devices": {"posd": WRITE},
+    "pos_heads": {"posd": "SELECT, UPDATE"},
+    "pos_incarnation": {"posd": "SELECT, UPDATE"},
+    "pos_nodes": {"posd": ALL},
+    "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
+    "pos_sequencing": {"posd": "UPDATE"},
+    "schema_versions": {"posd": READ},
+    "tenants": {"posd": READ},
+}
+ON_KITCHEN = {
+    "order_items": {"posd_hook_kitchen": READ},
+    "orders": {"posd_hook_kitchen": READ},
+    "pos_events": {"posd": "INSERT, SELECT"},
+    "pos_nacks": {"posd": "INSERT, SELECT"},
+    "pos_orders": {"posd": WRITE},
+    "pos_sync_logs": {"posd": READ},
+}
+"""What each role has been granted, but for owners and the roles that tests log in as."""
+
+FUNCTIONS_OF_MAIN = {
+    "pos_begin_device()": ("posd_owner", True, set()),
+    "pos_begin_stream()": ("posd_owner", True, set()),
+    "pos_fingerprint()": ("posd_owner", False, {"posd"}),
+    "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
+    "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
+    "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
+    "pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
+    "pos_take(integer, integer[], boolean)": ("posd_owner", False, {"posd"}),
+    "pos_tell_nodes()": ("posd_owner", False, set()),
+    "pos_tenant_key()": ("posd_owner", True, set()),
+}
+FUNCTIONS_OF_KITCHEN = {
+    "pos_enqueue(text, text[])": ("posd_hook", True, {"posd_hook_kitchen"}),
+    "pos_enqueue_event(text, jsonb)": ("posd_hook", False, set()),
+    "pos_note_order_items()": ("posd_hook_kitchen", True, set()),
+    "pos_note_orders()": ("posd_hook_kitchen", True, set()),
+    "pos_read_orders(text[])": ("posd_hook_kitchen", True, {"posd"}),
+}
+"""Owner, whether it runs with the owner's rights, and who else may call it."""
+
+GRANTS = """
+    SELECT relname::text, grantee::regrole::text, string_agg(privilege, ', ' ORDER BY privilege)
+      FROM (
+        SELECT c.relname, c.relowner, a.grantee, a.privilege_type AS privilege
+          FROM pg_class AS c, aclexplode(c.relacl) AS a
+         WHERE c.relnamespace = %(schema)s::regnamespace
+        UNION ALL
+        SELECT c.relname, c.relowner, a.grantee, format('%%s (%%s)', a.privilege_type, t.attname)
+          FROM pg_class AS c JOIN pg_attribute AS t ON t.attrelid = c.oid, aclexplode(t.attacl) AS a
+         WHERE c.relnamespace = %(schema)s::regnamespace
+      ) AS granted
+     WHERE grantee <> relowner AND grantee::regrole::text !~ '^posd_test_'
+     GROUP BY relname, grantee
+"""
+# Without any grant a function has the default, which is that everybody (shown as -) may call it.
+FUNCTIONS = """
+    SELECT format('%%s(%%s)', proname, oidvectortypes(proargtypes)), proowner::regrole::text, prosecdef,
+           ARRAY(SELECT grantee::regrole::text
+                   FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE grantee <> proowner)
+      FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace
+"""
+
+
+class GrantsTests(SchemaCase):
+    """The catalogs say what each role may do, and nothing else is granted to anybody."""
+
+    def grants(self, schema: str) -> dict[str, dict[str, str]]:
+        granted: dict[str, dict[str, str]] = {}
+        with self.admin.connection.cursor() as cursor:
+            cursor.execute(GRANTS, {"schema": schema})
+            for relation, role, privileges in cursor:
+                granted.setdefault(relation, {})[role] = privileges
+        return granted
+
+    def functions(self, schema: str) -> dict[str, tuple[str, bool, set[str]]]:
+        with self.admin.connection.cursor() as cursor:
+            cursor.execute(FUNCTIONS, {"schema": schema})
+            return {
+                name: (owner, definer, set(callers)) for name, owner, definer, callers in cursor
+            }
+
+    def test_on_tables_and_views(self) -> None:
+        self.assertEqual(self.grants("dinedesk_main"), ON_MAIN)
+        self.assertEqual(self.grants("dinedesk_kitchen"), ON_KITCHEN)
+
+    def test_on_functions(self) -> None:
+        self.assertEqual(self.functions("dinedesk_main"), FUNCTIONS_OF_MAIN)
+        self.assertEqual(self.functions("dinedesk_kitchen"), FUNCTIONS_OF_KITCHEN)
+
+    def test_on_schemas(self) -> None:
+        self.assertEqual(
+            self.admin.rows(
+                "SELECT nspname::text, grantee::regrole::text, privilege_type"
+                "  FROM pg_namespace, aclexplode(nspacl) AS a"
+                " WHERE nspname IN ('dinedesk_main', 'dinedesk_kitchen') AND grantee <> nspowner"
+                "   AND grantee::regrole::text !~ '^posd_test_' ORDER BY 1, 2, 3"
+            ),
+            [
+                ("dinedesk_kitchen", "posd", "USAGE"),
+                ("dinedesk_kitchen", "posd_hook", "USAGE"),
+                ("dinedesk_kitchen", "posd_hook_kitchen", "USAGE"),
+                ("dinedesk_main", "posd", "USAGE"),
+                ("dinedesk_main", "posd_hook", "USAGE"),
+                ("dinedesk_main", "posd_publisher", "USAGE"),
+            ],
+        )
+
+    def test_everything_belongs_to_posds_own_roles(self) -> None:
+        owners = self.admin.rows(
+            "SELECT DISTINCT relowner::regrole::text FROM pg_class JOIN pg_namespace AS n"
+            " ON n.oid = relnamespace WHERE nspname LIKE 'dinedesk%'"
+            " UNION SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname LIKE 'dinedesk%'"
+        )
+        self.assertEqual(owners, [("posd_owner",)])
+
+    def test_every_function_has_a_search_path_of_its_own(self) -> None:
+        lax = self.admin.rows(
+            "SELECT oid::regprocedure::text FROM pg_proc"
+            " WHERE pronamespace::regnamespace::text LIKE 'dinedesk%'"
+            "   AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))"
+        )
+        self.assertEqual(lax, [])
+
+    def test_no_role_is_a_member_of_another_but_those_that_hand_over_functions(self) -> None:
+        members = self.admin.rows(
+            "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members"
+            " WHERE roleid::regrole::text IN"
+            " ('posd', 'posd_hook', 'posd_hook_kitchen', 'posd_owner') ORDER BY 1, 2"
+        )
+        self.assertEqual(
+            sorted(set(members)),
+            [("posd_hook", "posd_owner"), ("posd_hook_kitchen", "posd_owner")],
+        )
+
+
+class RoleTests(SchemaCase):
+    """What a role is refused when it tries."""
+
+    def refused(self, client: Client, *statements: str) -> None:
+        for statement in statements:
+            with (
+                self.subTest(statement=statement),
+                self.assertRaises(psycopg2.errors.InsufficientPrivilege),
+            ):
+                client.run(statement)
+
+    def test_the_daemon_changes_no_schema(self) -> None:
+        self.refused(
+            self.connect("posd"),
+            "CREATE TABLE dinedesk_main.t ()",
+            "CREATE TABLE dinedesk_kitchen.t ()",
+            "CREATE SCHEMA dinedesk_new",
+            "CREATE ROLE another",
+            "ALTER TABLE dinedesk_kitchen.pos_events ADD note text",
+            "DROP TABLE dinedesk_main.pos_outbox",
+            "TRUNCATE dinedesk_kitchen.pos_events",
+            "CREATE TRIGGER t AFTER INSERT ON dinedesk_kitchen.pos_events"
+            " EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('x')",
+            "SET ROLE posd_owner",
+        )
+
+    def test_the_daemon_changes_no_history(self) -> None:
+        self.refused(
+            self.connect("posd"),
+            "UPDATE dinedesk_kitchen.pos_events SET event_data = '{}'",
+            "DELETE FROM dinedesk_kitchen.pos_events",
+            "DELETE FROM dinedesk_kitchen.pos_nacks",
+            "DELETE FROM dinedesk_kitchen.pos_orders",
+            "UPDATE dinedesk_main.pos_api_keys SET key_sha256 = key_sha256",
+            "DELETE FROM dinedesk_main.pos_api_keys",
+            "UPDATE dinedesk_main.tenants SET is_active = false",
+            "DELETE FROM dinedesk_main.idempotency_keys",
+        )
+
+    def test_the_daemon_reads_no_shops_rows_but_through_the_shops_own_function(self) -> None:
+        daemon = self.connect("posd")
+        self.refused(daemon, "SELECT FROM dinedesk_kitchen.orders")
+        self.assertEqual(daemon.rows("SELECT * FROM dinedesk_kitchen.pos_read_orders('{1}')"), [])
+
+    def test_the_daemon_can_do_its_work(self) -> None:
+        self.connect(KITCHEN_SHOP).run(
+            "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (1)"
+        )
+        daemon = self.connect("posd")
+        self.assertEqual(daemon.sequence(), 1)
+        self.assertRegex(daemon.value("SELECT dinedesk_main.pos_fingerprint()"), r"^\d+/\w{8}/\d+$")
+        daemon.run(
+            "INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, device_id, key_sha256, preview)"
+            " VALUES (1, 'device', 'POS_1', sha256('x'), 'x…')"
+        )
+        self.assertEqual(
+            daemon.value(
+                "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE device_id = 'POS_1'"
+            ),
+            1,
+        )
+
+    def test_a_publisher_publishes_and_reads_nothing(self) -> None:
+        shop = self.connect(KITCHEN_SHOP)
+        shop.run("SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')")
+        self.refused(
+            shop,
+            "SELECT FROM dinedesk_main.tenants",
+            "SELECT FROM dinedesk_main.pos_outbox",
+            "SELECT FROM dinedesk_main.pos_api_keys",
+            "SELECT FROM dinedesk_kitchen.pos_events",
+            "SELECT FROM dinedesk_kitchen.pos_orders",
+            "SELECT FROM dinedesk_main.pos_take(1, '{}', false)",
+        )
+
+    def test_who_may_only_insert_orders_does_only_that(self) -> None:
+        cashier = self.connect(CASHIER)
+        cashier.run("INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (1)")
+        self.refused(
+            cashier,
+            "SELECT FROM dinedesk_kitchen.orders",
+            "SELECT dinedesk_kitchen.pos_read_orders('{1}')",
+            "SELECT dinedesk_kitchen.pos_enqueue('order', '{1}')",
+            "SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')",
+        )
+
+    def test_nobody_speaks_for_another_shop(self) -> None:
+        shop = self.connect(KITCHEN_SHOP)
+        self.refused(
+            shop,
+            "SELECT dinedesk_main.pos_publish('grill', 'x', '{}')",
+            "SELECT dinedesk_grill.pos_enqueue('order', '{1}')",
+            "SELECT dinedesk_grill.pos_enqueue_event('x', '{}')",
+            "SELECT dinedesk_kitchen.pos_enqueue('order', '{1}')",
+            "SELECT dinedesk_kitchen.pos_enqueue_event('x', '{}')",
+            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key) VALUES (2, 'order', '1')",
+            "INSERT INTO dinedesk_grill.orders (total_amount) VALUES (1)",
+            "SET ROLE posd_hook",
+            "SET ROLE posd_hook_grill",
+        )
+        self.assertEqual(self.admin.take(), [])
+
+    def test_the_enqueueing_role_can_only_add_to_the_outbox(self) -> None:
+        self.admin.run("SET ROLE posd_hook")
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key) VALUES (1, 'order', '1')"
+        )
+        self.refused(
+            self.admin,
+            "SELECT data FROM dinedesk_main.pos_outbox",
+            "DELETE FROM dinedesk_main.pos_outbox",
+            "SELECT FROM dinedesk_main.tenants",
+            "SELECT FROM dinedesk_kitchen.orders",
+            "SELECT dinedesk_kitchen.pos_read_orders('{1}')",
+        )
+
+    def test_a_tenants_role_reads_that_shop_and_enqueues_for_it(self) -> None:
+        self.connect(GRILL_SHOP).run("INSERT INTO dinedesk_grill.orders (total_amount) VALUES (1)")
+        self.admin.run("SET ROLE posd_hook_kitchen")
+        self.admin.run("SELECT FROM dinedesk_kitchen.orders")
+        self.admin.run("SELECT dinedesk_kitchen.pos_enqueue('order', '{5}')")
+        self.refused(
+            self.admin,
+            "UPDATE dinedesk_kitchen.orders SET status = 'x'",
+            "SELECT FROM dinedesk_kitchen.pos_events",
+            "SELECT FROM dinedesk_grill.orders",
+            "SELECT dinedesk_grill.pos_enqueue('order', '{5}')",
+            "SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')",
+        )
+        self.admin.run("RESET ROLE")
+        taken = [(row.tenant_id, row.key) for row in self.admin.take() or ()]
+        self.assertEqual(taken, [(2, "1"), (1, "5")])
+
+    def test_a_shops_platform_can_be_shown_its_own_log(self) -> None:
+        self.admin.record(Entry(1, data='{"a":1}'), Entry(2, data='{"b":2}'))
+        self.admin.run(f"GRANT SELECT ON dinedesk_kitchen.pos_sync_logs TO {KITCHEN_SHOP}")
+        shop = self.connect(KITCHEN_SHOP)
+        self.assertEqual(
+            shop.rows("SELECT event_data, status FROM dinedesk_kitchen.pos_sync_logs"),
+            [({"a": 1}, "pending")],
+        )
