@@ -11,8 +11,8 @@ from typing import Final
 from uuid import UUID
 
 from posd.link import Session
-from posd.store import schema
-from posd.values import Head, Opening, Seq, Tenant, TenantId
+from posd.store import schema, stream
+from posd.values import Opening, Seq, Tenant, TenantId
 
 _LEASE: Final = """
     INSERT INTO dinedesk_main.pos_nodes (node_id, lease_until)
@@ -184,7 +184,7 @@ async def opening(
         if not registered:
             return None
         acked = registered[0][0]
-    return Opening(Head(*head), acked, device_id is not None and not acked_before)
+    return Opening(stream.load_head(tuple(head)), acked, device_id is not None and not acked_before)
 
 
 async def advance(session: Session, acks: Sequence[tuple[TenantId, str, Seq]]) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.link import Row, Session
 from posd.store import schema
 from posd.values import Event, Head, Seq, Tenant, TenantId
 
@@ -100,15 +100,21 @@ class Recorded:
     elsewhere: int
 
 
+def load_head(row: Row) -> Head:
+    """A head from its columns; psycopg2 brings a uuid as text."""
+    tenant_id, stream_id, last_seq, pruned_seq = row
+    return Head(tenant_id, UUID(stream_id), last_seq, pruned_seq)
+
+
 async def heads(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
     """The heads of these tenants."""
-    return {row[0]: Head(*row) for row in await session.query(_HEADS, (list(ids),))}
+    return {row[0]: load_head(row) for row in await session.query(_HEADS, (list(ids),))}
 
 
 async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[bool, list[Head]]:
     """Whether the outbox has anything, and the heads of these tenants: all that a poll asks."""
     rows = await session.query(_POLL, (list(ids),))
-    return bool(rows[0][0]), [Head(*row[1:]) for row in rows if row[1] is not None]
+    return bool(rows[0][0]), [load_head(row[1:]) for row in rows if row[1] is not None]
 
 
 async def after(session: Session, tenant: Tenant, seq: Seq, limit: int) -> list[Event]:
