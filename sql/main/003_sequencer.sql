@@ -7,10 +7,10 @@
 -- is read as of then.
 
 -- Become the one sequencer, and then take up to `at_most` rows of the outbox without those of the tenants
--- in `aside`. Tenants share a batch evenly, so that one which touches all of its orders at once holds
--- nobody up; each one's rows come oldest first. `patient` callers wait for the lock (up to lock_timeout)
--- since somebody waits for their answer; the others leave the rows to the sequencer that has it. `locked`
--- is in every row; a single row without an id says that there was nothing to take.
+-- in `aside`; fewer mean that there are no more. Tenants share a batch evenly, so that one which touches all
+-- of its orders at once holds nobody up; each one's rows come oldest first. `patient` callers wait for the
+-- lock (up to lock_timeout) since somebody waits for their answer; the others leave the rows to the sequencer
+-- that has it. `locked` is in every row; a single row without an id says that there was nothing to take.
 --
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
@@ -37,15 +37,16 @@ BEGIN
                      WHERE o.tenant_id > w.tenant_id ORDER BY o.tenant_id LIMIT 1)
               FROM waiting AS w WHERE w.tenant_id IS NOT NULL
         ), served AS (
-            SELECT w.tenant_id, ceil(at_most::float8 / count(*) OVER ()) AS share
-              FROM waiting AS w WHERE w.tenant_id <> ALL (aside)
+            -- With as many tenants as rows are wanted, the first row of each will do.
+            SELECT w.tenant_id, CASE WHEN count(*) OVER () < at_most THEN at_most ELSE 1 END AS most
+              FROM waiting AS w WHERE w.tenant_id IS NOT NULL AND w.tenant_id <> ALL (aside)
         ), taken AS (
             DELETE FROM dinedesk_main.pos_outbox AS o
              WHERE o.ctid = ANY (ARRAY(
                 SELECT r.ctid FROM served AS s CROSS JOIN LATERAL (
                     SELECT p.ctid, p.id, row_number() OVER (ORDER BY p.id) AS rank
                       FROM dinedesk_main.pos_outbox AS p
-                     WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.share
+                     WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.most
                 ) AS r ORDER BY r.rank, r.id LIMIT at_most))
             RETURNING o.id, o.tenant_id, o.type, o.key, o.data
         )

@@ -1,0 +1,286 @@
+"""The sequencer takes rows out of the outbox and looks at orders: pos_take(), pos_order_states()."""
+
+from __future__ import annotations
+
+import psycopg2
+
+from tests.schema_case import (
+    GRILL_SHOP,
+    KITCHEN_SHOP,
+    Client,
+    Entry,
+    SchemaCase,
+    at_once,
+    until_blocked,
+)
+
+PUBLISH = """
+    SELECT dinedesk_main.pos_publish(%s, 'n', to_jsonb(n)) FROM generate_series(1, %s) AS n
+"""
+STATES = "SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[], %s::boolean[])"
+ORDER = "INSERT INTO dinedesk_{}.orders (id, total_amount) VALUES (%s, 10)"
+
+
+class TakeTests(SchemaCase):
+    """The outbox has rows of two tenants."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.sequencer = self.connect("posd")
+
+    def publish(self, slug: str, count: int) -> None:
+        self.admin.run(PUBLISH, slug, count)
+
+    def take(self, at_most: int = 500, aside: tuple[int, ...] = ()) -> list[tuple[int, str | None]]:
+        return [(row.tenant_id, row.data) for row in self.sequencer.take(at_most, aside) or ()]
+
+    def test_what_is_taken_is_gone_with_the_commit(self) -> None:
+        self.publish("kitchen", 2)
+        self.sequencer.run("BEGIN")
+        self.assertEqual(self.take(), [(1, "1"), (1, "2")])
+        self.assertEqual(self.take(), [])
+        self.sequencer.run("ROLLBACK")
+        self.assertEqual(self.take(), [(1, "1"), (1, "2")])
+        self.assertEqual(self.take(), [])
+
+    def test_rows_come_oldest_first_and_up_to_a_limit(self) -> None:
+        self.publish("kitchen", 5)
+        self.assertEqual([data for _, data in self.take(3)], ["1", "2", "3"])
+        self.assertEqual(self.take(0), [])
+        self.assertEqual([data for _, data in self.take(3)], ["4", "5"])
+
+    def test_tenants_that_are_set_aside_keep_their_rows(self) -> None:
+        self.publish("kitchen", 2)
+        self.publish("grill", 2)
+        self.assertEqual(self.take(aside=(1,)), [(2, "1"), (2, "2")])
+        self.assertEqual(self.take(aside=(1,)), [])
+        self.assertEqual(self.take(), [(1, "1"), (1, "2")])
+
+    def test_tenants_share_a_batch(self) -> None:
+        self.publish("kitchen", 100)
+        self.publish("grill", 3)
+        taken = self.take(4)
+        self.assertEqual(taken, [(1, "1"), (1, "2"), (2, "1"), (2, "2")])
+        # What one leaves, the other has.
+        taken = self.take(10)
+        self.assertEqual([tenant for tenant, _ in taken], [1] * 9 + [2])
+        self.assertEqual([data for _, data in taken], [*map(str, range(3, 12)), "3"])
+
+    def test_more_tenants_than_fit_into_a_batch_come_oldest_first(self) -> None:
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)"
+            " SELECT 100 - n, 'n', to_jsonb(n) FROM generate_series(1, 20) AS n"
+        )
+        self.assertEqual([data for _, data in self.take(4)], ["1", "2", "3", "4"])
+        self.assertEqual([data for _, data in self.take(4)], ["5", "6", "7", "8"])
+
+    def test_a_backlog_is_taken_whole_and_each_row_once(self) -> None:
+        self.publish("kitchen", 3000)
+        self.publish("grill", 700)
+        taken: list[tuple[int, str | None]] = []
+        while batch := self.take(500):
+            taken += batch
+        self.assertEqual(
+            sorted(taken, key=str),
+            sorted(
+                [(1, str(n)) for n in range(1, 3001)] + [(2, str(n)) for n in range(1, 701)],
+                key=str,
+            ),
+        )
+
+    def test_data_is_text_and_keys_have_none(self) -> None:
+        self.admin.run("""SELECT dinedesk_main.pos_publish('kitchen', 'a', '{"b":[1,2.50,"é"]}')""")
+        self.admin.run(ORDER.format("kitchen"), 7)
+        rows = self.sequencer.take() or []
+        self.assertEqual(
+            [(row.type, row.key, row.data) for row in rows],
+            [("a", None, '{"b": [1, 2.50, "é"]}'), ("order", "7", None)],
+        )
+
+    def test_a_backlog_is_not_read_whole_for_each_batch(self) -> None:
+        # What the statistics know of it, most of the time.
+        self.admin.run("ANALYZE dinedesk_main.pos_outbox")
+        self.publish("kitchen", 2000)
+        read = (
+            "SELECT seq_scan, seq_tup_read + idx_tup_fetch < 500 FROM pg_stat_xact_user_tables"
+            " WHERE relid = 'dinedesk_main.pos_outbox'::regclass"
+        )
+        with self.sequencer.transaction():
+            self.assertEqual(len(self.take(50)), 50)
+            self.assertEqual(self.sequencer.rows(read), [(0, True)])
+
+
+class OneSequencerTests(SchemaCase):
+    """Two nodes, of which one is at work."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.first, self.second = self.connect("posd"), self.connect("posd")
+        self.admin.run(PUBLISH, "kitchen", 10)
+
+    def test_who_is_not_patient_leaves_the_rows_to_the_other(self) -> None:
+        with self.first.transaction():
+            self.assertEqual(len(self.first.take(5) or ()), 5)
+            self.assertIsNone(self.second.take())
+        self.assertEqual(len(self.second.take() or ()), 5)
+
+    def test_who_is_refused_can_go_on_with_the_transaction(self) -> None:
+        with self.first.transaction():
+            self.first.take()
+            with self.second.transaction():
+                self.assertIsNone(self.second.take())
+                self.assertEqual(self.second.value("SELECT 1"), 1)
+
+    def test_an_empty_outbox_is_locked_too(self) -> None:
+        self.first.take()
+        with self.first.transaction():
+            self.assertEqual(self.first.take(), [])
+            self.assertIsNone(self.second.take())
+
+    def test_who_is_patient_waits_and_sees_what_was_committed_meanwhile(self) -> None:
+        self.first.run("BEGIN")
+        self.first.take(5)
+        self.second.run("BEGIN")
+
+        def end_the_first() -> list[str | None]:
+            until_blocked(self.admin, self.second.pid)
+            self.admin.run(PUBLISH, "grill", 1)
+            self.first.run("COMMIT")
+            return []
+
+        def wait() -> list[str | None]:
+            return [row.data for row in self.second.take(patient=True) or ()]
+
+        taken, _ = at_once(wait, end_the_first)
+        self.assertEqual(taken, ["6", "7", "8", "9", "10", "1"])
+
+    def test_who_is_patient_waits_no_longer_than_lock_timeout(self) -> None:
+        self.second.run("SET lock_timeout = '20ms'")
+        with self.first.transaction():
+            self.first.take()
+            with self.assertRaises(psycopg2.errors.LockNotAvailable):
+                self.second.take(patient=True)
+
+    def test_a_sequencer_that_dies_leaves_its_rows_and_its_place(self) -> None:
+        self.first.run("BEGIN")
+        self.first.take()
+        self.first.connection.close()
+        self.assertEqual(len(self.second.take(patient=True) or ()), 10)
+
+    def test_numbers_are_without_a_gap_whoever_takes(self) -> None:
+        self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
+
+        def publish(slug: str) -> int:
+            client = self.connect(KITCHEN_SHOP if slug == "kitchen" else GRILL_SHOP)
+            for number in range(60):
+                client.run("BEGIN")
+                client.run(PUBLISH, slug, 2)
+                client.run("ROLLBACK" if number % 3 == 0 else "COMMIT")
+            return 0
+
+        at_once(
+            lambda: publish("kitchen"),
+            lambda: publish("grill"),
+            lambda: self.some_batches(self.first, patient=False),
+            lambda: self.some_batches(self.second, patient=True),
+        )
+        while self.first.sequence():
+            pass
+        for schema in ("dinedesk_kitchen", "dinedesk_grill"):
+            seqs = self.admin.rows(f"SELECT seq FROM {schema}.pos_events ORDER BY id")
+            self.assertEqual([seq for (seq,) in seqs], list(range(1, 81)))
+
+    def some_batches(self, client: Client, *, patient: bool) -> int:
+        """Sequence for a while, a few rows at a time; every third batch is rolled back."""
+        for number in range(60):
+            client.run("BEGIN")
+            rows = client.take(3, patient=patient) or []
+            if rows:
+                client.record(*[Entry(row.tenant_id) for row in rows])
+            client.run("ROLLBACK" if number % 3 == 0 else "COMMIT")
+        return 0
+
+
+class OrderStatesTests(SchemaCase):
+    """Orders that the shops have and that posd has published before."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.admin.run(ORDER.format("kitchen"), 1)
+        self.admin.run(ORDER.format("grill"), 1)
+        self.admin.record(
+            Entry(1, order_id="1", snapshot='{"a":1.50}', status="new", version=1),
+            Entry(1, order_id="rest", snapshot="{}", status="cooking", version=4),
+        )
+        self.daemon = self.connect("posd")
+
+    def states(
+        self, *wanted: tuple[int, str | None, bool]
+    ) -> dict[tuple[int, str | None], tuple[object, ...]]:
+        """By tenant and order: whether its row was read, snapshot, status, version, failure."""
+        rows = self.daemon.rows(STATES, *[list(column) for column in zip(*wanted, strict=True)])
+        self.assertEqual(len({row[:2] for row in rows}), len(rows))
+        return {(row[0], row[1]): (row[2] is not None, *row[3:]) for row in rows}
+
+    def test_what_was_published_before_and_where_it_was_touched_the_row_as_it_is(self) -> None:
+        self.assertEqual(
+            self.states((1, "1", True), (1, "rest", False), (1, "new", False), (2, "1", True)),
+            {
+                (1, "1"): (True, '{"a":1.50}', "new", 1, None),
+                (1, "rest"): (False, "{}", "cooking", 4, None),
+                (1, "new"): (False, None, None, None, None),
+                (2, "1"): (True, None, None, None, None),
+            },
+        )
+
+    def test_a_row_that_is_gone_has_no_content(self) -> None:
+        self.assertEqual(self.states((1, "99", True)), {(1, "99"): (False, None, None, None, None)})
+
+    def test_an_order_named_twice_is_there_once(self) -> None:
+        self.assertEqual(
+            self.states((1, "1", False), (1, "1", True)),
+            {(1, "1"): (True, '{"a":1.50}', "new", 1, None)},
+        )
+
+    def test_a_tenant_that_is_gone_has_no_orders(self) -> None:
+        self.assertEqual(self.states((77, "1", True)), {})
+
+    def failing(self, *wanted: tuple[int, str | None, bool]) -> str:
+        """The kitchen's failure, while the grill's order is read all the same."""
+        states = self.states(*wanted, (2, "1", True))
+        self.assertEqual(states.pop((2, "1"))[0], True)
+        ((key, state),) = states.items()
+        self.assertEqual((key, state[:4]), ((1, None), (False, None, None, None)))
+        return str(state[4])
+
+    def test_a_broken_function_fails_its_tenant_alone(self) -> None:
+        self.admin.run("DROP TABLE dinedesk_kitchen.order_items")
+        self.assertIn("42P01 relation", self.failing((1, "1", True), (1, "rest", False)))
+
+    def test_a_key_that_cannot_be_one_fails_its_tenant_alone(self) -> None:
+        self.assertIn("22P02 invalid input syntax", self.failing((1, "no number", True)))
+
+    def test_locked_orders_fail_their_tenant_alone_and_soon(self) -> None:
+        self.daemon.run("SET statement_timeout = '2s'")
+        with self.admin.transaction():
+            self.admin.run("LOCK TABLE dinedesk_kitchen.orders")
+            self.assertIn(
+                "55P03 canceling statement due to lock timeout", self.failing((1, "1", True))
+            )
+        self.assertEqual(self.daemon.value("SHOW lock_timeout"), "0")
+
+    def test_what_cannot_be_written_later_fails_here(self) -> None:
+        for table in ("pos_events", "pos_orders"):
+            with self.subTest(table=table), self.admin.transaction():
+                self.admin.run(f"LOCK TABLE dinedesk_kitchen.{table} IN SHARE MODE")
+                self.assertIn("55P03", self.failing((1, "rest", False)))
+
+    def test_a_tenant_can_be_asked_for_without_an_order(self) -> None:
+        self.assertEqual(self.states((1, None, False)), {})
+        with self.admin.transaction():
+            self.admin.run("LOCK TABLE dinedesk_kitchen.pos_events IN SHARE MODE")
+            self.assertIn("55P03", self.failing((1, None, False)))
+
+    def test_a_schema_that_is_gone_fails_its_tenant_alone(self) -> None:
+        self.admin.run("DROP SCHEMA dinedesk_kitchen CASCADE")
+        self.assertIn("3F000", self.failing((1, "1", True)))
