@@ -34,8 +34,12 @@ _FIND_GLOBAL: Final = """
        AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
 """
 _ENDED: Final = """
-    SELECT id FROM dinedesk_main.pos_api_keys
-     WHERE id = ANY (%s) AND (revoked_at IS NOT NULL OR expires_at <= now())
+    SELECT used.id FROM unnest(%s::integer[]) AS used(id)
+     WHERE NOT EXISTS (
+        SELECT FROM dinedesk_main.pos_api_keys AS k
+          LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id
+         WHERE k.id = used.id AND k.revoked_at IS NULL
+           AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.is_active IS NOT false)
 """
 _TOUCH: Final = """
     UPDATE dinedesk_main.pos_api_keys SET last_used_at = now() WHERE id = ANY (%s)
@@ -108,7 +112,7 @@ async def find_global(session: Session, sha256: bytes) -> Principal | None:
 
 
 async def ended(session: Session, ids: Iterable[int]) -> set[int]:
-    """Those of these keys that are revoked or expired by now."""
+    """Those of these keys that are valid no more: revoked, expired or gone, or their tenant is."""
     return {row[0] for row in await session.query(_ENDED, (list(ids),))}
 
 
