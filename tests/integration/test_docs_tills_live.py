@@ -1,0 +1,369 @@
+"""docs/tills.md, played from its top to its end against a posd that runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from posd.jsontext import decode, encode
+from tests import documents
+from tests.documents import Block
+from tests.integration.harness import Daemon, Shop
+
+PAGE = "docs/tills.md"
+PATIENCE = 20.0
+
+_MOMENT = re.compile(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"')
+_CHANCE = re.compile(r'("(?:connectionId|requestId)":)"[0-9a-f-]+"')
+
+
+def comparable(message: str | bytes) -> str:
+    """A message on one line, without what is different each time: times and random names."""
+    text = encode(decode(message)).decode()
+    return _CHANCE.sub(r'\1"…"', _MOMENT.sub('"a moment"', text))
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        if time.monotonic() > deadline:
+            raise AssertionError("it has not happened")
+        time.sleep(0.02)
+
+
+class LiveCase(SynchronousTestCase):
+    """A tenant `kitchen` whose stream is new, and a posd."""
+
+    shop: Shop
+    posd: Daemon
+
+    def setUp(self) -> None:
+        self.shop = Shop.open()
+        self.addCleanup(self.shop.close)
+        self.posd = self.shop.start()
+
+    def till(self, key: str, query: str = "") -> ClientConnection:
+        """A till that has connected; what it is greeted with is still to be read."""
+        return self.connection(f"/ws/pos/kitchen{query}", {"X-API-Key": key})
+
+    def connection(self, path: str, headers: dict[str, str]) -> ClientConnection:
+        till = connect(
+            f"wss://localhost:{self.posd.port}{path}",
+            ssl=self.posd.tls(),
+            additional_headers=headers,
+            compression=None,
+        )
+        self.addCleanup(till.close)
+        return till
+
+    def greeted(self, till: ClientConnection) -> Any:
+        greeting: Any = decode(till.recv(PATIENCE))
+        self.assertEqual(greeting["type"], "connected")
+        return greeting
+
+    def head(self) -> int:
+        """The position of the last event."""
+        return int(self.shop.query("SELECT last_seq FROM dinedesk_main.pos_heads")[0][0])
+
+    def acknowledged(self, device: str = "POS_1") -> int:
+        """The position that posd has written down for a device."""
+        rows = self.shop.query(
+            "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE device_id = %s", [device]
+        )
+        return int(rows[0][0]) if rows else 0
+
+
+class ConversationTests(LiveCase):
+    """The page, block by block."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self._keys = {
+            "{device key}": self.shop.key("device", device="POS_1"),
+            "{tenant key}": self.shop.key(),
+        }
+        self._stream: tuple[str, str] | None = None
+        self._connection: ClientConnection | None = None
+        self._refusal: InvalidStatus | None = None
+        self._acked = 0
+
+    def test_everything_happens_as_the_page_says(self) -> None:
+        played = 0
+        for block in documents.blocks(PAGE):
+            action = self.action(block)
+            if action is not None:
+                played += 1
+                try:
+                    action(block)
+                except Exception as error:
+                    raise AssertionError(f"{PAGE}, line {block.line}: {error!r}") from error
+        self.leave()
+        self.assertGreater(played, 30)
+
+    def action(self, block: Block) -> Callable[[Block], None] | None:
+        """What has to be done with a block of the page."""
+        match (block.language, *block.words):
+            case ("http", "till"):
+                return self.connect
+            case ("http", "posd"):
+                return self.be_refused
+            case ("sql", "shop", *_):
+                return self.write
+            case ("json", "till" | "mistake"):
+                return self.say
+            case ("json", "posd"):
+                return self.hear
+        return None
+
+    def connect(self, block: Block) -> None:
+        self.leave()
+        first, *lines = self.actual(block.text).strip().splitlines()
+        headers = dict(line.split(": ", 1) for line in lines)
+        del headers["Host"]
+        try:
+            self._connection = self.connection(first.split()[1], headers)
+        except InvalidStatus as refusal:
+            self._refusal = refusal
+
+    def be_refused(self, block: Block) -> None:
+        assert self._refusal is not None
+        response = self._refusal.response
+        head, body = block.text.split("\n\n", 1)
+        status, *lines = head.splitlines()
+        self.assertEqual(status, f"HTTP/1.1 {response.status_code} {response.reason_phrase}")
+        for name, value in (line.split(": ", 1) for line in lines):
+            self.assertEqual(response.headers[name], value)
+        self.assertEqual(comparable(bytes(response.body or b"")), comparable(body))
+
+    def write(self, block: Block) -> None:
+        if "away" in block.words:
+            self.leave()
+        last = self.head()
+        self.shop.query(block.text)
+        until(lambda: self.head() > last)
+
+    def say(self, block: Block) -> None:
+        assert self._connection is not None
+        message: Any = decode(block.text)
+        self._connection.send(encode(message).decode())
+        if message["type"] == "ack" and message.get("id", 99) < 99:
+            self._acked = message["id"]
+
+    def hear(self, block: Block) -> None:
+        assert self._connection is not None
+        came = self._connection.recv(PATIENCE)
+        message: Any = decode(came)
+        if self._stream is None and message["type"] == "connected":
+            shown: Any = decode(block.text)
+            self._stream = shown["streamId"], message["streamId"]
+        self.assertEqual(comparable(came), comparable(self.actual(block.text)))
+        assert isinstance(came, str)
+        self.assertEqual(came, encode(message).decode(), "not as compact as it could be")
+
+    def leave(self) -> None:
+        """Close the connection, after making sure that nothing else was said on it."""
+        if self._connection is None:
+            return
+        self._connection.send('{"type":"ping","id":"bye"}')
+        self.assertEqual(decode(self._connection.recv(PATIENCE)).get("echo"), "bye")  # type: ignore[attr-defined]
+        self._connection.close()
+        self._connection = None
+        until(lambda: self.acknowledged() >= self._acked)
+
+    def actual(self, text: str) -> str:
+        """A text of the page with this posd's stream and this test's keys in it."""
+        for shown, key in self._keys.items():
+            text = text.replace(shown, key)
+        return text.replace(*self._stream) if self._stream is not None else text
+
+
+class ResyncTests(LiveCase):
+    """What the page advises where nothing can be resumed."""
+
+    def test_the_stream_can_be_read_again_from_its_beginning(self) -> None:
+        for number in range(3):
+            self.shop.publish("kitchen", "notice", {"number": number})
+        key = self.shop.key("device", device="POS_1")
+        until(lambda: self.head() == 3)
+        lost = self.greeted(self.till(key, "?last_event_id=9"))
+        self.assertEqual((lost["resync"], lost["resumedFrom"]), ("ahead", None))
+        till = self.till(key, f"?last_event_id=0&stream_id={lost['streamId']}")
+        self.assertEqual(self.greeted(till)["resumedFrom"], 0)
+        events: list[Any] = [decode(till.recv(PATIENCE)) for _ in range(3)]
+        self.assertEqual([event["data"]["number"] for event in events], [0, 1, 2])
+
+
+class EndingTests(LiveCase):
+    """The table of close codes."""
+
+    def ending(self, till: ClientConnection) -> int | None:
+        """The code that posd closes with, None if it goes without a Close frame."""
+        try:
+            while True:
+                till.recv(PATIENCE)
+        except ConnectionClosed as closed:
+            return None if closed.rcvd is None else closed.rcvd.code
+
+    def named(self, device: str = "POS_1") -> ClientConnection:
+        till = self.till(self.shop.key("device", device=device))
+        self.greeted(till)
+        return till
+
+    def test_a_binary_message_is_1003(self) -> None:
+        till = self.named()
+        till.send(b'{"type":"ping"}')
+        self.assertEqual(self.ending(till), 1003)
+
+    def test_broken_text_is_1007(self) -> None:
+        till = self.named()
+        till.send(b"\xff\xfe", text=True)
+        self.assertEqual(self.ending(till), 1007)
+
+    def test_the_tenth_mistake_within_a_minute_is_1008(self) -> None:
+        till = self.named()
+        for _ in range(9):
+            till.send("nonsense")
+        till.send('{"type":"ping","id":1}')
+        answers: list[Any] = [decode(till.recv(PATIENCE)) for _ in range(10)]
+        self.assertEqual([each["type"] for each in answers], ["error"] * 9 + ["pong"])
+        till.send("nonsense")
+        self.assertEqual(self.ending(till), 1008)
+
+    def test_a_message_over_64_kib_is_1009(self) -> None:
+        till = self.named()
+        till.send('{"type":"long","text":"%s"}' % ("x" * 65536))
+        self.assertEqual(self.ending(till), 1009)
+
+    def test_a_revoked_key_is_4001(self) -> None:
+        till = self.named()
+        self.shop.query("UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()")
+        self.assertEqual(self.ending(till), 4001)
+
+    def test_a_disabled_tenant_is_4001(self) -> None:
+        till = self.named()
+        self.shop.query("UPDATE dinedesk_main.tenants SET is_active = false")
+        self.assertEqual(self.ending(till), 4001)
+
+    def test_a_second_till_of_one_device_is_4009_for_the_first(self) -> None:
+        key = self.shop.key("device", device="POS_1")
+        first, second = self.till(key), self.till(key)
+        self.greeted(first)
+        self.greeted(second)
+        second.send('{"type":"ping"}')
+        self.assertEqual(self.ending(first), 4009)
+
+    def test_a_connection_test_displaces_nobody(self) -> None:
+        key = self.shop.key("device", device="POS_1")
+        till = self.till(key)
+        self.greeted(till)
+        self.greeted(trial := self.till(key))
+        trial.close()
+        till.send('{"type":"ping","id":1}')
+        self.assertEqual(decode(till.recv(PATIENCE))["type"], "pong")  # type: ignore[index]
+
+    def test_a_restart_is_1001_and_no_frame_for_who_has_neither_name_nor_position(self) -> None:
+        named, nameless = self.named(), self.till(self.shop.key())
+        self.greeted(nameless)
+        self.posd.process.send_signal(signal.SIGTERM)
+        self.assertEqual(self.ending(named), 1001)
+        self.assertIsNone(self.ending(nameless))
+
+
+class SmallTillTests(LiveCase):
+    """The program in the page, with what can happen to a till."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        (program,) = (b for b in documents.blocks(PAGE) if b.of("python", "till"))
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        (self.folder / "till.py").write_text(program.text, "utf-8")
+        self.key = self.shop.key("device", device="POS_1")
+
+    def run_till(self) -> subprocess.Popen[str]:
+        till = subprocess.Popen(
+            [sys.executable, "till.py"],
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "POS_URL": f"wss://localhost:{self.posd.port}/ws/pos/kitchen",
+                "POS_KEY": self.key,
+                "POS_CA": str(self.posd.ca),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.addCleanup(till.communicate)
+        self.addCleanup(till.kill)
+        return till
+
+    def stored(self) -> list[int]:
+        """The positions of the events that the till has on its disk."""
+        with closing(sqlite3.connect(self.folder / "till.db")) as store:
+            return [row[0] for row in store.execute("SELECT id FROM events ORDER BY id")]
+
+    def connected(self) -> bool:
+        return bool(self.shop.query("SELECT 1 FROM dinedesk_main.pos_connected"))
+
+    def test_it_misses_nothing_when_it_is_killed(self) -> None:
+        till = self.run_till()
+        until(self.connected)
+        self.shop.order()
+        until(lambda: self.stored() == [1])
+        till.kill()
+        till.wait()
+        self.shop.order()
+        self.run_till()
+        self.shop.order()
+        until(lambda: self.stored() == [1, 2, 3])
+        until(lambda: self.acknowledged() == 3)
+
+    def test_it_acknowledges_nothing_that_it_has_not_stored(self) -> None:
+        self.run_till()
+        until(self.connected)
+        self.shop.order()
+        until(lambda: self.stored() == [1])
+        with closing(sqlite3.connect(self.folder / "till.db")) as store:
+            store.execute("BEGIN EXCLUSIVE")
+            self.shop.order()
+            until(
+                lambda: self.shop.query("SELECT 1 FROM dinedesk_main.pos_heads WHERE sent_seq = 2")
+            )
+            self.assertEqual(self.acknowledged(), 1)
+            store.execute("ROLLBACK")
+        until(lambda: self.acknowledged() == 2)
+        self.assertEqual(self.stored(), [1, 2])
+
+    def test_it_goes_on_after_a_restart_of_posd(self) -> None:
+        self.run_till()
+        until(self.connected)
+        self.shop.order()
+        until(lambda: self.stored() == [1])
+        self.posd.stop()
+        self.shop.order()
+        self.posd = self.shop.start(port=self.posd.port)
+        until(lambda: self.stored() == [1, 2])
+
+    def test_it_stops_when_its_key_is_revoked(self) -> None:
+        till = self.run_till()
+        until(self.connected)
+        self.shop.query("UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()")
+        self.assertEqual(till.wait(PATIENCE), 0)
+
+    def test_it_does_not_try_a_wrong_key_again(self) -> None:
+        self.key = "pos_wrong"
+        self.assertEqual(self.run_till().wait(PATIENCE), 0)

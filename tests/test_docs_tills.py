@@ -1,0 +1,194 @@
+"""docs/tills.md, held against the code: every message in it is one that posd writes or reads."""
+
+from __future__ import annotations
+
+import ast
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import drafts, messages, orders, session, values, ws
+from posd.client.ending import Ending, Next
+from posd.errors import InvalidMessage
+from posd.jsontext import decode, encode
+from posd.values import Closing, Event, Resync, StoredOrder
+from tests import documents, strict_till
+from tests.documents import Block
+
+PAGE = "docs/tills.md"
+_ENVELOPE = ("type", "id", "tenant", "timestamp", "replay", "data")
+_STEPS = {
+    "**At once**": Next.AT_ONCE,
+    "**Back off**": Next.RETRY,
+    "**Wait**": Next.WAIT,
+    "**Wait.**": Next.WAIT,
+    "**Stop.**": Next.STOP,
+}
+
+
+def said_by(who: str) -> list[Block]:
+    """The JSON messages of the page that one side sends."""
+    return [block for block in documents.blocks(PAGE) if block.of("json", who)]
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def produced(message: dict[str, Any]) -> bytes:
+    """What posd writes where it wants to say this."""
+    match message["type"]:
+        case "connected":
+            return messages.connected_text(
+                slug=message["tenant"],
+                connection_id=str(UUID(message["connectionId"])),
+                device_id=message["deviceId"],
+                stream_id=UUID(message["streamId"]),
+                last_event_id=message["lastEventId"],
+                resumed_from=message["resumedFrom"],
+                resync=None if message["resync"] is None else Resync(message["resync"]),
+                heartbeat=float(message["heartbeatSeconds"]),
+                now=moment(message["timestamp"]),
+            )
+        case "pong":
+            return messages.pong_text(
+                messages.Ping(id=message["echo"]), moment(message["timestamp"])
+            )
+        case "error":
+            return messages.error_text(message["code"], message["message"])
+    return published(message)
+
+
+def published(message: dict[str, Any]) -> bytes:
+    """The event that comes of publishing this one's data."""
+    beside = {name: value for name, value in message.items() if name not in _ENVELOPE}
+    draft = drafts.draft(message["type"], message["data"], beside)
+    if draft.type in drafts.ORDER_TYPES:
+        change = orders.change(draft, before(message["data"]), datetime.now(UTC))
+        assert change is not None
+        draft = change.draft
+    event = Event(
+        message["id"],
+        draft.type,
+        encode(draft.data),
+        moment(message["timestamp"]),
+        encode(draft.beside),
+    )
+    return messages.event_text(event, message["tenant"], message.get("replay", False))
+
+
+def before(order: dict[str, Any]) -> StoredOrder | None:
+    """What posd knew of an order before it was as it is in an event."""
+    if "previousStatus" not in order:
+        return None
+    snapshot = {**order, "status": order["previousStatus"]}
+    return StoredOrder(
+        order["orderId"], snapshot, order["previousStatus"], int(order["version"]) - 1
+    )
+
+
+class MessageTests(SynchronousTestCase):
+    """The examples."""
+
+    def test_what_posd_says_in_the_page_is_what_posd_writes(self) -> None:
+        shown = said_by("posd")
+        self.assertNotEqual(shown, [])
+        for block in shown:
+            with self.subTest(line=block.line):
+                message: Any = decode(block.text)
+                self.assertEqual(encode(message).decode(), produced(message).decode())
+
+    def test_the_strictest_till_reads_every_event_in_the_page(self) -> None:
+        events = [block for block in said_by("posd") if '"data"' in block.text]
+        self.assertNotEqual(events, [])
+        for block in events:
+            with self.subTest(line=block.line):
+                strict_till.read(encode(decode(block.text)))
+
+    def test_every_known_type_of_event_has_an_example(self) -> None:
+        shown: set[Any] = {decode(block.text)["type"] for block in said_by("posd")}  # type: ignore[index]
+        self.assertEqual(drafts._TABLES.keys() - shown, set())
+
+    def test_what_a_till_says_in_the_page_is_understood(self) -> None:
+        kinds = {type(messages.parse(block.text.encode())) for block in said_by("till")}
+        self.assertEqual(
+            kinds,
+            {
+                *(messages.Ping, messages.Pong, messages.Ack, messages.Nack, messages.Print),
+                messages.Other,
+            },
+        )
+
+    def test_a_mistake_gets_the_answer_that_stands_below_it(self) -> None:
+        everything = documents.blocks(PAGE)
+        mistakes = [index for index, block in enumerate(everything) if "mistake" in block.words]
+        self.assertNotEqual(mistakes, [])
+        for index in mistakes:
+            with self.assertRaises(InvalidMessage) as raised:
+                messages.parse(everything[index].text.encode())
+            answer: Any = decode(everything[index + 1].text)
+            self.assertEqual(answer["message"], str(raised.exception))
+
+
+class TableTests(SynchronousTestCase):
+    """The tables."""
+
+    def test_every_member_of_the_greeting_is_explained(self) -> None:
+        greeting: Any = decode(said_by("posd")[0].text)
+        explained = documents.table(PAGE, "The greeting").column()
+        self.assertEqual(
+            explained, [n for n in greeting if n not in ("type", "tenant", "message", "timestamp")]
+        )
+
+    def test_every_reason_for_a_resync_is_explained(self) -> None:
+        explained = documents.table(PAGE, "When nothing can be resumed").column()
+        self.assertEqual({*explained}, {reason.value for reason in Resync})
+
+    def test_every_error_that_a_session_tells_is_explained(self) -> None:
+        rows = documents.table(PAGE, "Mistakes").rows
+        explained = {code for row in rows for code in documents.words_in_code(row[0])}
+        self.assertEqual(explained, told_by_sessions() | {"unavailable", "busy"})
+
+    def test_every_close_code_of_posd_is_in_the_table(self) -> None:
+        used = {value.code for value in vars(values).values() if isinstance(value, Closing)}
+        used.add(ws._FAILED.code)
+        self.assertEqual(used - set(self.close_codes()), set())
+
+    def test_the_table_of_close_codes_says_what_posds_own_till_does(self) -> None:
+        for code, step in self.close_codes().items():
+            with self.subTest(code=code):
+                self.assertIs(Ending.closed(code, None).next, step)
+
+    def test_the_table_of_refusals_says_what_posds_own_till_does(self) -> None:
+        for row in documents.table(PAGE, "When posd refuses").rows:
+            with self.subTest(status=row[0]):
+                ending = Ending.refused(int(row[0]), {}, b"", datetime.now(UTC))
+                self.assertIs(ending.next, first_step(row[2]))
+
+    def close_codes(self) -> dict[int | None, Next]:
+        return {
+            None if code == "none" else int(code): first_step(row[2])
+            for row in documents.table(PAGE, "When the connection ends").rows
+            for code in row[0].split(", ")
+        }
+
+
+def first_step(advice: str) -> Next:
+    (step,) = (step for words, step in _STEPS.items() if advice.startswith(words))
+    return step
+
+
+def told_by_sessions() -> set[str]:
+    """The codes of the errors that `posd.session` sends."""
+    tree = ast.parse(Path(session.__file__).read_text("utf-8"))
+    return {
+        str(node.args[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("_complain", "error_text")
+        and isinstance(node.args[0], ast.Constant)
+    }
