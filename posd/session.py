@@ -112,8 +112,14 @@ class Session:
 
     @property
     def plain(self) -> bool:
-        """Whether the till uses nothing that deployed tills did not know: no name, no position."""
-        return self.terminal.device_id is None and self.terminal.position is None
+        """Whether the till has used nothing that deployed tills do not know.
+
+        That is a position, an acknowledgement, or a name of its own telling. A key may name it.
+        """
+        terminal = self.terminal
+        told = terminal.device_id != terminal.principal.device_id
+        legacy = terminal.device_id is None or self.legacy
+        return legacy and not told and terminal.position is None
 
     def begin(
         self,

@@ -274,12 +274,21 @@ class EndingTests(LiveCase):
         till.send('{"type":"ping","id":1}')
         self.assertEqual(decode(till.recv(PATIENCE))["type"], "pong")  # type: ignore[index]
 
-    def test_a_restart_is_1001_and_no_frame_for_who_has_neither_name_nor_position(self) -> None:
-        named, nameless = self.named(), self.till(self.shop.key())
+    def test_a_restart_is_1001(self) -> None:
+        till = self.till(self.shop.key("device", device="POS_1"), "?last_event_id=0")
+        self.greeted(till)
+        other = self.connection(
+            "/ws/pos/kitchen", {"X-API-Key": self.shop.key(), "X-Device-ID": "POS_2"}
+        )
+        self.greeted(other)
+        self.posd.process.send_signal(signal.SIGTERM)
+        self.assertEqual([self.ending(till), self.ending(other)], [1001, 1001])
+
+    def test_a_restart_is_no_frame_for_tills_of_the_older_kinds(self) -> None:
+        nameless, named = self.till(self.shop.key()), self.named()
         self.greeted(nameless)
         self.posd.process.send_signal(signal.SIGTERM)
-        self.assertEqual(self.ending(named), 1001)
-        self.assertIsNone(self.ending(nameless))
+        self.assertEqual([self.ending(nameless), self.ending(named)], [None, None])
 
 
 class SmallTillTests(LiveCase):
