@@ -144,12 +144,12 @@ class Authenticator:
             raise Unavailable("This tenant cannot be served at the moment.", retry_after=60)
 
     def _refuse(self, address: str) -> None:
-        self._failed_attempts.failed(address)
         seconds = self._failed_attempts.blocked(address)
         if seconds is not None:
             raise TooManyRequests(
                 "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
             )
+        self._failed_attempts.failed(address)
 
 
 def of_kind(principal: Principal, *kinds: KeyKind) -> None:

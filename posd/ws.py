@@ -24,7 +24,7 @@ from attrs import define, frozen
 from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.web.server import Request
 
@@ -73,6 +73,7 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._holding = False
         self._over = False
         self._ending = _Ending()
+        self._farewell: IDelayedCall | None = None
         self._opened_at = reactor.seconds()
         self.heard_at = self._opened_at
 
@@ -113,6 +114,8 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self._over:
             return
         self._over = True
+        if self._farewell is not None and self._farewell.active():
+            self._farewell.cancel()
         self._admitted.left()
         session, self._session = self._session, None
         if session is None:
@@ -132,6 +135,15 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             position=session.position,
             acked=session.acked,
         )
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """Hang up. A peer that does not do so too keeps the connection and its place for no longer."""
+        super().dropConnection(abort)
+        if not abort and not self._over and self._farewell is None:
+            self._farewell = self._reactor.callLater(_CLOSE_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        self.transport.abortConnection()
 
     # -- from the exchange and the session ---------------------------------------------------
 

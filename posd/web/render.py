@@ -212,6 +212,9 @@ def refused(refusal: Refusal, call: Call) -> Answer:
     headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if refusal.status == 426:
+        # RFC 9110 §15.5.22, RFC 6455 §4.2.2.
+        headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     body = error_body(refusal.message, refusal.code, call) | dict(refusal.details)
     return Answer(body, refusal.status, headers)
 

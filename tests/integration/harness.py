@@ -5,7 +5,8 @@
     …
     posd.stop(); shop.close()
 
-Blocking, for use from threads, from asyncio tests and from trial's `setUpClass`.
+Blocking, for use from threads and from trial's synchronous tests. trial has no `setUpClass`: what
+several tests share is made by the first of them and closed by `atexit`.
 """
 
 from __future__ import annotations
@@ -134,12 +135,22 @@ class Shop:
         )
         return int(row_id)
 
-    def start(self, more: str = "", *, port: int | None = None, wait: bool = True) -> Daemon:
-        """Start a daemon. `more` is further configuration, `wait` until it is ready."""
+    def start(
+        self,
+        more: str = "",
+        *,
+        port: int | None = None,
+        wait: bool = True,
+        dsn: str | None = None,
+    ) -> Daemon:
+        """Start a daemon. `more` is further configuration, `wait` until it is ready.
+
+        `dsn` is another way to the database, or to none.
+        """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
         path.write_text(
-            f"[database]\ndsn = {json.dumps(self.dsn)}\n"
+            f"[database]\ndsn = {json.dumps(dsn or self.dsn)}\n"
             f'[[listen]]\nname = "https"\nendpoint = "tcp:port={port}:interface=127.0.0.1"\ntls = true\n'
             f"[tls]\ncertificate = {json.dumps(str(self._certificate))}\n"
             f"private_key = {json.dumps(str(self._private_key))}\n"
@@ -226,22 +237,33 @@ class Daemon:
 
     def wait_ready(self, seconds: float = _START_SECONDS) -> float:
         """Wait until /health/ready says so; for how long that was."""
+        return self._wait_for("/health/ready", seconds)
+
+    def wait_listening(self, seconds: float = _START_SECONDS) -> float:
+        """Wait until it answers, with or without a database; for how long that was."""
+        return self._wait_for("/health/live", seconds)
+
+    def _wait_for(self, path: str, seconds: float) -> float:
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             if self.process.poll() is not None:
                 raise AssertionError(f"posd ended with {self.process.returncode}:\n{self.log()}")
             try:
-                if self.request("GET", "/health/ready").status == 200:
+                if self.request("GET", path).status == 200:
                     return time.monotonic() - began
             except (OSError, http.client.HTTPException):
                 pass
             time.sleep(0.02)
-        raise AssertionError(f"posd is not ready after {seconds} s:\n{self.log()}")
+        raise AssertionError(f"no 200 from {path} after {seconds} s:\n{self.log()}")
+
+    def terminate(self) -> None:
+        """SIGTERM, as often as one likes."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
 
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM; the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         return self.process.wait(seconds)
 
     def kill(self) -> None:

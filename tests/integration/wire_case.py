@@ -1,0 +1,134 @@
+"""What the tests of the wire begin with: a daemon that runs, and a tenant for each test."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlencode
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.harness import Daemon, Shop
+from tests.integration.wire import WAIT, Ended, Message, Refused, Till
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+
+
+def until(look: Callable[[], T], what: str, seconds: float = WAIT) -> T:
+    """Look again and again until there is something to see; what it is."""
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.01)
+    return seen
+
+
+@functools.cache
+def running(configuration: str) -> tuple[Shop, Daemon]:
+    """A shop without tenants and its daemon, for all tests of this process that want it like that."""
+    shop = Shop.open([])
+    atexit.register(shop.close)
+    return shop, shop.start(configuration)
+
+
+class WireCase(SynchronousTestCase):
+    """Tests of a daemon that is configured as the class says; every test has a tenant of its own."""
+
+    configuration: ClassVar[str] = "[limits]\nfailed_auth_per_minute = 10000"
+
+    def setUp(self) -> None:
+        self.shop, self.posd = running(self.configuration)
+        self.slug = f"shop-{next(_numbers)}"
+        self.shop.add_tenant(self.slug)
+        self.key = self.shop.key(slug=self.slug)
+
+    @property
+    def schema(self) -> str:
+        return f"dinedesk_{self.slug.replace('-', '_')}"
+
+    def dial(
+        self,
+        *,
+        key: str | None = None,
+        device: str | None = None,
+        after: object = None,
+        stream: str | None = None,
+        headers: Mapping[str, str] = {},
+        query: Mapping[str, object] = {},
+        path: str | None = None,
+        to: Daemon | None = None,
+        **how: Any,
+    ) -> Till:
+        """Connect a till of this test's tenant; it is gone when the test is over."""
+        asked = {"last_event_id": after, "stream_id": stream, **query}
+        given = {name: value for name, value in asked.items() if value is not None}
+        place = path or f"/ws/pos/{self.slug}"
+        sent = {"X-API-Key": key or self.key, "X-Device-ID": device, **headers}
+        till = Till.dial(
+            to or self.posd,
+            f"{place}?{urlencode(given)}" if given else place,
+            {name: value for name, value in sent.items() if value is not None},
+            **how,
+        )
+        self.addCleanup(till.hang_up)
+        return till
+
+    def refused(self, **how: Any) -> Refused:
+        """How posd refuses to let a till in."""
+        refused = self.assertRaises(Refused, self.dial, **how)
+        assert isinstance(refused, Refused)
+        return refused
+
+    def publish(self, count: int = 1, size: int = 0, *, first: int = 1) -> int:
+        """Publish notes numbered from `first`, in one transaction; the head once they are in."""
+        before = self.head()
+        self.shop.query(
+            "SELECT dinedesk_main.pos_publish(%s, 'note',"
+            " jsonb_build_object('n', n, 'text', repeat('x', %s)))"
+            " FROM generate_series(%s, %s) AS n",
+            (self.slug, size, first, first + count - 1),
+        )
+        until(lambda: self.head() == before + count, f"{count} events after {before}")
+        return before + count
+
+    def head(self) -> int:
+        """The last position of the tenant's stream."""
+        return int(self.value("SELECT last_seq FROM dinedesk_main.pos_heads WHERE {mine}"))
+
+    def cursor(self, device: str) -> int | None:
+        """How far a device has acknowledged, None if it has no cursor."""
+        rows = self.rows(
+            "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE {mine} AND device_id = %s",
+            device,
+        )
+        return int(rows[0][0]) if rows else None
+
+    def reaches(self, device: str, position: int) -> None:
+        """Wait until a device's cursor stands there."""
+        until(lambda: self.cursor(device) == position, f"{device} at {position}")
+
+    def value(self, sql: str, *parameters: object) -> Any:
+        """The single value that a statement returns; see `rows`."""
+        ((value,),) = self.rows(sql, *parameters)
+        return value
+
+    def rows(self, sql: str, *parameters: object) -> list[Any]:
+        """Run a statement; `{mine}` is the condition on `tenant_id`, `{schema}` the tenant's."""
+        mine = f"tenant_id = (SELECT id FROM dinedesk_main.tenants WHERE slug = '{self.slug}')"
+        return self.shop.query(sql.format(mine=mine, schema=self.schema), parameters or None)
+
+    def assert_ids(self, messages: list[Message], first: int, last: int) -> None:
+        """These are the events from `first` to `last`, each once."""
+        self.assertEqual([each.get("id") for each in messages], list(range(first, last + 1)))
+
+    def assert_ended(self, ended: Ended, code: int, reason: str | None = None) -> None:
+        self.assertEqual(ended.code, code)
+        if reason is not None:
+            self.assertEqual(ended.reason, reason)
