@@ -291,6 +291,11 @@ class FingerprintTests(SchemaCase):
         server.restart()
         self.assertEqual(self.fingerprint(dsn), before)
 
+        # Enough unwritten pages for the checkpoint after the promotion to take its time.
+        self.connect(dsn=dsn).run(
+            "CREATE TABLE pages AS SELECT repeat('x', 500) FROM generate_series(1, 20000)"
+        )
+        server.kill()
         (server.folder / "data" / "standby.signal").touch()
         server.restart()
         with self.assertRaisesRegex(psycopg2.Error, "recovery is in progress"):
