@@ -1,0 +1,85 @@
+"""docs/platform.md, held against the code: its tables are those that events are read by."""
+
+from __future__ import annotations
+
+import inspect
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import drafts
+from posd.broadcaster import BlockingBroadcaster, Broadcaster
+from posd.members import Table as Members
+from posd.members import snake
+from posd.web import publishing
+from tests import documents
+from tests.documents import words_in_code
+
+PAGE = "docs/platform.md"
+_SECTIONS = {
+    "new_order, order_updated": drafts._ORDER,
+    "gift_card_purchased": drafts._TABLES["gift_card_purchased"],
+    "gift_card_updated": drafts._TABLES["gift_card_updated"],
+    "loyalty_updated": drafts._TABLES["loyalty_updated"],
+}
+
+
+class MemberTests(SynchronousTestCase):
+    """The tables of what may be sent."""
+
+    def check(self, shown: documents.Table, members: Members) -> None:
+        self.assertEqual(shown.column(), [member.name for member in members.members])
+        for row, member in zip(shown.rows, members.members, strict=True):
+            others = {other for other in member.others if other != snake(member.name)}
+            self.assertEqual(words_in_code(row[1]), others, row[0])
+
+    def test_every_known_type_has_its_members_and_their_other_names(self) -> None:
+        for section, members in _SECTIONS.items():
+            with self.subTest(section=section):
+                self.check(documents.table(PAGE, section), members)
+        self.assertEqual(
+            {name for section in _SECTIONS for name in section.split(", ")}, {*drafts._TABLES}
+        )
+
+    def test_items_and_addons_have_theirs(self) -> None:
+        items, addons = (each for each in documents.tables(PAGE) if each.section == "Items")
+        self.check(items, drafts._ITEM)
+        self.check(addons, drafts._ADDON)
+
+    def test_what_is_needed_is_marked(self) -> None:
+        for section, members in _SECTIONS.items():
+            named = {
+                name
+                for row in documents.table(PAGE, section).rows
+                if "needed" in row[2].lower()
+                for name in words_in_code(f"{row[0]} {row[2]}")
+            }
+            kind = section.split(", ")[0]
+            with self.subTest(section=section):
+                self.assertEqual(named, set(drafts._NAMING[kind]), members.names)
+
+
+class WordTests(SynchronousTestCase):
+    """Names that the page has from the code."""
+
+    def test_the_reserved_types_are_named(self) -> None:
+        self.assertLessEqual(drafts._RESERVED, words_in_code(documents.text(PAGE)))
+
+    def test_the_table_of_methods_is_what_both_broadcasters_have(self) -> None:
+        rows = documents.table(PAGE, "From Python").rows
+        for broadcaster in (BlockingBroadcaster, Broadcaster):
+            for row in rows:
+                (call,) = words_in_code(row[0])
+                name, _, parameters = call.rstrip(")").partition("(")
+                signature = inspect.signature(getattr(broadcaster, name))
+                self.assertEqual(
+                    [*signature.parameters],
+                    ["self", *parameters.split(", "), "idempotency_key"],
+                )
+
+    def test_the_limits_are_those_of_the_code(self) -> None:
+        self.assertIn(f"a list of up to {publishing._MOST_EVENTS} such objects", flowing())
+
+
+def flowing() -> str:
+    """The page without its line breaks."""
+    return " ".join(documents.text(PAGE).split())
