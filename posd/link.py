@@ -1,8 +1,4 @@
-"""One connection to PostgreSQL that heals, and the transactions on it.
-
-The only importer of txpostgres, and of psycopg2 in the daemon; nothing untyped and no exception of
-theirs gets past this module. What comes out is `Unavailable` (the server is away), `Busy` (a time
-limit or a collision), `OutcomeUnknown` (lost during COMMIT) and `StatementFailed` (all the rest).
+"""A connection to PostgreSQL that heals, and the transactions on it.
 
 Why not txpostgres' own reconnection: its detector takes a cancelled statement or a refused lock for
 a lost connection, and lets a transaction that was cut off go on in the next connection, outside of
@@ -12,37 +8,28 @@ any transaction.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
 
-import psycopg2
-from psycopg2.extensions import Notify
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from txpostgres import txpostgres
 
-from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
+from posd.connection import Connection, ConnectionLost, line
+from posd.connection import DatabaseReactor as DatabaseReactor
+from posd.connection import Parameters as Parameters
+from posd.connection import Row as Row
+from posd.errors import OutcomeUnknown, StatementFailed, Unavailable
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
-Parameters = Sequence[object] | Mapping[str, object]
-"""Of a statement: `%s` by position or `%(name)s` by name."""
 
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0
-
-# query_canceled, lock_not_available, deadlock_detected, serialization_failure
-_BUSY: Final = frozenset({"57014", "55P03", "40P01", "40001"})
-
-
-# txpostgres wants an IReactorFDSet too; every real reactor is both.
-DatabaseReactor = IReactorTime
 
 
 class Session(Protocol):
@@ -59,9 +46,10 @@ class Link(Service):
     """One connection that is made again, with back-off, whenever it is lost.
 
     `prepare` runs on every new connection before anybody else may use it; if it fails the
-    connection is dropped and made again. `changed` is told when the link comes up and when it goes
-    down; `notified` gets the channel and payload of each NOTIFY. Statements wait for each other;
-    while the link is down they fail at once with `Unavailable`.
+    connection is dropped and made again. `changed` is told when the link comes up, when it goes
+    down, and when PostgreSQL will not have it; `notified` gets the channel and payload of each
+    NOTIFY. Statements wait for each other; while the link is down they fail at once with
+    `Unavailable`. Whoever gives up a running statement gives up the connection with it.
     """
 
     _log = Logger()
@@ -85,7 +73,7 @@ class Link(Service):
         self._prepare = prepare
         self._changed = changed
         self._notified = notified
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._turn = DeferredLock()
         self._retry: Deferred[None] | None = None
         self._loop: Deferred[None] = succeed(None)
@@ -93,6 +81,8 @@ class Link(Service):
         self.up = False
         self.trouble: str | None = None
         """Why the link is not up, as PostgreSQL or libpq said it; None while it is."""
+        self.refusal: StatementFailed | None = None
+        """What a server that is there has against the link; None if it has been up since."""
 
     def startService(self) -> None:
         Service.startService(self)
@@ -116,11 +106,11 @@ class Link(Service):
         """Run `work` in one transaction and commit it; roll back if it raises, or if that fails."""
 
         async def whole(bound: _Bound) -> T:
+            bound.begin()
             try:
-                bound.begin()
                 result = await work(bound)
                 await bound.commit()
-            except BaseException:
+            except Exception:
                 await bound.rollback()
                 raise
             return result
@@ -131,7 +121,7 @@ class Link(Service):
         """Close the connection; while the service runs, another is made."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.shut()
+            connection.close()
         if self.up:
             self.up = False
             self._changed(self)
@@ -148,28 +138,18 @@ class Link(Service):
         finally:
             self._turn.release()
 
+    def _holds(self, connection: Connection) -> bool:
+        return connection is self._connection
+
     async def _run(
-        self, connection: _Connection, sql: str, parameters: Parameters, rows: bool
+        self, connection: Connection, sql: str, parameters: Parameters, rows: bool
     ) -> list[Row]:
         """Run a statement on that very connection; on its successor it would mean another thing."""
-        if connection is not self._connection:
-            raise Unavailable("The connection to the database was lost.", retry_after=1)
+        if not self._holds(connection):
+            raise ConnectionLost
         watchdog = self._watch(connection, self._statement_timeout + _GRACE_SECONDS)
         try:
-            cursor = connection.cursor()
-            # psycopg2 looks for placeholders only where there are parameters.
-            await cursor.execute(sql, parameters or None)
-            return cursor.fetchall() if rows else []
-        except psycopg2.Error as error:
-            raise self._judge(connection, error) from error
-        except CancelledError as error:
-            # txpostgres' word for query_canceled: nobody here ever cancels a running statement.
-            raise Busy("The database took too long. Try again.", retry_after=1) from error
-        except Exception as error:
-            # The reactor's ConnectionDone and ConnectionLost, when the link was dropped meanwhile.
-            if connection is self._connection:
-                raise
-            raise Unavailable("The connection to the database was lost.", retry_after=1) from error
+            return await connection.run(sql, parameters, rows=rows)
         finally:
             if watchdog.active():
                 watchdog.cancel()
@@ -191,64 +171,51 @@ class Link(Service):
             pause = min(pause * 2, _LAST_RETRY_SECONDS)
 
     async def _connect(self, gone: Deferred[None]) -> bool:
-        connection = _Connection(self._reactor, self._lost)
-        if self._notified is not None:
-            connection.tell(self._notified)
-        self._connection = connection
+        self._connection = connection = Connection(self._reactor, self._end, self._notified)
         watchdog = self._watch(connection, _CONNECT_SECONDS)
         try:
-            await connection.connect(self._dsn)
-            await connection.runOperation(self._settings)
+            await connection.open(self._dsn)
+            bound = _Bound(self, connection)
+            await bound.execute(self._settings)
             if self._prepare is not None:
-                await self._prepare(_Bound(self, connection))
-            if connection is not self._connection:
-                raise Unavailable("The connection was lost while it was being made.")
+                await self._prepare(bound)
         except Exception as error:
             # Any reason will do: a refused role and a server that is away both mean "later".
-            self._blame(_line(error))
-            self.drop()
-            return False
+            self._end(connection, line(error))
+            if isinstance(error, StatementFailed):
+                self.refusal = error
+                self._changed(self)
         finally:
             if watchdog.active():
                 watchdog.cancel()
-        self._gone, self.up, self.trouble = gone, True, None
+        if not self._holds(connection):
+            return False
+        self._gone, self.up, self.trouble, self.refusal = gone, True, None, None
         self._changed(self)
         return True
 
-    def _watch(self, connection: _Connection, seconds: float) -> IDelayedCall:
-        return self._reactor.callLater(seconds, self._lost, connection, "no answer in time")
+    def _watch(self, connection: Connection, seconds: float) -> IDelayedCall:
+        return self._reactor.callLater(seconds, self._end, connection, "no answer in time")
 
-    def _lost(self, connection: _Connection, trouble: str) -> None:
-        if connection is self._connection:
-            self._blame(trouble)
+    def _end(self, connection: Connection, trouble: str) -> None:
+        """Drop a connection, unless it was dropped already, for whatever reason that was."""
+        if self._holds(connection):
+            if trouble != self.trouble and self.running:
+                self._log.warn("no connection to the database: {trouble}", trouble=trouble)
+            self.trouble = trouble
             self.drop()
-
-    def _blame(self, trouble: str) -> None:
-        if trouble != self.trouble and self.running:
-            self._log.warn("no connection to the database: {trouble}", trouble=trouble)
-        self.trouble = trouble
-
-    def _judge(self, connection: _Connection, error: psycopg2.Error) -> Exception:
-        """Translate, and drop the connection if it is the connection that failed."""
-        sqlstate = error.pgcode
-        if connection.closed or sqlstate is None or sqlstate[:2] == "08" or sqlstate[:3] == "57P":
-            self._lost(connection, _line(error))
-            return Unavailable("The connection to the database was lost.", retry_after=1)
-        if sqlstate in _BUSY:
-            return Busy("The database is busy. Try again.", retry_after=1)
-        message = error.diag.message_primary or _line(error)
-        return StatementFailed(message, sqlstate, error.diag.constraint_name)
 
 
 class _Bound:
     """A session on one connection as it is now; never on the one that replaces it."""
 
-    def __init__(self, link: Link, connection: _Connection) -> None:
+    def __init__(self, link: Link, connection: Connection) -> None:
         self._link = link
         self._connection = connection
         # BEGIN travels with the first statement of a transaction, to save a round trip.
         self._prefix = ""
         self._open = False
+        self._failure: Exception | None = None
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         return await self._run(sql, parameters, True)
@@ -260,58 +227,38 @@ class _Bound:
         self._prefix = "BEGIN; "
 
     async def commit(self) -> None:
+        """Commit; or raise what went wrong before, if `work` went on all the same.
+
+        PostgreSQL answers the COMMIT of a transaction that has failed with a ROLLBACK, not with an
+        error.
+        """
         if not self._open:
             return
+        if self._failure is not None:
+            raise self._failure
+        if not self._link._holds(self._connection):
+            raise ConnectionLost
         try:
             await self._run("COMMIT", (), False)
-        except Busy:
-            raise
-        except Unavailable:
+        except ConnectionLost as error:
             message = "The connection to the database was lost during COMMIT."
-            raise OutcomeUnknown(message, retry_after=1) from None
+            raise OutcomeUnknown(message, retry_after=1) from error
 
     async def rollback(self) -> None:
         if self._open:
             try:
                 await self._run("ROLLBACK", (), False)
             except (Unavailable, StatementFailed):
-                self._link._lost(self._connection, "could not roll back")
+                self._link._end(self._connection, "could not roll back")
 
     async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
         prefix, self._prefix = self._prefix, ""
         self._open = self._open or bool(prefix)
-        return await self._link._run(self._connection, prefix + sql, parameters, rows)
-
-
-class _Connection(txpostgres.Connection):  # type: ignore[misc]
-    """txpostgres' connection, telling its link when the server ends it while it is idle.
-
-    Without this the reactor logs an unhandled error for each idle connection of a server that
-    goes down, and nobody learns of it until the next statement.
-    """
-
-    def __init__(self, reactor: DatabaseReactor, lost: Callable[[_Connection, str], None]) -> None:
-        super().__init__(reactor)
-        self._lost = lost
-
-    def doRead(self) -> None:
         try:
-            super().doRead()
-        except psycopg2.Error as error:
-            self._lost(self, _line(error))
-
-    def tell(self, notified: Callable[[str, str], None]) -> None:
-        """Call `notified(channel, payload)` for each NOTIFY."""
-
-        def observe(notify: Notify) -> None:
-            notified(notify.channel, notify.payload)
-
-        self.addNotifyObserver(observe)
-
-    def shut(self) -> None:
-        """Close it, however far it came."""
-        if self._connection is not None:
-            self.close()
+            return await self._link._run(self._connection, prefix + sql, parameters, rows)
+        except Exception as failure:
+            self._failure = failure
+            raise
 
 
 def _settings(name: str, statement_timeout: float, role: str | None) -> str:
@@ -333,8 +280,3 @@ def _settings(name: str, statement_timeout: float, role: str | None) -> str:
     if role is not None:
         settings.insert(0, f"SET ROLE {role}")
     return "; ".join(settings)
-
-
-def _line(error: BaseException) -> str:
-    """What libpq or PostgreSQL said, on one line."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -26,9 +26,9 @@ NETWORK = ("twisted", "autobahn", "txaio", "txpostgres", "psycopg2", "OpenSSL")
 DAEMON = tuple(
     f"posd.{name}"
     for name in (
-        *("auth", "channel", "config", "database", "exchange", "feed", "link", "migrations"),
-        *("outbox", "presence", "provision", "sequencer", "session", "store", "systemd", "tap"),
-        *("web", "ws"),
+        *("auth", "channel", "config", "connection", "database", "exchange", "feed", "link"),
+        *("migrations", "outbox", "presence", "provision", "sequencer", "session", "store"),
+        *("systemd", "tap", "web", "ws"),
     )
 )
 
@@ -65,6 +65,7 @@ TABLE = (
     row("config", never=("twisted.internet", "autobahn", "txpostgres", "psycopg2", "OpenSSL")),
     row("resources", never=NETWORK, only=()),
     # The database: links and pools below, SQL above, and nobody in there knows of HTTP or tills.
+    row("connection", never=("twisted.web",), only=("posd.errors",)),
     row("link", never=("twisted.web", "posd.ws", "posd.web", "posd.store", "posd.database")),
     row("database", never=("twisted.web", "posd.ws", "posd.web", "posd.store")),
     row("store", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
@@ -100,8 +101,10 @@ IMPORTERS = {
     # Untyped, each behind a fence. The tools, which may block, use the driver as it is.
     "autobahn": ("posd.ws", "posd.client"),
     "txaio": ("posd.ws", "posd.client"),
-    "txpostgres": ("posd.link",),
-    "psycopg2": ("posd.link", "posd.migrations", "posd.provision", "posd.cli", "posd.testing"),
+    "txpostgres": ("posd.connection",),
+    "psycopg2": (
+        *("posd.connection", "posd.migrations", "posd.provision", "posd.cli", "posd.testing"),
+    ),
     "OpenSSL": ("posd.tls",),
     "cryptography": ("posd.tls", "posd.certificates"),
     # One way to read and write JSON, which keeps decimals; the log has no amounts.

@@ -1,0 +1,90 @@
+"""Tests that talk to a real PostgreSQL through the reactor."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from typing import Any, Final, TypeVar
+
+import psycopg2
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from posd.link import Link
+from posd.testing.postgres import test_server
+from tests.schema_case import Client
+
+T = TypeVar("T")
+
+REACTOR: Final[Any] = reactor
+DEADLINE: Final = 20.0
+
+
+class DatabaseCase(TestCase):
+    """A database of its own for each test; empty, unless `prepare` is given.
+
+    What is logged as an error fails a test, also what is found out only when memory is freed.
+    """
+
+    timeout = 60
+    prepare: Callable[[str], None] | None = None
+
+    def setUp(self) -> None:
+        server = test_server()
+        prepare = type(self).prepare
+        self.dsn = server.fresh_database(server.template(prepare) if prepare else None)
+        self.addCleanup(gc.collect)
+        self.addCleanup(server.drop_database, self.dsn)
+        self.admin = self.client()
+
+    def client(self) -> Client:
+        """A session of the superuser, in autocommit, that blocks."""
+        connection = psycopg2.connect(self.dsn)
+        connection.autocommit = True
+        self.addCleanup(connection.close)
+        return Client(connection)
+
+    async def up(self, link: Link) -> Link:
+        """Start a link, stop it at the end of the test, and wait until it is up."""
+        link.startService()
+        self.addCleanup(link.stopService)
+        await until(lambda: link.up, "the link is up")
+        return link
+
+    def run_elsewhere(self, *statements: str) -> None:
+        """Run statements on a connection that is closed again, whatever becomes of them."""
+        with closing(psycopg2.connect(self.dsn)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+
+    def backends(self, name: str) -> list[int]:
+        """The processes that serve the sessions of this name, in this database."""
+        rows = self.admin.rows(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE application_name = %s AND datname = current_database() ORDER BY pid",
+            name,
+        )
+        return [pid for (pid,) in rows]
+
+
+async def until(happened: Callable[[], bool], what: str) -> None:
+    """Wait for what happens in another process, and is not reported."""
+    deadline = REACTOR.seconds() + DEADLINE
+    while not happened():
+        if REACTOR.seconds() > deadline:
+            raise AssertionError(f"not within {DEADLINE} s: {what}")
+        await deferLater(REACTOR, 0.005)
+
+
+def begin(work: Awaitable[T]) -> Deferred[T]:
+    """Begin something whose end the test awaits later."""
+
+    async def whole() -> T:
+        return await work
+
+    return Deferred.fromCoroutine(whole())
