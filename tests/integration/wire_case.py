@@ -114,6 +114,13 @@ class WireCase(SynchronousTestCase):
         """Wait until a device's cursor stands there."""
         until(lambda: self.cursor(device) == position, f"{device} at {position}")
 
+    def proves_itself(self, device: str) -> None:
+        """Wait until the database knows that a device acknowledges: it is a legacy one no more."""
+        known = (
+            "SELECT first_acked_at FROM dinedesk_main.pos_devices WHERE {mine} AND device_id = %s"
+        )
+        until(lambda: self.value(known, device) is not None, f"{device} acknowledges")
+
     def value(self, sql: str, *parameters: object) -> Any:
         """The single value that a statement returns; see `rows`."""
         ((value,),) = self.rows(sql, *parameters)
