@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.python.failure import Failure
 
-from posd.errors import Busy, Unavailable
+from posd.errors import Busy, StatementFailed, Unavailable
 from posd.link import DatabaseReactor, Link, Parameters, Row, Session
 from posd.values import TenantId
 
@@ -25,7 +25,7 @@ _TENANT_SHARE: Final = 2
 
 
 class Database(Service):
-    """A pool of links. Statements wait their turn for up to five seconds, then it is 503.
+    """A pool of links. Statements wait their turn for up to five seconds, then they are `Busy`.
 
     While no link is up every call fails at once. A tenant that is named gets two links at the most,
     so that one shop's slow queries leave the others theirs.
@@ -38,6 +38,7 @@ class Database(Service):
         *,
         size: int,
         statement_timeout: float,
+        role: str | None = "posd",
         name: str = "posd",
     ) -> None:
         self._reactor = reactor
@@ -47,14 +48,18 @@ class Database(Service):
                 dsn,
                 name=name,
                 statement_timeout=statement_timeout,
+                role=role,
                 changed=self._link_changed,
             )
             for _ in range(size)
         ]
+        # A link that is up is idle or lent to somebody. One that goes down and comes up again while
+        # it is lent stays so: until it is given back, whoever has it may still use it.
         self._idle: list[Link] = []
+        self._lent: set[Link] = set()
         self._waiting: deque[Deferred[Link]] = deque()
         self._shares: dict[TenantId, DeferredSemaphore] = {}
-        self._up: list[Deferred[None]] = []
+        self._until_up: list[Deferred[None]] = []
 
     @property
     def up(self) -> bool:
@@ -63,15 +68,18 @@ class Database(Service):
 
     @property
     def trouble(self) -> str | None:
-        """Why not, if none does."""
+        """Why not, if none does; empty while nothing is known yet."""
         return None if self.up else next((link.trouble for link in self._links if link.trouble), "")
 
     def when_up(self) -> Deferred[None]:
-        """Fire when a connection stands: now, or as soon as the server can be reached."""
-        waiter: Deferred[None] = Deferred(self._up.remove)
-        self._up.append(waiter)
+        """Fire when a connection stands: now, or as soon as the server can be reached.
+
+        Fails with `StatementFailed` if it can, but will not have us.
+        """
+        waiter: Deferred[None] = Deferred(self._until_up.remove)
+        self._until_up.append(waiter)
         if self.up:
-            self._tell_up()
+            self._tell_up(None)
         return waiter
 
     def startService(self) -> None:
@@ -81,7 +89,8 @@ class Database(Service):
 
     def stopService(self) -> Deferred[None]:
         Service.stopService(self)
-        return Deferred.fromCoroutine(self._stop())
+        stopping = gatherResults([link.stopService() for link in self._links])
+        return stopping.addCallback(lambda _: None)
 
     async def query(
         self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
@@ -100,34 +109,42 @@ class Database(Service):
         return await self._with_link(lambda link: link.transaction(work), tenant)
 
     async def _with_link(self, work: Callable[[Link], Awaitable[T]], tenant: TenantId | None) -> T:
+        deadline = self._reactor.seconds() + _CHECKOUT_SECONDS
         if tenant is None:
-            return await self._checked_out(work)
+            return await self._lend(work, deadline)
         share = self._shares.setdefault(tenant, DeferredSemaphore(_TENANT_SHARE))
-        await share.acquire()
+        await self._in_time(share.acquire(), deadline)
         try:
-            return await self._checked_out(work)
+            return await self._lend(work, deadline)
         finally:
             share.release()
-            if share.tokens == share.limit and not share.waiting:
+            if share.tokens == share.limit:
                 self._shares.pop(tenant, None)
 
-    async def _checked_out(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        link = self._idle.pop() if self._idle else await self._next_link()
+    async def _lend(self, work: Callable[[Link], Awaitable[T]], deadline: float) -> T:
+        link = self._idle.pop() if self._idle else await self._next_link(deadline)
+        self._lent.add(link)
         try:
             return await work(link)
         finally:
-            self._give_back(link)
+            self._lent.remove(link)
+            if link.up:
+                self._offer(link)
 
-    def _next_link(self) -> Deferred[Link]:
+    def _next_link(self, deadline: float) -> Deferred[Link]:
         if not self.up:
-            raise Unavailable("The database cannot be reached.", retry_after=2)
+            raise _unreachable()
         waiter: Deferred[Link] = Deferred(self._waiting.remove)
         self._waiting.append(waiter)
-        return waiter.addTimeout(_CHECKOUT_SECONDS, self._reactor, onTimeoutCancel=_too_late)
+        return self._in_time(waiter, deadline)
 
-    def _give_back(self, link: Link) -> None:
-        if not link.up or link in self._idle:
-            return
+    def _in_time(self, waiting: Deferred[T], deadline: float) -> Deferred[T]:
+        if waiting.called:
+            return waiting
+        seconds = max(0.0, deadline - self._reactor.seconds())
+        return waiting.addTimeout(seconds, self._reactor, onTimeoutCancel=_too_late)
+
+    def _offer(self, link: Link) -> None:
         if self._waiting:
             self._waiting.popleft().callback(link)
         else:
@@ -135,28 +152,30 @@ class Database(Service):
 
     def _link_changed(self, link: Link) -> None:
         if link.up:
-            self._give_back(link)
-            self._tell_up()
+            if link not in self._lent:
+                self._offer(link)
+            self._tell_up(None)
             return
         if link in self._idle:
             self._idle.remove(link)
         if not self.up:
             waiting, self._waiting = self._waiting, deque()
             for waiter in waiting:
-                waiter.errback(Unavailable("The database cannot be reached.", retry_after=2))
+                waiter.errback(_unreachable())
+            if link.refusal is not None:
+                self._tell_up(link.refusal)
 
-    def _tell_up(self) -> None:
-        waiters, self._up = self._up, []
+    def _tell_up(self, refusal: StatementFailed | None) -> None:
+        waiters, self._until_up = self._until_up, []
         for waiter in waiters:
-            waiter.callback(None)
-
-    async def _stop(self) -> None:
-        for link in self._links:
-            await link.stopService()
+            waiter.callback(None) if refusal is None else waiter.errback(refusal)
 
 
-def _too_late(result: Link | Failure, seconds: float) -> Link:
-    if isinstance(result, Link):
-        return result
-    result.trap(CancelledError)
-    raise Busy("All connections to the database are in use.", retry_after=1)
+def _unreachable() -> Unavailable:
+    return Unavailable("The database cannot be reached.", retry_after=2)
+
+
+def _too_late(result: T | Failure, seconds: float) -> T | Failure:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise Busy("All connections to the database are in use.", retry_after=1)
+    return result
