@@ -15,32 +15,29 @@ from posd import jsontext
 
 BODY_BYTES: Final = 1024 * 1024
 _IDLE_SECONDS: Final = 30
-_FIRST_REQUEST_SECONDS: Final = 20.0
-_TOO_LARGE: Final = jsontext.encode(
-    {
-        "success": False,
-        "error": f"The body has more than {BODY_BYTES} bytes.",
-        "code": "too_large",
-    }
-)
+_REQUEST_SECONDS: Final = 20.0
+_HANG_UP_SECONDS: Final = 15.0
 
 
 class BoundedRequest(Request):
     """A request whose body is refused as soon as it is too large, with Content-Length or without."""
 
+    channel: BoundedChannel
     _received = 0
     refused = False
 
     def gotLength(self, length: int | None) -> None:
-        if length is not None and length > BODY_BYTES:
-            self._refuse()
-            length = 0
-        Request.gotLength(self, length)
+        if length is not None and self.requestHeaders.hasHeader(b"Transfer-Encoding"):
+            # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
+            self._refuse(b"400 Bad Request", "bad_request", "Transfer-Encoding must be chunked.")
+        elif length is not None and length > BODY_BYTES:
+            self._refuse_body()
+        Request.gotLength(self, 0 if self.refused else length)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > BODY_BYTES:
-            self._refuse()
+            self._refuse_body()
         elif not self.refused:
             Request.handleContentChunk(self, data)
 
@@ -48,50 +45,93 @@ class BoundedRequest(Request):
         if not self.refused:
             Request.requestReceived(self, command, path, version)
 
-    def _refuse(self) -> None:
-        """Answer 413 and hang up, instead of reading on what is thrown away."""
-        if self.refused or self.channel is None:
-            return
-        self.refused = True
-        head = (
-            b"HTTP/1.1 413 Content Too Large\r\nContent-Type: application/json\r\n"
-            b"Connection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
-        )
-        self.channel.write(head % (datetimeToString(), len(_TOO_LARGE)) + _TOO_LARGE)
-        self.channel.loseConnection()
+    def _refuse_body(self) -> None:
+        """Answer and hang up, instead of reading on what is thrown away."""
+        sentence = f"The body has more than {BODY_BYTES} bytes."
+        self._refuse(b"413 Content Too Large", "too_large", sentence)
+
+    def _refuse(self, status: bytes, code: str, sentence: str) -> None:
+        if not self.refused and self.channel is not None:
+            self.refused = True
+            self.channel.refuse(status, code, sentence)
 
 
 class BoundedChannel(HTTPChannel):
-    """A connection that must bring a request soon: a handshake that is never finished, or one byte
-    every few seconds, do not hold it open."""
+    """A connection that has to bring each of its requests soon, and to go when it is told to.
+
+    A handshake that is never finished, one byte every few seconds, or a peer that does not hang up
+    hold nothing open.
+    """
 
     site: BoundedSite
     transport: Any
+    idle = True
+    """Whether there is no request that is being answered."""
     _deadline: IDelayedCall | None = None
+    _leaving = False
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        self.site.open_channels += 1
-        if self.site.open_channels > self.site.most_channels:
-            self.transport.abortConnection()
+        self._expect(_REQUEST_SECONDS)
+        self.site.enter(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._leaving:
+            # Twisted would read on, and take a request that it has refused for a good one.
             return
-        clock: IReactorTime = self.site.clock
-        self._deadline = clock.callLater(_FIRST_REQUEST_SECONDS, self._too_late)
+        if self.idle and self._deadline is None:
+            self._expect(_REQUEST_SECONDS)
+        HTTPChannel.dataReceived(self, data)
 
     def allContentReceived(self) -> None:
+        self.idle = False
         self._on_time()
         HTTPChannel.allContentReceived(self)
 
+    def requestDone(self, request: Any) -> None:
+        self.idle = True
+        HTTPChannel.requestDone(self, request)
+
+    def refuse(self, status: bytes, code: str, sentence: str) -> None:
+        """Answer what cannot become a request, and hang up."""
+        body = jsontext.encode({"success": False, "error": sentence, "code": code})
+        head = (
+            b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n"
+            b"Connection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
+        )
+        self.transport.write(head % (status, datetimeToString(), len(body)) + body)
+        self.loseConnection()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """Twisted's way to refuse what is not HTTP has no body."""
+        self.refuse(b"400 Bad Request", "bad_request", "This is not HTTP as it should be.")
+
+    def loseConnection(self) -> None:
+        """Hang up. Over TLS that waits for the peer to do so too, which it may never do."""
+        if not self._leaving:
+            self._leaving = True
+            self._expect(_HANG_UP_SECONDS)
+        HTTPChannel.loseConnection(self)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_time()
+        self.site.leave(self)
         HTTPChannel.connectionLost(self, reason)
-        self.site.open_channels -= 1
 
     def left(self) -> None:
         """The connection was upgraded: it is not HTTP's any more."""
         self._on_time()
         HTTPChannel.setTimeout(self, None)
-        self.site.open_channels -= 1
+        self.site.leave(self)
+
+    def _expect(self, seconds: float) -> None:
+        """What comes next has to come soon."""
+        self._on_time()
+        clock: IReactorTime = self.site.clock
+        self._deadline = clock.callLater(seconds, self._too_late)
 
     def _too_late(self) -> None:
         self._deadline = None
@@ -120,8 +160,30 @@ class BoundedSite(Site):
             parsePOSTFormSubmission=False,
         )
         self.clock = reactor
-        self.open_channels = 0
         self.most_channels = most_channels
+        # In the order in which they came.
+        self._channels: dict[BoundedChannel, None] = {}
+
+    @property
+    def open_channels(self) -> int:
+        """How many connections there are that are no till's."""
+        return len(self._channels)
+
+    def enter(self, channel: BoundedChannel) -> None:
+        """Count one more. Where there are too many, the oldest that asks for nothing has to go.
+
+        Who holds connections open to keep others out holds old ones; a till that connects needs
+        its own for some milliseconds.
+        """
+        self._channels[channel] = None
+        if len(self._channels) > self.most_channels:
+            superfluous = next((each for each in self._channels if each.idle), channel)
+            self.leave(superfluous)
+            superfluous.transport.abortConnection()
+
+    def leave(self, channel: BoundedChannel) -> None:
+        """It is gone, or a till's."""
+        self._channels.pop(channel, None)
 
     def log(self, request: object) -> None:
         """Query strings and keys belong in no log."""
