@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import UUID, uuid4
@@ -124,11 +123,12 @@ def _check_handshake(call: Call) -> None:
     upgrade = (call.header("upgrade") or "").lower()
     connection = call.header("connection") or ""
     tokens = {token.strip().lower() for token in connection.split(",")}
-    if call.request.method != b"GET" or upgrade != "websocket" or "upgrade" not in tokens:
+    request = (call.request.method, call.request.clientproto)
+    if request != (b"GET", b"HTTP/1.1") or upgrade != "websocket" or "upgrade" not in tokens:
         raise UpgradeRequired("A WebSocket is spoken here.")
     if call.header("sec-websocket-version") != "13":
         raise UpgradeRequired("Only version 13 of the WebSocket protocol is spoken here.")
-    keys: Sequence[str] = call.request.requestHeaders.getRawHeaders("sec-websocket-key", [])
+    keys = call.headers("sec-websocket-key")
     try:
         fits = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
     except (binascii.Error, ValueError):

@@ -87,8 +87,7 @@ class Call:
     def address(self) -> str:
         """Where the client is, by IP; empty on a unix socket."""
         peer = getattr(self.request.getClientAddress(), "host", "")
-        forwarded = self.request.requestHeaders.getRawHeaders("x-forwarded-for", [])
-        return client_address(peer, forwarded, self.door.proxies)
+        return client_address(peer, self.headers("x-forwarded-for"), self.door.proxies)
 
     @property
     def device(self) -> str | None:
@@ -106,8 +105,12 @@ class Call:
 
     def header(self, name: str) -> str | None:
         """A header's value, the first where there are several."""
-        value: str | None = self.request.requestHeaders.getRawHeaders(name, [None])[0]
-        return value
+        return next(iter(self.headers(name)), None)
+
+    def headers(self, name: str) -> list[str]:
+        """A header's values, a character for each byte: not everybody sends UTF-8."""
+        raw = self.request.requestHeaders.getRawHeaders(name.encode(), [])
+        return [value.decode("latin-1") for value in raw]
 
     def parameter(self, name: str) -> str | None:
         """A query parameter's value, the first where there are several."""
