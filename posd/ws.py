@@ -10,7 +10,10 @@ the traps of Autobahn under twisted.web are defused:
   both are logged and close with 1011.
 - `onOpen` may come after `onClose`, when the peer left during the handshake.
 - Autobahn never sets TCP_NODELAY on Twisted: 40 ms for every second message in a row.
-- Its defaults limit nothing: every limit is set.
+- Its defaults limit nothing: every limit is set. Frames it does not count at all, and empty ones
+  cost their sender next to nothing: they are counted here.
+- It reads the request a second time, refuses what it does not like without a body, and logs what
+  that was: it gets a handshake of ours, with the key of the handshake and nothing else of the till's.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, Final
 
 from attrs import define, frozen
@@ -26,19 +30,31 @@ from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerPr
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from posd import __version__, frames
 from posd.exchange import Exchange
+from posd.limits import TokenBucket
 from posd.outbox import Outbox
 from posd.session import Session
-from posd.values import UNSUPPORTED, Closing, Opening, Terminal
+from posd.values import POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening, Terminal
 
 _MESSAGE_BYTES: Final = 64 * 1024
+_MOST_FRAGMENTS: Final = 512
+_FRAMES_PER_SECOND: Final = 200.0
+_FRAMES_AT_ONCE: Final = 1000
 _MOST_QUEUED: Final = 16
+_CONTINUATION, _BINARY = 0x0, 0x2
 _HANDSHAKE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
 _FAILED: Final = Closing(1011, "internal error")
+_HANDSHAKE: Final[dict[bytes, list[bytes]]] = {
+    b"Host": [b"posd"],
+    b"Upgrade": [b"websocket"],
+    b"Connection": [b"Upgrade"],
+    b"Sec-WebSocket-Version": [b"13"],
+}
 
 
 @frozen
@@ -71,6 +87,9 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._queue: deque[bytes] = deque()
         self._busy = False
         self._holding = False
+        self._frames = TokenBucket(_FRAMES_PER_SECOND, _FRAMES_AT_ONCE, reactor.seconds)
+        self._fragments = 0
+        self._deaf = False
         self._over = False
         self._ending = _Ending()
         self._farewell: IDelayedCall | None = None
@@ -80,8 +99,19 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     # -- from the network --------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        self.heard_at = self._reactor.seconds()
-        super().dataReceived(data)
+        if not self._deaf:
+            self.heard_at = self._reactor.seconds()
+            super().dataReceived(data)
+
+    def onFrameBegin(self) -> None:
+        opcode = self.current_frame.opcode
+        if opcode <= _BINARY:
+            self._fragments = self._fragments + 1 if opcode == _CONTINUATION else 0
+        if self._fragments > _MOST_FRAGMENTS:
+            self._shut_ears(TOO_BIG)
+        elif not self._frames.take():
+            self._shut_ears(POLICY)
+        super().onFrameBegin()
 
     def onOpen(self) -> None:
         if self._over:
@@ -160,9 +190,18 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self._session.outbox.offer(frames.ping_frame())
 
     def close(self, closing: Closing) -> None:
-        self._ending.ours = self._ending.ours or closing
         # sendClose() takes only 1000 and 3000 to 4999.
         self.sendCloseFrame(closing.code, closing.reason.encode(), isReply=False)
+
+    def sendCloseFrame(
+        self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
+    ) -> None:
+        """Nothing may be sent after it (RFC 6455 §5.5.1), whether posd or Autobahn closes."""
+        if not isReply and code is not None and self._ending.ours is None:
+            self._ending.ours = Closing(code, (reasonUtf8 or b"").decode(errors="replace"))
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        if self._session is not None:
+            self._session.closed()
 
     def drop(self, *, abort: bool) -> None:
         self._ending.ours = self._ending.ours or Closing(1006, "dropped")
@@ -199,6 +238,13 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             work()
         except Exception:
             self._fail()
+
+    def _shut_ears(self, closing: Closing) -> None:
+        """Close, and look at nothing any more that the peer goes on sending."""
+        self._deaf = True
+        self.data = b""
+        if self._session is not None:
+            self._session.end(closing)
 
     def _fail(self) -> None:
         self._log.failure("a till's connection failed")
@@ -251,6 +297,9 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     def upgrade(self, request: Request, admitted: Admitted) -> object:
         """Turn an admitted request into a WebSocket; the resource's answer to `render`."""
+        (key,) = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Key", [])
+        request.requestHeaders = Headers(_HANDSHAKE | {b"Sec-WebSocket-Key": [key]})
+        request.uri, request.content = b"/", BytesIO()
         self._next = admitted
         try:
             return WebSocketResource(self).render(request)
