@@ -1,0 +1,53 @@
+"""docs/protocol.md, its addresses: what it says is there is, and what it says is not is not."""
+
+from __future__ import annotations
+
+import re
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests import documents
+from tests.documents import words_in_code
+from tests.integration.harness import Shop
+
+PAGE = "docs/protocol.md"
+
+
+class AddressTests(SynchronousTestCase):
+    """One posd, asked for everything in the page."""
+
+    def setUp(self) -> None:
+        self.shop = Shop.open()
+        self.addCleanup(self.shop.close)
+        self.posd = self.shop.start()
+
+    def test_every_address_of_the_table_answers(self) -> None:
+        for row in documents.table(PAGE, "HTTP").rows:
+            answer = self.posd.request(row[1], filled(row[0].strip("`")), {})
+            with self.subTest(address=row[0]):
+                self.assertNotIn(answer.status, (404, 405, 500))
+
+    def test_who_may_do_what_is_as_the_table_says(self) -> None:
+        for row in documents.table(PAGE, "HTTP").rows:
+            for kind in ("tenant", "platform", "admin"):
+                key = self.shop.key(kind, None if kind == "admin" else "kitchen")
+                body = {"tenant": "kitchen", "type": "notice", "event": {}, "data": {}}
+                answer = self.posd.request(row[1], filled(row[0].strip("`")), body, key=key)
+                may = row[2].startswith((kind, "anybody"))
+                with self.subTest(address=row[0], kind=kind):
+                    self.assertEqual(answer.status not in (401, 403), may)
+
+    def test_what_is_not_there_yet_is_not_there_yet(self) -> None:
+        planned = documents.text(PAGE).partition("## Not there yet")[2]
+        words = sorted(words_in_code(planned))
+        self.assertGreater(len(words), 15)
+        for word in words:
+            method, address = word.split()
+            answer = self.posd.request(method, filled(address), key=self.shop.key("tenant"))
+            with self.subTest(address=word):
+                self.assertIn(answer.status, (404, 405), "it is there now: say so in the documents")
+
+
+def filled(address: str) -> str:
+    """An address with something in place of each {name}."""
+    return re.sub(r"\{.*?\}", "kitchen", address)

@@ -1,0 +1,215 @@
+"""docs/protocol.md, held against the code: its members, its codes, its addresses."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import posd
+from posd import drafts, errors, exchange, limits, orders, readings, session, values, ws
+from posd.members import Table as Members
+from posd.values import Closing, KeyKind, Resync
+from posd.web import publishing, site
+from tests import documents
+from tests.documents import words_in_code
+
+PAGE = "docs/protocol.md"
+_OTHER_PROGRAMS = ("broadcaster", "cli", "client", "testing")
+_FORMS: Mapping[Callable[..., object], str] = {
+    readings.text: "string",
+    readings.identity: "string",
+    readings.word: "string",
+    readings.address: "string",
+    readings.amount: "number",
+    readings.whole: "integer",
+    drafts._small: "integer",
+    readings.moment: "time",
+    readings.appointment: "time",
+    readings.deadline: "time",
+    drafts._lines: "array",
+    drafts._addons: "array",
+}
+
+
+def codes_in(tree: ast.AST) -> Iterator[str]:
+    """The machine-readable codes that a module gives out, in whichever way it does."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.keyword(arg="code", value=ast.Constant(value=str(code))):
+                yield code
+            case ast.AnnAssign(target=ast.Name(id="code"), value=ast.Constant(value=str(code))):
+                yield code
+            case ast.Assign(targets=[ast.Name(id="code")], value=ast.Constant(value=str(code))):
+                yield code
+            case ast.Dict(keys=keys, values=given):
+                for key, value in zip(keys, given, strict=True):
+                    match key, value:
+                        case ast.Constant(value="code"), ast.Constant(value=str(code)):
+                            yield code
+            case ast.Call(
+                func=ast.Attribute(attr="_complain" | "error_text"),
+                args=[ast.Constant(value=str(code)), *_],
+            ):
+                yield code
+            case ast.Call(
+                func=ast.Name(id="error_body"), args=[_, ast.Constant(value=str(code)), _]
+            ):
+                yield code
+
+
+def codes() -> set[str]:
+    """Those of the daemon."""
+    root = Path(posd.__file__).parent
+    return {
+        code
+        for path in root.rglob("*.py")
+        if path.relative_to(root).parts[0] not in _OTHER_PROGRAMS
+        for code in codes_in(ast.parse(path.read_text("utf-8")))
+    }
+
+
+class MemberTests(SynchronousTestCase):
+    """The tables of what tills get."""
+
+    def check(
+        self, shown: documents.Table, members: Members, least: Mapping[str, object], *also: str
+    ) -> None:
+        """`least` is an event as it is when as little as possible is known."""
+        known = [*also, *(member.name for member in members.members)]
+        self.assertEqual(shown.column(), known)
+        forms = {member.name: _FORMS[member.read] for member in members.members}
+        for name, form, unknown in shown.rows:
+            name = name.strip("`")
+            with self.subTest(member=name):
+                self.assertEqual(form, forms.get(name, "integer"))
+                if name not in least:
+                    self.assertEqual(unknown, "left out")
+                else:
+                    self.assertEqual(unknown, "null" if least[name] is None else "always known")
+
+    def order(self, kind: str, **data: object) -> Mapping[str, object]:
+        draft = drafts.draft(kind, {"orderId": "1", **data})
+        change = orders.change(draft, None, datetime.now(UTC))
+        assert change is not None
+        return change.draft.data
+
+    def test_new_order(self) -> None:
+        both = drafts._ORDER.members
+        first, rest = both[:-2], both[-2:]
+        self.assertEqual([member.name for member in rest], ["previousStatus", "updatedAt"])
+        self.check(
+            documents.table(PAGE, "new_order"),
+            drafts._ORDER._replace(members=first),
+            self.order("new_order"),
+        )
+        self.check(
+            documents.table(PAGE, "order_updated"),
+            drafts._ORDER._replace(members=rest),
+            self.order("order_updated"),
+        )
+
+    def test_an_update_of_an_unknown_order_does_not_know_when_it_was_made(self) -> None:
+        self.assertIsNone(self.order("order_updated")["createdAt"])
+
+    def test_items_and_addons(self) -> None:
+        items, addons = (each for each in documents.tables(PAGE) if each.section == "items")
+        (item,) = drafts._lines([{}])
+        (addon,) = drafts._addons([{}])
+        self.check(items, drafts._ITEM, item, "id")
+        self.check(addons, drafts._ADDON, addon)
+
+    def test_the_other_types(self) -> None:
+        for kind in drafts._TABLES.keys() - drafts.ORDER_TYPES:
+            name = drafts._NAMING[kind][-1]
+            least = drafts.draft(kind, {name: "1"}).data
+            shown = documents.table(PAGE, kind)
+            if kind == "loyalty_updated":
+                # Named by the one or the other; by itself each may be unknown.
+                least = {**least, name: None}
+            with self.subTest(type=kind):
+                self.check(shown, drafts._TABLES[kind], least)
+
+    def test_what_is_repeated_beside_the_data(self) -> None:
+        for kind, names in drafts._REPEATED.items():
+            (row,) = (r for r in documents.table(PAGE, "Events").rows if r[0] == f"`{kind}`")
+            self.assertLessEqual(names.keys(), words_in_code(row[1]))
+
+
+class CodeTests(SynchronousTestCase):
+    """Error codes, close codes, kinds of keys."""
+
+    def test_every_code_that_the_daemon_gives_out_is_explained_and_no_other(self) -> None:
+        self.assertEqual(
+            documents.table(PAGE, "Error codes").column(), [*dict.fromkeys(self.listed())]
+        )
+        self.assertEqual({*self.listed()}, codes())
+
+    def listed(self) -> list[str]:
+        return documents.table(PAGE, "Error codes").column()
+
+    def test_each_code_of_a_refusal_has_its_status(self) -> None:
+        statuses = {row[0].strip("`"): row[1] for row in documents.table(PAGE, "Error codes").rows}
+        for refusal in refusals():
+            if "code" in vars(refusal):
+                with self.subTest(code=refusal.code):
+                    self.assertIn(str(refusal.status), statuses[refusal.code].split(", "))
+
+    def test_every_answer_to_a_handshake_is_a_code_of_that_status(self) -> None:
+        statuses = {row[0].strip("`"): row[1] for row in documents.table(PAGE, "Error codes").rows}
+        for page, section in ((PAGE, "WebSocket: opening"), ("docs/tills.md", "When posd refuses")):
+            shown = [t for t in documents.tables(page) if t.section == section][-1]
+            for row in shown.rows:
+                for code in words_in_code(row[1]):
+                    self.assertEqual(statuses[code], row[0], code)
+
+    def test_every_close_code_has_its_reasons(self) -> None:
+        rows = documents.table(PAGE, "WebSocket: liveness and closing").rows
+        reasons = {int(code): reason for code, reason in rows}
+        self.assertEqual({*reasons}, {closing.code for closing in closings()})
+        for closing in closings():
+            self.assertIn(closing.reason, reasons[closing.code])
+
+    def test_every_kind_of_key_is_explained(self) -> None:
+        self.assertEqual(
+            {*documents.table(PAGE, "Credentials").column()}, {kind.value for kind in KeyKind}
+        )
+
+    def test_every_reason_for_a_resync_is_named(self) -> None:
+        self.assertLessEqual(
+            {reason.value for reason in Resync}, words_in_code(documents.text(PAGE))
+        )
+
+
+class NumberTests(SynchronousTestCase):
+    """Figures that the page has from the code."""
+
+    def test_they_are_those_of_the_code(self) -> None:
+        page = " ".join(documents.text(PAGE).split())
+        for sentence in (
+            f"More than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
+            f"takes nothing for {session._STALLED_SECONDS:g} seconds",
+            f"registered, up to {exchange._MOST_DEVICES} in a tenant",
+            f"A message may have {ws._MESSAGE_BYTES // 1024} KiB",
+            f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",
+            f"with 1 to {publishing._MOST_EVENTS} of these",
+        ):
+            self.assertIn(sentence, page)
+        self.assertEqual(session._INVALID_A_MINUTE, 10)
+        self.assertEqual(limits.Connections(1, 1).per_device, 4)
+
+
+def closings() -> list[Closing]:
+    """All that posd may close a till's connection with."""
+    found = [*vars(values).values(), *vars(ws).values()]
+    return [each for each in found if isinstance(each, Closing)]
+
+
+def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[errors.Refusal]]:
+    """Every class of refusals that is loaded."""
+    for each in kind.__subclasses__():
+        yield each
+        yield from refusals(each)
