@@ -42,10 +42,11 @@ class Refusal(PosdError):
     """A request that is answered with an error.
 
     `status` is the HTTP status, `code` the stable snake_case name, `message` the sentence for a
-    person, `headers` and `details` what goes out besides. Subclasses fix the first two.
+    person, `headers` and `details` what goes out besides. Subclasses fix status, code and headers.
     """
 
     status: ClassVar[int] = 400
+    headers: ClassVar[Mapping[str, str]] = {}
     code: str = "bad_request"
 
     def __init__(
@@ -73,6 +74,7 @@ class Unauthorized(Refusal):
 
     status = 401
     code = "unauthorized"
+    headers = {"WWW-Authenticate": "Bearer"}
 
     def __init__(self) -> None:
         super().__init__("A valid API key of this tenant is required.")

@@ -33,6 +33,8 @@ class UpgradeRequired(Refusal):
 
     status = 426
     code = "upgrade_required"
+    # RFC 9110 §15.5.22, RFC 6455 §4.2.2.
+    headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
 
 
 @define(eq=False)

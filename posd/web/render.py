@@ -212,12 +212,9 @@ async def answer(call: Call, handler: Handler) -> Answer:
 
 def refused(refusal: Refusal, call: Call) -> Answer:
     """A refusal as an answer."""
-    headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    if refusal.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if refusal.status == 426:
-        # RFC 9110 §15.5.22, RFC 6455 §4.2.2.
-        headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers = dict(refusal.headers)
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
     body = error_body(refusal.message, refusal.code, call) | dict(refusal.details)
     return Answer(body, refusal.status, headers)
 
