@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.python.failure import Failure
@@ -108,6 +109,10 @@ class Database(Service):
         """Run `work` in one transaction on one link; see `Link.transaction`."""
         return await self._with_link(lambda link: link.transaction(work), tenant)
 
+    def of(self, tenant: TenantId) -> Session:
+        """The pool for what is done on behalf of one tenant, within its share."""
+        return _OfTenant(self, tenant)
+
     async def _with_link(self, work: Callable[[Link], Awaitable[T]], tenant: TenantId | None) -> T:
         deadline = self._reactor.seconds() + _CHECKOUT_SECONDS
         if tenant is None:
@@ -179,3 +184,17 @@ def _too_late(result: T | Failure, seconds: float) -> T | Failure:
     if isinstance(result, Failure) and result.check(CancelledError):
         raise Busy("All connections to the database are in use.", retry_after=1)
     return result
+
+
+@frozen
+class _OfTenant:
+    """A pool, in one tenant's name. Implements `link.Session`."""
+
+    _database: Database
+    _tenant: TenantId
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._database.query(sql, parameters, tenant=self._tenant)
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._database.execute(sql, parameters, tenant=self._tenant)
