@@ -10,26 +10,39 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd import frames, messages
 from posd.errors import PosdError, Refusal
-from posd.values import STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
+from posd.values import FAILED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
 
 _PAGE_EVENTS: Final = 100
 _CHUNK_BYTES: Final = 64 * 1024
-_RECENT_BYTES: Final = 256 * 1024
+_RECENT_BYTES: Final = 64 * 1024
 
-Read = Callable[[Tenant, Seq, int], Awaitable[list[Event]]]
-"""Reads up to so many events after a position from the log, in order."""
+Read = Callable[[Seq, int], Awaitable[list[Event]]]
+"""Reads up to so many events after a position from the log, in order; none of another history."""
 
 
 class StreamBroken(PosdError):
     """The log does not go on where it should: events are missing, or it is another history."""
+
+
+@frozen
+class Chunk:
+    """The frames of the events from `first` to `last`, to be written at once.
+
+    One write is one system call and one TLS record for each till, however many events are in it.
+    """
+
+    data: bytes
+    first: Seq
+    last: Seq
 
 
 class Subscriber(Protocol):
@@ -39,8 +52,8 @@ class Subscriber(Protocol):
     def position(self) -> Seq:
         """The last event that it was given."""
 
-    def deliver(self, chunk: bytes, last: Seq) -> bool:
-        """Take frames up to the event `last`; False if there is no room."""
+    def deliver(self, chunk: Chunk) -> bool:
+        """Take events; False if there is no room."""
 
     def behind(self) -> None:
         """It is not live: look again where it stands."""
@@ -90,9 +103,14 @@ class Channel:
         self._ended = ended
         self._recent: deque[Encoded] = deque()
         self._recent_bytes = 0
-        self._target = self.tail
+        self._head = self._target = self.tail
         self._reading = False
         self._pages: dict[Seq, list[Deferred[list[Encoded]]]] = {}
+
+    @property
+    def head(self) -> Seq:
+        """The last event there is, as far as the channel knows."""
+        return max(self._head, self.tail)
 
     def enter(self, session: Subscriber) -> None:
         """Belong to the channel, without being live yet."""
@@ -120,29 +138,34 @@ class Channel:
         self._live.discard(session)
 
     def wake(self, seq: Seq) -> None:
-        """There are events up to `seq`."""
+        """There may be events up to `seq`. It is only a hint: anybody can send a NOTIFY."""
         self._target = max(self._target, seq)
         if self._target > self.tail and not self._reading:
             self._reading = True
             Deferred.fromCoroutine(self._read_on())
 
     def check(self, head: Head) -> None:
-        """Compare with what the database says: another history ends every session."""
-        if head.stream_id != self.stream_id or head.last_seq < self.tail:
+        """Look at how far the database is; see to it that nobody is left behind.
+
+        Another history ends every session.
+        """
+        if head.stream_id != self.stream_id:
             self._log.error("the stream of {slug} is another one now", slug=self.tenant.slug)
             self.end(STREAM_CHANGED)
             return
+        self._head = max(self._head, head.last_seq)
         self.wake(head.last_seq)
-        if len(self._live) < len(self.sessions):
-            # Whoever could not read on while the database was away does so now.
-            for session in self.sessions - self._live:
-                session.behind()
+        # Whoever could not read on while the database was away does so now.
+        self._look_again()
 
     def end(self, closing: Closing) -> None:
         """Close every session; whoever comes later needs another channel."""
         self._ended(self)
         for session in list(self.sessions):
-            session.end(closing)
+            try:
+                session.end(closing)
+            except Exception:
+                self._log.failure("a session of {slug} did not end", slug=self.tenant.slug)
 
     async def page(self, position: Seq) -> Sequence[Encoded]:
         """What follows a position, as far as one page goes; empty at the end of the log.
@@ -152,13 +175,13 @@ class Channel:
         """
         if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
             first = position + 1 - self._recent[0].seq
-            return [self._recent[i] for i in range(first, len(self._recent))][:_PAGE_EVENTS]
+            return list(islice(self._recent, first, first + _PAGE_EVENTS))
         waiters = self._pages.get(position)
         if waiters is not None:
             waiter: Deferred[list[Encoded]] = Deferred()
             waiters.append(waiter)
             return await waiter
-        waiters = self._pages[position] = []
+        self._pages[position] = []
         try:
             page = await self._read_page(position)
         except Exception as error:
@@ -169,21 +192,28 @@ class Channel:
             each.callback(page)
         return page
 
+    def replayed(self, seq: Seq) -> None:
+        """A session that was catching up was given the events up to `seq`."""
+        self._delivered(self.tenant, seq)
+
     async def _read_page(self, position: Seq) -> list[Encoded]:
-        events = await self._read(self.tenant, position, _PAGE_EVENTS)
-        expected = range(position + 1, position + 1 + len(events))
-        if any(event.seq != seq for event, seq in zip(events, expected, strict=True)):
-            found = next(e.seq for e, seq in zip(events, expected, strict=True) if e.seq != seq)
-            raise StreamBroken(f"after position {position} there is a gap before {found}")
+        events = await self._read(position, _PAGE_EVENTS)
+        for expected, event in enumerate(events, position + 1):
+            if event.seq != expected:
+                raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
         return [self._encode(event) for event in events]
 
     async def _read_on(self) -> None:
         try:
             while self.tail < self._target:
+                head = self._head
                 events = await self._read_page(self.tail)
-                if not events:
-                    raise StreamBroken(f"there is no event {self.tail + 1}, but {self._target}")
-                self._fan_out(events)
+                if events:
+                    self._fan_out(events)
+                elif self.tail < head:
+                    raise StreamBroken(f"there is no event {self.tail + 1}, but {head}")
+                else:
+                    self._target = self._head
         except Refusal:
             # The database is away. The poll wakes the channel again when it is back.
             self._target = self.tail
@@ -194,26 +224,37 @@ class Channel:
             self.end(STREAM_CHANGED)
         except Exception:
             self._log.failure("reading the stream of {slug} failed", slug=self.tenant.slug)
-            self._target = self.tail
+            self.end(FAILED)
         finally:
             self._reading = False
 
     def _fan_out(self, events: list[Encoded]) -> None:
-        for chunk, last in chunks([(each.frame, each.seq) for each in events]):
+        for chunk in chunks([(each.frame, each.seq) for each in events]):
             for session in list(self._live):
-                try:
-                    taken = session.deliver(chunk, last)
-                except Exception:
-                    self._log.failure("a session failed")
-                    taken = False
-                if not taken:
+                # One that takes its chunk may cost another one its place, by the common budget.
+                if session in self._live and not self._deliver(session, chunk):
                     self._live.discard(session)
         self.tail = events[-1].seq
         self._remember(events)
         if self._live:
             self._delivered(self.tenant, self.tail)
+        self._look_again()
+
+    def _deliver(self, session: Subscriber, chunk: Chunk) -> bool:
+        try:
+            return session.deliver(chunk)
+        except Exception:
+            self._log.failure("a session of {slug} failed", slug=self.tenant.slug)
+            return False
+
+    def _look_again(self) -> None:
+        if len(self._live) == len(self.sessions):
+            return
         for session in self.sessions - self._live:
-            session.behind()
+            try:
+                session.behind()
+            except Exception:
+                self._log.failure("a session of {slug} failed", slug=self.tenant.slug)
 
     def _remember(self, events: list[Encoded]) -> None:
         self._recent.extend(events)
@@ -226,16 +267,17 @@ class Channel:
         return Encoded(event.seq, frames.text_frame(text), event, self.tenant.slug)
 
 
-def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[tuple[bytes, Seq]]:
-    """Join frames into writes of up to 64 KiB, each with its last event's position.
-
-    One write is one system call and one TLS record for each till, however many events are in it.
-    """
+def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[Chunk]:
+    """Join the frames of consecutive events into chunks of up to 64 KiB."""
     start = size = 0
     for index, (frame, _) in enumerate(framed):
         if size and size + len(frame) > _CHUNK_BYTES:
-            yield b"".join(f for f, _ in framed[start:index]), framed[index - 1][1]
+            yield _joined(framed[start:index])
             start, size = index, 0
         size += len(frame)
     if framed:
-        yield b"".join(f for f, _ in framed[start:]), framed[-1][1]
+        yield _joined(framed[start:])
+
+
+def _joined(framed: Sequence[tuple[bytes, Seq]]) -> Chunk:
+    return Chunk(b"".join(frame for frame, _ in framed), framed[0][1], framed[-1][1])

@@ -16,7 +16,7 @@ from attrs import define, field
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from posd.values import Seq
+from posd.values import Seq, TenantId
 
 
 class Sink(Protocol):
@@ -37,31 +37,49 @@ class Listener(Protocol):
 
 
 @define(eq=False)
+class Share:
+    """What one tenant's outboxes hold of a budget, and those that hold anything."""
+
+    held: int = 0
+    outboxes: set[Outbox] = field(factory=set)
+
+
+@define(eq=False)
 class Budget:
-    """What all outboxes together may hold, in bytes. Beyond it the fullest one gives way."""
+    """What all outboxes together may hold, in bytes. Beyond it the tenant that holds most gives way.
+
+    So a shop whose tills do not read sends its own tills back to catching up, and nobody else's.
+    """
 
     limit: int
-    held: int = 0
-    _outboxes: set[Outbox] = field(init=False, factory=set)
+    held: int = field(init=False, default=0)
+    _shares: dict[TenantId, Share] = field(init=False, factory=dict)
 
-    def enter(self, outbox: Outbox) -> None:
-        self._outboxes.add(outbox)
-
-    def leave(self, outbox: Outbox) -> None:
-        self._outboxes.discard(outbox)
+    def count(self, outbox: Outbox, change: int) -> None:
+        """Note that an outbox holds so many bytes more than before, or fewer."""
+        self.held += change
+        share = self._shares.setdefault(outbox.tenant_id, Share())
+        share.held += change
+        if outbox.held:
+            share.outboxes.add(outbox)
+        else:
+            share.outboxes.discard(outbox)
+            if not share.outboxes:
+                del self._shares[outbox.tenant_id]
 
     def relieve(self) -> None:
-        """Empty the fullest outboxes until the limit is kept."""
-        while self.held > self.limit and self._outboxes:
-            max(self._outboxes, key=lambda outbox: outbox.held).shed()
+        """Empty the fullest outbox of whoever holds most, until the limit is kept."""
+        while self.held > self.limit:
+            heaviest = max(self._shares.values(), key=lambda share: share.held)
+            max(heaviest.outboxes, key=lambda outbox: outbox.held).shed()
 
 
 @implementer(IPushProducer)
 class Outbox:
     """The bytes for one till. `position` is the last event taken, `written` the last one written.
 
-    Whoever offers hands over whole frames of at most some 64 KiB at a time: what was given to the
-    transport cannot be taken back, so it is what a slow till costs beyond the limit.
+    What was given to the transport cannot be taken back: what a transport keeps before it says that
+    it has enough is what a slow till costs beyond the limit.
     """
 
     def __init__(
@@ -69,6 +87,7 @@ class Outbox:
         sink: Sink,
         limit: int,
         budget: Budget,
+        tenant_id: TenantId,
         *,
         clock: Callable[[], float],
         position: Seq = 0,
@@ -77,10 +96,10 @@ class Outbox:
         self._limit = limit
         self._budget = budget
         self._clock = clock
-        self.listener: Listener | None = None
         self._waiting: deque[tuple[bytes, Seq | None]] = deque()
         self._open = True
-        self.paused = False
+        self.tenant_id = tenant_id
+        self.listener: Listener | None = None
         self.stalled_since: float | None = None
         self.held = 0
         self.position = position
@@ -89,55 +108,51 @@ class Outbox:
     @property
     def has_room(self) -> bool:
         """Whether what is offered now goes straight to the transport."""
-        return self._open and not self.paused and not self._waiting
+        return self.stalled_since is None and not self._waiting and self._open
 
     def offer(self, data: bytes, seq: Seq | None = None) -> bool:
         """Send bytes, or keep them until the transport takes more.
 
         `seq` is the position of the last event in them, None for messages that are not events.
-        False: there is no room, and nothing was taken.
+        False: there is no room, and nothing was taken. What was taken may still be given up later,
+        and of that the listener is told.
         """
-        if not self._open:
-            return False
-        if not self.has_room:
-            if self.held + len(data) > self._limit:
-                return False
-            self._waiting.append((data, seq))
-            self._hold(len(data))
-        else:
+        if self.has_room:
             self._write(data, seq)
+            return True
+        if not self._open or self.held + len(data) > self._limit:
+            return False
+        self._waiting.append((data, seq))
         if seq is not None:
             self.position = seq
+        self._count(len(data))
+        self._budget.relieve()
         return True
 
     def shed(self) -> None:
         """Give up what waits, messages that are no events too."""
-        self._waiting.clear()
-        self._hold(-self.held)
-        self.position = self.written
-        if self._open and self.listener is not None:
+        self._forget()
+        if self.listener is not None:
             self.listener.given_up()
 
     def close(self) -> None:
         """Take nothing more and forget what waits."""
         self._open = False
-        self.shed()
-        self._budget.leave(self)
+        self._forget()
 
     def pauseProducing(self) -> None:
-        """The transport has enough. From now on the till counts as stalled."""
-        self.paused = True
-        self.stalled_since = self._clock()
+        """The transport has enough, and may say so more than once. The till counts as stalled."""
+        if self.stalled_since is None:
+            self.stalled_since = self._clock()
 
     def resumeProducing(self) -> None:
         """The transport has sent all it had."""
-        self.paused = False
         self.stalled_since = None
-        while self._waiting and not self.paused:
+        while self._waiting and self.stalled_since is None:
             data, seq = self._waiting.popleft()
-            self._hold(-len(data))
+            self._count(-len(data))
             self._write(data, seq)
-        if not self.paused and self._open and self.listener is not None:
+        if self.has_room and self.listener is not None:
             self.listener.room()
 
     def stopProducing(self) -> None:
@@ -147,14 +162,14 @@ class Outbox:
     def _write(self, data: bytes, seq: Seq | None) -> None:
         if seq is not None:
             self.written = seq
+            self.position = max(self.position, seq)
         self._sink.write(data)
 
-    def _hold(self, change: int) -> None:
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._count(-self.held)
+        self.position = self.written
+
+    def _count(self, change: int) -> None:
         self.held += change
-        self._budget.held += change
-        if change > 0:
-            self._budget.enter(self)
-            if self._budget.held > self._budget.limit:
-                self._budget.relieve()
-        elif self.held == 0:
-            self._budget.leave(self)
+        self._budget.count(self, change)

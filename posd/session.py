@@ -16,16 +16,18 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd import frames, messages
-from posd.channel import Channel, Encoded, StreamBroken, chunks
+from posd.channel import Channel, Chunk, Encoded, StreamBroken, chunks
+from posd.cursor import Cursor
 from posd.errors import InvalidMessage, Refusal
 from posd.limits import TokenBucket
 from posd.outbox import Outbox
 from posd.values import (
+    FAILED,
     POLICY,
     STREAM_CHANGED,
     TOO_SLOW,
     Closing,
-    Head,
+    Opening,
     PrintStatus,
     Resync,
     Seq,
@@ -92,23 +94,32 @@ class Session:
         self.terminal = terminal
         self.outbox = outbox
         self.state = State.CATCHING_UP
-        self.acked: Seq | None = None
-        self.legacy = True
-        self.sent = 0
+        self.cursor: Cursor | None = None
         self._channel = channel
         self._peer = peer
         self._register = register
         self._clock = clock
         self._now = now
-        self._nacked: set[Seq] = set()
+        self._start = outbox.position
         self._rate = TokenBucket(_MESSAGES_PER_SECOND, _MESSAGES_AT_ONCE, clock)
         self._invalid: list[float] = []
         self._paging = False
+        self._dismissed = False
 
     @property
     def position(self) -> Seq:
         """The last event that was given to the outbox."""
         return self.outbox.position
+
+    @property
+    def sent(self) -> int:
+        """How many events went out."""
+        return self.outbox.written - self._start
+
+    @property
+    def acked(self) -> Seq | None:
+        """The terminal's cursor, None if it has none."""
+        return None if self.cursor is None else self.cursor.acked
 
     @property
     def plain(self) -> bool:
@@ -118,57 +129,45 @@ class Session:
         """
         terminal = self.terminal
         told = terminal.device_id != terminal.principal.device_id
-        legacy = terminal.device_id is None or self.legacy
+        legacy = self.cursor is None or self.cursor.legacy
         return legacy and not told and terminal.position is None
 
-    def begin(
-        self,
-        head: Head,
-        start: Seq,
-        *,
-        acked: Seq | None,
-        legacy: bool,
-        resync: Resync | None,
-        heartbeat: float,
-    ) -> None:
-        """Greet the terminal and send what comes after `start`.
+    def begin(self, opening: Opening, resync: Resync | None, heartbeat: float) -> None:
+        """Greet the terminal and send what comes after the outbox's position.
 
-        `acked` is the device's cursor, None for a terminal without one. The greeting tells where it
-        goes on from if it asked to, or if it acknowledges and so goes on from its cursor.
+        The greeting tells where it goes on from if it asked to, or if it acknowledges and so goes on
+        from its cursor. `resync` is why it cannot have what it wanted.
         """
-        self.acked = acked
-        self.legacy = legacy
         asked = self.terminal.position is not None
-        durable = acked is not None and not legacy
-        resumed = start if resync is None and (asked or durable) else None
+        durable = opening.acked is not None and not opening.legacy
         self._say(
             messages.connected_text(
                 slug=self.terminal.tenant.slug,
                 connection_id=str(self.terminal.connection_id),
                 device_id=self.terminal.device_id,
-                stream_id=head.stream_id,
-                last_event_id=head.last_seq,
-                resumed_from=resumed,
+                stream_id=opening.head.stream_id,
+                last_event_id=opening.head.last_seq,
+                resumed_from=self._start if resync is None and (asked or durable) else None,
                 resync=resync,
                 heartbeat=heartbeat,
                 now=self._now(),
             )
         )
-        self.outbox.position = self.outbox.written = start
         self._channel.enter(self)
-        if self.acked is not None and (asked or resync is not None):
-            self._advance(start)
+        if opening.acked is not None:
+            self._take_up(Cursor(opening.acked if durable else self._start, opening.legacy))
+            if asked or resync is not None:
+                self._acknowledge(self._start)
         self.behind()
 
-    def deliver(self, chunk: bytes, last: Seq) -> bool:
-        """The channel's fan-out: a live session takes what is new, or falls behind."""
-        before = self.position
-        if not self.outbox.offer(chunk, last):
+    def deliver(self, chunk: Chunk) -> bool:
+        """Take the very next events; False if there is no room for them, or if they are others."""
+        if chunk.first != self.outbox.position + 1:
             return False
-        self.sent += last - before
-        if self.legacy and self.acked is not None:
-            self.acked = last
-            self._register.followed(self.terminal, last)
+        if not self.outbox.offer(chunk.data, chunk.last):
+            return False
+        if self.cursor is not None and self.cursor.follow(chunk.last):
+            self._register.followed(self.terminal, chunk.last)
         return True
 
     def behind(self) -> None:
@@ -178,8 +177,7 @@ class Session:
         self.state = State.CATCHING_UP
         self._channel.slow_down(self)
         self._paging = True
-        caught_up = Deferred.fromCoroutine(self._catch_up())
-        caught_up.addErrback(lambda failure: self._log.failure("catching up failed", failure))
+        Deferred.fromCoroutine(self._catch_up())
 
     def room(self) -> None:
         """The outbox is empty again."""
@@ -193,11 +191,11 @@ class Session:
             self._channel.slow_down(self)
 
     def heard(self, raw: bytes) -> Coroutine[object, object, None] | None:
-        """Take one text message; what takes longer is returned, to be awaited before the next."""
-        if self.state is State.CLOSED:
-            return None
-        if not self._rate.take():
-            self._complain("rate_limited", "Too many messages. Slow down.")
+        """Take one text message; what takes longer is returned, to be awaited before the next.
+
+        What a till said before it left still counts; what it says after it was sent away does not.
+        """
+        if self._dismissed:
             return None
         try:
             message = messages.parse(raw)
@@ -211,7 +209,10 @@ class Session:
                 pass
             case messages.Ack(seq):
                 if self._positioned(seq):
-                    self._advance(seq)
+                    self._acknowledge(seq)
+            case _ if not self._rate.take():
+                # What comes now costs a statement each.
+                self._complain("rate_limited", "Too many messages. Slow down.")
             case messages.Nack(seq, reason):
                 if self._positioned(seq):
                     self._refuse(seq, reason)
@@ -234,6 +235,7 @@ class Session:
     def end(self, closing: Closing) -> None:
         """Close the connection; nothing more is sent."""
         if self.state is not State.CLOSED:
+            self._dismissed = True
             self.closed()
             self._peer.close(closing)
 
@@ -263,6 +265,9 @@ class Session:
         except Refusal:
             # The database is away. The channel's next check goes on from here.
             return
+        except Exception:
+            self._log.failure("catching up failed: {slug}", slug=self.terminal.tenant.slug)
+            self.end(FAILED)
         finally:
             self._paging = False
 
@@ -270,35 +275,33 @@ class Session:
         """Send what a page has of what comes next, as far as there is room."""
         if self.state is not State.CATCHING_UP:
             return
-        fresh = [(each.replay_frame, each.seq) for each in page if each.seq > self.position]
-        if not fresh or fresh[0][1] != self.position + 1:
+        if not page or page[0].seq != self.position + 1:
             raise StreamBroken(f"nothing follows position {self.position}")
-        for chunk, last in chunks(fresh):
-            if not self.deliver(chunk, last):
-                return
+        for chunk in chunks([(each.replay_frame, each.seq) for each in page]):
+            if not self.deliver(chunk):
+                break
+        self._channel.replayed(self.position)
 
-    def _advance(self, seq: Seq) -> None:
-        """The terminal has everything up to `seq`, and what it refused right after it is done too."""
-        reached = max(seq, self.acked or 0)
-        while reached + 1 in self._nacked:
-            reached += 1
-        self._nacked = {each for each in self._nacked if each > reached}
-        self.acked = reached
-        self.legacy = False
-        self._register.acknowledged(self.terminal, reached)
+    def _take_up(self, cursor: Cursor) -> None:
+        self.cursor = cursor
+        if cursor.follow(self._start):
+            self._register.followed(self.terminal, self._start)
+
+    def _acknowledge(self, seq: Seq) -> None:
+        assert self.cursor is not None
+        self._register.acknowledged(self.terminal, self.cursor.acknowledge(seq))
 
     def _refuse(self, seq: Seq, reason: str) -> None:
+        assert self.cursor is not None
         self._register.refused(self.terminal, seq, reason)
-        if seq > (self.acked or 0):
-            self._nacked.add(seq)
-            self._advance(self.acked or 0)
+        self._register.acknowledged(self.terminal, self.cursor.refuse(seq))
 
     def _positioned(self, seq: Seq) -> bool:
         """Whether this terminal may speak about the event `seq`; complains if not."""
-        if self.acked is None:
+        if self.cursor is None:
             self._say(messages.error_text("no_device", "Only a named device has a position."))
             return False
-        if seq > max(self.position, self._channel.tail):
+        if seq > max(self.position, self._channel.head):
             self._complain("beyond_head", f"There is no event {seq} yet.")
             return False
         return True

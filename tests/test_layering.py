@@ -27,7 +27,16 @@ DAEMON = tuple(
     f"posd.{name}"
     for name in (
         *("auth", "channel", "config", "connection", "database", "exchange", "feed", "link"),
-        *("migrations", "outbox", "presence", "provision", "sequencer", "session", "store"),
+        *(
+            "migrations",
+            "outbox",
+            "presence",
+            "provision",
+            "roster",
+            "sequencer",
+            "session",
+            "store",
+        ),
         *("systemd", "tap", "web", "ws"),
     )
 )
@@ -77,17 +86,22 @@ TABLE = (
     row("channel", never=("twisted.web", "posd.web", "posd.ws", "posd.link")),
     row("session", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("outbox", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
+    row("cursor", never=NETWORK, only=("posd.values",)),
+    row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("exchange presence", never=("twisted.web", "posd.web", "posd.ws")),
     # What is open to the network.
     row("auth", never=("twisted.web", "posd.web", "posd.ws")),
     row("ws", never=("posd.store", "posd.database", "posd.link")),
-    row("web", never=("posd.database", "posd.link")),
+    # An endpoint hands the pool on to the store, and asks nothing of it itself.
+    row("web", never=("posd.link",)),
     # Also whom posd's own clients trust, so that there is one importer of OpenSSL.
     row("tls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     # Beside the stream.
     row("systemd", never=("twisted.web",), only=("posd.errors",)),
     row("logs", never=("twisted.web", "twisted.internet"), only=()),
-    row("metrics health", never=("twisted.web", *DAEMON)),
+    row("metrics", never=("twisted.web", *DAEMON)),
+    # Whether a schema fits is asked of the database, before anybody is served.
+    row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),
     row("tap"),
     # Other programs than the daemon.
     row("broadcaster", never=DAEMON),

@@ -18,9 +18,12 @@ _POLL: Final = f"""
     SELECT EXISTS (SELECT FROM dinedesk_main.pos_outbox), {_HEAD_COLUMNS}
       FROM (SELECT 1) AS always LEFT JOIN dinedesk_main.pos_heads ON tenant_id = ANY (%s)
 """
+# The condition on the head is asked once a statement, not once a row.
 _AFTER: Final = """
     SELECT seq, event_type, event_data::text, created_at, beside::text FROM {schema}.pos_events
-     WHERE seq > %s ORDER BY seq LIMIT %s
+     WHERE seq > %s
+       AND EXISTS (SELECT FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid)
+     ORDER BY seq LIMIT %s
 """
 _TAKE: Final = "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)"
 _STATES: Final = """
@@ -117,9 +120,12 @@ async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[bool, list[He
     return bool(rows[0][0]), [load_head(row[1:]) for row in rows if row[1] is not None]
 
 
-async def after(session: Session, tenant: Tenant, seq: Seq, limit: int) -> list[Event]:
-    """Up to `limit` events after a position, in order."""
-    rows = await session.query(_AFTER.format(schema=schema(tenant)), (seq, limit))
+async def after(
+    session: Session, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
+) -> list[Event]:
+    """Up to `limit` events after a position, in order; none if that is another history by now."""
+    values = (seq, tenant.id, str(stream_id), limit)
+    rows = await session.query(_AFTER.format(schema=schema(tenant)), values)
     return [
         Event(seq, kind, data.encode(), created_at, (beside or "{}").encode())
         for seq, kind, data, created_at, beside in rows

@@ -1,0 +1,76 @@
+"""How far a terminal is by its own word, and where it goes on from when it connects. Pure."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from posd.values import Opening, Position, Resync, Seq
+
+
+@define(eq=False)
+class Cursor:
+    """The position of a durable subscription: all events up to `acked` are done with.
+
+    A `legacy` terminal has never said how far it is. Its cursor begins where its connection does and
+    follows what it is sent, so that operators do not see it fall behind; with its first word the
+    cursor goes back to where it can vouch for, and from then on it never moves backwards.
+    """
+
+    acked: Seq
+    legacy: bool
+    _vouched: Seq = field(init=False)
+    _refused: set[Seq] = field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self._vouched = self.acked
+
+    def follow(self, seq: Seq) -> bool:
+        """Events up to `seq` were sent. Whether that moves the cursor."""
+        if self.legacy:
+            self.acked = seq
+        return self.legacy
+
+    def acknowledge(self, seq: Seq) -> Seq:
+        """The terminal has stored everything up to `seq`; how far it is now.
+
+        What it refused right after that is done with too.
+        """
+        self._speak()
+        self.acked = max(self.acked, seq)
+        while self.acked + 1 in self._refused:
+            self.acked += 1
+        self._refused = {each for each in self._refused if each > self.acked}
+        return self.acked
+
+    def refuse(self, seq: Seq) -> Seq:
+        """The terminal will never process event `seq`; how far it is now."""
+        self._speak()
+        self._refused.add(seq)
+        return self.acknowledge(self.acked)
+
+    def _speak(self) -> None:
+        if self.legacy:
+            self.legacy = False
+            self.acked = self._vouched
+
+
+def resume(opening: Opening, asked: Position | None) -> tuple[Seq, Resync | None]:
+    """Where to go on from, and why not from where the terminal wanted.
+
+    Without a position of its own a terminal that acknowledges goes on from its cursor, every other
+    one from the head.
+    """
+    head = opening.head
+    if asked is not None:
+        if asked.stream_id is not None and asked.stream_id != head.stream_id:
+            return head.last_seq, Resync.RESET
+        wanted = asked.seq
+    elif opening.acked is not None and not opening.legacy:
+        wanted = opening.acked
+    else:
+        return head.last_seq, None
+    if wanted > head.last_seq:
+        return head.last_seq, Resync.AHEAD
+    if wanted < head.pruned_seq:
+        return head.last_seq, Resync.RETENTION
+    return wanted, None
