@@ -92,6 +92,29 @@ class SiteTests(SynchronousTestCase):
         self.resource.waiting.pop().finish()
         self.assertEqual(self.said(transport)[0], b"HTTP/1.1 200 OK")
 
+    def test_of_requests_that_do_not_wait_for_answers_the_first_is_answered(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_GET * 1000)
+        self.assertEqual(self.said(transport)[0], b"HTTP/1.1 200 OK")
+        self.assertEqual(self.resource.taken, 1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_a_request_does_not_overtake_one_that_is_still_answered(self) -> None:
+        self.resource.waiting = []
+        channel, transport = self.connect()
+        channel.dataReceived(_GET)
+        channel.dataReceived(_GET)
+        self.resource.waiting.pop().finish()
+        self.assertEqual(self.resource.taken, 1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_a_connection_serves_one_request_after_the_other(self) -> None:
+        channel, transport = self.connect()
+        for _ in range(3):
+            channel.dataReceived(_GET)
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200 OK"), 3)
+        self.assertFalse(transport.disconnecting)
+
     def test_a_peer_that_does_not_hang_up_is_cut_off(self) -> None:
         channel, transport = self.connect()
         channel.dataReceived(_GET.replace(b"Host", b"Connection: close\r\nHost"))

@@ -90,6 +90,10 @@ class BoundedChannel(HTTPChannel):
 
     def requestDone(self, request: Any) -> None:
         self.idle = True
+        if self._buffer or any(self._dataBuffer):
+            # One request at a time: thousands in one segment would be answered in one turn of the
+            # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
+            self.persistent = False
         HTTPChannel.requestDone(self, request)
 
     def refuse(self, status: bytes, code: str, sentence: str) -> None:
