@@ -1,0 +1,116 @@
+"""docs/data-model.md, held against a database that was made by the migrations."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import migrations, provision
+from posd.testing.postgres import test_server
+from tests import documents
+from tests.documents import words_in_code
+
+PAGE = "docs/data-model.md"
+_RELATIONS = """
+    SELECT c.relname::text,
+           ARRAY(SELECT attname::text FROM pg_attribute
+                  WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
+           ARRAY(SELECT privilege_type FROM aclexplode(c.relacl) WHERE grantee = 'posd'::regrole),
+           ARRAY(SELECT attname::text FROM pg_attribute, aclexplode(attacl)
+                  WHERE attrelid = c.oid AND grantee = 'posd'::regrole ORDER BY attnum)
+      FROM pg_class AS c WHERE relnamespace = %s::regnamespace AND relkind IN ('r', 'v')
+"""
+_FUNCTIONS = """
+    SELECT proname::text, proowner::regrole::text, prosecdef,
+           ARRAY(SELECT grantee::regrole::text FROM aclexplode(proacl) WHERE grantee <> proowner),
+           proconfig::text
+      FROM pg_proc WHERE pronamespace IN ('dinedesk_main'::regnamespace, 'dinedesk_kitchen'::regnamespace)
+"""
+_ROLES = "SELECT rolname::text, rolcanlogin FROM pg_roles WHERE rolname ~ '^posd'"
+
+
+def with_a_kitchen(dsn: str) -> None:
+    migrations.bootstrap(dsn)
+    with closing(migrations.connect(dsn)) as connection:
+        provision.migrate(connection)
+        provision.add_tenant(
+            connection, "kitchen", "The Kitchen", currency="GBP", timezone="Europe/London"
+        )
+
+
+class DatabaseTests(SynchronousTestCase):
+    """A database with one tenant, `kitchen`."""
+
+    def setUp(self) -> None:
+        self.dsn = test_server().fresh_database(test_server().template(with_a_kitchen))
+        self.addCleanup(test_server().drop_database, self.dsn)
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall())
+
+    def check_relations(self, section: str, schema: str) -> None:
+        shown = {row[0].strip("`"): row for row in documents.table(PAGE, section).rows}
+        found = {name: rest for name, *rest in self.rows(_RELATIONS, schema)}
+        self.assertEqual(shown.keys(), found.keys())
+        for name, (columns, rights, of_columns) in found.items():
+            with self.subTest(table=name):
+                self.assertEqual(re.findall(r"`(\w+)`", shown[name][1]), columns)
+                wanted = {*rights} | ({"UPDATE"} if of_columns else set())
+                self.assertEqual({*re.findall(r"[A-Z]{2,}", shown[name][2])}, wanted)
+                self.assertEqual(re.findall(r"`(\w+)`", shown[name][2]), of_columns)
+
+    def test_the_tables_of_the_main_schema_are_those_of_the_page(self) -> None:
+        self.check_relations("dinedesk_main", "dinedesk_main")
+
+    def test_the_tables_of_a_tenant_are_those_of_the_page(self) -> None:
+        self.check_relations("A tenant's schema", "dinedesk_kitchen")
+
+    def test_the_functions_are_those_of_the_page_with_their_rights(self) -> None:
+        shown = [
+            (
+                row[0].strip("`"),
+                row[1].strip("`"),
+                row[2] == "its owner",
+                words_in_code(row[3]),
+            )
+            for row in documents.tables(PAGE)[3].rows
+        ]
+        found = self.rows(_FUNCTIONS)
+        self.assertCountEqual(shown, [(*row[:3], {*row[3]}) for row in found])
+        for row in found:
+            self.assertIn("search_path=pg_catalog", row[4], row[0])
+
+    def test_the_roles_are_those_of_the_page(self) -> None:
+        shown = {row[0].strip("`"): row[1] == "yes" for row in documents.tables(PAGE)[2].rows}
+        found = dict(self.rows(_ROLES))
+        self.assertLessEqual(shown.items(), found.items())
+        others = {name for name in found.keys() - shown.keys() if not name.startswith("posd_test")}
+        self.assertEqual({name for name in others if not name.startswith("posd_hook_")}, set())
+
+
+class SettingTests(SynchronousTestCase):
+    """What is in no table of the database."""
+
+    def test_the_channels_are_those_that_are_notified_or_listened_to(self) -> None:
+        shown = documents.table(PAGE, "Notifications").column()
+        used: set[str] = set()
+        for path in [*documents.ROOT.glob("sql/**/*.sql"), *documents.ROOT.glob("posd/**/*.py")]:
+            used.update(
+                re.findall(r"[\"'](posd_(?:outbox|events|control|canary_))", path.read_text())
+            )
+        self.assertEqual({name.rstrip("…") for name in shown}, used)
+
+    def test_every_setting_of_a_session_is_named(self) -> None:
+        modules = documents.ROOT.glob("posd/*.py")
+        source = "".join(m.read_text("utf-8") for m in modules if m.stem != "migrations")
+        section = documents.text(PAGE).partition("## Settings of posd's sessions")[2]
+        named = words_in_code(section.partition("\n## ")[0])
+        self.assertEqual(
+            {*re.findall(r"SET (\w+) =", source)} - {"application_name"} - named, set()
+        )
