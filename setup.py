@@ -29,8 +29,11 @@ REQUIRES = [
     # JSON that is strict, fast and keeps decimals exact.
     "msgspec>=0.19",
     # `posctl`: commands and their help; tables and progress bars.
-    "click>=8.1.8",
+    "click>=8.4",
     "rich>=13.9",
+    # HTTP without Twisted, for platforms that publish from plain blocking Python: connections that
+    # are kept and may be used from several threads.
+    "urllib3>=2",
     # Certificates of a private CA, TLS, and the checking of names. Twisted's extra brings some of
     # these, in older releases too; posd imports them itself.
     "cryptography>=50",

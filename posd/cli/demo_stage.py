@@ -17,6 +17,7 @@ from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.keys import issue
 from posd.testing.daemon import Daemon
+from posd.testing.ports import number, reserve
 from posd.testing.server import Server
 from posd.values import KeyKind
 
@@ -80,8 +81,12 @@ def stage(port: int | None, tell: Callable[[str], None]) -> Iterator[Stage]:
     `tell` hears of each step. Without a `port` the usual one is taken if it is free, or else any.
     Raises `NoServer`, `ServerFailed` and `DaemonFailed`, and `Failure` for a port in use.
     """
-    chosen = _port(port)
-    with tempfile.TemporaryDirectory(prefix="posd-demo-") as temporary, Server.start() as server:
+    with (
+        _reserve(port) as reserved,
+        tempfile.TemporaryDirectory(prefix="posd-demo-") as temporary,
+        Server.start() as server,
+    ):
+        chosen = number(reserved)
         folder = Path(temporary)
         tell(f"PostgreSQL {server.binaries.version} runs in {server.folder}")
         dsn = server.dsn("posd")
@@ -127,17 +132,18 @@ def _keys(dsn: str, folder: Path) -> dict[str, str]:
     return keys
 
 
-def _port(wanted: int | None) -> int:
-    for candidate in (_USUAL_PORT, 0) if wanted is None else (wanted,):
-        with socket.socket() as probe:
-            # As a listener that has ended just now may be taken over, so may its port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise Failure(f"port {wanted} is in use: name another by --port", os.EX_UNAVAILABLE)
+def _reserve(wanted: int | None) -> socket.socket:
+    """The port that was asked for, or the usual one, or any."""
+    if wanted is not None:
+        try:
+            return reserve(wanted)
+        except OSError:
+            message = f"port {wanted} is in use: name another by --port"
+            raise Failure(message, os.EX_UNAVAILABLE) from None
+    try:
+        return reserve(_USUAL_PORT)
+    except OSError:
+        return reserve()
 
 
 def _quoted(text: str) -> str:

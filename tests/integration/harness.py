@@ -33,6 +33,7 @@ from attrs import define, field, frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from posd import certificates, migrations, provision
+from posd.testing.ports import number, reserve
 from posd.testing.postgres import Server, test_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,7 +284,9 @@ class Reply:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody else gets until this process ends."""
+    _reserved.append(reserve())
+    return number(_reserved[-1])
+
+
+_reserved: list[socket.socket] = []
