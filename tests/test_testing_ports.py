@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -31,9 +31,9 @@ class ReservedPortTests(SynchronousTestCase):
     def test_a_server_can_listen_on_it_and_again_after_a_restart(self) -> None:
         with reserve() as kept:
             for _ in range(2):
-                with server(number(kept)):
-                    with socket.create_connection(("127.0.0.1", number(kept))) as client:
-                        self.assertEqual(client.getpeername()[1], number(kept))
+                address = "127.0.0.1", number(kept)
+                with server(number(kept)), socket.create_connection(address) as client:
+                    self.assertEqual(client.getpeername(), address)
 
     def test_it_is_free_again_afterwards(self) -> None:
         with reserve() as kept:
@@ -42,6 +42,6 @@ class ReservedPortTests(SynchronousTestCase):
             self.assertEqual(number(again), port)
 
     def test_many_at_once_are_all_different(self) -> None:
-        kept = [reserve() for _ in range(200)]
-        self.addCleanup(lambda: [each.close() for each in kept])
-        self.assertEqual(len({number(each) for each in kept}), 200)
+        with ExitStack() as stack:
+            kept = [stack.enter_context(reserve()) for _ in range(200)]
+            self.assertEqual(len({number(each) for each in kept}), 200)

@@ -16,6 +16,7 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import ssl
@@ -167,6 +168,7 @@ class Shop:
         """Stop the daemons that are still running and forget the database."""
         for daemon in self._daemons:
             daemon.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
         if self.server is None:
             test_server().drop_database(self.dsn)
 
