@@ -139,11 +139,9 @@ class Presence(Service):
             await self._attempt(books.disconnected(self._database, notes.gone))
             notes.gone = set()
         if notes.acks:
-            await self._attempt(books.acknowledged(self._database, list(notes.acks)))
-        if notes.acks or notes.follows:
-            cursors = notes.follows | notes.acks
-            moves = [(*key, seq) for key, seq in sorted(cursors.items())]
-            await self._attempt(books.advance(self._database, moves))
+            await self._attempt(books.acknowledged(self._database, _moves(notes.acks)))
+        if follows := {key: seq for key, seq in notes.follows.items() if key not in notes.acks}:
+            await self._attempt(books.followed(self._database, _moves(follows)))
         if notes.acks or notes.sent:
             received = notes.received()
             tenants = sorted(notes.sent.keys() | received.keys())
@@ -210,6 +208,11 @@ class Presence(Service):
             self._log.warn("a message of a till of {slug} is not kept", slug=tenant.slug)
             return
         self._notes.said.setdefault(tenant, []).append(said)
+
+
+def _moves(cursors: dict[tuple[TenantId, str], Seq]) -> list[tuple[TenantId, str, Seq]]:
+    """In one order everywhere, so that two nodes do not wait for each other."""
+    return [(*key, seq) for key, seq in sorted(cursors.items())]
 
 
 @frozen

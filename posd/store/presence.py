@@ -80,13 +80,23 @@ _REGISTER: Final = """
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET acked_seq = pos_cursors.acked_seq
     RETURNING acked_seq
 """
-# Never backwards and never beyond the head, whatever order flushes of several nodes come in.
+# Never backwards and never beyond the head, whatever order flushes of several nodes come in. Only the
+# first word of a legacy device takes back what was merely followed: nobody had vouched for that.
 _ADVANCE: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
       FROM unnest(%s::integer[], %s::text[], %s::bigint[]) AS a(tenant_id, device_id, seq)
-      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = a.tenant_id
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+      JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
      WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
-       AND c.acked_seq < a.seq AND a.seq <= h.last_seq
+       AND (c.acked_seq < a.seq OR d.first_acked_at IS NULL) AND a.seq <= h.last_seq
+"""
+_FOLLOW: Final = """
+    UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
+      FROM unnest(%s::integer[], %s::text[], %s::bigint[]) AS a(tenant_id, device_id, seq)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+      JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
+     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+       AND c.acked_seq < a.seq AND d.first_acked_at IS NULL AND a.seq <= h.last_seq
 """
 _ACKS: Final = """
     UPDATE dinedesk_main.pos_devices AS d
@@ -102,6 +112,10 @@ _PROGRESS: Final = """
                 AS p(tenant_id, sent, received) ORDER BY tenant_id) AS p
      WHERE h.tenant_id = p.tenant_id
        AND (h.sent_seq < least(p.sent, h.last_seq) OR h.received_seq < least(p.received, h.last_seq))
+"""
+_ELSEWHERE: Final = """
+    SELECT c.tenant_id, count(*) FROM dinedesk_main.pos_connected AS c
+     WHERE c.tenant_id = ANY (%s) AND c.node_id <> %s::uuid GROUP BY c.tenant_id
 """
 _COUNTS: Final = """
     SELECT t.slug, count(*) FROM dinedesk_main.pos_connected AS c
@@ -187,14 +201,16 @@ async def opening(
     return Opening(stream.load_head(tuple(head)), acked, device_id is not None and not acked_before)
 
 
-async def advance(session: Session, acks: Sequence[tuple[TenantId, str, Seq]]) -> None:
-    """Move cursors forward: tenant, device, position. Backward moves are ignored."""
-    await session.execute(_ADVANCE, tuple(list(column) for column in zip(*acks, strict=True)))
+async def acknowledged(session: Session, acks: Sequence[tuple[TenantId, str, Seq]]) -> None:
+    """Move cursors forward: tenant, device, position. From then on they are no legacy terminals'."""
+    tenants, devices, positions = (list(column) for column in zip(*acks, strict=True))
+    await session.execute(_ADVANCE, (tenants, devices, positions))
+    await session.execute(_ACKS, (tenants, devices))
 
 
-async def acknowledged(session: Session, devices: Sequence[tuple[TenantId, str]]) -> None:
-    """Note that these devices acknowledge, so that they are not legacy terminals any more."""
-    await session.execute(_ACKS, tuple(list(column) for column in zip(*devices, strict=True)))
+async def followed(session: Session, follows: Sequence[tuple[TenantId, str, Seq]]) -> None:
+    """Move the cursors of legacy terminals to where they were sent to: tenant, device, position."""
+    await session.execute(_FOLLOW, tuple(list(column) for column in zip(*follows, strict=True)))
 
 
 async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:
@@ -215,6 +231,13 @@ async def said(
     """Log what terminals said: event type, JSON text, device."""
     columns = tuple(list(column) for column in zip(*messages, strict=True))
     await session.execute(_SAID.format(schema=schema(tenant)), columns)
+
+
+async def elsewhere(
+    session: Session, node_id: UUID, ids: Iterable[TenantId]
+) -> dict[TenantId, int]:
+    """How many connections each of these tenants has on other nodes than this, if any."""
+    return dict(await session.query(_ELSEWHERE, (list(ids), str(node_id))))
 
 
 async def counts(session: Session) -> list[tuple[str, int]]:
