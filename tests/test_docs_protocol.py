@@ -190,7 +190,7 @@ class NumberTests(SynchronousTestCase):
     def test_they_are_those_of_the_code(self) -> None:
         page = " ".join(documents.text(PAGE).split())
         for sentence in (
-            f"More than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
+            f"more than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
             f"registered, up to {exchange._MOST_DEVICES} in a tenant",
             f"A message may have {ws._MESSAGE_BYTES // 1024} KiB",
