@@ -26,6 +26,10 @@ class Aside:
         self._until[tenant_id] = (self._clock.seconds() + seconds, seconds)
         return seconds
 
+    def __contains__(self, tenant_id: TenantId) -> bool:
+        until, _ = self._until.get(tenant_id, (0.0, 0.0))
+        return until > self._clock.seconds()
+
     def now(self) -> list[TenantId]:
         """Who is left out now. Forgets those whose last trouble is two minutes ago."""
         time = self._clock.seconds()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Final, cast
-from zoneinfo import ZoneInfo
 
 from attrs import evolve, frozen
 
@@ -17,6 +16,7 @@ from posd import drafts, jsontext, orders
 from posd.errors import InvalidMessage, TooLarge, Unprocessable
 from posd.store.stream import Entry, OrderState, OutboxRow
 from posd.values import Draft, StoredOrder, Tenant, TenantId
+from posd.zones import zone
 
 OrderKey = tuple[TenantId, str]
 Shops = Mapping[TenantId, Tenant]
@@ -33,13 +33,13 @@ class Item:
     touched: str | None = None
 
     @property
-    def order(self) -> OrderKey | None:
-        """The order that this is about, if it is about one."""
+    def place(self) -> tuple[TenantId, str | None]:
+        """Where it is going to be stored: the tenant, and the order that it is about if it is."""
         if self.touched is not None:
             return self.tenant_id, self.touched
         if self.draft is not None and self.draft.type in orders.ORDER_TYPES:
             return self.tenant_id, str(self.draft.data["orderId"])
-        return None
+        return self.tenant_id, None
 
 
 @frozen
@@ -48,6 +48,10 @@ class Rejected:
 
     row: OutboxRow
     reason: str
+
+    @property
+    def place(self) -> tuple[TenantId, str | None]:
+        return self.row.tenant_id, None
 
     def entry(self, largest: int) -> Entry:
         data = self.row.data or jsontext.encode({"key": self.row.key}).decode()
@@ -136,25 +140,26 @@ class Ledger:
             return Entry(item.tenant_id, "order_updated", data, failure=str(refusal))
 
     def _entry(self, item: Item) -> Entry | None:
-        key = item.order
+        tenant_id, order_id = item.place
         draft = self._touched(item) if item.touched is not None else item.draft
         if draft is None:
             return None
-        if key is None:
-            return self._fitting(_plain_entry(item.tenant_id, draft))
+        if order_id is None:
+            return self._fitting(_plain_entry(tenant_id, draft))
+        key = tenant_id, order_id
         hooked = item.touched is not None
-        draft = self._priced(item.tenant_id, draft)
+        draft = self._priced(tenant_id, draft)
         change = orders.change(draft, self._stored(key), self._now, hooked=hooked)
         if change is None:
             return None
-        self._changed[key] = StoredOrder(key[1], change.snapshot, change.status, change.version)
-        entry = _plain_entry(item.tenant_id, change.draft)
+        self._changed[key] = StoredOrder(order_id, change.snapshot, change.status, change.version)
+        entry = _plain_entry(tenant_id, change.draft)
         # A new order's data is its snapshot; an update's has what came before beside it.
         same = change.draft.data is change.snapshot
         return self._fitting(
             evolve(
                 entry,
-                order_id=key[1],
+                order_id=order_id,
                 snapshot=entry.data if same else jsontext.encode(change.snapshot).decode(),
                 status=change.status,
                 version=change.version,
@@ -167,8 +172,8 @@ class Ledger:
         if state is None or state.row_now is None:
             return None
         row = cast("dict[str, object]", jsontext.decode(state.row_now))
-        zone = zone_of(self._shops, item.tenant_id)
-        return drafts.draft("new_order", orders.from_row(row), zone=zone)
+        shop_zone = zone_of(self._shops, item.tenant_id)
+        return drafts.draft("new_order", orders.from_row(row), zone=shop_zone)
 
     def _priced(self, tenant_id: TenantId, draft: Draft) -> Draft:
         """A new order that names no currency is in the shop's."""
@@ -196,13 +201,13 @@ class Ledger:
 def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
     """The shop's time zone, for dates that name no offset."""
     shop = shops.get(tenant_id)
-    return UTC if shop is None else ZoneInfo(shop.timezone)
+    return UTC if shop is None else zone(shop.timezone)
 
 
-def _read_draft(row: OutboxRow, zone: tzinfo) -> Item | Rejected:
+def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
     try:
         data = jsontext.decode(row.data or "null")
-        return Item(row.tenant_id, drafts.draft(row.type, data, zone=zone))
+        return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone))
     except (Unprocessable, InvalidMessage) as refusal:
         return Rejected(row, str(refusal))
 

@@ -24,21 +24,23 @@ DEADLINE: Final = 20.0
 
 
 class DatabaseCase(TestCase):
-    """A database of its own for each test; empty, unless `prepare` is given.
+    """A database of its own for each test, a copy of `template`.
 
     What is logged as an error fails a test, also what is found out only when memory is freed.
     """
 
     timeout = 60
-    prepare: Callable[[str], None] | None = None
 
     def setUp(self) -> None:
         server = test_server()
-        prepare = type(self).prepare
-        self.dsn = server.fresh_database(server.template(prepare) if prepare else None)
+        self.dsn = server.fresh_database(self.template())
         self.addCleanup(gc.collect)
         self.addCleanup(server.drop_database, self.dsn)
         self.admin = self.client()
+
+    def template(self) -> str | None:
+        """The name of the database to copy; None for an empty one."""
+        return None
 
     def client(self) -> Client:
         """A session of the superuser, in autocommit, that blocks."""

@@ -63,7 +63,7 @@ TABLE = (
     # What everybody speaks in.
     row("errors values", never=NETWORK, only=()),
     # Text and bytes in, values out: no I/O, so every rule of the protocol is tried in memory.
-    row("frames quantities endpoint_syntax", never=NETWORK, only=()),
+    row("frames quantities zones endpoint_syntax", never=NETWORK, only=()),
     row("jsontext readings money phones", never=NETWORK, only=("posd.errors", "posd.jsontext")),
     row("messages members drafts orders", never=(*NETWORK, *DAEMON)),
     # The sequencer's rules; the store's rows are the words it is asked in.
@@ -80,12 +80,16 @@ TABLE = (
     row("store", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
     row("migrations provision", never=("twisted", "posd.web", "posd.ws", "posd.session")),
     # From the commit to the till.
-    row("sequencer", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
+    row(
+        "publication numbering sequencer",
+        never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel"),
+    ),
     row("aside limits", never=NETWORK[1:], only=("posd.values", "posd.errors")),
     row("feed", never=("twisted.web", "posd.web", "posd.ws")),
     row("channel", never=("twisted.web", "posd.web", "posd.ws", "posd.link")),
     row("session", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("outbox", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
+    row("intake", never=(*NETWORK[1:], *DAEMON)),
     row("cursor", never=NETWORK, only=("posd.values",)),
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("exchange presence", never=("twisted.web", "posd.web", "posd.ws")),

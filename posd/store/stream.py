@@ -147,11 +147,12 @@ async def take(
 
 
 async def order_states(
-    session: Session, wanted: Sequence[tuple[TenantId, str, bool]]
+    session: Session, wanted: Sequence[tuple[TenantId, str | None, bool]]
 ) -> tuple[dict[tuple[TenantId, str], OrderState], dict[TenantId, str]]:
     """The named orders' states by tenant and order id; and by tenant why it has none.
 
-    `wanted` has tenant, order id and whether the shop's own row is to be read.
+    `wanted` has tenant, order id and whether the shop's own row is to be read; without an order it
+    asks only whether the tenant's tables can be written.
     """
     rows = await session.query(_STATES, tuple(list(column) for column in zip(*wanted, strict=True)))
     states: dict[tuple[TenantId, str], OrderState] = {}

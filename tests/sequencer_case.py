@@ -1,0 +1,140 @@
+"""Sequencers at work on the shops `kitchen` (tenant 1) and `grill` (tenant 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from attrs import frozen
+from psycopg2.extras import Json
+from twisted.internet.task import Clock
+
+from posd import drafts, migrations
+from posd.link import Link, Session
+from posd.publication import Publication, Published
+from posd.sequencer import Sequencer
+from posd.store.idempotency import Idempotency
+from posd.testing.postgres import test_server
+from tests.database_case import REACTOR, DatabaseCase, until
+from tests.schema_case import two_shops
+
+T = TypeVar("T")
+
+KITCHEN: Final = 1
+GRILL: Final = 2
+SCHEMAS: Final = {KITCHEN: "dinedesk_kitchen", GRILL: "dinedesk_grill"}
+SLUGS: Final = {KITCHEN: "kitchen", GRILL: "grill"}
+EVENT_BYTES: Final = 4096
+
+
+class CountingLink(Link):
+    """A link that counts its transactions."""
+
+    transactions = 0
+
+    async def transaction(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        self.transactions += 1
+        return await Link.transaction(self, work)
+
+
+@frozen
+class Logged:
+    """A row of `pos_events`."""
+
+    seq: int | None
+    type: str
+    data: Any
+    failure: str | None
+
+
+class SequencerCase(DatabaseCase):
+    def setUp(self) -> None:
+        super().setUp()
+        migrations.bootstrap(self.dsn)
+        self.clock = Clock()
+
+    def template(self) -> str:
+        return test_server().template(two_shops)
+
+    async def linked(self, dsn: str | None = None) -> CountingLink:
+        link = CountingLink(REACTOR, dsn or self.dsn, name="posd sequencer", statement_timeout=5.0)
+        await self.up(link)
+        return link
+
+    async def started(self, link: Link | None = None) -> Sequencer:
+        """A sequencer whose clock is the test's, for the times for which tenants are left out."""
+        sequencer = Sequencer(
+            self.clock,
+            link or await self.linked(),
+            uuid4(),
+            event_bytes=EVENT_BYTES,
+            connections_here=lambda tenant_id: 0,
+        )
+        sequencer.startService()
+        self.addCleanup(sequencer.stopService)
+        return sequencer
+
+    def publish(self, kind: str, data: object, tenant_id: int = KITCHEN) -> int:
+        """Publish by SQL; the row's id in the outbox."""
+        publish = "SELECT dinedesk_main.pos_publish(%s, %s, %s)"
+        return int(self.admin.value(publish, SLUGS[tenant_id], kind, Json(data)))
+
+    def place_order(self, tenant_id: int = KITCHEN, name: str = "Ann") -> str:
+        """Place an order in the shop's own tables; its id."""
+        schema = SCHEMAS[tenant_id]
+        place = (
+            f"INSERT INTO {schema}.orders (customer_name, total_amount) VALUES (%s, 5) RETURNING id"
+        )
+        return str(self.admin.value(place, name))
+
+    def log_of(self, tenant_id: int = KITCHEN) -> list[Logged]:
+        rows = self.admin.rows(
+            "SELECT seq, event_type, event_data::text, failure"
+            f" FROM {SCHEMAS[tenant_id]}.pos_events ORDER BY id"
+        )
+        return [Logged(seq, kind, json.loads(data), failure) for seq, kind, data, failure in rows]
+
+    def seqs(self, tenant_id: int = KITCHEN) -> list[int | None]:
+        return [logged.seq for logged in self.log_of(tenant_id)]
+
+    @property
+    def waiting(self) -> int:
+        """How many rows the outbox has."""
+        return int(self.admin.value("SELECT count(*) FROM dinedesk_main.pos_outbox"))
+
+    async def emptied(self, sequencer: Sequencer) -> None:
+        sequencer.wake()
+        await until(lambda: not self.waiting, "the outbox is empty")
+        await until(lambda: not sequencer._working, "the sequencer rests")
+
+    async def rested(self, sequencer: Sequencer) -> None:
+        """Wake it and let it do what it can."""
+        sequencer.wake()
+        await until(lambda: not sequencer._working, "the sequencer rests")
+
+
+def publication(
+    *events: tuple[str, Mapping[str, object]],
+    tenant_id: int = KITCHEN,
+    key: str | None = None,
+    fingerprint: bytes = b"f",
+) -> Publication:
+    """What a publisher asks for, perhaps with an Idempotency-Key."""
+    call = None
+    if key is not None:
+        call = Idempotency(tenant_id, "platform", "POST /events", key, fingerprint.ljust(32))
+    return Publication(tenant_id, [drafts.draft(kind, data) for kind, data in events], call)
+
+
+def notice(number: int = 1, **more: object) -> tuple[str, Mapping[str, object]]:
+    return "notice", {"number": number, **more}
+
+
+def order(order_id: str, **more: object) -> tuple[str, Mapping[str, object]]:
+    return "new_order", {"orderId": order_id, "totalAmount": 5, **more}
+
+
+def first(published: Published) -> int | None:
+    return published.ids[0]
