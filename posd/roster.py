@@ -36,8 +36,9 @@ _SETTLED_SECONDS: Final = 10.0
 class Line(Peer, Sink, Protocol):
     """A till's connection, as far as it is looked after."""
 
-    heard_at: float
-    """When anything was last received, by the reactor's clock."""
+    @property
+    def heard_at(self) -> float:
+        """When anything was last received, by the reactor's clock."""
 
     def attach(self, outbox: Outbox) -> None:
         """Let the outbox know when there is room, from the first byte on."""
@@ -176,7 +177,7 @@ class Roster(Service):
         if device is None:
             return
         for other in list(self._of_device.get(device, ())):
-            if _age(other.terminal) < _age(attendance.terminal):
+            if _since(other.terminal) < _since(attendance.terminal):
                 other.session.end(SUPERSEDED)
         claimed = Deferred.fromCoroutine(self._claim_on_all_nodes(attendance))
         claimed.addErrback(lambda failure: self._log.failure("a claim failed", failure))
@@ -196,5 +197,5 @@ def _device(terminal: Terminal) -> tuple[TenantId, str] | None:
     return None if terminal.device_id is None else (terminal.tenant.id, terminal.device_id)
 
 
-def _age(terminal: Terminal) -> tuple[datetime, UUID]:
+def _since(terminal: Terminal) -> tuple[datetime, UUID]:
     return terminal.connected_at, terminal.connection_id

@@ -117,6 +117,11 @@ class Session:
         return self.outbox.written - self._start
 
     @property
+    def backlog(self) -> int:
+        """How many events there are that did not go out."""
+        return max(0, self._channel.head - self.outbox.written)
+
+    @property
     def acked(self) -> Seq | None:
         """The terminal's cursor, None if it has none."""
         return None if self.cursor is None else self.cursor.acked

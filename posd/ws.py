@@ -14,20 +14,21 @@ the traps of Autobahn under twisted.web are defused:
   cost their sender next to nothing: they are counted here.
 - It reads the request a second time, refuses what it does not like without a body, and logs what
   that was: it gets a handshake of ours, with the key of the handshake and nothing else of the till's.
+- A peer that does not read keeps a connection that was closed open for ever: however a connection
+  ends, two seconds later it is aborted. Autobahn's own timers run on the global reactor only.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
-from typing import Any, Final
+from typing import Final
 
-from attrs import define, frozen
+import txaio
+from attrs import frozen
 from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.web.http_headers import Headers
@@ -35,20 +36,15 @@ from twisted.web.server import Request
 
 from posd import __version__, frames
 from posd.exchange import Exchange
-from posd.limits import TokenBucket
+from posd.intake import Intake
 from posd.outbox import Outbox
 from posd.session import Session
-from posd.values import POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening, Terminal
+from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening, Terminal
 
 _MESSAGE_BYTES: Final = 64 * 1024
 _MOST_FRAGMENTS: Final = 512
-_FRAMES_PER_SECOND: Final = 200.0
-_FRAMES_AT_ONCE: Final = 1000
-_MOST_QUEUED: Final = 16
-_CONTINUATION, _BINARY = 0x0, 0x2
-_HANDSHAKE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 2.0
-_FAILED: Final = Closing(1011, "internal error")
+_CONTINUATION, _BINARY = 0x0, 0x2
 _HANDSHAKE: Final[dict[bytes, list[bytes]]] = {
     b"Host": [b"posd"],
     b"Upgrade": [b"websocket"],
@@ -66,15 +62,55 @@ class Admitted:
     left: Callable[[], None]
 
 
-@define
-class _Ending:
-    """Why a connection ended, for the log: ours if we closed it, else the peer's."""
+class Options:
+    """Autobahn's options, every one; what is not here would be as it comes, and open."""
 
-    ours: Closing | None = None
+    # Nothing is copied from the factory to each connection, and formatted for a log that is off.
+    CONFIG_ATTRS = ()
+
+    versions = (13,)
+    webStatus = False
+    serveFlashSocketPolicy = False
+    flashSocketPolicy = ""
+    # Only a valid key in a header lets anybody in, and no browser can send one.
+    allowedOrigins = ("*",)
+    allowedOriginsPatterns = ()
+    allowNullOrigin = True
+    trustXForwardedFor = 0
+    # Counted by admission, which can still answer.
+    maxConnections = 0
+
+    utf8validateIncoming = True
+    requireMaskedClientFrames = True
+    maxFramePayloadSize = _MESSAGE_BYTES
+    maxMessagePayloadSize = _MESSAGE_BYTES
+    maskServerFrames = False
+    applyMask = True
+    autoFragmentSize = 0
+    tcpNoDelay = True
+
+    # The upgrade is done in one turn; for the rest see `dropConnection` and the roster.
+    openHandshakeTimeout = 0
+    closeHandshakeTimeout = 0
+    autoPingInterval = 0
+    autoPingTimeout = 0
+    autoPingSize = 12
+    autoPingRestartOnAnyTraffic = True
+    failByDrop = False
+    echoCloseCodeReason = False
+
+    logOctets = False
+    logFrames = False
+    trackTimings = False
+    log = txaio.make_logger("none")
+
+    @staticmethod
+    def perMessageCompressionAccept(offers: object) -> None:
+        """One event is one uncompressed frame."""
 
 
-class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
-    """One till's connection. Implements `exchange.Line`."""
+class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
+    """One till's connection. Implements `roster.Line`."""
 
     _log = Logger()
 
@@ -84,23 +120,19 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._exchange = exchange
         self._reactor = reactor
         self._session: Session | None = None
-        self._queue: deque[bytes] = deque()
-        self._busy = False
-        self._holding = False
-        self._frames = TokenBucket(_FRAMES_PER_SECOND, _FRAMES_AT_ONCE, reactor.seconds)
+        self._intake: Intake | None = None
         self._fragments = 0
         self._deaf = False
         self._over = False
-        self._ending = _Ending()
+        self._dropped = ""
         self._farewell: IDelayedCall | None = None
-        self._opened_at = reactor.seconds()
-        self.heard_at = self._opened_at
+        self._opened_at = self._heard_at = reactor.seconds()
 
     # -- from the network --------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
         if not self._deaf:
-            self.heard_at = self._reactor.seconds()
+            self._heard_at = self._reactor.seconds()
             super().dataReceived(data)
 
     def onFrameBegin(self) -> None:
@@ -109,7 +141,7 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self._fragments = self._fragments + 1 if opcode == _CONTINUATION else 0
         if self._fragments > _MOST_FRAGMENTS:
             self._shut_ears(TOO_BIG)
-        elif not self._frames.take():
+        elif self._intake is not None and not self._intake.count_frame():
             self._shut_ears(POLICY)
         super().onFrameBegin()
 
@@ -119,26 +151,26 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
-        self._guarded(self._begin)
+        with self._guard():
+            session = self._exchange.open(self._admitted.terminal, self._admitted.opening, self)
+            self._intake = Intake(self._reactor, self.transport, session.heard, self._fail)
+            self._session = session
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._session is None:
+        if self._session is None or self._intake is None:
             return
         if isBinary:
             self._session.end(UNSUPPORTED)
             return
-        self._exchange.heard(self._session)
-        self._queue.append(payload)
-        if not self._busy:
-            self._guarded(self._work_off)
-        elif len(self._queue) >= _MOST_QUEUED and not self._holding:
-            self._holding = True
-            self.transport.pauseProducing()
+        with self._guard():
+            self._exchange.heard(self._session)
+            self._intake.take(payload)
 
     def onPing(self, payload: bytes) -> None:
         if self._session is not None:
-            self._exchange.heard(self._session)
-            self._session.pinged(payload)
+            with self._guard():
+                self._exchange.heard(self._session)
+                self._session.pinged(payload)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         if self._over:
@@ -146,36 +178,33 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._over = True
         if self._farewell is not None and self._farewell.active():
             self._farewell.cancel()
+        if self._intake is not None:
+            self._intake.stop()
         self._admitted.left()
-        session, self._session = self._session, None
-        if session is None:
-            return
-        self._exchange.closed(session)
-        ours = self._ending.ours
-        self._log.info(
-            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
-            " seconds={seconds} sent={sent} position={position} acked={acked}",
-            tenant=session.terminal.tenant.slug,
-            device=session.terminal.device_id,
-            connection=str(session.terminal.connection_id),
-            by="till" if ours is None else "posd",
-            code=code if ours is None else ours.code,
-            seconds=round(self._reactor.seconds() - self._opened_at, 3),
-            sent=session.sent,
-            position=session.position,
-            acked=session.acked,
-        )
+        if self._session is not None:
+            self._exchange.closed(self._session)
+            self._log_end(self._session, code)
+
+    def sendCloseFrame(
+        self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
+    ) -> None:
+        """Close. Nothing may be sent after it (RFC 6455 §5.5.1), whoever closes, posd or Autobahn."""
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self._finish()
 
     def dropConnection(self, abort: bool = False) -> None:
-        """Hang up. A peer that does not do so too keeps the connection and its place for no longer."""
-        super().dropConnection(abort)
-        if not abort and not self._over and self._farewell is None:
-            self._farewell = self._reactor.callLater(_CLOSE_SECONDS, self._hang_up)
-
-    def _hang_up(self) -> None:
-        self.transport.abortConnection()
+        """Hang up; gently when both have closed (RFC 6455 §7.1.1), which Autobahn does not."""
+        self._finish()
+        super().dropConnection(abort and not self.wasClean)
 
     # -- from the exchange and the session ---------------------------------------------------
+
+    @property
+    def heard_at(self) -> float:
+        """When anything was last received. While nothing is read, the silence is not the till's."""
+        if self._intake is not None and self._intake.holding:
+            self._heard_at = self._reactor.seconds()
+        return self._heard_at
 
     def attach(self, outbox: Outbox) -> None:
         # HTTPChannel registered itself for the request and never lets go.
@@ -193,51 +222,11 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         # sendClose() takes only 1000 and 3000 to 4999.
         self.sendCloseFrame(closing.code, closing.reason.encode(), isReply=False)
 
-    def sendCloseFrame(
-        self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
-    ) -> None:
-        """Nothing may be sent after it (RFC 6455 §5.5.1), whether posd or Autobahn closes."""
-        if not isReply and code is not None and self._ending.ours is None:
-            self._ending.ours = Closing(code, (reasonUtf8 or b"").decode(errors="replace"))
-        super().sendCloseFrame(code, reasonUtf8, isReply)
-        if self._session is not None:
-            self._session.closed()
-
     def drop(self, *, abort: bool) -> None:
-        self._ending.ours = self._ending.ours or Closing(1006, "dropped")
+        self._dropped = "not heard of" if abort else "dropped"
         self.dropConnection(abort=abort)
 
     # -- in between --------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        self._session = self._exchange.open(self._admitted.terminal, self._admitted.opening, self)
-
-    def _work_off(self) -> None:
-        """Take messages one after the other, never two of one connection at once."""
-        while self._queue and self._session is not None:
-            work = self._session.heard(self._queue.popleft())
-            if work is not None:
-                self._busy = True
-                Deferred.fromCoroutine(self._wait_for(work))
-                return
-        if self._holding and not self._over:
-            self._holding = False
-            self.transport.resumeProducing()
-
-    async def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception:
-            self._fail()
-        finally:
-            self._busy = False
-        self._guarded(self._work_off)
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception:
-            self._fail()
 
     def _shut_ears(self, closing: Closing) -> None:
         """Close, and look at nothing any more that the peer goes on sending."""
@@ -246,62 +235,90 @@ class TillProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self._session is not None:
             self._session.end(closing)
 
-    def _fail(self) -> None:
-        self._log.failure("a till's connection failed")
+    def _finish(self) -> None:
+        """Give nothing more to the till, and see to it that its socket is gone before long."""
         if self._session is not None:
-            self._session.end(_FAILED)
+            self._session.closed()
+        if self._farewell is None and not self._over:
+            self._farewell = self._reactor.callLater(_CLOSE_SECONDS, self._abort)
+
+    def _abort(self) -> None:
+        self.transport.abortConnection()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._fail()
+
+    def _fail(self) -> None:
+        terminal = self._admitted.terminal
+        self._log.failure(
+            "a till's connection failed: tenant={tenant} connection={connection}",
+            tenant=terminal.tenant.slug,
+            connection=str(terminal.connection_id),
+        )
+        if self._session is not None:
+            self._session.end(FAILED)
         else:
-            self.close(_FAILED)
+            self.close(FAILED)
+
+    def _log_end(self, session: Session, code: int | None) -> None:
+        """The one line that tells how a connection was; a till's own words are no part of it."""
+        by, why = "till", ""
+        if self.closedByMe:
+            by, code, why = "posd", self.localCloseCode, (self.localCloseReason or b"").decode()
+        elif self._dropped:
+            by, why = "posd", self._dropped
+        self._log.info(
+            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
+            " why={why!r} seconds={seconds} sent={sent} position={position} acked={acked}"
+            " behind={behind}",
+            tenant=session.terminal.tenant.slug,
+            device=session.terminal.device_id,
+            connection=str(session.terminal.connection_id),
+            by=by,
+            code=code,
+            why=why,
+            seconds=round(self._reactor.seconds() - self._opened_at, 3),
+            sent=session.sent,
+            position=session.position,
+            acked=session.acked,
+            behind=session.backlog,
+        )
 
 
 class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
-    """Makes protocols for admitted connections, with every limit set."""
+    """Makes protocols for admitted connections."""
+
+    log = Options.log
 
     def __init__(self, exchange: Exchange, reactor: IReactorTime) -> None:
         super().__init__(server=f"posd/{__version__}", reactor=reactor)
         self._exchange = exchange
         self._clock = reactor
-        self._next: Admitted | None = None
-        self.setProtocolOptions(
-            versions=[13],
-            webStatus=False,
-            utf8validateIncoming=True,
-            requireMaskedClientFrames=True,
-            maskServerFrames=False,
-            maxFramePayloadSize=_MESSAGE_BYTES,
-            maxMessagePayloadSize=_MESSAGE_BYTES,
-            autoFragmentSize=0,
-            failByDrop=False,
-            echoCloseCodeReason=False,
-            openHandshakeTimeout=_HANDSHAKE_SECONDS,
-            closeHandshakeTimeout=_CLOSE_SECONDS,
-            tcpNoDelay=True,
-            # Liveness is the exchange's, judged on whatever is received.
-            autoPingInterval=0,
-            autoPingTimeout=0,
-            perMessageCompressionAccept=lambda offers: None,
-            # Only a valid key in a header lets anybody in, and no browser can send one.
-            allowedOrigins=["*"],
-            allowNullOrigin=True,
-            # Counted by admission, which can still answer.
-            maxConnections=0,
-            serveFlashSocketPolicy=False,
-        )
-
-    def buildProtocol(self, addr: object) -> TillProtocol | None:
-        if self._next is None:
-            return None
-        protocol = TillProtocol(self._next, self._exchange, self._clock)
-        protocol.factory = self
-        return protocol
 
     def upgrade(self, request: Request, admitted: Admitted) -> object:
         """Turn an admitted request into a WebSocket; the resource's answer to `render`."""
         (key,) = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Key", [])
         request.requestHeaders = Headers(_HANDSHAKE | {b"Sec-WebSocket-Key": [key]})
         request.uri, request.content = b"/", BytesIO()
-        self._next = admitted
-        try:
-            return WebSocketResource(self).render(request)
-        finally:
-            self._next = None
+        return WebSocketResource(_Upgrade(self, admitted)).render(request)
+
+    def protocol_for(self, admitted: Admitted) -> TillProtocol:
+        """The protocol of one connection."""
+        protocol = TillProtocol(admitted, self._exchange, self._clock)
+        protocol.factory = self
+        return protocol
+
+
+@frozen
+class _Upgrade:
+    """What `WebSocketResource` takes for a factory: it makes one protocol."""
+
+    _factory: TillFactory
+    _admitted: Admitted
+
+    def buildProtocol(self, addr: object) -> TillProtocol:
+        return self._factory.protocol_for(self._admitted)

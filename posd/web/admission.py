@@ -79,11 +79,21 @@ class WebSocketDoor(Resource):
             for each in admitted:
                 each.left()
         elif admitted:
-            channel = cast(BoundedChannel, call.request.channel)
-            self._gate.factory.upgrade(call.request, admitted[0])
-            channel.left()
+            self._upgrade(call.request, admitted[0])
         else:
             write(call.request, outcome)
+
+    def _upgrade(self, request: Request, admitted: Admitted) -> None:
+        channel = cast(BoundedChannel, request.channel)
+        transport = channel.transport
+        try:
+            self._gate.factory.upgrade(request, admitted)
+        except BaseException:
+            admitted.left()
+            transport.abortConnection()
+            raise
+        finally:
+            channel.left()
 
     async def _admit(self, call: Call) -> Admitted:
         """Check everything, in an order that tells a stranger nothing about tenants."""
