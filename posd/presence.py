@@ -74,7 +74,7 @@ class Presence(Service):
 
     def delivered(self, tenant: Tenant, seq: Seq) -> None:
         """Events up to `seq` were written to a till of this tenant at least."""
-        self._notes.sent[tenant.id] = seq
+        self._notes.sent[tenant.id] = max(seq, self._notes.sent.get(tenant.id, 0))
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         key = terminal.tenant.id, terminal.device_id or ""
