@@ -184,12 +184,17 @@ class SchemaCase(SynchronousTestCase):
         self.admin = self.connect()
 
     def connect(self, role: str | None = None, dsn: str | None = None) -> Client:
-        """A session of that role, which logs in, or of the superuser."""
+        """A session of that role, which logs in, or of the superuser.
+
+        What waits for ever is a failure and not a test that hangs.
+        """
         options = {} if role is None else {"user": role}
         connection = psycopg2.connect(make_dsn(dsn or self.dsn, **options))
         connection.autocommit = True
         self.addCleanup(connection.close)
-        return Client(connection)
+        client = Client(connection)
+        client.run(f"SET statement_timeout = '{DEADLINE}s'")
+        return client
 
 
 def two_shops(dsn: str) -> None:

@@ -182,9 +182,13 @@ class ReplacementTests(AttackCase):
         )
         self.refused("SELECT dinedesk_main.pos_publish('evil', 'x', '{}')")
         self.admin.run("ALTER SCHEMA dinedesk_evil OWNER TO posd_owner")
-        self.admin.run(f"GRANT USAGE ON SCHEMA dinedesk_evil TO {KITCHEN_SHOP}")
+        self.admin.run("GRANT USAGE ON SCHEMA dinedesk_evil TO PUBLIC")
         self.refused("SELECT dinedesk_main.pos_publish('evil', 'x', '{}')")
         self.assertEqual(self.admin.take(), [])
+
+    def test_a_schema_that_was_given_away_is_trusted_no_more(self) -> None:
+        self.admin.run(f"ALTER SCHEMA dinedesk_kitchen OWNER TO {KITCHEN_SHOP}")
+        self.refused(PUBLISH)
 
 
 class SearchPathTests(AttackCase):
