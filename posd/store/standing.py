@@ -43,6 +43,18 @@ _FAILED: Final = """
 """
 
 
+_STREAM: Final = """
+    SELECT last_seq, last_seq - received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s
+"""
+_DAY: Final = """
+    SELECT event_type, count(*), max(created_at) FROM {schema}.pos_events
+     WHERE created_at > now() - interval '24 hours' GROUP BY event_type ORDER BY event_type
+"""
+_RECENT: Final = """
+    SELECT seq, event_type, status, created_at FROM {schema}.pos_sync_logs ORDER BY id DESC LIMIT 10
+"""
+
+
 @frozen
 class Standing:
     """One tenant's stream: `undelivered` events no terminal has acknowledged yet.
@@ -75,6 +87,52 @@ class TerminalStanding:
     acked: Seq | None
     behind: int | None
     legacy: bool
+
+
+@frozen
+class Tally:
+    """How many events of a type there were in the last 24 hours, and when the last one was."""
+
+    type: str
+    count: int
+    last: datetime
+
+
+@frozen
+class Recent:
+    """One of the latest entries of the log; `seq` is None for what was not for tills."""
+
+    seq: Seq | None
+    type: str
+    status: str
+    created_at: datetime
+
+
+@frozen
+class Report:
+    """How one tenant stands, on all nodes."""
+
+    last_seq: Seq
+    undelivered: int
+    terminals: list[TerminalStanding]
+    day: list[Tally]
+    recent: list[Recent]
+
+
+async def report(session: Session, tenant: Tenant) -> Report | None:
+    """How one tenant stands; None if there is no such tenant any more."""
+    rows = await session.query(_STREAM, (tenant.id,))
+    if not rows:
+        return None
+    ((last_seq, undelivered),) = rows
+    name = schema(tenant)
+    return Report(
+        last_seq,
+        undelivered,
+        await terminals(session, tenant.id),
+        [Tally(*row) for row in await session.query(_DAY.format(schema=name))],
+        [Recent(*row) for row in await session.query(_RECENT.format(schema=name))],
+    )
 
 
 async def streams(session: Session) -> dict[TenantId, Standing]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from attrs import define
 
 from posd import jsontext
 from posd.auth import Authenticator, of_kind
-from posd.database import Database
 from posd.health import Health
-from posd.store import presence
 from posd.values import KeyKind
 from posd.web.render import Answer, Call
 
 
 @define(eq=False)
 class HealthEndpoints:
-    """`/health/live`, `/health/ready` and the deployed `/health`."""
+    """`/health/live`, `/health/ready` and the deployed `/health`.
+
+    `counts` tells how many connections each tenant has, on all nodes.
+    """
 
     health: Health
     authenticator: Authenticator
-    database: Database
+    counts: Callable[[], Awaitable[list[tuple[str, int]]]]
 
     async def live(self, call: Call) -> Answer:
         """The process answers."""
@@ -38,7 +40,7 @@ class HealthEndpoints:
         """The shape that is polled today, with the connections of all nodes."""
         if not call.door.trusted:
             of_kind(await self.authenticator.anywhere(call.key, call.address), KeyKind.ADMIN)
-        counts = await presence.counts(self.database)
+        counts = await self.counts()
         return Answer(
             {
                 "status": "ok",

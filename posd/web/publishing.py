@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import tzinfo
-from typing import Final, cast
-from zoneinfo import ZoneInfo
+from typing import Final
 
 from attrs import define, field
 
 from posd import drafts, jsontext
 from posd.auth import Authenticator, of_kind
-from posd.database import Database
-from posd.errors import BadRequest, NotFound, TooManyRequests, Unprocessable
+from posd.errors import BadRequest, TooManyRequests, Unprocessable
 from posd.limits import Clock, TokenBucket
-from posd.sequencer import Publication, Published, Sequencer
-from posd.store import tenants
+from posd.publication import Publication, Published
+from posd.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
 from posd.values import Draft, KeyKind, Tenant, TenantId
 from posd.web.admission import SLUG
 from posd.web.render import Answer, Call
+from posd.zones import zone
 
 _MOST_EVENTS: Final = 500
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_CLOCKS: Final = frozenset(("timestamp", "updatedAt", "updated_at"))
+"""Members that say when a call was made, not what it moves: an honest retry changes them."""
 
 
 @define(eq=False)
@@ -34,7 +35,6 @@ class Publisher:
 
     authenticator: Authenticator
     sequencer: Sequencer
-    database: Database
     per_second: int
     clock: Clock
     _buckets: dict[TenantId, TokenBucket] = field(init=False, factory=dict)
@@ -46,11 +46,10 @@ class Publisher:
         call.check_tenant(slug)
         body = call.json()
         several = "events" in body
-        zone = ZoneInfo(credential.tenant.timezone)
-        made = _several(body["events"], zone) if several else [_one(body, "", zone)]
-        published = await self._publish(
-            credential.tenant, made, _idempotency(call, credential.tenant, body)
-        )
+        tenant = credential.tenant
+        clock = zone(tenant.timezone)
+        made = _several(body["events"], clock) if several else [_one(body, "", clock)]
+        published = await self._publish(call, f"POST /api/{slug}/events", tenant, made)
         ids = list(published.ids)
         answer = {"ids": ids} if several else {"id": ids[0]}
         return Answer(
@@ -66,8 +65,8 @@ class Publisher:
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
-        draft = _one(event, "event.", ZoneInfo(tenant.timezone))
-        published = await self._publish(tenant, [draft], _idempotency(call, tenant, body))
+        draft = _one(event, "event.", zone(tenant.timezone))
+        published = await self._publish(call, "POST /broadcast", tenant, [draft])
         return Answer(
             {
                 "success": True,
@@ -87,19 +86,19 @@ class Publisher:
             credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
             of_kind(credential.principal, KeyKind.PLATFORM)
             return credential.tenant
-        tenant = await tenants.by_slug(self.database, slug)
-        if tenant is None:
-            raise NotFound("There is no such tenant.", code="unknown_tenant")
-        return tenant
+        return await self.authenticator.unasked(slug)
 
     async def _publish(
-        self, tenant: Tenant, made: list[Draft], idempotency: Idempotency | None
+        self, call: Call, operation: str, tenant: Tenant, made: Sequence[Draft]
     ) -> Published:
+        idempotency = _idempotency(call, operation, tenant, made)
+        # Ten seconds' worth at once: a platform that was away catches up.
+        burst = max(10 * self.per_second, _MOST_EVENTS)
         bucket = self._buckets.get(tenant.id)
         if bucket is None:
-            # Ten seconds' worth at once: a platform that was away catches up.
-            burst = max(10 * self.per_second, _MOST_EVENTS)
             bucket = self._buckets[tenant.id] = TokenBucket(self.per_second, burst, self.clock)
+        # A reload may have changed them.
+        bucket.rate, bucket.burst = self.per_second, burst
         if not bucket.take(len(made)):
             raise TooManyRequests(
                 "Too many events are published for this tenant.",
@@ -108,13 +107,13 @@ class Publisher:
         return await self.sequencer.publish(Publication(tenant.id, made, idempotency))
 
 
-def _several(events: object, zone: tzinfo) -> list[Draft]:
+def _several(events: object, clock: tzinfo) -> list[Draft]:
     if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
         raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
-    return [_one(event, f"events[{index}].", zone) for index, event in enumerate(events)]
+    return [_one(event, f"events[{index}].", clock) for index, event in enumerate(events)]
 
 
-def _one(event: object, where: str, zone: tzinfo) -> Draft:
+def _one(event: object, where: str, clock: tzinfo) -> Draft:
     """One event in its exact form; a refusal says which one it was."""
     if not isinstance(event, Mapping):
         raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
@@ -122,29 +121,30 @@ def _one(event: object, where: str, zone: tzinfo) -> Draft:
         name: value for name, value in event.items() if name not in ("type", "data", "timestamp")
     }
     try:
-        return drafts.draft(event.get("type"), event.get("data"), beside, zone=zone)
+        return drafts.draft(event.get("type"), event.get("data"), beside, zone=clock)
     except Unprocessable as refusal:
         raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal
 
 
-def _idempotency(call: Call, tenant: Tenant, body: Mapping[str, object]) -> Idempotency | None:
-    """What names this call. The fingerprint covers types and data, not when they were sent."""
-    keys = {call.header("idempotency-key"), call.header("x-idempotency-key")} - {None}
+def _idempotency(
+    call: Call, operation: str, tenant: Tenant, made: Sequence[Draft]
+) -> Idempotency | None:
+    """What names this call. The fingerprint covers the events, however they were spelled."""
+    keys = {*call.headers("idempotency-key"), *call.headers("x-idempotency-key")}
     if not keys:
         return None
-    key = cast(str, keys.pop())
+    key = keys.pop()
     if keys or _IDEMPOTENCY_KEY.fullmatch(key) is None:
         raise BadRequest(
             "Idempotency-Key must be one of up to 255 visible ASCII characters.",
             code="invalid_idempotency_key",
         )
-    moved = jsontext.encode(_without_clocks(body))
-    operation = f"POST {call.request.path.decode('latin-1')}"
+    moved = jsontext.encode([_moved([each.type, each.data, each.beside]) for each in made])
     return Idempotency(tenant.id, "platform", operation, key, hashlib.sha256(moved).digest())
 
 
-def _without_clocks(value: object) -> object:
-    """The body with its members in one order and without `timestamp`, which retries change."""
+def _moved(value: object) -> object:
+    """A value without clocks, and with its members in one order."""
     if isinstance(value, Mapping):
-        return {name: _without_clocks(value[name]) for name in sorted(value) if name != "timestamp"}
-    return [_without_clocks(each) for each in value] if isinstance(value, list) else value
+        return {name: _moved(value[name]) for name in sorted(value) if name not in _CLOCKS}
+    return [_moved(each) for each in value] if isinstance(value, list) else value

@@ -14,6 +14,7 @@ from posd.web.admission import SLUG, Gate, WebSocketDoor
 from posd.web.health import HealthEndpoints
 from posd.web.publishing import Publisher
 from posd.web.render import Answer, Call, Door, Endpoint, Missing
+from posd.web.status import Monitor
 
 TenantHandler = Callable[[Call, str], Awaitable[Answer]]
 
@@ -24,30 +25,33 @@ class Rooms:
 
     gate: Gate
     publisher: Publisher
+    monitor: Monitor
     health: HealthEndpoints
 
 
 class Folder(Resource):
-    """An address that is only the beginning of others."""
+    """An address that is the beginning of others; with or without a slash it has `index` itself."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, index: Endpoint | None = None) -> None:
         Resource.__init__(self)
-        self._door = door
+        self._missing = Missing(door)
+        self._index = index or self._missing
 
     def getChild(self, path: bytes, request: Request) -> Resource:
-        return Missing(self._door)
+        return self._missing if path else self._index
 
     def render(self, request: Request) -> int:
-        return Missing(self._door).render(request)
+        return self._index.render(request)
 
 
-class Tenants(Folder):
+class Tenants(Resource):
     """`/api/{tenant}/…`: the tenant's name, then one of `routes`."""
 
     isLeaf = True
 
     def __init__(self, door: Door, routes: dict[tuple[str, ...], dict[str, TenantHandler]]) -> None:
-        super().__init__(door)
+        Resource.__init__(self)
+        self._door = door
         self._routes = routes
 
     def render(self, request: Request) -> int:
@@ -63,16 +67,22 @@ class Tenants(Folder):
 
 def tree(door: Door, rooms: Rooms) -> Resource:
     """The tree as one listener serves it."""
-    root, ws, health = Folder(door), Folder(door), Folder(door)
+    tenants = Tenants(
+        door,
+        {
+            ("events",): {"POST": rooms.publisher.events},
+            ("pos-status",): {"GET": rooms.monitor.status},
+        },
+    )
+    root, ws = Folder(door), Folder(door)
+    health = Folder(door, Endpoint(door, GET=rooms.health.deployed))
     root.putChild(b"ws", ws)
     ws.putChild(b"pos", WebSocketDoor(door, rooms.gate))
-    root.putChild(b"api", Tenants(door, {("events",): {"POST": rooms.publisher.events}}))
+    root.putChild(b"api", tenants)
     root.putChild(b"broadcast", Endpoint(door, POST=rooms.publisher.broadcast))
     root.putChild(b"health", health)
     health.putChild(b"live", Endpoint(door, GET=rooms.health.live))
     health.putChild(b"ready", Endpoint(door, GET=rooms.health.ready))
-    health.putChild(b"", Endpoint(door, GET=rooms.health.deployed))
-    health.render = Endpoint(door, GET=rooms.health.deployed).render  # type: ignore[method-assign]
     return root
 
 

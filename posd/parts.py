@@ -1,0 +1,181 @@
+"""Everything that makes up a running posd, and how it is wired: the one place that knows every class."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from uuid import uuid4
+
+from attrs import define, field
+from twisted.logger import Logger
+
+from posd.auth import Authenticator
+from posd.config import Config, Listener
+from posd.database import Database
+from posd.exchange import Exchange
+from posd.feed import Feed
+from posd.health import Health
+from posd.limits import Connections, FailedAttempts
+from posd.link import Link, Session
+from posd.presence import Presence
+from posd.sequencer import Sequencer
+from posd.store import presence, standing, stream
+from posd.values import Tenant
+from posd.web.admission import Gate
+from posd.web.health import HealthEndpoints
+from posd.web.publishing import Publisher
+from posd.web.render import Door
+from posd.web.site import BoundedSite
+from posd.web.status import Monitor
+from posd.web.tree import Rooms, tree
+from posd.ws import TillFactory
+
+# Connections that have not become a till's yet: handshakes and REST calls.
+_SPARE_CHANNELS: Final = 2000
+
+_log = Logger()
+
+
+@define(eq=False)
+class Parts:
+    """The parts by name, made of a configuration in the order in which they need each other."""
+
+    reactor: Any
+    settings: Config
+    database: Database = field(init=False)
+    presence: Presence = field(init=False)
+    exchange: Exchange = field(init=False)
+    numbering: Link = field(init=False)
+    sequencer: Sequencer = field(init=False)
+    failed_attempts: FailedAttempts = field(init=False)
+    authenticator: Authenticator = field(init=False)
+    connections: Connections = field(init=False)
+    feed: Feed = field(init=False)
+    publisher: Publisher = field(init=False)
+    monitor: Monitor = field(init=False)
+    health: Health = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
+        dsn, timeout = self.settings.database.dsn, self.settings.database.statement_timeout
+        self.database = Database(
+            reactor, dsn, size=self.settings.database.pool_size, statement_timeout=timeout
+        )
+        self.presence = Presence(reactor, self.database, node_id)
+        self.exchange = Exchange(
+            reactor,
+            self.database,
+            self.presence,
+            heartbeat=self.settings.delivery.heartbeat,
+            outbox_bytes=self.settings.delivery.outbox_bytes,
+            outbox_total=limits.outbox_total,
+        )
+        # Before anything is numbered on a connection, it is looked whose database that is now.
+        self.numbering = Link(
+            reactor,
+            dsn,
+            name="posd sequencer",
+            statement_timeout=timeout,
+            prepare=_recognise,
+        )
+        self.sequencer = Sequencer(
+            reactor,
+            self.numbering,
+            node_id,
+            event_bytes=limits.event_bytes,
+            connections_here=self.exchange.connections,
+        )
+        self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
+        self.authenticator = Authenticator(reactor, self.database, self.failed_attempts)
+        self.connections = Connections(limits.connections, limits.connections_per_tenant)
+        self.feed = Feed(
+            reactor,
+            self.database,
+            dsn,
+            node_id,
+            statement_timeout=timeout,
+            numbering=self.sequencer,
+            delivery=self.exchange,
+            cache=self.authenticator,
+        )
+        self.publisher = Publisher(
+            self.authenticator,
+            self.sequencer,
+            limits.publish_per_second_per_tenant,
+            reactor.seconds,
+        )
+        self.monitor = Monitor(self.authenticator, self._report)
+        self.health = Health(
+            {
+                "database": lambda: self.database.up,
+                "feed": lambda: self.feed.up,
+                "sequencer": lambda: self.numbering.up,
+                "not draining": lambda: not self.exchange.draining,
+            }
+        )
+
+    def start(self) -> None:
+        """Start all that runs by itself, what others need first."""
+        for part in (
+            self.database,
+            self.presence,
+            self.exchange,
+            self.numbering,
+            self.sequencer,
+            self.feed,
+        ):
+            part.startService()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Send the tills home, commit what was accepted, close the books; what others need last.
+
+        A part that fails at it is logged and holds up no other.
+        """
+        for ending in (
+            lambda: self.exchange.drain(drain_seconds),
+            self.sequencer.stopService,
+            self.exchange.stopService,
+            self.presence.stopService,
+            self.feed.stopService,
+            self.numbering.stopService,
+            self.database.stopService,
+        ):
+            try:
+                ended = ending()
+                if ended is not None:
+                    await ended
+            except Exception:
+                _log.failure("a part could not be stopped in order")
+
+    def site(self, listener: Listener) -> BoundedSite:
+        """What one listener serves."""
+        gate = Gate(
+            self.authenticator,
+            self.exchange,
+            self.connections,
+            TillFactory(self.exchange, self.reactor),
+        )
+        health = HealthEndpoints(
+            self.health, self.authenticator, lambda: presence.counts(self.database)
+        )
+        rooms = Rooms(gate, self.publisher, self.monitor, health)
+        door = Door(listener.trusted, listener.proxies)
+        return BoundedSite(tree(door, rooms), self.reactor, _SPARE_CHANNELS)
+
+    def apply(self, settings: Config) -> None:
+        """Put new limits in force; everything else of the configuration needs a restart."""
+        limits = settings.limits
+        self.failed_attempts.per_minute = limits.failed_auth_per_minute
+        self.connections.total = limits.connections
+        self.connections.per_tenant = limits.connections_per_tenant
+        self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.settings = settings
+
+    async def _report(self, tenant: Tenant) -> standing.Report | None:
+        return await self.database.transaction(
+            lambda session: standing.report(session, tenant), tenant=tenant.id
+        )
+
+
+async def _recognise(session: Session) -> None:
+    if not await stream.recognise(session):
+        _log.warn("this is another database than before; every stream has a new name")
