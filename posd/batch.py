@@ -48,13 +48,15 @@ class Rejected:
 
     row: OutboxRow
     reason: str
+    kept: str | None = None
+    """What the log keeps in place of data that it cannot keep, as JSON."""
 
     @property
     def place(self) -> tuple[TenantId, str | None]:
         return self.row.tenant_id, None
 
     def entry(self, largest: int) -> Entry:
-        data = self.row.data or jsontext.encode({"key": self.row.key}).decode()
+        data = self.kept or self.row.data or jsontext.encode({"key": self.row.key}).decode()
         size = len(data.encode())
         if size > largest:
             data = jsontext.encode({"bytes": size}).decode()
@@ -77,7 +79,9 @@ def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Rejected]:
     items: list[Item | Rejected] = []
     touched: set[OrderKey] = set()
     for row in rows:
-        if row.key is None:
+        if row.key is None and row.data is None:
+            items.append(Rejected(row, "The event is larger than any may be.", kept="{}"))
+        elif row.key is None:
             items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
         elif row.type != TOUCHED_ORDER:
             items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
@@ -205,11 +209,15 @@ def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
 
 
 def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
+    text = row.data or ""
     try:
-        data = jsontext.decode(row.data or "null")
+        data = jsontext.decode(text)
         return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone))
-    except (Unprocessable, InvalidMessage) as refusal:
+    except Unprocessable as refusal:
         return Rejected(row, str(refusal))
+    except InvalidMessage as refusal:
+        # As a string: nested deeply enough it would be one that PostgreSQL can read but not write.
+        return Rejected(row, str(refusal), kept=jsontext.encode({"text": text}).decode())
 
 
 def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:

@@ -157,6 +157,25 @@ class OutboxTests(SequencerCase):
         self.assertIn("orderId", reasons[1])
         self.assertIn(f"{EVENT_BYTES} are allowed", reasons[2])
 
+    async def test_data_that_cannot_be_read_is_logged_as_the_text_that_it_was(self) -> None:
+        sequencer = await self.started()
+        nested: object = []
+        for _ in range(40):
+            nested = [nested]
+        self.publish("notice", {"nested": nested})
+        self.admin.run(
+            "SELECT dinedesk_main.pos_publish('kitchen', 'notice',"
+            " jsonb_build_array(repeat('x', 3000000)))"
+        )
+        self.publish("notice", {"number": 1})
+        await self.emptied(sequencer)
+        deep, bomb, fine = self.log_of()
+        self.assertEqual(deep.data, {"text": '{"nested": ' + "[" * 41 + "]" * 41 + "}"})
+        self.assertIn("nested more than", deep.failure or "")
+        self.assertEqual(bomb.data, {})
+        self.assertIn("larger than any", bomb.failure or "")
+        self.assertEqual(fine.seq, 1)
+
     async def test_a_touched_order_that_is_too_large_stays_whole_where_tills_poll(self) -> None:
         sequencer = await self.started()
         self.place_order(name="A" * EVENT_BYTES)

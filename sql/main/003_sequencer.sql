@@ -7,10 +7,11 @@
 -- is read as of then.
 
 -- Become the one sequencer, and then take up to `at_most` rows of the outbox without those of the tenants
--- in `aside`; fewer mean that there are no more. Tenants share a batch evenly, so that one which touches all
--- of its orders at once holds nobody up; each one's rows come oldest first. `patient` callers wait for the
--- lock (up to lock_timeout) since somebody waits for their answer; the others leave the rows to the sequencer
--- that has it. `locked` is in every row; a single row without an id says that there was nothing to take.
+-- in `aside`; fewer mean that there are no more, or that they have 8 MiB already. Tenants share a batch evenly,
+-- so that one which touches all of its orders at once holds nobody up; each one's rows come oldest first.
+-- `patient` callers wait for the lock (up to lock_timeout) since somebody waits for their answer; the others
+-- leave the rows to the sequencer that has it. `locked` is in every row; a single row without an id says that
+-- there was nothing to take. A row with neither key nor data had more than 2 MiB, which no event can have.
 --
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
@@ -43,14 +44,19 @@ BEGIN
         ), taken AS (
             DELETE FROM dinedesk_main.pos_outbox AS o
              WHERE o.ctid = ANY (ARRAY(
-                SELECT r.ctid FROM served AS s CROSS JOIN LATERAL (
-                    SELECT p.ctid, p.id, row_number() OVER (ORDER BY p.id) AS rank
-                      FROM dinedesk_main.pos_outbox AS p
-                     WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.most
-                ) AS r ORDER BY r.rank, r.id LIMIT at_most))
-            RETURNING o.id, o.tenant_id, o.type, o.key, o.data
+                SELECT f.ctid FROM (
+                    SELECT r.ctid, sum(r.bytes) OVER (ORDER BY r.rank, r.id) - r.bytes AS before
+                      FROM served AS s CROSS JOIN LATERAL (
+                        SELECT p.ctid, p.id, row_number() OVER (ORDER BY p.id) AS rank,
+                               CASE WHEN octet_length(p.data) <= 2097152 THEN octet_length(p.data) ELSE 0 END AS bytes
+                          FROM dinedesk_main.pos_outbox AS p
+                         WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.most
+                    ) AS r ORDER BY r.rank, r.id LIMIT at_most
+                ) AS f WHERE f.before < 8388608))
+            RETURNING o.id, o.tenant_id, o.type, o.key,
+                      CASE WHEN octet_length(o.data) <= 2097152 THEN o.data END AS data
         )
-        SELECT true, t.id, t.tenant_id, t.type, t.key, t.data::text FROM taken AS t ORDER BY t.id;
+        SELECT true, t.id, t.tenant_id, t.type, t.key, t.data FROM taken AS t ORDER BY t.id;
     IF NOT FOUND THEN
         RETURN QUERY SELECT true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
     END IF;

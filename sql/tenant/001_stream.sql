@@ -78,8 +78,9 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     published bigint;
 BEGIN
+    -- A longer type is as wrong as its beginning.
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
-    VALUES (:tenant_id, pos_enqueue_event.type, pos_enqueue_event.data) RETURNING id INTO published;
+    VALUES (:tenant_id, left(pos_enqueue_event.type, 100), pos_enqueue_event.data::text) RETURNING id INTO published;
     IF current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('posd_outbox', '');
     END IF;

@@ -97,6 +97,29 @@ class TakeTests(SchemaCase):
             [("a", None, '{"b": [1, 2.50, "é"]}'), ("order", "7", None)],
         )
 
+    def test_data_longer_than_any_event_may_be_is_never_read(self) -> None:
+        """Some bytes of jsonb can be a hundred megabytes of text; the row says who and what it was."""
+        numbers = "[" + ", ".join(["1e131071"] * 20) + "]"
+        self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'bomb', %s)", numbers)
+        self.publish("kitchen", 1)
+        rows = self.sequencer.take() or []
+        self.assertEqual(
+            [(row.type, row.key, row.data) for row in rows],
+            [("bomb", None, None), ("n", None, "1")],
+        )
+
+    def test_eight_mebibytes_are_enough_at_once(self) -> None:
+        text = "x" * (1 << 20)
+        for slug in ("kitchen", "grill"):
+            self.admin.run(
+                "SELECT dinedesk_main.pos_publish(%s, 'n', to_jsonb(%s::text || n))"
+                " FROM generate_series(1, 10) AS n",
+                slug,
+                text,
+            )
+        taken = [len(self.take()) for _ in range(4)]
+        self.assertEqual(taken, [8, 8, 4, 0])
+
     def test_a_backlog_is_not_read_whole_for_each_batch(self) -> None:
         # What the statistics know of it, most of the time.
         self.admin.run("ANALYZE dinedesk_main.pos_outbox")
