@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import posd
-from posd import drafts, errors, exchange, limits, orders, readings, session, values, ws
+from posd import drafts, errors, exchange, intake, limits, orders, readings, session, values, ws
 from posd.members import Table as Members
 from posd.values import Closing, KeyKind, Resync
 from posd.web import publishing, site
@@ -193,7 +193,8 @@ class NumberTests(SynchronousTestCase):
             f"more than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
             f"registered, up to {exchange._MOST_DEVICES} in a tenant",
-            f"A message may have {ws._MESSAGE_BYTES // 1024} KiB",
+            f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
+            f"more than {intake._FRAMES_PER_SECOND:g} frames a second, after {intake._FRAMES_AT_ONCE}",
             f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",
             f"with 1 to {publishing._MOST_EVENTS} of these",
         ):

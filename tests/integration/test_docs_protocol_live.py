@@ -33,9 +33,25 @@ class AddressTests(SynchronousTestCase):
                 key = self.shop.key(kind, None if kind == "admin" else "kitchen")
                 body = {"tenant": "kitchen", "type": "notice", "event": {}, "data": {}}
                 answer = self.posd.request(row[1], filled(row[0].strip("`")), body, key=key)
-                may = row[2].startswith((kind, "anybody"))
+                may = row[2].startswith((kind, "any"))
                 with self.subTest(address=row[0], kind=kind):
                     self.assertEqual(answer.status not in (401, 403), may)
+
+    def test_pos_status_has_the_members_of_the_page(self) -> None:
+        self.shop.key("device", device="POS_1")
+        notice = {"type": "notice", "data": {}}
+        self.posd.request("POST", "/api/kitchen/events", notice, key=self.shop.key("platform"))
+        status = self.posd.request("GET", "/api/kitchen/pos-status", key=self.shop.key()).json
+        rows = documents.table(PAGE, "GET /api/{tenant}/pos-status").rows
+        self.assertEqual([row[0].strip("`") for row in rows], list(status))
+        for row in rows:
+            value = status[row[0].strip("`")]
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, dict):
+                self.assertEqual(words_in_code(row[1]), {*first}, row[0])
+        (terminal,) = status["websocket"]["terminals"]
+        section = documents.text(PAGE).partition("Each of `terminals`")[2].partition("\n\n")[0]
+        self.assertEqual(words_in_code(section), {*terminal})
 
     def test_what_is_not_there_yet_is_not_there_yet(self) -> None:
         planned = documents.text(PAGE).partition("## Not there yet")[2]
