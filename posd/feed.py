@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -92,8 +92,8 @@ class Feed(Service):
         self._canary_sent: float | None = None
         self.canary_seconds: float | None = None
         self.canaries_missed = 0
-        self._tasks: list[Deferred[None]] = []
-        self._pause: Deferred[None] = succeed(None)
+        self._loops: list[Deferred[None]] = []
+        self._pauses: set[Deferred[None]] = set()
         self._link = Link(
             reactor,
             dsn,
@@ -112,27 +112,35 @@ class Feed(Service):
     def startService(self) -> None:
         Service.startService(self)
         self._link.startService()
-        self._tasks = [
-            self._every(_POLL_SECONDS, self._poll),
-            self._every(_CANARY_SECONDS, self._sing),
-            self._every(_RECHECK_SECONDS, self._delivery.recheck),
+        self._loops = [
+            Deferred.fromCoroutine(self._every(seconds, work))
+            for seconds, work in (
+                (_POLL_SECONDS, self._poll),
+                (_CANARY_SECONDS, self._sing),
+                (_RECHECK_SECONDS, self._delivery.recheck),
+            )
         ]
 
     def stopService(self) -> Deferred[None]:
+        """What is being looked at is still looked at; nothing is cancelled but waiting."""
         Service.stopService(self)
-        for task in self._tasks:
-            task.cancel()
-        return self._link.stopService()
+        for pause in list(self._pauses):
+            pause.cancel()
+        stopping = gatherResults([*self._loops, self._link.stopService()])
+        return stopping.addCallback(lambda _: None)
 
     async def _listen(self, session: Session) -> None:
         channels = ("posd_outbox", "posd_events", "posd_control", self._canary_channel)
         await session.execute("; ".join(f"LISTEN {channel}" for channel in channels))
 
     def _link_changed(self, link: Link) -> None:
+        # A canary that was on its way will not come.
+        self._canary_sent = None
         if link.up:
             # What was notified before we listened is found by looking.
-            self._canary_sent = None
             self._later(self._poll())
+        else:
+            self.canary_seconds = None
 
     def _notified(self, channel: str, payload: str) -> None:
         try:
@@ -143,10 +151,11 @@ class Feed(Service):
                     tenant_id, seq = payload.split()
                     self._delivery.wake(int(tenant_id), int(seq))
                 case "posd_control":
-                    self._control(*payload.split(" ", 1))
+                    kind, _, subject = payload.partition(" ")
+                    self._control(kind, subject)
                 case self._canary_channel:
                     self._heard_canary()
-        except (ValueError, TypeError):
+        except ValueError:
             # Anybody who can connect to the database may NOTIFY anything.
             self._log.warn("a notification on {channel} makes no sense", channel=channel)
 
@@ -168,31 +177,36 @@ class Feed(Service):
         await self._delivery.check(heads)
 
     async def _sing(self) -> None:
+        if not self._link.up:
+            return
         if self._canary_sent is not None:
-            self.canary_seconds = None
             self.canaries_missed += 1
             self._log.error("NOTIFY does not arrive; listening anew")
-            self._canary_sent = None
             self._link.drop()
             return
-        if self._link.up:
-            self._canary_sent = self._reactor.seconds()
+        self._canary_sent = self._reactor.seconds()
+        try:
             await self._database.query("SELECT pg_notify(%s, '')", (self._canary_channel,))
+        except Refusal:
+            self._canary_sent = None
+            raise
 
     def _heard_canary(self) -> None:
         if self._canary_sent is not None:
             self.canary_seconds = self._reactor.seconds() - self._canary_sent
             self._canary_sent = None
 
-    def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> Deferred[None]:
-        async def forever() -> None:
-            while True:
-                await deferLater(self._reactor, seconds * random.uniform(0.75, 1.25))
-                await self._shielded(work())
-
-        task = Deferred.fromCoroutine(forever())
-        task.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        return task
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while self.running:
+            pause: Deferred[None] = deferLater(self._reactor, seconds * random.uniform(0.75, 1.25))
+            self._pauses.add(pause)
+            try:
+                await pause
+            except CancelledError:
+                return
+            finally:
+                self._pauses.discard(pause)
+            await self._shielded(work())
 
     def _later(self, work: Awaitable[None]) -> None:
         Deferred.fromCoroutine(self._shielded(work))
@@ -201,8 +215,6 @@ class Feed(Service):
         """Nothing that goes wrong once may end what has to go on for ever."""
         try:
             await work
-        except CancelledError:
-            raise
         except Refusal:
             # The database is away or busy; the next round sees.
             return

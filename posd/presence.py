@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 from attrs import define, field, frozen
@@ -29,7 +29,9 @@ from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
 _FLUSH_SECONDS: Final = 0.2
 _LEASE_SECONDS: Final = 15.0
 _RENEW_SECONDS: Final = 5.0
-_MOST_WORDS: Final = 10_000
+_MOST_SAID: Final = 10_000
+
+T = TypeVar("T")
 
 
 class Presence(Service):
@@ -47,7 +49,7 @@ class Presence(Service):
         self._flushing.clock = self._renewing.clock = reactor
         self._leased = False
         self._notes = Notes()
-        self._entered: dict[UUID, Terminal] = {}
+        self._here: dict[UUID, Terminal] = {}
         self.sightings: Callable[[], list[tuple[UUID, datetime, Seq]]] = list
         """Tells what to renew of the connections: id, last heard of, last sent."""
 
@@ -65,12 +67,13 @@ class Presence(Service):
         return Deferred.fromCoroutine(self._leave())
 
     def connected(self, terminal: Terminal) -> None:
+        self._here[terminal.connection_id] = terminal
         self._notes.connected[terminal.connection_id] = terminal
 
     def disconnected(self, terminal: Terminal) -> None:
         if self._notes.connected.pop(terminal.connection_id, None) is None:
             self._notes.gone.add(terminal.connection_id)
-        self._entered.pop(terminal.connection_id, None)
+        self._here.pop(terminal.connection_id, None)
 
     def delivered(self, tenant: Tenant, seq: Seq) -> None:
         """Events up to `seq` were written to a till of this tenant at least."""
@@ -84,10 +87,12 @@ class Presence(Service):
         self._notes.follows[terminal.tenant.id, terminal.device_id or ""] = seq
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
-        self._note(terminal.tenant, Nack(seq, terminal.device_id or "", reason))
+        nack = Nack(seq, terminal.device_id or "", reason)
+        self._note(self._notes.nacks, terminal.tenant, nack)
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
-        self._note(terminal.tenant, Word(f"pos_{kind}", body.decode(), terminal.device_id))
+        word = Word(f"pos_{kind}", body.decode(), terminal.device_id)
+        self._note(self._notes.words, terminal.tenant, word)
 
     async def printed(
         self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
@@ -127,13 +132,11 @@ class Presence(Service):
     async def _write(self, notes: Notes) -> None:
         """Each kind of note once; a kind that is written is forgotten, whatever comes after."""
         if notes.connected:
-            terminals = notes.connected
             rows = [
                 (each.connection_id, each.tenant.id, each.device_id, each.connected_at)
-                for each in terminals.values()
+                for each in notes.connected.values()
             ]
             await self._attempt(books.connected(self._database, self._node_id, rows))
-            self._entered.update(terminals)
             notes.connected = {}
         if notes.gone:
             await self._attempt(books.disconnected(self._database, notes.gone))
@@ -148,18 +151,14 @@ class Presence(Service):
             progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in tenants]
             await self._attempt(books.progress(self._database, progress))
             notes.acks, notes.follows, notes.sent = {}, {}, {}
-        for tenant, said in list(notes.said.items()):
-            words = [
-                (each.kind, each.body, each.device_id) for each in said if isinstance(each, Word)
-            ]
-            if words:
-                await self._attempt(books.said(self._database, tenant, words))
-            for nack in said:
-                if isinstance(nack, Nack):
-                    await self._attempt(
-                        books.nack(self._database, tenant, nack.seq, nack.device_id, nack.reason)
-                    )
-            del notes.said[tenant]
+        for tenant, words in list(notes.words.items()):
+            said = [(each.kind, each.body, each.device_id) for each in words]
+            await self._attempt(books.said(self._database, tenant, said))
+            del notes.words[tenant]
+        for tenant, nacks in list(notes.nacks.items()):
+            refused = [(each.seq, each.device_id, each.reason) for each in nacks]
+            await self._attempt(books.nacks(self._database, tenant, refused))
+            del notes.nacks[tenant]
 
     async def _attempt(self, writing: Awaitable[None]) -> None:
         """A note that the database refuses is lost, loudly, and stops no other."""
@@ -192,7 +191,7 @@ class Presence(Service):
     async def _lease(self) -> None:
         if await books.lease(self._database, self._node_id, _LEASE_SECONDS):
             # The books were lost: PostgreSQL crashed, or this node was taken for dead.
-            self._notes.connected = self._entered | self._notes.connected
+            self._notes.connected = dict(self._here)
         self._leased = True
 
     async def _leave(self) -> None:
@@ -203,11 +202,11 @@ class Presence(Service):
             # The lease runs out by itself.
             return
 
-    def _note(self, tenant: Tenant, said: Nack | Word) -> None:
-        if self._notes.words >= _MOST_WORDS:
+    def _note(self, notes: dict[Tenant, list[T]], tenant: Tenant, said: T) -> None:
+        if self._notes.said >= _MOST_SAID:
             self._log.warn("a message of a till of {slug} is not kept", slug=tenant.slug)
             return
-        self._notes.said.setdefault(tenant, []).append(said)
+        notes.setdefault(tenant, []).append(said)
 
 
 def _moves(cursors: dict[tuple[TenantId, str], Seq]) -> list[tuple[TenantId, str, Seq]]:
@@ -242,14 +241,18 @@ class Notes:
     acks: dict[tuple[TenantId, str], Seq] = field(factory=dict)
     follows: dict[tuple[TenantId, str], Seq] = field(factory=dict)
     sent: dict[TenantId, Seq] = field(factory=dict)
-    said: dict[Tenant, list[Nack | Word]] = field(factory=dict)
+    words: dict[Tenant, list[Word]] = field(factory=dict)
+    nacks: dict[Tenant, list[Nack]] = field(factory=dict)
 
     def __bool__(self) -> bool:
-        return any((self.connected, self.gone, self.acks, self.follows, self.sent, self.said))
+        return any(
+            (self.connected, self.gone, self.acks, self.follows, self.sent, self.words, self.nacks)
+        )
 
     @property
-    def words(self) -> int:
-        return sum(map(len, self.said.values()))
+    def said(self) -> int:
+        """How much tills have said."""
+        return sum(map(len, self.words.values())) + sum(map(len, self.nacks.values()))
 
     def received(self) -> dict[TenantId, Seq]:
         """The furthest acknowledgement of each tenant."""
@@ -260,9 +263,6 @@ class Notes:
 
     def merged(self, later: Notes) -> Notes:
         """These notes and later ones together."""
-        said = {tenant: list(words) for tenant, words in self.said.items()}
-        for tenant, words in later.said.items():
-            said.setdefault(tenant, []).extend(words)
         connected = {k: t for k, t in self.connected.items() if k not in later.gone}
         return Notes(
             connected | later.connected,
@@ -270,5 +270,10 @@ class Notes:
             self.acks | later.acks,
             self.follows | later.follows,
             self.sent | later.sent,
-            said,
+            _joined(self.words, later.words),
+            _joined(self.nacks, later.nacks),
         )
+
+
+def _joined(said: dict[Tenant, list[T]], later: dict[Tenant, list[T]]) -> dict[Tenant, list[T]]:
+    return {t: said.get(t, []) + later.get(t, []) for t in said | later}

@@ -121,8 +121,9 @@ _COUNTS: Final = """
     SELECT t.slug, count(*) FROM dinedesk_main.pos_connected AS c
       JOIN dinedesk_main.tenants AS t ON t.id = c.tenant_id GROUP BY t.slug ORDER BY t.slug
 """
-_NACK: Final = """
-    INSERT INTO {schema}.pos_nacks (seq, device_id, reason) VALUES (%s, %s, %s)
+_NACKS: Final = """
+    INSERT INTO {schema}.pos_nacks (seq, device_id, reason)
+    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[])
     ON CONFLICT (seq, device_id) DO NOTHING
 """
 _SAID: Final = """
@@ -218,11 +219,12 @@ async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]])
     await session.execute(_PROGRESS, tuple(list(column) for column in zip(*heads, strict=True)))
 
 
-async def nack(
-    session: Session, tenant: Tenant, seq: Seq, device_id: str, reason: str | None
+async def nacks(
+    session: Session, tenant: Tenant, refused: Sequence[tuple[Seq, str, str]]
 ) -> None:
-    """Note that a terminal could not process an event."""
-    await session.execute(_NACK.format(schema=schema(tenant)), (seq, device_id, reason))
+    """Note events that terminals could not process: position, device, reason."""
+    columns = tuple(list(column) for column in zip(*refused, strict=True))
+    await session.execute(_NACKS.format(schema=schema(tenant)), columns)
 
 
 async def said(
