@@ -1,0 +1,223 @@
+"""What the tests of delivery share: a log whose reads a test answers, and a till's end of a line."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
+
+from posd.errors import Unavailable
+from posd.jsontext import decode
+from posd.outbox import Outbox
+from posd.values import (
+    Closing,
+    Event,
+    Head,
+    KeyKind,
+    Opening,
+    Position,
+    Principal,
+    PrintStatus,
+    Seq,
+    Tenant,
+    Terminal,
+)
+
+STREAM = UUID("5a1c2e00-0000-4000-8000-000000000001")
+OTHER_STREAM = UUID("5a1c2e00-0000-4000-8000-000000000002")
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+KITCHEN = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
+
+PING, PONG, CLOSE, TEXT = 0x9, 0xA, 0x8, 0x1
+
+
+def event(seq: Seq, size: int = 0) -> Event:
+    """A committed event, with at least so many bytes in it."""
+    return Event(seq, "note", b'{"n":%d,"text":"%b"}' % (seq, b"x" * size), NOON)
+
+
+def head(last_seq: Seq, *, stream_id: UUID = STREAM, pruned_seq: Seq = 0) -> Head:
+    return Head(KITCHEN.id, stream_id, last_seq, pruned_seq)
+
+
+def opening(
+    last_seq: Seq, acked: Seq | None = None, *, legacy: bool = False, pruned_seq: Seq = 0
+) -> Opening:
+    return Opening(head(last_seq, pruned_seq=pruned_seq), acked, legacy, NOON)
+
+
+def terminal(
+    device: str | None = None,
+    *,
+    position: Position | None = None,
+    key_device: str | None = None,
+    tenant: Tenant = KITCHEN,
+    key_id: int = 1,
+    connected_at: datetime = NOON,
+) -> Terminal:
+    """An admitted terminal, with the tenant's key or, where `key_device` is named, its own."""
+    kind = KeyKind.TENANT if key_device is None else KeyKind.DEVICE
+    principal = Principal(key_id, kind, tenant, key_device)
+    return Terminal(uuid4(), tenant, principal, device or key_device, position, connected_at)
+
+
+def frames_in(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The whole, unmasked frames that a server wrote: opcode and payload (RFC 6455 §5.2)."""
+    while data:
+        if data[0] & 0x70 or not data[0] & 0x80 or data[1] & 0x80:
+            raise AssertionError(f"a frame that is masked, compressed or a fragment: {data[:2]!r}")
+        length, start = data[1], 2
+        if length >= 126:
+            start = 4 if length == 126 else 10
+            length = int.from_bytes(data[2:start], "big")
+        yield data[0] & 0xF, data[start : start + length]
+        data = data[start + length :]
+
+
+def said(data: bytes) -> list[dict[str, Any]]:
+    """The messages in what a server wrote."""
+    texts = [payload for opcode, payload in frames_in(data) if opcode == TEXT]
+    return [message for text in texts if isinstance(message := decode(text), dict)]
+
+
+@define
+class Log:
+    """A tenant's log. It answers a read at once, or later when the test says so, or not at all."""
+
+    events: list[Event] = field(factory=list)
+    stream_id: UUID = STREAM
+    at_once: bool = True
+    trouble: Exception | None = None
+    reads: list[Seq] = field(factory=list)
+    waiting: list[tuple[Deferred[list[Event]], list[Event]]] = field(factory=list)
+
+    @property
+    def last(self) -> Seq:
+        return self.events[-1].seq if self.events else 0
+
+    @property
+    def head(self) -> Head:
+        return head(self.last, stream_id=self.stream_id)
+
+    def commit(self, count: int = 1, size: int = 0) -> Seq:
+        """Add events; the last one's position."""
+        self.events += [event(seq, size) for seq in range(self.last + 1, self.last + 1 + count)]
+        return self.last
+
+    def read(self, position: Seq, limit: int) -> Awaitable[list[Event]]:
+        """`channel.Read`. It sees what is committed when it begins, as a statement does."""
+        self.reads.append(position)
+        if self.trouble is not None:
+            raise self.trouble
+        page = [each for each in self.events if each.seq > position][:limit]
+        if self.at_once:
+            return succeed(page)
+        answer: Deferred[list[Event]] = Deferred()
+        self.waiting.append((answer, page))
+        return answer
+
+    def answer(self, index: int = 0) -> None:
+        """Let a read come back."""
+        answer, page = self.waiting.pop(index)
+        answer.callback(page)
+
+    def fail(self, error: Exception | None = None, index: int = 0) -> None:
+        """Let a read fail: the database is away, if nothing else is said."""
+        self.waiting.pop(index)[0].errback(error or Unavailable("The database is away."))
+
+
+@define(eq=False)
+class Line:
+    """A till's connection, and what came out at its end. Implements `roster.Line`."""
+
+    heard_at: float = 0.0
+    enough: float = float("inf")
+    """How many bytes the transport keeps before it says that it has enough."""
+    kept: int = 0
+    outbox: Outbox | None = None
+    written: bytearray = field(factory=bytearray)
+    most_written: int = 0
+    closings: list[Closing] = field(factory=list)
+    pings: int = 0
+    drops: list[bool] = field(factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+        self.most_written = max(self.most_written, len(data))
+        self.kept += len(data)
+        if self.kept > self.enough and self.outbox is not None:
+            self.outbox.pauseProducing()
+
+    def attach(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+
+    def stall(self) -> None:
+        """The till stops reading, and the transport has enough at once."""
+        self.enough = -1
+        assert self.outbox is not None
+        self.outbox.pauseProducing()
+
+    def drain(self, enough: float = float("inf")) -> None:
+        """The till has read everything; the transport keeps so much from now on."""
+        self.kept, self.enough = 0, enough
+        assert self.outbox is not None
+        self.outbox.resumeProducing()
+
+    def close(self, closing: Closing) -> None:
+        self.closings.append(closing)
+
+    def ping(self) -> None:
+        self.pings += 1
+
+    def drop(self, *, abort: bool) -> None:
+        self.drops.append(abort)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All that was said to the till."""
+        return said(bytes(self.written))
+
+    @property
+    def ids(self) -> list[Seq]:
+        """The events that the till was sent, in order."""
+        return [each["id"] for each in self.messages if "data" in each]
+
+    @property
+    def errors(self) -> list[str]:
+        """The codes of the complaints that the till was sent."""
+        return [each["code"] for each in self.messages if each["type"] == "error"]
+
+
+@define
+class Register:
+    """Notes what a session has kept. Implements `session.Register`."""
+
+    acks: list[Seq] = field(factory=list)
+    follows: list[Seq] = field(factory=list)
+    nacks: list[tuple[Seq, str]] = field(factory=list)
+    words: list[tuple[str, bytes]] = field(factory=list)
+    prints: list[tuple[str, PrintStatus, str]] = field(factory=list)
+    printing: list[Deferred[bool]] = field(factory=list)
+    """Answers to prints that a test gives; without any, every order is known."""
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        self.acks.append(seq)
+
+    def followed(self, terminal: Terminal, seq: Seq) -> None:
+        self.follows.append(seq)
+
+    def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
+        self.nacks.append((seq, reason))
+
+    def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
+        self.words.append((kind, body))
+
+    def printed(
+        self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
+    ) -> Awaitable[bool]:
+        self.prints.append((order_id, status, reason))
+        return self.printing.pop(0) if self.printing else succeed(True)
