@@ -90,15 +90,13 @@ class Exchange(Service):
         """Those with sessions here."""
         return list(self._channels)
 
-    async def look_up(self, terminal: Terminal) -> Opening:
+    async def look_up(self, tenant_id: TenantId, device_id: str | None) -> Opening:
         """Where a terminal stands; before the upgrade, so that a refusal can still be an answer.
 
         Raises `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
         """
         self._refuse_while_draining()
-        opening = await books.opening(
-            self._database, terminal.tenant.id, terminal.device_id, _MOST_DEVICES
-        )
+        opening = await books.opening(self._database, tenant_id, device_id, _MOST_DEVICES)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()
         if opening is None:

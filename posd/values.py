@@ -89,12 +89,14 @@ class Opening:
     """What a session begins with.
 
     `acked` is the device's cursor, None for a terminal without a name; a `legacy` terminal never
-    acknowledged and never named a position.
+    acknowledged and never named a position. `at` is when that was so, by the database's clock, which
+    is the same for all nodes: it tells which of a device's connections is the newest.
     """
 
     head: Head
     acked: Seq | None
     legacy: bool
+    at: datetime
 
 
 @frozen

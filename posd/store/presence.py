@@ -48,8 +48,8 @@ _CLAIM: Final = """
         UPDATE dinedesk_main.pos_connections SET claimed_at = clock_timestamp()
          WHERE connection_id = %(connection)s::uuid
     )
-    SELECT c.connected_at > %(since)s,
-           CASE WHEN c.connected_at <= %(since)s THEN
+    SELECT (c.connected_at, c.connection_id) > (%(since)s, %(connection)s::uuid),
+           CASE WHEN (c.connected_at, c.connection_id) < (%(since)s, %(connection)s::uuid) THEN
                pg_notify('posd_control', 'superseded ' || c.connection_id)
            END
       FROM dinedesk_main.pos_connected AS c
@@ -59,7 +59,7 @@ _CLAIM: Final = """
 """
 _OPEN: Final = """
     SELECT h.tenant_id, h.stream_id, h.last_seq, h.pruned_seq,
-           d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq
+           clock_timestamp(), d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq
       FROM dinedesk_main.pos_heads AS h
       LEFT JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = h.tenant_id AND d.device_id = %s
       LEFT JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = h.tenant_id AND c.device_id = %s
@@ -191,7 +191,7 @@ async def opening(
     rows = await session.query(_OPEN, (device_id, device_id, tenant_id))
     if not rows:
         return None
-    *head, known, acked_before, acked = rows[0]
+    *head, at, known, acked_before, acked = rows[0]
     if device_id is not None and (not known or acked is None):
         most = most_devices + known
         values = {"tenant": tenant_id, "device": device_id, "most": most}
@@ -199,7 +199,8 @@ async def opening(
         if not registered:
             return None
         acked = registered[0][0]
-    return Opening(stream.load_head(tuple(head)), acked, device_id is not None and not acked_before)
+    legacy = device_id is not None and not acked_before
+    return Opening(stream.load_head(tuple(head)), acked, legacy, at)
 
 
 async def acknowledged(session: Session, acks: Sequence[tuple[TenantId, str, Seq]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import UUID, uuid4
 
@@ -105,20 +104,16 @@ class WebSocketDoor(Resource):
         of_kind(credential.principal, KeyKind.TENANT, KeyKind.DEVICE)
         call.check_tenant(slug)
         device = credential.principal.device_id or device
-        lease = self._gate.connections.admit(credential.tenant.id, device)
-        terminal = Terminal(
-            uuid4(),
-            credential.tenant,
-            credential.principal,
-            device,
-            position,
-            datetime.now(UTC),
-        )
+        tenant = credential.tenant
+        lease = self._gate.connections.admit(tenant.id, device)
         try:
-            opening = await self._gate.exchange.look_up(terminal)
+            opening = await self._gate.exchange.look_up(tenant.id, device)
         except BaseException:
             lease.release()
             raise
+        terminal = Terminal(
+            uuid4(), tenant, credential.principal, device, position, connected_at=opening.at
+        )
         return Admitted(terminal, opening, lease.release)
 
     def _slug(self, call: Call) -> str:
