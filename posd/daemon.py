@@ -202,7 +202,7 @@ class Daemon(Service):
         if self._failed:
             return
         self._failed = True
-        print(f"posd: {message}", file=sys.stderr)
+        self._log.critical("{message}", message=message)
         self._reactor.addSystemEventTrigger("after", "shutdown", _exit_config)
         self._reactor.callWhenRunning(self._end)
 

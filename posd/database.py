@@ -51,8 +51,9 @@ class Database(Service):
                 statement_timeout=statement_timeout,
                 role=role,
                 changed=self._link_changed,
+                quiet=number > 0,
             )
-            for _ in range(size)
+            for number in range(size)
         ]
         # A link that is up is idle or lent to somebody. One that goes down and comes up again while
         # it is lent stays so: until it is given back, whoever has it may still use it.

@@ -48,8 +48,10 @@ class Link(Service):
     `prepare` runs on every new connection before anybody else may use it; if it fails the
     connection is dropped and made again. `changed` is told when the link comes up, when it goes
     down, and when PostgreSQL will not have it; `notified` gets the channel and payload of each
-    NOTIFY. Statements wait for each other; while the link is down they fail at once with
-    `Unavailable`. Whoever gives up a running statement gives up the connection with it.
+    NOTIFY. A `quiet` link leaves it to another one to log that the server is away.
+
+    Statements wait for each other; while the link is down they fail at once with `Unavailable`.
+    Whoever gives up a running statement gives up the connection with it.
     """
 
     _log = Logger()
@@ -65,6 +67,7 @@ class Link(Service):
         prepare: Callable[[Session], Awaitable[None]] | None = None,
         changed: Callable[[Link], None] = lambda link: None,
         notified: Callable[[str, str], None] | None = None,
+        quiet: bool = False,
     ) -> None:
         self._reactor = reactor
         self._dsn = dsn
@@ -73,6 +76,7 @@ class Link(Service):
         self._prepare = prepare
         self._changed = changed
         self._notified = notified
+        self._quiet = quiet
         self._connection: Connection | None = None
         self._turn = DeferredLock()
         self._retry: Deferred[None] | None = None
@@ -200,7 +204,7 @@ class Link(Service):
     def _end(self, connection: Connection, trouble: str) -> None:
         """Drop a connection, unless it was dropped already, for whatever reason that was."""
         if self._holds(connection):
-            if trouble != self.trouble and self.running:
+            if trouble != self.trouble and self.running and not self._quiet:
                 self._log.warn("no connection to the database: {trouble}", trouble=trouble)
             self.trouble = trouble
             self.drop()

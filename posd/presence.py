@@ -198,8 +198,8 @@ class Presence(Service):
         try:
             await self.flush()
             await books.leave(self._database, self._node_id)
-        except Unavailable:
-            # The lease runs out by itself.
+        except (Unavailable, StatementFailed):
+            # The lease runs out by itself, if there are any books.
             return
 
     def _note(self, notes: dict[Tenant, list[T]], tenant: Tenant, said: T) -> None:

@@ -1,0 +1,343 @@
+"""`twistd posd`: how it starts, what it refuses to start with, how it is reloaded and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import certificates
+from posd.daemon import is_local
+from posd.testing.postgres import Server, test_server
+from tests.integration.harness import ROOT, Daemon, Shop
+
+SECONDS = 30.0
+
+
+def run(arguments: list[str], folder: Path, program: str = "twistd") -> tuple[int, str]:
+    """Run posd to its end, which has to come by itself: exit status, and what it printed."""
+    before = [] if program == "twist" else ["-n", "--pidfile="]
+    ended = subprocess.run(
+        [str(Path(sys.executable).with_name(program)), *before, "posd", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return ended.returncode, ended.stdout
+
+
+def eventually(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not happened():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {SECONDS} s: {what}")
+        time.sleep(0.02)
+
+
+class RefusingTests(SynchronousTestCase):
+    """What a retry would not mend: a line, and status 78."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir(parents=True)
+        self.made = certificates.make(self.folder / "tls", ["localhost"])
+
+    def configured(self, **values: object) -> Path:
+        """A configuration that would do, but for what is given."""
+        settings = {
+            "dsn": "host=/nowhere dbname=posd",
+            "endpoint": "tcp:port=0:interface=127.0.0.1",
+            "certificate": self.made.certificate_path,
+            "private_key": self.made.key_path,
+            "more": "",
+        } | values
+        path = self.folder / "posd.toml"
+        path.write_text(
+            '[database]\ndsn = "{dsn}"\n'
+            '[[listen]]\nname = "https"\nendpoint = "{endpoint}"\ntls = true\n'
+            '[tls]\ncertificate = "{certificate}"\nprivate_key = "{private_key}"\n'
+            '[logging]\nformat = "text"\n{more}\n'.format(**settings)
+        )
+        return path
+
+    @contextmanager
+    def taken(self) -> Iterator[int]:
+        """A port that somebody listens on."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            yield taken.getsockname()[1]
+
+    def refused(self, path: Path, *words: str, program: str = "twistd") -> None:
+        status, printed = run(["--config", str(path)], self.folder, program)
+        self.assertEqual(status, 78, printed)
+        said = [line for line in printed.splitlines() if all(word in line for word in words)]
+        # twist prints what is critical once more, before it has begun to log.
+        self.assertIn(len(said), (1,) if program == "twistd" else (1, 2), printed)
+        self.assertNotIn("Traceback", printed)
+
+    def test_a_configuration_that_is_not_there(self) -> None:
+        self.refused(self.folder / "none.toml", "none.toml")
+
+    def test_a_configuration_with_a_mistake(self) -> None:
+        self.refused(self.configured(more="[limits]\nconnections = -1"), "limits.connections")
+
+    def test_an_endpoint_that_is_none(self) -> None:
+        self.refused(self.configured(endpoint="carrier-pigeon:coop=3"), "carrier-pigeon")
+
+    def test_a_certificate_that_is_not_there(self) -> None:
+        self.refused(self.configured(certificate=self.folder / "none.pem"), "none.pem")
+
+    def test_a_key_that_does_not_fit_the_certificate(self) -> None:
+        other = certificates.make(self.folder / "other", ["localhost"])
+        self.refused(self.configured(private_key=other.key_path), "key")
+
+    def test_a_port_that_is_taken(self) -> None:
+        with self.taken() as port:
+            self.refused(self.configured(endpoint=at(port)), "https", str(port), "in use")
+
+    def test_a_mistake_is_told_by_twist_too(self) -> None:
+        self.refused(
+            self.configured(more="[limits]\nconnections = -1"),
+            "limits.connections",
+            program="twist",
+        )
+
+    def test_a_port_that_is_taken_is_told_by_twist_too(self) -> None:
+        with self.taken() as port:
+            self.refused(self.configured(endpoint=at(port)), "in use", program="twist")
+
+    def test_a_database_without_posds_schema(self) -> None:
+        dsn = test_server().fresh_database()
+        self.addCleanup(test_server().drop_database, dsn)
+        self.refused(self.configured(dsn=dsn), "posctl bootstrap")
+
+    def test_a_schema_that_is_older(self) -> None:
+        shop = Shop.open([])
+        self.addCleanup(shop.close)
+        shop.query(
+            "DELETE FROM dinedesk_main.schema_versions WHERE file = 'main/004_idempotency.sql'"
+        )
+        self.refused(self.configured(dsn=shop.dsn), "main/004_idempotency.sql", "older")
+
+    def test_a_schema_that_is_newer(self) -> None:
+        shop = Shop.open([])
+        self.addCleanup(shop.close)
+        shop.query(
+            "INSERT INTO dinedesk_main.schema_versions (schema_name, file, checksum)"
+            " VALUES ('dinedesk_main', 'main/999_tomorrow.sql', '')"
+        )
+        self.refused(self.configured(dsn=shop.dsn), "main/999_tomorrow.sql", "newer")
+
+    def test_the_version_is_told(self) -> None:
+        status, printed = run(["--version"], self.folder)
+        self.assertEqual(status, 0)
+        self.assertRegex(printed, r"posd \d+\.\d+")
+
+
+def at(port: int) -> str:
+    return f"tcp:port={port}:interface=127.0.0.1"
+
+
+class RunningTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.shop = Shop.open()
+        self.addCleanup(self.shop.close)
+
+    def test_sigterm_is_a_clean_end(self) -> None:
+        daemon = self.shop.start()
+        self.assertEqual(daemon.stop(), 0)
+        self.assertNotIn("Traceback", daemon.log())
+        self.assertNotIn("Unhandled", daemon.log())
+        self.assertEqual(self.shop.query("SELECT * FROM dinedesk_main.pos_nodes"), [])
+
+    def test_sigterm_ends_it_also_while_it_waits_for_the_database(self) -> None:
+        self.shop.dsn = "host=/nowhere dbname=none"
+        daemon = self.shop.start(wait=False)
+        eventually(lambda: "listening" in daemon.log(), "it listens")
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_twist_runs_it_too(self) -> None:
+        daemon = self.shop.start(wait=False)
+        config = self.shop.folder / f"posd-{daemon.port}.toml"
+        daemon.kill()
+        with (self.shop.folder / "twist.log").open("wb") as log:
+            process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("twist")), "posd", "--config", str(config)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        twist = Daemon(daemon.port, self.shop.ca, self.shop.folder / "twist.log", process)
+        self.addCleanup(twist.kill)
+        twist.wait_ready()
+        self.assertEqual(twist.stop(), 0, twist.log())
+
+    def test_a_reload_takes_what_is_good_and_leaves_what_is_not(self) -> None:
+        daemon = self.shop.start()
+        path = self.shop.folder / f"posd-{daemon.port}.toml"
+        good = path.read_text()
+        path.write_text(good + "[limits]\nfailed_auth_per_minute = 1\n")
+        self.reload(daemon, "reloaded", 1)
+        statuses = [self.attempt(daemon) for _ in range(2)]
+        self.assertEqual(statuses, [401, 429])
+        path.write_text(good + "[limits]\nfailed_auth_per_minute = 0\n")
+        self.reload(daemon, "not reloaded", 1)
+        self.assertIn("limits.failed_auth_per_minute", daemon.log())
+        self.assertEqual(self.attempt(daemon), 429)
+        path.write_text(good + "[limits]\nfailed_auth_per_minute = 50\n")
+        self.reload(daemon, "#info] reloaded", 2)
+        self.assertEqual(self.attempt(daemon), 401)
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_a_reload_serves_a_renewed_certificate_and_refuses_a_broken_one(self) -> None:
+        daemon = self.shop.start()
+        before = self.served(daemon)
+        renewed = certificates.make(self.shop.folder / "renewed", ["localhost", "127.0.0.1"])
+        own = self.shop.folder / "tls"
+        names = renewed.certificate_path.name, renewed.key_path.name
+        (own / names[0]).write_bytes(b"no certificate")
+        self.reload(daemon, "not reloaded", 1)
+        self.assertEqual(self.served(daemon), before)
+        for name in names:
+            (own / name).write_bytes((self.shop.folder / "renewed" / name).read_bytes())
+        self.reload(daemon, "#info] reloaded", 1)
+        self.assertNotEqual(self.served(daemon), before)
+
+    def test_systemd_is_told_of_a_reload_in_monotonic_time(self) -> None:
+        address = str(self.shop.folder / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(address)
+            manager.settimeout(SECONDS)
+            self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": address})
+            daemon = self.shop.start(wait=False)
+            while b"READY=1" not in manager.recv(4096):
+                pass
+            before = time.monotonic_ns() // 1000
+            daemon.process.send_signal(signal.SIGHUP)
+            while not (told := manager.recv(4096)).startswith(b"RELOADING=1"):
+                pass
+            usec = int(told.partition(b"MONOTONIC_USEC=")[2])
+            self.assertTrue(before <= usec <= time.monotonic_ns() // 1000)
+
+    def reload(self, daemon: Daemon, told: str, times: int) -> None:
+        daemon.process.send_signal(signal.SIGHUP)
+        eventually(lambda: daemon.log().count(told) >= times, told)
+
+    def attempt(self, daemon: Daemon) -> int:
+        return daemon.request("GET", "/api/kitchen/pos-status", key="pos_wrong").status
+
+    def served(self, daemon: Daemon) -> bytes:
+        """The certificate that is served."""
+        pem = ssl.get_server_certificate(("127.0.0.1", daemon.port))
+        return pem.encode()
+
+
+class OutageTests(SynchronousTestCase):
+    def test_a_database_that_comes_later_and_goes_is_waited_for(self) -> None:
+        server = Server.start(durable=True)
+        self.addCleanup(server.stop)
+        shop = Shop.open(server=server)
+        self.addCleanup(shop.close)
+        key = shop.key("platform")
+        server.kill()
+        daemon = shop.start(wait=False)
+        eventually(lambda: "listening" in daemon.log(), "it listens")
+        ready = daemon.request("GET", "/health/ready")
+        self.assertEqual((ready.status, ready.headers["retry-after"]), (503, "2"))
+        self.assertIn("database", ready.json["missing"])
+        self.assertEqual(daemon.request("GET", "/health/live").status, 200)
+        event = {"type": "notice", "data": {}}
+        self.assertEqual(daemon.request("POST", "/api/kitchen/events", event, key=key).status, 503)
+        server.restart()
+        daemon.wait_ready()
+
+        def published(call: str) -> int:
+            """The position, for a publisher who tries until it is told."""
+            headers = {"Idempotency-Key": call}
+            for _ in range(200):
+                answer = daemon.request(
+                    "POST", "/api/kitchen/events", event, key=key, headers=headers
+                )
+                if answer.status == 201:
+                    return int(answer.json["id"])
+                self.assertEqual(answer.status, 503)
+                time.sleep(0.02)
+            raise AssertionError("it was never published")
+
+        self.assertEqual(published("a"), 1)
+        server.restart()
+        self.assertEqual(published("b"), 2)
+        self.assertEqual(daemon.stop(), 0)
+        self.assertNotIn("Unhandled", daemon.log())
+
+
+class LocalTests(SynchronousTestCase):
+    def test_where_a_listener_without_keys_may_be(self) -> None:
+        for address, local in (
+            (UNIXAddress("/run/posd/local.sock"), True),
+            (IPv4Address("TCP", "127.0.0.1", 80), True),
+            (IPv6Address("TCP", "::1", 80), True),
+            (IPv4Address("TCP", "0.0.0.0", 80), False),
+            (IPv4Address("TCP", "192.0.2.1", 80), False),
+            (IPv6Address("TCP", "::", 80), False),
+            (None, False),
+        ):
+            with self.subTest(address=address):
+                self.assertEqual(is_local(address), local)
+
+    def test_an_inherited_socket_that_others_can_reach_cannot_be_trusted(self) -> None:
+        shop = Shop.open([])
+        self.addCleanup(shop.close)
+        path = shop.folder / "posd.toml"
+        path.write_text(
+            f'[database]\ndsn = "{shop.dsn}"\n'
+            '[[listen]]\nname = "local"\nendpoint = "tcp:port=0:interface=127.0.0.1"\n'
+            'trusted = true\n[logging]\nformat = "text"\n'
+        )
+        with socket.socket() as everywhere:
+            everywhere.bind(("0.0.0.0", 0))
+            everywhere.listen()
+            # As systemd does: the descriptor is 3, and the variables name the process itself.
+            script = (
+                "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+                "os.execv(sys.argv[2], sys.argv[2:])"
+            )
+            ended = subprocess.run(
+                [
+                    *(sys.executable, "-c", script, str(everywhere.fileno())),
+                    *(str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "posd"),
+                    *("--config", str(path)),
+                ],
+                cwd=shop.folder,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "LISTEN_FDS": "1",
+                    "LISTEN_FDNAMES": "local",
+                },
+                pass_fds=[everywhere.fileno(), *([3] if everywhere.fileno() == 3 else [])],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+        self.assertEqual(ended.returncode, 78, ended.stdout)
+        self.assertIn("cannot be trusted", ended.stdout)
