@@ -55,6 +55,8 @@ TEST = [
     "hypothesis>=6.100",
     # Tills and certificates are tried with a WebSocket client that is not the server's library.
     "websockets>=14",
+    # The documents' examples are found in them and run.
+    "markdown-it-py>=3",
     # What the tests build the wheel with.
     "setuptools>=77",
 ]

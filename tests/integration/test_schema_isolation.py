@@ -156,7 +156,8 @@ class WaitingTests(ShopCase):
         for order in range(50):
             shop.run(ORDER, order)
             shop.run(PUBLISH, "kitchen")
-        self.assertEqual(self.admin.value("SELECT pg_notification_queue_usage()"), 0)
+        # The queue is the cluster's: other databases of it may be heard at this moment.
+        self.assertLess(self.admin.value("SELECT pg_notification_queue_usage()"), 0.01)
         self.assertEqual(self.sequencer().sequence(), 100)
 
     def test_a_sequencer_transaction_is_held_open(self) -> None:
