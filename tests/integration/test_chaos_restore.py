@@ -1,0 +1,181 @@
+"""A database that is restored from an older backup: every till is told, none skips in silence.
+
+The tills know a future that is lost. That is told them where posd can know it: by the fingerprint
+of the database (a dump or a copy has another one), or because a head is behind what was delivered.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+
+from tests.integration.chaos_case import ChaosCase, report
+from tests.integration.harness import Daemon
+from tests.integration.wire import Till
+from tests.integration.wire_case import until
+
+_AT_BACKUP, _LOST, _SINCE = 20, 10, 15
+
+
+class RestoreCase(ChaosCase):
+    """Twenty events are in the backup, ten more are lost, fifteen are new."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.posd = self.node()
+
+    def live_till(self) -> Till:
+        """One that has received it all, lost events too, and stays connected."""
+        till = self.dial(self.posd, "?last_event_id=0")
+        self.ids(till, _AT_BACKUP, 1)
+        return till
+
+    def ids(self, till: Till, count: int, first: int) -> None:
+        taken = [each["id"] for each in till.take(count)]
+        self.assertEqual(taken, list(range(first, first + count)))
+
+    def assert_told(self, posd: Daemon, stream: str) -> None:
+        """Whoever knows the lost history is told so, wherever in it he stands."""
+        self.assertNotEqual(self.stream(), stream)
+        for position in (0, _AT_BACKUP - 5, _AT_BACKUP, _AT_BACKUP + _LOST, 10_000):
+            till = self.dial_again(posd, f"?last_event_id={position}&stream_id={stream}")
+            said = till.connected
+            self.assertEqual((said["resync"], said["resumedFrom"]), ("reset", None))
+            self.assertEqual(said["lastEventId"], self.head())
+            self.publish(1)
+            self.assertEqual(till.receive()["id"], said["lastEventId"] + 1)
+            till.leave()
+
+    def assert_sent_away(self, till: Till, began: float) -> None:
+        """A till that was connected is told by the end of its connection, and got nothing since."""
+        ended = till.ended(40)
+        report("older backup restored → connected tills sent away", time.monotonic() - began)
+        self.assertIn(ended.code, (1013, 1006))
+        # The greeting and every event of the lost history; not one of the new.
+        self.assertEqual(len(till.frames), 1 + _AT_BACKUP + _LOST)
+
+
+class LogicalTests(RestoreCase):
+    """A copy takes the place of the database, as a dump that was loaded does."""
+
+    def admin(self, *statements: str) -> None:
+        with closing(psycopg2.connect(self.server.dsn())) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+
+    def alone(self, *statements: str) -> None:
+        """Run statements that nobody may be connected to the database for."""
+        self.admin(
+            "ALTER DATABASE posd ALLOW_CONNECTIONS false",
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'posd'",
+            *statements,
+            "ALTER DATABASE posd ALLOW_CONNECTIONS true",
+        )
+
+    def back_up(self) -> None:
+        self.alone("CREATE DATABASE backup TEMPLATE posd")
+
+    def restore(self) -> None:
+        self.alone(
+            "ALTER DATABASE posd RENAME TO lost",
+            "ALTER DATABASE backup RENAME TO posd",
+        )
+
+    def test_while_posd_runs(self) -> None:
+        self.publish(_AT_BACKUP)
+        till = self.live_till()
+        self.back_up()
+        self.publish(_LOST)
+        self.ids(till, _LOST, _AT_BACKUP + 1)
+        stream = till.connected["streamId"]
+        began = time.monotonic()
+        self.restore()
+        # At once, and beyond where the tills stand: what counts is whose history it is.
+        self.publish(_SINCE)
+        self.assert_sent_away(till, began)
+        self.assert_told(self.posd, stream)
+
+    def test_while_posd_does_not_run(self) -> None:
+        self.publish(_AT_BACKUP)
+        stream = self.live_till().connected["streamId"]
+        self.back_up()
+        self.publish(_LOST)
+        self.assertEqual(self.posd.stop(), 0)
+        self.restore()
+        self.again(self.posd)
+        self.publish(_SINCE)
+        self.assert_told(self.posd, stream)
+
+    def test_a_named_till_goes_on_from_what_the_backup_knows_of_it(self) -> None:
+        till = self.dial(self.posd, "?last_event_id=0", device="POS_BAR_1")
+        self.publish(_AT_BACKUP)
+        self.ids(till, _AT_BACKUP, 1)
+        till.send({"type": "ack", "id": _AT_BACKUP})
+        acked = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
+        until(lambda: self.shop.query(acked) == [(_AT_BACKUP,)], "the ack is in the books")
+        self.back_up()
+        self.publish(_LOST)
+        self.ids(till, _LOST, _AT_BACKUP + 1)
+        till.send({"type": "ack", "id": _AT_BACKUP + _LOST})
+        wanted = [(_AT_BACKUP + _LOST,)]
+        until(lambda: self.shop.query(acked) == wanted, "the ack is in the books")
+        self.restore()
+        self.publish(_SINCE)
+        again = self.dial_again(self.posd, device="POS_BAR_1")
+        self.assertEqual(again.connected["resumedFrom"], _AT_BACKUP)
+        self.ids(again, _SINCE, _AT_BACKUP + 1)
+
+
+class PhysicalTests(RestoreCase):
+    """The data directory is put back as it was: nothing about the database itself says so."""
+
+    def data(self) -> Path:
+        return self.server.folder / "data"
+
+    def down(self) -> None:
+        """Kill PostgreSQL, and wait for the last process of it to be gone."""
+        self.server.kill()
+        until(lambda: not self.processes(), "all backends are gone")
+
+    def processes(self) -> list[Path]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*/cwd"):
+            try:
+                if process.readlink() == self.data():
+                    found.append(process)
+            except OSError:
+                continue
+        return found
+
+    def test_while_posd_runs(self) -> None:
+        self.publish(_AT_BACKUP)
+        till = self.live_till()
+        stream = till.connected["streamId"]
+        backup = self.server.folder / "backup"
+        self.down()
+        subprocess.run(["cp", "-a", self.data(), backup], check=True)
+        self.server.restart()
+        self.publish(_LOST)
+        self.ids(till, _LOST, _AT_BACKUP + 1)
+        self.down()
+        subprocess.run(["rm", "-rf", self.data()], check=True)
+        subprocess.run(["cp", "-a", backup, self.data()], check=True)
+        began = time.monotonic()
+        self.server.restart()
+        self.assert_sent_away(till, began)
+        self.publish(_SINCE)
+        self.assert_told(self.posd, stream)
+
+    def test_a_till_beyond_the_head_is_told_by_whoever_does_not_know(self) -> None:
+        self.publish(_AT_BACKUP)
+        stream, position = self.stream(), _AT_BACKUP + _LOST
+        till = self.dial(self.posd, f"?last_event_id={position}&stream_id={stream}")
+        self.assertEqual(till.connected["resync"], "ahead")
+        self.publish(_SINCE)
+        self.ids(till, _SINCE, _AT_BACKUP + 1)
