@@ -126,12 +126,12 @@ class Channel:
         False: it is behind and has to read on; or it is ahead, since it read the log before the
         wake came, and `behind` will be called when the channel has caught up with it.
         """
-        if session.position == self.tail:
-            self._live.add(session)
-            return True
         if session.position > self.tail:
             self.wake(session.position)
-        return False
+        if session.position != self.tail:
+            return False
+        self._live.add(session)
+        return True
 
     def slow_down(self, session: Subscriber) -> None:
         """Be live no more."""

@@ -195,7 +195,7 @@ class Session:
             self.state = State.CATCHING_UP
             self._channel.slow_down(self)
 
-    def heard(self, raw: bytes) -> Coroutine[object, object, None] | None:
+    def heard(self, raw: bytes) -> Coroutine[Deferred[object], object, None] | None:
         """Take one text message; what takes longer is returned, to be awaited before the next.
 
         What a till said before it left still counts; what it says after it was sent away does not.
