@@ -74,6 +74,14 @@ class Authenticator:
             raise self._refusal(address)
         return found
 
+    async def somewhere(self, key: str | None, address: str) -> int:
+        """The id of a valid key of anybody, where it is yet to be read who the tenant is."""
+        sha256 = _hash(key)
+        key_id = None if sha256 is None else await credentials.known(self._database, sha256)
+        if key_id is None:
+            raise self._refusal(address)
+        return key_id
+
     async def unasked(self, slug: str) -> Tenant:
         """The tenant that a caller names who needs no key, on a trusted listener."""
         tenant = await tenants.by_slug(self._database, slug)

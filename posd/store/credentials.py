@@ -33,6 +33,12 @@ _FIND_GLOBAL: Final = """
      WHERE k.key_sha256 = %s AND k.tenant_id IS NULL AND k.revoked_at IS NULL
        AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
 """
+_KNOWN: Final = """
+    SELECT k.id FROM dinedesk_main.pos_api_keys AS k
+     WHERE k.key_sha256 = %s AND k.revoked_at IS NULL
+       AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
+     LIMIT 1
+"""
 _ENDED: Final = """
     SELECT used.id FROM unnest(%s::integer[]) AS used(id)
      WHERE NOT EXISTS (
@@ -109,6 +115,12 @@ async def find_global(session: Session, sha256: bytes) -> Principal | None:
     """A key of all tenants, where no tenant is named."""
     rows = await session.query(_FIND_GLOBAL, (sha256,))
     return Principal(rows[0][0], KeyKind(rows[0][1]), None) if rows else None
+
+
+async def known(session: Session, sha256: bytes) -> int | None:
+    """The id of a valid key of anybody."""
+    rows = await session.query(_KNOWN, (sha256,))
+    return int(rows[0][0]) if rows else None
 
 
 async def ended(session: Session, ids: Iterable[int]) -> set[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from os import SEEK_END
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
@@ -116,6 +117,14 @@ class Call:
         """A query parameter's value, the first where there are several."""
         raw: bytes | None = self.request.args.get(name.encode(), [None])[0]
         return None if raw is None else raw.decode("latin-1")
+
+    @property
+    def size(self) -> int:
+        """How many bytes the body has."""
+        content = cast(BinaryIO, self.request.content)
+        size = content.seek(0, SEEK_END)
+        content.seek(0)
+        return size
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
