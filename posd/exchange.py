@@ -96,6 +96,8 @@ class Exchange(Service):
         Raises `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
         """
         self._refuse_while_draining()
+        if device_id is not None:
+            await self._presence.settle(tenant_id, device_id)
         opening = await books.opening(self._database, tenant_id, device_id, _MOST_DEVICES)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()

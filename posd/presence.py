@@ -114,6 +114,11 @@ class Presence(Service):
             terminal.connected_at,
         )
 
+    async def settle(self, tenant_id: TenantId, device_id: str) -> None:
+        """Write down what a device acknowledged, now that it comes back and asks how far it is."""
+        if (tenant_id, device_id) in self._notes.acks or self._turn.locked:
+            await self.flush()
+
     async def flush(self) -> None:
         """Write what was noted. What cannot be written because the database is away is kept."""
         await self._turn.acquire()

@@ -57,6 +57,18 @@ class NamedTests(WireCase):
             self.assert_ids(again.take(3), 2, 4)
             again.leave()
 
+    def test_one_that_comes_back_at_once_finds_what_it_said_last(self) -> None:
+        till = self.dial()
+        self.publish(4)
+        till.take(4)
+        for position in (1, 3, 4):
+            till.send({"type": "ack", "id": position})
+            self.assertTrue(till.next_is_pong(position))
+            till.hang_up()
+            till = self.dial()
+            self.assertEqual(till.connected["resumedFrom"], position)
+            till.take(4 - position)
+
     def test_a_position_of_its_own_counts_before_its_cursor(self) -> None:
         till = self.dial()
         self.publish(5)
