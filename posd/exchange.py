@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 from twisted.application.service import Service
@@ -20,9 +20,8 @@ from posd.cursor import resume
 from posd.database import Database
 from posd.errors import TooManyRequests, Unavailable
 from posd.outbox import Budget, Outbox
-from posd.presence import Presence
-from posd.roster import Attendance, Line, Roster
-from posd.session import Session
+from posd.roster import Attendance, Line, Roster, Sighting
+from posd.session import Register, Session
 from posd.store import credentials, stream
 from posd.store import presence as books
 from posd.values import (
@@ -33,6 +32,7 @@ from posd.values import (
     Head,
     Opening,
     Seq,
+    Tenant,
     TenantId,
     Terminal,
 )
@@ -41,6 +41,28 @@ _MOST_DEVICES: Final = 1000
 _DRAIN_BATCHES: Final = 20
 _PARTING_SECONDS: Final = 3.0
 _LOOK_SECONDS: Final = 0.05
+
+
+class Books(Register, Protocol):
+    """Where it is written down who is connected and how far everybody is (`posd.presence`)."""
+
+    sightings: Callable[[], list[Sighting]]
+    """Asked what has changed of the connections."""
+
+    def connected(self, terminal: Terminal) -> None:
+        """A connection was opened."""
+
+    def disconnected(self, terminal: Terminal) -> None:
+        """A connection is gone."""
+
+    def delivered(self, tenant: Tenant, seq: Seq) -> None:
+        """A till of the tenant was sent everything up to `seq`."""
+
+    def settle(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
+        """Write down what is still to be written of a device, before its cursor is asked for."""
+
+    def claim(self, terminal: Terminal) -> Awaitable[bool]:
+        """Make a connection its device's one on all nodes; False if a newer one already is."""
 
 
 class Exchange(Service):
@@ -52,7 +74,7 @@ class Exchange(Service):
         self,
         reactor: IReactorTime,
         database: Database,
-        presence: Presence,
+        presence: Books,
         *,
         heartbeat: float,
         outbox_bytes: int,

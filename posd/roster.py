@@ -50,6 +50,9 @@ class Line(Peer, Sink, Protocol):
         """End it without a Close frame; `abort` does not wait for what is on its way."""
 
 
+Sighting = tuple[UUID, datetime, Seq]
+"""What is new of a connection: which it is, when it was last heard of, up to where it was sent."""
+
 Claim = Callable[[Terminal], Awaitable[bool]]
 """Makes a connection its device's one on all nodes; False if a newer one already is."""
 
@@ -136,8 +139,8 @@ class Roster(Service):
         if attendance is not None and not attendance.claimed:
             self._claim(attendance)
 
-    def sightings(self) -> list[tuple[UUID, datetime, Seq]]:
-        """What has changed since the last time: connection, last heard of, last sent."""
+    def sightings(self) -> list[Sighting]:
+        """What has changed since the last time."""
         now, wall = self._reactor.seconds(), datetime.now(UTC).timestamp()
         sightings = []
         for connection_id, attendance in self._everyone.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -9,10 +10,15 @@ from uuid import UUID, uuid4
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
+from posd.channel import Channel
 from posd.errors import Unavailable
 from posd.jsontext import decode
-from posd.outbox import Outbox
+from posd.outbox import Budget, Outbox
+from posd.session import Peer, Session
+from posd.session import Register as KeptIn
 from posd.values import (
     Closing,
     Event,
@@ -22,6 +28,7 @@ from posd.values import (
     Position,
     Principal,
     PrintStatus,
+    Resync,
     Seq,
     Tenant,
     Terminal,
@@ -221,3 +228,67 @@ class Register:
     ) -> Awaitable[bool]:
         self.prints.append((order_id, status, reason))
         return self.printing.pop(0) if self.printing else succeed(True)
+
+
+class SessionCase(SynchronousTestCase):
+    """A tenant with ten events."""
+
+    limit = 1000
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.log = Log()
+        self.log.commit(10)
+        self.delivered: list[Seq] = []
+        self.channel = Channel(KITCHEN, self.log.head, self.log.read, self.note_delivery)
+        self.budget = Budget(1_000_000)
+        self.register = Register()
+        self.line = Line()
+
+    def note_delivery(self, tenant: Tenant, seq: Seq) -> None:
+        self.delivered.append(seq)
+
+    def begin(
+        self,
+        terminal: Terminal,
+        opening: Opening,
+        start: Seq,
+        resync: Resync | None = None,
+        line: Line | None = None,
+    ) -> Session:
+        peer: Peer = line or self.line
+        outbox = Outbox(
+            line or self.line,
+            self.limit,
+            self.budget,
+            KITCHEN.id,
+            clock=self.clock.seconds,
+            position=start,
+        )
+        kept: KeptIn = self.register
+        session = Session(
+            terminal, self.channel, outbox, peer, kept, self.clock.seconds, lambda: NOON
+        )
+        outbox.listener = session
+        (line or self.line).attach(outbox)
+        session.begin(opening, resync, heartbeat=30)
+        return session
+
+    def unnamed(self, after: Seq | None = None) -> Session:
+        """A till without a name; it names a position if `after` does."""
+        position = None if after is None else Position(after)
+        start = 10 if after is None else after
+        return self.begin(terminal(position=position), opening(10), start)
+
+    def named(self, acked: Seq = 10) -> Session:
+        """A till that acknowledges."""
+        return self.begin(terminal("BAR"), opening(10, acked), acked)
+
+    def legacy(self) -> Session:
+        """A till with a name that never acknowledged; its cursor is old."""
+        return self.begin(terminal(key_device="BAR"), opening(10, 3, legacy=True), 10)
+
+    def hear(self, session: Session, **message: Any) -> None:
+        work = session.heard(json.dumps(message).encode())
+        if work is not None:
+            self.successResultOf(work)

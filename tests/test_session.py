@@ -2,98 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
-from posd import session as sessions
 from posd.channel import Channel, chunks
 from posd.errors import StatementFailed, Unavailable
-from posd.outbox import Budget, Outbox
-from posd.session import Peer, Session, State
+from posd.session import State
 from posd.values import (
     FAILED,
     GOING_AWAY,
     POLICY,
     STREAM_CHANGED,
     TOO_SLOW,
-    Opening,
     Position,
     PrintStatus,
     Resync,
-    Seq,
-    Tenant,
-    Terminal,
 )
-from tests.delivery_case import KITCHEN, NOON, STREAM, Line, Log, Register, opening, terminal
-
-
-class SessionCase(SynchronousTestCase):
-    """A tenant with ten events."""
-
-    limit = 1000
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.log = Log()
-        self.log.commit(10)
-        self.delivered: list[Seq] = []
-        self.channel = Channel(KITCHEN, self.log.head, self.log.read, self.note_delivery)
-        self.budget = Budget(1_000_000)
-        self.register = Register()
-        self.line = Line()
-
-    def note_delivery(self, tenant: Tenant, seq: Seq) -> None:
-        self.delivered.append(seq)
-
-    def begin(
-        self,
-        terminal: Terminal,
-        opening: Opening,
-        start: Seq,
-        resync: Resync | None = None,
-        line: Line | None = None,
-    ) -> Session:
-        peer: Peer = line or self.line
-        outbox = Outbox(
-            line or self.line,
-            self.limit,
-            self.budget,
-            KITCHEN.id,
-            clock=self.clock.seconds,
-            position=start,
-        )
-        register: sessions.Register = self.register
-        session = Session(
-            terminal, self.channel, outbox, peer, register, self.clock.seconds, lambda: NOON
-        )
-        outbox.listener = session
-        (line or self.line).attach(outbox)
-        session.begin(opening, resync, heartbeat=30)
-        return session
-
-    def unnamed(self, after: Seq | None = None) -> Session:
-        """A till without a name; it names a position if `after` does."""
-        position = None if after is None else Position(after)
-        start = 10 if after is None else after
-        return self.begin(terminal(position=position), opening(10), start)
-
-    def named(self, acked: Seq = 10) -> Session:
-        """A till that acknowledges."""
-        return self.begin(terminal("BAR"), opening(10, acked), acked)
-
-    def legacy(self) -> Session:
-        """A till with a name that never acknowledged; its cursor is old."""
-        return self.begin(terminal(key_device="BAR"), opening(10, 3, legacy=True), 10)
-
-    def hear(self, session: Session, **message: Any) -> None:
-        work = session.heard(json.dumps(message).encode())
-        if work is not None:
-            self.successResultOf(work)
+from tests.delivery_case import KITCHEN, STREAM, Line, Log, SessionCase, opening, terminal
 
 
 class GreetingTests(SessionCase):
