@@ -151,7 +151,7 @@ class NodesTests(ChaosCase):
 
     def entered(self, till: Till) -> None:
         """Wait until a connection is in the books, where other nodes find it."""
-        known = "SELECT FROM dinedesk_main.pos_connections WHERE connection_id = %s::uuid"
+        known = "SELECT 1 FROM dinedesk_main.pos_connections WHERE connection_id = %s::uuid"
         mine = (till.connected["connectionId"],)
         until(lambda: self.shop.query(known, mine), "it is in the books")
 
