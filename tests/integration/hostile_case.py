@@ -1,0 +1,193 @@
+"""What the hostile tests begin with: a daemon that logs everything, and an eye on what it tells.
+
+After every test the daemon's log must have nothing in it that is nobody's business, nor any sign
+that something unforeseen happened, and so must every answer on the way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar, Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.harness import Daemon, Shop
+from tests.integration.peer import PING, TEXT, Answer, Peer, frame
+from tests.integration.wire_case import until
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+
+UNFORESEEN: Final = ("Traceback", "Unhandled", "#critical")
+LEAKED: Final = ("Traceback", "Error:", "psycopg", "twisted", "/posd/", "SELECT ", "dinedesk_")
+
+_numbers = itertools.count(1)
+
+
+@functools.cache
+def besieged(configuration: str) -> tuple[Shop, Daemon]:
+    """A shop and its daemon, which logs as much as it can."""
+    shop = Shop.open([])
+    atexit.register(shop.close)
+    (shop.folder / "conf.d").mkdir()
+    (shop.folder / "conf.d" / "loud.toml").write_text('[logging]\nlevel = "debug"\n')
+    return shop, shop.start(configuration)
+
+
+class HostileCase(SynchronousTestCase):
+    """Every test has two tenants of its own: one that does harm, and one that must not feel it."""
+
+    configuration: ClassVar[str] = "[limits]\nfailed_auth_per_minute = 100000"
+
+    def setUp(self) -> None:
+        self.shop, self.posd = besieged(self.configuration)
+        self.slug, self.neighbour = f"bad-{next(_numbers)}", f"good-{next(_numbers)}"
+        for slug in (self.slug, self.neighbour):
+            self.shop.add_tenant(slug)
+        self.schema = f"dinedesk_{self.slug.replace('-', '_')}"
+        # What is said under this name is to be found nowhere else.
+        self.secret = f"hush-{self.slug}-hush"
+        self.keys: list[str] = []
+        self.key = self.make_key()
+        self._logged = len(self.posd.log())
+
+    def tearDown(self) -> None:
+        self.assertIsNone(self.posd.process.poll(), "the daemon is gone")
+        log = self.posd.log()[self._logged :]
+        for word in (*self.keys, self.secret, *UNFORESEEN):
+            self.assertNotIn(word, log)
+
+    # -- who there is ------------------------------------------------------------------------
+
+    def make_key(
+        self, kind: str = "tenant", device: str | None = None, *, slug: str | None = ""
+    ) -> str:
+        """A key of the hostile tenant, or of another one, or of all where `slug` is None."""
+        key = self.shop.key(kind, self.slug if slug == "" else slug, device)
+        self.keys.append(key)
+        return key
+
+    def peer(self, *, bare: bool = False, source: str | None = None) -> Peer:
+        """A connection on which nothing was said yet; it is gone when the test is over."""
+        peer = Peer.dial(self.posd, bare=bare, source=source)
+        self.addCleanup(peer.close)
+        return peer
+
+    def till(
+        self, key: str | None = None, *, slug: str | None = None, headers: Headers = ()
+    ) -> Peer:
+        """A till that was greeted."""
+        peer = self.peer()
+        sent = [("X-API-Key", key or self.key), *pairs(headers)]
+        answer = peer.upgrade(f"/ws/pos/{slug or self.slug}", sent)
+        self.assertEqual(answer.status, 101, answer)
+        self.assertEqual(peer.message()["type"], "connected")
+        return peer
+
+    def neighbours_till(self) -> Peer:
+        """A till of the other tenant, for `assert_served`."""
+        return self.till(self.make_key(slug=self.neighbour), slug=self.neighbour)
+
+    # -- what is asked -----------------------------------------------------------------------
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        key: str | None = None,
+        headers: Headers = (),
+        source: str | None = None,
+    ) -> Answer:
+        """A request on a connection of its own. `body` is sent as JSON, bytes as they are."""
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        given = [] if key is None else [("X-API-Key", key)]
+        with self.peer(source=source) as peer:
+            answer = peer.ask(method, path, [*given, *pairs(headers)], raw)
+        self.assert_quiet(answer)
+        return answer
+
+    def knock(
+        self,
+        key: str | None,
+        *,
+        slug: str | None = None,
+        path: str | None = None,
+        headers: Headers = (),
+        source: str | None = None,
+    ) -> Answer:
+        """The answer to a till at the door."""
+        given = [] if key is None else [("X-API-Key", key)]
+        with self.peer(source=source) as peer:
+            place = path or f"/ws/pos/{slug or self.slug}"
+            answer = peer.upgrade(place, [*given, *pairs(headers)])
+        if answer.status != 101:
+            self.assert_quiet(answer)
+        return answer
+
+    def publish(self, data: object, kind: str = "note") -> None:
+        """Publish by SQL as the hostile tenant; `data` is JSON, text as it is."""
+        text = data if isinstance(data, str) else json.dumps(data)
+        self.shop.query(
+            "SELECT dinedesk_main.pos_publish(%s, %s, %s::jsonb)", (self.slug, kind, text)
+        )
+
+    def failure(self) -> tuple[str, str]:
+        """The newest event of the hostile tenant that could not be published: data and reason."""
+        sql = (
+            f"SELECT event_data::text, failure FROM {self.schema}.pos_events"
+            " WHERE failure IS NOT NULL ORDER BY id DESC LIMIT 1"
+        )
+        ((data, reason),) = until(lambda: self.shop.query(sql), "a failed event")
+        return str(data), str(reason)
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    def assert_refused(self, answer: Answer, status: int, code: str) -> None:
+        """It is a refusal in JSON, as documented."""
+        self.assertEqual((answer.status, answer.json["code"]), (status, code))
+        self.assertEqual(answer.headers["content-type"], "application/json")
+        self.assertIs(answer.json["success"], False)
+
+    def assert_quiet(self, answer: Answer) -> None:
+        """An answer has nothing of exceptions, statements, paths and secrets."""
+        said = repr((answer.headers, answer.body))
+        for word in (*self.keys, self.secret, *LEAKED):
+            self.assertNotIn(word, said)
+
+    def assert_served(self, till: Peer, *, within: float = 5.0, rounds: int = 3) -> None:
+        """Another tenant's till gets what is published for it, one event after the other."""
+        for number in range(rounds):
+            self.shop.publish(self.neighbour, "note", {"n": number})
+            while (message := till.message(within))["type"] != "note":
+                pass
+            self.assertEqual(message["data"], {"n": number})
+
+    def assert_alive(self, till: Peer) -> None:
+        """A till is still there, and is understood."""
+        till.send(frame(PING, b"still there?"))
+        while till.frame().payload != b"still there?":
+            pass
+        till.send(frame(TEXT, b'{"type":"ping","id":1}'))
+        while (message := till.message())["type"] != "pong":
+            self.assertEqual(message["type"], "error")
+
+    def memory(self) -> int:
+        """Mebibytes that the daemon has in memory."""
+        status = Path(f"/proc/{self.posd.pid}/status").read_text()
+        (line,) = (each for each in status.splitlines() if each.startswith("VmRSS:"))
+        return int(line.split()[1]) // 1024
+
+    def open_files(self) -> int:
+        """How many files and sockets the daemon has open."""
+        return len(list(Path(f"/proc/{self.posd.pid}/fd").iterdir()))
+
+
+def pairs(headers: Headers) -> list[tuple[str, str]]:
+    """Headers one by one."""
+    return list(headers.items() if isinstance(headers, Mapping) else headers)
