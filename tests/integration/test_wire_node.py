@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
@@ -30,13 +31,13 @@ def modules() -> Path | str:
     if not all(programs):
         return "not run: node and npm are not installed"
     folder = Path(tempfile.mkdtemp(prefix="posd-node-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
     try:
         subprocess.run(
             [*install, f"ws@{_VERSION}"], check=True, capture_output=True, timeout=_SECONDS
         )
     except (OSError, subprocess.SubprocessError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
         return f"not run: npm could not install ws: {error}"
     return folder
 
