@@ -2,164 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
-from inspect import signature
-from typing import Any
 from uuid import UUID
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.defer import Deferred
 
-from posd.database import Database
 from posd.errors import TooManyRequests, Unavailable
-from posd.exchange import Books, Exchange
-from posd.roster import Line as RosterLine
-from posd.roster import Sighting
-from posd.session import Session, State
-from posd.store import credentials, presence, stream
+from posd.session import State
 from posd.values import (
     GOING_AWAY,
     REVOKED,
     STREAM_CHANGED,
     SUPERSEDED,
-    Event,
     Head,
     Opening,
     Position,
-    Seq,
-    Tenant,
-    TenantId,
-    Terminal,
 )
 from tests.delivery_case import (
     KITCHEN,
     NOON,
     OTHER_STREAM,
     Line,
-    Log,
-    Register,
     opening,
     terminal,
 )
-
-
-class Presence(Register):
-    """The books of a node. Implements `exchange.Books`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sightings: Callable[[], list[Sighting]] = list
-        self.here: list[Terminal] = []
-        self.furthest: dict[str, Seq] = {}
-        self.claims: list[Terminal] = []
-        self.settled: list[tuple[TenantId, str]] = []
-
-    def connected(self, terminal: Terminal) -> None:
-        self.here.append(terminal)
-
-    def disconnected(self, terminal: Terminal) -> None:
-        self.here.remove(terminal)
-
-    def delivered(self, tenant: Tenant, seq: Seq) -> None:
-        self.furthest[tenant.slug] = seq
-
-    def settle(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
-        self.settled.append((tenant_id, device_id))
-        return succeed(None)
-
-    def claim(self, terminal: Terminal) -> Awaitable[bool]:
-        self.claims.append(terminal)
-        return succeed(True)
-
-
-class Store:
-    """What the statements of `posd.store` find; `pending` keeps answers back."""
-
-    def __init__(self) -> None:
-        self.log = Log()
-        self.log.commit(10)
-        self.opening: Opening | None = None
-        self.pending: list[Deferred[None]] | None = None
-        self.away = False
-        self.asked: list[list[TenantId]] = []
-        self.resets: list[list[TenantId]] = []
-        self.ended: set[int] = set()
-        self.checked: list[set[int]] = []
-
-    async def look(self) -> None:
-        if self.away:
-            raise Unavailable("The database is away.")
-        if self.pending is not None:
-            turn: Deferred[None] = Deferred()
-            self.pending.append(turn)
-            await turn
-
-    async def find_opening(self, _: Any, tenant: TenantId, device: str | None, most: int) -> Any:
-        await self.look()
-        return self.opening
-
-    async def find_heads(self, _: Any, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
-        self.asked.append(list(ids))
-        heads = {KITCHEN.id: self.log.head}
-        await self.look()
-        return heads
-
-    async def find_events(
-        self, _: Any, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
-    ) -> list[Event]:
-        return await self.log.read(seq, limit) if stream_id == self.log.stream_id else []
-
-    async def reset(self, _: Any, ids: Iterable[TenantId]) -> None:
-        self.resets.append(list(ids))
-        self.log.stream_id = OTHER_STREAM
-
-    async def find_ended(self, _: Any, ids: Iterable[int]) -> set[int]:
-        self.checked.append(set(ids))
-        return self.ended & set(ids)
-
-
-class ExchangeCase(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.books = Presence()
-        self.store = Store()
-        self.log = self.store.log
-        for module, name, found in (
-            (presence, "opening", self.store.find_opening),
-            (stream, "heads", self.store.find_heads),
-            (stream, "after", self.store.find_events),
-            (stream, "reset", self.store.reset),
-            (credentials, "ended", self.store.find_ended),
-        ):
-            real = signature(getattr(module, name)).parameters
-            self.assertEqual(len(signature(found).parameters), len(real), name)
-            self.patch(module, name, found)
-        books: Books = self.books
-        self.exchange = Exchange(
-            self.clock,
-            Database(self.clock, "", size=1, statement_timeout=5),
-            books,
-            heartbeat=30,
-            outbox_bytes=1000,
-            outbox_total=100_000,
-        )
-        self.exchange.startService()
-        self.addCleanup(self.exchange.stopService)
-
-    def connect(
-        self, connecting: Terminal | None = None, acked: Seq | None = None, at: Seq | None = None
-    ) -> tuple[Session, Line]:
-        connecting = connecting or terminal()
-        line = Line(heard_at=self.clock.seconds())
-        there: RosterLine = line
-        last_seq = self.log.last if at is None else at
-        return self.exchange.open(connecting, opening(last_seq, acked), there), line
-
-    def check(self, *heads: Head) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.exchange.check(heads))
+from tests.exchange_case import ExchangeCase
 
 
 class LookingUpTests(ExchangeCase):
