@@ -1,0 +1,145 @@
+"""Who is connected where, where a terminal stands, and whose a device is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from posd.store import presence
+from tests.store_case import StoreCase
+
+NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
+
+
+class LeaseTests(StoreCase):
+    async def test_the_first_lease_finds_books_that_do_not_know_the_node(self) -> None:
+        session, node = await self.session(), uuid4()
+        self.assertTrue(await presence.lease(session, node, 15))
+        self.assertFalse(await presence.lease(session, node, 15))
+        await presence.leave(session, node)
+        self.assertTrue(await presence.lease(session, node, 15))
+
+    async def test_connections_of_a_node_whose_lease_is_over_do_not_count(self) -> None:
+        session, node = await self.session(), uuid4()
+        await presence.lease(session, node, 15)
+        await presence.connected(
+            session, node, [(uuid4(), 1, "front", NOW), (uuid4(), 1, None, NOW)]
+        )
+        self.assertEqual(await presence.counts(session), [("kitchen", 2)])
+        self.assertEqual(await presence.elsewhere(session, uuid4(), [1, 2]), {1: 2})
+        self.assertEqual(await presence.elsewhere(session, node, [1, 2]), {})
+        self.admin.run("UPDATE dinedesk_main.pos_nodes SET lease_until = now()")
+        self.assertEqual(await presence.counts(session), [])
+
+    async def test_a_node_that_is_long_dead_is_buried_by_the_next_one(self) -> None:
+        session, dead = await self.session(), uuid4()
+        await presence.lease(session, dead, 15)
+        await presence.connected(session, dead, [(uuid4(), 1, "front", NOW)])
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_nodes SET lease_until = now() - interval '2 minutes'"
+        )
+        await presence.lease(session, uuid4(), 15)
+        count = "SELECT count(*) FROM dinedesk_main.pos_connections"
+        self.assertEqual(self.admin.value(count), 0)
+
+
+class OpeningTests(StoreCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 100")
+
+    async def test_a_device_that_was_never_seen_begins_at_the_head(self) -> None:
+        session = await self.session()
+        opening = await presence.opening(session, 1, "front", 10)
+        assert opening is not None
+        self.assertEqual((opening.head.last_seq, opening.acked), (100, 100))
+        self.assertTrue(opening.legacy)
+
+    async def test_a_device_that_acknowledges_goes_on_from_its_cursor(self) -> None:
+        session = await self.session()
+        await presence.opening(session, 1, "front", 10)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 30")
+        await presence.acknowledged(session, [(1, "front", 40)])
+        opening = await presence.opening(session, 1, "front", 10)
+        assert opening is not None
+        self.assertEqual((opening.acked, opening.legacy), (40, False))
+
+    async def test_a_terminal_without_a_name_has_no_cursor(self) -> None:
+        opening = await presence.opening(await self.session(), 1, None, 10)
+        assert opening is not None
+        self.assertEqual((opening.acked, opening.legacy), (None, False))
+
+    async def test_a_tenant_has_no_more_devices_than_it_may(self) -> None:
+        session = await self.session()
+        for name in ("one", "two"):
+            self.assertIsNotNone(await presence.opening(session, 1, name, 2))
+        self.assertIsNone(await presence.opening(session, 1, "three", 2))
+        self.assertIsNotNone(await presence.opening(session, 1, "one", 2))
+        self.assertIsNotNone(await presence.opening(session, 2, "three", 2))
+
+    async def test_a_tenant_that_is_gone_has_nothing(self) -> None:
+        self.assertIsNone(await presence.opening(await self.session(), 99, "front", 10))
+
+    async def test_a_cursor_never_moves_back_nor_beyond_the_head(self) -> None:
+        session = await self.session()
+        await presence.opening(session, 1, "front", 10)
+        self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
+        cursor = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
+        for asked, held in ((50, 50), (45, 50), (101, 50), (100, 100)):
+            await presence.acknowledged(session, [(1, "front", asked)])
+            self.assertEqual(self.admin.value(cursor), held)
+
+    async def test_progress_never_moves_back_nor_beyond_the_head(self) -> None:
+        session = await self.session()
+        head = "SELECT sent_seq, received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        for sent, received, held in (
+            (50, 40, (50, 40)),
+            (45, 60, (50, 60)),
+            (300, 0, (100, 60)),
+        ):
+            await presence.progress(session, [(1, sent, received), (2, 1, 1)])
+            self.assertEqual(self.admin.rows(head), [held])
+
+
+class ClaimTests(StoreCase):
+    async def enter(self, since: datetime, device: str = "front") -> UUID:
+        connection_id = uuid4()
+        await presence.connected(self.books, self.node, [(connection_id, 1, device, since)])
+        return connection_id
+
+    async def begin(self) -> None:
+        self.books, self.node = await self.session(), uuid4()
+        await presence.lease(self.books, self.node, 15)
+        self.listener = self.client()
+        self.listener.run("LISTEN posd_control")
+
+    def superseded(self) -> list[str]:
+        told = [payload.split() for _, payload in self.listener.notifications()]
+        return [subject for kind, subject in told if kind == "superseded"]
+
+    async def test_the_newer_connection_wins_and_the_older_is_told(self) -> None:
+        await self.begin()
+        old, new = await self.enter(NOW), await self.enter(NOW + timedelta(seconds=1))
+        other = await self.enter(NOW, device="back")
+        self.assertTrue(
+            await presence.claim(self.books, new, 1, "front", NOW + timedelta(seconds=1))
+        )
+        self.assertEqual(self.superseded(), [str(old)])
+        self.assertFalse(await presence.claim(self.books, old, 1, "front", NOW))
+        self.assertTrue(await presence.claim(self.books, other, 1, "back", NOW))
+
+    async def test_one_that_has_not_claimed_yet_displaces_nobody(self) -> None:
+        await self.begin()
+        old = await self.enter(NOW)
+        await self.enter(NOW + timedelta(seconds=1))
+        self.assertTrue(await presence.claim(self.books, old, 1, "front", NOW))
+        self.assertEqual(self.superseded(), [])
+
+    async def test_of_two_that_came_at_the_same_moment_one_stays(self) -> None:
+        await self.begin()
+        both = [await self.enter(NOW), await self.enter(NOW)]
+        won = [await presence.claim(self.books, each, 1, "front", NOW) for each in both]
+        won += [await presence.claim(self.books, each, 1, "front", NOW) for each in both]
+        self.assertEqual(won[2:].count(True), 1)
+        self.assertEqual(set(self.superseded()), {str(min(both))})

@@ -1,0 +1,96 @@
+"""Heads, the log, and the sequencer's three statements as the daemon calls them."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+from posd.errors import Busy
+from posd.store import stream
+from posd.store.stream import Entry
+from tests.store_case import GRILL, KITCHEN, StoreCase
+
+
+def entry(number: int, tenant_id: int = 1, failure: str | None = None) -> Entry:
+    return Entry(tenant_id, "notice", f'{{"n":{number}}}', failure=failure)
+
+
+class StreamTests(StoreCase):
+    async def test_entries_are_numbered_in_their_order_each_tenant_by_itself(self) -> None:
+        session = await self.session()
+        recorded = await stream.record(
+            session, uuid4(), [entry(1), entry(2, 2), entry(3, failure="bad"), entry(4)]
+        )
+        self.assertEqual([each.seq for each in recorded], [1, 1, None, 2])
+
+    async def test_the_log_is_read_as_it_was_written(self) -> None:
+        session = await self.session()
+        odd = Entry(1, "notice", '{"b":1,"a":"é"}', '{"beside":true}')
+        await stream.record(session, uuid4(), [entry(1), odd, entry(3), entry(4)])
+        history = (await stream.heads(session, [1]))[1].stream_id
+        events = await stream.after(session, KITCHEN, history, 1, 2)
+        self.assertEqual([event.seq for event in events], [2, 3])
+        self.assertEqual(events[0].data, '{"b":1,"a":"é"}'.encode())
+        self.assertEqual((events[0].beside, events[1].beside), (b'{"beside":true}', b"{}"))
+        self.assertIsNotNone(events[0].created_at.utcoffset())
+        self.assertEqual(await stream.after(session, GRILL, history, 0, 10), [])
+        await stream.reset(session, [1])
+        self.assertEqual(await stream.after(session, KITCHEN, history, 1, 2), [])
+
+    async def test_heads_and_the_poll_tell_where_streams_are_and_what_waits(self) -> None:
+        session = await self.session()
+        await stream.record(session, uuid4(), [entry(1), entry(2)])
+        waiting, heads = await stream.poll(session, [1])
+        self.assertEqual((waiting, [head.last_seq for head in heads]), (False, [2]))
+        self.assertIsInstance(heads[0].stream_id, UUID)
+        self.assertEqual((await stream.heads(session, [1, 2]))[2].last_seq, 0)
+        self.publish()
+        self.assertEqual(await stream.poll(session, []), (True, []))
+
+    async def test_rows_are_taken_once_and_those_of_tenants_aside_are_left(self) -> None:
+        session = await self.session()
+        self.publish()
+        self.publish("grill")
+        rows = await stream.take(session, 10, [2], patient=False)
+        assert rows is not None
+        self.assertEqual(
+            [(row.tenant_id, row.type, row.key) for row in rows], [(1, "notice", None)]
+        )
+        self.assertEqual(await stream.take(session, 10, [2], patient=False), [])
+        self.assertEqual(len(await stream.take(session, 10, [], patient=False) or ()), 1)
+
+    async def test_there_is_one_sequencer_at_a_time(self) -> None:
+        session = await self.session()
+        await session.execute("SET lock_timeout = '50ms'")
+        self.publish()
+        with self.admin.transaction():
+            self.assertEqual(len(self.admin.take() or ()), 1)
+            self.assertIsNone(await stream.take(session, 10, [], patient=False))
+            with self.assertRaises(Busy):
+                await stream.take(session, 10, [], patient=True)
+
+    async def test_orders_are_read_and_a_tenant_that_cannot_be_is_told_apart(self) -> None:
+        session = await self.session()
+        place = "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
+        order_id = str(self.admin.value(place))
+        self.admin.run("ALTER TABLE dinedesk_grill.orders RENAME TO put_away")
+        states, failures = await stream.order_states(
+            session, [(1, order_id, True), (1, "no such", False), (2, "1", True)]
+        )
+        self.assertIn('"total_amount"', states[1, order_id].row_now or "")
+        self.assertIsNone(states[1, order_id].stored)
+        self.assertIsNone(states[1, "no such"].row_now)
+        self.assertEqual(list(failures), [2])
+        self.assertTrue(failures[2].startswith("42P01"))
+        self.assertEqual(await stream.order_states(session, [(1, None, False)]), ({}, {}))
+
+    async def test_a_database_that_is_another_one_is_recognised_once(self) -> None:
+        session = await self.session()
+        before = (await stream.heads(session, [1]))[1].stream_id
+        self.assertFalse(await stream.recognise(session), "it is a copy of its template")
+        named = (await stream.heads(session, [1]))[1].stream_id
+        self.assertNotEqual(named, before)
+        self.assertTrue(await stream.recognise(session))
+        self.assertEqual((await stream.heads(session, [1]))[1].stream_id, named)
+
+    def publish(self, slug: str = "kitchen") -> None:
+        self.admin.run("SELECT dinedesk_main.pos_publish(%s, 'notice', '{}')", slug)
