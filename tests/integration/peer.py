@@ -132,9 +132,26 @@ class Peer:
             return end.rest
         raise AssertionError
 
+    def head(self, seconds: float = WAIT) -> bytes:
+        """The head of an HTTP answer, whatever follows it."""
+        self._fill(lambda: b"\r\n\r\n" in self._read, seconds)
+        return bytes(self._read).partition(b"\r\n\r\n")[0]
+
+    def said_until(self, mark: bytes, seconds: float = WAIT) -> bytes:
+        """Everything that comes up to some bytes, or until posd hangs up."""
+        try:
+            self._fill(lambda: mark in self._read, seconds)
+        except HungUp as end:
+            return end.rest
+        return bytes(self._read)
+
     def close(self) -> None:
         """Be gone without a word, as often as one likes."""
         self.socket.close()
+
+    def end(self) -> None:
+        """Say that nothing more will come (a FIN, below TLS), and go on reading."""
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def __enter__(self) -> Self:
         return self
