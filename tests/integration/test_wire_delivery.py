@@ -51,6 +51,7 @@ class NamedTests(WireCase):
     def test_what_it_was_sent_and_did_not_acknowledge_is_sent_again(self) -> None:
         till = self.dial()
         self.publish(4)
+        till.take(4)
         self.acknowledge(till, 1)
         for _ in range(3):
             again = self.dial()
@@ -72,6 +73,7 @@ class NamedTests(WireCase):
     def test_a_position_of_its_own_counts_before_its_cursor(self) -> None:
         till = self.dial()
         self.publish(5)
+        till.take(5)
         self.acknowledge(till, 4)
         again = self.dial(after=2)
         self.assertEqual(again.connected["resumedFrom"], 2)
