@@ -189,6 +189,16 @@ class Exchange(Service):
         if suspects:
             await self._confirm(suspects)
 
+    def set_back(self, heads: Iterable[Head]) -> list[TenantId]:
+        """Those of these tenants whose head is behind what was delivered here of the same stream."""
+        return [
+            head.tenant_id
+            for head in heads
+            if (channel := self._channels.get(head.tenant_id)) is not None
+            and head.stream_id == channel.stream_id
+            and head.last_seq < channel.tail
+        ]
+
     async def recheck(self, key_id: int | None = None) -> None:
         """Close the sessions whose credential, or whose tenant, is valid no more."""
         using = {each.terminal.principal.key_id for each in self._roster}

@@ -75,7 +75,7 @@ class Parts:
             dsn,
             name="posd sequencer",
             statement_timeout=timeout,
-            prepare=_recognise,
+            prepare=self._recognise,
         )
         self.sequencer = Sequencer(
             reactor,
@@ -112,6 +112,20 @@ class Parts:
                 "not draining": lambda: not self.exchange.draining,
             }
         )
+
+    async def _recognise(self, session: Session) -> None:
+        """Name streams anew where the database is not the one that it was.
+
+        Its fingerprint tells a backup that was promoted or loaded, but not a data directory that was
+        put back; there the heads are behind what tills on this node were sent already.
+        """
+        if not await stream.recognise(session):
+            _log.warn("this is another database than before; every stream has a new name")
+        heads = await stream.heads(session, self.exchange.tenants)
+        set_back = self.exchange.set_back(heads.values())
+        if set_back:
+            _log.error("the streams of tenants {ids} were set back", ids=set_back)
+            await stream.reset(session, set_back)
 
     def start(self) -> None:
         """Start all that runs by itself, what others need first."""
@@ -174,8 +188,3 @@ class Parts:
         return await self.database.transaction(
             lambda session: standing.report(session, tenant), tenant=tenant.id
         )
-
-
-async def _recognise(session: Session) -> None:
-    if not await stream.recognise(session):
-        _log.warn("this is another database than before; every stream has a new name")

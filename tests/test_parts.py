@@ -1,0 +1,69 @@
+"""What is looked at before anything is numbered on a connection."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.channel import Channel
+from posd.config import Config, Database
+from posd.connection import Parameters, Row
+from posd.parts import Parts
+from posd.values import Event, Head, Seq, Tenant
+
+TENANT = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
+
+
+class ScriptedSession:
+    """Answers as a database with this fingerprint and this head would, and notes what is changed."""
+
+    def __init__(self, head: Head, *, known: bool = True) -> None:
+        self.head = head
+        self.known = known
+        self.changes: list[tuple[str, Parameters]] = []
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        if "pos_fingerprint" in sql:
+            return [("here", "here" if self.known else "elsewhere")]
+        head = self.head
+        return [(head.tenant_id, str(head.stream_id), head.last_seq, head.pruned_seq)]
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        self.changes.append((sql, parameters))
+
+
+class RecognitionTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        self.stream_id = uuid4()
+        delivered = Head(TENANT.id, self.stream_id, 10)
+        self.parts.exchange._channels[TENANT.id] = Channel(TENANT, delivered, self.nothing)
+
+    async def nothing(self, seq: Seq, limit: int) -> list[Event]:
+        return []
+
+    def recognise(self, last_seq: Seq, stream_id: UUID) -> list[tuple[str, Parameters]]:
+        session = ScriptedSession(Head(TENANT.id, stream_id, last_seq))
+        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        return session.changes
+
+    def test_a_head_behind_what_was_delivered_names_the_stream_anew(self) -> None:
+        ((sql, parameters),) = self.recognise(9, self.stream_id)
+        self.assertIn("gen_random_uuid()", sql)
+        self.assertEqual(parameters, {"ids": [TENANT.id]})
+
+    def test_a_head_as_far_as_what_was_delivered_changes_nothing(self) -> None:
+        self.assertEqual(self.recognise(10, self.stream_id), [])
+
+    def test_a_stream_that_has_another_name_already_keeps_it(self) -> None:
+        self.assertEqual(self.recognise(3, uuid4()), [])
+
+    def test_another_database_names_every_stream_anew(self) -> None:
+        session = ScriptedSession(Head(TENANT.id, self.stream_id, 10), known=False)
+        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        ((sql, parameters),) = session.changes
+        self.assertIn("pos_incarnation", sql)
+        self.assertEqual(parameters, ("elsewhere", "here"))
