@@ -22,6 +22,7 @@ from tests.integration.wire_case import until
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
+NEIGHBOUR: Final = "good"
 UNFORESEEN: Final = ("Traceback", "Unhandled", "#critical")
 LEAKED: Final = ("Traceback", "Error:", "psycopg", "twisted", "/posd/", "SELECT ", "dinedesk_")
 
@@ -33,21 +34,21 @@ def besieged(configuration: str) -> tuple[Shop, Daemon]:
     """A shop and its daemon, which logs as much as it can."""
     shop = Shop.open([])
     atexit.register(shop.close)
+    shop.add_tenant(NEIGHBOUR)
     (shop.folder / "conf.d").mkdir()
     (shop.folder / "conf.d" / "loud.toml").write_text('[logging]\nlevel = "debug"\n')
     return shop, shop.start(configuration)
 
 
 class HostileCase(SynchronousTestCase):
-    """Every test has two tenants of its own: one that does harm, and one that must not feel it."""
+    """Every test has a tenant of its own that does harm; its neighbour must not feel it."""
 
     configuration: ClassVar[str] = "[limits]\nfailed_auth_per_minute = 100000"
 
     def setUp(self) -> None:
         self.shop, self.posd = besieged(self.configuration)
-        self.slug, self.neighbour = f"bad-{next(_numbers)}", f"good-{next(_numbers)}"
-        for slug in (self.slug, self.neighbour):
-            self.shop.add_tenant(slug)
+        self.slug, self.neighbour = f"bad-{next(_numbers)}", NEIGHBOUR
+        self.shop.add_tenant(self.slug)
         self.schema = f"dinedesk_{self.slug.replace('-', '_')}"
         # What is said under this name is to be found nowhere else.
         self.secret = f"hush-{self.slug}-hush"

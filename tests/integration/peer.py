@@ -105,10 +105,10 @@ class Peer:
         with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.socket.sendall(data)
 
-    def send_endlessly(self, chunks: Iterable[bytes], seconds: float) -> int:
-        """Send until posd hangs up or takes nothing for a second; how many bytes it took."""
+    def send_endlessly(self, chunks: Iterable[bytes], seconds: float, stalled: float = 1.0) -> int:
+        """Send until posd hangs up or takes nothing for a while; how many bytes it took."""
         taken, deadline = 0, time.monotonic() + seconds
-        self.socket.settimeout(1.0)
+        self.socket.settimeout(stalled)
         with suppress(OSError):
             for chunk in chunks:
                 if time.monotonic() > deadline:
