@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import BinaryIO, Final
 from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import click
 from twisted.internet import defer
@@ -20,6 +19,7 @@ from posd.cli.reactor import CommandReactor, run
 from posd.cli.tenants import known
 from posd.link import Link
 from posd.sequencer import Publication, Published, Sequencer
+from posd.zones import zone
 
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 5.0
@@ -54,7 +54,7 @@ def publish(
     content = jsontext.decode(data.read())
     with database.session(installation.dsn()) as session:
         tenant = known(session, slug)
-    draft = drafts.draft(kind, content, zone=ZoneInfo(tenant.timezone))
+    draft = drafts.draft(kind, content, zone=zone(tenant.timezone))
     publication = Publication(tenant.id, [draft])
     published = run(lambda reactor: _publish(reactor, installation, publication))
     (seq,) = published.ids
