@@ -94,8 +94,7 @@ def built() -> Built:
     hidden = shutil.ignore_patterns(".*", "__pycache__", "_trial_temp*", "build", "*.egg-info")
     shutil.copytree(CHECKOUT, source, ignore=hidden)
     sdist = place / run(_BUILD, "sdist", str(place), cwd=source)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(place / "unpacked", filter="data")
+    shutil.unpack_archive(sdist, place / "unpacked")
     (project,) = (place / "unpacked").iterdir()
     return Built(place, source, sdist, place / run(_BUILD, "wheel", str(place), cwd=project))
 
