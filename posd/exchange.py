@@ -140,7 +140,7 @@ class Exchange(Service):
             clock=self._reactor.seconds,
             position=start,
         )
-        channel = self._channel(terminal, opening.head)
+        channel, is_new = self._channel(terminal, opening.head)
         session = Session(
             terminal, channel, outbox, line, self._presence, self._reactor.seconds, _now
         )
@@ -153,6 +153,10 @@ class Exchange(Service):
         except BaseException:
             self.closed(session)
             raise
+        if is_new:
+            # A wake may have come while the head was on its way here.
+            looked = Deferred.fromCoroutine(self._look_again(terminal.tenant.id))
+            looked.addErrback(lambda failure: self._log.failure("a head was not read", failure))
         return session
 
     def closed(self, session: Session) -> None:
@@ -270,21 +274,19 @@ class Exchange(Service):
         if self.draining:
             raise Unavailable("posd is restarting.", retry_after=1)
 
-    def _channel(self, terminal: Terminal, head: Head) -> Channel:
+    def _channel(self, terminal: Terminal, head: Head) -> tuple[Channel, bool]:
+        """The channel of a terminal's tenant, and whether it was made for it."""
         tenant = terminal.tenant
         channel = self._channels.get(tenant.id)
-        if channel is not None and channel.stream_id != head.stream_id:
+        if channel is not None and channel.stream_id == head.stream_id:
+            return channel, False
+        if channel is not None:
             channel.end(STREAM_CHANGED)
-            channel = None
-        if channel is None:
-            read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
-            channel = self._channels[tenant.id] = Channel(
-                tenant, head, read, self._presence.delivered, self._forget
-            )
-            # A wake may have come while the head was on its way here.
-            looked = Deferred.fromCoroutine(self._look_again(tenant.id))
-            looked.addErrback(lambda failure: self._log.failure("a head was not read", failure))
-        return channel
+        read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
+        channel = self._channels[tenant.id] = Channel(
+            tenant, head, read, self._presence.delivered, self._forget
+        )
+        return channel, True
 
     async def _look_again(self, tenant_id: TenantId) -> None:
         try:
