@@ -44,7 +44,7 @@ def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
     except RecursionError:
         raise InvalidMessage(_too_deep(depth)) from None
     # Both searches look at the bytes alone, so that an ordinary text costs no walk.
-    if raw.count(b"{") + raw.count(b"[") > depth and _deeper(value, depth):
+    if raw.count(b"{") + raw.count(b"[") > depth and deeper(value, depth):
         raise InvalidMessage(_too_deep(depth))
     return _without_nul(value) if _ESCAPED_NUL in raw else value
 
@@ -87,6 +87,19 @@ def plain_number(number: Decimal) -> str:
     return format(number, "f")
 
 
+def deeper(value: object, depth: int) -> bool:
+    """Whether more than so many objects and arrays stand inside one another."""
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(depth):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, _CONTAINERS)
+        ]
+    return bool(level)
+
+
 def _number(text: str) -> Decimal:
     """msgspec's hook for each number that has a fraction or an exponent."""
     try:
@@ -101,18 +114,6 @@ def _number(text: str) -> Decimal:
 
 def _too_deep(depth: int) -> str:
     return f"The text is nested more than {depth} levels deep."
-
-
-def _deeper(value: object, depth: int) -> bool:
-    level = [value] if isinstance(value, _CONTAINERS) else []
-    for _ in range(depth):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, _CONTAINERS)
-        ]
-    return bool(level)
 
 
 def _without_nul(value: object) -> object:

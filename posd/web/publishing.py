@@ -138,6 +138,10 @@ def _one(event: object, where: str, clock: tzinfo) -> Draft:
         name: value for name, value in event.items() if name not in ("type", "data", "timestamp")
     }
     try:
+        # The body may be deeper, since it wraps them; whoever reads the event again may not.
+        if jsontext.deeper([event.get("data"), beside], jsontext.DEPTH + 1):
+            what = f"data is nested more than {jsontext.DEPTH} levels deep."
+            raise Unprocessable(what, code="invalid_event")
         return drafts.draft(event.get("type"), event.get("data"), beside, zone=clock)
     except Unprocessable as refusal:
         raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal

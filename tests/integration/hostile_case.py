@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -146,6 +146,15 @@ class HostileCase(SynchronousTestCase):
         )
         ((data, reason),) = until(lambda: self.shop.query(sql), "a failed event")
         return str(data), str(reason)
+
+    def wait_for(self, sql: str, count: int) -> list[Any]:
+        """The rows of a query as soon as there are so many."""
+
+        def enough() -> list[Any] | None:
+            rows = self.shop.query(sql)
+            return rows if len(rows) >= count else None
+
+        return until(enough, f"{count} rows") or []
 
     # -- what must hold ----------------------------------------------------------------------
 
