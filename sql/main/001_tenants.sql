@@ -98,7 +98,8 @@ BEGIN
         VALUES (NEW.id, 'tenant', sha256(convert_to(secret, 'UTF8')), NEW.pos_api_key,
                 secret !~ '^pos_[0-9a-f]{64}$', true)
         ON CONFLICT (key_sha256, (coalesce(tenant_id, 0)))
-        DO UPDATE SET revoked_at = NULL, expires_at = NULL, not_before = least(k.not_before, now()), from_column = true
+        DO UPDATE SET revoked_at = NULL, expires_at = NULL, not_before = least(k.not_before, now()),
+                      from_column = true
             WHERE k.kind = 'tenant'
         RETURNING k.id INTO key_id;
         IF key_id IS NULL THEN

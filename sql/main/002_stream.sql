@@ -107,7 +107,8 @@ BEGIN
     VALUES (NEW.tenant_id, NEW.device_id, true)
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET has_key = true, is_active = true;
     INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq)
-    SELECT h.tenant_id, NEW.device_id, h.last_seq FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
+    SELECT h.tenant_id, NEW.device_id, h.last_seq
+      FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
     ON CONFLICT (tenant_id, device_id) DO NOTHING;
     -- Nodes may have cached that the device can be used with the tenant's key.
     PERFORM pg_notify('posd_control', 'tenant ' || NEW.tenant_id);

@@ -48,7 +48,8 @@ BEGIN
                     SELECT r.ctid, sum(r.bytes) OVER (ORDER BY r.rank, r.id) - r.bytes AS before
                       FROM served AS s CROSS JOIN LATERAL (
                         SELECT p.ctid, p.id, row_number() OVER (ORDER BY p.id) AS rank,
-                               CASE WHEN octet_length(p.data) <= 2097152 THEN octet_length(p.data) ELSE 0 END AS bytes
+                               CASE WHEN octet_length(p.data) <= 2097152 THEN octet_length(p.data) ELSE 0
+                               END AS bytes
                           FROM dinedesk_main.pos_outbox AS p
                          WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.most
                     ) AS r ORDER BY r.rank, r.id LIMIT at_most
@@ -72,7 +73,8 @@ $$;
 -- Once it has been read, everything that it did is undone: a setting that it left behind (search_path!)
 -- would turn the rights of posd against the other shops.
 CREATE FUNCTION dinedesk_main.pos_order_states(tenant_ids integer[], order_ids text[], touched boolean[])
-RETURNS TABLE (tenant_id integer, order_id text, row_now text, snapshot text, status text, version integer, failure text)
+RETURNS TABLE (tenant_id integer, order_id text, row_now text,
+               snapshot text, status text, version integer, failure text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
 #variable_conflict use_column
 DECLARE
@@ -89,7 +91,8 @@ BEGIN
     LOOP
         BEGIN
             -- What pos_record() is going to write. There, waiting for it would hold up all tenants.
-            EXECUTE format('LOCK TABLE %1$I.pos_events, %1$I.pos_orders IN ROW EXCLUSIVE MODE', tenant.schema_name);
+            EXECUTE format(
+                'LOCK TABLE %1$I.pos_events, %1$I.pos_orders IN ROW EXCLUSIVE MODE', tenant.schema_name);
             found_ids := NULL;
             IF tenant.touched IS NOT NULL THEN
                 BEGIN
@@ -123,66 +126,75 @@ $$;
 -- event with a `failure` gets no position; an `order_id` has its snapshot replaced. Returns the
 -- position of each event and its tenant's connections on other nodes than `node`. Events of a tenant
 -- that has just been deleted go nowhere.
+--
+-- All that can be done for all tenants at once is: what is said to one schema has to be parsed and planned
+-- for each tenant anew, and costs more than the rows. The one statement for all is planned once (plan_cache_mode).
 CREATE FUNCTION dinedesk_main.pos_record(
     node uuid, tenant_ids integer[], types text[], datas text[], besides text[], failures text[],
     order_ids text[], snapshots text[], statuses text[], versions integer[])
 RETURNS TABLE (ordinal bigint, seq bigint, elsewhere bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     tenant record;
-    base bigint;
-    others bigint;
 BEGIN
+    -- In the order in which everybody locks several heads.
+    PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
+      ORDER BY h.tenant_id FOR NO KEY UPDATE;
     FOR tenant IN
-        SELECT t.id, t.schema_name, count(*) FILTER (WHERE e.failure IS NULL) AS numbered,
+        WITH event AS (
+            SELECT e.*, count(*) FILTER (WHERE e.failure IS NULL)
+                            OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS nth,
+                   -- Of several changes of an order in one batch the last one stays.
+                   e.order_id IS NOT NULL AND row_number()
+                            OVER (PARTITION BY e.tenant_id, e.order_id ORDER BY e.ordinal DESC) = 1 AS stays
+              FROM unnest(tenant_ids, types, datas, besides, failures, order_ids, snapshots, statuses, versions)
+                   WITH ORDINALITY
+                   AS e(tenant_id, type, data, beside, failure, order_id, snapshot, status, version, ordinal)
+        ), head AS (
+            UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + n.numbered
+              FROM (SELECT e.tenant_id, max(e.nth) AS numbered FROM event AS e GROUP BY e.tenant_id) AS n
+             WHERE h.tenant_id = n.tenant_id
+            RETURNING h.tenant_id, h.last_seq, n.numbered
+        )
+        SELECT h.tenant_id, h.last_seq, h.numbered,
+               (SELECT t.schema_name FROM dinedesk_main.tenants AS t WHERE t.id = h.tenant_id) AS schema_name,
+               (SELECT count(*) FROM dinedesk_main.pos_connected AS c
+                 WHERE c.tenant_id = h.tenant_id AND c.node_id <> node) AS elsewhere,
                array_agg(e.ordinal ORDER BY e.ordinal) AS ordinals,
+               array_agg(CASE WHEN e.failure IS NULL THEN h.last_seq - h.numbered + e.nth END
+                         ORDER BY e.ordinal) AS seqs,
                array_agg(e.type ORDER BY e.ordinal) AS types,
                array_agg(e.data ORDER BY e.ordinal) AS datas,
-               array_agg(e.beside ORDER BY e.ordinal) AS besides,
+               array_agg(nullif(e.beside, '{}') ORDER BY e.ordinal) AS besides,
                array_agg(e.failure ORDER BY e.ordinal) AS failures,
-               array_agg(e.order_id ORDER BY e.ordinal) AS order_ids,
-               array_agg(e.snapshot ORDER BY e.ordinal) AS snapshots,
-               array_agg(e.status ORDER BY e.ordinal) AS statuses,
-               array_agg(e.version ORDER BY e.ordinal) AS versions
-          FROM unnest(tenant_ids, types, datas, besides, failures, order_ids, snapshots, statuses, versions)
-               WITH ORDINALITY
-               AS e(tenant_id, type, data, beside, failure, order_id, snapshot, status, version, ordinal)
-          JOIN dinedesk_main.tenants AS t ON t.id = e.tenant_id
-         GROUP BY t.id ORDER BY t.id
+               array_agg(e.order_id ORDER BY e.order_id) FILTER (WHERE e.stays) AS order_ids,
+               array_agg(e.snapshot ORDER BY e.order_id) FILTER (WHERE e.stays) AS snapshots,
+               array_agg(e.status ORDER BY e.order_id) FILTER (WHERE e.stays) AS statuses,
+               array_agg(e.version ORDER BY e.order_id) FILTER (WHERE e.stays) AS versions
+          FROM head AS h JOIN event AS e ON e.tenant_id = h.tenant_id
+         GROUP BY h.tenant_id, h.last_seq, h.numbered
     LOOP
-        UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + tenant.numbered
-         WHERE h.tenant_id = tenant.id RETURNING h.last_seq - tenant.numbered INTO STRICT base;
-        SELECT count(*) INTO others FROM dinedesk_main.pos_connected AS c
-         WHERE c.tenant_id = tenant.id AND c.node_id <> node;
-        RETURN QUERY EXECUTE format(
-            'WITH mine AS (
-                SELECT e.*, CASE WHEN e.failure IS NULL THEN
-                                $1 + count(*) FILTER (WHERE e.failure IS NULL) OVER (ORDER BY e.ordinal)
-                            END AS seq
-                  FROM unnest($2, $3, $4, $5, $6) AS e(ordinal, type, data, beside, failure)
-             ), stored AS (
-                INSERT INTO %1$I.pos_events (seq, event_type, event_data, beside, failure)
-                SELECT m.seq, m.type, m.data::json, nullif(m.beside, ''{}'')::json, m.failure
-                  FROM mine AS m ORDER BY m.ordinal
-             )
-             SELECT m.ordinal, m.seq, $7 FROM mine AS m', tenant.schema_name)
-            USING base, tenant.ordinals, tenant.types, tenant.datas, tenant.besides, tenant.failures, others;
         EXECUTE format(
-            'INSERT INTO %1$I.pos_orders AS o (order_id, snapshot, status, version, payment_status, created_at)
-             SELECT DISTINCT ON (e.order_id) e.order_id, e.snapshot::json, e.status, e.version,
-                    e.snapshot::json ->> ''paymentStatus'',
-                    coalesce((e.snapshot::json ->> ''createdAt'')::timestamptz, now())
-               FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS e(order_id, snapshot, status, version, ordinal)
-              WHERE e.order_id IS NOT NULL
-              ORDER BY e.order_id, e.ordinal DESC
-             ON CONFLICT (order_id) DO UPDATE SET
-                snapshot = excluded.snapshot, status = excluded.status, version = excluded.version,
-                payment_status = excluded.payment_status, updated_at = clock_timestamp()', tenant.schema_name)
-            USING tenant.order_ids, tenant.snapshots, tenant.statuses, tenant.versions;
-        IF tenant.numbered > 0 THEN
-            PERFORM pg_notify('posd_events', tenant.id || ' ' || base + tenant.numbered);
+            'INSERT INTO %I.pos_events (seq, event_type, event_data, beside, failure)
+             SELECT * FROM unnest($1, $2, $3::json[], $4::json[], $5)', tenant.schema_name)
+            USING tenant.seqs, tenant.types, tenant.datas, tenant.besides, tenant.failures;
+        IF tenant.order_ids IS NOT NULL THEN
+            EXECUTE format(
+                'INSERT INTO %I.pos_orders AS o (order_id, snapshot, status, version, payment_status, created_at)
+                 SELECT e.order_id, e.snapshot, e.status, e.version, e.snapshot ->> ''paymentStatus'',
+                        coalesce((e.snapshot ->> ''createdAt'')::timestamptz, now())
+                   FROM unnest($1, $2::json[], $3, $4) AS e(order_id, snapshot, status, version)
+                 ON CONFLICT (order_id) DO UPDATE SET
+                    snapshot = excluded.snapshot, status = excluded.status, version = excluded.version,
+                    payment_status = excluded.payment_status, updated_at = clock_timestamp()', tenant.schema_name)
+                USING tenant.order_ids, tenant.snapshots, tenant.statuses, tenant.versions;
         END IF;
+        IF tenant.numbered > 0 THEN
+            PERFORM pg_notify('posd_events', tenant.tenant_id || ' ' || tenant.last_seq);
+        END IF;
+        RETURN QUERY
+            SELECT e.ordinal, e.seq, tenant.elsewhere FROM unnest(tenant.ordinals, tenant.seqs) AS e(ordinal, seq);
     END LOOP;
     RETURN QUERY
         SELECT e.ordinal, NULL::bigint, 0::bigint FROM unnest(tenant_ids) WITH ORDINALITY AS e(tenant_id, ordinal)

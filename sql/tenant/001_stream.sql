@@ -28,7 +28,8 @@ CREATE TABLE :"schema".pos_nacks (
 -- The deployed table of this name, as a view: `status` follows from the positions.
 CREATE VIEW :"schema".pos_sync_logs AS
     SELECT e.id, e.seq, e.event_type, e.event_data,
-           CASE WHEN e.failure IS NOT NULL OR EXISTS (SELECT FROM :"schema".pos_nacks AS n WHERE n.seq = e.seq) THEN 'failed'
+           CASE WHEN e.failure IS NOT NULL
+                  OR EXISTS (SELECT FROM :"schema".pos_nacks AS n WHERE n.seq = e.seq) THEN 'failed'
                 WHEN e.seq IS NULL THEN 'received'
                 WHEN e.seq <= h.received_seq THEN 'success'
                 WHEN e.seq <= h.sent_seq THEN 'broadcast'
@@ -80,7 +81,8 @@ DECLARE
 BEGIN
     -- A longer type is as wrong as its beginning.
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
-    VALUES (:tenant_id, left(pos_enqueue_event.type, 100), pos_enqueue_event.data::text) RETURNING id INTO published;
+    VALUES (:tenant_id, left(pos_enqueue_event.type, 100), pos_enqueue_event.data::text)
+    RETURNING id INTO published;
     IF current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('posd_outbox', '');
     END IF;

@@ -4,7 +4,10 @@
 
 DO $$
 BEGIN
-IF EXISTS (SELECT FROM pg_class WHERE relnamespace = ':"schema"'::regnamespace AND relname IN ('orders', 'order_items')) THEN
+IF EXISTS (
+    SELECT FROM pg_class
+     WHERE relnamespace = ':"schema"'::regnamespace AND relname IN ('orders', 'order_items')
+) THEN
     RETURN;
 END IF;
 
