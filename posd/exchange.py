@@ -186,8 +186,8 @@ class Exchange(Service):
             channel = self._channels.get(head.tenant_id)
             if channel is None:
                 continue
-            if head.stream_id == channel.stream_id and head.last_seq < channel.tail:
-                suspects[head.tenant_id] = channel.tail
+            if head.stream_id != channel.stream_id or head.last_seq < channel.tail:
+                suspects[channel] = channel.tail
             else:
                 channel.check(head)
         if suspects:
@@ -251,20 +251,20 @@ class Exchange(Service):
         except Exception:
             self._log.failure("a session could not be sent home")
 
-    async def _confirm(self, suspects: dict[TenantId, Seq]) -> None:
-        """Look again at heads that are behind what was already delivered.
+    async def _confirm(self, suspects: dict[Channel, Seq]) -> None:
+        """Look again at heads that do not go with what was already delivered.
 
-        A poll may have looked just before the last events were committed. A head that still is
-        behind them means that a backup was restored under the same name; the stream is renamed, so
-        that no till takes an old position for a valid one.
+        A poll may have looked just before the last events were committed, or before a channel began.
+        A head that still is behind them means that a backup was restored under the same name; the
+        stream is renamed, so that no till takes an old position for a valid one.
         """
-        heads = await stream.heads(self._database, suspects)
-        for tenant_id, head in heads.items():
-            channel = self._channels.get(tenant_id)
-            if channel is None:
+        heads = await stream.heads(self._database, [each.tenant.id for each in suspects])
+        for channel, tail in suspects.items():
+            head = heads.get(channel.tenant.id)
+            if head is None or self._channels.get(channel.tenant.id) is not channel:
                 continue
-            if head.stream_id == channel.stream_id and head.last_seq < suspects[tenant_id]:
-                await stream.reset(self._database, [tenant_id])
+            if head.stream_id == channel.stream_id and head.last_seq < tail:
+                await stream.reset(self._database, [channel.tenant.id])
                 self._log.error("the stream of {slug} was set back", slug=channel.tenant.slug)
                 channel.end(STREAM_CHANGED)
             else:

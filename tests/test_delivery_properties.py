@@ -1,0 +1,410 @@
+"""Whatever happens in whichever order: every till sees every event after its position, in order, once.
+
+A machine commits events, connects tills of every kind, lets them read slowly or not at all, leave,
+acknowledge and refuse; it loses, repeats and invents wakes, polls late, lets reads of the log take
+their time or fail, restores backups, and takes memory away. What must hold is the invariants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+from uuid import UUID, uuid4
+
+from attrs import define, evolve, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import channel as channels
+from posd.database import Database
+from posd.errors import Unavailable
+from posd.exchange import Exchange
+from posd.session import Session, State
+from posd.store import credentials, presence, stream
+from posd.values import (
+    STREAM_CHANGED,
+    SUPERSEDED,
+    Closing,
+    Event,
+    Opening,
+    Position,
+    Seq,
+    Terminal,
+)
+from tests.delivery_case import KITCHEN, NOON, Line, event, said, terminal
+from tests.exchange_case import Presence, Store
+
+OUTBOX_BYTES = 3_000
+OUTBOX_TOTAL = 5_000
+TRANSPORT_BYTES = 1_500
+CHUNK_BYTES = 1_000
+LARGEST_FRAME = 2_500
+PAGE_EVENTS = 5
+RECENT_BYTES = 1_500
+
+indexes = st.integers(0, 11)
+
+
+@define(eq=False)
+class Till(Line):
+    """A till's end of the line: what it has read, and what is still on its way to it."""
+
+    history: UUID = field(factory=uuid4)
+    start: Seq = 0
+    received: list[Seq] = field(factory=list)
+    histories: set[str] = field(factory=set)
+    reading: bool = True
+    device: str | None = None
+
+    def write(self, data: bytes) -> None:
+        self.most_written = max(self.most_written, len(data))
+        for message in said(data):
+            if "data" in message:
+                self.received.append(message["id"])
+                self.histories.add(message["data"]["text"].partition(" ")[0])
+        if not self.reading:
+            self.kept += len(data)
+            if self.kept > TRANSPORT_BYTES and self.outbox is not None:
+                self.outbox.pauseProducing()
+
+    def read_on(self) -> None:
+        self.reading, self.kept = True, 0
+        assert self.outbox is not None
+        if self.outbox.stalled_since is not None:
+            self.outbox.resumeProducing()
+
+    @property
+    def stalled(self) -> bool:
+        return self.outbox is not None and self.outbox.stalled_since is not None
+
+
+@define
+class Device:
+    """A named terminal, as the database has it."""
+
+    acked: Seq
+    legacy: bool = True
+
+
+class Books(Presence):
+    """Cursors as the statements of `posd.store.presence` move them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: dict[str, Device] = {}
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        device = self.devices.get(terminal.device_id or "")
+        if device is not None:
+            device.acked = seq if device.legacy else max(device.acked, seq)
+            device.legacy = False
+
+    def followed(self, terminal: Terminal, seq: Seq) -> None:
+        device = self.devices.get(terminal.device_id or "")
+        if device is not None and device.legacy:
+            device.acked = max(device.acked, seq)
+
+
+class Delivery(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.store = Store()
+        self.log = self.store.log
+        self.log.at_once = False
+        self.log.events = []
+        self.books = Books()
+        self.patches: list[Any] = [
+            mock.patch.object(presence, "opening", self.store.find_opening),
+            mock.patch.object(stream, "heads", self.store.find_heads),
+            mock.patch.object(stream, "after", self.store.find_events),
+            mock.patch.object(stream, "reset", self.store.reset),
+            mock.patch.object(credentials, "ended", self.store.find_ended),
+            mock.patch.object(channels, "_CHUNK_BYTES", CHUNK_BYTES),
+            mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
+            mock.patch.object(channels, "_RECENT_BYTES", RECENT_BYTES),
+        ]
+        for patch in self.patches:
+            patch.start()
+        self.exchange = Exchange(
+            self.clock,
+            Database(self.clock, "", size=1, statement_timeout=5),
+            self.books,
+            heartbeat=30,
+            outbox_bytes=OUTBOX_BYTES,
+            outbox_total=OUTBOX_TOTAL,
+        )
+        self.tills: dict[Till, Session] = {}
+        self.pruned: Seq = 0
+        self.looked_up: list[tuple[Terminal, Opening]] = []
+        self.polled: list[Any] = []
+
+    def teardown(self) -> None:
+        try:
+            self.everything_is_delivered_when_all_is_well()
+        finally:
+            for patch in self.patches:
+                patch.stop()
+
+    # -- the shop ----------------------------------------------------------------------------
+
+    @initialize(count=st.integers(0, 20))
+    def begin(self, count: int) -> None:
+        for _ in range(count):
+            self.commit(0)
+
+    @rule(size=st.sampled_from([0, 0, 0, 200, 900, 2_000]))
+    def commit(self, size: int) -> None:
+        self.log.events.append(self.signed(event(self.log.last + 1), size))
+
+    def signed(self, event: Event, size: int = 0) -> Event:
+        """An event that says of which history it is."""
+        history = self.log.stream_id.hex.encode()
+        return evolve(event, data=b'{"text":"%b %b"}' % (history, b"x" * size))
+
+    @rule(keep=st.integers(0, 20))
+    def prune(self, keep: int) -> None:
+        # Tills that are connected and behind lose what is pruned: they are told to reload. Here
+        # only what nobody connected still needs is pruned, so that nothing excuses a gap.
+        needed = [session.position for session in self.tills.values()]
+        needed += [seq for _, opening in self.looked_up for seq in [opening.head.pruned_seq]]
+        floor = min([self.log.last - keep, *needed])
+        if floor > self.pruned:
+            self.pruned = floor
+
+    @rule(lost=st.integers(0, 5))
+    def restore_a_backup(self, lost: int) -> None:
+        self.log.stream_id = uuid4()
+        kept = self.log.events[: max(0, len(self.log.events) - lost)]
+        self.log.events = [self.signed(each) for each in kept]
+        self.pruned = min(self.pruned, self.log.last)
+        self.books.devices.clear()
+        # Who was looked up in a database that is gone did not get an answer.
+        self.looked_up.clear()
+
+    # -- the feed ----------------------------------------------------------------------------
+
+    @rule()
+    def wake(self) -> None:
+        self.exchange.wake(KITCHEN.id, self.log.last)
+
+    @rule(seq=st.integers(0, 60))
+    def wake_for_nothing(self, seq: int) -> None:
+        self.exchange.wake(KITCHEN.id, seq)
+
+    @rule()
+    def poll(self) -> None:
+        self.polled.append(self.log.head)
+
+    @precondition(lambda self: self.polled)
+    @rule(index=indexes)
+    def poll_arrives(self, index: int) -> None:
+        head = self.polled.pop(index % len(self.polled))
+        Deferred.fromCoroutine(self.exchange.check([head])).addErrback(
+            lambda failure: failure.trap(Unavailable)
+        )
+
+    @precondition(lambda self: self.log.waiting)
+    @rule(index=indexes)
+    def read_returns(self, index: int) -> None:
+        self.log.answer(index % len(self.log.waiting))
+
+    @precondition(lambda self: self.log.waiting)
+    @rule(index=indexes)
+    def read_fails(self, index: int) -> None:
+        self.log.fail(index=index % len(self.log.waiting))
+
+    @rule(away=st.booleans())
+    def database_goes_or_comes(self, away: bool) -> None:
+        self.log.trouble = Unavailable("The database is away.") if away else None
+        self.store.away = away
+
+    # -- the tills ---------------------------------------------------------------------------
+
+    @rule(
+        name=st.sampled_from([None, "BAR", "KITCHEN"]),
+        asked=st.none() | st.integers(0, 40),
+        history=st.sampled_from(["unnamed", "this", "another"]),
+    )
+    def till_is_looked_up(self, name: str | None, asked: Seq | None, history: str) -> None:
+        names = {"unnamed": None, "this": self.log.stream_id, "another": uuid4()}
+        position = None if asked is None else Position(asked, names[history])
+        acked = legacy = None
+        if name is not None:
+            device = self.books.devices.setdefault(name, Device(self.log.last))
+            acked, legacy = device.acked, device.legacy
+        opening = Opening(evolve(self.log.head, pruned_seq=self.pruned), acked, bool(legacy), NOON)
+        self.looked_up.append((terminal(name, position=position), opening))
+
+    @precondition(lambda self: self.looked_up and len(self.tills) < 8)
+    @rule(index=indexes, reading=st.booleans())
+    def till_is_connected(self, index: int, reading: bool) -> None:
+        connecting, opening = self.looked_up.pop(index % len(self.looked_up))
+        if connecting.device_id is not None:
+            self.books.devices.setdefault(
+                connecting.device_id, Device(opening.acked or 0, opening.legacy)
+            )
+        till = Till(reading=reading, history=opening.head.stream_id, device=connecting.device_id)
+        session = self.exchange.open(connecting, opening, till)
+        till.start = expected_start(connecting, opening)
+        self.tills[till] = session
+        greeting = opening.head.last_seq
+        assert session.terminal is connecting
+        assert till.start <= greeting
+
+    @precondition(lambda self: self.tills)
+    @rule(index=indexes)
+    def till_leaves(self, index: int) -> None:
+        till = self.pick(index)
+        self.exchange.closed(self.tills.pop(till))
+
+    @precondition(lambda self: self.tills)
+    @rule(index=indexes)
+    def till_stops_reading(self, index: int) -> None:
+        self.pick(index).reading = False
+
+    @precondition(lambda self: self.tills)
+    @rule(index=indexes)
+    def till_reads_on(self, index: int) -> None:
+        self.pick(index).read_on()
+
+    @precondition(lambda self: self.tills)
+    @rule(index=indexes, back=st.integers(0, 5), refused=st.booleans())
+    def till_speaks(self, index: int, back: int, refused: bool) -> None:
+        till = self.pick(index)
+        if not till.received:
+            return
+        seq = till.received[max(0, len(till.received) - 1 - back)]
+        session = self.tills[till]
+        kind = b"nack" if refused else b"ack"
+        session.heard(b'{"type":"%b","id":%d}' % (kind, seq))
+        self.exchange.heard(session)
+
+    @precondition(lambda self: self.tills)
+    @rule(index=indexes)
+    def till_pings(self, index: int) -> None:
+        session = self.tills[self.pick(index)]
+        session.heard(b'{"type":"ping"}')
+        session.pinged(b"x" * 100)
+
+    @precondition(lambda self: self.tills)
+    @rule(index=indexes)
+    def memory_is_taken_from(self, index: int) -> None:
+        self.tills[self.pick(index)].outbox.shed()
+
+    def pick(self, index: int) -> Till:
+        return list(self.tills)[index % len(self.tills)]
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    @invariant()
+    def nobody_is_closed_without_a_reason(self) -> None:
+        for till, session in list(self.tills.items()):
+            for closing in till.closings:
+                assert closing in self.reasons(till), closing
+                self.exchange.closed(session)
+                self.tills.pop(till, None)
+
+    def reasons(self, till: Till) -> list[Closing]:
+        reasons = [SUPERSEDED] if till.device is not None else []
+        if till.history != self.log.stream_id:
+            reasons.append(STREAM_CHANGED)
+        return reasons
+
+    @invariant()
+    def every_event_comes_once_and_in_order(self) -> None:
+        for till in self.tills:
+            first = till.start + 1
+            assert till.received == list(range(first, first + len(till.received)))
+            assert till.histories <= {till.history.hex}
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        held = [session.outbox.held for session in self.tills.values()]
+        assert max(held, default=0) <= OUTBOX_BYTES
+        assert sum(held) == self.exchange._budget.held <= OUTBOX_TOTAL
+        for till in self.tills:
+            assert till.most_written <= LARGEST_FRAME
+            assert till.kept <= TRANSPORT_BYTES + LARGEST_FRAME
+        kept = [each for channel in self.exchange._channels.values() for each in channel._recent]
+        assert sum(len(each.frame) for each in kept) <= RECENT_BYTES + LARGEST_FRAME
+
+    @invariant()
+    def a_live_till_has_everything_unless_it_does_not_read(self) -> None:
+        for till, session in self.tills.items():
+            if session.state is State.LIVE:
+                assert session.position == session._channel.tail
+                if not till.stalled:
+                    assert session.outbox.written == session._channel.tail
+
+    @invariant()
+    def nothing_is_counted_as_done_that_was_not_sent(self) -> None:
+        for session in self.tills.values():
+            if session.acked is not None and not self.superseded_or_old(session):
+                assert session.acked <= max(session.position, self.log.last)
+
+    def superseded_or_old(self, session: Session) -> bool:
+        return session._channel.stream_id != self.log.stream_id
+
+    @rule()
+    def those_who_read_have_everything_though_others_do_not(self) -> None:
+        self.let_the_database_work()
+        for till, session in list(self.tills.items()):
+            if not till.stalled:
+                self.assert_complete(till, session)
+
+    def everything_is_delivered_when_all_is_well(self) -> None:
+        for till in self.tills:
+            till.read_on()
+        self.let_the_database_work()
+        for till, session in list(self.tills.items()):
+            self.assert_complete(till, session)
+
+    def let_the_database_work(self) -> None:
+        self.database_goes_or_comes(False)
+        for _ in range(2):
+            self.exchange_looks()
+            while self.log.waiting:
+                self.log.answer()
+        self.nobody_is_closed_without_a_reason()
+
+    def exchange_looks(self) -> None:
+        done = Deferred.fromCoroutine(self.exchange.check([self.log.head]))
+        assert done.called
+
+    def assert_complete(self, till: Till, session: Session) -> None:
+        assert session.state is State.LIVE, (session.state, session.position, self.log.last)
+        assert till.start + len(till.received) == self.log.last
+        assert till.history == self.log.stream_id
+
+
+def expected_start(connecting: Terminal, opening: Opening) -> Seq:
+    """Where a till goes on, said once more in other words than `posd.cursor` does."""
+    head, asked = opening.head, connecting.position
+    if asked is None:
+        if opening.acked is None or opening.legacy:
+            return head.last_seq
+        wanted, same = opening.acked, True
+    else:
+        wanted, same = asked.seq, asked.stream_id in (None, head.stream_id)
+    possible = same and head.pruned_seq <= wanted <= head.last_seq
+    return wanted if possible else head.last_seq
+
+
+class DeliveryProperties(SynchronousTestCase):
+    def test_every_till_sees_every_event_after_its_position_once_and_in_order(self) -> None:
+        run_state_machine_as_test(
+            Delivery,
+            settings=settings(max_examples=60, stateful_step_count=60, deadline=None),
+        )
