@@ -26,13 +26,16 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from posd import config, health, logs, systemd
+from posd import config, endpoint_syntax, health, logs, systemd
 from posd.config import Config, Listener
 from posd.errors import ConfigError, Refusal, SchemaError, StartError, StatementFailed
 from posd.parts import Parts
 from posd.tls import ServerTLS
 
 EX_CONFIG: Final = 78
+# Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
+# place tries again after one second, three, seven (tcp(7), tcp_syn_retries).
+_BACKLOG: Final = 4096
 _DRAIN_SECONDS: Final = 5.0
 _STATUS_SECONDS: Final = 0.5
 _USED_SECONDS: Final = 60.0
@@ -136,7 +139,8 @@ class Daemon(Service):
     ) -> None:
         """Listen where the configuration says, or on the sockets that were handed to us instead."""
         site = self._parts.site(listener)
-        endpoints = inherited or (serverFromString(self._reactor, listener.endpoint),)
+        description = endpoint_syntax.with_backlog(listener.endpoint, _BACKLOG)
+        endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
                 endpoint = wrapServerTLS(self._tls, endpoint)

@@ -140,6 +140,16 @@ def read(description: str) -> Endpoint:
     return Other(kind)
 
 
+def with_backlog(description: str, backlog: int) -> str:
+    """The description with so many connections waiting to be accepted, if it does not say itself."""
+    longer = f"{description}:backlog={backlog}"
+    try:
+        return longer if isinstance(read(longer), Tcp | Tcp6 | Unix) else description
+    except ValueError:
+        # It names one, or its kind has none.
+        return description
+
+
 def is_local(endpoint: Endpoint) -> bool:
     """Tell whether only processes of this machine can connect: a unix socket or loopback."""
     match endpoint:

@@ -18,6 +18,7 @@ from posd.endpoint_syntax import (
     is_local,
     is_open_to_everybody,
     read,
+    with_backlog,
 )
 
 _ports = st.integers(0, 65535)
@@ -143,3 +144,23 @@ class ReachTests(SynchronousTestCase):
         openness = [is_open_to_everybody(read(f"unix:/run/local.sock{mode}")) for mode in modes]
         self.assertEqual(openness, [True, True, True, False, False])
         self.assertFalse(is_open_to_everybody(read("tcp:9011")))
+
+
+class BacklogTests(SynchronousTestCase):
+    def test_a_socket_that_names_none_gets_one(self) -> None:
+        for description in ("tcp:9010", "tcp6:port=9010", "unix:/run/posd.sock:mode=660"):
+            longer = with_backlog(description, 99)
+            self.assertEqual(longer, f"{description}:backlog=99")
+            self.assertIn("backlog=99", repr(read(longer)))
+
+    def test_everything_else_stays_as_it_is(self) -> None:
+        for description in (
+            "tcp:9010:backlog=7",
+            "tcp:9010:127.0.0.1:7",
+            "unix:/run/posd.sock:660:7",
+            "systemd:domain=INET6:name=https",
+            "haproxy:tcp:9010",
+            "plugin:what=ever",
+            "no such thing",
+        ):
+            self.assertEqual(with_backlog(description, 99), description)

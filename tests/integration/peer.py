@@ -149,6 +149,20 @@ class Peer:
         """Be gone without a word, as often as one likes."""
         self.socket.close()
 
+    def is_cut_off(self) -> bool:
+        """Whether the connection itself is over; TLS alone may have ended before."""
+        plain = socket.fromfd(self.socket.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+        with plain:
+            plain.setblocking(False)
+            try:
+                while plain.recv(65536):
+                    pass
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass
+        return True
+
     def end(self) -> None:
         """Say that nothing more will come (a FIN, below TLS), and go on reading."""
         socket.socket.shutdown(self.socket, socket.SHUT_WR)
