@@ -8,6 +8,7 @@ they can be, and written when it is back.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeVar
@@ -29,9 +30,11 @@ from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
 _FLUSH_SECONDS: Final = 0.2
 _LEASE_SECONDS: Final = 15.0
 _RENEW_SECONDS: Final = 5.0
-_MOST_SAID: Final = 10_000
-
-T = TypeVar("T")
+_MOST_SAID: Final = 2 * 1024 * 1024
+_MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
+"""Bytes of what the tills of a tenant, and of all, say while the database is away."""
+_OVERHEAD: Final = 256
+"""What even an empty word takes."""
 
 
 class Presence(Service):
@@ -160,10 +163,12 @@ class Presence(Service):
             said = [(each.kind, each.body, each.device_id) for each in words]
             await self._attempt(books.said(self._database, tenant, said))
             del notes.words[tenant]
+            notes.sizes[tenant] -= sum(each.size for each in words)
         for tenant, nacks in list(notes.nacks.items()):
             refused = [(each.seq, each.device_id, each.reason) for each in nacks]
             await self._attempt(books.nacks(self._database, tenant, refused))
             del notes.nacks[tenant]
+            notes.sizes[tenant] -= sum(each.size for each in nacks)
 
     async def _attempt(self, writing: Awaitable[None]) -> None:
         """A note that the database refuses is lost, loudly, and stops no other."""
@@ -208,9 +213,11 @@ class Presence(Service):
             return
 
     def _note(self, notes: dict[Tenant, list[T]], tenant: Tenant, said: T) -> None:
-        if self._notes.said >= _MOST_SAID:
+        sizes = self._notes.sizes
+        if sizes[tenant] + said.size > _MOST_SAID or sizes.total() + said.size > _MOST_SAID_BY_ALL:
             self._log.warn("a message of a till of {slug} is not kept", slug=tenant.slug)
             return
+        sizes[tenant] += said.size
         notes.setdefault(tenant, []).append(said)
 
 
@@ -227,6 +234,10 @@ class Word:
     body: str
     device_id: str | None
 
+    @property
+    def size(self) -> int:
+        return _OVERHEAD + len(self.body)
+
 
 @frozen
 class Nack:
@@ -235,6 +246,13 @@ class Nack:
     seq: Seq
     device_id: str
     reason: str
+
+    @property
+    def size(self) -> int:
+        return _OVERHEAD + len(self.reason)
+
+
+T = TypeVar("T", Word, Nack)
 
 
 @define
@@ -248,16 +266,13 @@ class Notes:
     sent: dict[TenantId, Seq] = field(factory=dict)
     words: dict[Tenant, list[Word]] = field(factory=dict)
     nacks: dict[Tenant, list[Nack]] = field(factory=dict)
+    sizes: Counter[Tenant] = field(factory=Counter)
+    """How many bytes the words and nacks of each tenant take."""
 
     def __bool__(self) -> bool:
         return any(
             (self.connected, self.gone, self.acks, self.follows, self.sent, self.words, self.nacks)
         )
-
-    @property
-    def said(self) -> int:
-        """How much tills have said."""
-        return sum(map(len, self.words.values())) + sum(map(len, self.nacks.values()))
 
     def received(self) -> dict[TenantId, Seq]:
         """The furthest acknowledgement of each tenant."""
@@ -277,6 +292,7 @@ class Notes:
             self.sent | later.sent,
             _joined(self.words, later.words),
             _joined(self.nacks, later.nacks),
+            self.sizes + later.sizes,
         )
 
 

@@ -17,6 +17,7 @@ from tests.database_case import REACTOR, DatabaseCase, begin, until
 from tests.schema_case import two_shops
 
 KITCHEN = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
+GRILL = Tenant(2, "grill", "The grill", "dinedesk_grill")
 BEGINNING = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
@@ -154,10 +155,26 @@ class PresenceTests(DatabaseCase):
 
     async def test_no_till_can_fill_the_memory_by_talking(self) -> None:
         presence = await self.presence()
-        front = terminal_of("front")
-        for _ in range(10_100):
+        front, other = terminal_of("front"), terminal_of("front", tenant=GRILL)
+        for _ in range(10_000):
             presence.said(front, "status", b"{}")
-        self.assertEqual(presence._notes.said, 10_000)
+            presence.said(front, "status", b'"%b"' % (b"x" * 60_000))
+            presence.refused(front, 1, "no paper")
+        self.assertEqual(presence._notes.sizes[KITCHEN] >> 20, 1)
+        presence.refused(other, 1, "no paper")
+        await presence.flush()
+        self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_grill.pos_nacks"), 1)
+
+    async def test_what_is_written_down_makes_room_also_when_the_rest_is_not(self) -> None:
+        presence = await self.presence()
+        front = terminal_of("front")
+        for _ in range(3):
+            presence.said(front, "status", b'"%b"' % (b"x" * 1_000_000))
+        presence.refused(front, 1, "no paper")
+        with self.assertRaises(Unavailable):
+            self.patch(books, "nacks", _away)
+            await presence.flush()
+        self.assertLess(presence._notes.sizes[KITCHEN], 1000)
 
     async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
         presence = await self.presence()
@@ -252,6 +269,12 @@ def sighted(
     return lambda: [(connection_id, when, seq)]
 
 
-def terminal_of(device: str | None, since: datetime = BEGINNING) -> Terminal:
-    principal = Principal(1, KeyKind.TENANT, KITCHEN)
-    return Terminal(uuid4(), KITCHEN, principal, device, None, since)
+async def _away(*_: object) -> None:
+    raise Unavailable("The database cannot be reached.")
+
+
+def terminal_of(
+    device: str | None, since: datetime = BEGINNING, tenant: Tenant = KITCHEN
+) -> Terminal:
+    principal = Principal(1, KeyKind.TENANT, tenant)
+    return Terminal(uuid4(), tenant, principal, device, None, since)
