@@ -207,6 +207,16 @@ class EventsTests(PublishingCase):
         self.clock.advance(0.2)
         self.assertEqual(self.events({"type": "notice", "data": {}}).status, 201)
 
+    def test_a_key_may_send_so_many_bytes_whatever_is_in_them(self) -> None:
+        """Ten events a second are forty kibibytes; half a mebibyte may come at once."""
+        bomb = b'{"type":"note","data":{"a":[' + b"[]," * 100_000 + b"0]}}"
+        self.assertEqual([self.events(bomb).status for _ in range(3)], [201, 429, 429])
+        given = self.call("/broadcast", bomb)
+        self.assertRefused(given, 429, "too_many_requests")
+        self.assertEqual(self.events({"type": "notice", "data": {}}).status, 201)
+        self.clock.advance(int(given.headers["Retry-After"]))
+        self.assertEqual(self.events(bomb).status, 201)
+
     def test_a_rate_that_was_reloaded_counts_for_known_tenants_too(self) -> None:
         self.events({"type": "notice", "data": {}})
         self.publisher.per_second = 1000

@@ -220,8 +220,11 @@ class FloodTests(HostileCase):
                 till.send(frame(TEXT, f'{{"type":"{kind}","id":{wrong}}}'.encode()))
                 self.assertEqual(till.message()["code"], code, wrong)
             self.assert_alive(till)
-        device = "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE device_id LIKE 'till-%'"
-        self.assertEqual(set(self.shop.query(device)), {(0,)})
+        cursors = (
+            "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE tenant_id ="
+            " (SELECT id FROM dinedesk_main.tenants WHERE slug = %s)"
+        )
+        self.assertEqual(self.shop.query(cursors, (self.slug,)), [(0,), (0,)])
 
     def test_an_order_that_is_another_tenants_is_none(self) -> None:
         self.shop.publish(self.neighbour, "new_order", {"orderId": "stolen-1", "items": []})
