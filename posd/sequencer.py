@@ -32,8 +32,13 @@ from posd.publication import Request, answer, fail
 from posd.store import stream
 from posd.values import TenantId
 
-_MOST_ROWS: Final = 500
+# A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
+# everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
+_MOST_ROWS: Final = 200
 _MOST_EVENTS: Final = 1000
+_MOST_TENANTS: Final = 100
+# pos_take() cuts a batch at 8 MiB; from here on it may have.
+_MANY_BYTES: Final = 1024 * 1024
 _MOST_WAITING: Final = 10_000
 
 # data_exception, integrity_constraint_violation, program_limit_exceeded: it is what was to be stored.
@@ -125,9 +130,11 @@ class Sequencer(Service):
 
     def _next_requests(self) -> list[Request]:
         requests: list[Request] = []
+        tenant_ids: set[TenantId] = set()
         events = 0
-        while self._queue and events < _MOST_EVENTS:
+        while self._queue and events < _MOST_EVENTS and len(tenant_ids) < _MOST_TENANTS:
             requests.append(self._queue.popleft())
+            tenant_ids.add(requests[-1].publication.tenant_id)
             events += len(requests[-1].publication.drafts)
         return requests
 
@@ -156,7 +163,9 @@ class Sequencer(Service):
         outcome = await self._link.transaction(
             lambda session: self._numbering.number(session, requests, rows, self._aside.now())
         )
-        self._outbox_waits = self._outbox_waits or len(outcome.taken) == rows > 0
+        size = sum(len(row.data or "") for row in outcome.taken)
+        if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
+            self._outbox_waits = True
         answer(requests)
         for entry in outcome.failed:
             self._log.error(
