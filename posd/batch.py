@@ -175,6 +175,8 @@ class Ledger:
         state = self._states.get((item.tenant_id, cast(str, item.touched)))
         if state is None or state.row_now is None:
             return None
+        if not state.row_now:
+            raise Unprocessable("The order is larger than any may be.")
         row = cast("dict[str, object]", jsontext.decode(state.row_now))
         shop_zone = zone_of(self._shops, item.tenant_id)
         return drafts.draft("new_order", orders.from_row(row), zone=shop_zone)

@@ -186,6 +186,15 @@ class OutboxTests(SequencerCase):
         name = "SELECT snapshot ->> 'customerName' FROM dinedesk_kitchen.pos_orders"
         self.assertEqual(self.admin.value(name), "A" * EVENT_BYTES)
 
+    async def test_a_touched_order_that_nobody_could_read_is_logged_as_failed(self) -> None:
+        sequencer = await self.started()
+        self.place_order(name="A" * 5_000_000)
+        self.publish("notice", {"number": 1})
+        await self.emptied(sequencer)
+        order, notice = self.log_of()
+        self.assertIn("larger than any", order.failure or "")
+        self.assertEqual(notice.seq, 1)
+
     async def test_a_row_that_the_database_refuses_fails_alone(self) -> None:
         link = await self.linked()
         sequencer = await self.started(link)

@@ -69,6 +69,9 @@ $$;
 -- goes wrong in there concerns that tenant alone and comes back as `failure`. A NULL for the order asks
 -- only whether the tenant's tables can be written.
 --
+-- What an order has is read by posd whole, so it has an end. A row of more than 4 MiB comes back empty, and after
+-- 16 MiB of one tenant's rows the others are put into the outbox again, for another batch.
+--
 -- The shop may have put a view in the place of a table, and so its own code runs here, in posd's session.
 -- Once it has been read, everything that it did is undone: a setting that it left behind (search_path!)
 -- would turn the rights of posd against the other shops.
@@ -81,6 +84,7 @@ DECLARE
     tenant record;
     found_ids text[];
     found_rows text[];
+    postponed text[];
 BEGIN
     FOR tenant IN
         SELECT t.id, t.schema_name, array_agg(DISTINCT w.order_id) FILTER (WHERE w.order_id IS NOT NULL) AS wanted,
@@ -94,12 +98,24 @@ BEGIN
             EXECUTE format(
                 'LOCK TABLE %1$I.pos_events, %1$I.pos_orders IN ROW EXCLUSIVE MODE', tenant.schema_name);
             found_ids := NULL;
+            postponed := NULL;
             IF tenant.touched IS NOT NULL THEN
                 BEGIN
                     EXECUTE format(
-                        'SELECT coalesce(array_agg(r.order_id), ''{}''), array_agg(r.content::text)
-                           FROM %I.pos_read_orders($1) AS r', tenant.schema_name)
-                       INTO found_ids, found_rows USING tenant.touched;
+                        'WITH found AS MATERIALIZED (
+                            SELECT r.order_id, CASE WHEN octet_length(r.content::text) <= 4194304
+                                                    THEN r.content::text ELSE '''' END AS content
+                              FROM %I.pos_read_orders($1) AS r
+                         ), counted AS (
+                            SELECT f.*, sum(octet_length(f.content)) OVER (ORDER BY f.order_id)
+                                        - octet_length(f.content) < 16777216 AS fits
+                              FROM found AS f
+                         )
+                         SELECT coalesce(array_agg(c.order_id) FILTER (WHERE c.fits), ''{}''),
+                                array_agg(c.content) FILTER (WHERE c.fits),
+                                array_agg(c.order_id) FILTER (WHERE NOT c.fits)
+                           FROM counted AS c', tenant.schema_name)
+                       INTO found_ids, found_rows, postponed USING tenant.touched;
                     RAISE SQLSTATE 'PD001';
                 EXCEPTION WHEN SQLSTATE 'PD001' THEN
                     -- Variables keep their values.
@@ -108,6 +124,8 @@ BEGIN
                     END IF;
                 END;
             END IF;
+            INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
+            SELECT tenant.id, 'order', k FROM unnest(postponed) AS k;
             RETURN QUERY EXECUTE format(
                 'SELECT $1, k.order_id, r.content, o.snapshot::text, o.status, o.version, NULL::text
                    FROM unnest($2) AS k(order_id)

@@ -259,6 +259,34 @@ class OrderStatesTests(SchemaCase):
     def test_a_row_that_is_gone_has_no_content(self) -> None:
         self.assertEqual(self.states((1, "99", True)), {(1, "99"): (False, None, None, None, None)})
 
+    def test_a_row_that_is_too_long_comes_back_empty(self) -> None:
+        name = "UPDATE dinedesk_kitchen.orders SET customer_name = repeat('x', %s)"
+        row = f"SELECT row_now FROM ({STATES}) AS s"
+        for size, empty in ((4_000_000, False), (4_200_000, True)):
+            self.admin.run(name, size)
+            self.assertEqual(self.daemon.value(row, [1], ["1"], [True]) == "", empty)
+
+    def test_rows_that_are_too_much_at_once_are_put_off(self) -> None:
+        self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount, customer_name)"
+            " SELECT n, 10, repeat('x', 3000000) FROM generate_series(11, 20) AS n"
+        )
+        wanted = [str(n) for n in range(11, 21)]
+        for left in (4, 0):
+            self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
+            states = self.states(*((1, order, True) for order in wanted))
+            read = [order for (_, order), state in states.items() if state[0]]
+            self.assertEqual(len(read), len(wanted) - left)
+            wanted = [
+                key
+                for (key,) in self.admin.rows(
+                    "SELECT key FROM dinedesk_main.pos_outbox ORDER BY id"
+                )
+            ]
+            self.assertEqual(len(wanted), left)
+            self.assertEqual(set(wanted) & set(read), set())
+
     def test_an_order_named_twice_is_there_once(self) -> None:
         self.assertEqual(
             self.states((1, "1", False), (1, "1", True)),
