@@ -71,7 +71,10 @@ class StoredText:
 
 @frozen
 class OrderState:
-    """One order as posd has it and, if a hook touched it, as the shop has it now (JSON text)."""
+    """One order as posd has it and, if a hook touched it, as the shop has it now (JSON text).
+
+    An empty row is one that is too long to be read.
+    """
 
     stored: StoredText | None
     row_now: str | None
