@@ -220,9 +220,7 @@ async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]])
     await session.execute(_PROGRESS, tuple(list(column) for column in zip(*heads, strict=True)))
 
 
-async def nacks(
-    session: Session, tenant: Tenant, refused: Sequence[tuple[Seq, str, str]]
-) -> None:
+async def nacks(session: Session, tenant: Tenant, refused: Sequence[tuple[Seq, str, str]]) -> None:
     """Note events that terminals could not process: position, device, reason."""
     columns = tuple(list(column) for column in zip(*refused, strict=True))
     await session.execute(_NACKS.format(schema=schema(tenant)), columns)

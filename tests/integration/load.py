@@ -215,6 +215,9 @@ class Rover:
         query = "" if by_cursor else f"?last_event_id={self.position}"
         if self.stream is not None and not by_cursor:
             query += f"&stream_id={self.stream}"
+        if self.named and not by_cursor:
+            # To name a position is to say that everything up to it is stored, even if no answer comes.
+            self.acked = max(self.acked, self.position)
         till = Till.dial(
             self.dice.choice(self.nodes),
             f"/ws/pos/{self.slug}{query}",

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -86,6 +87,11 @@ class PageTests(SynchronousTestCase):
         return actions[block.language, block.words[0]]
 
     def administer(self, block: Block) -> None:
+        """Run a statement once all that was published before is in the log."""
+        deadline = time.monotonic() + PATIENCE
+        while self.shop.query("SELECT 1 FROM dinedesk_main.pos_outbox LIMIT 1"):
+            self.assertLess(time.monotonic(), deadline, "the outbox is not emptied")
+            time.sleep(0.01)
         self._rows = self.shop.query(block.text)
 
     def write(self, block: Block) -> None:
