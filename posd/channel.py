@@ -105,6 +105,7 @@ class Channel:
         self._recent_bytes = 0
         self._head = self._target = self.tail
         self._reading = False
+        self._woken = False
         self._pages: dict[Seq, list[Deferred[list[Encoded]]]] = {}
 
     @property
@@ -140,6 +141,7 @@ class Channel:
     def wake(self, seq: Seq) -> None:
         """There may be events up to `seq`. It is only a hint: anybody can send a NOTIFY."""
         self._target = max(self._target, seq)
+        self._woken = True
         if self._target > self.tail and not self._reading:
             self._reading = True
             Deferred.fromCoroutine(self._read_on())
@@ -206,13 +208,13 @@ class Channel:
     async def _read_on(self) -> None:
         try:
             while self.tail < self._target:
-                head = self._head
+                head, self._woken = self._head, False
                 events = await self._read_page(self.tail)
                 if events:
                     self._fan_out(events)
                 elif self.tail < head:
                     raise StreamBroken(f"there is no event {self.tail + 1}, but {head}")
-                else:
+                elif not self._woken:
                     self._target = self._head
         except Refusal:
             # The database is away. The poll wakes the channel again when it is back.

@@ -287,6 +287,15 @@ class TroubleTests(ChannelCase):
         self.log.answer()
         self.assertEqual(listener.ids, [11])
 
+    def test_nor_does_it_hide_a_wake_that_comes_meanwhile(self) -> None:
+        self.log.at_once = False
+        listener = self.listener()
+        self.channel.wake(10**9)
+        self.channel.wake(self.log.commit())
+        self.log.answer()
+        self.log.answer()
+        self.assertEqual(listener.ids, [11])
+
     def test_events_that_the_head_counts_and_the_log_lacks_end_every_session(self) -> None:
         listener = self.listener()
         self.channel.check(head(12))

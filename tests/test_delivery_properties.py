@@ -45,13 +45,14 @@ from posd.values import (
 from tests.delivery_case import KITCHEN, NOON, Line, event, said, terminal
 from tests.exchange_case import Presence, Store
 
-OUTBOX_BYTES = 3_000
-OUTBOX_TOTAL = 5_000
-TRANSPORT_BYTES = 1_500
-CHUNK_BYTES = 1_000
-LARGEST_FRAME = 2_500
-PAGE_EVENTS = 5
-RECENT_BYTES = 1_500
+# An event is some 200 to 1,000 bytes here.
+OUTBOX_BYTES = 1_200
+OUTBOX_TOTAL = 1_300
+TRANSPORT_BYTES = 400
+CHUNK_BYTES = 500
+LARGEST_FRAME = 1_100
+PAGE_EVENTS = 4
+RECENT_BYTES = 600
 
 indexes = st.integers(0, 11)
 
@@ -147,6 +148,8 @@ class Delivery(RuleBasedStateMachine):
         )
         self.tills: dict[Till, Session] = {}
         self.pruned: Seq = 0
+        self.trouble = False
+        """Whether a read may have failed since the database was looked at."""
         self.looked_up: list[tuple[Terminal, Opening]] = []
         self.polled: list[Any] = []
 
@@ -164,7 +167,15 @@ class Delivery(RuleBasedStateMachine):
         for _ in range(count):
             self.commit(0)
 
-    @rule(size=st.sampled_from([0, 0, 0, 200, 900, 2_000]))
+    @rule(count=st.integers(1, 6), size=st.sampled_from([0, 0, 0, 100, 800]))
+    def publish(self, count: int, size: int) -> None:
+        """As it is on a good day."""
+        for _ in range(count):
+            self.commit(size)
+        self.wake()
+        self.reads_return()
+
+    @rule(size=st.sampled_from([0, 0, 0, 100, 800]))
     def commit(self, size: int) -> None:
         self.log.events.append(self.signed(event(self.log.last + 1), size))
 
@@ -220,13 +231,20 @@ class Delivery(RuleBasedStateMachine):
     def read_returns(self, index: int) -> None:
         self.log.answer(index % len(self.log.waiting))
 
+    @rule()
+    def reads_return(self) -> None:
+        while self.log.waiting:
+            self.log.answer()
+
     @precondition(lambda self: self.log.waiting)
     @rule(index=indexes)
     def read_fails(self, index: int) -> None:
+        self.trouble = True
         self.log.fail(index=index % len(self.log.waiting))
 
     @rule(away=st.booleans())
     def database_goes_or_comes(self, away: bool) -> None:
+        self.trouble = self.trouble or away
         self.log.trouble = Unavailable("The database is away.") if away else None
         self.store.away = away
 
@@ -246,6 +264,14 @@ class Delivery(RuleBasedStateMachine):
             acked, legacy = device.acked, device.legacy
         opening = Opening(evolve(self.log.head, pruned_seq=self.pruned), acked, bool(legacy), NOON)
         self.looked_up.append((terminal(name, position=position), opening))
+
+    @precondition(lambda self: len(self.tills) < 8)
+    @rule(back=st.none() | st.integers(0, 12), reading=st.booleans())
+    def till_comes(self, back: int | None, reading: bool) -> None:
+        """As most of them do: with a position that is not long ago, or none."""
+        asked = None if back is None else max(self.pruned, self.log.last - back)
+        self.till_is_looked_up(None, asked, "this")
+        self.till_is_connected(-1, reading)
 
     @precondition(lambda self: self.looked_up and len(self.tills) < 8)
     @rule(index=indexes, reading=st.booleans())
@@ -274,6 +300,13 @@ class Delivery(RuleBasedStateMachine):
     def till_stops_reading(self, index: int) -> None:
         self.pick(index).reading = False
 
+    @rule(count=st.integers(1, 4))
+    def the_network_is_slow_for_all(self, count: int) -> None:
+        for till in self.tills:
+            till.reading = False
+        for _ in range(count):
+            self.publish(1, 100)
+
     @precondition(lambda self: self.tills)
     @rule(index=indexes)
     def till_reads_on(self, index: int) -> None:
@@ -301,7 +334,9 @@ class Delivery(RuleBasedStateMachine):
     @precondition(lambda self: self.tills)
     @rule(index=indexes)
     def memory_is_taken_from(self, index: int) -> None:
-        self.tills[self.pick(index)].outbox.shed()
+        outbox = self.tills[self.pick(index)].outbox
+        if outbox.held:
+            outbox.shed()
 
     def pick(self, index: int) -> Till:
         return list(self.tills)[index % len(self.tills)]
@@ -349,6 +384,15 @@ class Delivery(RuleBasedStateMachine):
                     assert session.outbox.written == session._channel.tail
 
     @invariant()
+    def whoever_has_room_and_lacks_something_is_being_read_for(self) -> None:
+        if self.trouble:
+            return
+        for session in self.tills.values():
+            if session.state is State.CATCHING_UP and session.outbox.has_room:
+                ahead = session.position > session._channel.tail
+                assert session._channel._reading if ahead else session._paging
+
+    @invariant()
     def nothing_is_counted_as_done_that_was_not_sent(self) -> None:
         for session in self.tills.values():
             if session.acked is not None and not self.superseded_or_old(session):
@@ -382,6 +426,7 @@ class Delivery(RuleBasedStateMachine):
     def exchange_looks(self) -> None:
         done = Deferred.fromCoroutine(self.exchange.check([self.log.head]))
         assert done.called
+        self.trouble = False
 
     def assert_complete(self, till: Till, session: Session) -> None:
         assert session.state is State.LIVE, (session.state, session.position, self.log.last)
@@ -406,5 +451,5 @@ class DeliveryProperties(SynchronousTestCase):
     def test_every_till_sees_every_event_after_its_position_once_and_in_order(self) -> None:
         run_state_machine_as_test(
             Delivery,
-            settings=settings(max_examples=60, stateful_step_count=60, deadline=None),
+            settings=settings(max_examples=150, stateful_step_count=50, deadline=None),
         )
