@@ -6,13 +6,18 @@ Nothing here knows Twisted, Autobahn or SQL. Times are timezone-aware UTC.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from attrs import field, frozen
 
 TenantId = int
+SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+"""What a tenant is called in addresses; the table `tenants` refuses some that would fit."""
+
 Seq = int
 """A stream position: 1, 2, 3, … without a gap within one tenant's stream; 0 is before the first."""
 

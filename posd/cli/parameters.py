@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import click
 
+from posd import values
 from posd.quantities import parse_duration
 from posd.settings import suggestion
 
-_SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 _RESERVED: Final = frozenset(
     {"main", "pos", "admin", "tenant", "super-admin", "customer", "auth", "health"}
 )
@@ -23,7 +23,7 @@ class _Slug(click.ParamType[str]):
     name = "slug"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if _SLUG.fullmatch(value) is None:
+        if values.SLUG.fullmatch(value) is None:
             self.fail(
                 f"{value!r} is no slug: write up to 48 small letters, digits and hyphens,"
                 " none of these at either end.",

@@ -18,12 +18,11 @@ from posd.auth import Authenticator, of_kind
 from posd.errors import BadRequest, NotFound, Refusal
 from posd.exchange import Exchange
 from posd.limits import Connections
-from posd.values import KeyKind, Position, Terminal
-from posd.web.render import Answer, Call, Door, answer, write
+from posd.values import SLUG, KeyKind, Position, Terminal
+from posd.web.render import Answer, Call, Door, answer, unanswered, write
 from posd.web.site import BoundedChannel
 from posd.ws import Admitted, TillFactory
 
-SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
 
 
@@ -62,7 +61,7 @@ class WebSocketDoor(Resource):
         left: list[object] = []
         request.notifyFinish().addErrback(left.append)
         admitted = Deferred.fromCoroutine(self._admit_or_answer(call, left))
-        admitted.addErrback(lambda failure: self._log.failure("admission failed", failure))
+        admitted.addErrback(unanswered, call)
         return NOT_DONE_YET
 
     async def _admit_or_answer(self, call: Call, left: list[object]) -> None:
@@ -87,10 +86,10 @@ class WebSocketDoor(Resource):
         transport = channel.transport
         try:
             self._gate.factory.upgrade(request, admitted)
-        except BaseException:
+        except Exception:
+            self._log.failure("an upgrade failed")
             admitted.left()
             transport.abortConnection()
-            raise
         finally:
             channel.left()
 

@@ -18,8 +18,7 @@ from posd.limits import Clock, TokenBucket
 from posd.publication import Publication, Published
 from posd.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
-from posd.values import Draft, KeyKind, Tenant, TenantId
-from posd.web.admission import SLUG
+from posd.values import SLUG, Draft, KeyKind, Tenant, TenantId
 from posd.web.render import Answer, Call
 from posd.zones import zone
 

@@ -10,7 +10,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from posd.errors import BadRequest
-from posd.web.admission import SLUG, Gate, WebSocketDoor
+from posd.values import SLUG
+from posd.web.admission import Gate, WebSocketDoor
 from posd.web.health import HealthEndpoints
 from posd.web.publishing import Publisher
 from posd.web.render import Answer, Call, Door, Endpoint, Missing
