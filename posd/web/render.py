@@ -77,12 +77,12 @@ class Call:
 
     @property
     def key(self) -> str | None:
-        """The credential, from either header that tills send."""
-        key = self.header("x-api-key")
-        if key is not None:
-            return key.strip()
+        """The credential, from either header that tills send; an empty one is none."""
+        key = (self.header("x-api-key") or "").strip()
+        if key:
+            return key
         scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else None
+        return token.strip() or None if scheme.lower() == "bearer" else None
 
     @property
     def address(self) -> str:
@@ -203,7 +203,7 @@ def respond(call: Call, handler: Handler) -> None:
     call.request.notifyFinish().addErrback(left)
     answered = Deferred.fromCoroutine(answer(call, handler))
     answered.addCallback(lambda outcome: None if gone else write(call.request, outcome))
-    answered.addErrback(lambda failure: _log.failure("no answer to {id}", failure, id=call.id))
+    answered.addErrback(unanswered, call)
 
 
 async def answer(call: Call, handler: Handler) -> Answer:
@@ -217,6 +217,12 @@ async def answer(call: Call, handler: Handler) -> Answer:
     except Exception:
         _log.failure("request {id} failed", id=call.id, path=call.request.path.decode("latin-1"))
         return Answer(error_body("posd failed at this.", "internal_error", call), 500)
+
+
+def unanswered(failure: Failure, call: Call) -> None:
+    """There is a bug in how an answer is sent; whoever waits for it learns that there is none."""
+    _log.failure("no answer to {id}", failure, id=call.id)
+    call.request.loseConnection()
 
 
 def refused(refusal: Refusal, call: Call) -> Answer:
