@@ -37,6 +37,10 @@ _OVERHEAD: Final = 256
 """What even an empty word takes."""
 
 
+Subscription = tuple[TenantId, str, UUID]
+"""Whose cursor it is: tenant, device, and the history in which its positions are counted."""
+
+
 class Presence(Service):
     """Notes, and the flush that writes them. Implements `session.Register`."""
 
@@ -83,11 +87,11 @@ class Presence(Service):
         self._notes.sent[tenant.id] = max(seq, self._notes.sent.get(tenant.id, 0))
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
-        key = terminal.tenant.id, terminal.device_id or ""
+        key = _subscription(terminal)
         self._notes.acks[key] = max(seq, self._notes.acks.get(key, 0))
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
-        self._notes.follows[terminal.tenant.id, terminal.device_id or ""] = seq
+        self._notes.follows[_subscription(terminal)] = seq
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         nack = Nack(seq, terminal.device_id or "", reason)
@@ -119,7 +123,8 @@ class Presence(Service):
 
     async def settle(self, tenant_id: TenantId, device_id: str) -> None:
         """Write down what a device acknowledged, now that it comes back and asks how far it is."""
-        if (tenant_id, device_id) in self._notes.acks or self._turn.locked:
+        noted = any(key[:2] == (tenant_id, device_id) for key in self._notes.acks)
+        if noted or self._turn.locked:
             await self.flush()
 
     async def flush(self) -> None:
@@ -221,7 +226,11 @@ class Presence(Service):
         notes.setdefault(tenant, []).append(said)
 
 
-def _moves(cursors: dict[tuple[TenantId, str], Seq]) -> list[tuple[TenantId, str, Seq]]:
+def _subscription(terminal: Terminal) -> Subscription:
+    return terminal.tenant.id, terminal.device_id or "", terminal.stream_id
+
+
+def _moves(cursors: dict[Subscription, Seq]) -> list[books.Move]:
     """In one order everywhere, so that two nodes do not wait for each other."""
     return [(*key, seq) for key, seq in sorted(cursors.items())]
 
@@ -261,8 +270,8 @@ class Notes:
 
     connected: dict[UUID, Terminal] = field(factory=dict)
     gone: set[UUID] = field(factory=set)
-    acks: dict[tuple[TenantId, str], Seq] = field(factory=dict)
-    follows: dict[tuple[TenantId, str], Seq] = field(factory=dict)
+    acks: dict[Subscription, Seq] = field(factory=dict)
+    follows: dict[Subscription, Seq] = field(factory=dict)
     sent: dict[TenantId, Seq] = field(factory=dict)
     words: dict[Tenant, list[Word]] = field(factory=dict)
     nacks: dict[Tenant, list[Nack]] = field(factory=dict)
@@ -277,7 +286,7 @@ class Notes:
     def received(self) -> dict[TenantId, Seq]:
         """The furthest acknowledgement of each tenant."""
         furthest: dict[TenantId, Seq] = {}
-        for (tenant_id, _), seq in self.acks.items():
+        for (tenant_id, _, _), seq in self.acks.items():
             furthest[tenant_id] = max(seq, furthest.get(tenant_id, 0))
         return furthest
 

@@ -144,6 +144,7 @@ class Terminal:
     """An admitted connection of a till: which tenant's, whose, since when, and from where on.
 
     `device_id` is None for a terminal without a name; `position` is what it asked to resume from.
+    `stream_id` is the history that it was let into: what it says of events is about that one.
     """
 
     connection_id: UUID
@@ -152,6 +153,7 @@ class Terminal:
     device_id: str | None
     position: Position | None
     connected_at: datetime
+    stream_id: UUID
 
 
 @frozen

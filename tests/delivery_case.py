@@ -64,12 +64,14 @@ def terminal(
     key_device: str | None = None,
     tenant: Tenant = KITCHEN,
     key_id: int = 1,
+    stream_id: UUID = STREAM,
     connected_at: datetime = NOON,
 ) -> Terminal:
     """An admitted terminal, with the tenant's key or, where `key_device` is named, its own."""
     kind = KeyKind.TENANT if key_device is None else KeyKind.DEVICE
     principal = Principal(key_id, kind, tenant, key_device)
-    return Terminal(uuid4(), tenant, principal, device or key_device, position, connected_at)
+    name = device or key_device
+    return Terminal(uuid4(), tenant, principal, name, position, connected_at, stream_id)
 
 
 def frames_in(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -55,8 +55,9 @@ class PresenceTests(DatabaseCase):
 
     async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
         """A terminal that is registered, with its cursor at 100, and noted as connected."""
-        await books.opening(self.pool, 1, device, 10)
-        terminal = terminal_of(device)
+        opening = await books.opening(self.pool, 1, device, 10)
+        assert opening is not None
+        terminal = terminal_of(device, stream_id=opening.head.stream_id)
         presence.connected(terminal)
         return terminal
 
@@ -126,6 +127,18 @@ class PresenceTests(DatabaseCase):
         known = "SELECT first_acked_at IS NOT NULL FROM dinedesk_main.pos_devices"
         self.assertTrue(self.admin.value(known))
         self.assertEqual(self.head(), (0, 8))
+
+    async def test_an_acknowledgement_in_a_history_that_was_lost_moves_nothing(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
+        presence.acknowledged(front, 8)
+        presence.followed(front, 9)
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid()")
+        await presence.flush()
+        self.assertEqual(self.cursor(), 5)
+        known = "SELECT first_acked_at IS NULL FROM dinedesk_main.pos_devices"
+        self.assertTrue(self.admin.value(known))
 
     async def test_a_legacy_terminal_is_followed_without_counting_as_received(self) -> None:
         presence = await self.presence()
@@ -274,7 +287,10 @@ async def _away(*_: object) -> None:
 
 
 def terminal_of(
-    device: str | None, since: datetime = BEGINNING, tenant: Tenant = KITCHEN
+    device: str | None,
+    since: datetime = BEGINNING,
+    tenant: Tenant = KITCHEN,
+    stream_id: UUID = UUID(int=1),
 ) -> Terminal:
     principal = Principal(1, KeyKind.TENANT, tenant)
-    return Terminal(uuid4(), tenant, principal, device, None, since)
+    return Terminal(uuid4(), tenant, principal, device, None, since, stream_id)

@@ -84,16 +84,18 @@ _REGISTER: Final = """
 # first word of a legacy device takes back what was merely followed: nobody had vouched for that.
 _ADVANCE: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
-      FROM unnest(%s::integer[], %s::text[], %s::bigint[]) AS a(tenant_id, device_id, seq)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
+           AS a(tenant_id, device_id, stream_id, seq)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
       JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
      WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
        AND (c.acked_seq < a.seq OR d.first_acked_at IS NULL) AND a.seq <= h.last_seq
 """
 _FOLLOW: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
-      FROM unnest(%s::integer[], %s::text[], %s::bigint[]) AS a(tenant_id, device_id, seq)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
+           AS a(tenant_id, device_id, stream_id, seq)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
       JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
      WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
        AND c.acked_seq < a.seq AND d.first_acked_at IS NULL AND a.seq <= h.last_seq
@@ -101,7 +103,8 @@ _FOLLOW: Final = """
 _ACKS: Final = """
     UPDATE dinedesk_main.pos_devices AS d
        SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
-      FROM unnest(%s::integer[], %s::text[]) AS a(tenant_id, device_id)
+      FROM unnest(%s::integer[], %s::text[], %s::uuid[]) AS a(tenant_id, device_id, stream_id)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
      WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
 """
 _PROGRESS: Final = """
@@ -130,6 +133,10 @@ _SAID: Final = """
     INSERT INTO {schema}.pos_events (event_type, event_data, device_id)
     SELECT * FROM unnest(%s::text[], %s::json[], %s::text[])
 """
+
+
+Move = tuple[TenantId, str, UUID, Seq]
+"""Where a cursor is to go: tenant, device, history, position."""
 
 
 async def lease(session: Session, node_id: UUID, seconds: float) -> bool:
@@ -203,16 +210,24 @@ async def opening(
     return Opening(stream.load_head(tuple(head)), acked, legacy, at)
 
 
-async def acknowledged(session: Session, acks: Sequence[tuple[TenantId, str, Seq]]) -> None:
-    """Move cursors forward: tenant, device, position. From then on they are no legacy terminals'."""
-    tenants, devices, positions = (list(column) for column in zip(*acks, strict=True))
-    await session.execute(_ADVANCE, (tenants, devices, positions))
-    await session.execute(_ACKS, (tenants, devices))
+async def acknowledged(session: Session, acks: Sequence[Move]) -> None:
+    """Move cursors forward. From then on they are no legacy terminals'.
+
+    A position in another history than the stream's moves nothing: a failover may have lost it.
+    """
+    columns = _columns(acks)
+    await session.execute(_ADVANCE, columns)
+    await session.execute(_ACKS, columns[:3])
 
 
-async def followed(session: Session, follows: Sequence[tuple[TenantId, str, Seq]]) -> None:
-    """Move the cursors of legacy terminals to where they were sent to: tenant, device, position."""
-    await session.execute(_FOLLOW, tuple(list(column) for column in zip(*follows, strict=True)))
+async def followed(session: Session, follows: Sequence[Move]) -> None:
+    """Move the cursors of legacy terminals to where they were sent to."""
+    await session.execute(_FOLLOW, _columns(follows))
+
+
+def _columns(moves: Sequence[Move]) -> tuple[list[object], ...]:
+    tenants, devices, streams, positions = zip(*moves, strict=True)
+    return list(tenants), list(devices), [str(each) for each in streams], list(positions)
 
 
 async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:

@@ -111,7 +111,13 @@ class WebSocketDoor(Resource):
             lease.release()
             raise
         terminal = Terminal(
-            uuid4(), tenant, credential.principal, device, position, connected_at=opening.at
+            uuid4(),
+            tenant,
+            credential.principal,
+            device,
+            position,
+            opening.at,
+            opening.head.stream_id,
         )
         return Admitted(terminal, opening, lease.release)
 
