@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database import Database
-from posd.errors import Refusal
+from posd.errors import Refusal, StatementFailed
 from posd.link import DatabaseReactor, Link, Session
 from posd.store import stream
 from posd.values import Head, Seq, TenantId
@@ -218,5 +218,8 @@ class Feed(Service):
         except Refusal:
             # The database is away or busy; the next round sees.
             return
+        except StatementFailed as error:
+            # A schema that is not posd's, most likely; where the statement stands says nothing more.
+            self._log.error("the feed failed: {error}", error=error)
         except Exception:
             self._log.failure("the feed failed")

@@ -223,8 +223,9 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
         self.sendCloseFrame(closing.code, closing.reason.encode(), isReply=False)
 
     def drop(self, *, abort: bool) -> None:
-        self._dropped = "not heard of" if abort else "dropped"
-        self.dropConnection(abort=abort)
+        if not self._dropped:
+            self._dropped = "not heard of" if abort else "dropped"
+            self.dropConnection(abort=abort)
 
     # -- in between --------------------------------------------------------------------------
 

@@ -169,7 +169,7 @@ class RunningTests(SynchronousTestCase):
     def test_sigterm_ends_it_also_while_it_waits_for_the_database(self) -> None:
         self.shop.dsn = "host=/nowhere dbname=none"
         daemon = self.shop.start(wait=False)
-        eventually(lambda: "listening" in daemon.log(), "it listens")
+        daemon.wait_listening()
         self.assertEqual(daemon.stop(), 0)
 
     def test_twist_runs_it_too(self) -> None:

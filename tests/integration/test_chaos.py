@@ -192,7 +192,11 @@ class NodesTests(ChaosCase):
         self.publish(5)
         till.take(5)
         till.send({"type": "ack", "id": 3})
-        acked = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
+        acked = (
+            "SELECT acked_seq FROM dinedesk_main.pos_cursors"
+            "  JOIN dinedesk_main.pos_devices USING (tenant_id, device_id)"
+            " WHERE first_acked_at IS NOT NULL"
+        )
         until(lambda: self.shop.query(acked) == [(3,)], "the ack is in the books")
         self.one.kill()
         again = self.dial(self.other, device="POS_BAR_1")
