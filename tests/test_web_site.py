@@ -9,8 +9,10 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -203,3 +205,17 @@ class SiteTests(SynchronousTestCase):
         self.clock.advance(1000)
         self.assertFalse(transport.disconnecting)
         self.assertEqual(self.site.open_channels, 0)
+
+    def test_http_2_is_never_offered_nor_spoken(self) -> None:
+        self.patch(http, "H2_ENABLED", True)
+        self.assertEqual(self.site.acceptableProtocols(), [b"http/1.1"])
+        channel, transport = self.connect()
+        self.assertIs(type(channel), BoundedChannel)
+        channel.dataReceived(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        self.assertTrue(transport.disconnecting)
+
+    def test_nothing_of_a_request_is_logged(self) -> None:
+        channel, _ = self.connect()
+        with capturedLogs() as events:
+            channel.dataReceived(b"GET /?apiKey=pos_secret HTTP/1.1\r\nHost: posd\r\n\r\n")
+        self.assertEqual(events, [])

@@ -189,5 +189,9 @@ class BoundedSite(Site):
         """It is gone, or a till's."""
         self._channels.pop(channel, None)
 
+    def acceptableProtocols(self) -> list[bytes]:
+        """By ALPN, where an endpoint does TLS of its own: never HTTP/2, whatever is installed."""
+        return [b"http/1.1"]
+
     def log(self, request: object) -> None:
         """Query strings and keys belong in no log."""
