@@ -57,9 +57,10 @@ class OpeningTests(StoreCase):
 
     async def test_a_device_that_acknowledges_goes_on_from_its_cursor(self) -> None:
         session = await self.session()
-        await presence.opening(session, 1, "front", 10)
+        first = await presence.opening(session, 1, "front", 10)
+        assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 30")
-        await presence.acknowledged(session, [(1, "front", 40)])
+        await presence.acknowledged(session, [(1, "front", first.head.stream_id, 40)])
         opening = await presence.opening(session, 1, "front", 10)
         assert opening is not None
         self.assertEqual((opening.acked, opening.legacy), (40, False))
@@ -82,12 +83,13 @@ class OpeningTests(StoreCase):
 
     async def test_a_cursor_never_moves_back_nor_beyond_the_head(self) -> None:
         session = await self.session()
-        await presence.opening(session, 1, "front", 10)
+        first = await presence.opening(session, 1, "front", 10)
+        assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
         cursor = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
         for asked, held in ((50, 50), (45, 50), (101, 50), (100, 100)):
-            await presence.acknowledged(session, [(1, "front", asked)])
+            await presence.acknowledged(session, [(1, "front", first.head.stream_id, asked)])
             self.assertEqual(self.admin.value(cursor), held)
 
     async def test_progress_never_moves_back_nor_beyond_the_head(self) -> None:

@@ -83,13 +83,20 @@ _REGISTER: Final = """
 # Never backwards and never beyond the head, whatever order flushes of several nodes come in. Only the
 # first word of a legacy device takes back what was merely followed: nobody had vouched for that.
 _ADVANCE: Final = """
-    UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
-      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
-           AS a(tenant_id, device_id, stream_id, seq)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
-      JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
-     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
-       AND (c.acked_seq < a.seq OR d.first_acked_at IS NULL) AND a.seq <= h.last_seq
+    WITH a AS (
+        SELECT a.* FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
+                        AS a(tenant_id, device_id, stream_id, seq)
+          JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
+         WHERE a.seq <= h.last_seq
+    ), moved AS (
+        UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
+          FROM a JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
+         WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+           AND (c.acked_seq < a.seq OR d.first_acked_at IS NULL)
+    )
+    UPDATE dinedesk_main.pos_devices AS d
+       SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
+      FROM a WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
 """
 _FOLLOW: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
@@ -99,13 +106,6 @@ _FOLLOW: Final = """
       JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
      WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
        AND c.acked_seq < a.seq AND d.first_acked_at IS NULL AND a.seq <= h.last_seq
-"""
-_ACKS: Final = """
-    UPDATE dinedesk_main.pos_devices AS d
-       SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
-      FROM unnest(%s::integer[], %s::text[], %s::uuid[]) AS a(tenant_id, device_id, stream_id)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
-     WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
 """
 _PROGRESS: Final = """
     UPDATE dinedesk_main.pos_heads AS h
@@ -215,9 +215,7 @@ async def acknowledged(session: Session, acks: Sequence[Move]) -> None:
 
     A position in another history than the stream's moves nothing: a failover may have lost it.
     """
-    columns = _columns(acks)
-    await session.execute(_ADVANCE, columns)
-    await session.execute(_ACKS, columns[:3])
+    await session.execute(_ADVANCE, _columns(acks))
 
 
 async def followed(session: Session, follows: Sequence[Move]) -> None:
