@@ -193,15 +193,12 @@ class Exchange(Service):
         if suspects:
             await self._confirm(suspects)
 
-    def set_back(self, heads: Iterable[Head]) -> list[TenantId]:
-        """Those of these tenants whose head is behind what was delivered here of the same stream."""
-        return [
-            head.tenant_id
-            for head in heads
-            if (channel := self._channels.get(head.tenant_id)) is not None
-            and head.stream_id == channel.stream_id
-            and head.last_seq < channel.tail
-        ]
+    def delivered(self) -> dict[TenantId, Head]:
+        """How far each stream was delivered on this node."""
+        return {
+            tenant_id: Head(tenant_id, channel.stream_id, channel.tail)
+            for tenant_id, channel in self._channels.items()
+        }
 
     async def recheck(self, key_id: int | None = None) -> None:
         """Close the sessions whose credential, or whose tenant, is valid no more."""
@@ -263,7 +260,7 @@ class Exchange(Service):
             head = heads.get(channel.tenant.id)
             if head is None or self._channels.get(channel.tenant.id) is not channel:
                 continue
-            if head.stream_id == channel.stream_id and head.last_seq < tail:
+            if is_set_back(head, Head(head.tenant_id, channel.stream_id, tail)):
                 await stream.reset(self._database, [channel.tenant.id])
                 self._log.error("the stream of {slug} was set back", slug=channel.tenant.slug)
                 channel.end(STREAM_CHANGED)
@@ -299,6 +296,11 @@ class Exchange(Service):
     def _forget(self, channel: Channel) -> None:
         if self._channels.get(channel.tenant.id) is channel:
             del self._channels[channel.tenant.id]
+
+
+def is_set_back(head: Head, delivered: Head) -> bool:
+    """Whether a head that was read after `delivered` was noted is behind it in the same history."""
+    return head.stream_id == delivered.stream_id and head.last_seq < delivered.last_seq
 
 
 def _now() -> datetime:

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from posd.auth import Authenticator
 from posd.config import Config, Listener
 from posd.database import Database
-from posd.exchange import Exchange
+from posd.exchange import Exchange, is_set_back
 from posd.feed import Feed
 from posd.health import Health
 from posd.limits import Connections, FailedAttempts
@@ -121,8 +121,10 @@ class Parts:
         """
         if not await stream.recognise(session):
             _log.warn("this is another database than before; every stream has a new name")
-        heads = await stream.heads(session, self.exchange.tenants)
-        set_back = self.exchange.set_back(heads.values())
+        # Noted before the heads are read: another node may number meanwhile, and we deliver that.
+        delivered = self.exchange.delivered()
+        heads = await stream.heads(session, delivered)
+        set_back = [each for each in heads if is_set_back(heads[each], delivered[each])]
         if set_back:
             _log.error("the streams of tenants {ids} were set back", ids=set_back)
             await stream.reset(session, set_back)

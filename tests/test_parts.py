@@ -58,6 +58,21 @@ class RecognitionTests(SynchronousTestCase):
     def test_a_head_as_far_as_what_was_delivered_changes_nothing(self) -> None:
         self.assertEqual(self.recognise(10, self.stream_id), [])
 
+    def test_what_is_delivered_while_the_heads_are_read_changes_nothing(self) -> None:
+        session = ScriptedSession(Head(TENANT.id, self.stream_id, 10))
+        channel, look = self.parts.exchange._channels[TENANT.id], session.query
+
+        async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
+            rows = await look(sql, parameters)
+            if "pos_fingerprint" not in sql:
+                # Another node has numbered an event by now, and this one has delivered it.
+                channel.tail = 11
+            return rows
+
+        self.patch(session, "query", query)
+        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        self.assertEqual(session.changes, [])
+
     def test_a_stream_that_has_another_name_already_keeps_it(self) -> None:
         self.assertEqual(self.recognise(3, uuid4()), [])
 
