@@ -18,6 +18,7 @@ from tests.schema_case import two_shops
 
 KITCHEN = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 GRILL = Tenant(2, "grill", "The grill", "dinedesk_grill")
+NO_STREAM = UUID(int=1)
 BEGINNING = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
@@ -290,7 +291,7 @@ def terminal_of(
     device: str | None,
     since: datetime = BEGINNING,
     tenant: Tenant = KITCHEN,
-    stream_id: UUID = UUID(int=1),
+    stream_id: UUID = NO_STREAM,
 ) -> Terminal:
     principal = Principal(1, KeyKind.TENANT, tenant)
     return Terminal(uuid4(), tenant, principal, device, None, since, stream_id)
