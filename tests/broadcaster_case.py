@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -111,16 +112,17 @@ class BroadcasterCase(TestCase):
 
     timeout = 20
 
+    @abstractmethod
     def broadcaster(self, url: str, **options: Any) -> Any:
-        raise NotImplementedError
+        """Make one that is stopped at the end of the test."""
 
+    @abstractmethod
     def constructed(self, url: str, key: str) -> tuple[object, ...]:
         """The arguments of the constructor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(self, name: str, *arguments: Any, **options: Any) -> Deferred[Any]:
         """Call a method of `self.made`."""
-        raise NotImplementedError
 
     def setUp(self) -> Deferred[None]:  # type: ignore[override]
         return Deferred.fromCoroutine(self.set_up())
