@@ -66,6 +66,26 @@ class TokenBucket:
 
 
 @define(eq=False)
+class Rates:
+    """A bucket for each of those who are counted, by a number that stands for them."""
+
+    _clock: Clock
+    _buckets: dict[int, TokenBucket] = field(init=False, factory=dict)
+
+    def spend(self, who: int, count: int, rate: float, burst: float) -> None:
+        """Take tokens out of somebody's bucket. Raises `TooManyRequests` with the time to wait."""
+        bucket = self._buckets.get(who)
+        if bucket is None:
+            bucket = self._buckets[who] = TokenBucket(rate, burst, self._clock)
+        # A reload may have changed them.
+        bucket.rate, bucket.burst = rate, burst
+        if not bucket.take(count):
+            raise TooManyRequests(
+                "Too much is sent at once.", retry_after=max(1, math.ceil(bucket.wait(count)))
+            )
+
+
+@define(eq=False)
 class FailedAttempts:
     """Counts failed attempts to authenticate in the last minute, by where they came from.
 

@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from posd import batch, jsontext
-from posd.errors import NotFound, PosdError, Refusal, Unprocessable
+from posd.errors import NotFound, PosdError, Refusal
 from posd.link import Session
 from posd.publication import Published, Request
 from posd.store import idempotency, presence, stream, tenants
@@ -108,9 +108,7 @@ class Numbering:
             if call is None or answer is None:
                 fresh.append(request)
             elif answer.fingerprint != call.fingerprint:
-                request.result = Unprocessable(
-                    "This Idempotency-Key was used for another call.", code="idempotency_mismatch"
-                )
+                request.result = idempotency.mismatch()
             else:
                 body = cast("dict[str, list[int | None]]", jsontext.decode(answer.body))
                 request.result = Published(tuple(body["ids"]), 0, replayed=True)

@@ -22,11 +22,13 @@ from posd.store import presence, standing, stream
 from posd.values import Tenant
 from posd.web.admission import Gate
 from posd.web.health import HealthEndpoints
+from posd.web.operations import Operation
 from posd.web.publishing import Publisher
+from posd.web.reception import Reception
 from posd.web.render import Door
 from posd.web.site import BoundedSite
 from posd.web.status import Monitor
-from posd.web.tree import Rooms, tree
+from posd.web.tree import Rooms, Root
 from posd.ws import TillFactory
 
 # Connections that have not become a till's yet: handshakes and REST calls.
@@ -50,6 +52,7 @@ class Parts:
     authenticator: Authenticator = field(init=False)
     connections: Connections = field(init=False)
     feed: Feed = field(init=False)
+    reception: Reception = field(init=False)
     publisher: Publisher = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
@@ -97,13 +100,16 @@ class Parts:
             delivery=self.exchange,
             cache=self.authenticator,
         )
+        self.reception = Reception(
+            self.authenticator, limits.publish_per_second_per_tenant, reactor.seconds
+        )
         self.publisher = Publisher(
-            self.authenticator,
+            self.reception,
             self.sequencer,
             limits.publish_per_second_per_tenant,
             reactor.seconds,
         )
-        self.monitor = Monitor(self.authenticator, self._report)
+        self.monitor = Monitor(self._report)
         self.health = Health(
             {
                 "database": lambda: self.database.up,
@@ -170,12 +176,19 @@ class Parts:
             self.connections,
             TillFactory(self.exchange, self.reactor),
         )
-        health = HealthEndpoints(
-            self.health, self.authenticator, lambda: presence.counts(self.database)
-        )
-        rooms = Rooms(gate, self.publisher, self.monitor, health)
+        rooms = Rooms(gate, self.reception, self.operations)
         door = Door(listener.trusted, listener.proxies)
-        return BoundedSite(tree(door, rooms), self.reactor, _SPARE_CHANNELS)
+        return BoundedSite(Root(door, rooms), self.reactor, _SPARE_CHANNELS)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All that can be asked by HTTP."""
+        health = HealthEndpoints(self.health, lambda: presence.counts(self.database))
+        return (
+            *self.publisher.operations,
+            *self.monitor.operations,
+            *health.operations,
+        )
 
     def apply(self, settings: Config) -> None:
         """Put new limits in force; everything else of the configuration needs a restart."""
@@ -183,6 +196,7 @@ class Parts:
         self.failed_attempts.per_minute = limits.failed_auth_per_minute
         self.connections.total = limits.connections
         self.connections.per_tenant = limits.connections_per_tenant
+        self.reception.per_second = limits.publish_per_second_per_tenant
         self.publisher.per_second = limits.publish_per_second_per_tenant
         self.settings = settings
 

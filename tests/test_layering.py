@@ -125,8 +125,9 @@ IMPORTERS = {
     ),
     "OpenSSL": ("posd.tls",),
     "cryptography": ("posd.tls", "posd.certificates"),
-    # One way to read and write JSON, which keeps decimals; the log has no amounts.
-    "msgspec": ("posd.jsontext", "posd.logs"),
+    # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
+    # requests and answers are its structures.
+    "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),
     "json": ("posd.settings", "posd.config"),
     "click": ("posd.cli",),
     "rich": ("posd.cli",),

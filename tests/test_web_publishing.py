@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from io import BytesIO
 from typing import Any, Final, cast
 
@@ -28,6 +29,7 @@ from posd.sequencer import Sequencer
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.publishing import Publisher
+from posd.web.reception import Reception
 from posd.web.render import Answer, Call, Door, answer
 
 PUBLISHED: Final = Published((1042,), 3)
@@ -76,8 +78,9 @@ class PublishingCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.numbers = Numbers()
+        self.reception = Reception(cast(Authenticator, Keys()), 10, self.clock.seconds)
         self.publisher = Publisher(
-            cast(Authenticator, Keys()), cast(Sequencer, self.numbers), 10, self.clock.seconds
+            self.reception, cast(Sequencer, self.numbers), 10, self.clock.seconds
         )
 
     def call(
@@ -100,13 +103,11 @@ class PublishingCase(SynchronousTestCase):
         for name, value in sent.items():
             request.requestHeaders.setRawHeaders(name, [value])
         call = Call(request, door)
+        events, broadcast = self.publisher.operations
         if path == "/broadcast":
-            handler = self.publisher.broadcast
+            handler = partial(self.reception.serve, broadcast, {})
         else:
-
-            async def handler(call: Call) -> Answer:
-                return await self.publisher.events(call, path.split("/")[2])
-
+            handler = partial(self.reception.serve, events, {"tenant": path.split("/")[2]})
         return self.successResultOf(Deferred.fromCoroutine(answer(call, handler)))
 
     def events(self, body: object, key: str | None = "platform", **headers: str) -> Answer:

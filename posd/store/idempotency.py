@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, cast
 
 from attrs import frozen
 
+from posd import jsontext
+from posd.errors import Conflict, Unprocessable
 from posd.link import Session
 from posd.values import TenantId
 
@@ -22,6 +24,8 @@ _STORE: Final = """
     SELECT * FROM unnest(%s::integer[], %s::text[], %s::text[], %s::text[], %s::bytea[],
                          %s::smallint[], %s::json[])
 """
+# A conflicting INSERT would wait for the first call; this tells at once that it is still running.
+_TRY: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 7097))"
 
 
 @frozen
@@ -50,6 +54,48 @@ class Answer:
     fingerprint: bytes
     status: int
     body: str
+
+
+@frozen
+class Answered:
+    """What a call is answered with; `replayed`: as an equal one was before."""
+
+    status: int
+    body: Mapping[str, object]
+    replayed: bool = False
+
+
+async def once(
+    session: Session,
+    call: Idempotency | None,
+    work: Callable[[], Awaitable[tuple[int, Mapping[str, object]]]],
+) -> Answered:
+    """Do `work` unless it was done before, and keep its answer (status and JSON) with its effect.
+
+    `session` is a transaction, in which `work` does all it does. Raises `Conflict` (`still_running`)
+    while the first such call runs, `Unprocessable` (`idempotency_mismatch`) when that moved something
+    else, and what `work` raises, which is not kept.
+    """
+    if call is None:
+        return Answered(*await work())
+    scope = " ".join(map(str, call.scope))
+    if not (await session.query(_TRY, (scope,)))[0][0]:
+        raise Conflict("The first call with this key is still running.", code="still_running")
+    earlier = (await find(session, [call])).get(call.scope)
+    if earlier is None:
+        status, body = await work()
+        await store(session, [(call, status, jsontext.encode(body).decode())])
+        return Answered(status, body)
+    if earlier.fingerprint != call.fingerprint:
+        raise mismatch()
+    return Answered(earlier.status, cast("dict[str, object]", jsontext.decode(earlier.body)), True)
+
+
+def mismatch() -> Unprocessable:
+    """What a caller is told who used a key for two things."""
+    return Unprocessable(
+        "This Idempotency-Key was used for another call.", code="idempotency_mismatch"
+    )
 
 
 async def find(

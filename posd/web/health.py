@@ -8,10 +8,33 @@ from datetime import UTC, datetime
 from attrs import define
 
 from posd import jsontext
-from posd.auth import Authenticator, of_kind
 from posd.health import Health
-from posd.values import KeyKind
-from posd.web.render import Answer, Call
+from posd.web.operations import ADMINS, NOBODY, Ask, Operation, given
+from posd.web.render import Answer
+from posd.web.shapes import UNSET, Given, Moment, Unset
+
+
+class HealthGiven(Given, frozen=True):
+    """`ok`, or `unavailable` with what is missing."""
+
+    status: str
+    missing: list[str] | Unset = UNSET
+
+
+class ConnectionsGiven(Given, frozen=True):
+    """How many connections a tenant has."""
+
+    tenant: str
+    count: int
+
+
+class DeployedHealthGiven(Given, frozen=True):
+    """The shape that is polled today, with the connections of all nodes."""
+
+    status: str
+    service: str
+    connections: list[ConnectionsGiven]
+    timestamp: Moment
 
 
 @define(eq=False)
@@ -22,30 +45,60 @@ class HealthEndpoints:
     """
 
     health: Health
-    authenticator: Authenticator
     counts: Callable[[], Awaitable[list[tuple[str, int]]]]
 
-    async def live(self, call: Call) -> Answer:
-        """The process answers."""
-        return Answer({"status": "ok"})
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/health/live",
+                self.live,
+                "Whether the process answers",
+                NOBODY,
+                {200: HealthGiven},
+                tag="Health",
+            ),
+            Operation(
+                "GET",
+                "/health/ready",
+                self.ready,
+                "Whether it can take tills and orders",
+                NOBODY,
+                {200: HealthGiven, 503: HealthGiven},
+                tag="Health",
+            ),
+            Operation(
+                "GET",
+                "/health",
+                self.deployed,
+                "Who is connected",
+                ADMINS,
+                {200: DeployedHealthGiven},
+                trusted=True,
+                tag="Health",
+            ),
+        )
 
-    async def ready(self, call: Call) -> Answer:
+    async def live(self, ask: Ask[None]) -> Answer:
+        """The process answers."""
+        return given(HealthGiven(status="ok"))
+
+    async def ready(self, ask: Ask[None]) -> Answer:
         """It can take tills and orders; if not, 503 with what is missing."""
         missing = self.health.missing()
         if missing:
-            return Answer({"status": "unavailable", "missing": missing}, 503, {"Retry-After": "2"})
-        return Answer({"status": "ok"})
+            answer = HealthGiven(status="unavailable", missing=missing)
+            return given(answer, 503, {"Retry-After": "2"})
+        return given(HealthGiven(status="ok"))
 
-    async def deployed(self, call: Call) -> Answer:
-        """The shape that is polled today, with the connections of all nodes."""
-        if not call.door.trusted:
-            of_kind(await self.authenticator.anywhere(call.key, call.address), KeyKind.ADMIN)
+    async def deployed(self, ask: Ask[None]) -> Answer:
         counts = await self.counts()
-        return Answer(
-            {
-                "status": "ok",
-                "service": "WebSocket Server",
-                "connections": [{"tenant": slug, "count": count} for slug, count in counts],
-                "timestamp": jsontext.timestamp(datetime.now(UTC)),
-            }
+        return given(
+            DeployedHealthGiven(
+                status="ok",
+                service="WebSocket Server",
+                connections=[ConnectionsGiven(tenant=slug, count=count) for slug, count in counts],
+                timestamp=jsontext.timestamp(datetime.now(UTC)),
+            )
         )

@@ -2,125 +2,195 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
-from typing import Final
+from typing import Annotated, Any, Final
 
 from attrs import define, field
+from msgspec import Meta
 
 from posd import drafts, jsontext
-from posd.auth import Authenticator, of_kind
-from posd.errors import BadRequest, TooManyRequests, Unprocessable
-from posd.limits import Clock, TokenBucket
+from posd.auth import of_kind
+from posd.errors import BadRequest, Unprocessable
+from posd.limits import Clock, Rates
 from posd.publication import Publication, Published
 from posd.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
-from posd.values import SLUG, Draft, KeyKind, Tenant, TenantId
+from posd.values import SLUG, Draft, KeyKind, Seq, Tenant
+from posd.web import idempotency
+from posd.web.operations import PLATFORMS, Ask, Operation, Refused, TenantAsk, given
+from posd.web.reception import Reception
 from posd.web.render import Answer, Call
+from posd.web.shapes import UNSET, Success, Taken, Unset
 from posd.zones import zone
 
 _MOST_EVENTS: Final = 500
-_EVENT_KIBIBYTES: Final = 4
-"""Of the body for each event that may be published, on average; orders have one or two."""
-_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_CLOCKS: Final = frozenset(("timestamp", "updatedAt", "updated_at"))
-"""Members that say when a call was made, not what it moves: an honest retry changes them."""
+Position = Annotated[Seq, Meta(ge=1, description="A position in the tenant's stream.")]
+
+
+class EventsTaken(Taken, frozen=True):
+    """One event, or up to 500 under `events`. Members beside `data` go out beside the data."""
+
+    type: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,49}$")] | Unset = UNSET
+    data: dict[str, Any] | Unset = UNSET
+    events: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=500)] | Unset = UNSET
+
+
+class EventGiven(Success, frozen=True):
+    """Where one event or several have gone; null for one that told nothing new.
+
+    `connections` counts the tenant's connected tills, on all nodes.
+    """
+
+    connections: int
+    id: Position | Unset | None = UNSET
+    ids: list[Position | None] | Unset = UNSET
+
+
+class BroadcastTaken(Taken, frozen=True):
+    """What the deployed broadcaster sends."""
+
+    tenant: str
+    event: dict[str, Any]
+
+
+class BroadcastGiven(Success, frozen=True):
+    """What the deployed broadcaster is told."""
+
+    message: str
+    connections: int
 
 
 @define(eq=False)
 class Publisher:
     """The endpoints by which a platform publishes. `per_second` events of one tenant, on average."""
 
-    authenticator: Authenticator
+    reception: Reception
     sequencer: Sequencer
     per_second: int
     clock: Clock
-    _events: dict[TenantId, TokenBucket] = field(init=False, factory=dict)
-    _kibibytes: dict[int, TokenBucket] = field(init=False, factory=dict)
+    _events: Rates = field(init=False)
 
-    async def events(self, call: Call, slug: str) -> Answer:
-        """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
-        credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
-        of_kind(credential.principal, KeyKind.PLATFORM)
-        call.check_tenant(slug)
-        body = self._read(call, credential.principal.key_id)
-        several = "events" in body
-        tenant = credential.tenant
-        clock = zone(tenant.timezone)
-        made = _several(body["events"], clock) if several else [_one(body, "", clock)]
-        published = await self._publish(call, f"POST /api/{slug}/events", tenant, made)
-        ids = list(published.ids)
-        answer = {"ids": ids} if several else {"id": ids[0]}
-        return Answer(
-            {"success": True, **answer, "connections": published.connections},
-            201 if any(seq is not None for seq in ids) else 200,
-            {"Idempotent-Replayed": "true"} if published.replayed else {},
+    def __attrs_post_init__(self) -> None:
+        self._events = Rates(self.clock)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/api/{tenant}/events",
+                self.events,
+                "Publish events",
+                PLATFORMS,
+                {201: EventGiven, 200: EventGiven},
+                describes=EventsTaken,
+                refusals=PUBLISHING_REFUSALS,
+                idempotent=True,
+                tag="Platform",
+                example={"type": "new_order", "data": {"orderId": "A-2", "totalAmount": 12.5}},
+            ),
+            Operation(
+                "POST",
+                "/broadcast",
+                self.broadcast,
+                "Publish as the deployed broadcaster does",
+                PLATFORMS,
+                {200: BroadcastGiven},
+                describes=BroadcastTaken,
+                refusals=(
+                    *PUBLISHING_REFUSALS,
+                    Refused(400, "missing_tenant_or_event", "One of them is not there."),
+                    Refused(400, "invalid_tenant", "This is no tenant's name."),
+                    Refused(403, "tenant_mismatch", "X-Tenant-ID names another tenant."),
+                    Refused(404, "unknown_tenant", "On a trusted listener, which asks for no key."),
+                ),
+                idempotent=True,
+                trusted=True,
+                own_keys=True,
+                tag="Platform",
+                example={
+                    "tenant": "kitchen",
+                    "event": {"type": "new_order", "data": {"orderId": "A-3", "totalAmount": 9.5}},
+                },
+            ),
         )
 
-    async def broadcast(self, call: Call) -> Answer:
+    async def events(self, ask: TenantAsk[None]) -> Answer:
+        """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
+        body = ask.call.json()
+        several = "events" in body
+        clock = zone(ask.tenant.timezone)
+        made = _several(body["events"], clock) if several else [_one(body, "", clock)]
+        published = await self.publish(ask.tenant, made, ask.named(_moved(made)))
+        ids = list(published.ids)
+        answer = EventGiven(connections=published.connections, **_placed(ids, several=several))
+        status = 201 if any(seq is not None for seq in ids) else 200
+        return given(answer, status, replayed=published.replayed)
+
+    async def broadcast(self, ask: Ask[None]) -> Answer:
         """The deployed broadcaster's call, `{"tenant", "event": {"type", "timestamp", "data", …}}`."""
+        call = ask.call
         if _asks_for_key(call):
-            body = self._read(call, await self.authenticator.somewhere(call.key, call.address))
-        else:
-            body = call.json()
+            authenticator = self.reception.authenticator
+            self.reception.spend(await authenticator.somewhere(call.key, call.address), call)
+        body = call.json()
         slug, event = body.get("tenant"), body.get("event")
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
-        draft = _one(event, "event.", zone(tenant.timezone))
-        published = await self._publish(call, "POST /broadcast", tenant, [draft])
-        return Answer(
-            {
-                "success": True,
-                "message": f"Event broadcasted to {slug}",
-                "connections": published.connections,
-            },
-            200,
-            {"Idempotent-Replayed": "true"} if published.replayed else {},
+        made = [_one(event, "event.", zone(tenant.timezone))]
+        named = idempotency.named(
+            call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
         )
+        published = await self.publish(tenant, made, named)
+        answer = BroadcastGiven(
+            message=f"Event broadcasted to {slug}", connections=published.connections
+        )
+        return given(answer, replayed=published.replayed)
+
+    async def publish(
+        self, tenant: Tenant, made: Sequence[Draft], named: Idempotency | None
+    ) -> Published:
+        """Publish within the tenant's rate."""
+        # Ten seconds' worth at once: a platform that was away catches up.
+        burst = max(10 * self.per_second, _MOST_EVENTS)
+        self._events.spend(tenant.id, len(made), self.per_second, burst)
+        return await self.sequencer.publish(Publication(tenant.id, made, named))
 
     async def _addressed(self, call: Call, slug: str) -> Tenant:
         """The tenant of a broadcast: with a platform key, or without one on a trusted listener."""
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is no tenant's name.", code="invalid_tenant")
         call.check_tenant(slug)
+        authenticator = self.reception.authenticator
         if _asks_for_key(call):
-            credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
+            credential = await authenticator.at_tenant(slug, call.key, None, call.address)
             of_kind(credential.principal, KeyKind.PLATFORM)
             return credential.tenant
-        return await self.authenticator.unasked(slug)
+        return await authenticator.unasked(slug)
 
-    def _read(self, call: Call, key_id: int) -> dict[str, object]:
-        """The body. A megabyte of JSON takes a tenth of a second, in which no till is served."""
-        self._spend(self._kibibytes, key_id, call.size // 1024, self.per_second * _EVENT_KIBIBYTES)
-        return call.json()
 
-    def _spend(self, buckets: dict[int, TokenBucket], who: int, count: int, rate: int) -> None:
-        # Ten seconds' worth at once: a platform that was away catches up.
-        burst = max(10 * rate, _MOST_EVENTS)
-        bucket = buckets.get(who)
-        if bucket is None:
-            bucket = buckets[who] = TokenBucket(rate, burst, self.clock)
-        # A reload may have changed them.
-        bucket.rate, bucket.burst = rate, burst
-        if not bucket.take(count):
-            raise TooManyRequests(
-                "Too much is published at once.", retry_after=max(1, math.ceil(bucket.wait(count)))
-            )
-
-    async def _publish(
-        self, call: Call, operation: str, tenant: Tenant, made: Sequence[Draft]
-    ) -> Published:
-        idempotency = _idempotency(call, operation, tenant, made)
-        self._spend(self._events, tenant.id, len(made), self.per_second)
-        return await self.sequencer.publish(Publication(tenant.id, made, idempotency))
+PUBLISHING_REFUSALS: Final = (
+    Refused(400, "invalid_events", "`events` is not a list of 1 to 500."),
+    Refused(400, "invalid_event", "An event is not an object."),
+    Refused(413, "event_too_large", "An event has more than `limits.event_bytes`."),
+    Refused(422, "invalid_event", "This cannot be an event."),
+    Refused(429, "too_many_requests", "The tenant publishes more than it may."),
+)
 
 
 def _asks_for_key(call: Call) -> bool:
     return not call.door.trusted or call.key is not None
+
+
+def _placed(ids: list[Seq | None], *, several: bool) -> dict[str, Any]:
+    return {"ids": ids} if several else {"id": ids[0]}
+
+
+def _moved(made: Sequence[Draft]) -> list[object]:
+    """What a publication moves: its events, however they were spelled."""
+    return [[each.type, each.data, each.beside] for each in made]
 
 
 def _several(events: object, clock: tzinfo) -> list[Draft]:
@@ -144,27 +214,3 @@ def _one(event: object, where: str, clock: tzinfo) -> Draft:
         return drafts.draft(event.get("type"), event.get("data"), beside, zone=clock)
     except Unprocessable as refusal:
         raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal
-
-
-def _idempotency(
-    call: Call, operation: str, tenant: Tenant, made: Sequence[Draft]
-) -> Idempotency | None:
-    """What names this call. The fingerprint covers the events, however they were spelled."""
-    keys = {*call.headers("idempotency-key"), *call.headers("x-idempotency-key")}
-    if not keys:
-        return None
-    key = keys.pop()
-    if keys or _IDEMPOTENCY_KEY.fullmatch(key) is None:
-        raise BadRequest(
-            "Idempotency-Key must be one of up to 255 visible ASCII characters.",
-            code="invalid_idempotency_key",
-        )
-    moved = jsontext.encode([_moved([each.type, each.data, each.beside]) for each in made])
-    return Idempotency(tenant.id, "platform", operation, key, hashlib.sha256(moved).digest())
-
-
-def _moved(value: object) -> object:
-    """A value without clocks, and with its members in one order."""
-    if isinstance(value, Mapping):
-        return {name: _moved(value[name]) for name in sorted(value) if name not in _CLOCKS}
-    return [_moved(each) for each in value] if isinstance(value, list) else value

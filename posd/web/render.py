@@ -119,6 +119,17 @@ class Call:
         return None if raw is None else raw.decode("latin-1")
 
     @property
+    def parameters(self) -> dict[str, object]:
+        """All query parameters that are UTF-8, the first value of each."""
+        read: dict[str, object] = {}
+        for name, values in self.request.args.items():
+            try:
+                read[name.decode()] = values[0].decode()
+            except UnicodeDecodeError as error:
+                raise BadRequest("The query must be UTF-8.", code="invalid_query") from error
+        return read
+
+    @property
     def size(self) -> int:
         """How many bytes the body has."""
         content = cast(BinaryIO, self.request.content)

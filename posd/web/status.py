@@ -7,72 +7,131 @@ from datetime import UTC, datetime
 
 from attrs import define
 
-from posd.auth import Authenticator
 from posd.errors import NotFound
 from posd.jsontext import timestamp
 from posd.store.standing import Report, TerminalStanding
-from posd.values import Tenant
+from posd.values import Seq, Tenant
+from posd.web.operations import ANYBODY_AT_TENANT, Operation, Refused, TenantAsk, given
 from posd.web.render import Answer, Call
+from posd.web.shapes import Given, Moment, Success
+
+
+class TerminalGiven(Given, frozen=True):
+    """One terminal, connected or not; `behind` is for one that acknowledges."""
+
+    device_id: str | None
+    connected_since: Moment | None
+    last_seen: Moment | None
+    last_sent_id: Seq | None
+    last_ack_id: Seq | None
+    behind: int | None
+
+
+class WebSocketGiven(Given, frozen=True):
+    """The tills of a tenant, on all nodes."""
+
+    connected: bool
+    active: int
+    url: str
+    terminals: list[TerminalGiven]
+
+
+class CountGiven(Given, frozen=True, rename=None):
+    """How many events of one type there were in the last day."""
+
+    event_type: str
+    count: int
+    last_event: Moment
+
+
+class LoggedGiven(Given, frozen=True, rename=None):
+    """An entry of the log; those without a position have none."""
+
+    id: Seq | None
+    event_type: str
+    status: str
+    created_at: Moment
+
+
+class StatusGiven(Success, frozen=True):
+    """How a shop's tills stand."""
+
+    tenant: str
+    websocket: WebSocketGiven
+    last_event_id: Seq
+    undelivered: int
+    events24h: list[CountGiven]
+    recent_events: list[LoggedGiven]
+    timestamp: Moment
 
 
 @define(eq=False)
 class Monitor:
     """The endpoint; `report` reads how a tenant stands, on all nodes."""
 
-    authenticator: Authenticator
     report: Callable[[Tenant], Awaitable[Report | None]]
 
-    async def status(self, call: Call, slug: str) -> Answer:
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/api/{tenant}/pos-status",
+                self.status,
+                "How the tills stand",
+                ANYBODY_AT_TENANT,
+                {200: StatusGiven},
+                refusals=(Refused(404, "unknown_tenant", "It was deleted just now."),),
+            ),
+        )
+
+    async def status(self, ask: TenantAsk[None]) -> Answer:
         """Every kind of key may ask. Terminals that are away are listed too, after the others."""
-        credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
-        call.check_tenant(slug)
-        report = await self.report(credential.tenant)
+        report = await self.report(ask.tenant)
         if report is None:
             raise NotFound("There is no such tenant.", code="unknown_tenant")
         active = sum(each.connected_since is not None for each in report.terminals)
-        return Answer(
-            {
-                "success": True,
-                "tenant": slug,
-                "websocket": {
-                    "connected": active > 0,
-                    "active": active,
-                    "url": _url(call, slug),
-                    "terminals": [_terminal(each) for each in report.terminals],
-                },
-                "lastEventId": report.last_seq,
-                "undelivered": report.undelivered,
-                "events24h": [
-                    {
-                        "event_type": each.type,
-                        "count": each.count,
-                        "last_event": timestamp(each.last),
-                    }
+        slug = ask.tenant.slug
+        return given(
+            StatusGiven(
+                tenant=slug,
+                websocket=WebSocketGiven(
+                    connected=active > 0,
+                    active=active,
+                    url=_url(ask.call, slug),
+                    terminals=[_terminal(each) for each in report.terminals],
+                ),
+                last_event_id=report.last_seq,
+                undelivered=report.undelivered,
+                events24h=[
+                    CountGiven(
+                        event_type=each.type, count=each.count, last_event=timestamp(each.last)
+                    )
                     for each in report.day
                 ],
-                "recentEvents": [
-                    {
-                        "id": each.seq,
-                        "event_type": each.type,
-                        "status": each.status,
-                        "created_at": timestamp(each.created_at),
-                    }
+                recent_events=[
+                    LoggedGiven(
+                        id=each.seq,
+                        event_type=each.type,
+                        status=each.status,
+                        created_at=timestamp(each.created_at),
+                    )
                     for each in report.recent
                 ],
-                "timestamp": timestamp(datetime.now(UTC)),
-            }
+                timestamp=timestamp(datetime.now(UTC)),
+            )
         )
 
 
-def _terminal(standing: TerminalStanding) -> dict[str, object]:
-    return {
-        "deviceId": standing.device_id,
-        "connectedSince": _moment(standing.connected_since),
-        "lastSeen": _moment(standing.last_seen),
-        "lastSentId": standing.sent,
-        "lastAckId": standing.acked,
-        "behind": standing.behind,
-    }
+def _terminal(standing: TerminalStanding) -> TerminalGiven:
+    return TerminalGiven(
+        device_id=standing.device_id,
+        connected_since=_moment(standing.connected_since),
+        last_seen=_moment(standing.last_seen),
+        last_sent_id=standing.sent,
+        last_ack_id=standing.acked,
+        behind=standing.behind,
+    )
 
 
 def _moment(moment: datetime | None) -> str | None:

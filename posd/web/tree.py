@@ -1,95 +1,111 @@
-"""The resource tree: which address leads to which endpoint."""
+"""The resource tree: which address leads to which operation."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 from functools import partial
 
-from attrs import frozen
+from attrs import define, field, frozen
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from posd.errors import BadRequest
-from posd.values import SLUG
 from posd.web.admission import Gate, WebSocketDoor
-from posd.web.health import HealthEndpoints
-from posd.web.publishing import Publisher
-from posd.web.render import Answer, Call, Door, Endpoint, Missing
-from posd.web.status import Monitor
-
-TenantHandler = Callable[[Call, str], Awaitable[Answer]]
+from posd.web.operations import Operation
+from posd.web.reception import Reception
+from posd.web.render import Door, Endpoint, Missing
 
 
 @frozen
 class Rooms:
-    """All groups of endpoints."""
+    """Everything that can be reached: the tills' door, and what is asked by HTTP."""
 
     gate: Gate
-    publisher: Publisher
-    monitor: Monitor
-    health: HealthEndpoints
+    reception: Reception
+    operations: tuple[Operation, ...]
 
 
-class Folder(Resource):
-    """An address that is the beginning of others; with or without a slash it has `index` itself."""
+@define(eq=False)
+class Crossing:
+    """A place in the tree of addresses, and where one can go from there."""
 
-    def __init__(self, door: Door, index: Endpoint | None = None) -> None:
-        Resource.__init__(self)
-        self._missing = Missing(door)
-        self._index = index or self._missing
+    operations: dict[str, Operation] = field(factory=dict)
+    named: dict[str, Crossing] = field(factory=dict)
+    any: tuple[str, Crossing] | None = None
+    """The crossing behind a part that has a value, and what that value is called."""
 
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        return self._missing if path else self._index
+    def add(self, parts: tuple[str, ...], operation: Operation) -> None:
+        """Put an operation where these parts lead."""
+        if not parts:
+            self.operations[operation.method] = operation
+            return
+        first, *rest = parts
+        if first.startswith("{"):
+            self.any = self.any or (first.strip("{}"), Crossing())
+            following = self.any[1]
+        else:
+            following = self.named.setdefault(first, Crossing())
+        following.add(tuple(rest), operation)
 
-    def render(self, request: Request) -> int:
-        return self._index.render(request)
+    def find(self, parts: Iterable[str]) -> tuple[Crossing, dict[str, str]] | None:
+        """Where an address leads, and the values in it."""
+        place, values = self, {}
+        for part in parts:
+            if part in place.named:
+                place = place.named[part]
+            elif place.any is not None and part:
+                name, place = place.any
+                values[name] = part
+            else:
+                return None
+        return (place, values) if place.operations else None
 
 
-class Tenants(Resource):
-    """`/api/{tenant}/…`: the tenant's name, then one of `routes`."""
+class Addresses(Resource):
+    """All addresses but the tills' door. One slash at the end does not matter."""
 
     isLeaf = True
 
-    def __init__(self, door: Door, routes: dict[tuple[str, ...], dict[str, TenantHandler]]) -> None:
+    def __init__(self, door: Door, rooms: Rooms) -> None:
         Resource.__init__(self)
         self._door = door
-        self._routes = routes
+        self._serve = rooms.reception.serve
+        self._root = Crossing()
+        for operation in rooms.operations:
+            self._root.add(operation.parts, operation)
 
-    def render(self, request: Request) -> int:
-        slug, *rest = (part.decode("latin-1") for part in request.postpath or [b""])
-        handlers = self._routes.get(tuple(rest))
-        if handlers is None:
-            return Missing(self._door).render(request)
-        if SLUG.fullmatch(slug) is None:
-            return Endpoint(self._door, **dict.fromkeys(handlers, _no_tenant)).render(request)
-        bound = {method: partial(_at, handler, slug) for method, handler in handlers.items()}
-        return Endpoint(self._door, **bound).render(request)
+    def render(self, request: Request) -> object:
+        return self._endpoint(request).render(request)
 
-
-def tree(door: Door, rooms: Rooms) -> Resource:
-    """The tree as one listener serves it."""
-    tenants = Tenants(
-        door,
-        {
-            ("events",): {"POST": rooms.publisher.events},
-            ("pos-status",): {"GET": rooms.monitor.status},
-        },
-    )
-    root, ws = Folder(door), Folder(door)
-    health = Folder(door, Endpoint(door, GET=rooms.health.deployed))
-    root.putChild(b"ws", ws)
-    ws.putChild(b"pos", WebSocketDoor(door, rooms.gate))
-    root.putChild(b"api", tenants)
-    root.putChild(b"broadcast", Endpoint(door, POST=rooms.publisher.broadcast))
-    root.putChild(b"health", health)
-    health.putChild(b"live", Endpoint(door, GET=rooms.health.live))
-    health.putChild(b"ready", Endpoint(door, GET=rooms.health.ready))
-    return root
+    def _endpoint(self, request: Request) -> Resource:
+        try:
+            parts = [part.decode() for part in request.postpath or []]
+        except UnicodeDecodeError:
+            return Missing(self._door)
+        if len(parts) > 1 and not parts[-1]:
+            del parts[-1]
+        found = self._root.find(parts)
+        if found is None:
+            return Missing(self._door)
+        place, values = found
+        bound = {
+            method: partial(self._serve, operation, values)
+            for method, operation in place.operations.items()
+        }
+        return Endpoint(self._door, **bound)
 
 
-async def _at(handler: TenantHandler, slug: str, call: Call) -> Answer:
-    return await handler(call, slug)
+class Root(Resource):
+    """Tills go to their door, everything else to the addresses."""
 
+    isLeaf = True
 
-async def _no_tenant(call: Call) -> Answer:
-    raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+    def __init__(self, door: Door, rooms: Rooms) -> None:
+        Resource.__init__(self)
+        self._tills = WebSocketDoor(door, rooms.gate)
+        self._addresses = Addresses(door, rooms)
+
+    def render(self, request: Request) -> object:
+        if request.postpath is not None and request.postpath[:2] == [b"ws", b"pos"]:
+            del request.postpath[:2]
+            return self._tills.render(request)
+        return self._addresses.render(request)

@@ -1,0 +1,97 @@
+"""Who is let in to an operation, and with what: keys, kinds, tenants, bodies. The same for every one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import define, field
+
+from posd.auth import Authenticator, of_kind
+from posd.errors import BadRequest
+from posd.limits import Clock, Rates
+from posd.store.credentials import Credential
+from posd.values import SLUG
+from posd.web.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
+from posd.web.render import Answer, Call
+from posd.web.shapes import read
+
+_EVENT_KIBIBYTES: Final = 4
+"""Of bodies for each event that a tenant may publish, on average; orders have one or two."""
+_LEAST_BURST: Final = 500
+
+
+@define(eq=False)
+class Reception:
+    """Lets requests in. A key may send the bodies of `per_second` events, on average.
+
+    A megabyte of JSON takes a tenth of a second to read, in which no till is served.
+    """
+
+    authenticator: Authenticator
+    per_second: int
+    clock: Clock
+    _kibibytes: Rates = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._kibibytes = Rates(self.clock)
+
+    async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+        """The operation's answer. Raises whatever `Refusal` there is."""
+        slug = path.get("tenant")
+        if slug is not None:
+            return await self._at_tenant(operation, slug, path, call)
+        key_id = None
+        if operation.kinds != NOBODY and not operation.own_keys and not _spared(operation, call):
+            principal = await self.authenticator.anywhere(call.key, call.address)
+            of_kind(principal, *operation.kinds)
+            key_id = principal.key_id
+        return await operation.handler(Ask(call, path, self._take(operation, call, key_id)))
+
+    async def _at_tenant(
+        self, operation: Operation, slug: str, path: Mapping[str, str], call: Call
+    ) -> Answer:
+        if SLUG.fullmatch(slug) is None:
+            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+        credential = await self.let_in(slug, call)
+        principal, tenant = credential.principal, credential.tenant
+        of_kind(principal, *operation.kinds)
+        call.check_tenant(slug)
+        taken = self._take(operation, call, principal.key_id)
+        device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
+        called = f"{operation.method} {_address(operation, path)}"
+        return await operation.handler(
+            TenantAsk(call, path, taken, tenant, principal, device_id, called)
+        )
+
+    async def let_in(self, slug: str, call: Call) -> Credential:
+        """What the caller's key opens; a till's is looked at with the terminal that it names."""
+        credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
+        if credential.principal.kind in TILLS and call.device is not None:
+            credential = await self.authenticator.at_tenant(
+                slug, call.key, call.device, call.address
+            )
+        return credential
+
+    def spend(self, key_id: int, call: Call) -> None:
+        """Count a body against what its key may send. Raises `TooManyRequests`."""
+        # A platform that was away catches up: ten seconds' worth at once.
+        rate = self.per_second * _EVENT_KIBIBYTES
+        self._kibibytes.spend(key_id, call.size // 1024, rate, max(10 * rate, _LEAST_BURST))
+
+    def _take(self, operation: Operation, call: Call, key_id: int | None) -> object:
+        if operation.has_body and key_id is not None:
+            self.spend(key_id, call)
+        if operation.takes is None:
+            return None
+        if operation.has_body:
+            return read(operation.takes, call.json())
+        return read(operation.takes, call.parameters, strict=False)
+
+
+def _spared(operation: Operation, call: Call) -> bool:
+    return operation.trusted and call.door.trusted
+
+
+def _address(operation: Operation, path: Mapping[str, str]) -> str:
+    return operation.path.format_map(path)
