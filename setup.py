@@ -43,6 +43,11 @@ REQUIRES = [
     "zope.interface>=8",
     # The time zones of tenants, which a minimal system does not have.
     "tzdata>=2025.1",
+    # How many decimals a currency has: the table of ISO 4217 with its amendments.
+    "iso4217>=1.16.20260101",
+    # Customers are named by telephone numbers, which people write in many ways. Google's rules
+    # without the names of places and carriers.
+    "phonenumberslite>=9",
 ]
 
 EMBEDDED = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final
 
 from posd import migrations
+from posd.errors import Refusal
 from posd.link import Link
 from posd.testing.postgres import test_server
 from posd.values import Tenant
@@ -25,3 +27,14 @@ class StoreCase(DatabaseCase):
 
     async def session(self) -> Link:
         return await self.up(Link(REACTOR, self.dsn, name="posd store", statement_timeout=5.0))
+
+    async def refused(
+        self, code: str, call: Awaitable[object], kind: type[Refusal] = Refusal
+    ) -> Refusal:
+        """Make a call that is to be refused with this code."""
+        try:
+            await call
+        except kind as refusal:
+            self.assertEqual(refusal.code, code)
+            return refusal
+        raise AssertionError(f"not refused as {code}")

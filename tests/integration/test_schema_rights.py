@@ -24,9 +24,18 @@ ON_MAIN = {
     "tenants": {"posd": READ},
 }
 ON_KITCHEN = {
+    "gift_cards": {
+        "posd": "INSERT, SELECT, UPDATE (expiry_date), UPDATE (initial_balance), UPDATE (is_blocked),"
+        " UPDATE (order_id), UPDATE (purchased_by), UPDATE (recipient_email), UPDATE (recipient_name)"
+    },
+    "loyalty_accounts": {
+        "posd": "INSERT, SELECT, UPDATE (customer_name), UPDATE (email), UPDATE (member_since)"
+    },
     "order_items": {"posd_hook_kitchen": READ},
     "orders": {"posd_hook_kitchen": READ},
     "pos_events": {"posd": "INSERT, SELECT"},
+    "pos_gift_card_transactions": {"posd": "INSERT, SELECT"},
+    "pos_loyalty_transactions": {"posd": "INSERT, SELECT"},
     "pos_nacks": {"posd": "INSERT, SELECT"},
     "pos_orders": {"posd": WRITE},
     "pos_sync_logs": {"posd": READ},
@@ -37,7 +46,9 @@ FUNCTIONS_OF_MAIN = {
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_stream()": ("posd_owner", True, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
+    "pos_insert_only()": ("posd_owner", False, set()),
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
+    "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
     "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
     "pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])": (
@@ -52,6 +63,22 @@ FUNCTIONS_OF_MAIN = {
 FUNCTIONS_OF_KITCHEN = {
     "pos_enqueue(text, text[])": ("posd_hook", True, {"posd_hook_kitchen"}),
     "pos_enqueue_event(text, jsonb)": ("posd_hook", False, set()),
+    **{
+        f"pos_{name}": ("posd_owner", False, {"posd"})
+        for name in (
+            "gift_card_append(text, text, numeric, text, text, text, text, text, bigint)",
+            f"gift_card_issue(text, boolean, text, numeric{', text' * 8}, timestamp with time zone)",
+            "gift_card_move(text, text, numeric, text, text, text, text, text)",
+            "gift_card_replay(text, text, numeric, text, text)",
+            "gift_card_reverse(text, text, text, bigint, text, text)",
+            "loyalty_append(bigint, text, bigint, text, text, text, text, text, bigint)",
+            "loyalty_move(text, text, bigint, text, text, text, text, text, boolean)",
+            "loyalty_replay(bigint, text, bigint, text, text)",
+            "loyalty_reverse(text, text, text, bigint, text, text)",
+        )
+    },
+    "pos_note_gift_cards()": ("posd_hook_kitchen", True, set()),
+    "pos_note_movements()": ("posd_hook_kitchen", True, set()),
     "pos_note_order_items()": ("posd_hook_kitchen", True, set()),
     "pos_note_orders()": ("posd_hook_kitchen", True, set()),
     "pos_read_orders(text[])": ("posd_hook_kitchen", True, {"posd"}),

@@ -1,0 +1,37 @@
+"""Telephone numbers as they name customers: in E.164, however they were typed.
+
+`07700 900123`, `0044 7700 900123` and `+447700900123` are one customer of a shop in Great Britain. The
+rules are Google's, by a library that follows their amendments.
+"""
+
+from __future__ import annotations
+
+import phonenumbers
+from phonenumbers import NumberParseException, PhoneNumberFormat, ValidationResult
+
+from posd.errors import Unprocessable
+
+_LONGEST = 64
+
+
+def normalise(text: str, region: str) -> str:
+    """A number in E.164: `+` and up to fifteen digits.
+
+    `region` is where a number without a country code is (ISO 3166, `GB`). A number need only be
+    possible, not one that is known to be given out: that list is always behind. Raises
+    `Unprocessable` (`invalid_phone`), without the number in its text; 422, since a path with another
+    text in this place is understood and leads to nobody.
+    """
+    if len(text) > _LONGEST:
+        raise _invalid()
+    try:
+        number = phonenumbers.parse(text, region)
+    except NumberParseException:
+        raise _invalid() from None
+    if phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
+        raise _invalid()
+    return phonenumbers.format_number(number, PhoneNumberFormat.E164)
+
+
+def _invalid() -> Unprocessable:
+    return Unprocessable("This is not a telephone number.", code="invalid_phone")

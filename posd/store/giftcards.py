@@ -1,0 +1,324 @@
+"""Gift cards: what is on them, and every way in which that changes.
+
+An amount is more than nothing and in the decimals of the shop's currency, else `invalid_amount`;
+what a movement says is signed, as the ledger has it. Each movement can also raise `Conflict`
+(`reversed`: a reversal came first), `Unprocessable` (`idempotency_mismatch`), `NotFound` (`no_ledger`)
+and what the database raises; after `OutcomeUnknown` and `ConnectionLost` it may have been made, and the
+same call with the same key tells.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, NoReturn
+
+from attrs import frozen
+
+from posd import money
+from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
+from posd.link import Session
+from posd.store import ledgers, schema
+from posd.store.ledgers import Cause
+from posd.values import Tenant
+
+# As gift_cards_number_form in the schema.
+_NUMBER: Final = re.compile(r"[!-`{-~]([ -`{-~]{0,62}[!-`{-~])?")
+# Without those that look alike: 78 bits in 16 characters.
+_ALPHABET: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+_MADE_LENGTH: Final = 16
+
+_MOVEMENT: Final = """
+    m.outcome, (m.movement).id, (m.movement).card_number, (m.movement).seq, (m.movement).transaction_type,
+    (m.movement).balance_before, (m.movement).amount, (m.movement).balance_after, (m.movement).created_at
+"""
+_MOVE: Final = f"""
+    SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_move(
+        %(number)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
+        %(note)s) AS m
+"""
+_ISSUE: Final = f"""
+    SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_issue(
+        %(number)s, %(chosen)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
+        %(note)s, %(purchased_by)s, %(recipient_name)s, %(recipient_email)s,
+        %(expiry_date)s::timestamptz) AS m
+"""
+_REVERSE: Final = f"""
+    SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_reverse(
+        %(number)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
+"""
+_CARD: Final = """
+    SELECT c.card_number, coalesce(t.balance_after, 0), c.initial_balance, c.is_blocked,
+           coalesce(c.expiry_date < clock_timestamp(), false), c.expiry_date,
+           c.purchased_by, c.recipient_name, c.recipient_email, c.order_id, c.created_at
+      FROM {schema}.gift_cards AS c
+      LEFT JOIN LATERAL (
+        SELECT t.balance_after FROM {schema}.pos_gift_card_transactions AS t
+         WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS t ON true
+     WHERE c.card_number = %(number)s AND c.initial_balance IS NOT NULL
+"""
+_BLOCK: Final = """
+    UPDATE {schema}.gift_cards SET is_blocked = %(blocked)s
+     WHERE card_number = %(number)s AND initial_balance IS NOT NULL AND is_blocked <> %(blocked)s
+    RETURNING card_number
+"""
+
+
+@frozen
+class Card:
+    """A card as it is now. `expiry_date` is the last instant at which it is valid."""
+
+    number: str
+    balance: Decimal
+    initial_balance: Decimal
+    is_blocked: bool
+    is_expired: bool
+    expiry_date: datetime | None
+    purchased_by: str | None
+    recipient_name: str | None
+    recipient_email: str | None
+    order_id: str | None
+    created_at: datetime
+
+    @property
+    def status(self) -> str:
+        """`blocked`, `expired`, `depleted` or `active`: the first that is true."""
+        if self.is_blocked:
+            return "blocked"
+        if self.is_expired:
+            return "expired"
+        return "active" if self.balance else "depleted"
+
+
+@frozen
+class Details:
+    """What is known of a card besides its money."""
+
+    purchased_by: str | None = None
+    recipient_name: str | None = None
+    recipient_email: str | None = None
+    expiry_date: datetime | None = None
+
+
+@frozen
+class Movement:
+    """A row of the ledger: `after` is `before` and the signed `amount`.
+
+    `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
+    """
+
+    transaction_id: int
+    card_number: str
+    seq: int
+    type: str
+    before: Decimal
+    amount: Decimal
+    after: Decimal
+    created_at: datetime
+    replayed: bool
+
+    @property
+    def tombstoned(self) -> bool:
+        return self.type == "tombstone"
+
+
+def normalise(number: str) -> str | None:
+    """A card's number as it is stored and compared; None for what can be none."""
+    number = number.strip().upper()
+    return number if _NUMBER.fullmatch(number) else None
+
+
+def new_number() -> str:
+    """A number that nobody can guess."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_MADE_LENGTH))
+
+
+async def balance(session: Session, tenant: Tenant, number: str) -> Card | None:
+    """A card and what is on it."""
+    statement = _CARD.format(schema=schema(tenant))
+    rows = await ledgers.call(session, statement, {"number": normalise(number)})
+    if not rows:
+        return None
+    number, now_on_it, initial, *rest = rows[0]
+    return Card(
+        number,
+        money.present(now_on_it, tenant.currency),
+        money.present(initial, tenant.currency),
+        *rest,
+    )
+
+
+async def deduct(
+    session: Session, tenant: Tenant, number: str, amount: object, cause: Cause
+) -> Movement:
+    """Take money off a card.
+
+    Raises `BadRequest` (`insufficient_balance` with `currentBalance`, `card_expired`, `card_blocked`)
+    and `NotFound` (`unknown_card`).
+    """
+    value = money.parse_positive(amount, tenant.currency, "amount")
+    return await _move(session, tenant, number, "deduct", -value, cause)
+
+
+async def top_up(
+    session: Session, tenant: Tenant, number: str, amount: object, cause: Cause
+) -> Movement:
+    """Put money on a card. Raises what `deduct` does, but for the balance."""
+    value = money.parse_positive(amount, tenant.currency, "amount")
+    return await _move(session, tenant, number, "top_up", value, cause)
+
+
+async def purchase(
+    session: Session,
+    tenant: Tenant,
+    number: str | None,
+    amount: object,
+    cause: Cause,
+    details: Details | None = None,
+) -> Movement:
+    """Sell a new card, with a number that posd chooses if it is None.
+
+    Raises `Conflict` (`card_exists`) and `Unprocessable` (`invalid_card`).
+    """
+    return await _issue(session, tenant, number, "purchase", amount, cause, details)
+
+
+async def activate(
+    session: Session,
+    tenant: Tenant,
+    number: str,
+    amount: object,
+    cause: Cause,
+    details: Details | None = None,
+) -> Movement:
+    """Sell a card that lies in the shop with its number on it, whether it was entered before or not.
+
+    Raises `Conflict` (`card_exists`: it is sold already), `BadRequest` (`card_expired`, `card_blocked`)
+    and `Unprocessable` (`invalid_card`).
+    """
+    return await _issue(session, tenant, number, "activate", amount, cause, details)
+
+
+async def reverse(
+    session: Session,
+    tenant: Tenant,
+    number: str,
+    cause: Cause,
+    *,
+    key: str | None = None,
+    transaction_id: int | None = None,
+) -> Movement:
+    """Take a movement back, named by the key it was made with or by its id; once and wholly.
+
+    Called again it gives the same reversal, `replayed`. A key that no movement has leaves a tombstone
+    (`tombstoned`), on an unknown number too. The key is looked for among the principal's own; the
+    platform may reverse others' movements. `cause.key` and `cause.order_id` play no part. Raises
+    `NotFound` (`unknown_transaction`, `unknown_card`), `Forbidden`, `Conflict` (`ambiguous_key`),
+    `Unprocessable` (`not_reversible`), and `BadRequest` (`insufficient_balance`) when what a sale put
+    on a card has been spent.
+    """
+    parameters = cause.columns() | ledgers.original(key, transaction_id)
+    return await _run(session, tenant, _REVERSE, _known(number), parameters)
+
+
+async def block(session: Session, tenant: Tenant, number: str) -> Card:
+    """Let nothing be taken off a card or put on it. Raises `NotFound` (`unknown_card`)."""
+    return await _set_blocked(session, tenant, number, blocked=True)
+
+
+async def unblock(session: Session, tenant: Tenant, number: str) -> Card:
+    """Take `block` back. Raises `NotFound` (`unknown_card`)."""
+    return await _set_blocked(session, tenant, number, blocked=False)
+
+
+async def _set_blocked(session: Session, tenant: Tenant, number: str, *, blocked: bool) -> Card:
+    statement = _BLOCK.format(schema=schema(tenant))
+    await ledgers.call(session, statement, {"number": _known(number), "blocked": blocked})
+    card = await balance(session, tenant, number)
+    if card is None:
+        raise _unknown()
+    return card
+
+
+async def _move(
+    session: Session, tenant: Tenant, number: str, kind: str, amount: Decimal, cause: Cause
+) -> Movement:
+    parameters = {**cause.columns(), "kind": kind, "amount": amount}
+    return await _run(session, tenant, _MOVE, _known(number), parameters)
+
+
+async def _issue(
+    session: Session,
+    tenant: Tenant,
+    number: str | None,
+    kind: str,
+    amount: object,
+    cause: Cause,
+    details: Details | None,
+) -> Movement:
+    known = details or Details()
+    parameters = {
+        **cause.columns(),
+        "kind": kind,
+        "amount": money.parse_positive(amount, tenant.currency, "amount"),
+        "chosen": number is not None,
+        "purchased_by": known.purchased_by,
+        "recipient_name": known.recipient_name,
+        "recipient_email": known.recipient_email,
+        "expiry_date": known.expiry_date,
+    }
+    wanted = new_number() if number is None else normalise(number)
+    if wanted is None:
+        message = "A card's number is 1 to 64 visible ASCII characters."
+        raise Unprocessable(message, code="invalid_card")
+    return await _run(session, tenant, _ISSUE, wanted, parameters)
+
+
+async def _run(
+    session: Session, tenant: Tenant, statement: str, number: str, parameters: dict[str, object]
+) -> Movement:
+    statement = statement.format(schema=schema(tenant))
+    (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
+    outcome, transaction_id, number, seq, kind, *amounts, created_at = row
+    before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
+    if outcome not in ("made", "replayed", "tombstoned"):
+        _refuse(outcome, after)
+    replayed = outcome == "replayed"
+    return Movement(transaction_id, number, seq, kind, before, moved, after, created_at, replayed)
+
+
+def _refuse(outcome: str, left: Decimal) -> NoReturn:
+    match outcome:
+        case "unknown":
+            raise _unknown()
+        case "insufficient":
+            raise BadRequest(
+                "There is not enough money on this card.",
+                code="insufficient_balance",
+                details={"currentBalance": left},
+            )
+        case "expired":
+            raise BadRequest("This card has expired.", code="card_expired")
+        case "blocked":
+            raise BadRequest("This card is blocked.", code="card_blocked")
+        case "exists":
+            raise Conflict("This card has been sold already.", code="card_exists")
+        case "too_much":
+            message = "This is more than a card can hold."
+            raise Unprocessable(message, code="invalid_amount", details={"field": "amount"})
+        case _:
+            ledgers.refuse(outcome)
+
+
+def _known(number: str) -> str:
+    """The number of a card that there may be."""
+    wanted = normalise(number)
+    if wanted is None:
+        raise _unknown()
+    return wanted
+
+
+def _unknown() -> NotFound:
+    return NotFound("There is no such card.", code="unknown_card")

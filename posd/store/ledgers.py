@@ -1,0 +1,115 @@
+"""What the ledgers have in common: who moves something and why, and what may come of it.
+
+The movements themselves are functions of the tenant's schema (`sql/tenant/003_ledgers.sql`): one
+call takes the one lock, looks and writes, in one round trip. Each is whole in itself, so it needs no
+transaction around it, and can be made in one.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+from attrs import frozen
+
+from posd.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    PosdError,
+    StatementFailed,
+    Unprocessable,
+)
+from posd.link import Row, Session
+
+PLATFORM: Final = "platform"
+"""The principal that may reverse everybody's movements."""
+
+_TEXT_LENGTH: Final = 500
+_ID_LENGTH: Final = 255
+_DEVICE_LENGTH: Final = 128
+_INT64: Final = range(1, 2**63)
+
+# undefined_table, undefined_function, and the schema itself
+_NO_LEDGER: Final = ("42P01", "42883", "3F000")
+
+
+def _clipped(text: str | None) -> str | None:
+    """A remark, as much of it as is kept: no movement fails for a long word about it."""
+    return text[:_TEXT_LENGTH] if text else None
+
+
+@frozen
+class Cause:
+    """Who moves something, and what about.
+
+    `principal` is in whose name the key is remembered: `platform`, `tenant` or `device <id>`. `key` is
+    the call's `Idempotency-Key`, kept with the movement for ever: the same call again is answered
+    with the same movement. `note` is for people, the reference or the reason; what is beyond 500
+    characters is dropped.
+    """
+
+    principal: str
+    key: str | None = None
+    device_id: str | None = None
+    order_id: str | None = None
+    note: str | None = None
+
+    def columns(self) -> dict[str, object]:
+        """The parameters of a statement. Raises `Unprocessable` for an id that cannot be kept."""
+        if self.order_id is not None and len(self.order_id) > _ID_LENGTH:
+            raise Unprocessable(
+                f"An order's id has up to {_ID_LENGTH} characters.", code="invalid_order"
+            )
+        return {
+            "principal": self.principal,
+            "key": self.key,
+            "device": self.device_id and self.device_id[:_DEVICE_LENGTH],
+            "order": self.order_id or None,
+            "note": _clipped(self.note),
+        }
+
+
+def original(key: str | None, transaction_id: int | None) -> dict[str, object]:
+    """Which movement to reverse, as parameters of a statement: exactly one of the two names it."""
+    if (key is None) == (transaction_id is None):
+        raise ValueError("Either a key or a transaction is reversed.")
+    if transaction_id is not None and transaction_id not in _INT64:
+        raise unknown_transaction()
+    return {"original_key": key, "original": transaction_id}
+
+
+async def call(session: Session, statement: str, parameters: dict[str, object]) -> list[Row]:
+    """Run a statement on a ledger. Raises `NotFound` (`no_ledger`) if the shop keeps its own."""
+    try:
+        return await session.query(statement, parameters)
+    except StatementFailed as error:
+        if error.sqlstate in _NO_LEDGER:
+            message = "This shop's gift cards or points are not kept here."
+            raise NotFound(message, code="no_ledger") from error
+        raise
+
+
+def refuse(outcome: str) -> NoReturn:
+    """Raise what an outcome means, of those that the ledgers have in common."""
+    match outcome:
+        case "mismatch":
+            message = "This Idempotency-Key was used for another call."
+            raise Unprocessable(message, code="idempotency_mismatch")
+        case "reversed":
+            message = "The movement with this Idempotency-Key has been reversed."
+            raise Conflict(message, code="reversed")
+        case "forbidden":
+            raise Forbidden("Another's movement cannot be reversed with this key.")
+        case "irreversible":
+            raise Unprocessable("A reversal cannot be reversed.", code="not_reversible")
+        case "ambiguous":
+            message = "Several movements have this key: name the one by its transactionId."
+            raise Conflict(message, code="ambiguous_key")
+        case "unknown_transaction":
+            raise unknown_transaction()
+        case _:
+            raise PosdError(f"the ledger answered {outcome!r}")
+
+
+def unknown_transaction() -> NotFound:
+    return NotFound("There is no such transaction here.", code="unknown_transaction")

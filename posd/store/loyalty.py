@@ -1,0 +1,280 @@
+"""Loyalty points: customers' accounts, and every way in which their points change.
+
+A customer is named by a telephone number in E.164 (`posd.phones`). What the movements raise in common is
+said in `giftcards`; an unknown customer is `NotFound` (`unknown_customer`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, NoReturn
+
+from attrs import frozen
+
+from posd import money
+from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
+from posd.link import Session
+from posd.store import ledgers, schema
+from posd.store.ledgers import Cause
+from posd.values import Tenant
+
+MOST_POINTS: Final = 10**9
+"""In one movement."""
+
+_RECENT: Final = 10
+
+_MOVEMENT: Final = """
+    m.outcome, (m.movement).id, (m.movement).account_id, (m.movement).seq, (m.movement).transaction_type,
+    (m.movement).balance_before, (m.movement).points, (m.movement).balance_after, (m.movement).created_at
+"""
+_MOVE: Final = f"""
+    SELECT {_MOVEMENT} FROM {{schema}}.pos_loyalty_move(
+        %(phone)s, %(kind)s, %(points)s::bigint, %(principal)s, %(key)s, %(device)s, %(order)s, %(note)s,
+        %(joining)s) AS m
+"""
+_REVERSE: Final = f"""
+    SELECT {_MOVEMENT} FROM {{schema}}.pos_loyalty_reverse(
+        %(phone)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
+"""
+# The chain's last row has the balance; a tombstone says nothing to anybody.
+_ACCOUNT: Final = """
+    SELECT a.id, a.phone, a.customer_name, a.email,
+           coalesce((SELECT t.balance_after FROM {schema}.pos_loyalty_transactions AS t
+                      WHERE t.account_id = a.id ORDER BY t.seq DESC LIMIT 1), 0),
+           s.earned, s.redeemed, a.total_spent, a.member_since,
+           r.id, r.transaction_type, r.points, r.balance_after, r.order_id, r.reason, r.created_at
+      FROM {schema}.loyalty_accounts AS a
+     CROSS JOIN LATERAL (
+        SELECT coalesce(sum(t.points) FILTER (WHERE t.points > 0), 0)::bigint AS earned,
+               coalesce(-sum(t.points) FILTER (WHERE t.points < 0), 0)::bigint AS redeemed
+          FROM {schema}.pos_loyalty_transactions AS t
+         WHERE t.account_id = a.id AND t.transaction_type IN ('add', 'redeem')
+           AND NOT EXISTS (SELECT FROM {schema}.pos_loyalty_transactions AS x WHERE x.reverses_id = t.id)
+     ) AS s
+      LEFT JOIN LATERAL (
+        SELECT t.* FROM {schema}.pos_loyalty_transactions AS t
+         WHERE t.account_id = a.id AND t.transaction_type <> 'tombstone'
+         ORDER BY t.seq DESC LIMIT %(recent)s
+     ) AS r ON true
+     WHERE a.phone = %(phone)s AND a.member_since IS NOT NULL
+     ORDER BY r.seq DESC
+"""
+_OPEN: Final = """
+    INSERT INTO {schema}.loyalty_accounts AS a (phone, customer_name, email)
+    VALUES (%(phone)s, %(name)s, %(email)s)
+    ON CONFLICT (phone) DO UPDATE SET
+        member_since = coalesce(a.member_since, excluded.member_since),
+        customer_name = coalesce(excluded.customer_name, a.customer_name),
+        email = coalesce(excluded.email, a.email)
+    RETURNING id
+"""
+
+
+@frozen
+class Transaction:
+    """A movement in a customer's list, newest first."""
+
+    transaction_id: int
+    type: str
+    points: int
+    after: int
+    order_id: str | None
+    reason: str | None
+    created_at: datetime
+
+
+@frozen
+class Account:
+    """A customer's account as it is now.
+
+    `total_earned` and `total_redeemed` count what was not reversed. `total_spent` is the shop's figure.
+    """
+
+    id: int
+    phone: str
+    name: str | None
+    email: str | None
+    points: int
+    total_earned: int
+    total_redeemed: int
+    total_spent: Decimal
+    member_since: datetime
+    recent: tuple[Transaction, ...]
+
+
+@frozen
+class Movement:
+    """A row of the ledger: `after` is `before` and the signed `points`.
+
+    `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
+    """
+
+    transaction_id: int
+    account_id: int
+    seq: int
+    type: str
+    before: int
+    points: int
+    after: int
+    created_at: datetime
+    replayed: bool
+
+    @property
+    def tombstoned(self) -> bool:
+        return self.type == "tombstone"
+
+
+async def account(session: Session, tenant: Tenant, phone: str) -> Account | None:
+    """A customer's account with its last ten movements."""
+    statement = _ACCOUNT.format(schema=schema(tenant))
+    rows = await ledgers.call(session, statement, {"phone": phone, "recent": _RECENT})
+    if not rows:
+        return None
+    account_id, number, name, email, points, earned, redeemed, spent, since = rows[0][:9]
+    return Account(
+        id=account_id,
+        phone=number,
+        name=name,
+        email=email,
+        points=points,
+        total_earned=earned,
+        total_redeemed=redeemed,
+        total_spent=money.present(spent, tenant.currency),
+        member_since=since,
+        recent=tuple(Transaction(*row[9:]) for row in rows if row[9] is not None),
+    )
+
+
+async def open_account(
+    session: Session,
+    tenant: Tenant,
+    phone: str,
+    *,
+    name: str | None = None,
+    email: str | None = None,
+) -> int:
+    """Make a customer's account, or add to one what is known now; its id."""
+    statement = _OPEN.format(schema=schema(tenant))
+    values: dict[str, object] = {"phone": phone, "name": name, "email": email}
+    ((account_id,),) = await ledgers.call(session, statement, values)
+    return int(account_id)
+
+
+async def add(
+    session: Session,
+    tenant: Tenant,
+    phone: str,
+    points: object,
+    cause: Cause,
+    *,
+    joining: bool = False,
+) -> Movement:
+    """Give a customer points; `joining` makes the account where there is none.
+
+    Raises `Conflict` (`already_earned`) if the order has earned points before, by another call.
+    """
+    value = _positive(points)
+    return await _move(session, tenant, phone, "add", value, cause, joining=joining)
+
+
+async def redeem(
+    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+) -> Movement:
+    """Take points for a discount. Raises `BadRequest` (`insufficient_points` with `currentPoints`)."""
+    return await _move(session, tenant, phone, "redeem", -_positive(points), cause)
+
+
+async def adjust(
+    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+) -> Movement:
+    """Correct an account by points of either sign, but not below zero."""
+    value = _whole(points)
+    if value == 0:
+        raise _invalid("must not be zero")
+    return await _move(session, tenant, phone, "adjust", value, cause)
+
+
+async def reverse(
+    session: Session,
+    tenant: Tenant,
+    phone: str,
+    cause: Cause,
+    *,
+    key: str | None = None,
+    transaction_id: int | None = None,
+) -> Movement:
+    """Take a movement back: as `giftcards.reverse` does, and with the same refusals.
+
+    Points that were spent meanwhile cannot be taken back: `BadRequest` (`insufficient_points`).
+    """
+    parameters = cause.columns() | ledgers.original(key, transaction_id)
+    return await _run(session, tenant, _REVERSE, phone, parameters)
+
+
+async def _move(
+    session: Session,
+    tenant: Tenant,
+    phone: str,
+    kind: str,
+    points: int,
+    cause: Cause,
+    *,
+    joining: bool = False,
+) -> Movement:
+    parameters = {**cause.columns(), "kind": kind, "points": points, "joining": joining}
+    return await _run(session, tenant, _MOVE, phone, parameters)
+
+
+async def _run(
+    session: Session, tenant: Tenant, statement: str, phone: str, parameters: dict[str, object]
+) -> Movement:
+    statement = statement.format(schema=schema(tenant))
+    (row,) = await ledgers.call(session, statement, {**parameters, "phone": phone})
+    outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at = row
+    if outcome not in ("made", "replayed", "tombstoned"):
+        _refuse(outcome, after)
+    replayed = outcome == "replayed"
+    return Movement(
+        transaction_id, account_id, seq, kind, before, moved, after, created_at, replayed
+    )
+
+
+def _refuse(outcome: str, left: int | None) -> NoReturn:
+    match outcome:
+        case "unknown":
+            raise NotFound("There is no such customer.", code="unknown_customer")
+        case "insufficient":
+            raise BadRequest(
+                "There are not enough points.",
+                code="insufficient_points",
+                details={"currentPoints": left or 0},
+            )
+        case "earned":
+            raise Conflict("This order has earned its points already.", code="already_earned")
+        case _:
+            ledgers.refuse(outcome)
+
+
+def _positive(points: object) -> int:
+    number = _whole(points)
+    if number <= 0:
+        raise _invalid("must be more than zero")
+    return number
+
+
+def _whole(points: object) -> int:
+    """A number of points; `20.00` is 20, as some tills write integers."""
+    if isinstance(points, bool) or not isinstance(points, int | Decimal):
+        raise _invalid("must be a number")
+    if isinstance(points, Decimal) and not points.is_finite():
+        raise _invalid("must be a number")
+    if not -MOST_POINTS <= points <= MOST_POINTS:
+        raise _invalid("is out of bounds")
+    if points != int(points):
+        raise _invalid("must be a whole number")
+    return int(points)
+
+
+def _invalid(what: str) -> Unprocessable:
+    return Unprocessable(f"points {what}.", code="invalid_amount", details={"field": "points"})

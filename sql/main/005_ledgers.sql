@@ -1,0 +1,73 @@
+-- What the ledgers of all tenants have in common (sql/tenant/003_ledgers.sql).
+
+-- History is not changed, by its owner no more than by others, but for who takes this trigger off first.
+CREATE FUNCTION dinedesk_main.pos_insert_only() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION '%.% only grows: write a row that takes the other back', TG_TABLE_SCHEMA, TG_TABLE_NAME
+        USING ERRCODE = 'restrict_violation';
+END
+$$;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_insert_only() FROM PUBLIC;
+
+-- What the hooks on ledgers have noted, as it is now: by tenant, kind and key what an event is made of.
+-- 'gift_card_movement' and 'loyalty_movement' are named by the row's id, a changed 'gift_card' by its number.
+-- A tenant that keeps no such ledger (any more), and a row that is gone, say nothing. posd's own tables are
+-- read here, and none of a shop's own code runs.
+CREATE FUNCTION dinedesk_main.pos_movement_states(tenant_ids integer[], kinds text[], keys text[])
+RETURNS TABLE (tenant_id integer, kind text, key text, content json, failure text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
+#variable_conflict use_column
+DECLARE
+    tenant record;
+    ids bigint[];
+BEGIN
+    FOR tenant IN
+        SELECT t.id, t.schema_name, w.kind, array_agg(w.key) AS wanted
+          FROM unnest(tenant_ids, kinds, keys) AS w(tenant_id, kind, key)
+          JOIN dinedesk_main.tenants AS t ON t.id = w.tenant_id
+         GROUP BY t.id, w.kind ORDER BY t.id, w.kind
+    LOOP
+        BEGIN
+            ids := ARRAY(SELECT k::bigint FROM unnest(tenant.wanted) AS k WHERE k ~ '^[0-9]{1,18}$');
+            IF tenant.kind = 'gift_card_movement' THEN
+                RETURN QUERY EXECUTE format(
+                    'SELECT $1, $2, m.id::text, json_build_object(
+                                ''card_number'', m.card_number, ''type'', m.transaction_type,
+                                ''amount'', m.amount, ''balance'', m.balance_after, ''created_at'', m.created_at,
+                                ''purchased_by'', c.purchased_by, ''recipient_name'', c.recipient_name,
+                                ''recipient_email'', c.recipient_email, ''expiry_date'', c.expiry_date), NULL::text
+                       FROM %1$I.pos_gift_card_transactions AS m JOIN %1$I.gift_cards AS c USING (card_number)
+                      WHERE m.id = ANY ($3)', tenant.schema_name)
+                    USING tenant.id, tenant.kind, ids;
+            ELSIF tenant.kind = 'gift_card' THEN
+                RETURN QUERY EXECUTE format(
+                    'SELECT $1, $2, c.card_number, json_build_object(
+                                ''card_number'', c.card_number, ''is_blocked'', c.is_blocked,
+                                ''expiry_date'', c.expiry_date,
+                                ''balance'', coalesce((
+                                    SELECT m.balance_after FROM %1$I.pos_gift_card_transactions AS m
+                                     WHERE m.card_number = c.card_number ORDER BY m.seq DESC LIMIT 1), 0)), NULL::text
+                       FROM %1$I.gift_cards AS c WHERE c.card_number = ANY ($3)', tenant.schema_name)
+                    USING tenant.id, tenant.kind, tenant.wanted;
+            ELSIF tenant.kind = 'loyalty_movement' THEN
+                RETURN QUERY EXECUTE format(
+                    'SELECT $1, $2, m.id::text, json_build_object(
+                                ''account_id'', m.account_id, ''phone'', a.phone, ''type'', m.transaction_type,
+                                ''points'', m.points, ''balance'', m.balance_after, ''reason'', m.reason,
+                                ''created_at'', m.created_at), NULL::text
+                       FROM %1$I.pos_loyalty_transactions AS m JOIN %1$I.loyalty_accounts AS a ON a.id = m.account_id
+                      WHERE m.id = ANY ($3)', tenant.schema_name)
+                    USING tenant.id, tenant.kind, ids;
+            END IF;
+        EXCEPTION
+            WHEN undefined_table OR undefined_column THEN
+                NULL;
+            WHEN OTHERS OR query_canceled THEN
+                RETURN QUERY SELECT tenant.id, NULL::text, NULL::text, NULL::json, SQLSTATE || ' ' || SQLERRM;
+        END;
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_movement_states(integer[], text[], text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_movement_states(integer[], text[], text[]) TO posd;
