@@ -105,17 +105,33 @@ class Database(Service):
         await self._with_link(lambda link: link.execute(sql, parameters), tenant)
 
     async def transaction(
-        self, work: Callable[[Session], Awaitable[T]], *, tenant: TenantId | None = None
+        self,
+        work: Callable[[Session], Awaitable[T]],
+        *,
+        tenant: TenantId | None = None,
+        deadline: float | None = None,
     ) -> T:
-        """Run `work` in one transaction on one link; see `Link.transaction`."""
-        return await self._with_link(lambda link: link.transaction(work), tenant)
+        """Run `work` in one transaction on one link; see `Link.transaction`.
+
+        The wait for the link counts against the `deadline` too.
+        """
+        return await self._with_link(
+            lambda link: link.transaction(work, deadline=deadline), tenant, deadline
+        )
 
     def of(self, tenant: TenantId) -> Session:
         """The pool for what is done on behalf of one tenant, within its share."""
         return _OfTenant(self, tenant)
 
-    async def _with_link(self, work: Callable[[Link], Awaitable[T]], tenant: TenantId | None) -> T:
+    async def _with_link(
+        self,
+        work: Callable[[Link], Awaitable[T]],
+        tenant: TenantId | None,
+        until: float | None = None,
+    ) -> T:
         deadline = self._reactor.seconds() + _CHECKOUT_SECONDS
+        if until is not None:
+            deadline = min(deadline, until)
         if tenant is None:
             return await self._lend(work, deadline)
         share = self._shares.setdefault(tenant, DeferredSemaphore(_TENANT_SHARE))

@@ -21,7 +21,7 @@ from posd.connection import Connection, ConnectionLost, line
 from posd.connection import DatabaseReactor as DatabaseReactor
 from posd.connection import Parameters as Parameters
 from posd.connection import Row as Row
-from posd.errors import OutcomeUnknown, StatementFailed, Unavailable
+from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0
+# The same where somebody waits who has a deadline.
+_LAST_GRACE_SECONDS: Final = 0.5
 
 
 class Session(Protocol):
@@ -106,11 +108,17 @@ class Link(Service):
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._in_turn(lambda bound: bound.execute(sql, parameters))
 
-    async def transaction(self, work: Callable[[Session], Awaitable[T]]) -> T:
-        """Run `work` in one transaction and commit it; roll back if it raises, or if that fails."""
+    async def transaction(
+        self, work: Callable[[Session], Awaitable[T]], *, deadline: float | None = None
+    ) -> T:
+        """Run `work` in one transaction and commit it; roll back if it raises, or if that fails.
+
+        What the `deadline`, of the reactor's clock, finds before its COMMIT is `Busy` and rolled back; a
+        COMMIT that is under way then may go on for half a second, after which its outcome is unknown.
+        """
 
         async def whole(bound: _Bound) -> T:
-            bound.begin()
+            bound.begin(deadline)
             try:
                 result = await work(bound)
                 await bound.commit()
@@ -146,12 +154,19 @@ class Link(Service):
         return connection is self._connection
 
     async def _run(
-        self, connection: Connection, sql: str, parameters: Parameters, rows: bool
+        self,
+        connection: Connection,
+        sql: str,
+        parameters: Parameters,
+        rows: bool,
+        patience: float | None = None,
     ) -> list[Row]:
         """Run a statement on that very connection; on its successor it would mean another thing."""
         if not self._holds(connection):
             raise ConnectionLost
-        watchdog = self._watch(connection, self._statement_timeout + _GRACE_SECONDS)
+        if patience is None:
+            patience = self._statement_timeout + _GRACE_SECONDS
+        watchdog = self._watch(connection, patience)
         try:
             return await connection.run(sql, parameters, rows=rows)
         finally:
@@ -220,6 +235,7 @@ class _Bound:
         self._prefix = ""
         self._open = False
         self._failure: Exception | None = None
+        self._deadline: float | None = None
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         return await self._run(sql, parameters, True)
@@ -227,8 +243,8 @@ class _Bound:
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._run(sql, parameters, False)
 
-    def begin(self) -> None:
-        self._prefix = "BEGIN; "
+    def begin(self, deadline: float | None = None) -> None:
+        self._prefix, self._deadline = "BEGIN; ", deadline
 
     async def commit(self) -> None:
         """Commit; or raise what went wrong before, if `work` went on all the same.
@@ -243,7 +259,7 @@ class _Bound:
         if not self._link._holds(self._connection):
             raise ConnectionLost
         try:
-            await self._run("COMMIT", (), False)
+            await self._last("COMMIT", self._left())
         except ConnectionLost as error:
             message = "The connection to the database was lost during COMMIT."
             raise OutcomeUnknown(message, retry_after=1) from error
@@ -251,18 +267,43 @@ class _Bound:
     async def rollback(self) -> None:
         if self._open:
             try:
-                await self._run("ROLLBACK", (), False)
+                await self._last("ROLLBACK", None if self._deadline is None else 0.0)
             except (Unavailable, StatementFailed):
                 self._link._end(self._connection, "could not roll back")
 
     async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
-        prefix, self._prefix = self._prefix, ""
-        self._open = self._open or bool(prefix)
         try:
-            return await self._link._run(self._connection, prefix + sql, parameters, rows)
+            left = self._left()
+            if left is not None:
+                # Each statement may take what those before it have left. It is the smaller one of this
+                # and the session's that counts.
+                seconds = min(left, self._link._statement_timeout)
+                sql = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; {sql}"
+            prefix, self._prefix = self._prefix, ""
+            self._open = self._open or bool(prefix)
+            return await self._link._run(
+                self._connection, prefix + sql, parameters, rows, _patience(left)
+            )
         except Exception as failure:
             self._failure = failure
             raise
+
+    async def _last(self, sql: str, left: float | None) -> None:
+        """End the transaction."""
+        await self._link._run(self._connection, sql, (), False, _patience(left))
+
+    def _left(self) -> float | None:
+        """How many seconds there are until the deadline. Raises `Busy` if it is past."""
+        if self._deadline is None:
+            return None
+        left = self._deadline - self._link._reactor.seconds()
+        if left <= 0:
+            raise Busy("This could not be done in time. Try again.", retry_after=1)
+        return left
+
+
+def _patience(left: float | None) -> float | None:
+    return None if left is None else left + _LAST_GRACE_SECONDS
 
 
 def _settings(name: str, statement_timeout: float, role: str | None) -> str:

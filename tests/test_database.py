@@ -90,6 +90,21 @@ class CheckoutTests(PoolCase):
         self.assertEqual(await running, [(0,)])
         self.assertEqual(await database.query("SELECT 1"), [(1,)])
 
+    async def test_the_wait_counts_against_the_deadline_of_a_transaction(self) -> None:
+        database = await self.started(1)
+        self.close_gate()
+        running = self.at_gate(database)
+        for tenant in (None, 1):
+            with self.assertRaises(Busy):
+                await database.transaction(
+                    lambda session: session.query("SELECT 1"),
+                    tenant=tenant,
+                    deadline=REACTOR.seconds() + 0.05,
+                )
+        self.assertEqual(self.waiting(), 1)
+        self.open_gate()
+        await running
+
     async def test_who_gives_up_waiting_is_not_served(self) -> None:
         database = await self.started(1)
         self.close_gate()

@@ -273,7 +273,8 @@ class TransactionTests(LinkCase):
         self.assertEqual(self.changes, [True, False, True])
         self.assertEqual(self.stored, [])
 
-    async def test_a_connection_lost_in_a_commit_leaves_the_outcome_unknown(self) -> None:
+    def doze_in_commits(self) -> None:
+        """From now on a COMMIT takes its time."""
         self.admin.run(
             "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql AS"
             " 'BEGIN PERFORM pg_sleep(20); RETURN NULL; END'",
@@ -282,6 +283,68 @@ class TransactionTests(LinkCase):
             "CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON public.t DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION public.doze()"
         )
+
+    async def test_every_statement_of_a_transaction_has_what_its_deadline_leaves(self) -> None:
+        link = await self.up(self.new(statement_timeout=20.0))
+        asked = "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)"
+
+        async def work(session: Session) -> list[float]:
+            first = await session.query(asked)
+            await session.query("SELECT pg_sleep(0.02)")
+            return [float(rows[0][0]) for rows in (first, await session.query(asked))]
+
+        first, second = await link.transaction(work, deadline=REACTOR.seconds() + 15)
+        self.assertTrue(0 < second < first <= 15, (first, second))
+        (long,) = await link.transaction(lambda s: s.query(asked), deadline=REACTOR.seconds() + 90)
+        ((usual,),) = await link.query(asked)
+        self.assertEqual([float(long[0]), float(usual)], [20, 20])
+
+    async def test_a_statement_that_a_deadline_finds_is_ended_and_all_rolled_back(self) -> None:
+        link = await self.up(self.new())
+        before = await self.pid(link)
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await session.query("SELECT pg_sleep(20)")
+
+        with self.assertRaises(Busy):
+            await link.transaction(work, deadline=REACTOR.seconds() + 0.2)
+        self.assertEqual((self.stored, await self.pid(link)), ([], before))
+
+    async def test_nothing_is_committed_after_the_deadline(self) -> None:
+        link = await self.up(self.new())
+        before = await self.pid(link)
+        deadline = REACTOR.seconds() + 0.2
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await until(lambda: REACTOR.seconds() >= deadline, "the deadline is past")
+
+        with self.assertRaises(Busy):
+            await link.transaction(work, deadline=deadline)
+        self.assertEqual((self.stored, await self.pid(link)), ([], before))
+
+    async def test_nor_is_anything_begun(self) -> None:
+        link = await self.up(self.new())
+        with self.assertRaises(Busy):
+            await link.transaction(
+                lambda session: insert(session, 1), deadline=REACTOR.seconds() - 1
+            )
+        await insert(link, 2)
+        self.assertEqual(self.stored, [2])
+
+    async def test_a_commit_that_goes_on_after_the_deadline_is_not_waited_for(self) -> None:
+        self.patch(module, "_LAST_GRACE_SECONDS", 0.05)
+        self.doze_in_commits()
+        link = await self.up(self.new())
+        with self.assertRaises(OutcomeUnknown):
+            await link.transaction(
+                lambda session: insert(session, 1), deadline=REACTOR.seconds() + 0.5
+            )
+        self.terminate()
+
+    async def test_a_connection_lost_in_a_commit_leaves_the_outcome_unknown(self) -> None:
+        self.doze_in_commits()
         link = await self.up(self.new())
         running = begin(link.transaction(lambda session: insert(session, 1)))
         await until(lambda: "COMMIT" in self.statements(), "it commits")
