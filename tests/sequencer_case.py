@@ -34,9 +34,11 @@ class CountingLink(Link):
 
     transactions = 0
 
-    async def transaction(self, work: Callable[[Session], Awaitable[T]]) -> T:
+    async def transaction(
+        self, work: Callable[[Session], Awaitable[T]], *, deadline: float | None = None
+    ) -> T:
         self.transactions += 1
-        return await Link.transaction(self, work)
+        return await Link.transaction(self, work, deadline=deadline)
 
 
 @frozen
