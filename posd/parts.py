@@ -26,6 +26,7 @@ from posd.web.operations import Operation
 from posd.web.publishing import Publisher
 from posd.web.reception import Reception
 from posd.web.render import Door
+from posd.web.reports import DailyReports
 from posd.web.site import BoundedSite
 from posd.web.status import Monitor
 from posd.web.tree import Rooms, Root
@@ -187,6 +188,7 @@ class Parts:
         return (
             *self.publisher.operations,
             *self.monitor.operations,
+            *DailyReports(self.database).operations,
             *health.operations,
         )
 

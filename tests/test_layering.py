@@ -66,6 +66,7 @@ TABLE = (
     row("frames quantities zones endpoint_syntax", never=NETWORK, only=()),
     row("jsontext readings money phones", never=NETWORK, only=("posd.errors", "posd.jsontext")),
     row("messages members drafts orders", never=(*NETWORK, *DAEMON)),
+    row("reports", never=NETWORK, only=("posd.errors", "posd.money")),
     # The sequencer's rules; the store's rows are the words it is asked in.
     row("batch", never=(*NETWORK, "posd.web", "posd.ws", "posd.session", "posd.database")),
     row("dialing", never=(*NETWORK, *DAEMON)),

@@ -98,9 +98,10 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
 
 
 def plain(given: Given) -> dict[str, object]:
-    """An answer's members as JSON has them; those that are `UNSET` are left out."""
+    """An answer's members as JSON has them, `success` first; those that are `UNSET` are left out."""
     members: dict[str, object] = msgspec.to_builtins(given, builtin_types=(Decimal,))
-    return members
+    first = {"success": members["success"]} if "success" in members else {}
+    return first | members
 
 
 @functools.cache

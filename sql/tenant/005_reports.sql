@@ -1,0 +1,52 @@
+-- What tills report of each day. There is one report for a day, whichever till sends it; what it
+-- replaces is kept, revision by revision, and nobody but the trigger below can write there.
+CREATE TABLE :"schema".pos_daily_reports (
+    report_date date PRIMARY KEY,
+    revision integer NOT NULL DEFAULT 1 CHECK (revision > 0),
+    -- The till that sent it, where that is known.
+    device_id text,
+    -- Null: not sent. In the currency's decimals; zero and negative values are ordinary.
+    total_sales numeric(14, 3),
+    total_orders bigint,
+    cash_sales numeric(14, 3),
+    card_sales numeric(14, 3),
+    gift_card_sales numeric(14, 3),
+    online_sales numeric(14, 3),
+    discounts numeric(14, 3),
+    refunds numeric(14, 3),
+    net_sales numeric(14, 3),
+    top_items jsonb,
+    busy_hours jsonb,
+    staff_shifts jsonb,
+    labour jsonb,
+    data jsonb,
+    notes text,
+    -- False: sums in it do not agree. `issues` says which, and what was rounded or not sent.
+    balanced boolean NOT NULL,
+    issues jsonb NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE :"schema".pos_daily_report_amendments (
+    LIKE :"schema".pos_daily_reports,
+    replaced_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (report_date, revision)
+);
+
+-- However a report is changed, it is first kept as it was: also for who writes SQL with the daemon's rights.
+CREATE FUNCTION :"schema".pos_keep_report() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO :"schema".pos_daily_report_amendments SELECT OLD.*;
+    NEW.report_date := OLD.report_date;
+    NEW.revision := OLD.revision + 1;
+    NEW.received_at := clock_timestamp();
+    RETURN NEW;
+END
+$$;
+REVOKE ALL ON FUNCTION :"schema".pos_keep_report() FROM PUBLIC;
+CREATE TRIGGER pos_keep_report BEFORE UPDATE ON :"schema".pos_daily_reports
+    FOR EACH ROW EXECUTE FUNCTION :"schema".pos_keep_report();
+
+GRANT SELECT, INSERT, UPDATE ON :"schema".pos_daily_reports TO posd;
+GRANT SELECT ON :"schema".pos_daily_report_amendments TO posd;
