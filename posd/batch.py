@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from attrs import evolve, frozen
 
-from posd import drafts, jsontext, orders
+from posd import drafts, jsontext, movements, orders
 from posd.errors import InvalidMessage, TooLarge, Unprocessable
 from posd.store.stream import Entry, OrderState, OutboxRow
 from posd.values import Draft, StoredOrder, Tenant, TenantId
@@ -39,6 +39,19 @@ class Item:
             return self.tenant_id, self.touched
         if self.draft is not None and self.draft.type in orders.ORDER_TYPES:
             return self.tenant_id, str(self.draft.data["orderId"])
+        return self.tenant_id, None
+
+
+@frozen
+class Moved:
+    """A row of a ledger, or a gift card, that a hook saw written: `kind` and `key` say which."""
+
+    tenant_id: TenantId
+    kind: str
+    key: str
+
+    @property
+    def place(self) -> tuple[TenantId, str | None]:
         return self.tenant_id, None
 
 
@@ -74,25 +87,29 @@ class Oversized(TooLarge):
         self.size = size
 
 
-def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Rejected]:
-    """Outbox rows as items; an order that was touched several times is there once."""
-    items: list[Item | Rejected] = []
-    touched: set[OrderKey] = set()
+def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejected]:
+    """Outbox rows as items; what was touched several times is there once."""
+    items: list[Item | Moved | Rejected] = []
+    touched: set[tuple[TenantId, str, str]] = set()
     for row in rows:
         if row.key is None and row.data is None:
             items.append(Rejected(row, "The event is larger than any may be.", kept="{}"))
         elif row.key is None:
             items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
-        elif row.type != TOUCHED_ORDER:
+        elif row.type != TOUCHED_ORDER and row.type not in movements.KINDS:
             items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
-        elif (row.tenant_id, row.key) not in touched:
-            touched.add((row.tenant_id, row.key))
-            items.append(Item(row.tenant_id, touched=row.key))
+        elif (place := (row.tenant_id, row.type, row.key)) not in touched:
+            touched.add(place)
+            is_order = row.type == TOUCHED_ORDER
+            items.append(Item(row.tenant_id, touched=row.key) if is_order else Moved(*place))
     return items
 
 
 class Ledger:
-    """The orders of one batch: as they were stored, and as the batch has changed them so far."""
+    """The orders of one batch: as they were stored, and as the batch has changed them so far.
+
+    `moved` has what the rows of ledgers say, as JSON text, by tenant, kind and key.
+    """
 
     def __init__(
         self,
@@ -100,14 +117,16 @@ class Ledger:
         shops: Shops,
         largest: int,
         now: datetime,
+        moved: Mapping[tuple[TenantId, str, str], str] | None = None,
     ) -> None:
         self._states = states
+        self._moved = moved or {}
         self._shops = shops
         self._largest = largest
         self._now = now
         self._changed: dict[OrderKey, StoredOrder] = {}
 
-    def outbox(self, items: Sequence[Item | Rejected]) -> list[Entry]:
+    def outbox(self, items: Sequence[Item | Moved | Rejected]) -> list[Entry]:
         """Entries for rows of the outbox. What cannot be published is noted and stops nothing."""
         entries = []
         for item in items:
@@ -128,7 +147,7 @@ class Ledger:
             self._changed = before
             raise
 
-    def _noted(self, item: Item) -> Entry | None:
+    def _noted(self, item: Item | Moved) -> Entry | None:
         try:
             return self._entry(item)
         except Oversized as refusal:
@@ -140,11 +159,16 @@ class Ledger:
                 failure=refusal.message,
             )
         except (Unprocessable, InvalidMessage) as refusal:
-            data = jsontext.encode({"orderId": item.touched}).decode()
-            return Entry(item.tenant_id, "order_updated", data, failure=str(refusal))
+            name, key = ("key", item.key) if isinstance(item, Moved) else ("orderId", item.touched)
+            kind = item.kind if isinstance(item, Moved) else "order_updated"
+            data = jsontext.encode({name: key}).decode()
+            return Entry(item.tenant_id, kind, data, failure=str(refusal))
 
-    def _entry(self, item: Item) -> Entry | None:
+    def _entry(self, item: Item | Moved) -> Entry | None:
         tenant_id, order_id = item.place
+        if isinstance(item, Moved):
+            told = self._movement(item)
+            return None if told is None else self._fitting(_plain_entry(tenant_id, told))
         draft = self._touched(item) if item.touched is not None else item.draft
         if draft is None:
             return None
@@ -169,6 +193,15 @@ class Ledger:
                 version=change.version,
             )
         )
+
+    def _movement(self, item: Moved) -> Draft | None:
+        """What the row of a ledger says; None when it is gone."""
+        content = self._moved.get((item.tenant_id, item.kind, item.key))
+        if content is None:
+            return None
+        row = cast("dict[str, object]", jsontext.decode(content))
+        shop = self._shops.get(item.tenant_id)
+        return movements.draft(item.kind, row, shop.currency if shop else "")
 
     def _touched(self, item: Item) -> Draft | None:
         """What a touched order is now; None when it is gone."""

@@ -14,7 +14,7 @@ from posd import batch, jsontext
 from posd.errors import NotFound, PosdError, Refusal
 from posd.link import Session
 from posd.publication import Published, Request
-from posd.store import idempotency, presence, stream, tenants
+from posd.store import idempotency, movements, presence, stream, tenants
 from posd.values import Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
@@ -69,7 +69,8 @@ class Numbering:
         items = batch.read(taken, shops)
         fresh = await self._replay(session, requests)
         states = await self._states(session, items, fresh)
-        ledger = batch.Ledger(states, shops, self.event_bytes, datetime.now(UTC))
+        moved = await self._moved(session, items)
+        ledger = batch.Ledger(states, shops, self.event_bytes, datetime.now(UTC), moved)
         entries = ledger.outbox(items)
         failed = [entry for entry in entries if entry.failure is not None]
         elsewhere = await self._record(session, ledger, entries, fresh)
@@ -117,7 +118,7 @@ class Numbering:
     async def _states(
         self,
         session: Session,
-        items: Sequence[batch.Item | batch.Rejected],
+        items: Sequence[batch.Item | batch.Moved | batch.Rejected],
         requests: Sequence[Request],
     ) -> dict[batch.OrderKey, stream.OrderState]:
         """The orders of a batch. Of tenants without any it is asked whether they can be written."""
@@ -133,6 +134,18 @@ class Numbering:
         if failures:
             raise TenantsFailed(failures)
         return states
+
+    async def _moved(
+        self, session: Session, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
+    ) -> dict[movements.Noted, str]:
+        """What the rows of ledgers say, if there are any in the batch."""
+        noted = [(i.tenant_id, i.kind, i.key) for i in items if isinstance(i, batch.Moved)]
+        if not noted:
+            return {}
+        rows, failures = await movements.states(session, noted)
+        if failures:
+            raise TenantsFailed(failures)
+        return rows
 
     async def _record(
         self,

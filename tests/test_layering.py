@@ -65,7 +65,7 @@ TABLE = (
     # Text and bytes in, values out: no I/O, so every rule of the protocol is tried in memory.
     row("frames quantities zones endpoint_syntax", never=NETWORK, only=()),
     row("jsontext readings money phones", never=NETWORK, only=("posd.errors", "posd.jsontext")),
-    row("messages members drafts orders", never=(*NETWORK, *DAEMON)),
+    row("messages members drafts orders movements", never=(*NETWORK, *DAEMON)),
     row("reports", never=NETWORK, only=("posd.errors", "posd.money")),
     # The sequencer's rules; the store's rows are the words it is asked in.
     row("batch", never=(*NETWORK, "posd.web", "posd.ws", "posd.session", "posd.database")),

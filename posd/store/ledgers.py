@@ -7,11 +7,13 @@ transaction around it, and can be made in one.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NoReturn
 
 from attrs import frozen
 
 from posd.errors import (
+    BadRequest,
     Conflict,
     Forbidden,
     NotFound,
@@ -24,6 +26,7 @@ from posd.link import Row, Session
 PLATFORM: Final = "platform"
 """The principal that may reverse everybody's movements."""
 
+_KEY: Final = re.compile("[!-~]{1,255}")
 _TEXT_LENGTH: Final = 500
 _ID_LENGTH: Final = 255
 _DEVICE_LENGTH: Final = 128
@@ -31,6 +34,13 @@ _INT64: Final = range(1, 2**63)
 
 # undefined_table, undefined_function, and the schema itself
 _NO_LEDGER: Final = ("42P01", "42883", "3F000")
+
+
+def _usable(key: str | None) -> str | None:
+    if key is not None and not _KEY.fullmatch(key):
+        message = "An idempotency key is 1 to 255 visible ASCII characters."
+        raise BadRequest(message, code="invalid_idempotency_key")
+    return key
 
 
 def _clipped(text: str | None) -> str | None:
@@ -55,14 +65,18 @@ class Cause:
     note: str | None = None
 
     def columns(self) -> dict[str, object]:
-        """The parameters of a statement. Raises `Unprocessable` for an id that cannot be kept."""
+        """The parameters of a statement.
+
+        Raises `BadRequest` (`invalid_idempotency_key`) and `Unprocessable` (`invalid_order`) for what
+        cannot be kept.
+        """
         if self.order_id is not None and len(self.order_id) > _ID_LENGTH:
             raise Unprocessable(
                 f"An order's id has up to {_ID_LENGTH} characters.", code="invalid_order"
             )
         return {
             "principal": self.principal,
-            "key": self.key,
+            "key": _usable(self.key),
             "device": self.device_id and self.device_id[:_DEVICE_LENGTH],
             "order": self.order_id or None,
             "note": _clipped(self.note),
@@ -75,7 +89,7 @@ def original(key: str | None, transaction_id: int | None) -> dict[str, object]:
         raise ValueError("Either a key or a transaction is reversed.")
     if transaction_id is not None and transaction_id not in _INT64:
         raise unknown_transaction()
-    return {"original_key": key, "original": transaction_id}
+    return {"original_key": _usable(key), "original": transaction_id}
 
 
 async def call(session: Session, statement: str, parameters: dict[str, object]) -> list[Row]:

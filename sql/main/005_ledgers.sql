@@ -43,12 +43,17 @@ BEGIN
             ELSIF tenant.kind = 'gift_card' THEN
                 RETURN QUERY EXECUTE format(
                     'SELECT $1, $2, c.card_number, json_build_object(
-                                ''card_number'', c.card_number, ''is_blocked'', c.is_blocked,
-                                ''expiry_date'', c.expiry_date,
-                                ''balance'', coalesce((
-                                    SELECT m.balance_after FROM %1$I.pos_gift_card_transactions AS m
-                                     WHERE m.card_number = c.card_number ORDER BY m.seq DESC LIMIT 1), 0)), NULL::text
-                       FROM %1$I.gift_cards AS c WHERE c.card_number = ANY ($3)', tenant.schema_name)
+                                ''card_number'', c.card_number, ''balance'', coalesce(m.balance_after, 0),
+                                ''status'', CASE WHEN c.is_blocked THEN ''blocked''
+                                                 WHEN c.expiry_date < clock_timestamp() THEN ''expired''
+                                                 WHEN m.balance_after > 0 THEN ''active''
+                                                 ELSE ''depleted'' END,
+                                ''expiry_date'', c.expiry_date, ''now'', clock_timestamp()), NULL::text
+                       FROM %1$I.gift_cards AS c
+                       LEFT JOIN LATERAL (
+                            SELECT t.balance_after FROM %1$I.pos_gift_card_transactions AS t
+                             WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS m ON true
+                      WHERE c.card_number = ANY ($3)', tenant.schema_name)
                     USING tenant.id, tenant.kind, tenant.wanted;
             ELSIF tenant.kind = 'loyalty_movement' THEN
                 RETURN QUERY EXECUTE format(

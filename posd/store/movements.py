@@ -1,0 +1,26 @@
+"""What the hooks on ledgers have noted, as the sequencer reads it after the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from posd.link import Session
+from posd.values import TenantId
+
+Noted = tuple[TenantId, str, str]
+"""A tenant, the kind of row, and its key: see `posd.movements.KINDS`."""
+
+_STATES: Final = """
+    SELECT tenant_id, kind, key, content::text, failure
+      FROM dinedesk_main.pos_movement_states(%s::integer[], %s::text[], %s::text[])
+"""
+
+
+async def states(
+    session: Session, noted: Sequence[Noted]
+) -> tuple[dict[Noted, str], dict[TenantId, str]]:
+    """Each row that is there, as JSON text; and by tenant why its ledgers cannot be read."""
+    rows = await session.query(_STATES, tuple(list(column) for column in zip(*noted, strict=True)))
+    found = {row[:3]: row[3] for row in rows if row[4] is None}
+    return found, {row[0]: row[4] for row in rows if row[4] is not None}
