@@ -1,4 +1,4 @@
-"""A tenant's stream on this node: read once per wake, encoded once per event, written to every till.
+"""A tenant's stream on this node: read once per wake, encoded once per dialect, written to every till.
 
 `tail` is the last event that was handed to the live sessions. A session is live when it has been
 given everything up to the tail; then it gets what comes next, in the same turn as all others. Until
@@ -17,13 +17,15 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from posd import frames, messages
+from posd import messages
+from posd.dialect import Dialect
 from posd.errors import PosdError, Refusal
 from posd.values import FAILED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
 
 _PAGE_EVENTS: Final = 100
 _CHUNK_BYTES: Final = 64 * 1024
 _RECENT_BYTES: Final = 64 * 1024
+_ENVELOPE_BYTES: Final = 150
 
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
 """Reads up to so many events after a position from the log, in order; none of another history."""
@@ -35,7 +37,7 @@ class StreamBroken(PosdError):
 
 @frozen
 class Chunk:
-    """The frames of the events from `first` to `last`, to be written at once.
+    """The events from `first` to `last` in one dialect, to be written at once.
 
     One write is one system call and one TLS record for each till, however many events are in it.
     """
@@ -47,6 +49,10 @@ class Chunk:
 
 class Subscriber(Protocol):
     """A session as its channel sees it."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its events are written."""
 
     @property
     def position(self) -> Seq:
@@ -62,26 +68,47 @@ class Subscriber(Protocol):
         """Close it."""
 
 
+class Watcher(Protocol):
+    """Somebody who is told that there is something new, and reads it page by page."""
+
+    def look(self) -> None:
+        """There may be more now."""
+
+    def end(self, closing: Closing) -> None:
+        """The channel has ended."""
+
+
 @define(eq=False)
 class Encoded:
-    """An event as it goes out. The replayed form is made when somebody needs it."""
+    """An event as it goes out: in each dialect, live or replayed, written when it is first needed."""
 
-    seq: Seq
-    frame: bytes
-    _event: Event
+    event: Event
     _slug: str
-    _replay_frame: bytes | None = field(init=False, default=None)
+    _written: dict[tuple[Dialect, bool], bytes] = field(init=False, factory=dict)
 
     @property
-    def replay_frame(self) -> bytes:
-        if self._replay_frame is None:
-            text = messages.event_text(self._event, self._slug, replay=True)
-            self._replay_frame = frames.text_frame(text)
-        return self._replay_frame
+    def seq(self) -> Seq:
+        return self.event.seq
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has in any of them."""
+        return _ENVELOPE_BYTES + len(self.event.data) + len(self.event.beside)
+
+    def written(self, dialect: Dialect, *, replay: bool = False) -> bytes:
+        data = self._written.get((dialect, replay))
+        if data is None:
+            text = messages.event_text(self.event, self._slug, replay)
+            data = dialect.write(self.event.type, text, self.seq)
+            self._written[dialect, replay] = data
+        return data
 
 
 class Channel:
-    """One tenant's sessions on this node. It begins at `head` and lives as long as they do."""
+    """One tenant's sessions on this node, and who else waits for its events.
+
+    It begins at `head` and lives as long as there is anybody.
+    """
 
     _log = Logger()
 
@@ -98,6 +125,7 @@ class Channel:
         self.tail = head.last_seq
         self.sessions: set[Subscriber] = set()
         self._live: set[Subscriber] = set()
+        self._watchers: set[Watcher] = set()
         self._read = read
         self._delivered = delivered
         self._ended = ended
@@ -112,6 +140,18 @@ class Channel:
     def head(self) -> Seq:
         """The last event there is, as far as the channel knows."""
         return max(self._head, self.tail)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody is there any more."""
+        return not self.sessions and not self._watchers
+
+    def watch(self, watcher: Watcher) -> None:
+        """Be told when there is more."""
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watchers.discard(watcher)
 
     def enter(self, session: Subscriber) -> None:
         """Belong to the channel, without being live yet."""
@@ -163,9 +203,10 @@ class Channel:
     def end(self, closing: Closing) -> None:
         """Close every session; whoever comes later needs another channel."""
         self._ended(self)
-        for session in list(self.sessions):
+        everyone: list[Subscriber | Watcher] = [*self.sessions, *self._watchers]
+        for each in everyone:
             try:
-                session.end(closing)
+                each.end(closing)
             except Exception:
                 self._log.failure("a session of {slug} did not end", slug=self.tenant.slug)
 
@@ -195,7 +236,7 @@ class Channel:
         return page
 
     def replayed(self, seq: Seq) -> None:
-        """A session that was catching up was given the events up to `seq`."""
+        """Somebody who was catching up was given the events up to `seq`."""
         self._delivered(self.tenant, seq)
 
     async def _read_page(self, position: Seq) -> list[Encoded]:
@@ -203,7 +244,7 @@ class Channel:
         for expected, event in enumerate(events, position + 1):
             if event.seq != expected:
                 raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
-        return [self._encode(event) for event in events]
+        return [Encoded(event, self.tenant.slug) for event in events]
 
     async def _read_on(self) -> None:
         try:
@@ -231,11 +272,15 @@ class Channel:
             self._reading = False
 
     def _fan_out(self, events: list[Encoded]) -> None:
-        for chunk in chunks([(each.frame, each.seq) for each in events]):
-            for session in list(self._live):
-                # One that takes its chunk may cost another one its place, by the common budget.
-                if session in self._live and not self._deliver(session, chunk):
-                    self._live.discard(session)
+        live: dict[Dialect, list[Subscriber]] = {}
+        for session in self._live:
+            live.setdefault(session.dialect, []).append(session)
+        for dialect, sessions in live.items():
+            for chunk in chunks([(each.written(dialect), each.seq) for each in events]):
+                for session in sessions:
+                    # One that takes its chunk may cost another one its place, by the common budget.
+                    if session in self._live and not self._deliver(session, chunk):
+                        self._live.discard(session)
         self.tail = events[-1].seq
         self._remember(events)
         if self._live:
@@ -250,6 +295,8 @@ class Channel:
             return False
 
     def _look_again(self) -> None:
+        for watcher in list(self._watchers):
+            watcher.look()
         if len(self._live) == len(self.sessions):
             return
         for session in self.sessions - self._live:
@@ -260,17 +307,13 @@ class Channel:
 
     def _remember(self, events: list[Encoded]) -> None:
         self._recent.extend(events)
-        self._recent_bytes += sum(len(each.frame) for each in events)
+        self._recent_bytes += sum(each.size for each in events)
         while self._recent_bytes > _RECENT_BYTES and len(self._recent) > 1:
-            self._recent_bytes -= len(self._recent.popleft().frame)
-
-    def _encode(self, event: Event) -> Encoded:
-        text = messages.event_text(event, self.tenant.slug)
-        return Encoded(event.seq, frames.text_frame(text), event, self.tenant.slug)
+            self._recent_bytes -= self._recent.popleft().size
 
 
 def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[Chunk]:
-    """Join the frames of consecutive events into chunks of up to 64 KiB."""
+    """Join consecutive events, as they are written, into chunks of up to 64 KiB."""
     start = size = 0
     for index, (frame, _) in enumerate(framed):
         if size and size + len(frame) > _CHUNK_BYTES:

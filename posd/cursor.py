@@ -42,6 +42,15 @@ class Cursor:
         self._refused = {each for each in self._refused if each > self.acked}
         return self.acked
 
+    def hear(self, seq: Seq) -> Seq:
+        """The terminal has said on another road that it has everything up to `seq`; how far it is.
+
+        It vouches for that alone: where a legacy terminal's connection began is what posd thought.
+        """
+        if self.legacy:
+            self._vouched = seq
+        return self.acknowledge(seq)
+
     def refuse(self, seq: Seq) -> Seq:
         """The terminal will never process event `seq`; how far it is now."""
         self._speak()

@@ -9,13 +9,14 @@ from functools import partial
 from typing import Final, Protocol
 from uuid import UUID
 
+from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from posd.channel import Channel
+from posd.channel import Channel, Watcher
 from posd.cursor import resume
 from posd.database import Database
 from posd.errors import TooManyRequests, Unavailable
@@ -65,6 +66,23 @@ class Books(Register, Protocol):
         """Make a connection its device's one on all nodes; False if a newer one already is."""
 
 
+class Guest(Watcher, Protocol):
+    """Somebody with a valid key who waits for events without having a session: a poll."""
+
+    @property
+    def terminal(self) -> Terminal:
+        """Who that is."""
+
+
+@frozen
+class Admitted:
+    """A connection that may be opened; `left` is called once when it has ended."""
+
+    terminal: Terminal
+    opening: Opening
+    left: Callable[[], None]
+
+
 class Exchange(Service):
     """Opens sessions, wakes their channels, and ends them when their time has come."""
 
@@ -87,6 +105,7 @@ class Exchange(Service):
         self._outbox_bytes = outbox_bytes
         self._budget = Budget(outbox_total)
         self._channels: dict[TenantId, Channel] = {}
+        self._guests: set[Guest] = set()
         self._roster = Roster(reactor, heartbeat, presence.claim)
         presence.sightings = self._roster.sightings
         self.draining = False
@@ -154,9 +173,7 @@ class Exchange(Service):
             self.closed(session)
             raise
         if is_new:
-            # A wake may have come while the head was on its way here.
-            looked = Deferred.fromCoroutine(self._look_again(terminal.tenant.id))
-            looked.addErrback(lambda failure: self._log.failure("a head was not read", failure))
+            self._look_again(channel)
         return session
 
     def closed(self, session: Session) -> None:
@@ -166,8 +183,30 @@ class Exchange(Service):
             return
         self._presence.disconnected(session.terminal)
         channel = self._channels.get(session.terminal.tenant.id)
-        if channel is not None and not channel.sessions:
+        if channel is not None and channel.deserted:
             self._forget(channel)
+
+    def watch(self, guest: Guest, opening: Opening) -> Channel:
+        """Let somebody wait at the tenant's channel, until `unwatch`."""
+        channel, is_new = self._channel(guest.terminal, opening.head)
+        self._guests.add(guest)
+        channel.watch(guest)
+        if is_new:
+            self._look_again(channel)
+        return channel
+
+    def unwatch(self, guest: Guest, channel: Channel) -> None:
+        self._guests.discard(guest)
+        channel.unwatch(guest)
+        if channel.deserted:
+            self._forget(channel)
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        """A named terminal has said, not on a connection, that it has everything up to `seq`."""
+        for session in self._roster.of_device(terminal):
+            if session.terminal.stream_id == terminal.stream_id:
+                seq = max(seq, session.hear_of(seq))
+        self._presence.acknowledged(terminal, seq)
 
     def heard(self, session: Session) -> None:
         """A till sent a frame."""
@@ -202,12 +241,15 @@ class Exchange(Service):
 
     async def recheck(self, key_id: int | None = None) -> None:
         """Close the sessions whose credential, or whose tenant, is valid no more."""
-        using = {each.terminal.principal.key_id for each in self._roster}
+        using = {each.terminal.principal.key_id for each in (*self._roster, *self._guests)}
         asked = using if key_id is None else using & {key_id}
         ended = await credentials.ended(self._database, asked) if asked else set()
         for attendance in self._roster:
             if attendance.terminal.principal.key_id in ended:
                 attendance.session.end(REVOKED)
+        for guest in list(self._guests):
+            if guest.terminal.principal.key_id in ended:
+                guest.end(REVOKED)
 
     def superseded(self, connection_id: UUID) -> None:
         """Another connection has taken this one's device."""
@@ -223,6 +265,8 @@ class Exchange(Service):
         would not for a few seconds more.
         """
         self.draining = True
+        for guest in list(self._guests):
+            guest.end(GOING_AWAY)
         everyone = list(self._roster)
         random.shuffle(everyone)
         # Sorting is stable: those that are to be dropped come last, and otherwise by chance.
@@ -285,7 +329,12 @@ class Exchange(Service):
         )
         return channel, True
 
-    async def _look_again(self, tenant_id: TenantId) -> None:
+    def _look_again(self, channel: Channel) -> None:
+        """A wake may have come while the head, with which a channel began, was on its way here."""
+        looked = Deferred.fromCoroutine(self._read_head(channel.tenant.id))
+        looked.addErrback(lambda failure: self._log.failure("a head was not read", failure))
+
+    async def _read_head(self, tenant_id: TenantId) -> None:
         try:
             heads = await stream.heads(self._database, [tenant_id])
             await self.check(heads.values())

@@ -23,6 +23,9 @@ DIGITS = 400
 """How many digits a number may have before its point, and after it, in plain notation: every
 IEEE 754 double fits, 1e999999999 does not."""
 
+Written = msgspec.Raw
+"""A part of a value that is JSON already, which `encode` puts in as it is."""
+
 _TOO_LONG = f"A number has more than {DIGITS} digits before or after its point."
 _CONTAINERS = (dict, list)
 _NUL, _ESCAPED_NUL, _REPLACEMENT = "\0", b"\\u0000", "\N{REPLACEMENT CHARACTER}"
@@ -52,8 +55,8 @@ def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
 def encode(value: object) -> bytes:
     """Write a value as compact JSON: raw UTF-8, members in their order, numbers in plain notation.
 
-    Takes what `decode` gives, and besides floats (by their shortest digits), tuples and any
-    mapping with string keys. Raises `ValueError` for NaN, infinities, lone surrogates, numbers
+    Takes what `decode` gives, and besides floats (by their shortest digits), tuples, `Written` and
+    any mapping with string keys. Raises `ValueError` for NaN, infinities, lone surrogates, numbers
     longer than `DIGITS` allows and endless nesting, `TypeError` for what JSON does not have.
     """
     try:
@@ -135,6 +138,8 @@ def _is_plain(values: dict[str, object] | list[object] | tuple[object]) -> bool:
         if kind is Decimal:
             if str(value).strip("-.0123456789"):  # an exponent, NaN or Infinity
                 return False
+        elif kind is Written:
+            continue
         elif kind is dict or kind is list:
             if not _is_plain(value):  # type: ignore[arg-type]  # mypy does not follow `kind`
                 return False
@@ -145,7 +150,7 @@ def _is_plain(values: dict[str, object] | list[object] | tuple[object]) -> bool:
 
 def _plain(value: object) -> object:
     """A copy of `value` that msgspec writes as it should be written."""
-    if value is None or isinstance(value, int):
+    if value is None or isinstance(value, int | Written):
         return value
     if isinstance(value, str):
         return value.replace(_NUL, _REPLACEMENT)

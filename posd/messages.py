@@ -17,7 +17,7 @@ from attrs import frozen
 from posd.errors import InvalidMessage
 from posd.frames import close_frame, ping_frame, text_frame
 from posd.jsontext import DEPTH, decode, encode, timestamp
-from posd.values import Event, Resync, Seq
+from posd.values import Closing, Event, Resync, Seq
 
 __all__ = [
     "DEPTH",
@@ -29,6 +29,7 @@ __all__ = [
     "Print",
     "TillMessage",
     "close_frame",
+    "closing_text",
     "connected_text",
     "decode",
     "encode",
@@ -152,6 +153,7 @@ def event_text(event: Event, slug: str, replay: bool = False) -> bytes:
 
 def connected_text(
     *,
+    greeting: str,
     slug: str,
     connection_id: str,
     device_id: str | None,
@@ -167,7 +169,7 @@ def connected_text(
         {
             "type": "connected",
             "tenant": slug,
-            "message": "Connected to POS WebSocket",
+            "message": greeting,
             "timestamp": timestamp(now),
             "connectionId": connection_id,
             "deviceId": device_id,
@@ -197,6 +199,11 @@ def pong_text(ping: Ping, now: datetime) -> bytes:
         case Ping(id, sent):
             pong["echo"] = {"id": id, "timestamp": sent}
     return encode(pong)
+
+
+def closing_text(closing: Closing) -> bytes:
+    """The last message on a road that has no Close frame."""
+    return encode({"type": "pos_closing", "code": closing.code, "reason": closing.reason})
 
 
 def error_text(code: str, message: str) -> bytes:

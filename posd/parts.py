@@ -16,11 +16,13 @@ from posd.feed import Feed
 from posd.health import Health
 from posd.limits import Connections, FailedAttempts
 from posd.link import Link, Session
+from posd.polls import Polls
 from posd.presence import Presence
 from posd.sequencer import Sequencer
 from posd.store import presence, standing, stream
 from posd.values import Tenant
-from posd.web.admission import Gate
+from posd.web.admission import Admission, Gate
+from posd.web.events import Events
 from posd.web.health import HealthEndpoints
 from posd.web.operations import Operation
 from posd.web.publishing import Publisher
@@ -52,6 +54,8 @@ class Parts:
     failed_attempts: FailedAttempts = field(init=False)
     authenticator: Authenticator = field(init=False)
     connections: Connections = field(init=False)
+    admission: Admission = field(init=False)
+    events: Events = field(init=False)
     feed: Feed = field(init=False)
     reception: Reception = field(init=False)
     publisher: Publisher = field(init=False)
@@ -91,6 +95,9 @@ class Parts:
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
         self.authenticator = Authenticator(reactor, self.database, self.failed_attempts)
         self.connections = Connections(limits.connections, limits.connections_per_tenant)
+        self.admission = Admission(self.exchange, self.connections)
+        polls = Polls(reactor, self.exchange, self.connections, self.presence.settle)
+        self.events = Events(polls, self.admission, reactor)
         self.feed = Feed(
             reactor,
             self.database,
@@ -173,8 +180,7 @@ class Parts:
         """What one listener serves."""
         gate = Gate(
             self.authenticator,
-            self.exchange,
-            self.connections,
+            self.admission,
             TillFactory(self.exchange, self.reactor),
         )
         rooms = Rooms(gate, self.reception, self.operations)
@@ -187,6 +193,7 @@ class Parts:
         health = HealthEndpoints(self.health, lambda: presence.counts(self.database))
         return (
             *self.publisher.operations,
+            *self.events.operations,
             *self.monitor.operations,
             *DailyReports(self.database).operations,
             *health.operations,

@@ -44,10 +44,10 @@ class Line(Peer, Sink, Protocol):
         """Let the outbox know when there is room, from the first byte on."""
 
     def ping(self) -> None:
-        """Send a protocol ping."""
+        """Send what keeps the connection open and tells that the till is there."""
 
     def drop(self, *, abort: bool) -> None:
-        """End it without a Close frame; `abort` does not wait for what is on its way."""
+        """End it without a word; `abort` does not wait for what is on its way."""
 
 
 Sighting = tuple[UUID, datetime, Seq]
@@ -64,6 +64,8 @@ class Attendance:
     session: Session
     line: Line
     opened_at: float
+    interval: float
+    """Seconds from ping to ping."""
     next_ping: float
     claimed: bool = False
     reported: tuple[float, Seq] = (0.0, 0)
@@ -108,12 +110,19 @@ class Roster(Service):
     def get(self, connection_id: UUID) -> Attendance | None:
         return self._everyone.get(connection_id)
 
+    def of_device(self, terminal: Terminal) -> list[Session]:
+        """The sessions of a terminal's device; none if it has no name."""
+        device = _device(terminal)
+        return [] if device is None else [each.session for each in self._of_device.get(device, ())]
+
     def enter(self, session: Session, line: Line) -> None:
         """Look after a connection from now on."""
         now = self._reactor.seconds()
+        # Who must not be silent for longer is pinged a round before that.
+        interval = min(self._heartbeat, session.dialect.silence - _TURNS * _TURN_SECONDS)
         # Those that came together, after a restart, are pinged one after the other.
-        first_ping = now + self._heartbeat * random.uniform(0.5, 1.0)
-        attendance = Attendance(session, line, now, first_ping)
+        first_ping = now + interval * random.uniform(0.5, 1.0)
+        attendance = Attendance(session, line, now, interval, first_ping)
         self._everyone[attendance.terminal.connection_id] = attendance
         self._group(attendance).add(attendance)
         device = _device(attendance.terminal)
@@ -168,7 +177,7 @@ class Roster(Service):
             attendance.line.drop(abort=True)
             return
         if now >= attendance.next_ping:
-            attendance.next_ping = now + self._heartbeat
+            attendance.next_ping = now + attendance.interval
             attendance.line.ping()
         if not attendance.claimed and now - attendance.opened_at >= _SETTLED_SECONDS:
             self._claim(attendance)

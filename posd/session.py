@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from posd import frames, messages
 from posd.channel import Channel, Chunk, Encoded, StreamBroken, chunks
 from posd.cursor import Cursor
+from posd.dialect import WEBSOCKET, Dialect
 from posd.errors import InvalidMessage, Refusal
 from posd.limits import TokenBucket
 from posd.outbox import Outbox
@@ -72,8 +73,12 @@ class Register(Protocol):
 class Peer(Protocol):
     """The connection, as far as a session needs it."""
 
+    @property
+    def dialect(self) -> Dialect:
+        """How messages are written on it."""
+
     def close(self, closing: Closing) -> None:
-        """Close it with a Close frame, and drop it if the till does not answer."""
+        """Close it with a word why, and drop it if the till does not answer."""
 
 
 class Session:
@@ -92,6 +97,7 @@ class Session:
         now: Callable[[], datetime],
     ) -> None:
         self.terminal = terminal
+        self.dialect = peer.dialect
         self.outbox = outbox
         self.state = State.CATCHING_UP
         self.cursor: Cursor | None = None
@@ -130,12 +136,14 @@ class Session:
     def plain(self) -> bool:
         """Whether the till has used nothing that deployed tills do not know.
 
-        That is a position, an acknowledgement, or a name of its own telling. A key may name it.
+        That is a position, an acknowledgement, a name of its own telling, or another road than a
+        WebSocket. A key may name it.
         """
         terminal = self.terminal
         told = terminal.device_id != terminal.principal.device_id
         legacy = self.cursor is None or self.cursor.legacy
-        return legacy and not told and terminal.position is None
+        old_road = self.dialect is WEBSOCKET
+        return legacy and old_road and not told and terminal.position is None
 
     def begin(self, opening: Opening, resync: Resync | None, heartbeat: float) -> None:
         """Greet the terminal and send what comes after the outbox's position.
@@ -146,7 +154,9 @@ class Session:
         asked = self.terminal.position is not None
         durable = opening.acked is not None and not opening.legacy
         self._say(
+            "connected",
             messages.connected_text(
+                greeting=self.dialect.greeting,
                 slug=self.terminal.tenant.slug,
                 connection_id=str(self.terminal.connection_id),
                 device_id=self.terminal.device_id,
@@ -154,9 +164,9 @@ class Session:
                 last_event_id=opening.head.last_seq,
                 resumed_from=self._start if resync is None and (asked or durable) else None,
                 resync=resync,
-                heartbeat=heartbeat,
+                heartbeat=min(heartbeat, self.dialect.silence),
                 now=self._now(),
-            )
+            ),
         )
         self._channel.enter(self)
         if opening.acked is not None:
@@ -209,7 +219,7 @@ class Session:
             return None
         match message:
             case messages.Ping():
-                self._say(messages.pong_text(message, self._now()))
+                self._say("pong", messages.pong_text(message, self._now()))
             case messages.Pong():
                 pass
             case messages.Ack(seq):
@@ -226,6 +236,10 @@ class Session:
             case messages.Other(kind, body):
                 self._register.said(self.terminal, kind, body)
         return None
+
+    def hear_of(self, seq: Seq) -> Seq:
+        """The same terminal acknowledged `seq` on another road; how far it is now."""
+        return seq if self.cursor is None else self.cursor.hear(seq)
 
     def pinged(self, payload: bytes) -> None:
         """Answer a protocol ping, unless the till does not read the answers."""
@@ -249,6 +263,25 @@ class Session:
         self.state = State.CLOSED
         self._channel.leave(self)
         self.outbox.close()
+
+    def log_end(self, *, by: str, code: int | None, why: str, seconds: float) -> None:
+        """The one line that tells how a connection was; a till's own words are no part of it."""
+        self._log.info(
+            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
+            " why={why!r} seconds={seconds} sent={sent} position={position} acked={acked}"
+            " behind={behind}",
+            tenant=self.terminal.tenant.slug,
+            device=self.terminal.device_id,
+            connection=str(self.terminal.connection_id),
+            by=by,
+            code=code,
+            why=why,
+            seconds=round(seconds, 3),
+            sent=self.sent,
+            position=self.position,
+            acked=self.acked,
+            behind=self.backlog,
+        )
 
     async def _catch_up(self) -> None:
         try:
@@ -282,7 +315,8 @@ class Session:
             return
         if not page or page[0].seq != self.position + 1:
             raise StreamBroken(f"nothing follows position {self.position}")
-        for chunk in chunks([(each.replay_frame, each.seq) for each in page]):
+        replayed = [(each.written(self.dialect, replay=True), each.seq) for each in page]
+        for chunk in chunks(replayed):
             if not self.deliver(chunk):
                 break
         self._channel.replayed(self.position)
@@ -304,7 +338,7 @@ class Session:
     def _positioned(self, seq: Seq) -> bool:
         """Whether this terminal may speak about the event `seq`; complains if not."""
         if self.cursor is None:
-            self._say(messages.error_text("no_device", "Only a named device has a position."))
+            self._say_error("no_device", "Only a named device has a position.")
             return False
         if seq > max(self.position, self._channel.head):
             self._complain("beyond_head", f"There is no event {seq} yet.")
@@ -315,19 +349,22 @@ class Session:
         try:
             known = await self._register.printed(self.terminal, order_id, status, reason)
         except Refusal as refusal:
-            self._say(messages.error_text(refusal.code, refusal.message))
+            self._say_error(refusal.code, refusal.message)
             return
         if not known:
-            self._say(messages.error_text("unknown_order", "There is no order of this id."))
+            self._say_error("unknown_order", "There is no order of this id.")
 
     def _complain(self, code: str, text: str) -> None:
         """Say what is wrong with a message; the tenth time within a minute, close."""
-        self._say(messages.error_text(code, text))
+        self._say_error(code, text)
         now = self._clock()
         self._invalid = [when for when in self._invalid if now - when < 60] + [now]
         if len(self._invalid) >= _INVALID_A_MINUTE:
             self.end(POLICY)
 
-    def _say(self, text: bytes) -> None:
+    def _say_error(self, code: str, text: str) -> None:
+        self._say("error", messages.error_text(code, text))
+
+    def _say(self, kind: str, text: bytes) -> None:
         """Send a message that is not an event. A till that does not read loses it, no more."""
-        self.outbox.offer(frames.text_frame(text))
+        self.outbox.offer(self.dialect.write(kind, text, None))

@@ -20,7 +20,7 @@ the traps of Autobahn under twisted.web are defused:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Final
@@ -35,11 +35,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from posd import __version__, frames
-from posd.exchange import Exchange
+from posd.dialect import WEBSOCKET
+from posd.exchange import Admitted, Exchange
 from posd.intake import Intake
 from posd.outbox import Outbox
 from posd.session import Session
-from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening, Terminal
+from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
 
 _MESSAGE_BYTES: Final = 64 * 1024
 _MOST_FRAGMENTS: Final = 512
@@ -51,15 +52,6 @@ _HANDSHAKE: Final[dict[bytes, list[bytes]]] = {
     b"Connection": [b"Upgrade"],
     b"Sec-WebSocket-Version": [b"13"],
 }
-
-
-@frozen
-class Admitted:
-    """A connection that may be upgraded; `left` is called once when it has ended."""
-
-    terminal: Terminal
-    opening: Opening
-    left: Callable[[], None]
 
 
 class Options:
@@ -113,6 +105,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
     """One till's connection. Implements `roster.Line`."""
 
     _log = Logger()
+    dialect = WEBSOCKET
 
     def __init__(self, admitted: Admitted, exchange: Exchange, reactor: IReactorTime) -> None:
         super().__init__()
@@ -266,27 +259,13 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self.close(FAILED)
 
     def _log_end(self, session: Session, code: int | None) -> None:
-        """The one line that tells how a connection was; a till's own words are no part of it."""
         by, why = "till", ""
         if self.closedByMe:
             by, code, why = "posd", self.localCloseCode, (self.localCloseReason or b"").decode()
         elif self._dropped:
             by, why = "posd", self._dropped
-        self._log.info(
-            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
-            " why={why!r} seconds={seconds} sent={sent} position={position} acked={acked}"
-            " behind={behind}",
-            tenant=session.terminal.tenant.slug,
-            device=session.terminal.device_id,
-            connection=str(session.terminal.connection_id),
-            by=by,
-            code=code,
-            why=why,
-            seconds=round(self._reactor.seconds() - self._opened_at, 3),
-            sent=session.sent,
-            position=session.position,
-            acked=session.acked,
-            behind=session.backlog,
+        session.log_end(
+            by=by, code=code, why=why, seconds=self._reactor.seconds() - self._opened_at
         )
 
 

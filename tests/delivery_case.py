@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.channel import Channel
+from posd.dialect import WEBSOCKET, Dialect
 from posd.errors import Unavailable
 from posd.jsontext import decode
 from posd.outbox import Budget, Outbox
@@ -144,6 +145,7 @@ class Line:
     """A till's connection, and what came out at its end. Implements `roster.Line`."""
 
     heard_at: float = 0.0
+    dialect: Dialect = WEBSOCKET
     enough: float = float("inf")
     """How many bytes the transport keeps before it says that it has enough."""
     kept: int = 0

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd import channel as channels
 from posd.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
+from posd.dialect import WEBSOCKET, Dialect
 from posd.errors import Busy, StatementFailed, Unavailable
 from posd.values import FAILED, GOING_AWAY, STREAM_CHANGED, Closing, Seq, Tenant
 from tests.delivery_case import KITCHEN, OTHER_STREAM, Log, event, head, said
@@ -22,6 +23,7 @@ class Listener:
     channel: Channel
     position: Seq = 0
     room: bool = True
+    dialect: Dialect = WEBSOCKET
     taken: list[Chunk] = field(factory=list)
     looks: int = 0
     endings: list[Closing] = field(factory=list)
@@ -92,6 +94,27 @@ class FanOutTests(ChannelCase):
         self.channel.wake(self.log.commit(3))
         self.assertIs(first.taken[0].data, second.taken[0].data)
         self.assertEqual(len(first.taken), 1)
+
+    def test_in_each_dialect_an_event_is_written_once_for_all(self) -> None:
+        written: list[str] = []
+
+        def dialect(name: str) -> Dialect:
+            return Dialect(lambda kind, text, seq: written.append(name) or text)  # type: ignore[func-returns-value]
+
+        one, other, unused = dialect("one"), dialect("other"), dialect("unused")
+        listeners = [self.listener() for _ in range(4)]
+        for listener, spoken in zip(listeners, (one, other, one, other), strict=True):
+            listener.dialect = spoken
+        self.listener(9, live=False).dialect = unused
+        self.channel.wake(self.log.commit(2))
+        self.assertEqual(sorted(written), ["one"] * 2 + ["other"] * 2)
+        self.assertIs(listeners[0].taken[0].data, listeners[2].taken[0].data)
+        self.assertEqual([each.position for each in listeners], [12] * 4)
+
+    def test_where_nobody_is_live_nothing_is_written(self) -> None:
+        self.listener(9, live=False)
+        self.channel.wake(self.log.commit())
+        self.assertEqual([each._written for each in self.channel._recent], [{}])
 
     def test_the_log_is_read_once_for_all(self) -> None:
         for _ in range(3):
@@ -210,7 +233,7 @@ class PageTests(ChannelCase):
         self.channel.wake(self.log.commit())
         (encoded,) = self.successResultOf(self.channel.page(10))
         (live,) = said(listener.taken[0].data)
-        (replayed,) = said(encoded.replay_frame)
+        (replayed,) = said(encoded.written(WEBSOCKET, replay=True))
         self.assertEqual(replayed.pop("replay"), True)
         self.assertEqual(replayed, live)
 
@@ -224,7 +247,7 @@ class PageTests(ChannelCase):
     def test_little_of_what_was_delivered_is_kept(self) -> None:
         self.listener()
         self.channel.wake(self.log.commit(150, size=4000))
-        kept = sum(len(each.frame) for each in self.channel._recent)
+        kept = sum(each.size for each in self.channel._recent)
         self.assertLessEqual(kept, channels._RECENT_BYTES)
         self.assertEqual(self.channel._recent[-1].seq, 160)
 

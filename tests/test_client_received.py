@@ -32,6 +32,7 @@ EVENT = {"type": "new_order", "id": 1, "timestamp": "2026-11-22T10:00:00Z", "dat
 class Understanding(SynchronousTestCase):
     def test_the_servers_greeting_is_understood(self) -> None:
         text = connected_text(
+            greeting="Hello",
             slug="kitchen",
             connection_id="c1",
             device_id="front",

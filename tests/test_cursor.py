@@ -53,6 +53,19 @@ class CursorTests(SynchronousTestCase):
         self.assertTrue(cursor.follow(20))
         self.assertEqual((cursor.acked, cursor.legacy), (20, True))
 
+    def test_a_word_on_another_road_counts_like_one_on_this(self) -> None:
+        self.cursor.refuse(16)
+        self.assertEqual(
+            [self.cursor.hear(12), self.cursor.hear(15), self.cursor.hear(9)], [12, 16, 16]
+        )
+
+    def test_there_a_legacy_terminal_vouches_for_what_it_says_alone(self) -> None:
+        cursor = Cursor(10, legacy=True)
+        cursor.follow(20)
+        self.assertEqual(cursor.hear(7), 7)
+        self.assertFalse(cursor.legacy)
+        self.assertEqual(cursor.acknowledge(9), 9)
+
     def test_the_first_word_takes_back_what_was_merely_followed(self) -> None:
         cursor = Cursor(10, legacy=True)
         cursor.follow(20)

@@ -373,7 +373,7 @@ class Delivery(RuleBasedStateMachine):
             assert till.most_written <= LARGEST_FRAME
             assert till.kept <= TRANSPORT_BYTES + LARGEST_FRAME
         kept = [each for channel in self.exchange._channels.values() for each in channel._recent]
-        assert sum(len(each.frame) for each in kept) <= RECENT_BYTES + LARGEST_FRAME
+        assert sum(each.size for each in kept) <= RECENT_BYTES + LARGEST_FRAME
 
     @invariant()
     def a_live_till_has_everything_unless_it_does_not_read(self) -> None:

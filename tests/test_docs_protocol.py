@@ -10,10 +10,23 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import posd
-from posd import drafts, errors, exchange, intake, limits, orders, readings, session, values, ws
+from posd import (
+    dialect,
+    drafts,
+    errors,
+    exchange,
+    intake,
+    limits,
+    orders,
+    polls,
+    readings,
+    session,
+    values,
+    ws,
+)
 from posd.members import Table as Members
 from posd.values import Closing, KeyKind, Resync
-from posd.web import publishing, site
+from posd.web import publishing, site, streaming
 from tests import documents
 from tests.documents import words_in_code
 
@@ -51,7 +64,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
                         case ast.Constant(value="code"), ast.Constant(value=str(code)):
                             yield code
             case ast.Call(
-                func=ast.Attribute(attr="_complain" | "error_text"),
+                func=ast.Attribute(attr="_complain" | "_say_error" | "error_text"),
                 args=[ast.Constant(value=str(code)), *_],
             ):
                 yield code
@@ -197,6 +210,10 @@ class NumberTests(SynchronousTestCase):
             f"more than {intake._FRAMES_PER_SECOND:g} frames a second, after {intake._FRAMES_AT_ONCE}",
             f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",
             f"with 1 to {publishing._MOST_EVENTS} of these",
+            f"An answer has up to {polls._MOST_BYTES // 1024 // 1024} MiB of events",
+            f"One call looks at up to {polls._MOST_LOOKED_AT} events",
+            f"nothing else for {dialect.SERVER_SENT.silence:g} seconds",
+            f"{streaming._UNCONFIRMED_MILLISECONDS // 1000} seconds go by in which nothing was confirmed",
         ):
             self.assertIn(sentence, page)
         self.assertEqual(session._INVALID_A_MINUTE, 10)

@@ -43,6 +43,7 @@ def produced(message: dict[str, Any]) -> bytes:
     match message["type"]:
         case "connected":
             return messages.connected_text(
+                greeting="Connected to POS WebSocket",
                 slug=message["tenant"],
                 connection_id=str(UUID(message["connectionId"])),
                 device_id=message["deviceId"],
@@ -189,6 +190,6 @@ def told_by_sessions() -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("_complain", "error_text")
+        and node.func.attr in ("_complain", "_say_error")
         and isinstance(node.args[0], ast.Constant)
     }

@@ -65,7 +65,7 @@ TABLE = (
     # Text and bytes in, values out: no I/O, so every rule of the protocol is tried in memory.
     row("frames quantities zones endpoint_syntax", never=NETWORK, only=()),
     row("jsontext readings money phones", never=NETWORK, only=("posd.errors", "posd.jsontext")),
-    row("messages members drafts orders movements", never=(*NETWORK, *DAEMON)),
+    row("messages members drafts orders movements dialect", never=(*NETWORK, *DAEMON)),
     row("reports", never=NETWORK, only=("posd.errors", "posd.money")),
     # The sequencer's rules; the store's rows are the words it is asked in.
     row("batch", never=(*NETWORK, "posd.web", "posd.ws", "posd.session", "posd.database")),
@@ -93,6 +93,7 @@ TABLE = (
     row("intake", never=(*NETWORK[1:], *DAEMON)),
     row("cursor", never=NETWORK, only=("posd.values",)),
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
+    row("polls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("exchange presence", never=("twisted.web", "posd.web", "posd.ws")),
     # What is open to the network.
     row("auth", never=("twisted.web", "posd.web", "posd.ws")),

@@ -205,6 +205,7 @@ class AnswerTests(SynchronousTestCase):
     def test_connected_has_every_member_in_the_contracts_order(self) -> None:
         stream = UUID("3f0b6f0e-6c1c-4a53-9a0f-0d7a2b6f9f11")
         text = connected_text(
+            greeting="Connected to POS WebSocket",
             slug="kitchen",
             connection_id="c-1",
             device_id="POS_KITCHEN_1",
@@ -227,6 +228,7 @@ class AnswerTests(SynchronousTestCase):
         for reason in Resync:
             message = decode(
                 connected_text(
+                    greeting="Hello",
                     slug="kitchen",
                     connection_id="c-1",
                     device_id=None,

@@ -8,6 +8,7 @@ from attrs import evolve
 from twisted.internet.defer import Deferred, fail
 
 from posd.channel import Channel, chunks
+from posd.dialect import WEBSOCKET
 from posd.errors import StatementFailed, Unavailable
 from posd.session import State
 from posd.values import (
@@ -195,7 +196,7 @@ class DeliveryTests(SessionCase):
     def test_only_the_very_next_event_is_taken(self) -> None:
         session = self.unnamed()
         (encoded,) = self.successResultOf(self.channel.page(9))
-        (chunk,) = chunks([(encoded.frame, encoded.seq)])
+        (chunk,) = chunks([(encoded.written(WEBSOCKET), encoded.seq)])
         self.assertFalse(session.deliver(chunk))
         self.assertFalse(session.deliver(evolve(chunk, first=12, last=12)))
         self.assertEqual((self.line.ids, session.position), ([], 10))

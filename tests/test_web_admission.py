@@ -15,7 +15,7 @@ from posd.errors import Forbidden, Refusal, TooManyRequests, Unauthorized, Unava
 from posd.limits import Connections
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Position, Principal
-from posd.web.admission import Gate, WebSocketDoor
+from posd.web.admission import Admission, Gate, WebSocketDoor
 from posd.web.render import Door
 from posd.ws import TillProtocol
 from tests.delivery_case import KITCHEN, NOON, STREAM, opening
@@ -63,7 +63,11 @@ class AdmissionCase(SocketCase):
         self.store.opening = opening(10)
         self.keys = Keys()
         self.connections = Connections(total=100, per_tenant=3, per_device=2)
-        gate = Gate(cast(Authenticator, self.keys), self.exchange, self.connections, self.factory)
+        gate = Gate(
+            cast(Authenticator, self.keys),
+            Admission(self.exchange, self.connections),
+            self.factory,
+        )
         root, ws = Resource(), Resource()
         root.putChild(b"ws", ws)
         ws.putChild(b"pos", WebSocketDoor(self.door, gate))

@@ -17,6 +17,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.server import Request
 
 from posd import __version__
 from posd.errors import (
@@ -28,7 +29,7 @@ from posd.errors import (
     Unavailable,
     Unprocessable,
 )
-from posd.web.render import Answer, Call, Door, Endpoint, Missing
+from posd.web.render import Answer, Call, Door, Endpoint, Missing, Takeover
 from posd.web.site import BoundedChannel, BoundedSite
 
 
@@ -105,6 +106,31 @@ class RenderCase(SynchronousTestCase):
         self.handler.outcome = Deferred()
         self.send(*arguments, **more)
         return self.handler.calls[-1]
+
+
+class TakeoverTests(RenderCase):
+    """Answers that go on."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.begun: list[Request] = []
+        self.forgone = 0
+
+    def forgo(self) -> None:
+        self.forgone += 1
+
+    def test_the_request_is_handed_over(self) -> None:
+        self.handler.outcome = Takeover({}, begin=self.begun.append, forgo=self.forgo)
+        transport = self.send()
+        self.assertEqual((len(self.begun), self.forgone, transport.value()), (1, 0, b""))
+
+    def test_where_nobody_is_left_nothing_begins(self) -> None:
+        outcome: Deferred[Answer] = Deferred()
+        self.handler.outcome = outcome
+        self.send()
+        self.channel.connectionLost(Failure(ConnectionDone()))
+        outcome.callback(Takeover({}, begin=self.begun.append, forgo=self.forgo))
+        self.assertEqual((self.begun, self.forgone), ([], 1))
 
 
 class AnswerTests(RenderCase):

@@ -38,6 +38,57 @@ class Echo(Resource):
         return b"%d" % len(request.content.read())
 
 
+class HeldTests(SynchronousTestCase):
+    """Requests that take long, since they are a till's."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.resource = Echo()
+        self.resource.waiting = []
+        self.site = BoundedSite(self.resource, self.clock, most_channels=1)
+        self.losses = 0
+
+    def held(self) -> tuple[BoundedChannel, StringTransport]:
+        channel = cast(BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)))
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        channel.dataReceived(_GET)
+        channel.hold(self.lost)
+        return channel, transport
+
+    def lost(self) -> None:
+        self.losses += 1
+
+    def test_they_are_not_counted_and_have_to_go_for_nobody(self) -> None:
+        held = [self.held() for _ in range(3)]
+        self.assertEqual(self.site.open_channels, 0)
+        self.assertFalse(any(transport.disconnected for _, transport in held))
+
+    def test_they_have_no_deadline(self) -> None:
+        _, transport = self.held()
+        self.clock.pump([10.0] * 360)
+        self.assertFalse(transport.disconnected)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_that_the_connection_is_gone_is_told_once(self) -> None:
+        channel, _ = self.held()
+        channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.losses, 1)
+        channel.let_go()
+        self.assertEqual(self.site.open_channels, 0)
+
+    def test_once_let_go_it_is_a_connection_like_any_other(self) -> None:
+        channel, transport = self.held()
+        channel.let_go()
+        self.assertEqual(self.site.open_channels, 1)
+        assert self.resource.waiting is not None
+        self.resource.waiting[0].finish()
+        self.clock.pump([10.0] * 5)
+        self.assertTrue(transport.disconnecting)
+        channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((self.losses, self.site.open_channels), (0, 0))
+
+
 class SiteTests(SynchronousTestCase):
     """Connections to a site of which at most three may be open."""
 

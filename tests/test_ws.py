@@ -14,10 +14,11 @@ from twisted.web.server import Request
 
 from posd import __version__
 from posd.errors import StatementFailed
+from posd.exchange import Admitted
 from posd.roster import Line
 from posd.session import Session
 from posd.values import POLICY, SUPERSEDED, Position
-from posd.ws import Admitted, Options, TillProtocol
+from posd.ws import Options, TillProtocol
 from tests.delivery_case import PING, PONG, TEXT, opening, terminal
 from tests.socket_case import Socket, SocketCase, masked, text
 

@@ -16,12 +16,12 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.auth import Authenticator, of_kind
 from posd.errors import BadRequest, NotFound, Refusal
-from posd.exchange import Exchange
+from posd.exchange import Admitted, Exchange
 from posd.limits import Connections
-from posd.values import SLUG, KeyKind, Position, Terminal
+from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
 from posd.web.render import Answer, Call, Door, answer, unanswered, write
 from posd.web.site import BoundedChannel
-from posd.ws import Admitted, TillFactory
+from posd.ws import TillFactory
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
 
@@ -36,12 +36,34 @@ class UpgradeRequired(Refusal):
 
 
 @define(eq=False)
-class Gate:
-    """What admission needs to know, and whom it hands admitted connections to."""
+class Admission:
+    """Lets in those whose key is good: counts their connection and looks up where they stand."""
 
-    authenticator: Authenticator
     exchange: Exchange
     connections: Connections
+
+    async def admit(
+        self, tenant: Tenant, principal: Principal, device: str | None, position: Position | None
+    ) -> Admitted:
+        """A place for one more connection. Raises `TooManyRequests` and `Unavailable`."""
+        lease = self.connections.admit(tenant.id, device)
+        try:
+            opening = await self.exchange.look_up(tenant.id, device)
+        except BaseException:
+            lease.release()
+            raise
+        terminal = Terminal(
+            uuid4(), tenant, principal, device, position, opening.at, opening.head.stream_id
+        )
+        return Admitted(terminal, opening, lease.release)
+
+
+@define(eq=False)
+class Gate:
+    """What the door needs to know, and whom it hands admitted connections to."""
+
+    authenticator: Authenticator
+    admission: Admission
     factory: TillFactory
 
 
@@ -97,29 +119,15 @@ class WebSocketDoor(Resource):
         """Check everything, in an order that tells a stranger nothing about tenants."""
         slug = self._slug(call)
         _check_handshake(call)
-        position = _position(call)
+        position = resume_position(call)
         device = call.device
         credential = await self._gate.authenticator.at_tenant(slug, call.key, device, call.address)
         of_kind(credential.principal, KeyKind.TENANT, KeyKind.DEVICE)
         call.check_tenant(slug)
         device = credential.principal.device_id or device
-        tenant = credential.tenant
-        lease = self._gate.connections.admit(tenant.id, device)
-        try:
-            opening = await self._gate.exchange.look_up(tenant.id, device)
-        except BaseException:
-            lease.release()
-            raise
-        terminal = Terminal(
-            uuid4(),
-            tenant,
-            credential.principal,
-            device,
-            position,
-            opening.at,
-            opening.head.stream_id,
+        return await self._gate.admission.admit(
+            credential.tenant, credential.principal, device, position
         )
-        return Admitted(terminal, opening, lease.release)
 
     def _slug(self, call: Call) -> str:
         path = [part.decode("latin-1") for part in call.request.postpath or []]
@@ -149,8 +157,11 @@ def _check_handshake(call: Call) -> None:
         raise BadRequest("Sec-WebSocket-Key is not as RFC 6455 wants it.", code="invalid_handshake")
 
 
-def _position(call: Call) -> Position | None:
-    """Where the till wants to go on; the query wins over the header, as the newer word."""
+def resume_position(call: Call) -> Position | None:
+    """Where the till wants to go on; the query wins over the header, as the newer word.
+
+    Raises `BadRequest`.
+    """
     named = call.parameter("last_event_id")
     named = call.header("last-event-id") if named is None else named
     if named is None:

@@ -110,6 +110,8 @@ class Operation:
     own_keys: bool = False
     description: str = ""
     tag: str = "Tills"
+    media: str = "application/json"
+    """What a success is written in. `text/event-stream`: as many of what it gives as there are."""
     example: Mapping[str, object] | None = None
     """What it takes, for instance."""
 

@@ -67,6 +67,17 @@ class Answer:
     headers: Mapping[str, str] = field(factory=dict)
 
 
+@frozen
+class Takeover(Answer):
+    """An answer that goes on for long: `begin` has the request from then on.
+
+    `forgo` is called instead if whoever asked has gone meanwhile.
+    """
+
+    begin: Callable[[Request], None] = field(kw_only=True)
+    forgo: Callable[[], None] = field(kw_only=True)
+
+
 @define(eq=False)
 class Call:
     """A request, as endpoints see it."""
@@ -212,8 +223,15 @@ def respond(call: Call, handler: Handler) -> None:
         gone = True
 
     call.request.notifyFinish().addErrback(left)
+
+    def send(outcome: Answer) -> None:
+        if isinstance(outcome, Takeover):
+            outcome.forgo() if gone else outcome.begin(call.request)
+        elif not gone:
+            write(call.request, outcome)
+
     answered = Deferred.fromCoroutine(answer(call, handler))
-    answered.addCallback(lambda outcome: None if gone else write(call.request, outcome))
+    answered.addCallback(send)
     answered.addErrback(unanswered, call)
 
 

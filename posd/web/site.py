@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -69,6 +70,7 @@ class BoundedChannel(HTTPChannel):
     """Whether there is no request that is being answered."""
     _deadline: IDelayedCall | None = None
     _leaving = False
+    _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
@@ -123,13 +125,30 @@ class BoundedChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_time()
         self.site.leave(self)
+        lost, self._lost = self._lost, None
         HTTPChannel.connectionLost(self, reason)
+        if lost is not None:
+            lost()
 
     def left(self) -> None:
         """The connection was upgraded: it is not HTTP's any more."""
         self._on_time()
         HTTPChannel.setTimeout(self, None)
         self.site.leave(self)
+
+    def hold(self, lost: Callable[[], None]) -> None:
+        """The request that is being answered is a till's, which is counted elsewhere, and takes long.
+
+        `lost` is called when the connection is gone, unless `let_go` was called before.
+        """
+        self.site.leave(self)
+        self._lost = lost
+
+    def let_go(self) -> None:
+        """The answer follows: then it is a connection like any other."""
+        if self._lost is not None:
+            self._lost = None
+            self.site.come_back(self)
 
     def _expect(self, seconds: float) -> None:
         """What comes next has to come soon."""
@@ -184,6 +203,10 @@ class BoundedSite(Site):
             superfluous = next((each for each in self._channels if each.idle), channel)
             self.leave(superfluous)
             superfluous.transport.abortConnection()
+
+    def come_back(self, channel: BoundedChannel) -> None:
+        """Count it again. It goes like any other when it is idle and there are too many."""
+        self._channels[channel] = None
 
     def leave(self, channel: BoundedChannel) -> None:
         """It is gone, or a till's."""

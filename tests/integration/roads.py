@@ -1,0 +1,107 @@
+"""A till without a WebSocket, on a TLS socket of its own: server-sent events, and polls."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from http.client import HTTPResponse
+from typing import Any, Self
+
+from attrs import define, field
+
+from tests.integration.harness import Daemon
+from tests.integration.wire import WAIT
+from tests.server_sent import ServerSent, events_in
+
+
+@define(eq=False)
+class Response:
+    """One HTTP answer that is read bit by bit. `status` is known at once."""
+
+    _socket: socket.socket
+    _answer: HTTPResponse
+    _events: list[ServerSent] = field(init=False, factory=list)
+    _unfinished: bytes = field(init=False, default=b"")
+
+    @classmethod
+    def of(
+        cls,
+        daemon: Daemon,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        receive_buffer: int | None = None,
+    ) -> Self:
+        """Ask, and wait for the answer's head."""
+        asking = ask(daemon, path, headers, receive_buffer=receive_buffer)
+        answer = HTTPResponse(asking, method="GET")
+        answer.begin()
+        return cls(asking, answer)
+
+    @property
+    def status(self) -> int:
+        return self._answer.status
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self._answer.read())
+
+    def take(self, count: int) -> list[ServerSent]:
+        """The next so many events."""
+        deadline = time.monotonic() + WAIT
+        while len(self._events) < count:
+            if time.monotonic() > deadline or not self.read_some():
+                raise AssertionError(f"only {len(self._events)} of {count} events")
+        taken, self._events = self._events[:count], self._events[count:]
+        return taken
+
+    def read_some(self, size: int = 65536) -> bool:
+        """Read what there is; False at the end, which must be a clean one."""
+        some = self._answer.read1(size)
+        whole, end, self._unfinished = (self._unfinished + some).rpartition(b"\n\n")
+        self._events += events_in(whole + end)
+        return bool(some)
+
+    def read_to_the_end(self) -> list[ServerSent]:
+        """All events that were not taken yet."""
+        while self.read_some():
+            pass
+        return self._events
+
+    def hang_up(self) -> None:
+        self._answer.close()
+        self._socket.close()
+
+
+def ask(
+    daemon: Daemon,
+    path: str,
+    headers: Mapping[str, str],
+    *,
+    receive_buffer: int | None = None,
+) -> socket.socket:
+    """A socket on which a GET was sent, and nothing was read."""
+    plain = socket.socket()
+    if receive_buffer is not None:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    plain.settimeout(WAIT)
+    try:
+        plain.connect(("127.0.0.1", daemon.port))
+        secured = daemon.tls().wrap_socket(plain, server_hostname="localhost")
+    except BaseException:
+        plain.close()
+        raise
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    secured.sendall("\r\n".join([*lines, "", ""]).encode())
+    return secured
+
+
+def once(daemon: Daemon, path: str, headers: Mapping[str, str]) -> tuple[int, Any]:
+    """Status and JSON of one answer."""
+    response = Response.of(daemon, path, headers)
+    with closing(response._socket):
+        return response.status, response.json

@@ -1,0 +1,51 @@
+"""Server-sent events as a client reads them (WHATWG HTML, "Interpreting an event stream")."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from attrs import frozen
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+@frozen
+class ServerSent:
+    """One event that was dispatched; `id` is what a client names when it comes back."""
+
+    type: str
+    data: str
+    id: str | None = None
+    retry: int | None = None
+
+    @property
+    def message(self) -> Any:
+        return json.loads(self.data)
+
+
+def events_in(data: bytes) -> list[ServerSent]:
+    """The whole events of a stream; comments and an unfinished event at the end are dropped."""
+    events, fields, texts = [], dict[str, str](), list[str]()
+    for line in _LINE_END.split(data.decode())[:-1]:
+        if not line:
+            if texts:
+                retry = fields.get("retry")
+                events.append(
+                    ServerSent(
+                        fields.get("event", "message"),
+                        "\n".join(texts),
+                        fields.get("id"),
+                        None if retry is None else int(retry),
+                    )
+                )
+            fields, texts = {}, []
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            texts.append(value)
+        elif name:
+            fields[name] = value
+    return events
