@@ -9,7 +9,7 @@ one more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -124,13 +124,19 @@ _SECTIONS: Mapping[str, type[Any]] = {
 }
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
+_FindProblems = Callable[[TLS], Mapping[str, str]]
+
+
+def load(
+    path: Path, environ: Mapping[str, str], tls_problems: _FindProblems | None = None
+) -> Config:
     """Read the configuration that starts at a path; raise ConfigError with all of its problems.
 
     Each problem is one line: the file, the dotted key, what is wrong and what was meant. Values
     that may be secret are not in it. `environ` has `CREDENTIALS_DIRECTORY` where credentials are
-    used. Nothing but the files is looked at: whether certificates and databases are there, and
-    whether they fit, is found out by those who use them.
+    used. Nothing but the files is looked at: whether databases are there and fit is found out by
+    those who use them, and so it is with certificates unless somebody brings the eyes for them:
+    `tls_problems` is asked, where a listener has TLS, what is wrong with which key of `[tls]`.
     """
     report = Report()
     files = find(path, report)
@@ -146,7 +152,11 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     if not unread:  # else what seems missing or contradictory may be put right in there
         origins = tables.origins()
         labels = [table.label for table in tables.listeners.values()] or ["listen"]
-        for key, other, text in (*_absences(tables), *_contradictions(config, labels)):
+        complaints = [*_absences(tables), *_contradictions(config, labels)]
+        if tls_problems is not None and any(listener.tls for listener in config.listen):
+            found = tls_problems(config.tls)
+            complaints += [(f"tls.{key}", "tls", text) for key, text in found.items()]
+        for key, other, text in complaints:
             if report.keys.isdisjoint((key, other)):
                 report.add(origins.get(key) or origins.get(other) or path, key, text)
     if report:

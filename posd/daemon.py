@@ -26,7 +26,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from posd import config, endpoint_syntax, health, logs, systemd
+from posd import config, endpoint_syntax, health, logs, systemd, tls
 from posd.config import Config, Listener
 from posd.errors import ConfigError, Refusal, SchemaError, StartError, StatementFailed
 from posd.parts import Parts
@@ -188,7 +188,7 @@ class Daemon(Service):
         """Read configuration and certificates again. What cannot be used changes nothing."""
         self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            settings = config.load(self._path, self._environ)
+            settings = config.load(self._path, self._environ, tls.problems)
             if self._tls is not None:
                 self._tls.reload(settings.tls)
         except (ConfigError, StartError) as error:

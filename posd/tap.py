@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 
-from posd import __version__, config
+from posd import __version__, config, tls
 from posd.daemon import EX_CONFIG, Daemon
 from posd.errors import ConfigError, StartError
 
@@ -37,7 +37,7 @@ class Options(UsageOptions):
         path = Path(self["config"] or os.environ.get("POSD_CONFIG") or _DEFAULT_CONFIG)
         self["path"] = path
         try:
-            self["loaded"] = config.load(path, os.environ)
+            self["loaded"] = config.load(path, os.environ, tls.problems)
         except ConfigError as error:
             _give_up(str(error))
 

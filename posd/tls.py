@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from attrs import frozen
 from cryptography import x509
@@ -63,6 +63,17 @@ _Key = (
 )
 
 
+_T = TypeVar("_T")
+
+
+class UnusableFiles(errors.StartError):
+    """What `[tls]` names cannot be used; `problems` has a line for each key that is to blame."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        super().__init__("\n".join(problems.values()))
+        self.problems = problems
+
+
 @frozen
 class _Material:
     """What the files had in them, checked: the certificate first in `chain` belongs to `key`."""
@@ -76,9 +87,9 @@ class _Material:
 class ServerTLS:
     """The server's side of TLS, for `twisted.internet.endpoints.wrapServerTLS`.
 
-    The files are read when it is made: `StartError` has one line that names the file and the
-    remedy. A certificate that has ended, or not begun, is used with a warning: a shop whose clock
-    is wrong is better served than not. `seconds` is a monotonic clock.
+    The files are read when it is made: `StartError` has a line for each that cannot be used, which
+    names the file and the remedy. A certificate that has ended, or not begun, is used with a
+    warning: a shop whose clock is wrong is better served than not. `seconds` is a monotonic clock.
     """
 
     def __init__(self, settings: TLS, *, seconds: Callable[[], float] = time.monotonic) -> None:
@@ -110,6 +121,20 @@ class ServerTLS:
 
     def _renew_context(self, context: SSL.Context) -> None:
         self._context, self._context_since = context, self._seconds()
+
+
+def problems(settings: TLS) -> Mapping[str, str]:
+    """Find everything wrong with the files that `[tls]` names: a key of it, and what to say of it.
+
+    A key that is not set names no file, so nothing is said of it.
+    """
+    try:
+        _context(settings, _read_material(settings))
+    except UnusableFiles as error:
+        return error.problems
+    except errors.StartError:
+        return {}
+    return {}
 
 
 def client_context(host: str, ca: Path | None = None) -> IOpenSSLClientConnectionCreator:
@@ -150,7 +175,10 @@ def _context(settings: TLS, material: _Material) -> SSL.Context:
             context.add_extra_chain_cert(issuer)
         context.use_privatekey(material.key)
     except SSL.Error as error:
-        _refuse(str(settings.certificate), f"is refused by OpenSSL ({_reason(error)})")
+        text = (
+            f"{settings.certificate} is refused by OpenSSL ({_reason(error)}); have it issued anew"
+        )
+        raise UnusableFiles({"certificate": text}) from error
     if material.client_authorities:
         _ask_for_client_certificates(context, material.client_authorities)
     return context
@@ -180,18 +208,30 @@ def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 
 
 def _read_material(settings: TLS) -> _Material:
-    if settings.certificate is None or settings.private_key is None:
+    found: dict[str, str] = {}
+
+    def read(key: str, path: str | None, understand: Callable[[str, bytes], _T]) -> _T | None:
+        if path is None:
+            return None
+        try:
+            return understand(path, _read(path))
+        except errors.StartError as error:
+            found[key] = str(error)
+            return None
+
+    chain = read("certificate", settings.certificate, _certificates)
+    key = read("private_key", settings.private_key, _private_key)
+    authorities = read("client_ca", settings.client_ca, _certificates)
+    if chain is not None and key is not None:
+        found |= _misfit(settings, chain, key)
+    if found:
+        raise UnusableFiles(found)
+    if chain is None or key is None:
         raise errors.StartError(
             "A listener has tls = true, so tls.certificate and tls.private_key must be set; "
-            "`posctl make-cert` makes both."
+            "`posctl make-cert` makes both"
         )
-    chain = _certificates(settings.certificate, _read(settings.certificate))
-    key = _private_key(settings.private_key, _read(settings.private_key))
-    _check_fit(settings, chain, key)
-    authorities: Sequence[x509.Certificate] = ()
-    if settings.client_ca is not None:
-        authorities = _certificates(settings.client_ca, _read(settings.client_ca))
-    return _Material(chain, key, authorities)
+    return _Material(chain, key, authorities or ())
 
 
 def _read(path: str) -> bytes:
@@ -202,7 +242,7 @@ def _read(path: str) -> bytes:
             errno.ENOENT: "put it there, or make one with `posctl make-cert`",
             errno.EACCES: "let posd read it: owner root, group posd, mode 0640",
         }.get(error.errno or 0, "give the path of a PEM file")
-        raise errors.StartError(f"{path} cannot be read ({error.strerror}); {remedy}.") from error
+        raise errors.StartError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
 
 
 def _certificates(path: str, pem: bytes) -> Sequence[x509.Certificate]:
@@ -224,21 +264,16 @@ def _private_key(path: str, pem: bytes) -> _Key:
     return key
 
 
-def _check_fit(settings: TLS, chain: Sequence[x509.Certificate], key: _Key) -> None:
+def _misfit(settings: TLS, chain: Sequence[x509.Certificate], key: _Key) -> Mapping[str, str]:
+    """Tell which key of `[tls]` to change, and why, so that certificate and key fit together."""
     own = key.public_key()
     if chain[0].public_key() == own:
-        return
+        return {}
     if any(issuer.public_key() == own for issuer in chain[1:]):
-        _refuse(
-            str(settings.certificate),
-            "begins with another certificate than the server's",
-            "put the server's first and its issuers after it",
-        )
-    _refuse(
-        str(settings.private_key),
-        f"does not belong to {settings.certificate}",
-        "give the key that the certificate was made for",
-    )
+        what = f"{settings.certificate} begins with another certificate than the server's"
+        return {"certificate": f"{what}; put the server's first and its issuers after it"}
+    what = f"{settings.private_key} does not belong to {settings.certificate}"
+    return {"private_key": f"{what}; give the key that the certificate was made for"}
 
 
 def _warn_about_dates(settings: TLS, certificate: x509.Certificate) -> None:
@@ -263,5 +298,5 @@ def _reason(error: SSL.Error) -> str:
     return "; ".join(str(reason) for _library, _function, reason in error.args[0])
 
 
-def _refuse(path: str, problem: str, remedy: str = "have it issued anew") -> NoReturn:
-    raise errors.StartError(f"{path} {problem}; {remedy}.")
+def _refuse(path: str, problem: str, remedy: str) -> NoReturn:
+    raise errors.StartError(f"{path} {problem}; {remedy}")

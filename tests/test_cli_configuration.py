@@ -61,7 +61,29 @@ class CheckConfigTests(SynchronousTestCase):
         self.write(PLAIN.format(tls="true") + self.tls())
         ran = posctl("--config", self.path, "check-config")
         self.assertEqual(ran.code, os.EX_CONFIG)
-        self.assertRegex(ran.err, r"\A.*fullchain\.pem cannot be read.*make-cert.*\n\Z")
+        certificate, key = ran.err.splitlines()
+        pattern = r"{}: tls\.{}: .*/{}\.pem cannot be read.*make-cert`"
+        self.assertRegex(certificate, pattern.format(self.path, "certificate", "fullchain"))
+        self.assertRegex(key, pattern.format(self.path, "private_key", "privkey"))
+
+    def test_certificates_are_looked_at_whatever_else_is_wrong(self) -> None:
+        self.write(PLAIN.format(tls="true") + self.tls() + "[limits]\nconnections = -1\n")
+        lines = posctl("--config", self.path, "check-config").err.splitlines()
+        keys = [line.removeprefix(f"{self.path}: ").partition(":")[0] for line in lines]
+        self.assertEqual(keys, ["limits.connections", "tls.certificate", "tls.private_key"])
+
+    def test_a_file_of_a_certificate_is_blamed_on_who_named_it(self) -> None:
+        make(self.path.parent, ["pos.example.com"])
+        self.write(PLAIN.format(tls="true") + self.tls())
+        addition = self.path.parent / "conf.d" / "50-key.toml"
+        addition.parent.mkdir()
+        addition.write_text(f'[tls]\nprivate_key = "{self.path.parent}/fullchain.pem"\n')
+        (line,) = posctl("--config", self.path, "check-config").err.splitlines()
+        self.assertTrue(line.startswith(f"{addition}: tls.private_key: "), line)
+
+    def test_where_nobody_uses_tls_its_files_need_not_be_there(self) -> None:
+        self.write(PLAIN.format(tls="false") + self.tls())
+        self.assertEqual(posctl("--config", self.path, "check-config").code, 0)
 
     def test_a_certificate_that_is_there_is_none(self) -> None:
         make(self.path.parent, ["pos.example.com"])

@@ -101,7 +101,8 @@ class RefusingTests(SynchronousTestCase):
         self.refused(self.configured(endpoint="carrier-pigeon:coop=3"), "carrier-pigeon")
 
     def test_a_certificate_that_is_not_there(self) -> None:
-        self.refused(self.configured(certificate=self.folder / "none.pem"), "none.pem")
+        path = self.configured(certificate=self.folder / "none.pem")
+        self.refused(path, f"{path}: tls.certificate:", "none.pem")
 
     def test_a_key_that_does_not_fit_the_certificate(self) -> None:
         other = certificates.make(self.folder / "other", ["localhost"])

@@ -6,11 +6,10 @@ import os
 
 import click
 
+from posd import config, tls
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json
-from posd.config import Config
-from posd.errors import ConfigError, StartError
-from posd.tls import ServerTLS
+from posd.errors import ConfigError
 
 
 @click.command("check-config")
@@ -30,8 +29,7 @@ def check_config(installation: Installation, as_json: bool) -> None:
         posctl --config ./posd.toml check-config && systemctl reload posd
     """
     try:
-        config = installation.config()
-        _check_certificates(config)
+        config.load(installation.config_path, installation.environ, tls.problems)
     except ConfigError as error:
         if not as_json:
             raise
@@ -41,12 +39,3 @@ def check_config(installation: Installation, as_json: bool) -> None:
         print_json({"ok": True, "problems": []})
     else:
         click.echo(f"{installation.config_path} is in order.")
-
-
-def _check_certificates(config: Config) -> None:
-    """Raise `ConfigError` unless the files for TLS are there, can be read and fit together."""
-    if any(listener.tls for listener in config.listen):
-        try:
-            ServerTLS(config.tls)
-        except StartError as error:
-            raise ConfigError((str(error),)) from error
