@@ -33,11 +33,13 @@ class Response:
         path: str,
         headers: Mapping[str, str],
         *,
+        method: str = "GET",
+        body: bytes = b"",
         receive_buffer: int | None = None,
     ) -> Self:
         """Ask, and wait for the answer's head."""
-        asking = ask(daemon, path, headers, receive_buffer=receive_buffer)
-        answer = HTTPResponse(asking, method="GET")
+        asking = ask(daemon, path, headers, method=method, body=body, receive_buffer=receive_buffer)
+        answer = HTTPResponse(asking, method=method)
         answer.begin()
         return cls(asking, answer)
 
@@ -46,8 +48,13 @@ class Response:
         return self._answer.status
 
     @property
+    def text(self) -> str:
+        """The whole body of an answer that ends."""
+        return self._answer.read().decode()
+
+    @property
     def json(self) -> Any:
-        return json.loads(self._answer.read())
+        return json.loads(self.text)
 
     def take(self, count: int) -> list[ServerSent]:
         """The next so many events."""
@@ -81,9 +88,11 @@ def ask(
     path: str,
     headers: Mapping[str, str],
     *,
+    method: str = "GET",
+    body: bytes = b"",
     receive_buffer: int | None = None,
 ) -> socket.socket:
-    """A socket on which a GET was sent, and nothing was read."""
+    """A socket on which a request was sent, and nothing was read."""
     plain = socket.socket()
     if receive_buffer is not None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -94,9 +103,11 @@ def ask(
     except BaseException:
         plain.close()
         raise
-    lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    secured.sendall("\r\n".join([*lines, "", ""]).encode())
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    secured.sendall("\r\n".join([*lines, "", ""]).encode() + body)
     return secured
 
 

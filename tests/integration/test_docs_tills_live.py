@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -22,6 +23,8 @@ from posd.jsontext import decode, encode
 from tests import documents
 from tests.documents import Block
 from tests.integration.harness import Daemon, Shop
+from tests.integration.roads import Response
+from tests.server_sent import events_in
 
 PAGE = "docs/tills.md"
 PATIENCE = 20.0
@@ -98,6 +101,7 @@ class ConversationTests(LiveCase):
         self._stream: tuple[str, str] | None = None
         self._connection: ClientConnection | None = None
         self._refusal: InvalidStatus | None = None
+        self._response: Response | None = None
         self._acked = 0
 
     def test_everything_happens_as_the_page_says(self) -> None:
@@ -126,6 +130,12 @@ class ConversationTests(LiveCase):
                 return self.say
             case ("json", "posd"):
                 return self.hear
+            case ("http", "ask"):
+                return self.ask
+            case ("json", "answered"):
+                return self.be_answered
+            case ("text", "streamed"):
+                return self.be_streamed
         return None
 
     def connect(self, block: Block) -> None:
@@ -172,6 +182,30 @@ class ConversationTests(LiveCase):
         self.assertEqual(comparable(came), comparable(self.actual(block.text)))
         assert isinstance(came, str)
         self.assertEqual(came, encode(message).decode(), "not as compact as it could be")
+
+    def ask(self, block: Block) -> None:
+        self.leave()
+        head, _, body = self.actual(block.text).partition("\n\n")
+        first, *lines = head.strip().splitlines()
+        headers = dict(line.split(": ", 1) for line in lines)
+        del headers["Host"]
+        method, path, _ = first.split()
+        self._response = Response.of(self.posd, path, headers, method=method, body=body.encode())
+        self.addCleanup(self._response.hang_up)
+        self.assertEqual(self._response.status, 200)
+
+    def be_answered(self, block: Block) -> None:
+        assert self._response is not None
+        came = self._response.text
+        self.assertEqual(comparable(came), comparable(self.actual(block.text)))
+
+    def be_streamed(self, block: Block) -> None:
+        assert self._response is not None
+        unfolded = self.actual(block.text).replace("\n ", "") + "\n"
+        for shown in events_in(unfolded.encode()):
+            (came,) = self._response.take(1)
+            self.assertEqual(comparable(came.data), comparable(shown.data))
+            self.assertEqual(evolve(came, data=""), evolve(shown, data=""))
 
     def leave(self) -> None:
         """Close the connection, after making sure that nothing else was said on it."""
