@@ -62,6 +62,12 @@ TEST = [
     "websockets>=14",
     # The documents' examples are found in them and run.
     "markdown-it-py>=3",
+    # The API's description: whether it is one, and whether posd keeps to it. What schemathesis finds
+    # depends on its release, hence the minor.
+    "openapi-spec-validator>=0.9",
+    "schemathesis==4.32.*",
+    # What is not OpenAPI is held against schemas too.
+    "jsonschema[format]>=4.23",
     # What the tests build the wheel with.
     "setuptools>=77",
 ]
@@ -71,6 +77,7 @@ DEV = [
     "ruff>=0.17,<0.18",
     "mypy>=2.4,<2.5",
     "mypy-zope>=1.0.17,<1.1",
+    "types-jsonschema>=4.23",
     # What the tests do not reach; what MANIFEST.in forgot; a release.
     "coverage>=7.6",
     "check-manifest>=0.50",
@@ -103,6 +110,7 @@ setup(
     },
     package_data={
         "posd": ["py.typed"],
+        "posd.web": ["*.css"],
         "posd.data.sql": ["*.sql", "*/*.sql"],
         "posd.data.etc": ["*.toml", "*/*.toml"],
         "posd.data.systemd": ["*", "*/*"],

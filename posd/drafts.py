@@ -13,11 +13,11 @@ line's instructions, for the cook. Only what cannot be an event at all is refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, tzinfo
 
 from posd.errors import Unprocessable
-from posd.members import UNREADABLE, member, shape, table
+from posd.members import UNREADABLE, Table, member, shape, table
 from posd.readings import (
     INT32,
     Unreadable,
@@ -273,3 +273,19 @@ ORDER_MEMBERS = tuple((member.name, member.nullable) for member in _ORDER.member
 
 ITEM_MEMBERS = tuple(member.name for member in _ITEM.members)
 ADDON_SPELLINGS = frozenset(name for part in _ADDON.members for name in (part.name, *part.others))
+
+TABLES: Mapping[str, Table] = _TABLES
+"""The members of the known types; an order's `items` and their `selectedAddons` have their own."""
+ITEM, ADDON = _ITEM, _ADDON
+
+FORMS: Mapping[Callable[..., object], str] = {
+    **dict.fromkeys((text, identity, word, address), "string"),
+    **dict.fromkeys((moment, appointment, deadline), "time"),
+    **dict.fromkeys((whole, _small), "integer"),
+    amount: "number",
+    _lines: "items",
+    _addons: "addons",
+}
+"""What a member is, by the way it is read."""
+NAMING: Mapping[str, tuple[str, ...]] = _NAMING
+RESERVED = _RESERVED

@@ -22,6 +22,7 @@ from posd.sequencer import Sequencer
 from posd.store import presence, standing, stream
 from posd.values import Tenant
 from posd.web.admission import Admission, Gate
+from posd.web.description import Description
 from posd.web.events import Events
 from posd.web.health import HealthEndpoints
 from posd.web.operations import Operation
@@ -191,13 +192,14 @@ class Parts:
     def operations(self) -> tuple[Operation, ...]:
         """All that can be asked by HTTP."""
         health = HealthEndpoints(self.health, lambda: presence.counts(self.database))
-        return (
+        described = (
             *self.publisher.operations,
             *self.events.operations,
             *self.monitor.operations,
             *DailyReports(self.database).operations,
             *health.operations,
         )
+        return (*described, *Description(described).operations)
 
     def apply(self, settings: Config) -> None:
         """Put new limits in force; everything else of the configuration needs a restart."""

@@ -13,7 +13,7 @@ from twisted.web.test.requesthelper import DummyRequest
 
 from posd import jsontext
 from posd.auth import Authenticator
-from posd.errors import Forbidden, Unauthorized
+from posd.errors import Conflict, Forbidden, Unauthorized
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.admission import Gate
@@ -24,6 +24,7 @@ from posd.web.operations import (
     TILLS,
     Ask,
     Operation,
+    Refused,
     TenantAsk,
     given,
 )
@@ -251,3 +252,32 @@ class NameTests(ReceptionCase):
         one = self.named({"a": 1, "b": 2}, {"Idempotency-Key": "k"})
         self.assertEqual(one, self.named({"b": 2, "a": 1}, {"X-Idempotency-Key": "k"}))
         self.assertNotEqual(one, self.named({"a": 1, "b": 3}, {"Idempotency-Key": "k"}))
+
+
+class DeclarationTests(ReceptionCase):
+    """A refusal that no row has is answered, and is a bug."""
+
+    async def refuse(self, ask: Ask[Any]) -> Answer:
+        raise Conflict("It is sold already.", code="sold")
+
+    def sell(self, *refusals: Refused) -> tuple[int, dict[str, Any]]:
+        path = "/api/{tenant}/sell"
+        self.patch(
+            Rows,
+            "all",
+            (Operation("POST", path, self.refuse, "Sell", TILLS, {}, refusals=refusals),),
+        )
+        return self.ask("POST", "/api/kitchen/sell", body={})
+
+    def test_one_that_is_not_declared_is_answered_and_logged(self) -> None:
+        self.assertRefused(self.sell(), 409, "sold")
+        (logged,) = self.flushLoggedErrors(Conflict)
+        self.assertEqual(logged.value.code, "sold")
+
+    def test_one_that_is_declared_is_answered(self) -> None:
+        self.assertRefused(self.sell(Refused(409, "sold", "It is gone.")), 409, "sold")
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_one_that_is_declared_with_another_status_is_not_declared(self) -> None:
+        self.assertRefused(self.sell(Refused(400, "sold", "It is gone.")), 409, "sold")
+        self.assertEqual(len(self.flushLoggedErrors(Conflict)), 1)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from posd.web.reports import ReportTaken
-from posd.web.shapes import _members
+from posd.web.shapes import members
 from tests import documents
 from tests.documents import words_in_code
 from tests.integration.harness import Reply
@@ -157,8 +157,8 @@ class DocumentTests(ReportsCase):
             for table in documents.tables("docs/protocol.md")
             if "reports/daily" in table.section
         )
-        members = {member.name: {*member.others} for member in _members(ReportTaken)}
-        self.assertEqual({row[0].strip("`"): words_in_code(row[1]) for row in shown.rows}, members)
+        names = {member.name: {*member.others} for member in members(ReportTaken)}
+        self.assertEqual({row[0].strip("`"): words_in_code(row[1]) for row in shown.rows}, names)
         answered = {name for row in given.rows for name in words_in_code(row[0])}
         self.assertEqual(answered, {*self.report().json["data"]})
 

@@ -90,8 +90,9 @@ class Operation:
     """One row: `path` is an OpenAPI template, `kinds` who may ask.
 
     `takes` is read from the query of a GET or DELETE and from the body of everything else; None: the
-    handler reads what it wants. `gives` has the shape of each success by its status. A `trusted` one
-    needs no key on a trusted listener. `own_keys`: the handler looks at the key by itself.
+    handler reads what it wants. `gives` has the shape of each success by its status, or a sentence about
+    what is no structure of ours. A `trusted` one needs no key on a trusted listener. `own_keys`: the
+    handler looks at the key by itself.
     """
 
     method: str
@@ -99,7 +100,7 @@ class Operation:
     handler: Handler
     summary: str
     kinds: frozenset[KeyKind]
-    gives: Mapping[int, type[Given]]
+    gives: Mapping[int, type[Given] | str]
     takes: type[Taken] | None = None
     describes: type[Taken] | None = None
     """The shape of a body that the handler reads by itself, for the description."""

@@ -18,14 +18,18 @@ from posd.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
 from posd.values import SLUG, Draft, KeyKind, Seq, Tenant
 from posd.web import idempotency
+from posd.web.event_schemas import ref
 from posd.web.operations import PLATFORMS, Ask, Operation, Refused, TenantAsk, given
 from posd.web.reception import Reception
 from posd.web.render import Answer, Call
-from posd.web.shapes import UNSET, Success, Taken, Unset
+from posd.web.shapes import UNSET, Success, Taken, Unset, component
 from posd.zones import zone
 
 _MOST_EVENTS: Final = 500
 Position = Annotated[Seq, Meta(ge=1, description="A position in the tenant's stream.")]
+
+
+EventToPublish = Annotated[dict[str, Any], component("EventToPublish")]
 
 
 class EventsTaken(Taken, frozen=True):
@@ -33,7 +37,9 @@ class EventsTaken(Taken, frozen=True):
 
     type: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,49}$")] | Unset = UNSET
     data: dict[str, Any] | Unset = UNSET
-    events: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=500)] | Unset = UNSET
+    events: Annotated[list[EventToPublish], Meta(min_length=1, max_length=500)] | Unset = UNSET
+
+    beyond = {"anyOf": [ref("EventToPublish"), {"required": ["events"]}]}
 
 
 class EventGiven(Success, frozen=True):
@@ -51,7 +57,7 @@ class BroadcastTaken(Taken, frozen=True):
     """What the deployed broadcaster sends."""
 
     tenant: str
-    event: dict[str, Any]
+    event: EventToPublish
 
 
 class BroadcastGiven(Success, frozen=True):
@@ -101,7 +107,7 @@ class Publisher:
                 refusals=(
                     *PUBLISHING_REFUSALS,
                     Refused(400, "missing_tenant_or_event", "One of them is not there."),
-                    Refused(400, "invalid_tenant", "This is no tenant's name."),
+                    Refused(400, "invalid_tenant", "`tenant` is no tenant's name."),
                     Refused(403, "tenant_mismatch", "X-Tenant-ID names another tenant."),
                     Refused(404, "unknown_tenant", "On a trusted listener, which asks for no key."),
                 ),

@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from typing import Final
 
 from attrs import define, field
+from twisted.logger import Logger
 
 from posd.auth import Authenticator, of_kind
-from posd.errors import BadRequest
+from posd.errors import BadRequest, Refusal
 from posd.limits import Clock, Rates
 from posd.store.credentials import Credential
 from posd.values import SLUG
 from posd.web.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
+from posd.web.refusals import declared
 from posd.web.render import Answer, Call
 from posd.web.shapes import read
 
 _EVENT_KIBIBYTES: Final = 4
 """Of bodies for each event that a tenant may publish, on average; orders have one or two."""
 _LEAST_BURST: Final = 500
+
+_log = Logger()
 
 
 @define(eq=False)
@@ -37,7 +41,25 @@ class Reception:
         self._kibibytes = Rates(self.clock)
 
     async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
-        """The operation's answer. Raises whatever `Refusal` there is."""
+        """The operation's answer. Raises whatever `Refusal` there is.
+
+        One that the operation's row does not say is answered too, and logged as the bug that it is:
+        the description of the API, and with it its clients, do not know of it.
+        """
+        try:
+            return await self._answer(operation, path, call)
+        except Refusal as refusal:
+            if not declared(operation, refusal):
+                _log.failure(
+                    "{method} {path} does not declare {status} {code}",
+                    method=operation.method,
+                    path=operation.path,
+                    status=refusal.status,
+                    code=refusal.code,
+                )
+            raise
+
+    async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         slug = path.get("tenant")
         if slug is not None:
             return await self._at_tenant(operation, slug, path, call)

@@ -66,6 +66,30 @@ class Answer:
     status: int = 200
     headers: Mapping[str, str] = field(factory=dict)
 
+    @property
+    def media(self) -> str:
+        """Its content type."""
+        return "application/json"
+
+    def encoded(self) -> bytes:
+        """Its body as it is sent."""
+        return jsontext.encode(self.body)
+
+
+@frozen
+class Document(Answer):
+    """A text that was made before, in the place of an object."""
+
+    text: bytes = b""
+    of: str = "application/json"
+
+    @property
+    def media(self) -> str:
+        return self.of
+
+    def encoded(self) -> bytes:
+        return self.text
+
 
 @frozen
 class Takeover(Answer):
@@ -270,12 +294,12 @@ def error_body(message: str, code: str, call: Call) -> dict[str, object]:
 
 def write(request: Request, outcome: Answer) -> None:
     """Send an answer."""
-    body = jsontext.encode(outcome.body)
+    body = outcome.encoded()
     phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
     request.setResponseCode(outcome.status, phrase)
     headers = {
         "Server": f"posd/{__version__}",
-        "Content-Type": "application/json",
+        "Content-Type": outcome.media,
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
         **outcome.headers,

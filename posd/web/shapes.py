@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 from attrs import frozen
@@ -28,6 +28,9 @@ UNSET: Final = msgspec.UNSET
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A request's members."""
+
+    beyond: ClassVar[Mapping[str, object]] = {}
+    """What JSON Schema says of it that its members do not, for its description."""
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -59,17 +62,24 @@ Text = Annotated[str, Meta(max_length=500)]
 Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A point in time as posd writes it: RFC 3339 in UTC with milliseconds."""
 
+
+def component(name: str) -> Meta:
+    """The annotation of a member whose schema has a name of its own: see `web.event_schemas`."""
+    return Meta(extra_json_schema={"$ref": f"#/components/schemas/{name}"})
+
+
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 
 
 @frozen
-class _Member:
+class Member:
     """A member as it is found in what was sent."""
 
     name: str
     others: tuple[str, ...]
     code: str | None
+    """What it is refused with, where that is not `invalid_field`."""
     is_amount: bool
     is_whole: bool
     is_text: bool
@@ -82,8 +92,8 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
     `Unprocessable` (`invalid_amount`); `field` in the details says which member it is.
     """
     found: dict[str, object] = {}
-    members = _members(kind)
-    for member in members:
+    known = members(kind)
+    for member in known:
         named = [name for name in (member.name, *member.others) if name in sent]
         if not named:
             continue
@@ -94,7 +104,7 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
     try:
         return msgspec.convert(found, kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), {each.name: each for each in members}) from None
+        raise _explained(str(error), {each.name: each for each in known}) from None
 
 
 def plain(given: Given) -> dict[str, object]:
@@ -105,16 +115,17 @@ def plain(given: Given) -> dict[str, object]:
 
 
 @functools.cache
-def _members(kind: type[Taken]) -> tuple[_Member, ...]:
+def members(kind: type[Taken]) -> tuple[Member, ...]:
+    """How each member of a request is found and read."""
     described = inspect.type_info(kind)
     assert isinstance(described, inspect.StructType)
-    members = []
+    found = []
     for each in described.fields:
         kinds, extra = _looked_into(each.type)
         others = dict.fromkeys((each.name, *extra.get("also", ())))
         others.pop(each.encode_name, None)
-        members.append(
-            _Member(
+        found.append(
+            Member(
                 each.encode_name,
                 tuple(others),
                 extra.get("code"),
@@ -123,7 +134,7 @@ def _members(kind: type[Taken]) -> tuple[_Member, ...]:
                 inspect.StrType in kinds,
             )
         )
-    return tuple(members)
+    return tuple(found)
 
 
 def _looked_into(kind: inspect.Type) -> tuple[set[type], dict[str, Any]]:
@@ -141,7 +152,7 @@ def _looked_into(kind: inspect.Type) -> tuple[set[type], dict[str, Any]]:
     return {type(kind)}, {}
 
 
-def _suited(member: _Member, value: object) -> object:
+def _suited(member: Member, value: object) -> object:
     """What JSON leaves open: 7.0 is a whole number, and 7 names an order as well as "7" does."""
     if member.is_amount:
         if isinstance(value, str):
@@ -158,7 +169,7 @@ def _differ(one: object, other: object) -> bool:
     return jsontext.encode(one) != jsontext.encode(other) and one != other
 
 
-def _explained(text: str, members: Mapping[str, _Member]) -> BadRequest | Unprocessable:
+def _explained(text: str, members: Mapping[str, Member]) -> BadRequest | Unprocessable:
     """A refusal that names the member, from what msgspec says."""
     missing = _MISSING.match(text)
     place = _PLACE.search(text)
@@ -173,7 +184,7 @@ def _explained(text: str, members: Mapping[str, _Member]) -> BadRequest | Unproc
     return _refusal(member, f"{where}: {what}.")
 
 
-def _refusal(member: _Member, sentence: str) -> BadRequest | Unprocessable:
+def _refusal(member: Member, sentence: str) -> BadRequest | Unprocessable:
     details = {"field": member.name}
     if member.code is not None:
         return Unprocessable(sentence, code=member.code, details=details)

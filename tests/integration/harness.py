@@ -15,6 +15,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -168,9 +169,12 @@ class Shop:
         """Stop the daemons that are still running and forget the database."""
         for daemon in self._daemons:
             daemon.kill()
+        undeclared = [each for daemon in self._daemons for each in daemon.undeclared()]
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.server is None:
             test_server().drop_database(self.dsn)
+        if undeclared:
+            raise AssertionError(f"refusals that no operation declares: {undeclared}")
 
 
 @define(eq=False)
@@ -211,6 +215,10 @@ class Daemon:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
+    def undeclared(self) -> list[str]:
+        """The refusals that it gave and that the description of the API does not have."""
+        return re.findall(r"\S+ \S+ does not declare \d+ \w+", self.log())
+
     def request(
         self,
         method: str,
@@ -232,11 +240,9 @@ class Daemon:
             connection.request(method, path, body=data, headers=sent)
             answer = connection.getresponse()
             content = answer.read()
-            return Reply(
-                answer.status,
-                json.loads(content) if content else None,
-                {name.lower(): value for name, value in answer.getheaders()},
-            )
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            is_json = content and headers.get("content-type") == "application/json"
+            return Reply(answer.status, json.loads(content) if is_json else None, headers)
 
     def wait_ready(self, seconds: float = _START_SECONDS) -> float:
         """Wait until /health/ready says so; for how long that was."""

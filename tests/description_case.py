@@ -1,0 +1,63 @@
+"""The description of the API as the daemon serves it, for tests that hold something against it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Self, cast
+
+from attrs import frozen
+from jsonschema import Draft202012Validator
+from twisted.internet.testing import MemoryReactorClock
+
+from posd import jsontext
+from posd.config import Config, Database
+from posd.parts import Parts
+from posd.web.openapi import document
+from posd.web.operations import Operation
+
+
+@cache
+def operations() -> tuple[Operation, ...]:
+    """All rows of a posd."""
+    return Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd"))).operations
+
+
+@cache
+def described() -> dict[str, Any]:
+    """The document, as it comes over the wire."""
+    return decoded(document(operations()))
+
+
+def decoded(value: object) -> dict[str, Any]:
+    """What a reader of its JSON has; `jsonschema` knows no decimals, so they are floats."""
+    return cast("dict[str, Any]", _floats(jsontext.decode(jsontext.encode(value))))
+
+
+@frozen
+class Shape:
+    """A schema of a document, whose references lead into it."""
+
+    schema: dict[str, Any]
+    document: dict[str, Any]
+
+    @classmethod
+    def named(cls, name: str, document: dict[str, Any]) -> Self:
+        return cls({"$ref": f"#/components/schemas/{name}"}, document)
+
+    def objections(self, value: Any) -> list[str]:
+        """What the schema has against a value."""
+        whole = {**self.schema, "components": self.document["components"]}
+        return [each.message for each in Draft202012Validator(whole).iter_errors(value)]
+
+    def fits(self, value: Any) -> bool:
+        return not self.objections(value)
+
+
+def _floats(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _floats(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_floats(member) for member in value]
+    return (
+        value if value is None or isinstance(value, bool | int | str) else float(cast(Any, value))
+    )
