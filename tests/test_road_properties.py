@@ -1,0 +1,384 @@
+"""Whichever roads a till takes, in whichever order: it misses nothing, and nothing comes twice to it if
+it names its position.
+
+A machine commits events, and has tills change between WebSocket, server-sent events and polls at any
+moment: with a read of the log on its way, with an answer that is lost, with a connection that posd takes
+for open, with what was sent and never read. One kind of till names the last event that it stored, the
+other names nothing and relies on what it acknowledged, by a message or by a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from attrs import define, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import channel as channels
+from posd import polls
+from posd.database import Database
+from posd.dialect import SERVER_SENT, WEBSOCKET, Dialect
+from posd.errors import Unavailable
+from posd.exchange import Exchange
+from posd.jsontext import decode
+from posd.limits import Connections
+from posd.polls import Batch, Caller, Polls, Wish
+from posd.session import Session
+from posd.store import credentials, presence, stream
+from posd.values import KeyKind, Opening, Position, Principal, Seq, TenantId, Terminal
+from tests.delivery_case import KITCHEN, NOON, Line, said, terminal
+from tests.exchange_case import Presence, Store
+from tests.server_sent import events_in
+
+OUTBOX_BYTES = 1_200
+TRANSPORT_BYTES = 400
+PAGE_EVENTS = 4
+POLL_BYTES = 700
+
+indexes = st.integers(0, 5)
+
+
+@define(eq=False)
+class Road(Line):
+    """A connection; what is written to it is read at once, later, or never."""
+
+    reading: bool = True
+    stored: Callable[[Seq], None] = lambda seq: None
+    unread: list[Seq] = field(factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.unread += [seq for seq in self.positions(data) if seq is not None]
+        if self.reading:
+            self.read()
+            return
+        self.kept += len(data)
+        if self.kept > TRANSPORT_BYTES and self.outbox is not None:
+            self.outbox.pauseProducing()
+
+    def positions(self, data: bytes) -> list[Seq | None]:
+        if self.dialect is WEBSOCKET:
+            return [each["id"] for each in said(data) if "data" in each]
+        return [None if each.id is None else int(each.id) for each in events_in(data)]
+
+    def read(self) -> None:
+        while self.unread:
+            self.stored(self.unread.pop(0))
+
+    def read_on(self) -> None:
+        self.reading, self.kept = True, 0
+        self.read()
+        if self.outbox is not None and self.outbox.stalled_since is not None:
+            self.outbox.resumeProducing()
+
+
+@define(eq=False)
+class Till:
+    """A till: what it has stored, up to `last`, and the road that it is on."""
+
+    device: str | None
+    names: bool
+    """Whether it names its position; if not, it relies on its cursor."""
+    start: Seq
+    last: Seq = field(init=False)
+    session: Session | None = None
+    road: Road | None = None
+    poll: Deferred[Batch] | None = None
+    leave: Callable[[], None] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.last = self.start
+
+    def store(self, seq: Seq) -> None:
+        if self.names:
+            assert seq == self.last + 1, f"{seq} came after {self.last}"
+        assert seq <= self.last + 1, f"between {self.last} and {seq} something is missing"
+        self.last = max(self.last, seq)
+
+
+@define
+class Device:
+    acked: Seq
+    legacy: bool = True
+
+
+class Books(Presence):
+    """Cursors as the statements of `posd.store.presence` move them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: dict[str, Device] = {}
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        device = self.devices[terminal.device_id or ""]
+        device.acked = seq if device.legacy else max(device.acked, seq)
+        device.legacy = False
+
+    def followed(self, terminal: Terminal, seq: Seq) -> None:
+        device = self.devices[terminal.device_id or ""]
+        if device.legacy:
+            device.acked = max(device.acked, seq)
+
+
+class Shop(Store):
+    """Knows of every device where it stands, by the books."""
+
+    def __init__(self, books: Books) -> None:
+        super().__init__()
+        self.books = books
+        self.log.events = []
+
+    async def find_opening(self, _: Any, tenant: TenantId, device: str | None, most: int) -> Any:
+        await self.look()
+        if device is None:
+            return Opening(self.log.head, None, False, NOON)
+        known = self.books.devices.setdefault(device, Device(self.log.last))
+        return Opening(self.log.head, known.acked, known.legacy, NOON)
+
+
+class Roads(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.books = Books()
+        self.store = Shop(self.books)
+        self.log = self.store.log
+        self.log.at_once = False
+        self.patches: list[Any] = [
+            mock.patch.object(presence, "opening", self.store.find_opening),
+            mock.patch.object(stream, "heads", self.store.find_heads),
+            mock.patch.object(stream, "after", self.store.find_events),
+            mock.patch.object(credentials, "ended", self.store.find_ended),
+            mock.patch.object(channels, "_CHUNK_BYTES", 500),
+            mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
+            mock.patch.object(channels, "_RECENT_BYTES", 900),
+            mock.patch.object(polls, "_MOST_BYTES", POLL_BYTES),
+        ]
+        for patch in self.patches:
+            patch.start()
+        self.exchange = Exchange(
+            self.clock,
+            Database(self.clock, "", size=1, statement_timeout=5),
+            self.books,
+            heartbeat=30,
+            outbox_bytes=OUTBOX_BYTES,
+            outbox_total=100_000,
+        )
+        connections = Connections(1000, 1000, 1000)
+        self.polls = Polls(self.clock, self.exchange, connections, self.books.settle)
+        self.tills: list[Till] = []
+        self.ghosts: list[Session] = []
+
+    def teardown(self) -> None:
+        try:
+            self.in_the_end_every_till_has_everything()
+        finally:
+            for patch in self.patches:
+                patch.stop()
+
+    @initialize(count=st.integers(0, 6))
+    def begin(self, count: int) -> None:
+        self.log.commit(count)
+        for device, names in (("BAR", True), (None, True), ("KITCHEN", False)):
+            till = Till(device, names, self.log.last)
+            self.tills.append(till)
+        # From its first poll on it relies on its cursor.
+        self.begin_poll(self.tills[-1], Wish())
+        assert self.tills[-1].poll is None
+
+    # -- the shop and the database -----------------------------------------------------------
+
+    @rule(count=st.integers(1, 6), size=st.sampled_from([0, 0, 100, 500]), wakes=st.booleans())
+    def publish(self, count: int, size: int, wakes: bool) -> None:
+        self.log.commit(count, size)
+        if wakes:
+            self.exchange.wake(KITCHEN.id, self.log.last)
+
+    @rule()
+    def the_feed_looks(self) -> None:
+        checked = Deferred.fromCoroutine(self.exchange.check([self.log.head]))
+        checked.addErrback(lambda failure: failure.trap(Unavailable))
+
+    @precondition(lambda self: self.log.waiting)
+    @rule(index=indexes)
+    def a_read_returns(self, index: int) -> None:
+        self.log.answer(index % len(self.log.waiting))
+
+    @rule()
+    def reads_return(self) -> None:
+        while self.log.waiting:
+            self.log.answer()
+
+    @precondition(lambda self: self.log.waiting)
+    @rule(index=indexes)
+    def a_read_fails(self, index: int) -> None:
+        self.log.fail(index=index % len(self.log.waiting))
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    # -- the tills ---------------------------------------------------------------------------
+
+    @rule(
+        index=indexes,
+        dialect=st.sampled_from([WEBSOCKET, SERVER_SENT]),
+        reading=st.booleans(),
+        silently=st.booleans(),
+    )
+    def till_connects(self, index: int, dialect: Dialect, reading: bool, silently: bool) -> None:
+        till = self.pick(index)
+        self.leave(till, silently)
+        position = Position(till.last, self.log.stream_id) if till.names else None
+        opening = self.now(self.exchange.look_up(KITCHEN.id, till.device))
+        till.road = Road(dialect=dialect, reading=reading, stored=till.store)
+        connecting = terminal(till.device, position=position)
+        till.session = self.exchange.open(connecting, opening, till.road)
+
+    @rule(
+        index=indexes,
+        limit=st.integers(1, 8),
+        seconds=st.sampled_from([0.0, 20.0]),
+        silently=st.booleans(),
+    )
+    def till_polls(self, index: int, limit: int, seconds: float, silently: bool) -> None:
+        till = self.pick(index)
+        self.leave(till, silently)
+        self.begin_poll(till, Wish(limit, seconds))
+
+    @rule(index=indexes, silently=st.booleans())
+    def till_goes(self, index: int, silently: bool) -> None:
+        self.leave(self.pick(index), silently)
+
+    @rule(index=indexes)
+    def till_reads_on(self, index: int) -> None:
+        road = self.pick(index).road
+        if road is not None:
+            road.read_on()
+
+    @rule(index=indexes, back=st.integers(0, 3), call=st.booleans())
+    def till_acknowledges(self, index: int, back: int, call: bool) -> None:
+        till = self.pick(index)
+        seq = till.last - back
+        if till.device is None or seq < 0:
+            return
+        if call or till.session is None or till.session.dialect is SERVER_SENT:
+            cursor = self.now(self.polls.acknowledge(self.caller(till), seq, None))
+            assert seq <= cursor <= till.last
+        else:
+            till.session.heard(b'{"type":"ack","id":%d}' % seq)
+
+    @precondition(lambda self: self.ghosts)
+    @rule()
+    def posd_notices_that_somebody_has_gone(self) -> None:
+        self.exchange.closed(self.ghosts.pop(0))
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    @invariant()
+    def nobody_is_taken_to_have_what_it_has_not_stored(self) -> None:
+        for till in self.tills:
+            if till.device in self.books.devices:
+                assert self.books.devices[till.device].acked <= till.last
+
+    @invariant()
+    def what_is_on_its_way_is_bounded(self) -> None:
+        for till in self.tills:
+            if till.session is not None:
+                assert till.session.outbox.held <= OUTBOX_BYTES
+
+    @invariant()
+    def nobody_waits_at_a_channel_who_has_gone(self) -> None:
+        if not self.log.waiting:
+            waiting = sum(till.poll is not None for till in self.tills)
+            assert len(self.exchange._guests) == waiting
+
+    def in_the_end_every_till_has_everything(self) -> None:
+        """Whatever it was up to, a till that comes back has it all."""
+        self.log.at_once = True
+        self.reads_return()
+        for till in self.tills:
+            self.leave(till, silently=False)
+            for _ in range(len(self.log.events) + 1):
+                self.begin_poll(till, Wish(limit=3))
+                if not till.names:
+                    self.now(self.polls.acknowledge(self.caller(till), till.last, None))
+            assert till.last == self.log.last, (till.last, self.log.last)
+
+    # -- in between --------------------------------------------------------------------------
+
+    def pick(self, index: int) -> Till:
+        return self.tills[index % len(self.tills)]
+
+    def caller(self, till: Till) -> Caller:
+        return Caller(KITCHEN, Principal(1, KeyKind.TENANT, KITCHEN), till.device)
+
+    def begin_poll(self, till: Till, wish: Wish) -> None:
+        def hold(leave: Callable[[], None]) -> Callable[[], None]:
+            till.leave = leave
+            return lambda: None
+
+        position = Position(till.last, self.log.stream_id) if till.names else None
+        asking = self.polls.answer(self.caller(till), position, wish, hold)
+        till.poll = polling = Deferred.fromCoroutine(asking)
+        polling.addCallbacks(self.polled, self.not_polled, (till, polling), {}, (till, polling))
+
+    def polled(self, batch: Batch, till: Till, polling: Deferred[Batch]) -> None:
+        if till.poll is not polling:
+            # It has gone meanwhile: the answer is lost.
+            return
+        till.poll = till.leave = None
+        assert batch.resync is None
+        seqs: list[Any] = [decode(each)["id"] for each in batch.messages]  # type: ignore[index,call-overload]
+        for seq in seqs:
+            till.store(seq)
+        assert batch.position == (seqs[-1] if seqs else batch.position)
+        assert not till.names or batch.position == till.last
+
+    def not_polled(self, failure: Failure, till: Till, polling: Deferred[Batch]) -> None:
+        failure.trap(Unavailable)
+        if till.poll is polling:
+            till.poll = till.leave = None
+
+    def leave(self, till: Till, silently: bool) -> None:
+        """Leave the road; what is still on its way is lost. `silently`: posd is not told."""
+        if till.session is not None:
+            assert till.road is not None
+            till.road.stored = lambda seq: None
+            if silently:
+                self.ghosts.append(till.session)
+            else:
+                self.exchange.closed(till.session)
+        if till.leave is not None:
+            till.leave()
+        till.session = till.road = till.poll = till.leave = None
+
+    def now(self, work: Any) -> Any:
+        """What comes of work that does not have to wait."""
+        results: list[Any] = []
+        Deferred.fromCoroutine(work).addBoth(results.append)
+        (result,) = results
+        if isinstance(result, Failure):
+            result.raiseException()
+        return result
+
+
+class RoadProperties(SynchronousTestCase):
+    def test_a_till_may_change_its_road_at_any_moment(self) -> None:
+        run_state_machine_as_test(
+            Roads, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        )
