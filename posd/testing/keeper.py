@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
             user=int(uid) if unprivileged else None,
             group=int(gid) if unprivileged else None,
             extra_groups=[] if unprivileged else None,
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=_mortal(os.getpid()),
         )
     print(server.pid, flush=True)
     abandoned = threading.Event()
@@ -55,19 +55,20 @@ def main(arguments: list[str]) -> int:
     return status if status >= 0 else 1
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """What the child does before it becomes the server; None where there is no prctl."""
+def _mortal(parent: int) -> Callable[[], None]:
+    """What the child does before it becomes the server, so that it can be ended by our signal."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:
-        return None
 
-    def ask() -> None:
-        # After the change of user, which would clear it.
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
+    def prepare() -> None:
+        # A shell without job control has what it starts by `&` ignore it, and exec keeps that.
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        if prctl is not None:
+            # After the change of user, which would clear it.
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
 
-    return ask
+    return prepare
 
 
 if __name__ == "__main__":
