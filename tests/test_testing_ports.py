@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.testing.ports import number, reserve
+from posd.testing.ports import reserve
 
 
 def server(port: int) -> socket.socket:
@@ -26,22 +26,41 @@ def server(port: int) -> socket.socket:
 class ReservedPortTests(SynchronousTestCase):
     def test_nobody_else_can_reserve_it(self) -> None:
         with reserve() as kept, self.assertRaises(OSError):
-            reserve(number(kept))
+            reserve(kept.number)
 
     def test_a_server_can_listen_on_it_and_again_after_a_restart(self) -> None:
         with reserve() as kept:
             for _ in range(2):
-                address = "127.0.0.1", number(kept)
-                with server(number(kept)), socket.create_connection(address) as client:
+                address = "127.0.0.1", kept.number
+                with server(kept.number), socket.create_connection(address) as client:
                     self.assertEqual(client.getpeername(), address)
 
     def test_it_is_free_again_afterwards(self) -> None:
         with reserve() as kept:
-            port = number(kept)
+            port = kept.number
         with closing(reserve(port)) as again:
-            self.assertEqual(number(again), port)
+            self.assertEqual(again.number, port)
+
+    def test_connections_that_have_ended_do_not_keep_it(self) -> None:
+        with reserve(self.lately_used()) as kept, self.assertRaises(OSError):
+            reserve(kept.number)
+
+    def test_a_server_that_listens_does(self) -> None:
+        with server(self.lately_used()) as listening, self.assertRaises(OSError):
+            reserve(listening.getsockname()[1])
+
+    def lately_used(self) -> int:
+        """A port with a connection in TIME-WAIT, as a server leaves it that hangs up first."""
+        with server(0) as listening:
+            address = listening.getsockname()
+            with socket.create_connection(address) as client:
+                listening.accept()[0].close()
+                self.assertEqual(client.recv(1), b"")
+        with socket.socket() as refused, self.assertRaises(OSError):
+            refused.bind(address)
+        return int(address[1])
 
     def test_many_at_once_are_all_different(self) -> None:
         with ExitStack() as stack:
             kept = [stack.enter_context(reserve()) for _ in range(200)]
-            self.assertEqual(len({number(each) for each in kept}), 200)
+            self.assertEqual(len({each.number for each in kept}), 200)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,7 +16,7 @@ from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.keys import issue
 from posd.testing.daemon import Daemon
-from posd.testing.ports import number, reserve
+from posd.testing.ports import Reservation, reserve
 from posd.testing.server import Server
 from posd.values import KeyKind
 
@@ -86,7 +85,7 @@ def stage(port: int | None, tell: Callable[[str], None]) -> Iterator[Stage]:
         tempfile.TemporaryDirectory(prefix="posd-demo-") as temporary,
         Server.start() as server,
     ):
-        chosen = number(reserved)
+        chosen = reserved.number
         folder = Path(temporary)
         tell(f"PostgreSQL {server.binaries.version} runs in {server.folder}")
         dsn = server.dsn("posd")
@@ -132,7 +131,7 @@ def _keys(dsn: str, folder: Path) -> dict[str, str]:
     return keys
 
 
-def _reserve(wanted: int | None) -> socket.socket:
+def _reserve(wanted: int | None) -> Reservation:
     """The port that was asked for, or the usual one, or any."""
     if wanted is not None:
         try:

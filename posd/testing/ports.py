@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import socket
+import sys
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from attrs import define
 
 
-def reserve(port: int = 0) -> socket.socket:
+@define(eq=False)
+class Reservation:
+    """A port of 127.0.0.1 that is kept for a server; leaving it as a context gives it back."""
+
+    number: int
+    _sockets: ExitStack
+
+    def close(self) -> None:
+        """Give it back."""
+        self._sockets.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def reserve(port: int = 0) -> Reservation:
     """Keep a port of 127.0.0.1, any one where it is 0, for a server that is started later.
 
-    The socket is bound and does not listen. As long as it is open nobody else finds the port free,
+    Its socket is bound and does not listen. As long as it is open nobody else finds the port free,
     neither for listening nor for a connection of theirs; but a server that sets SO_REUSEADDR, as
     Twisted's do, may listen on it, also again after it was restarted. Raises `OSError` for a port
     that is in use.
     """
-    kept = socket.socket()
-    try:
-        kept.bind(("127.0.0.1", port))
-        # Only now: two reservations that allow it from the start would get the same port.
+    with ExitStack() as sockets:
+        kept = sockets.enter_context(socket.socket())
+        try:
+            kept.bind(("127.0.0.1", port))
+        except OSError:
+            # Connections that have ended keep their port for a minute (TIME-WAIT, RFC 9293 §3.3.2).
+            # With SO_REUSEADDR those do not count; whoever listens still does.
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            kept.bind(("127.0.0.1", port))
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    except BaseException:
-        kept.close()
-        raise
-    return kept
-
-
-def number(reserved: socket.socket) -> int:
-    """The number of a reserved port."""
-    return int(reserved.getsockname()[1])
+        number = int(kept.getsockname()[1])
+        if sys.platform == "linux":
+            # There, two that have SO_REUSEADDR and do not listen may share a port: a name in the
+            # abstract namespace, which belongs to one socket and ends with it, keeps them apart.
+            sockets.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0posd-port-{number}")
+        return Reservation(number, sockets.pop_all())

@@ -19,7 +19,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from attrs import define, field, frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from posd import certificates, migrations, provision
-from posd.testing.ports import number, reserve
+from posd.testing.ports import Reservation, reserve
 from posd.testing.postgres import Server, test_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,7 +293,7 @@ class Reply:
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody else gets until this process ends."""
     _reserved.append(reserve())
-    return number(_reserved[-1])
+    return _reserved[-1].number
 
 
-_reserved: list[socket.socket] = []
+_reserved: list[Reservation] = []
