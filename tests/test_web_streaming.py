@@ -190,6 +190,15 @@ class LastingTests(StreamCase):
         self.clock.pump([1.0] * 66)
         self.assertEqual(self.last(socket)[:2], (1013, "too far behind"))
 
+    def test_so_it_is_where_it_had_been_quick_for_long(self) -> None:
+        socket = self.follow()
+        self.clock.pump([1.0] * 44)
+        socket.stall()
+        self.clock.pump([1.0] * 59)
+        self.assertFalse(socket.disconnecting or socket.disconnected)
+        self.clock.pump([1.0] * 6)
+        self.assertEqual(self.last(socket)[:2], (1013, "too far behind"))
+
     def test_who_never_takes_the_end_is_cut_off(self) -> None:
         socket = self.follow()
         socket.stall()
@@ -226,7 +235,7 @@ class LastingTests(StreamCase):
         _hasten(Outer())
         option = Outer.transport.socket.getsockopt
         self.assertTrue(option(sockets.IPPROTO_TCP, sockets.TCP_NODELAY))
-        self.assertEqual(option(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT), 35_000)
+        self.assertEqual(option(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT), 65_000)
 
 
 class EndingTests(StreamCase):

@@ -25,6 +25,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
+from twisted.web.resource import Resource
 
 from posd import ws
 from posd.certificates import make
@@ -53,12 +54,13 @@ _OUTBOX_BYTES: Final = 256 * 1024
 class Till(Protocol):
     """A till's end, that reads or does not."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: bytes) -> None:
+        self.request = request
         self.received = bytearray()
         self.lost: Deferred[BaseException | None] = Deferred()
 
     def connectionMade(self) -> None:
-        self.write(UPGRADE % b"")
+        self.write(self.request)
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
@@ -84,6 +86,7 @@ class NetworkCase(TestCase):
 
     timeout = 60
     tls: ClassVar[bool] = False
+    request: ClassVar[bytes] = UPGRADE % b""
 
     async def setUp(self) -> None:  # type: ignore[override]
         self.store = Store()
@@ -98,13 +101,17 @@ class NetworkCase(TestCase):
             outbox_bytes=_OUTBOX_BYTES,
             outbox_total=10 * _OUTBOX_BYTES,
         )
-        upgrades = Upgrades(TillFactory(self.exchange, reactor))
-        upgrades.next.append((terminal(), opening(10)))
-        await self.connect(BoundedSite(upgrades, reactor, most_channels=10))
+        await self.connect(BoundedSite(self.door(), reactor, most_channels=10))
         await self.until(lambda: b"connected" in self.till.received)
         (attendance,) = self.exchange._roster
         self.session: Session = attendance.session
         self.line: Any = attendance.line
+
+    def door(self) -> Resource:
+        """What the till's request gets to."""
+        upgrades = Upgrades(TillFactory(self.exchange, reactor))
+        upgrades.next.append((terminal(), opening(10)))
+        return upgrades
 
     async def connect(self, site: BoundedSite) -> None:
         server: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
@@ -121,7 +128,7 @@ class NetworkCase(TestCase):
         await self.dial(client)
 
     async def dial(self, client: Any) -> None:
-        self.till: Till = await connectProtocol(client, Till())
+        self.till: Till = await connectProtocol(client, Till(self.request))
         self.addCleanup(self.hang_up)
 
     async def hang_up(self) -> None:

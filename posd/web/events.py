@@ -133,6 +133,7 @@ class Events:
                     " is an event. `resync` is why there is nothing to go on from: reload what is"
                     " pending, and go on from `next`."
                 ),
+                tag="Stream",
             ),
             Operation(
                 "GET",
@@ -148,7 +149,10 @@ class Events:
                 ),
                 description=(
                     "The first event is `connected`, the last one `pos_closing`; neither has an id."
+                    " `Last-Event-ID` says the same as `last_event_id`, which counts where both are"
+                    " sent."
                 ),
+                tag="Stream",
                 media="text/event-stream",
             ),
             Operation(
@@ -165,6 +169,7 @@ class Events:
                     Refused(422, "no_device", "A terminal without a name has no cursor."),
                     _CONNECTING[1],
                 ),
+                tag="Stream",
                 example={"id": 1042},
             ),
         )

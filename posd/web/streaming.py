@@ -32,7 +32,8 @@ _COMMENT: Final = b":\n\n"
 _RETRY: Final = 2000
 _RETRIES: Final = {GOING_AWAY: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
 """Milliseconds until a till that knows no better should come back, on average."""
-_UNCONFIRMED_MILLISECONDS: Final = 35_000
+_UNCONFIRMED_MILLISECONDS: Final = 65_000
+"""As long as a WebSocket may be silent; what a slow reader is allowed, which the kernel counts too, is less."""
 
 
 class EventStream:
@@ -49,7 +50,7 @@ class EventStream:
         self._channel: BoundedChannel | None = None
         self._session: Session | None = None
         self._ending: tuple[str, int | None, str] = ("till", None, "")
-        self._opened_at = self.heard_at = reactor.seconds()
+        self._opened_at = self._heard_at = reactor.seconds()
 
     def begin(self, request: Request) -> None:
         """Answer the request with the stream, from now on."""
@@ -83,6 +84,12 @@ class EventStream:
 
     # -- from the exchange and the session ---------------------------------------------------
 
+    @property
+    def heard_at(self) -> float:
+        """When it last took what was written; until it has enough, that is."""
+        stalled = None if self._session is None else self._session.outbox.stalled_since
+        return max(self._heard_at, stalled or 0.0)
+
     def attach(self, outbox: Outbox) -> None:
         if self._request is not None:
             self._request.registerProducer(outbox, True)
@@ -94,7 +101,7 @@ class EventStream:
     def ping(self) -> None:
         """Write a comment, if everything that was written before has left."""
         if self._session is not None and self._session.outbox.has_room:
-            self.heard_at = self._reactor.seconds()
+            self._heard_at = self._reactor.seconds()
             self._session.outbox.offer(_COMMENT)
 
     def close(self, closing: Closing) -> None:
