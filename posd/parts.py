@@ -24,7 +24,9 @@ from posd.values import Tenant
 from posd.web.admission import Admission, Gate
 from posd.web.description import Description
 from posd.web.events import Events
+from posd.web.giftcards import GiftCards
 from posd.web.health import HealthEndpoints
+from posd.web.loyalty import LoyaltyPoints
 from posd.web.operations import Operation
 from posd.web.publishing import Publisher
 from posd.web.reception import Reception
@@ -197,6 +199,8 @@ class Parts:
             *self.events.operations,
             *self.monitor.operations,
             *DailyReports(self.database).operations,
+            *GiftCards(self.database).operations,
+            *LoyaltyPoints(self.database).operations,
             *health.operations,
         )
         return (*described, *Description(described).operations)

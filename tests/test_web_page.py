@@ -105,7 +105,8 @@ class PageTests(SynchronousTestCase):
 class EndpointTests(SynchronousTestCase):
     def answered(self, path: str) -> Answer:
         (row,) = (each for each in Description(()).operations if each.path == path)
-        ask: Ask[Any] = Ask(None, {}, None)  # type: ignore[arg-type]  # neither looks at it
+        call: Any = None  # neither looks at it
+        ask: Ask[Any] = Ask(call, {}, None, arrived=0.0)
         return self.successResultOf(Deferred.fromCoroutine(row.handler(ask)))  # type: ignore[arg-type]
 
     def test_for_programs_it_is_json(self) -> None:

@@ -116,6 +116,17 @@ class SiteTests(SynchronousTestCase):
         self.assertEqual(self.said(transport), (b"HTTP/1.1 200 OK", b"5"))
         self.assertFalse(transport.disconnecting)
 
+    def test_a_body_can_be_read_when_whoever_sent_it_has_gone(self) -> None:
+        self.resource.waiting = []
+        for body in (b"naan!", b"x" * BODY_BYTES):
+            channel, _ = self.connect()
+            channel.dataReceived(_POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            channel.connectionLost(Failure(ConnectionDone()))
+            content = self.resource.waiting.pop().content
+            assert content is not None
+            self.assertEqual(content.read(), body)
+            content.close()
+
     def test_a_first_request_has_twenty_seconds_whatever_comes_meanwhile(self) -> None:
         channel, transport = self.connect()
         for byte in _GET[:-1]:

@@ -13,7 +13,7 @@ import re
 import secrets
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 from attrs import frozen
 
@@ -66,6 +66,9 @@ _BLOCK: Final = """
 """
 
 
+Status = Literal["active", "blocked", "expired", "depleted"]
+
+
 @frozen
 class Card:
     """A card as it is now. `expiry_date` is the last instant at which it is valid."""
@@ -83,7 +86,7 @@ class Card:
     created_at: datetime
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """`blocked`, `expired`, `depleted` or `active`: the first that is true."""
         if self.is_blocked:
             return "blocked"
@@ -183,6 +186,27 @@ async def purchase(
     Raises `Conflict` (`card_exists`) and `Unprocessable` (`invalid_card`).
     """
     return await _issue(session, tenant, number, "purchase", amount, cause, details)
+
+
+async def sell(
+    session: Session,
+    tenant: Tenant,
+    number: str | None,
+    amount: object,
+    cause: Cause,
+    details: Details,
+) -> tuple[Movement, Card]:
+    """As `purchase`, in a transaction, with the card that it has made.
+
+    Raises `BadRequest` (`card_expired`) for one that would be of no use when it is sold.
+    """
+    movement = await purchase(session, tenant, number, amount, cause, details)
+    card = await balance(session, tenant, movement.card_number)
+    if card is None:
+        raise _unknown()
+    if card.is_expired and not movement.replayed:
+        raise BadRequest("expiryDate is past.", code="card_expired")
+    return movement, card
 
 
 async def activate(

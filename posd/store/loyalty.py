@@ -26,7 +26,8 @@ _RECENT: Final = 10
 
 _MOVEMENT: Final = """
     m.outcome, (m.movement).id, (m.movement).account_id, (m.movement).seq, (m.movement).transaction_type,
-    (m.movement).balance_before, (m.movement).points, (m.movement).balance_after, (m.movement).created_at
+    (m.movement).balance_before, (m.movement).points, (m.movement).balance_after, (m.movement).created_at,
+    (m.movement).discount
 """
 _MOVE: Final = f"""
     SELECT {_MOVEMENT} FROM {{schema}}.pos_loyalty_move(
@@ -108,6 +109,7 @@ class Movement:
     """A row of the ledger: `after` is `before` and the signed `points`.
 
     `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
+    `discount` is what redeemed points were worth when they were.
     """
 
     transaction_id: int
@@ -118,6 +120,7 @@ class Movement:
     points: int
     after: int
     created_at: datetime
+    discount: Decimal | None
     replayed: bool
 
     @property
@@ -231,12 +234,14 @@ async def _run(
 ) -> Movement:
     statement = statement.format(schema=schema(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "phone": phone})
-    outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at = row
+    outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
+    if discount is not None:
+        discount = money.present(discount, tenant.currency)
     replayed = outcome == "replayed"
     return Movement(
-        transaction_id, account_id, seq, kind, before, moved, after, created_at, replayed
+        transaction_id, account_id, seq, kind, before, moved, after, created_at, discount, replayed
     )
 
 

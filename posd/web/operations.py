@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from posd.store.idempotency import Idempotency
 from posd.values import KeyKind, Principal, Tenant
@@ -44,12 +44,14 @@ class Refused:
 class Ask(Generic[I]):
     """A request that has been let in: what it brings, read from its query or from its body.
 
-    `path` has the parts of the address that are named in the row, decoded.
+    `path` has the parts of the address that are named in the row, decoded. `arrived` is when it came,
+    by the reactor's clock.
     """
 
     call: Call
     path: Mapping[str, str]
     taken: I
+    arrived: float = field(kw_only=True)
 
 
 @frozen

@@ -60,18 +60,25 @@ class Reception:
             raise
 
     async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+        arrived = self.clock()
         slug = path.get("tenant")
         if slug is not None:
-            return await self._at_tenant(operation, slug, path, call)
+            return await self._at_tenant(operation, slug, path, call, arrived)
         key_id = None
         if operation.kinds != NOBODY and not operation.own_keys and not _spared(operation, call):
             principal = await self.authenticator.anywhere(call.key, call.address)
             of_kind(principal, *operation.kinds)
             key_id = principal.key_id
-        return await operation.handler(Ask(call, path, self._take(operation, call, key_id)))
+        taken = self._take(operation, call, key_id)
+        return await operation.handler(Ask(call, path, taken, arrived=arrived))
 
     async def _at_tenant(
-        self, operation: Operation, slug: str, path: Mapping[str, str], call: Call
+        self,
+        operation: Operation,
+        slug: str,
+        path: Mapping[str, str],
+        call: Call,
+        arrived: float,
     ) -> Answer:
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is no tenant's name.", code="invalid_tenant")
@@ -83,7 +90,7 @@ class Reception:
         device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
         called = f"{operation.method} {_address(operation, path)}"
         return await operation.handler(
-            TenantAsk(call, path, taken, tenant, principal, device_id, called)
+            TenantAsk(call, path, taken, tenant, principal, device_id, called, arrived=arrived)
         )
 
     async def let_in(self, slug: str, call: Call) -> Credential:

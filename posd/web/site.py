@@ -46,6 +46,15 @@ class BoundedRequest(Request):
         if not self.refused:
             Request.requestReceived(self, command, path, version)
 
+    def connectionLost(self, reason: Failure) -> None:
+        """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
+
+        Twisted closes that. Here it is closed when the request is forgotten.
+        """
+        content, self.content = self.content, None
+        Request.connectionLost(self, reason)
+        self.content = content
+
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
         sentence = f"The body has more than {BODY_BYTES} bytes."

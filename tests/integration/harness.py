@@ -241,7 +241,7 @@ class Daemon:
             content = answer.read()
             headers = {name.lower(): value for name, value in answer.getheaders()}
             is_json = content and headers.get("content-type") == "application/json"
-            return Reply(answer.status, json.loads(content) if is_json else None, headers)
+            return Reply(answer.status, json.loads(content) if is_json else None, headers, content)
 
     def wait_ready(self, seconds: float = _START_SECONDS) -> float:
         """Wait until /health/ready says so; for how long that was."""
@@ -288,6 +288,7 @@ class Reply:
     status: int
     json: Any
     headers: Mapping[str, str]
+    content: bytes = b""
 
 
 def free_port() -> int:

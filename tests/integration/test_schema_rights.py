@@ -49,6 +49,7 @@ FUNCTIONS_OF_MAIN = {
     "pos_begin_stream()": ("posd_owner", True, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
     "pos_insert_only()": ("posd_owner", False, set()),
+    "pos_value_points()": ("posd_owner", True, set()),
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
