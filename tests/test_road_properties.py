@@ -343,7 +343,8 @@ class Roads(RuleBasedStateMachine):
             return
         till.poll = till.leave = None
         assert batch.resync is None
-        seqs: list[Any] = [decode(each)["id"] for each in batch.messages]  # type: ignore[index,call-overload]
+        messages: list[Any] = [decode(each) for each in batch.messages]
+        seqs = [each["id"] for each in messages]
         for seq in seqs:
             till.store(seq)
         assert batch.position == (seqs[-1] if seqs else batch.position)

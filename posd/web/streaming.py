@@ -33,7 +33,8 @@ _RETRY: Final = 2000
 _RETRIES: Final = {GOING_AWAY: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
 """Milliseconds until a till that knows no better should come back, on average."""
 _UNCONFIRMED_MILLISECONDS: Final = 65_000
-"""As long as a WebSocket may be silent; what a slow reader is allowed, which the kernel counts too, is less."""
+"""As long as a WebSocket may be silent. A slow reader may take nothing for a minute, which the kernel
+counts too."""
 
 
 class EventStream:
