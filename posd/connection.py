@@ -8,7 +8,7 @@ or a collision), another `Unavailable` (a full disk) or `StatementFailed` (all t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import psycopg2
 from psycopg2.extensions import Notify
@@ -20,6 +20,8 @@ from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
 from posd.errors import Busy, StatementFailed, Unavailable
+
+T = TypeVar("T")
 
 Row = tuple[Any, ...]
 Parameters = Sequence[object] | Mapping[str, object]
@@ -83,7 +85,7 @@ class Connection:
         try:
             cursor = self._raw.cursor()
             # psycopg2 looks for placeholders only where there are parameters.
-            await cursor.execute(sql, parameters or None)
+            await _abandonable(cursor.execute(sql, parameters or None), self._raw.given_up)
             return cursor.fetchall() if rows else []
         except psycopg2.Error as error:
             raise self._judge(error) from error
@@ -121,17 +123,9 @@ class Connection:
 class _RawCursor(txpostgres.Cursor):  # type: ignore[misc]
     """txpostgres' cursor, which takes a statement that timed out for one that was given up."""
 
-    _connection: _RawConnection
-    _pollingD: Deferred[object] | None
-
     def _handleCancellation(self, failure: Failure) -> Failure:
         """What the server cancelled is an error like any other."""
         return failure
-
-    def _cancel(self, statement: Deferred[object]) -> None:
-        """The caller gave up."""
-        self._pollingD = None
-        self._connection.ended("a statement was given up")
 
 
 class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
@@ -167,9 +161,35 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
         self.addNotifyObserver(observe)
 
+    def given_up(self) -> None:
+        """Nobody waits for the statement that runs."""
+        self.ended("a statement was given up")
+
     def shut(self) -> None:
         if self._connection is not None:
             self.close()
+
+
+def _abandonable(statement: Deferred[T], abandon: Callable[[], None]) -> Deferred[T]:
+    """What a statement will bring, for somebody who may cancel.
+
+    txpostgres tells a result in the reactor's next turn, and tells it too to whoever cancels in this
+    one; so its own Deferred is never cancelled.
+    """
+    wanted = True
+
+    def give_up(_: Deferred[T]) -> None:
+        nonlocal wanted
+        wanted = False
+        abandon()
+
+    def bring(result: T | Failure) -> None:
+        if wanted:
+            awaited.callback(cast(T, result))
+
+    awaited: Deferred[T] = Deferred(give_up)
+    statement.addBoth(bring)
+    return awaited
 
 
 def line(error: BaseException) -> str:

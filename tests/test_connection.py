@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 
 from posd.connection import Connection, ConnectionLost
 from posd.errors import Busy, StatementFailed, Unavailable
@@ -13,6 +18,22 @@ from tests.database_case import REACTOR, DatabaseCase, begin, until
 def raising(sqlstate: str) -> str:
     """A statement that fails with this code."""
     return f"DO $$ BEGIN RAISE EXCEPTION 'as wanted' USING ERRCODE = '{sqlstate}'; END $$"
+
+
+class Meddler:
+    """The reactor, but that the next thing it is asked to do at once is preceded by `first`."""
+
+    first: Callable[[], object] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(REACTOR, name)
+
+    def callLater(self, delay: float, work: Callable[..., object], *args: Any) -> IDelayedCall:
+        first, self.first = self.first, None
+        called: IDelayedCall = REACTOR.callLater(delay, work, *args)
+        if first is not None:
+            first()
+        return called
 
 
 class ConnectionTests(DatabaseCase):
@@ -46,6 +67,19 @@ class ConnectionTests(DatabaseCase):
     async def test_without_parameters_a_percent_sign_is_one(self) -> None:
         connection = await self.connect()
         self.assertEqual(await connection.run("SELECT '100 %'", rows=True), [("100 %",)])
+
+    async def test_who_gives_up_when_the_result_is_on_its_way_is_told_nothing_else(self) -> None:
+        meddler: Any = Meddler()
+        connection = Connection(meddler, lambda which, trouble: self.ends.append(trouble))
+        self.addCleanup(connection.close)
+        await connection.open(self.dsn)
+        running = begin(connection.run("SELECT 1", rows=True))
+        meddler.first = running.cancel
+        with self.assertRaises(CancelledError):
+            await running
+        self.assertEqual(self.ends, ["a statement was given up"])
+        # In the turn after this one the result would have been told.
+        await deferLater(REACTOR, 0)
 
     async def test_a_statement_without_rows_answers_where_none_are_wanted(self) -> None:
         connection = await self.connect()
