@@ -257,14 +257,15 @@ class _Table:
 def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
     """The shop's `orders` and `order_items`, as far as there are any.
 
-    From pg_catalog, since information_schema shows nothing that one has no rights on.
+    From pg_catalog, since information_schema shows nothing that one has no rights on. Types come without
+    their length: a cast to one cuts a key that has become longer since, and finds no order.
     """
     cursor.execute(
         "SELECT relname::text, relkind::text, pg_get_userbyid(relowner)::text,"
         "       EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname ~ '^pos_.*_inserted$'),"
         "       ARRAY(SELECT attname::text FROM pg_attribute"
         "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
-        "       ARRAY(SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        "       ARRAY(SELECT format_type(atttypid, -1) FROM pg_attribute"
         "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
         "       has_table_privilege(c.oid, 'TRIGGER'), has_table_privilege(%(role)s, c.oid, 'SELECT')"
         "  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace"

@@ -92,6 +92,14 @@ class IdTypesTests(AdoptCase):
     def test_varchar_with_a_length(self) -> None:
         self.check("varchar(12)", "ORD-2026-001")
 
+    def test_a_length_that_has_grown_since(self) -> None:
+        self.tables("varchar(4)")
+        self.adopt()
+        self.shop.run("ALTER TABLE dinedesk_bistro.orders ALTER id TYPE varchar(40)")
+        self.shop.run("ALTER TABLE dinedesk_bistro.order_items ALTER order_id TYPE varchar(40)")
+        self.order("longer than four")
+        self.assertEqual([row[0] for row in self.read("longer than four")], ["longer than four"])
+
     def test_numeric(self) -> None:
         self.check("numeric(12, 0)", "20261122001")
 
