@@ -26,6 +26,11 @@ class Aside:
         self._until[tenant_id] = (self._clock.seconds() + seconds, seconds)
         return seconds
 
+    def rest(self, tenant_id: TenantId, seconds: float) -> None:
+        """Leave a tenant out for so long, without holding it against it."""
+        until, before = self._until.get(tenant_id, (0.0, _FIRST_SECONDS / 2))
+        self._until[tenant_id] = (max(until, self._clock.seconds() + seconds), before)
+
     def __contains__(self, tenant_id: TenantId) -> bool:
         until, _ = self._until.get(tenant_id, (0.0, 0.0))
         return until > self._clock.seconds()

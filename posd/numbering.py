@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import UUID
@@ -23,7 +23,7 @@ _SHOPS_SECONDS: Final = 60.0
 class TenantsFailed(PosdError):
     """The tables of some tenants could not be read or written; by tenant why."""
 
-    def __init__(self, failures: dict[TenantId, str]) -> None:
+    def __init__(self, failures: Mapping[TenantId, str]) -> None:
         super().__init__("; ".join(failures.values()))
         self.failures = failures
 
@@ -34,10 +34,12 @@ class OutboxChanged(PosdError):
 
 @frozen
 class Outcome:
-    """What a transaction did: the outbox rows it took and the events it logged as failed."""
+    """What a transaction did: the outbox rows it took, the events it logged as failed."""
 
     taken: Sequence[stream.OutboxRow] = ()
     failed: Sequence[stream.Entry] = ()
+    seconds: Mapping[TenantId, float] = field(factory=dict)
+    """How long everybody waited for each tenant's own tables."""
 
 
 @define(eq=False)
@@ -70,13 +72,13 @@ class Numbering:
         fresh = await self._replay(session, requests)
         states = await self._states(session, items, fresh)
         moved = await self._moved(session, items)
-        ledger = batch.Ledger(states, shops, self.event_bytes, datetime.now(UTC), moved)
+        ledger = batch.Ledger(states.orders, shops, self.event_bytes, datetime.now(UTC), moved)
         entries = ledger.outbox(items)
         failed = [entry for entry in entries if entry.failure is not None]
         elsewhere = await self._record(session, ledger, entries, fresh)
         await self._count(session, requests, elsewhere)
         await self._keep_answers(session, fresh)
-        return Outcome(taken, failed)
+        return Outcome(taken, failed, states.seconds)
 
     async def reject(
         self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
@@ -120,19 +122,19 @@ class Numbering:
         session: Session,
         items: Sequence[batch.Item | batch.Moved | batch.Rejected],
         requests: Sequence[Request],
-    ) -> dict[batch.OrderKey, stream.OrderState]:
+    ) -> stream.States:
         """The orders of a batch. Of tenants without any it is asked whether they can be written."""
         wanted: dict[tuple[TenantId, str | None], bool] = {}
         for item in (*items, *(item for request in requests for item in request.items)):
             touched = isinstance(item, batch.Item) and item.touched is not None
             wanted[item.place] = wanted.get(item.place, False) or touched
         if not wanted:
-            return {}
-        states, failures = await stream.order_states(
+            return stream.States()
+        states = await stream.order_states(
             session, [(*key, touched) for key, touched in wanted.items()]
         )
-        if failures:
-            raise TenantsFailed(failures)
+        if states.failures:
+            raise TenantsFailed(states.failures)
         return states
 
     async def _moved(

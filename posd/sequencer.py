@@ -13,7 +13,7 @@ row with a reason.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -40,6 +40,10 @@ _MOST_TENANTS: Final = 100
 # pos_take() cuts a batch at 8 MiB; from here on it may have.
 _MANY_BYTES: Final = 1024 * 1024
 _MOST_WAITING: Final = 10_000
+# Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
+# them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
+_LONG_SECONDS: Final = 0.1
+_PAUSE: Final = 20
 
 # data_exception, integrity_constraint_violation, program_limit_exceeded: it is what was to be stored.
 # Anything else (a right that is missing, a table that is gone) is not an event's fault.
@@ -167,6 +171,9 @@ class Sequencer(Service):
         if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
             self._outbox_waits = True
         answer(requests)
+        for tenant_id, seconds in outcome.seconds.items():
+            if seconds > _LONG_SECONDS:
+                self._rest(tenant_id, seconds)
         for entry in outcome.failed:
             self._log.error(
                 "an event of tenant {tenant_id} failed: {reason}",
@@ -176,7 +183,7 @@ class Sequencer(Service):
             )
 
     async def _leave_out(
-        self, failures: dict[TenantId, str], requests: Sequence[Request], rows: int
+        self, failures: Mapping[TenantId, str], requests: Sequence[Request], rows: int
     ) -> None:
         """Do a batch without the tenants that failed.
 
@@ -233,6 +240,15 @@ class Sequencer(Service):
                 event_type=row.type,
                 reason=reason,
             )
+
+    def _rest(self, tenant_id: TenantId, took: float) -> None:
+        self._aside.rest(tenant_id, _PAUSE * took)
+        self._log.warn(
+            "the tables of tenant {tenant_id} took {took:.2f} s to read; it pauses for {seconds:.0f} s",
+            tenant_id=tenant_id,
+            took=took,
+            seconds=_PAUSE * took,
+        )
 
     def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
         self._log.error(

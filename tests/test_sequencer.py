@@ -330,6 +330,41 @@ class LeftOutTests(SequencerCase):
         await self.emptied(sequencer)
         self.assertEqual(self.seqs(), [1, 2])
 
+    async def test_a_tenant_whose_tables_are_slow_pauses_afterwards(self) -> None:
+        sequencer = await self.started()
+        self.slow_down("kitchen", 0.11)
+        self.place_order()
+        await self.rested(sequencer)
+        self.assertEqual(self.seqs(), [1])
+        self.place_order()
+        self.place_order(GRILL)
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([1], [1], 1))
+        self.clock.advance(60)
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1, 2])
+
+    async def test_tenants_whose_tables_are_never_read_hold_nobody_up(self) -> None:
+        sequencer = await self.started()
+        self.slow_down("kitchen", 60)
+        self.place_order()
+        self.publish("notice", {"number": 1}, GRILL)
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([], [1], 1))
+        published = await sequencer.publish(publication(notice(), tenant_id=GRILL))
+        self.assertEqual(published.ids, (2,))
+
+    def slow_down(self, slug: str, seconds: float) -> None:
+        """Put a view in the place of a shop's items, which takes its time to be read."""
+        self.admin.run(
+            f"DROP TABLE dinedesk_{slug}.order_items;"
+            f"CREATE FUNCTION dinedesk_{slug}.slowly() RETURNS bigint LANGUAGE sql AS"
+            f" 'SELECT 1::bigint FROM pg_sleep({seconds})';"
+            f"CREATE VIEW dinedesk_{slug}.order_items AS"
+            f" SELECT 1::bigint AS id, dinedesk_{slug}.slowly() AS order_id;"
+            f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
+        )
+
     async def test_a_tenant_whose_log_is_locked_is_refused_and_the_others_are_not(self) -> None:
         sequencer = await self.started()
         self.publish("notice", {"number": 1})

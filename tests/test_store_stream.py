@@ -73,15 +73,16 @@ class StreamTests(StoreCase):
         place = "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
         order_id = str(self.admin.value(place))
         self.admin.run("ALTER TABLE dinedesk_grill.orders RENAME TO put_away")
-        states, failures = await stream.order_states(
+        found = await stream.order_states(
             session, [(1, order_id, True), (1, "no such", False), (2, "1", True)]
         )
+        states, failures = found.orders, found.failures
         self.assertIn('"total_amount"', states[1, order_id].row_now or "")
         self.assertIsNone(states[1, order_id].stored)
         self.assertIsNone(states[1, "no such"].row_now)
         self.assertEqual(list(failures), [2])
         self.assertTrue(failures[2].startswith("42P01"))
-        self.assertEqual(await stream.order_states(session, [(1, None, False)]), ({}, {}))
+        self.assertEqual(await stream.order_states(session, [(1, None, False)]), stream.States())
 
     async def test_a_database_that_is_another_one_is_recognised_once(self) -> None:
         session = await self.session()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
-from attrs import frozen
+from attrs import field, frozen
 
 from posd.link import Row, Session
 from posd.store import schema
@@ -26,10 +26,13 @@ _AFTER: Final = """
      ORDER BY seq LIMIT %s
 """
 _TAKE: Final = "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)"
+# In here the shops' own code may run, and everybody waits for it.
 _STATES: Final = """
+    SET LOCAL statement_timeout = '1s';
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[], %s::boolean[])
 """
 _RECORD: Final = """
+    SET LOCAL statement_timeout TO DEFAULT;
     SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])
 """
@@ -149,24 +152,38 @@ async def take(
     return [OutboxRow(*row[1:]) for row in rows if row[1] is not None]
 
 
+@frozen
+class States:
+    """What `order_states` found: orders by tenant and id, and by tenant why it has none.
+
+    `seconds` tells how long it took to read a tenant's own rows.
+    """
+
+    orders: Mapping[tuple[TenantId, str], OrderState] = field(factory=dict)
+    failures: Mapping[TenantId, str] = field(factory=dict)
+    seconds: Mapping[TenantId, float] = field(factory=dict)
+
+
 async def order_states(
     session: Session, wanted: Sequence[tuple[TenantId, str | None, bool]]
-) -> tuple[dict[tuple[TenantId, str], OrderState], dict[TenantId, str]]:
-    """The named orders' states by tenant and order id; and by tenant why it has none.
+) -> States:
+    """The states of the named orders.
 
     `wanted` has tenant, order id and whether the shop's own row is to be read; without an order it
     asks only whether the tenant's tables can be written.
     """
     rows = await session.query(_STATES, tuple(list(column) for column in zip(*wanted, strict=True)))
-    states: dict[tuple[TenantId, str], OrderState] = {}
+    orders: dict[tuple[TenantId, str], OrderState] = {}
     failures: dict[TenantId, str] = {}
-    for tenant_id, order_id, row_now, snapshot, status, version, failure in rows:
+    seconds: dict[TenantId, float] = {}
+    for tenant_id, order_id, row_now, snapshot, status, version, failure, took in rows:
         if failure is not None:
             failures[tenant_id] = failure
         else:
             stored = None if snapshot is None else StoredText(snapshot, status, version)
-            states[tenant_id, order_id] = OrderState(stored, row_now)
-    return states, failures
+            orders[tenant_id, order_id] = OrderState(stored, row_now)
+            seconds[tenant_id] = took
+    return States(orders, failures, seconds)
 
 
 async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> list[Recorded]:

@@ -72,69 +72,98 @@ $$;
 -- What an order has is read by posd whole, so it has an end. A row of more than 4 MiB comes back empty, and after
 -- 16 MiB of one tenant's rows the others are put into the outbox again, for another batch.
 --
--- The shop may have put a view in the place of a table, and so its own code runs here, in posd's session.
--- Once it has been read, everything that it did is undone: a setting that it left behind (search_path!)
--- would turn the rights of posd against the other shops.
+-- The shop may have put a view in the place of a table, and so its own code runs here, in posd's session, while
+-- every other shop waits. Orders are read a few at a time, and a tenant that has used up a tenth of a second has
+-- the rest put into the outbox again. `seconds` tells how long its reading took, so that it can be left out for a
+-- while in proportion. After half a second nobody's are read any more: statement_timeout, which ends one reading
+-- that takes too long, acts only once in a statement.
+--
+-- Once they have been read, everything that the shop's code did is undone: a setting that it left behind
+-- (search_path!) would turn the rights of posd against the other shops.
 CREATE FUNCTION dinedesk_main.pos_order_states(tenant_ids integer[], order_ids text[], touched boolean[])
 RETURNS TABLE (tenant_id integer, order_id text, row_now text,
-               snapshot text, status text, version integer, failure text)
+               snapshot text, status text, version integer, failure text, seconds double precision)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
 #variable_conflict use_column
 DECLARE
+    few CONSTANT integer := 10;
+    most CONSTANT integer := 16777216;
     tenant record;
+    started timestamptz;
+    read_for double precision;
+    keys text[];
+    part record;
+    bytes bigint;
     found_ids text[];
     found_rows text[];
     postponed text[];
 BEGIN
     FOR tenant IN
         SELECT t.id, t.schema_name, array_agg(DISTINCT w.order_id) FILTER (WHERE w.order_id IS NOT NULL) AS wanted,
-               array_agg(DISTINCT w.order_id) FILTER (WHERE w.touched) AS touched
+               coalesce(array_agg(DISTINCT w.order_id) FILTER (WHERE w.touched), '{}') AS touched
           FROM unnest(tenant_ids, order_ids, touched) AS w(tenant_id, order_id, touched)
           JOIN dinedesk_main.tenants AS t ON t.id = w.tenant_id
          GROUP BY t.id ORDER BY t.id
     LOOP
+        started := clock_timestamp();
+        read_for := 0;
+        found_ids := '{}';
+        found_rows := '{}';
+        postponed := NULL;
         BEGIN
             -- What pos_record() is going to write. There, waiting for it would hold up all tenants.
             EXECUTE format(
                 'LOCK TABLE %1$I.pos_events, %1$I.pos_orders IN ROW EXCLUSIVE MODE', tenant.schema_name);
-            found_ids := NULL;
-            postponed := NULL;
-            IF tenant.touched IS NOT NULL THEN
+            IF tenant.touched <> '{}' THEN
+                keys := tenant.touched;
+                bytes := 0;
                 BEGIN
-                    EXECUTE format(
-                        'WITH found AS MATERIALIZED (
-                            SELECT r.order_id, CASE WHEN octet_length(r.content::text) <= 4194304
-                                                    THEN r.content::text ELSE '''' END AS content
-                              FROM %I.pos_read_orders($1) AS r
-                         ), counted AS (
-                            SELECT f.*, sum(octet_length(f.content)) OVER (ORDER BY f.order_id)
-                                        - octet_length(f.content) < 16777216 AS fits
-                              FROM found AS f
-                         )
-                         SELECT coalesce(array_agg(c.order_id) FILTER (WHERE c.fits), ''{}''),
-                                array_agg(c.content) FILTER (WHERE c.fits),
-                                array_agg(c.order_id) FILTER (WHERE NOT c.fits)
-                           FROM counted AS c', tenant.schema_name)
-                       INTO found_ids, found_rows, postponed USING tenant.touched;
+                    WHILE keys <> '{}' AND bytes < most
+                          AND clock_timestamp() < started + interval '100 ms'
+                          AND clock_timestamp() < statement_timestamp() + interval '500 ms'
+                    LOOP
+                        EXECUTE format(
+                            'WITH found AS MATERIALIZED (
+                                SELECT r.order_id, CASE WHEN octet_length(r.content::text) <= 4194304
+                                                        THEN r.content::text ELSE '''' END AS content
+                                  FROM %I.pos_read_orders($1) AS r
+                             ), counted AS (
+                                SELECT f.*, sum(octet_length(f.content)) OVER (ORDER BY f.order_id)
+                                            - octet_length(f.content) < $2 AS fits
+                                  FROM found AS f
+                             )
+                             SELECT coalesce(array_agg(c.order_id) FILTER (WHERE c.fits), ''{}'') AS ids,
+                                    coalesce(array_agg(c.content) FILTER (WHERE c.fits), ''{}'') AS rows,
+                                    array_agg(c.order_id) FILTER (WHERE NOT c.fits) AS others,
+                                    coalesce(sum(octet_length(c.content)), 0) AS bytes
+                               FROM counted AS c', tenant.schema_name)
+                           INTO part USING keys[:few], most - bytes;
+                        found_ids := found_ids || part.ids;
+                        found_rows := found_rows || part.rows;
+                        bytes := bytes + part.bytes;
+                        keys := part.others || keys[few + 1:];
+                    END LOOP;
+                    postponed := keys;
                     RAISE SQLSTATE 'PD001';
                 EXCEPTION WHEN SQLSTATE 'PD001' THEN
                     -- Variables keep their values.
-                    IF found_ids IS NULL THEN
+                    IF postponed IS NULL THEN
                         RAISE EXCEPTION 'the orders could not be read';
                     END IF;
                 END;
+                read_for := extract(epoch FROM clock_timestamp() - started);
             END IF;
             INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
             SELECT tenant.id, 'order', k FROM unnest(postponed) AS k;
             RETURN QUERY EXECUTE format(
-                'SELECT $1, k.order_id, r.content, o.snapshot::text, o.status, o.version, NULL::text
+                'SELECT $1, k.order_id, r.content, o.snapshot::text, o.status, o.version, NULL::text, $5
                    FROM unnest($2) AS k(order_id)
                    LEFT JOIN %I.pos_orders AS o USING (order_id)
                    LEFT JOIN unnest($3, $4) AS r(order_id, content) USING (order_id)', tenant.schema_name)
-                USING tenant.id, tenant.wanted, found_ids, found_rows;
+                USING tenant.id, tenant.wanted, found_ids, found_rows, read_for;
         EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
             RETURN QUERY SELECT tenant.id, NULL::text, NULL::text, NULL::text, NULL::text, NULL::integer,
-                                SQLSTATE || ' ' || SQLERRM;
+                                SQLSTATE || ' ' || SQLERRM, read_for;
         END;
     END LOOP;
 END

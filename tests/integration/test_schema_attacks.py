@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import psycopg2
 
 from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, Client, SchemaCase
@@ -117,6 +119,41 @@ class ViewTests(AttackCase):
         states = self.states(self.daemon)
         self.assertIn("57014", states[1] or "")
         self.assertEqual(states[2], "[")
+
+    def test_code_that_takes_long_has_the_rest_of_its_orders_put_off(self) -> None:
+        self.run_when_read("PERFORM pg_sleep(0.011)")
+        wanted = [str(number) for number in range(2, 41)]
+        self.shop.run(
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
+            " SELECT n, 1 FROM generate_series(2, 40) AS n"
+        )
+        self.admin.take()
+        rows = self.daemon.rows(
+            "SELECT tenant_id, row_now IS NOT NULL, seconds > 0.1 FROM"
+            " dinedesk_main.pos_order_states(%s::integer[], %s::text[], %s::boolean[])",
+            [1] * 39 + [2],
+            [*wanted, "1"],
+            [True] * 40,
+        )
+        self.assertEqual(
+            Counter(rows), {(1, True, True): 10, (1, False, True): 29, (2, True, False): 1}
+        )
+        self.assertEqual(len(self.admin.take() or ()), 29)
+
+    def test_several_whose_code_takes_long_take_no_longer_than_one(self) -> None:
+        """statement_timeout acts once in a statement; whoever comes after it is not read at all."""
+        self.run_when_read("PERFORM pg_sleep(1000)")
+        self.admin.run("DROP TABLE dinedesk_grill.order_items")
+        self.admin.run(
+            "CREATE VIEW dinedesk_grill.order_items AS SELECT * FROM dinedesk_kitchen.order_items"
+        )
+        self.admin.run("GRANT SELECT ON dinedesk_grill.order_items TO posd_hook_grill")
+        self.admin.take()
+        self.daemon.run("SET statement_timeout = '600ms'")
+        states = self.daemon.rows(STATES)
+        self.assertEqual([(row[0], row[2]) for row in states], [(1, None), (2, None)])
+        self.assertIn("57014", states[0][6])
+        self.assertEqual([row.key for row in self.admin.take() or ()], ["1"])
 
     def test_what_its_code_leaves_in_its_own_tables_is_undone(self) -> None:
         self.shop.run("CREATE TABLE dinedesk_kitchen.marks (n integer)")
