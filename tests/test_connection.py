@@ -73,8 +73,10 @@ class ConnectionTests(DatabaseCase):
         connection = Connection(meddler, lambda which, trouble: self.ends.append(trouble))
         self.addCleanup(connection.close)
         await connection.open(self.dsn)
-        running = begin(connection.run("SELECT 1", rows=True))
+        self.admin.run("SELECT pg_advisory_lock(1)")
+        running = begin(connection.run("SELECT pg_advisory_lock(1)", rows=True))
         meddler.first = running.cancel
+        self.admin.run("SELECT pg_advisory_unlock(1)")
         with self.assertRaises(CancelledError):
             await running
         self.assertEqual(self.ends, ["a statement was given up"])
