@@ -156,6 +156,52 @@ class RoadsTests(RoadsCase):
         self.publish(1)
         self.assert_positions(slow.take(1), head + 1, head + 1)
 
+    def test_nobody_follows_another_tenant(self) -> None:
+        self.publish(1)
+        self.shop.add_tenant(stranger := f"{self.slug}-stranger")
+        for kind, device in (("tenant", None), ("device", "POS_1"), ("platform", None)):
+            key = self.shop.key(kind, stranger, device)
+            for method, address in (
+                ("GET", self.address(after=0)),
+                ("GET", self.address("/stream", last_event_id=0)),
+                ("POST", self.address("/ack")),
+            ):
+                with self.subTest(kind=kind, address=address):
+                    refused = self.posd.request(method, address, {"id": 1}, key=key)
+                    self.assertEqual((refused.status, refused.json["code"]), (401, "unauthorized"))
+
+
+class NodesTests(RoadsCase):
+    """Two daemons on one database."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.first, self.second = self.posd, self.shop.start()
+        self.addCleanup(self.second.stop)
+
+    def test_a_till_may_change_its_node_with_its_road(self) -> None:
+        stream = self.follow()
+        self.publish(1)
+        seen = [each.message["id"] for each in stream.take(1)]
+        self.posd = self.second
+        self.publish(1)
+        answer = self.poll(after=1, wait=20)
+        seen += [each["id"] for each in answer["events"]]
+        self.publish(1)
+        till = self.dial(after=2)
+        seen += [each["id"] for each in till.take(1)]
+        self.assertEqual(seen, [1, 2, 3])
+        till.send({"type": "ping"})
+        self.assertEqual(stream.read_to_the_end()[-1].message["code"], 4009)
+
+    def test_an_acknowledgement_counts_on_both(self) -> None:
+        self.poll()
+        self.publish(3)
+        self.posd = self.second
+        self.assertEqual(self.acknowledge(2).json["id"], 2)
+        self.posd = self.first
+        self.assertEqual([each["id"] for each in self.poll()["events"]], [3])
+
 
 class LongPollTests(RoadsCase):
     configuration = "[limits]\nconnections_per_tenant = 1"
