@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, wrapServerTLS
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 
 from posd.certificates import make
@@ -103,8 +104,13 @@ class NetworkCase(TestCase):
         (self.folder / "ca.pem").unlink()
         (self.folder / "ca-key.pem").unlink()
         make(self.folder, ["127.0.0.1"], replace=True)
-        ending = await self.ending_of(f"wss://127.0.0.1:{port}")
+        with capturedLogs() as logs:
+            ending = await self.ending_of(f"wss://127.0.0.1:{port}")
         self.assertIn("certificate verify failed", ending.reason)
+        loud = [log["log_format"] for log in logs if log["log_level"] > LogLevel.info]
+        self.assertEqual(
+            loud, [], "the till's owner, who is told the ending, says what it is worth"
+        )
 
     async def test_small_messages_do_not_wait_for_one_another(self) -> None:
         port = await self.listen()

@@ -17,6 +17,7 @@ import txaio
 from attrs import frozen
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from autobahn.websocket.types import ConnectingRequest
+from twisted.internet.error import ConnectionClosed, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -203,6 +204,9 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         self._allow(None)
         self._lost = reason
+        if not reason.check(ConnectionClosed):
+            # Autobahn would log an error of TLS, which its owner is told as the ending.
+            reason = Failure(ConnectionLost())
         super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
