@@ -188,4 +188,4 @@ def _hash(key: str | None) -> bytes | None:
 def of_kind(principal: Principal, *kinds: KeyKind) -> None:
     """Raise `Forbidden` unless the key is of one of these kinds."""
     if principal.kind not in kinds:
-        raise Forbidden(f"A {principal.kind.value} key may not do this.")
+        raise Forbidden(f"A key of kind {principal.kind.value} may not do this.")

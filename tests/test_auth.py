@@ -291,5 +291,6 @@ class DeviceTests(AuthCase):
     async def test_a_kind_that_may_not_is_forbidden(self) -> None:
         principal = Principal(1, KeyKind.DEVICE, None)
         of_kind(principal, KeyKind.TENANT, KeyKind.DEVICE)
-        with self.assertRaises(Forbidden):
+        with self.assertRaises(Forbidden) as raised:
             of_kind(principal, KeyKind.PLATFORM)
+        self.assertEqual(raised.exception.message, "A key of kind device may not do this.")
