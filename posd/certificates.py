@@ -45,6 +45,10 @@ class CertificateError(errors.PosdError):
     """The certificate cannot be made; one sentence says why and what to do."""
 
 
+class NotCertifiable(CertificateError):
+    """What was asked for no certificate can say, wherever it is put."""
+
+
 @frozen
 class Made:
     """Where `make` has put the files, and when the server certificate ends."""
@@ -75,16 +79,17 @@ def make(
     default: this moment) and carries every name as a subject alternative name; `*.example.net`
     and international names are understood. An authority found in `directory` is used again, so
     that the tills need not be touched. A server certificate found there is kept unless `replace`.
-    Raises `CertificateError` before anything of the server's is written.
+    Raises `CertificateError`, or `NotCertifiable` for names and days, before anything is written
+    that is the server's.
     """
     begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
     alternatives = _alternative_names(names)
     if not 1 <= days <= LONGEST_DAYS:
-        raise CertificateError(f"A certificate is valid for 1 to {LONGEST_DAYS} days, not {days}.")
+        raise NotCertifiable(f"A certificate is valid for 1 to {LONGEST_DAYS} days, not {days}.")
     certificate_path, key_path = directory / "fullchain.pem", directory / "privkey.pem"
     for path in (certificate_path, key_path):
         if not replace and path.exists():
-            raise CertificateError(f"{path} exists already; ask for it to be replaced.")
+            raise CertificateError(f"{path} exists already; `--replace` replaces it.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         authority = _authority(directory, begins)
@@ -101,7 +106,7 @@ def make(
 
 def _alternative_names(names: Sequence[str]) -> list[x509.GeneralName]:
     if not names:
-        raise CertificateError("A certificate needs at least one host name or IP address.")
+        raise NotCertifiable("A certificate needs at least one host name or IP address.")
     return [_general_name(name) for name in dict.fromkeys(names)]
 
 
@@ -123,7 +128,7 @@ def _dns_name(name: str) -> str:
     # All-numeric names are mistyped addresses, which no client would ever look up as a name.
     labels = host.split(".")
     if not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
-        raise CertificateError(f"{name!r} is neither a host name nor an IP address.")
+        raise NotCertifiable(f"{name!r} is neither a host name nor an IP address.")
     return wildcard + host
 
 

@@ -54,6 +54,8 @@ def make_cert(
     """
     try:
         made = certificates.make(directory, names, days=days, replace=replace)
+    except certificates.NotCertifiable as error:
+        raise Failure(str(error), os.EX_USAGE) from error
     except certificates.CertificateError as error:
         raise Failure(str(error), os.EX_CANTCREAT) from error
     if as_json:
