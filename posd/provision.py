@@ -308,7 +308,7 @@ def _hook(cursor: Any, tenant: Tenant) -> None:
     except psycopg2.errors.UndefinedFunction as error:
         raise SchemaError(
             f"{tenant.schema}: orders.id and order_items.order_id cannot be compared: {line(error)}"
-        ) from error
+        ) from None  # as for columns that are missing: the fault is the tables', not PostgreSQL's
     record(cursor, tenant.schema, hooks())
 
 

@@ -147,6 +147,16 @@ class AdoptTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_DATAERR)
         self.assertIn("orders.status", ran.err)
 
+    def test_columns_that_do_not_compare_are_as_wrong_as_none(self) -> None:
+        execute(
+            self.dsn,
+            "ALTER TABLE dinedesk_kitchen.order_items DROP CONSTRAINT order_items_order_id_fkey,"
+            " ALTER order_id TYPE text",
+        )
+        ran = posctl("adopt", "kitchen", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertIn("cannot be compared", ran.err)
+
     def test_rights_that_lack_are_asked_for_by_the_grants_themselves(self) -> None:
         execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders OWNER TO postgres")
         ran = posctl("adopt", "kitchen", dsn=self.dsn)
