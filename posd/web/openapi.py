@@ -1,8 +1,8 @@
 """The description of the API by OpenAPI 3.1, made of the rows that serve it.
 
-https://spec.openapis.org/oas/v3.1.1.html. Four extensions: `x-key-kinds` has the kinds of keys that
-may make a call, `x-also` the other names that a member or a parameter is found under, `x-item-schema`
-what a stream consists of, and what is `x-tolerant` refuses no value that it cannot read.
+https://spec.openapis.org/oas/v3.1.1.html. Three extensions: `x-key-kinds` has the kinds of keys that
+may make a call, `x-also` the other names that a member or a parameter is found under, and what is
+`x-tolerant` refuses no value that it cannot read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from posd.web.operations import NOBODY, Operation, Refused
 from posd.web.shapes import Given
 
 JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
 _ABOUT: Final = cleandoc(
     """
     posd brings a shop's orders to its tills, and keeps its gift cards and loyalty points.
@@ -179,21 +180,37 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 
 def _given(operation: Operation, shape: type[Given] | str) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "schema": {"type": "object" if operation.media == JSON else "string"}
-    }
     if isinstance(shape, str):
-        what = shape
+        what, schema = shape, {"type": "object" if operation.media == JSON else "string"}
     else:
         what = cleandoc(shape.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-        if operation.media == JSON:
-            content = {"schema": ref(shape.__name__)}
-        else:
-            content["x-item-schema"] = ref(shape.__name__)
-    described: dict[str, Any] = {"description": what, "content": {operation.media: content}}
+        schema = ref(shape.__name__)
+        if operation.media == EVENTS:
+            schema = _server_sent(schema)
+    content = {operation.media: {"schema": schema}}
+    described: dict[str, Any] = {"description": what, "content": content}
     if operation.idempotent:
         described["headers"] = _headers("Idempotent-Replayed")
     return described
+
+
+def _server_sent(schema: Schema) -> Schema:
+    """One event of a stream, as https://html.spec.whatwg.org/multipage/server-sent-events.html reads."""
+    # The first and the last one are about the stream itself.
+    about = {"properties": {"type": {"enum": ["connected", "pos_closing"]}}, "required": ["type"]}
+    carried = {"anyOf": [schema, about]}
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": carried}
+    return {
+        "type": "object",
+        "description": "One event of the stream.",
+        "properties": {
+            "event": {"type": "string"},
+            "id": {"type": "string"},
+            "data": data,
+            "retry": {"type": "integer"},
+        },
+        "required": ["event", "data"],
+    }
 
 
 def _refused(status: int, group: Sequence[Refused]) -> dict[str, Any]:

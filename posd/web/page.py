@@ -167,7 +167,7 @@ class _Page:
         for status, response in operation["responses"].items():
             response = self._resolved(response)
             for media, content in response["content"].items():
-                name = name_in(content.get("x-item-schema", content["schema"]))
+                name = name_in(_carried(content["schema"]))
                 if "allOf" in content["schema"]:
                     refused += self._refusals(status, response, content["schema"])
                 elif name in shown:
@@ -221,6 +221,15 @@ class _Page:
                 *members(schema, sent="x-tolerant" in schema),
                 id=name,
             )
+
+
+def _carried(schema: Node) -> Node:
+    """What stands in a stream's events; any other schema as it is."""
+    match schema:
+        case {"properties": {"data": {"contentSchema": {"anyOf": [event, _]}}}}:
+            carried: Node = event
+            return carried
+    return schema
 
 
 def _everywhere() -> Iterator[Tag]:

@@ -27,7 +27,7 @@ def _in_header(name: str, description: str, example: str, **schema: object) -> P
         "name": name,
         "in": "header",
         "description": description,
-        "schema": {"type": "string", "minLength": 1, **schema},
+        "schema": {"type": "string", **schema},
         "example": example,
     }
 
@@ -63,24 +63,26 @@ TENANT_ID: Final = _in_header(
     "X-Tenant-ID",
     "Where it is sent, it must be the tenant that the call is about.",
     "kitchen",
+    minLength=1,
 )
 DEVICE_ID: Final = _in_header(
     "X-Device-ID",
     "Names the terminal that asks, with a tenant's key; with a device's own it must be that one.",
     "POS_1",
+    minLength=1,
     maxLength=128,
 )
 LAST_EVENT_ID: Final = _in_header(
     "Last-Event-ID",
-    "As the parameter `last_event_id`, which counts where both are sent.",
+    "As the parameter `last_event_id`, up to 18 digits. Nothing where that is sent too.",
     "1042",
-    pattern="^[0-9]{1,18}$",
 )
 IDEMPOTENCY_KEY: Final = _in_header(
     "Idempotency-Key",
     "Names this call. Sent again with the same key it has no second effect and gets the first answer"
     " again. `X-Idempotency-Key` is the same.",
     "5f1c9a52-9c55-4f4b-8c0f-1d0c3a2f7b11",
+    minLength=1,
     maxLength=255,
     pattern="^[!-~]+$",
 )
