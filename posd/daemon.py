@@ -7,6 +7,7 @@ is away does not: posd stays, answers 503, and goes on by itself.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -87,12 +88,16 @@ class Daemon(Service):
         if interval is not None:
             self._watchdog = systemd.Watchdog(self._reactor, self._notifier, interval)
             self._watchdog.startService()
-        started = Deferred.fromCoroutine(self._start())
-        started.addErrback(lambda failure: self._fail(failure.getErrorMessage()))
+        # twist begins to log only then, and what is critical before that it prints and logs.
+        self._reactor.callWhenRunning(self._begin)
 
     def stopService(self) -> Deferred[None]:
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
+
+    def _begin(self) -> None:
+        started = Deferred.fromCoroutine(self._start())
+        started.addErrback(lambda failure: self._fail(failure.getErrorMessage()))
 
     async def _start(self) -> None:
         inherited = systemd.inherited_endpoints(self._reactor, self._environ)
@@ -207,8 +212,8 @@ class Daemon(Service):
             return
         self._failed = True
         self._log.critical("{message}", message=message)
-        self._reactor.addSystemEventTrigger("after", "shutdown", _exit_config)
-        self._reactor.callWhenRunning(self._end)
+        atexit.register(_exit_config)
+        self._end()
 
     def _end(self) -> None:
         if self.running:
@@ -224,7 +229,11 @@ def is_local(address: object) -> bool:
 
 
 def _exit_config() -> None:
-    """twistd would exit with 0: to it the reactor was stopped, and that is all."""
+    """twistd would exit with 0: to it the reactor was stopped, and that is all.
+
+    Only once it has cleared up behind itself, its file with the process id above all.
+    """
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EX_CONFIG)
 
