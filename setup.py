@@ -66,8 +66,11 @@ TEST = [
     # depends on its release, hence the minor.
     "openapi-spec-validator>=0.9",
     "schemathesis==4.32.*",
-    # What is not OpenAPI is held against schemas too.
+    # Values are held against its schemas.
     "jsonschema[format]>=4.23",
+    # The description of the WebSocket: whether it is one. Young, hence the release.
+    "asyncapi3==0.0.2",
+    "PyYAML>=6",
     # What the tests build the wheel with.
     "setuptools>=77",
 ]
@@ -78,6 +81,7 @@ DEV = [
     "mypy>=2.4,<2.5",
     "mypy-zope>=1.0.17,<1.1",
     "types-jsonschema>=4.23",
+    "types-PyYAML>=6",
     # What the tests do not reach; what MANIFEST.in forgot; a release.
     "coverage>=7.6",
     "check-manifest>=0.50",

@@ -288,4 +288,4 @@ FORMS: Mapping[Callable[..., object], str] = {
 }
 """What a member is, by the way it is read."""
 NAMING: Mapping[str, tuple[str, ...]] = _NAMING
-RESERVED = _RESERVED
+RESERVED, REPEATED = _RESERVED, _REPEATED

@@ -1,0 +1,230 @@
+"""docs/asyncapi.yaml, held against the code: a valid AsyncAPI document, and true in every message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, cast
+from uuid import uuid4
+
+import yaml
+from asyncapi3.models import AsyncAPI3
+from twisted.trial.unittest import SynchronousTestCase
+
+import posd
+from posd import drafts, messages
+from posd.errors import InvalidMessage
+from posd.jsontext import decode, encode
+from posd.values import SLUG, KeyKind, Resync
+from posd.web.event_schemas import components, name_of
+from tests import documents
+from tests.description_case import Shape, decoded
+from tests.documents import words_in_code
+from tests.test_docs_protocol import closings
+from tests.test_docs_tills import produced
+
+PAGE = "docs/asyncapi.yaml"
+_TILL = {
+    "tillPing": messages.Ping,
+    "tillPong": messages.Pong,
+    "ack": messages.Ack,
+    "nack": messages.Nack,
+    "print": messages.Print,
+    "other": messages.Other,
+}
+
+
+@cache
+def page() -> dict[str, Any]:
+    return cast("dict[str, Any]", yaml.safe_load(documents.text(PAGE)))
+
+
+def channel() -> dict[str, Any]:
+    return cast("dict[str, Any]", page()["channels"]["till"])
+
+
+def names(action: str) -> set[str]:
+    """The messages that posd sends or receives, by their names."""
+    found = set()
+    for operation in page()["operations"].values():
+        used = operation["messages"] if operation["action"] == action else []
+        if action == "send":
+            used = [*used, *operation.get("reply", {}).get("messages", [])]
+        found |= {each["$ref"].rpartition("/")[2] for each in used}
+    return found
+
+
+def payload(name: str) -> Shape:
+    return Shape(page()["components"]["messages"][name]["payload"], page())
+
+
+def examples(name: str) -> list[dict[str, Any]]:
+    shown = page()["components"]["messages"][name]["examples"]
+    return [example["payload"] for example in shown]
+
+
+class DocumentTests(SynchronousTestCase):
+    """The form of the page."""
+
+    def test_it_is_asyncapi_3(self) -> None:
+        AsyncAPI3.model_validate(page())
+
+    def test_every_reference_leads_somewhere(self) -> None:
+        found = [*references(page())]
+        self.assertGreater(len(found), 30)
+        for reference in found:
+            place: Any = page()
+            for part in reference.removeprefix("#/").split("/"):
+                self.assertIn(part, place, reference)
+                place = place[part]
+
+    def test_every_message_is_sent_or_received_and_no_other(self) -> None:
+        self.assertEqual(names("send") | names("receive"), {*page()["components"]["messages"]})
+        self.assertEqual({*channel()["messages"]}, {*page()["components"]["messages"]})
+
+    def test_the_version_is_that_of_posd(self) -> None:
+        self.assertEqual(page()["info"]["version"], posd.__version__)
+
+
+class EventTests(SynchronousTestCase):
+    """What tills are told of."""
+
+    def test_the_data_of_each_known_type_is_what_its_table_makes(self) -> None:
+        made = {
+            name: schema for name, schema in components().items() if not name.endswith("ToPublish")
+        }
+        shown = page()["components"]["schemas"]
+        self.assertEqual({name: shown[name] for name in shown if name != "Envelope"}, made)
+
+    def test_each_known_type_is_a_message_with_its_data_and_what_is_repeated_beside(self) -> None:
+        for kind in drafts.TABLES:
+            envelope, own = payload(kind).schema["allOf"]
+            properties = own["properties"]
+            with self.subTest(type=kind):
+                self.assertEqual(envelope, {"$ref": "#/components/schemas/Envelope"})
+                self.assertEqual(properties["type"], {"const": kind})
+                self.assertEqual(
+                    properties["data"], {"$ref": f"#/components/schemas/{name_of(kind)}"}
+                )
+                beside = properties.keys() - {"type", "data"}
+                self.assertEqual(beside, {*drafts.REPEATED.get(kind, {})})
+
+    def test_every_type_is_one_of_the_known_ones_or_any_other(self) -> None:
+        self.assertEqual(names("send"), {*drafts.TABLES, "connected", "event", "pong", "error"})
+        other = payload("event").schema["allOf"][1]["properties"]["type"]
+        self.assertEqual({*other["not"]["enum"]}, {*drafts.TABLES})
+
+
+class ExampleTests(SynchronousTestCase):
+    """The examples: each fits, and is what is really said."""
+
+    def test_every_message_has_one_that_fits(self) -> None:
+        for name in page()["components"]["messages"]:
+            with self.subTest(message=name):
+                self.assertNotEqual(examples(name), [])
+                for example in examples(name):
+                    self.assertEqual(payload(name).objections(example), [])
+
+    def test_what_posd_says_is_what_posd_writes(self) -> None:
+        for name in names("send"):
+            for example in examples(name):
+                with self.subTest(message=name):
+                    self.assertEqual(decoded(decode(produced(example))), example)
+
+    def test_what_a_till_says_is_understood_as_that(self) -> None:
+        self.assertEqual(names("receive"), {*_TILL})
+        for name, kind in _TILL.items():
+            for example in examples(name):
+                self.assertIsInstance(messages.parse(encode(example)), kind)
+
+    def test_what_does_not_fit_is_not_understood(self) -> None:
+        for name, mistake in (
+            ("ack", {"type": "ack"}),
+            ("ack", {"type": "ack", "id": "7"}),
+            ("ack", {"type": "ack", "id": -1}),
+            ("nack", {"type": "nack", "id": 7, "reason": 5}),
+            ("print", {"type": "print", "orderId": "1", "status": "lost"}),
+            ("print", {"type": "print", "status": "printed"}),
+            ("other", {"type": ""}),
+            ("tillPing", {"type": "ping", "id": []}),
+        ):
+            with self.subTest(mistake=mistake):
+                self.assertFalse(payload(name).fits(mistake))
+                with self.assertRaises(InvalidMessage):
+                    messages.parse(encode(mistake))
+
+    def test_what_fits_in_another_spelling_is_understood(self) -> None:
+        for name, message in (
+            ("print", {"type": "print", "order_id": 7, "status": "printed"}),
+            ("nack", {"type": "nack", "id": 0, "reason": None}),
+            ("tillPing", {"type": "ping", "id": None, "timestamp": 1.5}),
+        ):
+            self.assertEqual(payload(name).objections(message), [])
+            messages.parse(encode(message))
+
+    def test_a_greeting_fits_whatever_it_says(self) -> None:
+        now = datetime.now(UTC)
+        for resync in (None, *Resync):
+            written = messages.connected_text(
+                greeting="Hello",
+                slug="kitchen",
+                connection_id=str(uuid4()),
+                device_id=None,
+                stream_id=uuid4(),
+                last_event_id=7,
+                resumed_from=None if resync else 3,
+                resync=resync,
+                heartbeat=0.5,
+                now=now,
+            )
+            self.assertEqual(payload("connected").objections(decoded(decode(written))), [])
+
+    def test_a_pong_fits_whatever_it_gives_back(self) -> None:
+        for ping in (messages.Ping(), messages.Ping("a"), messages.Ping(1, "b")):
+            written = messages.pong_text(ping, datetime.now(UTC))
+            self.assertEqual(payload("pong").objections(decoded(decode(written))), [])
+
+
+class AroundTests(SynchronousTestCase):
+    """How a connection begins and how it ends."""
+
+    def test_every_closing_is_there_and_no_other(self) -> None:
+        shown = {(each["code"], each["reason"]) for each in channel()["x-closings"]}
+        self.assertEqual(shown, {(each.code, each.reason) for each in closings()})
+
+    def test_every_refusal_is_there_with_its_status(self) -> None:
+        rows = [
+            t for t in documents.tables("docs/protocol.md") if t.section == "WebSocket: opening"
+        ]
+        told = {row[0]: words_in_code(row[1]) for row in rows[-1].rows}
+        shown = {status: {*codes} for status, codes in channel()["x-refusals"].items()}
+        self.assertEqual(shown, told)
+
+    def test_every_error_on_an_open_connection_is_there(self) -> None:
+        text = documents.text("docs/protocol.md")
+        section = text.partition("### Errors on an open connection\n")[2].partition("\n## ")[0]
+        shown = payload("error").schema["properties"]["code"]["enum"]
+        self.assertEqual({*shown}, words_in_code(section))
+
+    def test_who_opens_it_is_a_kind_of_key(self) -> None:
+        kinds = {kind.value for kind in KeyKind}
+        self.assertEqual(words_in_code(channel()["description"]) & kinds, {"tenant", "device"})
+
+    def test_its_address_names_a_tenant(self) -> None:
+        self.assertEqual(re.findall(r"{(\w+)}", channel()["address"]), [*channel()["parameters"]])
+        for example in channel()["parameters"]["tenant"]["examples"]:
+            self.assertIsNotNone(SLUG.fullmatch(example))
+
+
+def references(value: object) -> Iterator[str]:
+    """Every reference in a document."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for member in value.values():
+            yield from references(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from references(member)
