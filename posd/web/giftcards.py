@@ -236,7 +236,7 @@ class GiftCards:
             expiry_date=_moment(card.expiry_date),
             recipient_name=card.recipient_name,
         )
-        return given(ledgers.repeated(BalanceGiven, data))
+        return ledgers.twice(BalanceGiven, data)
 
     async def deduct(self, ask: TenantAsk[DeductionTaken]) -> Answer:
         """What a till or a web shop does when somebody pays with a card."""
@@ -254,8 +254,7 @@ class GiftCards:
             remaining_balance=movement.after,
             transaction_id=str(movement.transaction_id),
         )
-        answer = ledgers.repeated(DeductionGiven, data)
-        return given(answer, replayed=movement.replayed)
+        return ledgers.twice(DeductionGiven, data, replayed=movement.replayed)
 
     async def sell(self, ask: TenantAsk[SaleTaken]) -> Answer:
         """A call that is made again is for the card of the first one, whoever chose its number."""

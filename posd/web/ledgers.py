@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
+from attrs import evolve
 from msgspec import Meta, structs
 
 from posd.errors import BadRequest, NotFound
@@ -13,11 +14,10 @@ from posd.store import ledgers
 from posd.store.idempotency import Answered
 from posd.store.ledgers import Cause
 from posd.web import idempotency
-from posd.web.operations import Refused, TenantAsk
+from posd.web.operations import Refused, TenantAsk, given
 from posd.web.render import Answer
 from posd.web.shapes import UNSET, Given, Identity, Taken, Unset, called, plain
 
-G = TypeVar("G", bound=Given)
 M = TypeVar("M")
 
 MONEY_SECONDS: Final = 7.5
@@ -124,10 +124,12 @@ def sent(value: M | Unset | None) -> M | None:
     return None if value is UNSET else value
 
 
-def repeated(kind: type[G], data: Given) -> G:
+def twice(kind: type[Given], data: Given, *, replayed: bool = False) -> Answer:
     """An answer whose members are there twice, under `data` too, where deployed platforms read them."""
-    members = structs.asdict(data)
-    return kind(**{n: members[n] for n in kind.__struct_fields__ if n in members}, data=data)
+    known = structs.asdict(data)
+    members = {name: known[name] for name in kind.__struct_fields__ if name in known}
+    answer = given(kind(**members, data=data), replayed=replayed)
+    return evolve(answer, body={"success": True, **answer.body})
 
 
 async def told(reversal: Awaitable[Given]) -> tuple[int, Mapping[str, object]]:

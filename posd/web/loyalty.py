@@ -31,7 +31,7 @@ from posd.web.ledgers import (
     ReversalTaken,
     TransactionId,
 )
-from posd.web.operations import LEDGERS, Operation, Refused, TenantAsk, given
+from posd.web.operations import LEDGERS, Operation, Refused, TenantAsk
 from posd.web.render import Answer
 from posd.web.shapes import UNSET, Given, Moment, Points, Unset
 
@@ -254,7 +254,7 @@ class LoyaltyPoints:
         account, rules = await loyalty_rules.account(session, ask.tenant, phone)
         if account is None:
             raise ledgers.unknown_customer(phone)
-        return given(ledgers.repeated(StandingGiven, _standing(account, rules)))
+        return ledgers.twice(StandingGiven, _standing(account, rules))
 
     async def add(self, ask: TenantAsk[PointsTaken]) -> Answer:
         """What a till or a web shop does when somebody has paid."""
@@ -266,7 +266,7 @@ class LoyaltyPoints:
             new_points=movement.after,
             transaction_id=str(movement.transaction_id),
         )
-        return given(ledgers.repeated(AdditionGiven, data), replayed=movement.replayed)
+        return ledgers.twice(AdditionGiven, data, replayed=movement.replayed)
 
     async def redeem(self, ask: TenantAsk[PointsTaken]) -> Answer:
         """What a till or a web shop does when somebody pays with points."""
@@ -279,7 +279,7 @@ class LoyaltyPoints:
             discount_amount=movement.discount or Decimal(),
             transaction_id=str(movement.transaction_id),
         )
-        return given(ledgers.repeated(RedemptionGiven, data), replayed=movement.replayed)
+        return ledgers.twice(RedemptionGiven, data, replayed=movement.replayed)
 
     async def reverse(self, ask: TenantAsk[ReversalTaken]) -> Answer:
         """The body names the movement; a key in a header is this call's own."""

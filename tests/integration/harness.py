@@ -226,14 +226,15 @@ class Daemon:
         *,
         key: str | None = None,
         headers: Mapping[str, str] = {},
+        patience: float = 10.0,
     ) -> Reply:
-        """One REST call. `body` is sent as JSON, bytes as they are."""
+        """One REST call. `body` is sent as JSON, bytes as they are; `patience` is in seconds."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {"Content-Type": "application/json", **headers}
         if key is not None:
             sent["X-API-Key"] = key
         connection = http.client.HTTPSConnection(
-            "localhost", self.port, timeout=10, context=self.tls()
+            "localhost", self.port, timeout=patience, context=self.tls()
         )
         with closing(connection):
             connection.request(method, path, body=data, headers=sent)

@@ -25,6 +25,10 @@ class LedgerCase(WireCase):
         self.key = self.shop.key("device", self.slug, "POS_1")
         self.platform = self.shop.key("platform", self.slug)
 
+    def tearDown(self) -> None:
+        """Whatever was refused, the API's description says that it may be."""
+        self.assertNotIn("does not declare", self.posd.log())
+
     def ask(
         self,
         method: str,
