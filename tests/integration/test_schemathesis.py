@@ -37,6 +37,8 @@ _WORDS = {
     "query.wait": 0,
 }
 """What would lead nowhere if it were made up, or take long."""
+_KNOWN = {"cardNumber": "GC-7Q4M-2XKD", "phone": "+447700900123", "orderId": "A-2"}
+"""What there is, by the parts of addresses that lead to it; it is asked for four times of five."""
 _TRUE_TO_TYPE = [200, 201, 400, 401, 403, 404, 409, 422]
 """What a good request may be answered with: a schema knows nothing of what is on a card."""
 
@@ -54,8 +56,20 @@ class SchemathesisTests(SynchronousTestCase):
             "platform": self.shop.key("platform"),
             "admin": self.shop.key("admin", None),
         }
+        self.fill()
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
+
+    def fill(self) -> None:
+        """Sell a card and open an account, so that there is something to ask for."""
+        card = {"cardNumber": _KNOWN["cardNumber"], "amount": 5000}
+        for path, body in (
+            ("/api/kitchen/gift-cards", card),
+            (f"/api/kitchen/loyalty/{_KNOWN['phone']}/add", {"points": 5000}),
+            ("/api/kitchen/events", {"type": "new_order", "data": {"orderId": _KNOWN["orderId"]}}),
+        ):
+            answer = self.posd.request("POST", path, body, key=self.keys["platform"])
+            self.assertIn(answer.status, (200, 201), answer.json)
 
     def test_nothing_is_found(self) -> None:
         whole = self.posd.request("GET", "/openapi.json").json
@@ -89,6 +103,10 @@ class SchemathesisTests(SynchronousTestCase):
                 f"max-examples = {_EXAMPLES}",
                 "[checks]",
                 f"positive_data_acceptance = {{expected-statuses = {_TRUE_TO_TYPE}}}",
+                *(
+                    f"[dictionaries.{name}]\nvalues = {json.dumps([value])}"
+                    for name, value in _KNOWN.items()
+                ),
                 "[phases.stateful]",
                 f"generation = {{max-examples = {_EXAMPLES}}}",
                 *(line for operation in operations(whole) for line in self.rules(operation, whole)),
@@ -113,9 +131,12 @@ class SchemathesisTests(SynchronousTestCase):
             yield "enabled = false"
         names = {f"{each['in']}.{each['name']}" for each in operation.get("parameters", ())}
         words = {name: word for name, word in _WORDS.items() if name in names}
-        if words:
+        if names:
             yield "[operations.parameters]"
             yield from (f"{json.dumps(name)} = {json.dumps(word)}" for name, word in words.items())
+            for name in _KNOWN:
+                if f"path.{name}" in names:
+                    yield f'"path.{name}" = {{dictionary = "{name}", probability = 0.8}}'
 
 
 def operations(whole: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
