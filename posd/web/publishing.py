@@ -42,15 +42,15 @@ class EventsTaken(Taken, frozen=True):
     beyond = {"anyOf": [ref("EventToPublish"), {"required": ["events"]}]}
 
 
-class EventGiven(Success, frozen=True):
+class EventGiven(Success, frozen=True, kw_only=True):
     """Where one event or several have gone; null for one that told nothing new.
 
     `connections` counts the tenant's connected tills, on all nodes.
     """
 
-    connections: int
     id: Position | Unset | None = UNSET
     ids: list[Position | None] | Unset = UNSET
+    connections: int
 
 
 class BroadcastTaken(Taken, frozen=True):
