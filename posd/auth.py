@@ -8,7 +8,6 @@ address; a valid key is never refused for them.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Final
@@ -17,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from posd import migrations
+from posd import keys, migrations
 from posd.database import Database
 from posd.errors import Forbidden, NotFound, Refusal, TooManyRequests, Unauthorized, Unavailable
 from posd.limits import FailedAttempts
@@ -67,9 +66,9 @@ class Authenticator:
         return credential
 
     async def anywhere(self, key: str | None, address: str) -> Principal:
-        """Whom a key of all tenants speaks for, where no tenant is named."""
+        """Whom a key speaks for, where no tenant is named; one of all tenants before one of one."""
         sha256 = _hash(key)
-        found = None if sha256 is None else await credentials.find_global(self._database, sha256)
+        found = None if sha256 is None else await credentials.find_anywhere(self._database, sha256)
         if found is None:
             raise self._refusal(address)
         return found
@@ -182,7 +181,7 @@ def _hash(key: str | None) -> bytes | None:
     """What a key is looked up by; None for what cannot be one."""
     if key is None or not 0 < len(key) <= _LONGEST_KEY:
         return None
-    return hashlib.sha256(key.encode()).digest()
+    return keys.digest(key)
 
 
 def of_kind(principal: Principal, *kinds: KeyKind) -> None:

@@ -26,10 +26,13 @@ from posd.session import Register, Session
 from posd.store import credentials, stream
 from posd.store import presence as books
 from posd.values import (
+    DISABLED,
+    DISCONNECTED,
     GOING_AWAY,
     REVOKED,
     STREAM_CHANGED,
     SUPERSEDED,
+    Closing,
     Head,
     Opening,
     Seq,
@@ -240,22 +243,35 @@ class Exchange(Service):
         }
 
     async def recheck(self, key_id: int | None = None) -> None:
-        """Close the sessions whose credential, or whose tenant, is valid no more."""
-        using = {each.terminal.principal.key_id for each in (*self._roster, *self._guests)}
+        """Send away whose credential, or whose tenant, is valid no more.
+
+        Unless one key is asked for, also those of devices that were disabled.
+        """
+        using = {terminal.principal.key_id for terminal, _ in self._present()}
         asked = using if key_id is None else using & {key_id}
         ended = await credentials.ended(self._database, asked) if asked else set()
-        for attendance in self._roster:
-            if attendance.terminal.principal.key_id in ended:
-                attendance.session.end(REVOKED)
-        for guest in list(self._guests):
-            if guest.terminal.principal.key_id in ended:
-                guest.end(REVOKED)
+        everywhere = self.tenants if key_id is None else []
+        disabled = await credentials.disabled(self._database, everywhere) if everywhere else set()
+        for terminal, end in self._present():
+            if terminal.principal.key_id in ended:
+                end(REVOKED)
+            elif (terminal.tenant.id, terminal.device_id) in disabled:
+                end(DISABLED)
 
     def superseded(self, connection_id: UUID) -> None:
         """Another connection has taken this one's device."""
         attendance = self._roster.get(connection_id)
         if attendance is not None:
             attendance.session.end(SUPERSEDED)
+
+    def disconnect(self, connection_id: UUID) -> None:
+        """An operator sends a till away, to come back at once."""
+        attendance = self._roster.get(connection_id)
+        if attendance is not None:
+            self._send_home(attendance, DISCONNECTED)
+        for guest in list(self._guests):
+            if guest.terminal.connection_id == connection_id:
+                guest.end(DISCONNECTED)
 
     async def drain(self, seconds: float) -> None:
         """Send everybody home within about `seconds`: in batches, in no order a till could rely on.
@@ -277,18 +293,26 @@ class Exchange(Service):
                 pause = random.uniform(0.5, 1.5) * seconds / _DRAIN_BATCHES
                 await deferLater(self._reactor, pause)
             for attendance in everyone[start : start + batch]:
-                self._send_home(attendance)
+                self._send_home(attendance, GOING_AWAY)
         deadline = self._reactor.seconds() + _PARTING_SECONDS
         while self._roster and self._reactor.seconds() < deadline:
             await deferLater(self._reactor, _LOOK_SECONDS)
 
-    def _send_home(self, attendance: Attendance) -> None:
+    def _present(self) -> list[tuple[Terminal, Callable[[Closing], None]]]:
+        """Everybody who is here, by whichever road, and how to send them away."""
+        return [
+            *((each.terminal, each.session.end) for each in self._roster),
+            *((guest.terminal, guest.end) for guest in self._guests),
+        ]
+
+    def _send_home(self, attendance: Attendance, closing: Closing) -> None:
+        """Close a connection so that its till comes back: deployed ones only do without a Close frame."""
         try:
             if attendance.session.plain:
                 attendance.session.closed()
                 attendance.line.drop(abort=False)
             else:
-                attendance.session.end(GOING_AWAY)
+                attendance.session.end(closing)
         except Exception:
             self._log.failure("a session could not be sent home")
 

@@ -55,6 +55,9 @@ class Delivery(Protocol):
     def superseded(self, connection_id: UUID) -> None:
         """A connection has lost its device to another one."""
 
+    def disconnect(self, connection_id: UUID) -> None:
+        """An operator has ended a connection."""
+
 
 class Cache(Protocol):
     """The authenticator, as far as the feed tells it what to forget."""
@@ -169,6 +172,8 @@ class Feed(Service):
                 self._later(self._delivery.recheck())
             case "superseded":
                 self._delivery.superseded(UUID(subject))
+            case "disconnect":
+                self._delivery.disconnect(UUID(subject))
 
     async def _poll(self) -> None:
         waiting, heads = await stream.poll(self._database, self._delivery.tenants)

@@ -31,6 +31,9 @@ Kind = Literal["main", "tenant"]
 _LOCK_TIMEOUT: Final = "2s"
 _LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
+_KEEP_FILE: Final = f"""
+    INSERT INTO {MAIN}.pos_tenant_files (position, file, checksum, content) VALUES (%s, %s, %s, %s)
+"""
 _RECORD: Final = f"""
     INSERT INTO {MAIN}.schema_versions (schema_name, file, checksum) VALUES (%s, %s, %s)
     ON CONFLICT (schema_name, file)
@@ -250,6 +253,20 @@ def _no_hurry(connection: Connection) -> Iterator[None]:
         finally:
             if not connection.closed:
                 cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
+
+
+def keep_tenant_files(connection: Connection) -> None:
+    """Tell the database what a new tenant's schema is made of, for pos_create_tenant()."""
+    files = (*migrations("tenant"), hooks())
+    with transaction(connection) as cursor:
+        cursor.execute(f"SELECT file, checksum FROM {MAIN}.pos_tenant_files ORDER BY position")
+        if cursor.fetchall() == [(each.file, each.checksum) for each in files]:
+            return
+        cursor.execute(f"DELETE FROM {MAIN}.pos_tenant_files")
+        for position, each in enumerate(files, 1):
+            # It is one transaction there, and nobody writes into what is being made.
+            content = each.text if each.transactional else each.text.replace(" CONCURRENTLY", "")
+            cursor.execute(_KEEP_FILE, (position, each.file, each.checksum, content))
 
 
 def line(error: BaseException) -> str:

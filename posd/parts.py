@@ -8,6 +8,7 @@ from uuid import uuid4
 from attrs import define, field
 from twisted.logger import Logger
 
+from posd import migrations
 from posd.auth import Authenticator
 from posd.config import Config, Listener
 from posd.database import Database
@@ -28,6 +29,8 @@ from posd.web.giftcards import GiftCards
 from posd.web.health import HealthEndpoints
 from posd.web.loyalty import LoyaltyPoints
 from posd.web.operations import Operation
+from posd.web.operator_keys import OperatorKeys
+from posd.web.operators import Operators
 from posd.web.publishing import Publisher
 from posd.web.reception import Reception
 from posd.web.render import Door
@@ -201,6 +204,8 @@ class Parts:
             *DailyReports(self.database).operations,
             *GiftCards(self.database).operations,
             *LoyaltyPoints(self.database).operations,
+            *Operators(self.database, migrations.expected()["tenant"]).operations,
+            *OperatorKeys(self.database).operations,
             *health.operations,
         )
         return (*described, *Description(described).operations)

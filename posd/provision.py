@@ -26,26 +26,18 @@ from posd.migrations import (
     check_bootstrapped,
     check_main,
     hooks,
+    keep_tenant_files,
     line,
     record,
     transaction,
 )
-from posd.values import Tenant
+from posd.values import TENANT_RULES, Tenant
 
 REQUIRED_COLUMNS: Final = {
     "orders": ("id", "status", "total_amount", "created_at"),
     "order_items": ("id", "order_id", "name", "price", "quantity"),
 }
 """What a shop's own tables must have to be hooked; every other column is used where it is there."""
-
-_RULES: Final = {
-    "tenants_slug_form": "a slug is 1 to 48 small letters, digits and hyphens, with none of the"
-    " hyphens at either end",
-    "tenants_slug_reserved": "this slug is reserved for paths of posd itself",
-    "tenants_name_given": "a tenant needs a name",
-    "tenants_currency_form": "a currency is three capital letters, as in ISO 4217",
-}
-"""What an operator is told, by the constraint of `tenants` that was violated."""
 
 
 @frozen
@@ -73,6 +65,7 @@ def migrate(
         check_bootstrapped(connection)
         try:
             changed = apply(connection, MAIN, "main", str)
+            keep_tenant_files(connection)
         except psycopg2.Error as error:
             raise SchemaError(f"{MAIN}: {line(error)}") from error
         (updated if changed else current).append(MAIN)
@@ -116,7 +109,7 @@ def add_tenant(
             except psycopg2.errors.CheckViolation as error:
                 broken = error.diag.constraint_name
                 raise SchemaError(
-                    _RULES.get(broken, f"not a usable tenant: {line(error)}")
+                    TENANT_RULES.get(broken, f"not a usable tenant: {line(error)}")
                 ) from error
             except psycopg2.errors.InvalidParameterValue as error:
                 raise SchemaError(f"there is no time zone {timezone!r}") from error

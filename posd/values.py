@@ -18,6 +18,15 @@ TenantId = int
 SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 """What a tenant is called in addresses; the table `tenants` refuses some that would fit."""
 
+TENANT_RULES: Final = {
+    "tenants_slug_form": "a slug is 1 to 48 small letters, digits and hyphens, with none of the"
+    " hyphens at either end",
+    "tenants_slug_reserved": "this slug is reserved for paths of posd itself",
+    "tenants_name_given": "a tenant needs a name",
+    "tenants_currency_form": "a currency is three capital letters, as in ISO 4217",
+}
+"""What is asked of a tenant, by the constraint of the table `tenants` that asks it."""
+
 Seq = int
 """A stream position: 1, 2, 3, … without a gap within one tenant's stream; 0 is before the first."""
 
@@ -172,4 +181,6 @@ FAILED = Closing(1011, "internal error")
 TOO_SLOW = Closing(1013, "too far behind")
 STREAM_CHANGED = Closing(1013, "the stream has changed")
 REVOKED = Closing(4001, "the credential is no longer valid")
+DISABLED = Closing(4001, "the device is disabled")
+DISCONNECTED = Closing(1001, "disconnected by the operator")
 SUPERSEDED = Closing(4009, "superseded")

@@ -7,6 +7,15 @@ from functools import cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 
+def is_zone(name: str) -> bool:
+    """Whether this is a name of the IANA database."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
 @cache
 def zone(name: str) -> tzinfo:
     """The time zone of this name; UTC where Python knows none.

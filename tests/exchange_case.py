@@ -79,6 +79,7 @@ class Store:
         self.asked: list[list[TenantId]] = []
         self.resets: list[list[TenantId]] = []
         self.ended: set[int] = set()
+        self.disabled: set[tuple[TenantId, str]] = set()
         self.checked: list[set[int]] = []
 
     async def look(self) -> None:
@@ -112,6 +113,10 @@ class Store:
         self.checked.append(set(ids))
         return self.ended & set(ids)
 
+    async def find_disabled(self, _: Any, ids: Iterable[TenantId]) -> set[tuple[TenantId, str]]:
+        await self.look()
+        return {each for each in self.disabled if each[0] in ids}
+
 
 class ExchangeCase(SynchronousTestCase):
     def setUp(self) -> None:
@@ -125,6 +130,7 @@ class ExchangeCase(SynchronousTestCase):
             (stream, "after", self.store.find_events),
             (stream, "reset", self.store.reset),
             (credentials, "ended", self.store.find_ended),
+            (credentials, "disabled", self.store.find_disabled),
         ):
             real = signature(getattr(module, name)).parameters
             self.assertEqual(len(signature(found).parameters), len(real), name)

@@ -128,11 +128,14 @@ class OneAnswerTests(AuthCase):
             self.assertEqual(credential.tenant.slug, slug)
             self.assertIsNone(credential.principal.tenant)
 
-    async def test_where_no_tenant_is_named_only_a_key_of_all_will_do(self) -> None:
+    async def test_where_no_tenant_is_named_a_key_says_of_which_one_it_is(self) -> None:
         authenticator = await self.authenticator()
         principal = await authenticator.anywhere(self.key("admin", None), HERE)
-        self.assertEqual(principal.kind, KeyKind.ADMIN)
-        for key in (None, "pos_wrong", self.key("admin", "kitchen")):
+        self.assertEqual((principal.kind, principal.tenant), (KeyKind.ADMIN, None))
+        principal = await authenticator.anywhere(self.key("admin", "kitchen"), HERE)
+        assert principal.tenant is not None
+        self.assertEqual(principal.tenant.slug, "kitchen")
+        for key in (None, "pos_wrong"):
             refusal = await self.refusal(authenticator.anywhere(key, HERE))
             self.assertIsInstance(refusal, Unauthorized)
 

@@ -11,6 +11,8 @@ from twisted.internet.defer import Deferred
 from posd.errors import TooManyRequests, Unavailable
 from posd.session import State
 from posd.values import (
+    DISABLED,
+    DISCONNECTED,
     GOING_AWAY,
     REVOKED,
     STREAM_CHANGED,
@@ -140,6 +142,19 @@ class OpeningTests(ExchangeCase):
         self.exchange.superseded(session.terminal.connection_id)
         self.assertEqual(line.closings, [SUPERSEDED])
 
+    def test_an_operator_may_send_a_till_away(self) -> None:
+        session, line = self.connect(terminal("BAR"), acked=10)
+        self.exchange.disconnect(UUID(int=7))
+        self.assertEqual(line.closings, [])
+        self.exchange.disconnect(session.terminal.connection_id)
+        self.assertEqual((line.closings, line.drops), ([DISCONNECTED], []))
+
+    def test_a_deployed_till_is_sent_away_without_a_close_frame_and_so_comes_back(self) -> None:
+        session, line = self.connect()
+        self.exchange.disconnect(session.terminal.connection_id)
+        self.assertEqual((line.closings, line.drops), ([], [False]))
+        self.assertEqual(session.state, State.CLOSED)
+
 
 class CheckTests(ExchangeCase):
     def test_a_poll_finds_what_no_wake_told(self) -> None:
@@ -237,6 +252,14 @@ class RecheckTests(ExchangeCase):
         self.connect(terminal(key_id=2))
         self.recheck(1)
         self.assertEqual(self.store.checked, [])
+
+    def test_tills_whose_device_was_disabled_are_closed(self) -> None:
+        lines = [self.connect(terminal(name), acked=10)[1] for name in ("BAR", "DOOR", None)]
+        self.store.disabled = {(KITCHEN.id, "BAR"), (KITCHEN.id + 1, "DOOR")}
+        self.recheck(1)
+        self.assertEqual(lines[0].closings, [])
+        self.recheck()
+        self.assertEqual([line.closings for line in lines], [[DISABLED], [], []])
 
 
 class DrainTests(ExchangeCase):

@@ -38,6 +38,7 @@ class Tills:
     checked: list[list[Head]] = field(factory=list)
     rechecked: list[int | None] = field(factory=list)
     displaced: list[UUID] = field(factory=list)
+    sent_away: list[UUID] = field(factory=list)
     trouble: Exception | None = None
     troubled: int = 0
 
@@ -55,6 +56,9 @@ class Tills:
 
     def superseded(self, connection_id: UUID) -> None:
         self.displaced.append(connection_id)
+
+    def disconnect(self, connection_id: UUID) -> None:
+        self.sent_away.append(connection_id)
 
 
 @define(eq=False)
@@ -147,6 +151,13 @@ class NotificationTests(FeedCase):
         await until(lambda: bool(self.tills.displaced), "it was told")
         self.assertEqual(self.tills.displaced, [connection_id])
 
+    async def test_a_connection_that_an_operator_ends_is_told(self) -> None:
+        await self.started()
+        connection_id = uuid4()
+        self.notify("posd_control", f"disconnect {connection_id}")
+        await until(lambda: bool(self.tills.sent_away), "it was told")
+        self.assertEqual((self.tills.sent_away, self.tills.displaced), ([connection_id], []))
+
     async def test_nonsense_is_harmless(self) -> None:
         feed = await self.started()
         for channel, payload in (
@@ -159,6 +170,7 @@ class NotificationTests(FeedCase):
             ("posd_control", "key"),
             ("posd_control", "key five"),
             ("posd_control", "superseded nobody"),
+            ("posd_control", "disconnect nobody"),
             ("posd_control", "dance now"),
             ("posd_outbox", "whatever"),
         ):

@@ -63,7 +63,7 @@ TABLE = (
     # What everybody speaks in.
     row("errors values", never=NETWORK, only=()),
     # Text and bytes in, values out: no I/O, so every rule of the protocol is tried in memory.
-    row("frames quantities zones endpoint_syntax", never=NETWORK, only=()),
+    row("frames quantities zones endpoint_syntax keys", never=NETWORK, only=()),
     row("jsontext readings money phones", never=NETWORK, only=("posd.errors", "posd.jsontext")),
     row("messages members drafts orders movements dialect", never=(*NETWORK, *DAEMON)),
     row("reports", never=NETWORK, only=("posd.errors", "posd.money")),

@@ -17,7 +17,9 @@ class CredentialsTests(StoreCase):
     async def test_a_key_that_was_made_is_found_until_it_is_revoked(self) -> None:
         session = await self.session()
         values = (KITCHEN, KeyKind.DEVICE, "front", SHA256, "pos_s…s", timedelta(days=1))
-        key_id = await credentials.create(session, *values)
+        created = await credentials.create(session, *values)
+        key_id = created.id
+        assert created.expires_at is not None
         found = await credentials.find(session, "kitchen", SHA256, None)
         assert found is not None
         self.assertEqual((found.principal.key_id, found.principal.device_id), (key_id, "front"))
@@ -29,6 +31,24 @@ class CredentialsTests(StoreCase):
         self.assertIsNone(await credentials.find(session, "kitchen", SHA256, None))
         self.assertEqual(await credentials.ended(session, [key_id]), {key_id})
 
+    async def test_a_tenants_key_is_revoked_for_that_tenant_only_and_once(self) -> None:
+        session = await self.session()
+        values = (KITCHEN, KeyKind.TENANT, None, SHA256, "p", None)
+        key_id = (await credentials.create(session, *values)).id
+        self.assertIsNone(await credentials.revoke_of(session, GRILL.id, key_id))
+        since = await credentials.revoke_of(session, KITCHEN.id, key_id)
+        self.assertIsNotNone(since)
+        self.assertEqual(await credentials.revoke_of(session, KITCHEN.id, key_id), since)
+
+    async def test_disabled_devices_are_those_of_the_tenants_that_are_asked_for(self) -> None:
+        session = await self.session()
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id, is_active)"
+            " VALUES (1, 'front', false), (1, 'bar', true), (2, 'front', false)"
+        )
+        found = await credentials.disabled(session, [KITCHEN.id])
+        self.assertEqual(found, {(KITCHEN.id, "front")})
+
     async def test_the_narrower_of_two_equal_keys_speaks(self) -> None:
         session = await self.session()
         for tenant, kind in ((None, KeyKind.PLATFORM), (KITCHEN, KeyKind.TENANT)):
@@ -36,9 +56,20 @@ class CredentialsTests(StoreCase):
         found = await credentials.find(session, "kitchen", SHA256, None)
         assert found is not None
         self.assertEqual(found.principal.kind, KeyKind.TENANT)
-        everywhere = await credentials.find_global(session, SHA256)
-        assert everywhere is not None
-        self.assertEqual(everywhere.kind, KeyKind.PLATFORM)
+
+    async def test_where_no_tenant_is_named_the_wider_of_two_equal_keys_speaks(self) -> None:
+        session = await self.session()
+        self.assertIsNone(await credentials.find_anywhere(session, SHA256))
+        await credentials.create(session, KITCHEN, KeyKind.DEVICE, "front", SHA256, "p", None)
+        narrow = await credentials.find_anywhere(session, SHA256)
+        assert narrow is not None and narrow.tenant is not None
+        self.assertEqual((narrow.tenant.slug, narrow.device_id), ("kitchen", "front"))
+        self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE id = 1")
+        self.assertIsNone(await credentials.find_anywhere(session, SHA256))
+        await credentials.create(session, None, KeyKind.PLATFORM, None, SHA256, "p", None)
+        wide = await credentials.find_anywhere(session, SHA256)
+        assert wide is not None
+        self.assertEqual((wide.kind, wide.tenant), (KeyKind.PLATFORM, None))
 
     async def test_a_kind_without_what_it_needs_is_refused(self) -> None:
         session = await self.session()

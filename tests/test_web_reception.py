@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Final, cast
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
@@ -69,7 +69,7 @@ class Keys:
         return Credential(principal, KITCHEN, None, False, True, ())
 
     async def anywhere(self, key: str | None, address: str) -> Principal:
-        return self.principal(key)
+        return evolve(self.principal(key), tenant=None)
 
 
 @define(eq=False)

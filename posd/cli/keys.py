@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from datetime import UTC, datetime, timedelta
 
 import click
 from attrs import field, frozen
 
+from posd import keys
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
@@ -115,7 +114,7 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
                 each.kind.value,
                 each.device_id,
                 each.preview,
-                f"{_state(each, now)}, weak" if each.weak else _state(each, now),
+                f"{each.state(now)}, weak" if each.weak else each.state(now),
                 moment(each.expires_at),
                 moment(each.last_used_at),
             )
@@ -163,11 +162,9 @@ def issue(
 ) -> Issued:
     """Make a key and store its hash; a `Failure` if there is no such tenant."""
     tenant = None if slug is None else known(session, slug)
-    secret = f"pos_{secrets.token_bytes(32).hex()}"
-    sha256 = hashlib.sha256(secret.encode()).digest()
-    preview = f"{secret[:8]}…{secret[-4:]}"
-    stored = credentials.create(session, tenant, kind, device, sha256, preview, lifetime)
-    return Issued(database.complete(stored), secret)
+    made = keys.make()
+    stored = credentials.create(session, tenant, kind, device, made.sha256, made.preview, lifetime)
+    return Issued(database.complete(stored).id, made.secret)
 
 
 def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float | None) -> None:
@@ -189,14 +186,6 @@ def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float |
         )
 
 
-def _state(listed: Listed, now: datetime) -> str:
-    if listed.revoked_at is not None:
-        return "revoked"
-    if listed.expires_at is not None and listed.expires_at <= now:
-        return "expired"
-    return "valid" if listed.not_before <= now else "not yet valid"
-
-
 def _shape(listed: Listed, now: datetime) -> dict[str, object]:
     """A key as programs read it."""
     return {
@@ -206,7 +195,7 @@ def _shape(listed: Listed, now: datetime) -> dict[str, object]:
         "device": listed.device_id,
         "preview": listed.preview,
         "weak": listed.weak,
-        "state": _state(listed, now),
+        "state": listed.state(now),
         "notBefore": timestamp_or_none(listed.not_before),
         "expiresAt": timestamp_or_none(listed.expires_at),
         "revokedAt": timestamp_or_none(listed.revoked_at),

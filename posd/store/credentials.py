@@ -10,7 +10,7 @@ from attrs import frozen
 
 from posd.link import Session
 from posd.store import tenants
-from posd.values import KeyKind, Principal, Tenant
+from posd.values import KeyKind, Principal, Tenant, TenantId
 
 # One statement whether tenant and key are there or not, so that one answer takes one time. A key
 # of a tenant and the same key of all tenants can both exist; the narrower one speaks.
@@ -28,10 +28,12 @@ _FIND: Final = f"""
        AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
      ORDER BY k.tenant_id NULLS LAST LIMIT 1
 """
-_FIND_GLOBAL: Final = """
-    SELECT k.id, k.kind FROM dinedesk_main.pos_api_keys AS k
-     WHERE k.key_sha256 = %s AND k.tenant_id IS NULL AND k.revoked_at IS NULL
+_FIND_ANYWHERE: Final = f"""
+    SELECT k.id, k.kind, k.device_id, {tenants.COLUMNS}
+      FROM dinedesk_main.pos_api_keys AS k LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id
+     WHERE k.key_sha256 = %s AND k.revoked_at IS NULL AND t.is_active IS NOT false
        AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
+     ORDER BY k.tenant_id NULLS FIRST LIMIT 1
 """
 _KNOWN: Final = """
     SELECT k.id FROM dinedesk_main.pos_api_keys AS k
@@ -47,12 +49,16 @@ _ENDED: Final = """
          WHERE k.id = used.id AND k.revoked_at IS NULL
            AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.is_active IS NOT false)
 """
+_DISABLED: Final = """
+    SELECT d.tenant_id, d.device_id FROM dinedesk_main.pos_devices AS d
+     WHERE NOT d.is_active AND d.tenant_id = ANY (%s)
+"""
 _TOUCH: Final = """
     UPDATE dinedesk_main.pos_api_keys SET last_used_at = now() WHERE id = ANY (%s)
 """
 _CREATE: Final = """
     INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, device_id, key_sha256, preview, expires_at)
-    VALUES (%s, %s, %s, %s, %s, now() + %s) RETURNING id
+    VALUES (%s, %s, %s, %s, %s, now() + %s) RETURNING id, expires_at
 """
 _LIST: Final = """
     SELECT k.id, t.slug, k.kind, k.device_id, k.preview, k.weak, k.not_before, k.expires_at,
@@ -63,6 +69,10 @@ _LIST: Final = """
 _REVOKE: Final = """
     UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()
      WHERE id = %s AND revoked_at IS NULL RETURNING id
+"""
+_REVOKE_OF: Final = """
+    UPDATE dinedesk_main.pos_api_keys SET revoked_at = coalesce(revoked_at, now())
+     WHERE id = %s AND tenant_id = %s RETURNING revoked_at
 """
 
 
@@ -83,6 +93,14 @@ class Credential:
 
 
 @frozen
+class Created:
+    """A new key: its number, and how long it is valid."""
+
+    id: int
+    expires_at: datetime | None
+
+
+@frozen
 class Listed:
     """A key in an operator's list; `slug` is None for a key of all tenants."""
 
@@ -96,6 +114,14 @@ class Listed:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+
+    def state(self, now: datetime) -> str:
+        """`valid`, or why it is not."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        return "valid" if self.not_before <= now else "not yet valid"
 
 
 async def find(
@@ -111,10 +137,14 @@ async def find(
     return Credential(principal, tenant, expires_at, has_key, active, applied or ())
 
 
-async def find_global(session: Session, sha256: bytes) -> Principal | None:
-    """A key of all tenants, where no tenant is named."""
-    rows = await session.query(_FIND_GLOBAL, (sha256,))
-    return Principal(rows[0][0], KeyKind(rows[0][1]), None) if rows else None
+async def find_anywhere(session: Session, sha256: bytes) -> Principal | None:
+    """Whose a key is, where no tenant is named; one of all tenants before one of one."""
+    rows = await session.query(_FIND_ANYWHERE, (sha256,))
+    if not rows:
+        return None
+    key_id, kind, device, *columns = rows[0]
+    tenant = None if columns[0] is None else tenants.load(tuple(columns))
+    return Principal(key_id, KeyKind(kind), tenant, device)
 
 
 async def known(session: Session, sha256: bytes) -> int | None:
@@ -126,6 +156,11 @@ async def known(session: Session, sha256: bytes) -> int | None:
 async def ended(session: Session, ids: Iterable[int]) -> set[int]:
     """Those of these keys that are valid no more: revoked, expired or gone, or their tenant is."""
     return {row[0] for row in await session.query(_ENDED, (list(ids),))}
+
+
+async def disabled(session: Session, ids: Iterable[TenantId]) -> set[tuple[TenantId, str]]:
+    """The disabled devices of these tenants."""
+    return {(row[0], row[1]) for row in await session.query(_DISABLED, (list(ids),))}
 
 
 async def touch(session: Session, ids: Iterable[int]) -> None:
@@ -141,15 +176,14 @@ async def create(
     sha256: bytes,
     preview: str,
     lifetime: timedelta | None,
-) -> int:
-    """Store a new key's hash; its id. Without a tenant it is a key of all tenants.
+) -> Created:
+    """Store a new key's hash. Without a tenant it is a key of all tenants.
 
     The database refuses kinds that lack tenant or device.
     """
     tenant_id = None if tenant is None else tenant.id
     values = (tenant_id, kind.value, device_id, sha256, preview, lifetime)
-    rows = await session.query(_CREATE, values)
-    return int(rows[0][0])
+    return Created(*(await session.query(_CREATE, values))[0])
 
 
 async def everyone(session: Session, slug: str | None = None) -> list[Listed]:
@@ -161,3 +195,9 @@ async def everyone(session: Session, slug: str | None = None) -> list[Listed]:
 async def revoke(session: Session, key_id: int) -> bool:
     """Revoke a key at once; False if there is no such valid key."""
     return bool(await session.query(_REVOKE, (key_id,)))
+
+
+async def revoke_of(session: Session, tenant_id: TenantId, key_id: int) -> datetime | None:
+    """Revoke a tenant's key at once; since when it is revoked, None if the tenant has no such key."""
+    rows = await session.query(_REVOKE_OF, (key_id, tenant_id))
+    return rows[0][0] if rows else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 from attrs import frozen
 
@@ -11,6 +11,8 @@ from posd import jsontext
 from posd.errors import Conflict, Unprocessable
 from posd.link import Session
 from posd.values import TenantId
+
+T = TypeVar("T")
 
 _FIND: Final = """
     SELECT i.tenant_id, i.principal, i.operation, i.key, i.fingerprint, i.status, i.answer::text
@@ -89,6 +91,20 @@ async def once(
     if earlier.fingerprint != call.fingerprint:
         raise mismatch()
     return Answered(earlier.status, cast("dict[str, object]", jsontext.decode(earlier.body)), True)
+
+
+async def once_shown(
+    session: Session,
+    call: Idempotency | None,
+    work: Callable[[], Awaitable[T]],
+    show: Callable[[T], tuple[int, Mapping[str, object]]],
+) -> Answered:
+    """As `once`, where `show` makes the answer of what `work` has done."""
+
+    async def shown() -> tuple[int, Mapping[str, object]]:
+        return show(await work())
+
+    return await once(session, call, shown)
 
 
 def mismatch() -> Unprocessable:

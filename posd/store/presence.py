@@ -57,6 +57,16 @@ _CLAIM: Final = """
        AND c.connection_id <> %(connection)s::uuid
        AND (c.connected_at <= %(since)s OR c.claimed_at IS NOT NULL)
 """
+# The connection is named, which nobody can guess who cannot read the books: a notification is anybody's.
+_DISCONNECT: Final = """
+    SELECT c.connection_id IS NOT NULL,
+           CASE WHEN c.connection_id IS NOT NULL THEN
+               pg_notify('posd_control', 'disconnect ' || c.connection_id)
+           END
+      FROM dinedesk_main.pos_devices AS d
+      LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
+     WHERE d.tenant_id = %s AND d.device_id = %s
+"""
 _OPEN: Final = """
     SELECT h.tenant_id, h.stream_id, h.last_seq, h.pruned_seq,
            clock_timestamp(), d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq
@@ -186,6 +196,12 @@ async def claim(
     values = {"tenant": tenant_id, "device": device_id, "since": since}
     rows = await session.query(_CLAIM, values | {"connection": str(connection_id)})
     return not any(newer for newer, _ in rows)
+
+
+async def disconnect(session: Session, tenant_id: TenantId, device_id: str) -> int | None:
+    """Have a device's connections closed on every node; how many. None if there is no such device."""
+    rows = await session.query(_DISCONNECT, (tenant_id, device_id))
+    return sum(connected for connected, _ in rows) if rows else None
 
 
 async def opening(

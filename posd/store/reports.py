@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final
 
 from attrs import asdict
@@ -10,8 +9,7 @@ from attrs import asdict
 from posd import jsontext
 from posd.link import Session
 from posd.reports import AMOUNTS, DETAILS, DailyReport
-from posd.store import idempotency, schema
-from posd.store.idempotency import Answered, Idempotency
+from posd.store import schema
 from posd.values import Tenant
 
 # A report that says nothing new changes nothing. What is replaced is kept by the table's own trigger.
@@ -64,22 +62,6 @@ async def keep(
     values |= {name: _json(figures.details.get(name)) for name in DETAILS}
     rows = await session.query(_KEEP.format(schema=schema(tenant)), values)
     return rows[0][0] if rows else None
-
-
-async def keep_once(
-    session: Session,
-    call: Idempotency | None,
-    tenant: Tenant,
-    report: DailyReport,
-    device_id: str | None,
-    answer: Callable[[int | None], tuple[int, Mapping[str, object]]],
-) -> Answered:
-    """As `keep`, unless this very call was answered before; `answer` makes one of the revision."""
-
-    async def work() -> tuple[int, Mapping[str, object]]:
-        return answer(await keep(session, tenant, report, device_id))
-
-    return await idempotency.once(session, call, work)
 
 
 def _json(value: object) -> str | None:

@@ -24,7 +24,8 @@ _STREAMS: Final = """
 _TERMINALS: Final = """
     SELECT coalesce(d.device_id, c.device_id), c.connected_at, coalesce(c.last_seen_at, d.last_seen_at),
            c.sent_seq, a.acked_seq, CASE WHEN d.first_acked_at IS NOT NULL THEN h.last_seq - a.acked_seq END,
-           d.first_acked_at IS NULL
+           d.first_acked_at IS NULL, d.device_name, coalesce(d.has_key, false), coalesce(d.is_active, true),
+           d.app_version, d.first_acked_at, c.node_id::text
       FROM dinedesk_main.pos_heads AS h
       JOIN (SELECT * FROM dinedesk_main.pos_devices WHERE tenant_id = %(tenant)s) AS d
            FULL JOIN (SELECT DISTINCT ON (coalesce(device_id, connection_id::text)) *
@@ -77,7 +78,8 @@ class TerminalStanding:
 
     `device_id` is None for a connected one without a name; `connected_since` for one that is not
     connected. `acked` is None where there is no cursor. A `legacy` terminal has never acknowledged
-    anything; its cursor follows the head, so for it `behind`, in events, is None too.
+    anything; its cursor follows the head, so for it `behind`, in events, is None too. `node` is the
+    posd that a connected one is connected to.
     """
 
     device_id: str | None
@@ -87,6 +89,12 @@ class TerminalStanding:
     acked: Seq | None
     behind: int | None
     legacy: bool
+    name: str | None
+    has_key: bool
+    is_active: bool
+    app_version: str | None
+    first_acked_at: datetime | None
+    node: str | None
 
 
 @frozen

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
 from attrs import frozen
 
+from posd.errors import BadRequest, Conflict, PosdError, StatementFailed, Unavailable
 from posd.link import Row, Session
-from posd.values import Tenant, TenantId
+from posd.values import TENANT_RULES, Tenant, TenantId
 
 COLUMNS: Final = "t.id, t.slug, t.name, t.schema_name, t.currency, t.timezone, t.default_region"
 
@@ -18,6 +20,18 @@ _BY_SLUG: Final = f"""
 _BY_ID: Final = f"SELECT {COLUMNS} FROM dinedesk_main.tenants AS t WHERE t.id = ANY (%s)"
 _ALL: Final = f"SELECT {COLUMNS}, t.is_active FROM dinedesk_main.tenants AS t ORDER BY t.slug"
 _APPLIED: Final = "SELECT file FROM dinedesk_main.schema_versions WHERE schema_name = %s"
+_OVERVIEW: Final = f"""
+    SELECT {COLUMNS}, t.is_active, t.created_at,
+           (SELECT array_agg(v.file ORDER BY v.file) FROM dinedesk_main.schema_versions AS v
+             WHERE v.schema_name = t.schema_name),
+           (SELECT count(*) FROM dinedesk_main.pos_connected AS c WHERE c.tenant_id = t.id)
+      FROM dinedesk_main.tenants AS t
+     WHERE %(slug)s::text IS NULL OR t.slug = %(slug)s ORDER BY t.slug
+"""
+_CREATE: Final = "SELECT dinedesk_main.pos_create_tenant(%s, %s, %s, %s, %s)"
+_TAKEN: Final = ("tenants_slug_unique", "tenants_schema_unique")
+_SCHEMA_IS_THERE: Final = "42P06"
+_NOT_PREPARED: Final = "55000"
 
 
 @frozen
@@ -26,6 +40,17 @@ class Listed:
 
     tenant: Tenant
     is_active: bool
+
+
+@frozen
+class Overview:
+    """A tenant as operators see it: `applied` are its migrations, `connected` its tills on all nodes."""
+
+    tenant: Tenant
+    is_active: bool
+    created_at: datetime
+    applied: Sequence[str]
+    connected: int
 
 
 def load(row: Row) -> Tenant:
@@ -49,6 +74,46 @@ async def everyone(session: Session) -> list[Listed]:
     return [Listed(load(row), row[7]) for row in await session.query(_ALL)]
 
 
+async def overview(session: Session, slug: str | None = None) -> list[Overview]:
+    """All tenants by slug, disabled ones too; or the one of this slug, if there is one."""
+    return [
+        Overview(load(row), row[7], row[8], row[9] or (), row[10])
+        for row in await session.query(_OVERVIEW, {"slug": slug})
+    ]
+
+
+async def create(
+    session: Session, slug: str, name: str, currency: str, timezone: str, default_region: str
+) -> None:
+    """Make a tenant with all that belongs to it, or nothing.
+
+    Raises `BadRequest` for what cannot be one, `Conflict` (`tenant_exists`, `schema_exists`) and
+    `Unavailable`.
+    """
+    try:
+        await session.query(_CREATE, (slug, name, currency, timezone, default_region))
+    except StatementFailed as error:
+        raise _refusal(error) from error
+
+
 async def applied(session: Session, schema_name: str) -> list[str]:
     """The migrations that a schema has, for `migrations.misfit`."""
     return [row[0] for row in await session.query(_APPLIED, (schema_name,))]
+
+
+def _refusal(error: StatementFailed) -> PosdError:
+    """What to tell whoever wanted a tenant that could not be made."""
+    if error.constraint in _TAKEN:
+        return Conflict("There is a tenant of this name already.", code="tenant_exists")
+    if error.constraint in TENANT_RULES:
+        rule, field = TENANT_RULES[error.constraint], error.constraint.split("_")[1]
+        what = f"{rule[0].upper()}{rule[1:]}."
+        return BadRequest(what, code="invalid_field", details={"field": field})
+    if error.sqlstate == _SCHEMA_IS_THERE:
+        return Conflict(
+            "There is a schema of this name already. `posctl tenant add` takes it over.",
+            code="schema_exists",
+        )
+    if error.sqlstate == _NOT_PREPARED:
+        return Unavailable("No tenants can be made until `posctl migrate` was run.")
+    return error

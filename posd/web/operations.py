@@ -45,13 +45,14 @@ class Ask(Generic[I]):
     """A request that has been let in: what it brings, read from its query or from its body.
 
     `path` has the parts of the address that are named in the row, decoded. `arrived` is when it came,
-    by the reactor's clock.
+    by the reactor's clock. `key_id` is the key that it came with, where one was asked for.
     """
 
     call: Call
     path: Mapping[str, str]
     taken: I
     arrived: float = field(kw_only=True)
+    key_id: int | None = field(default=None, kw_only=True)
 
 
 @frozen

@@ -9,10 +9,10 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from posd.auth import Authenticator, of_kind
-from posd.errors import BadRequest, Refusal
+from posd.errors import BadRequest, Forbidden, Refusal
 from posd.limits import Clock, Rates
 from posd.store.credentials import Credential
-from posd.values import SLUG
+from posd.values import SLUG, Principal
 from posd.web.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.refusals import declared
 from posd.web.render import Answer, Call
@@ -68,9 +68,12 @@ class Reception:
         if operation.kinds != NOBODY and not operation.own_keys and not _spared(operation, call):
             principal = await self.authenticator.anywhere(call.key, call.address)
             of_kind(principal, *operation.kinds)
+            _at_home(principal, path)
             key_id = principal.key_id
+        if "slug" in path:
+            call.check_tenant(path["slug"])
         taken = self._take(operation, call, key_id)
-        return await operation.handler(Ask(call, path, taken, arrived=arrived))
+        return await operation.handler(Ask(call, path, taken, arrived=arrived, key_id=key_id))
 
     async def _at_tenant(
         self,
@@ -90,7 +93,11 @@ class Reception:
         device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
         called = f"{operation.method} {_address(operation, path)}"
         return await operation.handler(
-            TenantAsk(call, path, taken, tenant, principal, device_id, called, arrived=arrived)
+            TenantAsk(
+                *(call, path, taken, tenant, principal, device_id, called),
+                arrived=arrived,
+                key_id=principal.key_id,
+            )
         )
 
     async def let_in(self, slug: str, call: Call) -> Credential:
@@ -116,6 +123,12 @@ class Reception:
         if operation.has_body:
             return read(operation.takes, call.json())
         return read(operation.takes, call.parameters, strict=False)
+
+
+def _at_home(principal: Principal, path: Mapping[str, str]) -> None:
+    """Raise `Forbidden` where a key of one tenant is used for another, or for all."""
+    if principal.tenant is not None and path.get("slug") != principal.tenant.slug:
+        raise Forbidden("This key is for one tenant.")
 
 
 def _spared(operation: Operation, call: Call) -> bool:

@@ -37,10 +37,11 @@ _DATABASE: Final = (
     Refused(503, "busy", "The database took too long."),
 )
 _DEVICE: Final = Refused(403, "device_disabled", "This device is disabled.")
+_MISMATCH: Final = Refused(403, "tenant_mismatch", "`X-Tenant-ID` names another tenant.")
 _TENANT: Final = (
     Refused(400, "invalid_tenant", "This is no tenant's name."),
     Refused(400, "invalid_device", "`X-Device-ID` is not a name."),
-    Refused(403, "tenant_mismatch", "`X-Tenant-ID` names another tenant."),
+    _MISMATCH,
     Refused(403, "device_mismatch", "The key belongs to another device than the one named."),
     Refused(403, "device_key_required", "This device has a key of its own."),
     _DEVICE,
@@ -97,6 +98,8 @@ def general(operation: Operation) -> Iterator[Refused]:
             yield _MUTATING
     if at_tenant:
         yield from _TENANT
+    elif "{slug}" in operation.path:
+        yield _MISMATCH
     elif operation.own_keys:
         yield _DEVICE
     yield from _taken(operation)

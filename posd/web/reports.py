@@ -12,6 +12,7 @@ from msgspec import Meta
 from posd import reports
 from posd.database import Database
 from posd.reports import AMOUNTS, DETAILS, DailyReport, Figures
+from posd.store import idempotency
 from posd.store import reports as books
 from posd.store.idempotency import Idempotency
 from posd.web.operations import TILLS, Operation, Refused, TenantAsk
@@ -100,6 +101,7 @@ class DailyReports:
                     Refused(422, "invalid_amount", "It is no number, or beyond all bounds."),
                 ),
                 idempotent=True,
+                tag="Reports",
                 description="A shop has one report for each day, whichever till sends it. Another one"
                 " of that day replaces it, and the old one is kept as an amendment. What does not add"
                 " up is stored all the same, with `balanced` false and the reasons in `issues`; what"
@@ -123,11 +125,13 @@ class DailyReports:
         report = reports.judged(day, _figures(taken), tenant.currency)
         call = _this_report(ask.named(_content(report)))
 
-        def answer(revision: int | None) -> tuple[int, Mapping[str, object]]:
-            return 200, plain(_answer(report, revision))
-
         answered = await self.database.transaction(
-            lambda session: books.keep_once(session, call, tenant, report, ask.device_id, answer),
+            lambda session: idempotency.once_shown(
+                session,
+                call,
+                lambda: books.keep(session, tenant, report, ask.device_id),
+                lambda revision: (200, plain(_answer(report, revision))),
+            ),
             tenant=tenant.id,
         )
         headers = {"Idempotent-Replayed": "true"} if answered.replayed else {}

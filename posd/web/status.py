@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from attrs import define
 
@@ -99,7 +100,9 @@ class Monitor:
                     connected=active > 0,
                     active=active,
                     url=_url(ask.call, slug),
-                    terminals=[_terminal(each) for each in report.terminals],
+                    terminals=[
+                        TerminalGiven(**terminal_members(each)) for each in report.terminals
+                    ],
                 ),
                 last_event_id=report.last_seq,
                 undelivered=report.undelivered,
@@ -123,19 +126,21 @@ class Monitor:
         )
 
 
-def _terminal(standing: TerminalStanding) -> TerminalGiven:
-    return TerminalGiven(
-        device_id=standing.device_id,
-        connected_since=_moment(standing.connected_since),
-        last_seen=_moment(standing.last_seen),
-        last_sent_id=standing.sent,
-        last_ack_id=standing.acked,
-        behind=standing.behind,
-    )
+def terminal_members(standing: TerminalStanding) -> dict[str, Any]:
+    """The members of a `TerminalGiven`."""
+    return {
+        "device_id": standing.device_id,
+        "connected_since": moment(standing.connected_since),
+        "last_seen": moment(standing.last_seen),
+        "last_sent_id": standing.sent,
+        "last_ack_id": standing.acked,
+        "behind": standing.behind,
+    }
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
+def moment(when: datetime | None) -> str | None:
+    """A point in time as posd writes it, if there is one."""
+    return None if when is None else timestamp(when)
 
 
 def _url(call: Call, slug: str) -> str:

@@ -325,6 +325,7 @@ class FromDatabasesTests(HostileCase):
             ("posd_control", f"key {'9' * 30}"),
             ("posd_control", "key x"),
             ("posd_control", "superseded x"),
+            ("posd_control", "disconnect x"),
             ("posd_control", "superseded 00000000-0000-0000-0000-000000000000"),
         ):
             self.shop.query("SELECT pg_notify(%s, %s)", (channel, payload))

@@ -47,6 +47,7 @@ ON_KITCHEN = {
 FUNCTIONS_OF_MAIN = {
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_stream()": ("posd_owner", True, set()),
+    "pos_create_tenant(text, text, text, text, text)": ("posd_owner", True, {"posd"}),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
     "pos_insert_only()": ("posd_owner", False, set()),
     "pos_value_points()": ("posd_owner", True, set()),
@@ -61,6 +62,7 @@ FUNCTIONS_OF_MAIN = {
     ),
     "pos_take(integer, integer[], boolean)": ("posd_owner", False, {"posd"}),
     "pos_tell_nodes()": ("posd_owner", False, set()),
+    "pos_tell_of_device()": ("posd_owner", False, set()),
     "pos_tenant_key()": ("posd_owner", True, set()),
 }
 FUNCTIONS_OF_KITCHEN = {

@@ -35,6 +35,8 @@ _WORDS = {
     "header.X-Tenant-ID": "kitchen",
     "header.X-Device-ID": "POS_1",
     "query.wait": 0,
+    # Which key is to be revoked: made up, it would be one that is in use here.
+    "query.id": 2**31 - 1,
 }
 """What would lead nowhere if it were made up, or take long."""
 _KNOWN = {"cardNumber": "GC-7Q4M-2XKD", "phone": "+447700900123", "orderId": "A-2"}

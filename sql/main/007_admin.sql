@@ -1,0 +1,79 @@
+-- What operators do while posd runs: shut a terminal out, and make a tenant.
+
+-- A terminal that is disabled or let in again: nodes forget what they know of its tenant's keys and look
+-- at its connections.
+CREATE FUNCTION dinedesk_main.pos_tell_of_device() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('posd_control', 'tenant ' || NEW.tenant_id);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER pos_tell_of_device AFTER UPDATE OF is_active ON dinedesk_main.pos_devices
+    FOR EACH ROW WHEN (OLD.is_active IS DISTINCT FROM NEW.is_active)
+    EXECUTE FUNCTION dinedesk_main.pos_tell_of_device();
+CREATE INDEX pos_devices_disabled ON dinedesk_main.pos_devices (tenant_id) WHERE NOT is_active;
+
+-- What a new tenant's schema is made of: sql/tenant/ and the hooks, as `posctl migrate` last found them.
+-- Nobody but posd_owner can read or write it, so nobody else can say what pos_create_tenant() executes.
+CREATE TABLE dinedesk_main.pos_tenant_files (
+    position integer PRIMARY KEY,
+    file text NOT NULL UNIQUE,
+    checksum text NOT NULL,
+    content text NOT NULL
+);
+
+-- Make a tenant whole, or not at all: its row, its role, its schema. The one thing that the daemon can do
+-- to the structure of a database, and it has no say in what is made but for the name. A schema that is
+-- there already may have a shop's tables in it; to take it over is for `posctl tenant add`.
+--
+-- What the files mean must not depend on a setting of who calls this.
+CREATE FUNCTION dinedesk_main.pos_create_tenant(
+    slug text, name text, currency text, timezone text, default_region text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = 'on' AS $$
+DECLARE
+    shop text := 'dinedesk_' || replace(slug, '-', '_');
+    hook_role text := 'posd_hook_' || replace(slug, '-', '_');
+    new_id integer;
+    source record;
+BEGIN
+    -- What `posctl` holds while it changes schemas.
+    IF NOT pg_try_advisory_xact_lock(7097, 3) THEN
+        RAISE EXCEPTION 'somebody else is changing the schemas' USING ERRCODE = 'lock_not_available';
+    END IF;
+    IF NOT EXISTS (SELECT FROM dinedesk_main.pos_tenant_files) THEN
+        RAISE EXCEPTION 'it is not known what a tenant is made of: run `posctl migrate`'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    -- The constraints leave only small letters, digits and hyphens in the slug. All names come from it.
+    INSERT INTO dinedesk_main.tenants (slug, name, schema_name, currency, timezone, default_region)
+    VALUES (pos_create_tenant.slug, pos_create_tenant.name, shop, pos_create_tenant.currency,
+            pos_create_tenant.timezone, pos_create_tenant.default_region)
+    RETURNING id INTO new_id;
+    EXECUTE format('CREATE SCHEMA %I', shop);
+    -- Roles are the cluster's: another database may have a tenant of this name.
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = hook_role) THEN
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN ROLE posd_owner', hook_role);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;
+        END;
+    END IF;
+    FOR source IN SELECT f.file, f.checksum, f.content FROM dinedesk_main.pos_tenant_files AS f ORDER BY f.position
+    LOOP
+        EXECUTE replace(replace(replace(replace(source.content,
+            ':"schema"', '"' || shop || '"'),
+            ':"hook_role"', '"' || hook_role || '"'),
+            ':tenant_id', new_id::text),
+            ':order_id_type', 'bigint');
+        INSERT INTO dinedesk_main.schema_versions (schema_name, file, checksum)
+        VALUES (shop, source.file, source.checksum);
+    END LOOP;
+    RETURN new_id;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_tell_of_device(),
+    dinedesk_main.pos_create_tenant(text, text, text, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_create_tenant(text, text, text, text, text) TO posd;
