@@ -170,7 +170,7 @@ class ConnectionTests(DatabaseCase):
         running.cancel()
         with self.assertRaises(CancelledError):
             await running
-        self.assertLess(REACTOR.seconds() - before, 1.0)
+        self.assertLess(REACTOR.seconds() - before, 10.0)
         self.assertEqual(self.ends, ["a statement was given up"])
 
     async def test_a_server_that_is_not_there_is_unavailable_in_its_own_words(self) -> None:

@@ -170,7 +170,7 @@ class HostileCase(SynchronousTestCase):
         for word in (*self.keys, self.secret, *LEAKED):
             self.assertNotIn(word, said)
 
-    def assert_served(self, till: Peer, *, within: float = 5.0, rounds: int = 3) -> None:
+    def assert_served(self, till: Peer, *, within: float = 10.0, rounds: int = 3) -> None:
         """Another tenant's till gets what is published for it, one event after the other."""
         for number in range(rounds):
             self.shop.publish(self.neighbour, "note", {"n": number})

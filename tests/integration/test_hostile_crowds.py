@@ -70,14 +70,14 @@ class CrowdTests(HostileCase):
                     ends[name] = now
             if "crowd" not in ends and crowd.count() == 0:
                 ends["crowd"] = now
-            self.assert_served(neighbour, within=2.0, rounds=1)
+            self.assert_served(neighbour, rounds=1)
             if not 1 < now % 5 < 2:
                 continue
             # Whoever comes now is let in at once.
             since = time.monotonic()
             self.till().close()
             self.assertEqual(self.ask("GET", "/health/live").status, 200)
-            self.assertLess(time.monotonic() - since, 4.0)
+            self.assertLess(time.monotonic() - since, 10.0)
         until(lambda: self.open_files() < 60, "sockets are closed")
 
     def slow_ones(self) -> Iterator[tuple[str, Peer, Iterator[bytes]]]:
@@ -126,7 +126,7 @@ class CrowdTests(HostileCase):
         flood = request("GET", "/health/live") * 1000
         for peer in [self.peer() for _ in range(10)]:
             peer.send_endlessly(itertools.repeat(flood, 20), 1.0, stalled=0.1)
-            self.assert_served(neighbour, within=1.0, rounds=1)
+            self.assert_served(neighbour, rounds=1)
         self.assertLess(self.memory() - before, 16)
 
     def test_more_connections_than_a_tenant_may_have(self) -> None:

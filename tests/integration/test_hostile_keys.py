@@ -157,7 +157,8 @@ class RevokedKeyTests(HostileCase):
         since = time.monotonic()
         self.shop.query(statement, parameters or None)
         self.assertEqual(till.close_code(), 4001)
-        self.assertLess(time.monotonic() - since, 1.0)
+        # By NOTIFY, and not by the look every five seconds. The machine may be busy.
+        self.assertLess(time.monotonic() - since, 4.5)
         self.assert_refused(self.knock(key), 401, "unauthorized")
 
     def column_key(self) -> str:

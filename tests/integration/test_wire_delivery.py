@@ -220,7 +220,7 @@ class SlowTests(WireCase):
             began = time.monotonic()
             self.shop.publish(self.slug, "note", {"n": n})
             quick.receive()
-            self.assertLess(time.monotonic() - began, 5)
+            self.assertLess(time.monotonic() - began, 10)
         self.assert_ids(self.slow.take(220), 1, 220)
 
     def test_one_that_reads_a_little_at_a_time_gets_all_of_it(self) -> None:
