@@ -240,11 +240,14 @@ class _Table:
     """`relkind` of pg_class."""
     owner: str
     hooked: bool
+    """Whether it is, with all of its partitions and the tables that inherit from it."""
     columns: Mapping[str, str]
     """The type of each, as it is written in SQL."""
-    may_trigger: bool
+    closed: tuple[str, ...]
+    """What of it, and of its partitions and the tables that inherit from it, posd_owner may not put
+    triggers on, as it is written in SQL."""
     may_read: bool
-    """Whether posd_owner may put triggers on it, and the tenant's role may read it."""
+    """Whether the tenant's role may read it."""
 
 
 def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
@@ -254,20 +257,32 @@ def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
     their length: a cast to one cuts a key that has become longer since, and finds no order.
     """
     cursor.execute(
+        "WITH RECURSIVE family AS ("
+        " SELECT c.oid AS root, c.oid FROM pg_class AS c"
+        "  WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)"
+        "    AND relname = ANY (%(tables)s)"
+        "  UNION SELECT root, inhrelid FROM family JOIN pg_inherits ON inhparent = family.oid)"
         "SELECT relname::text, relkind::text, pg_get_userbyid(relowner)::text,"
-        "       EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname ~ '^pos_.*_inserted$'),"
+        "       NOT EXISTS (SELECT FROM family WHERE root = c.oid AND NOT EXISTS ("
+        "           SELECT FROM pg_trigger WHERE tgrelid = family.oid AND tgname ~ '^pos_.*_inserted$')),"
         "       ARRAY(SELECT attname::text FROM pg_attribute"
         "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
         "       ARRAY(SELECT format_type(atttypid, -1) FROM pg_attribute"
         "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
-        "       has_table_privilege(c.oid, 'TRIGGER'), has_table_privilege(%(role)s, c.oid, 'SELECT')"
-        "  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace"
-        " WHERE nspname = %(schema)s AND relname = ANY (%(tables)s)",
+        "       ARRAY(SELECT format('\"%%s\".%%I', replace(nspname, '\"', '\"\"'), p.relname)"
+        "               FROM family JOIN pg_class AS p ON p.oid = family.oid"
+        "               JOIN pg_namespace AS n ON n.oid = p.relnamespace"
+        "              WHERE root = c.oid AND NOT has_table_privilege(p.oid, 'TRIGGER')"
+        "              ORDER BY p.oid <> root, 1),"
+        "       has_table_privilege(%(role)s, c.oid, 'SELECT')"
+        "  FROM pg_class AS c WHERE c.oid IN (SELECT root FROM family)",
         {"role": _hook_role(tenant), "schema": tenant.schema, "tables": [*REQUIRED_COLUMNS]},
     )
     return {
-        name: _Table(kind, owner, hooked, dict(zip(columns, types, strict=True)), *rights)
-        for name, kind, owner, hooked, columns, types, *rights in cursor.fetchall()
+        name: _Table(
+            kind, owner, hooked, dict(zip(columns, types, strict=True)), tuple(closed), may_read
+        )
+        for name, kind, owner, hooked, columns, types, closed, may_read in cursor.fetchall()
     }
 
 
@@ -307,11 +322,11 @@ def _hook(cursor: Any, tenant: Tenant) -> None:
 
 def _grants(tenant: Tenant, name: str, table: _Table) -> Iterator[str]:
     """What the owner of a table has to execute before it can be hooked."""
-    qualified = f"{_quoted(tenant.schema)}.{name}"
-    if not table.may_trigger:
-        yield f"GRANT TRIGGER ON {qualified} TO {OWNER};"
+    for closed in table.closed:
+        yield f"GRANT TRIGGER ON {closed} TO {OWNER};"
     if not table.may_read:
-        yield f"GRANT SELECT ON {qualified} TO {_quoted(_hook_role(tenant))};"
+        role = _quoted(_hook_role(tenant))
+        yield f"GRANT SELECT ON {_quoted(tenant.schema)}.{name} TO {role};"
 
 
 def _hook_role(tenant: Tenant) -> str:

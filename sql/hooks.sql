@@ -4,12 +4,17 @@
 --
 -- A hook notes which order was touched and reads nothing: a hook that read the order to build its
 -- event would fail SERIALIZABLE writers. The content is read after the commit, by pos_read_orders().
--- Rows and keys only, no columns added. A session that loads in bulk may `SET posd.hooks = 'off'`.
+-- Rows and keys only, no columns added. A hook on a table that stands alone is called once for a statement;
+-- on one that has parts, or is one, once for each row, since only those fire wherever the row is written. A session that loads in bulk may `SET posd.hooks = 'off'`.
 
 CREATE OR REPLACE FUNCTION :"schema".pos_note_orders() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('posd.hooks', true) IS DISTINCT FROM 'off' THEN
+    IF current_setting('posd.hooks', true) IS NOT DISTINCT FROM 'off' THEN
+        RETURN NULL;
+    ELSIF TG_LEVEL = 'ROW' THEN
+        PERFORM :"schema".pos_enqueue('order'::text, ARRAY[NEW.id::text]);
+    ELSE
         PERFORM :"schema".pos_enqueue('order'::text, ARRAY(SELECT DISTINCT t.id::text FROM touched AS t));
     END IF;
     RETURN NULL;
@@ -22,6 +27,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('posd.hooks', true) IS NOT DISTINCT FROM 'off' THEN
         RETURN NULL;
+    ELSIF TG_LEVEL = 'ROW' THEN
+        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(
+            SELECT NEW.order_id::text UNION SELECT OLD.order_id::text));
     ELSIF TG_OP = 'UPDATE' THEN
         PERFORM :"schema".pos_enqueue('order'::text, ARRAY(
             SELECT t.order_id::text FROM touched AS t UNION SELECT b.order_id::text FROM before AS b));
@@ -50,15 +58,46 @@ ALTER FUNCTION :"schema".pos_note_orders() OWNER TO :"hook_role";
 ALTER FUNCTION :"schema".pos_note_order_items() OWNER TO :"hook_role";
 REVOKE CREATE ON SCHEMA :"schema" FROM :"hook_role";
 
--- One trigger for each kind of statement, since transition tables allow no more.
-CREATE OR REPLACE TRIGGER pos_orders_inserted AFTER INSERT ON :"schema".orders
-    REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_orders();
-CREATE OR REPLACE TRIGGER pos_orders_updated AFTER UPDATE ON :"schema".orders
-    REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_orders();
-CREATE OR REPLACE TRIGGER pos_items_inserted AFTER INSERT ON :"schema".order_items
-    REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
-CREATE OR REPLACE TRIGGER pos_items_updated AFTER UPDATE ON :"schema".order_items
-    REFERENCING OLD TABLE AS before NEW TABLE AS touched
-    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
-CREATE OR REPLACE TRIGGER pos_items_deleted AFTER DELETE ON :"schema".order_items
-    REFERENCING OLD TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_order_items();
+-- One trigger for each kind of statement, since transition tables allow no more. Under the same names by row
+-- too, since who may make a trigger on a table may replace it but not drop it. PostgreSQL gives those of a
+-- partitioned table to its partitions, also to one that is made or attached later, if its owner may execute
+-- the function; tables that inherit it leaves to us.
+DO $hooks$
+DECLARE
+    hooked record;
+    hook record;
+BEGIN
+    FOR hooked IN
+        WITH RECURSIVE family AS (
+            SELECT c.oid, c.relname AS root FROM pg_class AS c
+             WHERE c.relnamespace = ':"schema"'::regnamespace AND c.relname IN ('orders', 'order_items')
+             UNION
+            SELECT c.oid, f.root FROM family AS f JOIN pg_inherits AS i ON i.inhparent = f.oid
+              JOIN pg_class AS c ON c.oid = i.inhrelid WHERE NOT c.relispartition
+        )
+        SELECT f.root, f.oid::regclass AS name, pg_get_userbyid(c.relowner) AS owner,
+               c.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits WHERE f.oid IN (inhrelid, inhparent)) AS by_row
+          FROM family AS f JOIN pg_class AS c ON c.oid = f.oid
+    LOOP
+        FOR hook IN
+            SELECT * FROM (VALUES
+                ('orders', 'pos_orders_inserted', 'INSERT', 'NEW TABLE AS touched', 'pos_note_orders'),
+                ('orders', 'pos_orders_updated', 'UPDATE', 'NEW TABLE AS touched', 'pos_note_orders'),
+                ('order_items', 'pos_items_inserted', 'INSERT', 'NEW TABLE AS touched', 'pos_note_order_items'),
+                ('order_items', 'pos_items_updated', 'UPDATE', 'OLD TABLE AS before NEW TABLE AS touched',
+                 'pos_note_order_items'),
+                ('order_items', 'pos_items_deleted', 'DELETE', 'OLD TABLE AS touched', 'pos_note_order_items')
+            ) AS hooks (root, name, event, tables, note) WHERE hooks.root = hooked.root
+        LOOP
+            IF hooked.by_row THEN
+                EXECUTE format('GRANT EXECUTE ON FUNCTION :"schema".%I() TO %I', hook.note, hooked.owner);
+            END IF;
+            EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION :"schema".%I()',
+                hook.name, hook.event, hooked.name,
+                CASE WHEN hooked.by_row THEN 'FOR EACH ROW'
+                     ELSE format('REFERENCING %s FOR EACH STATEMENT', hook.tables) END,
+                hook.note);
+        END LOOP;
+    END LOOP;
+END
+$hooks$;

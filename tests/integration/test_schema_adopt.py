@@ -249,27 +249,133 @@ class AdoptionTests(AdoptCase):
             " WHERE attrelid::regclass::text ~ '^dinedesk_bistro.order' AND attnum > 0"
         )
 
-    def test_an_order_table_in_partitions_is_hooked_as_a_whole(self) -> None:
-        self.shop.run(
-            "CREATE TABLE dinedesk_bistro.orders (id bigint, status text, total_amount numeric,"
-            " created_at timestamptz NOT NULL) PARTITION BY RANGE (created_at)"
-        )
-        self.shop.run(
-            "CREATE TABLE dinedesk_bistro.orders_2026 PARTITION OF dinedesk_bistro.orders"
-            " FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')"
-        )
-        self.shop.run(
-            "CREATE TABLE dinedesk_bistro.order_items (id bigint, order_id bigint, name text,"
-            " price numeric, quantity integer)"
-        )
-        add(self.connection, "bistro")
-        for grant in re.findall("GRANT .*", self.refusal()):
-            self.shop.run(grant)
-        self.adopt()
-        self.shop.run("INSERT INTO dinedesk_bistro.orders VALUES (1, 'new', 1, '2026-05-01')")
-        self.assertEqual(self.admin.touched(), ["1"])
-
     def test_dropping_the_shops_tables_is_the_shops_right_still(self) -> None:
         self.tables()
         self.adopt()
         self.shop.run("DROP TABLE dinedesk_bistro.order_items, dinedesk_bistro.orders")
+
+
+class PartsTests(AdoptCase):
+    """A shop whose orders lie in several tables, which it also writes to one by one."""
+
+    def ready(self, *statements: str) -> None:
+        """Have the shop make its tables; posd is given the rights that it asks for."""
+        for statement in statements:
+            self.shop.run(statement)
+        add(self.connection, "bistro")
+        for grant in re.findall("GRANT .*", self.refusal()):
+            self.shop.run(grant)
+        self.adopt()
+
+    def partitioned(self) -> None:
+        self.ready(
+            "CREATE TABLE dinedesk_bistro.orders (id bigint, status text, total_amount numeric,"
+            " created_at timestamptz NOT NULL) PARTITION BY RANGE (created_at)",
+            self.partition(2026),
+            "CREATE TABLE dinedesk_bistro.order_items (id bigint, order_id bigint, name text,"
+            " price numeric, quantity integer) PARTITION BY HASH (order_id)",
+            "CREATE TABLE dinedesk_bistro.items_0 PARTITION OF dinedesk_bistro.order_items"
+            " FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        )
+
+    def partition(self, year: int) -> str:
+        return (
+            f"CREATE TABLE dinedesk_bistro.orders_{year} PARTITION OF dinedesk_bistro.orders"
+            f" FOR VALUES FROM ('{year}-01-01') TO ('{year + 1}-01-01')"
+        )
+
+    def touch(self, table: str, key: int, year: int = 2026) -> None:
+        values = f"({key}, 'new', 1, '{year}-05-01')"
+        self.shop.run(f"INSERT INTO dinedesk_bistro.{table} VALUES {values}")
+
+    def test_what_is_written_to_a_partition_is_noted_as_what_is_written_to_the_whole(self) -> None:
+        self.partitioned()
+        self.touch("orders", 1)
+        self.touch("orders_2026", 2)
+        self.assertEqual(self.admin.touched(), ["1", "2"])
+        self.shop.run("UPDATE dinedesk_bistro.orders SET status = 'ready' WHERE id = 1")
+        self.shop.run("UPDATE dinedesk_bistro.orders_2026 SET status = 'ready' WHERE id = 2")
+        self.assertEqual(self.admin.touched(), ["1", "2"])
+
+    def test_items_in_partitions_are_noted_whatever_happens_to_them(self) -> None:
+        self.partitioned()
+        self.shop.run("INSERT INTO dinedesk_bistro.items_0 VALUES (1, 7, 'Soup', 4, 1)")
+        self.assertEqual(self.admin.touched(), ["7"])
+        self.shop.run("UPDATE dinedesk_bistro.items_0 SET order_id = 8")
+        self.assertEqual(sorted(self.admin.touched()), ["7", "8"])
+        self.shop.run("DELETE FROM dinedesk_bistro.items_0")
+        self.assertEqual(self.admin.touched(), ["8"])
+
+    def test_partitions_that_come_later_are_hooked_too(self) -> None:
+        self.partitioned()
+        self.shop.run(self.partition(2027))
+        self.touch("orders_2027", 3, 2027)
+        self.shop.run("CREATE TABLE dinedesk_bistro.old (LIKE dinedesk_bistro.orders)")
+        self.shop.run(
+            "ALTER TABLE dinedesk_bistro.orders ATTACH PARTITION dinedesk_bistro.old"
+            " FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')"
+        )
+        self.touch("old", 4, 2025)
+        self.assertEqual(self.admin.touched(), ["3", "4"])
+
+    def test_an_order_that_moves_to_another_partition_is_noted(self) -> None:
+        self.partitioned()
+        self.shop.run(self.partition(2027))
+        self.touch("orders", 1)
+        self.assertEqual(self.admin.touched(), ["1"])
+        self.shop.run("UPDATE dinedesk_bistro.orders SET created_at = '2027-02-01'")
+        self.assertEqual(self.admin.touched(), ["1"])
+
+    def test_hooks_can_be_switched_off_for_partitions_too(self) -> None:
+        self.partitioned()
+        self.shop.run("SET posd.hooks = 'off'")
+        self.touch("orders_2026", 1)
+        self.shop.run("INSERT INTO dinedesk_bistro.items_0 VALUES (1, 7, 'Soup', 4, 1)")
+        self.assertEqual(self.admin.touched(), [])
+
+    def test_partitions_are_adopted_again_without_a_change(self) -> None:
+        self.partitioned()
+        self.adopt()
+        self.assertEqual(provision.migrate(self.connection).updated, ())
+        self.touch("orders_2026", 1)
+        self.assertEqual(self.admin.touched(), ["1"])
+
+    def test_orders_that_are_a_partition_of_the_platforms_are_noted_when_it_writes_them(
+        self,
+    ) -> None:
+        self.admin.run(
+            "CREATE TABLE public.orders (id bigint, status text, total_amount numeric,"
+            " created_at timestamptz, shop text) PARTITION BY LIST (shop)"
+        )
+        self.admin.run(
+            "CREATE TABLE dinedesk_bistro.orders PARTITION OF public.orders FOR VALUES IN ('bistro')"
+        )
+        self.admin.run(f"ALTER TABLE dinedesk_bistro.orders OWNER TO {SHOP}")
+        self.ready(
+            "CREATE TABLE dinedesk_bistro.order_items (id bigint, order_id bigint, name text,"
+            " price numeric, quantity integer)"
+        )
+        self.admin.run("INSERT INTO public.orders VALUES (1, 'new', 1, now(), 'bistro')")
+        self.assertEqual(self.admin.touched(), ["1"])
+
+    def test_tables_that_inherit_are_hooked_as_they_are_found(self) -> None:
+        self.tables()
+        self.shop.run("CREATE TABLE dinedesk_bistro.late () INHERITS (dinedesk_bistro.orders)")
+        for grant in re.findall("GRANT .*", self.refusal()):
+            self.shop.run(grant)
+        self.adopt()
+        self.touch("late", 1)
+        self.shop.run("UPDATE dinedesk_bistro.orders SET status = 'ready'")
+        self.touch("orders", 2)
+        self.assertEqual(self.admin.touched(), ["1", "1", "2"])
+
+    def test_a_table_that_inherits_later_is_hooked_by_the_next_migration(self) -> None:
+        self.tables()
+        self.adopt()
+        self.shop.run("CREATE TABLE dinedesk_bistro.late () INHERITS (dinedesk_bistro.orders)")
+        self.shop.run("GRANT TRIGGER ON dinedesk_bistro.late TO posd_owner")
+        self.assertEqual(provision.migrate(self.connection).updated, ("dinedesk_bistro",))
+        self.touch("late", 1)
+        self.touch("orders", 2)
+        self.assertEqual(self.admin.touched(), ["1", "2"])
+        self.assertEqual(provision.migrate(self.connection).updated, ())
