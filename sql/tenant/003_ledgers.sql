@@ -159,8 +159,7 @@ BEGIN
 END
 $$;
 
--- Append to a card that the caller has locked. Unless it is a tombstone or the return of what was taken, the
--- card must be usable, which is looked at here, so that nothing but the balance can come between.
+-- Append to a card that the caller has locked, and whose use it has judged; here only the balance counts.
 CREATE FUNCTION :"schema".pos_gift_card_append(
     number text, kind text, change numeric, made_by text, call_key text, device text, for_order text, note text,
     original bigint, OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
@@ -205,7 +204,7 @@ BEGIN
     END IF;
     -- A retry is answered as the first call was, whatever has become of the card since.
     SELECT * INTO step
-      FROM :"schema".pos_gift_card_replay(number, kind, change, made_by, call_key) AS r;
+      FROM :"schema".pos_gift_card_replay(number, kind, change, made_by, call_key);
     outcome := step.outcome;
     movement := step.movement;
     IF outcome IS NOT NULL THEN
@@ -216,7 +215,7 @@ BEGIN
                     WHEN card.expiry_date < clock_timestamp() THEN 'expired' END;
     IF outcome IS NULL THEN
         SELECT * INTO step FROM :"schema".pos_gift_card_append(
-            number, kind, change, made_by, call_key, device, for_order, note, NULL) AS a;
+            number, kind, change, made_by, call_key, device, for_order, note, NULL);
         outcome := step.outcome;
         movement := step.movement;
     END IF;
@@ -246,7 +245,7 @@ BEGIN
                     outcome := 'mismatch';
                 ELSE
                     SELECT * INTO step FROM :"schema".pos_gift_card_replay(
-                        movement.card_number, kind, change, made_by, call_key) AS r;
+                        movement.card_number, kind, change, made_by, call_key);
                     outcome := step.outcome;
                     movement := step.movement;
                 END IF;
@@ -261,7 +260,7 @@ BEGIN
             is_new := FOUND;
             SELECT * INTO card FROM :"schema".gift_cards AS c WHERE c.card_number = number FOR NO KEY UPDATE;
             SELECT * INTO step
-              FROM :"schema".pos_gift_card_replay(number, kind, change, made_by, call_key) AS r;
+              FROM :"schema".pos_gift_card_replay(number, kind, change, made_by, call_key);
             outcome := step.outcome;
             movement := step.movement;
             IF outcome IS NOT NULL THEN
@@ -293,7 +292,7 @@ BEGIN
                  WHERE c.card_number = number;
             END IF;
             SELECT * INTO step FROM :"schema".pos_gift_card_append(
-                number, kind, change, made_by, call_key, device, for_order, note, NULL) AS a;
+                number, kind, change, made_by, call_key, device, for_order, note, NULL);
             outcome := step.outcome;
             movement := step.movement;
             RETURN;
@@ -345,7 +344,7 @@ BEGIN
             RETURN;
         ELSIF originals = '{}' THEN
             SELECT * INTO step FROM :"schema".pos_gift_card_append(
-                number, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL) AS a;
+                number, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL);
             outcome := 'tombstoned';
             movement := step.movement;
             RETURN;
@@ -368,7 +367,7 @@ BEGIN
             outcome := 'replayed';
         ELSE
             SELECT * INTO step FROM :"schema".pos_gift_card_append(
-                number, 'reverse', -original.amount, made_by, NULL, device, original.order_id, note, original.id) AS a;
+                number, 'reverse', -original.amount, made_by, NULL, device, original.order_id, note, original.id);
             outcome := step.outcome;
             movement := step.movement;
         END IF;
@@ -545,7 +544,7 @@ BEGIN
         SELECT * INTO account FROM :"schema".loyalty_accounts AS a WHERE a.phone = number FOR NO KEY UPDATE;
     END IF;
     SELECT * INTO step
-      FROM :"schema".pos_loyalty_replay(account.id, kind, change, made_by, call_key) AS r;
+      FROM :"schema".pos_loyalty_replay(account.id, kind, change, made_by, call_key);
     outcome := step.outcome;
     movement := step.movement;
     IF outcome IS NOT NULL THEN
@@ -559,7 +558,7 @@ BEGIN
         UPDATE :"schema".loyalty_accounts AS a SET member_since = clock_timestamp() WHERE a.id = account.id;
     END IF;
     SELECT * INTO step FROM :"schema".pos_loyalty_append(
-        account.id, kind, change, made_by, call_key, device, for_order, note, NULL) AS a;
+        account.id, kind, change, made_by, call_key, device, for_order, note, NULL);
     outcome := step.outcome;
     movement := step.movement;
 END
@@ -600,7 +599,7 @@ BEGIN
             RETURN;
         ELSIF originals = '{}' THEN
             SELECT * INTO step FROM :"schema".pos_loyalty_append(
-                account, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL) AS a;
+                account, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL);
             outcome := 'tombstoned';
             movement := step.movement;
             RETURN;
@@ -623,7 +622,7 @@ BEGIN
             outcome := 'replayed';
         ELSE
             SELECT * INTO step FROM :"schema".pos_loyalty_append(
-                account, 'reverse', -original.points, made_by, NULL, device, original.order_id, note, original.id) AS a;
+                account, 'reverse', -original.points, made_by, NULL, device, original.order_id, note, original.id);
             outcome := step.outcome;
             movement := step.movement;
         END IF;
