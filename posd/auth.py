@@ -10,23 +10,36 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from posd import keys, migrations
 from posd.database import Database
-from posd.errors import Forbidden, NotFound, Refusal, TooManyRequests, Unauthorized, Unavailable
+from posd.errors import (
+    Busy,
+    Forbidden,
+    NotFound,
+    Refusal,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
 from posd.limits import FailedAttempts
 from posd.store import credentials, tenants
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant, TenantId
 
+T = TypeVar("T")
+
 _REMEMBER_SECONDS: Final = 10.0
 _MOST_REMEMBERED: Final = 10_000
 _LONGEST_KEY: Final = 255
+_LOOK_UP_SECONDS: Final = 3.5
+"""Twice that, for a key and then for the terminal that it names, is less than a till waits for an answer."""
 
 Remembered = tuple[str, bytes, str | None]
 """A slug, the SHA-256 of a key, and the device that was named besides."""
@@ -112,26 +125,30 @@ class Authenticator:
         remembered = self._remembered(wanted)
         if remembered is not None:
             return remembered
-        waiters = self._asking.get(wanted)
-        if waiters is not None:
-            waiter: Deferred[Credential | None] = Deferred()
-            waiters.append(waiter)
-            return await waiter
-        self._asking[wanted] = []
+        waiter: Deferred[Credential | None] = Deferred()
+        waiter.addTimeout(_LOOK_UP_SECONDS, self._reactor, onTimeoutCancel=_too_late)
+        if wanted in self._asking:
+            self._asking[wanted].append(waiter)
+        else:
+            self._asking[wanted] = [waiter]
+            Deferred.fromCoroutine(self._look_up(wanted))
+        return await waiter
+
+    async def _look_up(self, wanted: Remembered) -> None:
+        """Ask the database, and tell all who wait for it by then; whoever has given up asks anew."""
         forgotten = self._forgotten
         try:
             credential = await credentials.find(self._database, *wanted)
         except Exception as error:
             for each in self._asking.pop(wanted):
                 each.errback(error)
-            raise
+            return
         if credential is not None:
             self._used.add(credential.principal.key_id)
             if forgotten == self._forgotten:
                 self._remember(wanted, credential)
         for each in self._asking.pop(wanted):
             each.callback(credential)
-        return credential
 
     def _remembered(self, wanted: Remembered) -> Credential | None:
         credential, until = self._valid.get(wanted, (None, 0.0))
@@ -175,6 +192,12 @@ class Authenticator:
         return TooManyRequests(
             "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
         )
+
+
+def _too_late(result: T | Failure, seconds: float) -> T | Failure:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise Busy("The database is busy. Try again.", retry_after=1)
+    return result
 
 
 def _hash(key: str | None) -> bytes | None:

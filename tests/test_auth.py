@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from posd import migrations
 from posd.auth import Authenticator, of_kind
 from posd.database import Database
-from posd.errors import Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable
+from posd.errors import Busy, Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable
 from posd.limits import FailedAttempts
 from posd.link import Parameters, Row
 from posd.store.credentials import Credential
@@ -213,6 +213,24 @@ class RememberingTests(AuthCase):
         await asking
         await authenticator.at_tenant("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 2)
+
+    async def test_who_has_waited_too_long_is_told_and_what_is_found_is_for_the_next_call(
+        self,
+    ) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
+        waiting = [
+            begin(self.refusal(authenticator.at_tenant("kitchen", key, None, HERE)))
+            for _ in range(2)
+        ]
+        self.clock.advance(3.5)
+        for each in waiting:
+            self.assertIsInstance(await each, Busy)
+        self.admin.run("COMMIT")
+        await until(lambda: bool(authenticator._valid), "the key is found")
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 1)
 
     async def test_a_key_that_expires_while_it_is_remembered_is_not_valid(self) -> None:
         authenticator = await self.authenticator()
