@@ -10,7 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from posd.web.event_schemas import Schema
-from posd.web.shapes import Given, Success, Taken, members
+from posd.web.shapes import Given, Taken, members
 
 _REFS: Final = "#/components/schemas/{name}"
 
@@ -62,7 +62,7 @@ def parameters(kind: type[Taken]) -> Iterator[dict[str, Any]]:
 def _complete(schema: Schema, kind: inspect.StructType) -> None:
     """Of an answer everything is there that is not expressly left out."""
     schema["required"] = [each.encode_name for each in kind.fields if not _may_be_left_out(each)]
-    if issubclass(kind.cls, Success):
+    if "success" in schema["properties"]:
         schema["properties"] = {"success": {"const": True}, **schema["properties"]}
     for each in schema["properties"].values():
         each.pop("default", None)

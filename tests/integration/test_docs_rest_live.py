@@ -114,15 +114,20 @@ class CompletenessTests(SynchronousTestCase):
 
     def test_every_operation_is_called(self) -> None:
         called = [call(block.text) for block in documents.blocks(PAGE) if block.of("sh", "call")]
-        for operation in operations():
-            path = re.compile(re.sub(r"{\w+}", "[^/]+", operation.path))
-            with self.subTest(operation=f"{operation.method} {operation.path}"):
-                self.assertTrue(
-                    any(
-                        method == operation.method and path.fullmatch(address)
-                        for method, address in called
-                    )
-                )
+        missing = [
+            f"{operation.method} {operation.path}"
+            for operation in operations()
+            if not any(
+                method == operation.method and re.fullmatch(pattern(operation.path), address)
+                for method, address in called
+            )
+        ]
+        self.assertEqual(missing, [], f"show these in {PAGE}, by curl")
+
+
+def pattern(path: str) -> str:
+    """Of the addresses that a template stands for."""
+    return re.sub(r"{\w+}", "[^/]+", path)
 
 
 def call(script: str) -> tuple[str, str]:
