@@ -18,8 +18,8 @@ class Cursor:
 
     acked: Seq
     legacy: bool
+    _refused: frozenset[Seq] = frozenset()
     _vouched: Seq = field(init=False)
-    _refused: set[Seq] = field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         self._vouched = self.acked
@@ -36,10 +36,7 @@ class Cursor:
         What it refused right after that is done with too.
         """
         self._speak()
-        self.acked = max(self.acked, seq)
-        while self.acked + 1 in self._refused:
-            self.acked += 1
-        self._refused = {each for each in self._refused if each > self.acked}
+        self.acked, self._refused = passed(max(self.acked, seq), self._refused)
         return self.acked
 
     def hear(self, seq: Seq) -> Seq:
@@ -54,13 +51,20 @@ class Cursor:
     def refuse(self, seq: Seq) -> Seq:
         """The terminal will never process event `seq`; how far it is now."""
         self._speak()
-        self._refused.add(seq)
+        self._refused |= {seq}
         return self.acknowledge(self.acked)
 
     def _speak(self) -> None:
         if self.legacy:
             self.legacy = False
             self.acked = self._vouched
+
+
+def passed(acked: Seq, refused: frozenset[Seq]) -> tuple[Seq, frozenset[Seq]]:
+    """Move a cursor past what was refused right after it; where it is then, and what is left."""
+    while acked + 1 in refused:
+        acked += 1
+    return acked, frozenset(each for each in refused if each > acked)
 
 
 def resume(opening: Opening, asked: Position | None) -> tuple[Seq, Resync | None]:

@@ -134,15 +134,15 @@ class Exchange(Service):
         """Those with sessions here."""
         return list(self._channels)
 
-    async def look_up(self, tenant_id: TenantId, device_id: str | None) -> Opening:
+    async def look_up(self, tenant: Tenant, device_id: str | None) -> Opening:
         """Where a terminal stands; before the upgrade, so that a refusal can still be an answer.
 
         Raises `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
         """
         self._refuse_while_draining()
         if device_id is not None:
-            await self._presence.settle(tenant_id, device_id)
-        opening = await books.opening(self._database, tenant_id, device_id, _MOST_DEVICES)
+            await self._presence.settle(tenant.id, device_id)
+        opening = await books.opening(self._database, tenant, device_id, _MOST_DEVICES)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()
         if opening is None:

@@ -193,7 +193,7 @@ class Polls:
 
         Raises `BadRequest`, `TooManyRequests`, `Unauthorized` and `Unavailable`.
         """
-        opening = await self._exchange.look_up(caller.tenant.id, caller.device_id)
+        opening = await self._exchange.look_up(caller.tenant, caller.device_id)
         if asked is None:
             if opening.acked is None:
                 raise BadRequest(
@@ -206,7 +206,7 @@ class Polls:
             return await self._read(caller, opening, asked, wish, hold)
         except StreamBroken:
             # It was renamed or pruned meanwhile: how that stands now is looked up again.
-            opening = await self._exchange.look_up(caller.tenant.id, caller.device_id)
+            opening = await self._exchange.look_up(caller.tenant, caller.device_id)
         try:
             return await self._read(caller, opening, asked, wish, hold)
         except StreamBroken as error:
@@ -217,18 +217,18 @@ class Polls:
 
         Raises `Conflict`, `Unprocessable` and `Unavailable`.
         """
-        tenant_id, device_id = caller.tenant.id, caller.device_id
+        tenant, device_id = caller.tenant, caller.device_id
         if device_id is None:
             raise Unprocessable("Only a named device has a position.", code="no_device")
-        opening = await self._exchange.look_up(tenant_id, device_id)
+        opening = await self._exchange.look_up(tenant, device_id)
         head = opening.head
         if stream_id is not None and stream_id != head.stream_id:
             raise Conflict("The stream is another one by now.", code="stream_changed")
         if seq > head.last_seq:
             raise Unprocessable(f"There is no event {seq} yet.", code="beyond_head")
         self._exchange.acknowledged(_terminal(caller, opening, Position(seq)), seq)
-        await self._settle(tenant_id, device_id)
-        written = await self._exchange.look_up(tenant_id, device_id)
+        await self._settle(tenant.id, device_id)
+        written = await self._exchange.look_up(tenant, device_id)
         if written.head.stream_id != head.stream_id:
             raise Conflict("The stream is another one by now.", code="stream_changed")
         if written.acked is None or written.acked < seq:

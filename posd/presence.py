@@ -94,7 +94,7 @@ class Presence(Service):
         self._notes.follows[_subscription(terminal)] = seq
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
-        nack = Nack(seq, terminal.device_id or "", reason)
+        nack = Nack(seq, terminal.device_id or "", reason, terminal.stream_id)
         self._note(self._notes.nacks, terminal.tenant, nack)
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
@@ -170,7 +170,7 @@ class Presence(Service):
             del notes.words[tenant]
             notes.sizes[tenant] -= sum(each.size for each in words)
         for tenant, nacks in list(notes.nacks.items()):
-            refused = [(each.seq, each.device_id, each.reason) for each in nacks]
+            refused = [(each.seq, each.device_id, each.reason, each.stream_id) for each in nacks]
             await self._attempt(books.nacks(self._database, tenant, refused))
             del notes.nacks[tenant]
             notes.sizes[tenant] -= sum(each.size for each in nacks)
@@ -255,6 +255,7 @@ class Nack:
     seq: Seq
     device_id: str
     reason: str
+    stream_id: UUID
 
     @property
     def size(self) -> int:

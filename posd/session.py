@@ -170,7 +170,9 @@ class Session:
         )
         self._channel.enter(self)
         if opening.acked is not None:
-            self._take_up(Cursor(opening.acked if durable else self._start, opening.legacy))
+            self._take_up(
+                Cursor(opening.acked if durable else self._start, opening.legacy, opening.refused)
+            )
             if asked or resync is not None:
                 self._acknowledge(self._start)
         self.behind()

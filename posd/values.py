@@ -103,7 +103,8 @@ class Opening:
     """What a session begins with.
 
     `acked` is the device's cursor, None for a terminal without a name; a `legacy` terminal never
-    acknowledged and never named a position. `at` is when that was so, by the database's clock, which
+    acknowledged and never named a position. `refused` are events after the cursor that the device will
+    never process. `at` is when that was so, by the database's clock, which
     is the same for all nodes: it tells which of a device's connections is the newest.
     """
 
@@ -111,6 +112,7 @@ class Opening:
     acked: Seq | None
     legacy: bool
     at: datetime
+    refused: frozenset[Seq] = frozenset()
 
 
 @frozen

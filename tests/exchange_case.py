@@ -90,7 +90,7 @@ class Store:
             self.pending.append(turn)
             await turn
 
-    async def find_opening(self, _: Any, tenant: TenantId, device: str | None, most: int) -> Any:
+    async def find_opening(self, _: Any, tenant: Tenant, device: str | None, most: int) -> Any:
         await self.look()
         return self.opening
 

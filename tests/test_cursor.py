@@ -40,6 +40,10 @@ class CursorTests(SynchronousTestCase):
         self.assertEqual([self.cursor.refuse(13), self.cursor.refuse(12)], [10, 10])
         self.assertEqual(self.cursor.acknowledge(11), 13)
 
+    def test_what_was_refused_on_an_earlier_connection_is_passed_like_what_is_now(self) -> None:
+        cursor = Cursor(10, False, frozenset({12, 14}))
+        self.assertEqual([cursor.acknowledge(11), cursor.refuse(13)], [12, 14])
+
     def test_refusing_what_is_stored_changes_nothing(self) -> None:
         self.assertEqual(self.cursor.refuse(9), 10)
         self.assertEqual(self.cursor._refused, set())

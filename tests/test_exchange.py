@@ -34,7 +34,7 @@ from tests.exchange_case import ExchangeCase
 
 class LookingUpTests(ExchangeCase):
     def look_up(self, device: str | None = "BAR") -> Deferred[Opening]:
-        return Deferred.fromCoroutine(self.exchange.look_up(KITCHEN.id, device))
+        return Deferred.fromCoroutine(self.exchange.look_up(KITCHEN, device))
 
     def test_it_tells_where_a_terminal_stands(self) -> None:
         self.store.opening = opening(10, 4)

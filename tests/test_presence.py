@@ -56,7 +56,7 @@ class PresenceTests(DatabaseCase):
 
     async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
         """A terminal that is registered, with its cursor at 100, and noted as connected."""
-        opening = await books.opening(self.pool, 1, device, 10)
+        opening = await books.opening(self.pool, KITCHEN, device, 10)
         assert opening is not None
         terminal = terminal_of(device, stream_id=opening.head.stream_id)
         presence.connected(terminal)
@@ -169,7 +169,11 @@ class PresenceTests(DatabaseCase):
 
     async def test_no_till_can_fill_the_memory_by_talking(self) -> None:
         presence = await self.presence()
-        front, other = terminal_of("front"), terminal_of("front", tenant=GRILL)
+        front = terminal_of("front")
+        grill = self.admin.value(
+            "SELECT stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 2"
+        )
+        other = terminal_of("front", tenant=GRILL, stream_id=UUID(grill))
         for _ in range(10_000):
             presence.said(front, "status", b"{}")
             presence.said(front, "status", b'"%b"' % (b"x" * 60_000))

@@ -40,7 +40,7 @@ from posd.limits import Connections
 from posd.polls import Batch, Caller, Polls, Wish
 from posd.session import Session
 from posd.store import credentials, presence, stream
-from posd.values import KeyKind, Opening, Position, Principal, Seq, TenantId, Terminal
+from posd.values import KeyKind, Opening, Position, Principal, Seq, Tenant, Terminal
 from tests.delivery_case import KITCHEN, NOON, Line, said, terminal
 from tests.exchange_case import Presence, Store
 from tests.server_sent import events_in
@@ -142,7 +142,7 @@ class Shop(Store):
         self.books = books
         self.log.events = []
 
-    async def find_opening(self, _: Any, tenant: TenantId, device: str | None, most: int) -> Any:
+    async def find_opening(self, _: Any, tenant: Tenant, device: str | None, most: int) -> Any:
         await self.look()
         if device is None:
             return Opening(self.log.head, None, False, NOON)
@@ -244,7 +244,7 @@ class Roads(RuleBasedStateMachine):
         till = self.pick(index)
         self.leave(till, silently)
         position = Position(till.last, self.log.stream_id) if till.names else None
-        opening = self.now(self.exchange.look_up(KITCHEN.id, till.device))
+        opening = self.now(self.exchange.look_up(KITCHEN, till.device))
         till.road = Road(dialect=dialect, reading=reading, stored=till.store)
         connecting = terminal(till.device, position=position)
         till.session = self.exchange.open(connecting, opening, till.road)

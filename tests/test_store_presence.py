@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+from attrs import evolve
+
 from posd.store import presence
-from tests.store_case import StoreCase
+from posd.values import Opening
+from tests.store_case import GRILL, KITCHEN, StoreCase
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
@@ -50,40 +53,80 @@ class OpeningTests(StoreCase):
 
     async def test_a_device_that_was_never_seen_begins_at_the_head(self) -> None:
         session = await self.session()
-        opening = await presence.opening(session, 1, "front", 10)
+        opening = await presence.opening(session, KITCHEN, "front", 10)
         assert opening is not None
         self.assertEqual((opening.head.last_seq, opening.acked), (100, 100))
         self.assertTrue(opening.legacy)
 
     async def test_a_device_that_acknowledges_goes_on_from_its_cursor(self) -> None:
         session = await self.session()
-        first = await presence.opening(session, 1, "front", 10)
+        first = await presence.opening(session, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 30")
         await presence.acknowledged(session, [(1, "front", first.head.stream_id, 40)])
-        opening = await presence.opening(session, 1, "front", 10)
+        opening = await presence.opening(session, KITCHEN, "front", 10)
         assert opening is not None
         self.assertEqual((opening.acked, opening.legacy), (40, False))
 
+    async def refusing(self, *seqs: int) -> Opening:
+        """A device that is at 40, and refuses these events of the stream; where it stands then."""
+        session = await self.session()
+        first = await presence.opening(session, KITCHEN, "front", 10)
+        assert first is not None
+        self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data)"
+            " SELECT seq, 'notice', '{}' FROM generate_series(30, 50) AS seq"
+        )
+        nacks = [(seq, "front", "no paper", first.head.stream_id) for seq in seqs]
+        await presence.nacks(session, KITCHEN, [*nacks, (45, "bar", "", first.head.stream_id)])
+        return await self.again()
+
+    async def again(self) -> Opening:
+        opening = await presence.opening(await self.session(), KITCHEN, "front", 10)
+        assert opening is not None
+        return opening
+
+    async def test_what_a_device_refused_is_told_as_far_as_its_cursor_has_not_come(self) -> None:
+        opening = await self.refusing(35, 43, 44)
+        self.assertEqual((opening.acked, opening.refused), (40, {43, 44}))
+
+    async def test_what_a_device_refused_right_after_its_cursor_is_passed(self) -> None:
+        opening = await self.refusing(41, 42, 44)
+        self.assertEqual((opening.acked, opening.refused), (42, {44}))
+
+    async def test_what_was_refused_is_not_what_has_its_number_now(self) -> None:
+        await self.refusing(41, 43)
+        self.admin.run("UPDATE dinedesk_kitchen.pos_events SET created_at = clock_timestamp()")
+        opening = await self.again()
+        self.assertEqual((opening.acked, opening.refused), (40, set()))
+
+    async def test_what_is_refused_in_another_history_is_not_noted(self) -> None:
+        session = await self.session()
+        await presence.nacks(session, KITCHEN, [(7, "front", "no paper", uuid4())])
+        self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_kitchen.pos_nacks"), 0)
+
     async def test_a_terminal_without_a_name_has_no_cursor(self) -> None:
-        opening = await presence.opening(await self.session(), 1, None, 10)
+        opening = await presence.opening(await self.session(), KITCHEN, None, 10)
         assert opening is not None
         self.assertEqual((opening.acked, opening.legacy), (None, False))
 
     async def test_a_tenant_has_no_more_devices_than_it_may(self) -> None:
         session = await self.session()
         for name in ("one", "two"):
-            self.assertIsNotNone(await presence.opening(session, 1, name, 2))
-        self.assertIsNone(await presence.opening(session, 1, "three", 2))
-        self.assertIsNotNone(await presence.opening(session, 1, "one", 2))
-        self.assertIsNotNone(await presence.opening(session, 2, "three", 2))
+            self.assertIsNotNone(await presence.opening(session, KITCHEN, name, 2))
+        self.assertIsNone(await presence.opening(session, KITCHEN, "three", 2))
+        self.assertIsNotNone(await presence.opening(session, KITCHEN, "one", 2))
+        self.assertIsNotNone(await presence.opening(session, GRILL, "three", 2))
 
     async def test_a_tenant_that_is_gone_has_nothing(self) -> None:
-        self.assertIsNone(await presence.opening(await self.session(), 99, "front", 10))
+        gone = evolve(KITCHEN, id=99)
+        self.assertIsNone(await presence.opening(await self.session(), gone, "front", 10))
 
     async def test_a_cursor_never_moves_back_nor_beyond_the_head(self) -> None:
         session = await self.session()
-        first = await presence.opening(session, 1, "front", 10)
+        first = await presence.opening(session, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")

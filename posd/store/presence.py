@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from posd.cursor import passed
 from posd.link import Session
 from posd.store import schema, stream
 from posd.values import Opening, Seq, Tenant, TenantId
@@ -67,9 +68,12 @@ _DISCONNECT: Final = """
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
+# A nack that is older than the event of its number was about another one, which a failover has lost.
 _OPEN: Final = """
     SELECT h.tenant_id, h.stream_id, h.last_seq, h.pruned_seq,
-           clock_timestamp(), d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq
+           clock_timestamp(), d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq,
+           ARRAY(SELECT n.seq FROM {schema}.pos_nacks AS n JOIN {schema}.pos_events AS e USING (seq)
+                  WHERE n.seq > c.acked_seq AND n.device_id = c.device_id AND n.created_at >= e.created_at)
       FROM dinedesk_main.pos_heads AS h
       LEFT JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = h.tenant_id AND d.device_id = %s
       LEFT JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = h.tenant_id AND c.device_id = %s
@@ -136,7 +140,10 @@ _COUNTS: Final = """
 """
 _NACKS: Final = """
     INSERT INTO {schema}.pos_nacks (seq, device_id, reason)
-    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[])
+    SELECT n.seq, n.device_id, n.reason
+      FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::uuid[])
+           AS n(seq, device_id, reason, stream_id)
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %s AND h.stream_id = n.stream_id
     ON CONFLICT (seq, device_id) DO NOTHING
 """
 _SAID: Final = """
@@ -205,25 +212,31 @@ async def disconnect(session: Session, tenant_id: TenantId, device_id: str) -> i
 
 
 async def opening(
-    session: Session, tenant_id: TenantId, device_id: str | None, most_devices: int
+    session: Session, tenant: Tenant, device_id: str | None, most_devices: int
 ) -> Opening | None:
     """Where a terminal stands, registering a device that was never seen.
 
+    What it refused right after its cursor is passed, however it has acknowledged what is before.
+
     None when the tenant is gone, or when it has too many devices to take another one.
     """
-    rows = await session.query(_OPEN, (device_id, device_id, tenant_id))
+    statement = _OPEN.format(schema=schema(tenant))
+    rows = await session.query(statement, (device_id, device_id, tenant.id))
     if not rows:
         return None
-    *head, at, known, acked_before, acked = rows[0]
+    *head, at, known, acked_before, acked, nacks = rows[0]
     if device_id is not None and (not known or acked is None):
         most = most_devices + known
-        values = {"tenant": tenant_id, "device": device_id, "most": most}
+        values = {"tenant": tenant.id, "device": device_id, "most": most}
         registered = await session.query(_REGISTER, values)
         if not registered:
             return None
         acked = registered[0][0]
     legacy = device_id is not None and not acked_before
-    return Opening(stream.load_head(tuple(head)), acked, legacy, at)
+    refused = frozenset(nacks)
+    if acked is not None and not legacy:
+        acked, refused = passed(acked, refused)
+    return Opening(stream.load_head(tuple(head)), acked, legacy, at, refused)
 
 
 async def acknowledged(session: Session, acks: Sequence[Move]) -> None:
@@ -249,10 +262,16 @@ async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]])
     await session.execute(_PROGRESS, tuple(list(column) for column in zip(*heads, strict=True)))
 
 
-async def nacks(session: Session, tenant: Tenant, refused: Sequence[tuple[Seq, str, str]]) -> None:
-    """Note events that terminals could not process: position, device, reason."""
-    columns = tuple(list(column) for column in zip(*refused, strict=True))
-    await session.execute(_NACKS.format(schema=schema(tenant)), columns)
+async def nacks(
+    session: Session, tenant: Tenant, refused: Sequence[tuple[Seq, str, str, UUID]]
+) -> None:
+    """Note events that terminals could not process: position, device, reason, history.
+
+    In another history than the stream's the position is no event's, or another one's.
+    """
+    seqs, devices, reasons, streams = zip(*refused, strict=True)
+    values = list(seqs), list(devices), list(reasons), [str(each) for each in streams], tenant.id
+    await session.execute(_NACKS.format(schema=schema(tenant)), values)
 
 
 async def said(

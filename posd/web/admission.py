@@ -48,7 +48,7 @@ class Admission:
         """A place for one more connection. Raises `TooManyRequests` and `Unavailable`."""
         lease = self.connections.admit(tenant.id, device)
         try:
-            opening = await self.exchange.look_up(tenant.id, device)
+            opening = await self.exchange.look_up(tenant, device)
         except BaseException:
             lease.release()
             raise

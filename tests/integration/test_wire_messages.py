@@ -151,6 +151,18 @@ class NackTests(MessageCase):
         self.till.send({"type": "ack", "id": 2})
         self.reaches("POS_BAR_1", 3)
 
+    def test_it_is_remembered_over_connections(self) -> None:
+        self.till.send({"type": "ack", "id": 1})
+        self.till.send({"type": "nack", "id": 3, "reason": "too long"})
+        self.till.leave()
+        again = self.dial(device="POS_BAR_1")
+        self.assertEqual(again.connected["resumedFrom"], 1)
+        again.take(3)
+        again.send({"type": "ack", "id": 2})
+        self.reaches("POS_BAR_1", 3)
+        again.leave()
+        self.assertEqual(self.dial(device="POS_BAR_1").connected["resumedFrom"], 3)
+
     def test_operators_are_shown_which_and_why(self) -> None:
         self.till.send({"type": "nack", "id": 2, "reason": "no such printer"})
         refused = "SELECT seq, device_id, reason FROM {schema}.pos_nacks"
