@@ -7,7 +7,7 @@ import hashlib
 import re
 from html import unescape
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,10 +15,18 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.web import page
 from posd.web.description import Description
 from posd.web.openapi import document
-from posd.web.operations import Ask
+from posd.web.operations import NOBODY, Ask, Operation, Refused
 from posd.web.refusals import EVERYWHERE
 from posd.web.render import Answer
+from posd.web.shapes import Given
 from tests.description_case import described, operations
+
+
+class Shut(Given, frozen=True):
+    """It is shut."""
+
+    opens_again: str
+
 
 _EVIL = "<script>alert(1)</script>\"'&`<b>`"
 
@@ -30,11 +38,16 @@ class Seen(HTMLParser):
         HTMLParser.__init__(self)
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
+        self.codes: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] == ["code"]:
+            self.codes.append(data)
 
     def named(self, name: str) -> list[str]:
         return [value for attribute, value in self.attributes if attribute == name]
@@ -84,6 +97,15 @@ class PageTests(SynchronousTestCase):
                 self.assertIn(words, text)
         for status, code, _ in EVERYWHERE:
             self.assertIn(f"{status}{code}", text)
+
+    def test_a_status_of_a_success_and_of_a_refusal_shows_both(self) -> None:
+        row = Operation(
+            *("GET", "/shop", cast(Any, None), "Whether it is open", NOBODY, {503: Shut}),
+            refusals=(Refused(503, "flooded", "There is water in it."),),
+            tag="Health",
+        )
+        seen = Seen(self.rendered(document([row])))
+        self.assertLessEqual({"opensAgain", "flooded"}, {*seen.codes})
 
     def test_what_stands_in_the_document_is_text(self) -> None:
         evil = document(operations())

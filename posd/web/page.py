@@ -166,10 +166,10 @@ class _Page:
         shown: dict[str, Any] = {}
         for status, response in operation["responses"].items():
             response = self._resolved(response)
-            for media, content in response["content"].items():
-                name = name_in(_carried(content["schema"]))
-                if "allOf" in content["schema"]:
-                    refused += self._refusals(status, response, content["schema"])
+            for media, schema in _parts(response):
+                name = name_in(schema)
+                if "allOf" in schema:
+                    refused += self._refusals(status, response, schema)
                 elif name in shown:
                     yield tags.p(tags.span(status, class_="status"), f"As with {shown[name]}.")
                 else:
@@ -177,7 +177,7 @@ class _Page:
                     what = self._schemas[name]["description"] if name else response["description"]
                     yield tags.p(tags.span(status, class_="status"), *line(f"`{media}`"))
                     yield from prose(what)
-                    yield from members(self._schemas[name] if name else content["schema"])
+                    yield from members(self._schemas[name] if name else schema)
         if refused:
             yield tags.h4("Refused with")
             yield _codes(refused)
@@ -223,13 +223,16 @@ class _Page:
             )
 
 
-def _carried(schema: Node) -> Node:
-    """What stands in a stream's events; any other schema as it is."""
-    match schema:
-        case {"properties": {"data": {"contentSchema": {"anyOf": [event, _]}}}}:
-            carried: Node = event
-            return carried
-    return schema
+def _parts(response: Node) -> Iterator[tuple[str, Node]]:
+    """What a response may consist of: of a stream's events what they carry."""
+    for media, content in response["content"].items():
+        match content["schema"]:
+            case {"properties": {"data": {"contentSchema": {"anyOf": [event, _]}}}}:
+                yield media, event
+            case {"anyOf": several}:
+                yield from ((media, each) for each in several)
+            case schema:
+                yield media, schema
 
 
 def _everywhere() -> Iterator[Tag]:
