@@ -29,7 +29,7 @@ from twisted.python.components import Componentized
 
 from posd import config, endpoint_syntax, health, logs, systemd, tls
 from posd.config import Config, Listener
-from posd.errors import ConfigError, Refusal, SchemaError, StartError, StatementFailed
+from posd.errors import ConfigError, Refusal, SchemaError, StartError
 from posd.parts import Parts
 from posd.tls import ServerTLS
 
@@ -112,14 +112,13 @@ class Daemon(Service):
             self._log.warn("no listener is called {name}, as an inherited socket is", name=name)
         try:
             await self._check_schema()
-        except (SchemaError, StatementFailed) as error:
+        except SchemaError as error:
             self._fail(str(error))
 
     async def _check_schema(self) -> None:
         """Wait for the database, and see that it is one for posd."""
         while self.running:
             try:
-                await self._parts.database.when_up()
                 await health.check_schema(self._parts.database)
             except Refusal:
                 # It went away again.

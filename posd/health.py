@@ -24,8 +24,12 @@ class Health:
 
 
 async def check_schema(database: Database) -> None:
-    """Raise `SchemaError`, naming the file, if the main schema is not what this posd needs."""
+    """Raise `SchemaError`, naming the file, if the main schema is not what this posd needs.
+
+    Waits for the database first: without posd's role no connection to it can be used.
+    """
     try:
+        await database.when_up()
         applied = await tenants.applied(database, migrations.MAIN)
     except StatementFailed as error:
         raise SchemaError(
