@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from os import SEEK_END
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
@@ -109,6 +108,13 @@ class Call:
     request: Request
     door: Door
     id: str = field(factory=lambda: secrets.token_hex(8))
+    body: bytes = field(init=False)
+    """Read at once: Twisted closes a request's content when the client goes away, who may do so while
+    its key is still being looked up."""
+
+    def __attrs_post_init__(self) -> None:
+        content = cast(BinaryIO | None, self.request.content)
+        self.body = b"" if content is None else content.read()
 
     @property
     def key(self) -> str | None:
@@ -132,12 +138,10 @@ class Call:
         if not raw:
             return None
         try:
-            name = raw[0].decode().strip()
+            name = raw[0].decode()
         except UnicodeDecodeError:
             name = ""
-        if not 0 < len(name) <= _LONGEST_DEVICE or not name.isprintable():
-            raise BadRequest("X-Device-ID must be 1 to 128 characters.", code="invalid_device")
-        return name
+        return device_name(name, "X-Device-ID")
 
     def header(self, name: str) -> str | None:
         """A header's value, the first where there are several."""
@@ -167,10 +171,7 @@ class Call:
     @property
     def size(self) -> int:
         """How many bytes the body has."""
-        content = cast(BinaryIO, self.request.content)
-        size = content.seek(0, SEEK_END)
-        content.seek(0)
-        return size
+        return len(self.body)
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
@@ -182,9 +183,8 @@ class Call:
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The body must be application/json.")
         try:
-            raw = cast(BinaryIO, self.request.content).read()
             # What is published may be nested as deeply as anywhere, and an event wraps it.
-            body = jsontext.decode(raw, depth=jsontext.DEPTH + _WRAPPING)
+            body = jsontext.decode(self.body, depth=jsontext.DEPTH + _WRAPPING)
         except InvalidMessage as error:
             raise BadRequest(str(error), code="invalid_json") from error
         if not isinstance(body, dict):
@@ -236,6 +236,14 @@ class Missing(Resource):
     def render(self, request: Request) -> int:
         respond(Call(request, self._door), _missing)
         return NOT_DONE_YET
+
+
+def device_name(given: str, where: str) -> str:
+    """A terminal's name without blanks around it. Raises `BadRequest` for what is none."""
+    name = given.strip()
+    if not 0 < len(name) <= _LONGEST_DEVICE or not name.isprintable():
+        raise BadRequest(f"{where} must be 1 to 128 characters.", code="invalid_device")
+    return name
 
 
 def respond(call: Call, handler: Handler) -> None:
