@@ -20,6 +20,7 @@ from posd.channel import Channel, Watcher
 from posd.cursor import resume
 from posd.database import Database
 from posd.errors import TooManyRequests, Unavailable
+from posd.limits import MOST_DEVICES
 from posd.outbox import Budget, Outbox
 from posd.roster import Attendance, Line, Roster, Sighting
 from posd.session import Register, Session
@@ -41,7 +42,6 @@ from posd.values import (
     Terminal,
 )
 
-_MOST_DEVICES: Final = 1000
 _DRAIN_BATCHES: Final = 20
 _PARTING_SECONDS: Final = 3.0
 _LOOK_SECONDS: Final = 0.05
@@ -142,7 +142,7 @@ class Exchange(Service):
         self._refuse_while_draining()
         if device_id is not None:
             await self._presence.settle(tenant.id, device_id)
-        opening = await books.opening(self._database, tenant, device_id, _MOST_DEVICES)
+        opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()
         if opening is None:

@@ -22,6 +22,9 @@ from posd.values import TenantId
 Clock = Callable[[], float]
 Network = IPv4Network | IPv6Network
 
+MOST_DEVICES: Final = 1000
+"""Terminals with a name that a tenant may have."""
+
 _MINUTE: Final = 60.0
 _CONNECTION_RETRY: Final = 60
 """Seconds until a place may be free: within about as many a peer that has gone silent is dropped."""

@@ -23,6 +23,8 @@ from twisted.logger import Logger
 
 from posd.database import Database
 from posd.errors import StatementFailed, Unavailable
+from posd.orders import FINAL_STATUSES
+from posd.printing import print_report
 from posd.store import orders
 from posd.store import presence as books
 from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
@@ -33,6 +35,9 @@ _RENEW_SECONDS: Final = 5.0
 _MOST_SAID: Final = 2 * 1024 * 1024
 _MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
 """Bytes of what the tills of a tenant, and of all, say while the database is away."""
+_MARKED_AT_ONCE: Final = 50
+"""Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
+_LOCKED: Final = "55P03"
 _OVERHEAD: Final = 256
 """What even an empty word takes."""
 
@@ -105,10 +110,15 @@ class Presence(Service):
         self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
     ) -> bool:
         """Written at once: the till is told if there is no such order, or no database."""
-        now = await orders.print_result(
-            self._database, terminal.tenant, order_id, status, terminal.device_id, reason
-        )
+        report = print_report(order_id, status, reason)
+        now = await orders.note(self._database, terminal.tenant, report, terminal.device_id)
+        if now is not None:
+            self.reported(terminal.tenant.id)
         return now is not None
+
+    def reported(self, tenant_id: TenantId) -> None:
+        """A till of this tenant has said something about an order: more may be confirmed now."""
+        self._notes.reported.add(tenant_id)
 
     async def claim(self, terminal: Terminal) -> bool:
         """Make this connection its device's one; False if a newer one already is."""
@@ -158,12 +168,12 @@ class Presence(Service):
             await self._attempt(books.acknowledged(self._database, _moves(notes.acks)))
         if follows := {key: seq for key, seq in notes.follows.items() if key not in notes.acks}:
             await self._attempt(books.followed(self._database, _moves(follows)))
-        if notes.acks or notes.sent:
-            received = notes.received()
-            tenants = sorted(notes.sent.keys() | received.keys())
-            progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in tenants]
-            await self._attempt(books.progress(self._database, progress))
-            notes.acks, notes.follows, notes.sent = {}, {}, {}
+        if notes.acks or notes.sent or notes.reported:
+            await self._progress(notes)
+            notes.acks, notes.follows, notes.sent, notes.reported = {}, {}, {}, set()
+        if notes.unmarked:
+            await self._attempt(self._mark(notes.unmarked))
+            notes.unmarked = set()
         for tenant, words in list(notes.words.items()):
             said = [(each.kind, each.body, each.device_id) for each in words]
             await self._attempt(books.said(self._database, tenant, said))
@@ -174,6 +184,38 @@ class Presence(Service):
             await self._attempt(books.nacks(self._database, tenant, refused))
             del notes.nacks[tenant]
             notes.sizes[tenant] -= sum(each.size for each in nacks)
+
+    async def _progress(self, notes: Notes) -> None:
+        """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
+        received = notes.received()
+        if notes.reported:
+            await self._attempt(self._confirm(notes.reported, received))
+        moved = sorted(notes.sent.keys() | received.keys())
+        if moved:
+            progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in moved]
+            await self._attempt(books.progress(self._database, progress))
+            notes.unmarked.update(moved)
+
+    async def _confirm(self, tenants: set[TenantId], received: dict[TenantId, Seq]) -> None:
+        """Put into `received` what is confirmed by what tills said about orders."""
+        found = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
+        for tenant_id, seq in found.items():
+            received[tenant_id] = max(seq, received.get(tenant_id, 0))
+
+    async def _mark(self, tenants: set[TenantId]) -> None:
+        """Note of orders that they were sent or received, some tenants at a time."""
+        wanted = sorted(tenants)
+        for first in range(0, len(wanted), _MARKED_AT_ONCE):
+            chunk = wanted[first : first + _MARKED_AT_ONCE]
+            for tenant_id, why in (await orders.mark(self._database, chunk)).items():
+                if why.startswith(_LOCKED):
+                    self._notes.unmarked.add(tenant_id)
+                else:
+                    self._log.error(
+                        "orders of tenant {tenant_id} were not marked: {why}",
+                        tenant_id=tenant_id,
+                        why=why,
+                    )
 
     async def _attempt(self, writing: Awaitable[None]) -> None:
         """A note that the database refuses is lost, loudly, and stops no other."""
@@ -274,6 +316,10 @@ class Notes:
     acks: dict[Subscription, Seq] = field(factory=dict)
     follows: dict[Subscription, Seq] = field(factory=dict)
     sent: dict[TenantId, Seq] = field(factory=dict)
+    reported: set[TenantId] = field(factory=set)
+    """Tenants whose tills have said something about orders."""
+    unmarked: set[TenantId] = field(factory=set)
+    """Tenants whose orders are to be told how far their head is."""
     words: dict[Tenant, list[Word]] = field(factory=dict)
     nacks: dict[Tenant, list[Nack]] = field(factory=dict)
     sizes: Counter[Tenant] = field(factory=Counter)
@@ -281,7 +327,10 @@ class Notes:
 
     def __bool__(self) -> bool:
         return any(
-            (self.connected, self.gone, self.acks, self.follows, self.sent, self.words, self.nacks)
+            (
+                *(self.connected, self.gone, self.acks, self.follows, self.sent),
+                *(self.reported, self.unmarked, self.words, self.nacks),
+            )
         )
 
     def received(self) -> dict[TenantId, Seq]:
@@ -300,6 +349,8 @@ class Notes:
             self.acks | later.acks,
             self.follows | later.follows,
             self.sent | later.sent,
+            self.reported | later.reported,
+            self.unmarked | later.unmarked,
             _joined(self.words, later.words),
             _joined(self.nacks, later.nacks),
             self.sizes + later.sizes,

@@ -14,7 +14,6 @@ from posd import (
     dialect,
     drafts,
     errors,
-    exchange,
     intake,
     limits,
     orders,
@@ -205,7 +204,7 @@ class NumberTests(SynchronousTestCase):
         for sentence in (
             f"more than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
-            f"registered, up to {exchange._MOST_DEVICES} in a tenant",
+            f"registered, up to {limits.MOST_DEVICES} in a tenant",
             f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
             f"more than {intake._FRAMES_PER_SECOND:g} frames a second, after {intake._FRAMES_AT_ONCE}",
             f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from posd.errors import StatementFailed
+from posd.printing import print_report
 from posd.store import credentials, idempotency, orders, standing, tenants
 from posd.store.idempotency import Answer, Idempotency
 from posd.values import KeyKind, PrintStatus
@@ -119,9 +120,11 @@ class OrdersTests(StoreCase):
             (PrintStatus.FAILED, PrintStatus.PRINTED),
             (PrintStatus.PRINTED, PrintStatus.PRINTED),
         ):
-            now = await orders.print_result(session, KITCHEN, "7", told, "front", "why")
+            report = print_report("7", told, "why")
+            now = await orders.note(session, KITCHEN, report, "front")
             self.assertEqual(now, held)
-        unknown = await orders.print_result(session, KITCHEN, "8", PrintStatus.PRINTED, None, None)
+        report = print_report("8", PrintStatus.PRINTED, None)
+        unknown = await orders.note(session, KITCHEN, report, None)
         self.assertIsNone(unknown)
         row = "SELECT device_id, printed_at IS NOT NULL FROM dinedesk_kitchen.pos_orders"
         self.assertEqual(self.admin.rows(row), [("front", True)])

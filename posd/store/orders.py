@@ -1,38 +1,171 @@
-"""posd's own record of each order: so far, how its printing went."""
+"""posd's own record of each order: what was last published of it, and how far it is on paper."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
-from posd.link import Session
-from posd.store import schema
-from posd.values import PrintStatus, Tenant
+from attrs import frozen
 
-# Never backwards: `printed` is final, `failed` may still become `printed`. A repetition changes
-# nothing, not even the time.
-_PRINT: Final = """
-    UPDATE {schema}.pos_orders
-       SET print_status = %(status)s, print_reason = %(reason)s, device_id = coalesce(%(device)s, device_id),
-           printed_at = CASE WHEN %(status)s = 'printed' THEN now() ELSE printed_at END
-     WHERE order_id = %(order)s AND print_status <> 'printed' AND print_status <> %(status)s
-    RETURNING print_status
+from posd.link import Session
+from posd.printing import Report, Said, before
+from posd.store import schema
+from posd.values import PrintStatus, Seq, Tenant, TenantId
+
+# Each time is that of the first report, and none is in the future. What tells nothing new writes nothing.
+# `report` is one row so that all of the statement means the same moment.
+_NOTE: Final = """
+    WITH report AS (
+        SELECT least(coalesce(%(at)s::timestamptz, now()), now()) AS at
+    ), said AS (
+        INSERT INTO {schema}.pos_order_terminals AS t
+            (order_id, device_id, received_at, accepted_at, printed_at, failed_at)
+        SELECT o.order_id, %(device)s, r.at, CASE WHEN %(accepted)s THEN r.at END,
+               CASE WHEN %(printed)s THEN r.at END, CASE WHEN %(failed)s THEN r.at END
+          FROM {schema}.pos_orders AS o CROSS JOIN report AS r
+         WHERE o.order_id = %(order)s AND %(device)s IS NOT NULL
+        ON CONFLICT (order_id, device_id) DO UPDATE
+           SET accepted_at = coalesce(t.accepted_at, excluded.accepted_at),
+               printed_at = coalesce(t.printed_at, excluded.printed_at),
+               failed_at = coalesce(t.failed_at, excluded.failed_at)
+         WHERE (t.accepted_at IS NULL AND excluded.accepted_at IS NOT NULL)
+            OR (t.printed_at IS NULL AND excluded.printed_at IS NOT NULL)
+            OR (t.failed_at IS NULL AND excluded.failed_at IS NOT NULL)
+    )
+    UPDATE {schema}.pos_orders AS o
+       SET received_at = coalesce(o.received_at, r.at),
+           accepted_at = CASE WHEN %(accepted)s THEN coalesce(o.accepted_at, r.at) ELSE o.accepted_at END,
+           printed_at = CASE WHEN %(printed)s THEN coalesce(o.printed_at, r.at) ELSE o.printed_at END,
+           paid_at = CASE WHEN %(paid)s THEN coalesce(o.paid_at, r.at) ELSE o.paid_at END,
+           print_status = CASE WHEN o.print_status = ANY (%(before)s) THEN %(status)s ELSE o.print_status END,
+           print_reason = CASE WHEN o.print_status = ANY (%(before)s) THEN %(reason)s ELSE o.print_reason END,
+           device_id = CASE WHEN o.print_status = ANY (%(before)s) THEN coalesce(%(device)s, o.device_id)
+                            ELSE coalesce(o.device_id, %(device)s) END
+      FROM report AS r
+     WHERE o.order_id = %(order)s
+       AND (o.print_status = ANY (%(before)s) OR o.received_at IS NULL
+            OR (%(accepted)s AND o.accepted_at IS NULL) OR (%(paid)s AND o.paid_at IS NULL))
+    RETURNING o.print_status
 """
 _KNOWN: Final = "SELECT print_status FROM {schema}.pos_orders WHERE order_id = %s"
+_ONE: Final = """
+    SELECT o.order_id, o.snapshot::text, o.print_status, o.pushed_at, o.received_at, o.accepted_at,
+           o.printed_at, o.paid_at
+      FROM {schema}.pos_orders AS o WHERE o.order_id = %s
+"""
+_TERMINALS: Final = """
+    SELECT device_id, received_at, accepted_at, printed_at, failed_at
+      FROM {schema}.pos_order_terminals WHERE order_id = %s ORDER BY received_at, device_id
+"""
+# The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows.
+_OPEN: Final = """
+    SELECT o.order_id, o.snapshot::text, o.print_status FROM {schema}.pos_orders AS o
+     WHERE o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
+       AND (%(since)s::timestamptz IS NULL OR o.updated_at >= %(since)s OR o.created_at >= %(since)s)
+     ORDER BY o.created_at, o.order_id LIMIT %(limit)s
+"""
+_CONFIRMED: Final = "SELECT * FROM dinedesk_main.pos_confirmed(%s::integer[], %s::text[])"
+_MARK: Final = "SELECT * FROM dinedesk_main.pos_mark_orders(%s::integer[])"
 
 
-async def print_result(
-    session: Session,
-    tenant: Tenant,
-    order_id: str,
-    status: PrintStatus,
-    device_id: str | None,
-    reason: str | None,
+@frozen
+class Open:
+    """An order that is still to be made; the snapshot is JSON text."""
+
+    order_id: str
+    snapshot: str
+    print_status: PrintStatus
+
+
+@frozen
+class Reporter:
+    """What one terminal has said about an order, and when it first did."""
+
+    device_id: str
+    received_at: datetime
+    accepted_at: datetime | None
+    printed_at: datetime | None
+    failed_at: datetime | None
+
+
+@frozen
+class Kept:
+    """All that is known of an order; the snapshot is JSON text."""
+
+    order_id: str
+    snapshot: str
+    print_status: PrintStatus
+    pushed_at: datetime | None
+    received_at: datetime | None
+    accepted_at: datetime | None
+    printed_at: datetime | None
+    paid_at: datetime | None
+    terminals: Sequence[Reporter]
+
+
+async def note(
+    session: Session, tenant: Tenant, report: Report, device_id: str | None
 ) -> PrintStatus | None:
-    """Note how printing an order went; its print status now, None if there is no such order."""
+    """Note what a till says of an order; its print status now, None if there is no such order."""
     name = schema(tenant)
-    rows = await session.query(
-        _PRINT.format(schema=name),
-        {"status": status.value, "reason": reason, "device": device_id, "order": order_id},
-    )
-    rows = rows or await session.query(_KNOWN.format(schema=name), (order_id,))
+    values = {
+        "order": report.order_id,
+        "device": device_id,
+        "at": report.at,
+        "reason": report.reason,
+        "status": report.status.value,
+        "before": [each.value for each in before(report.status)],
+        "accepted": report.said is Said.ACCEPTED,
+        "printed": report.said is Said.PRINTED,
+        "failed": report.said is Said.FAILED,
+        "paid": report.said is Said.PAID,
+    }
+    rows = await session.query(_NOTE.format(schema=name), values)
+    rows = rows or await session.query(_KNOWN.format(schema=name), (report.order_id,))
     return PrintStatus(rows[0][0]) if rows else None
+
+
+async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
+    """An order and what terminals have said about it."""
+    name = schema(tenant)
+    rows = await session.query(_ONE.format(schema=name), (order_id,))
+    if not rows:
+        return None
+    ((found, snapshot, status, pushed, received, accepted, printed, paid),) = rows
+    said = await session.query(_TERMINALS.format(schema=name), (order_id,))
+    return Kept(
+        found,
+        snapshot,
+        PrintStatus(status),
+        pushed,
+        received,
+        accepted,
+        printed,
+        paid,
+        [Reporter(*row) for row in said],
+    )
+
+
+async def still_open(
+    session: Session, tenant: Tenant, final: Collection[str], since: datetime | None, limit: int
+) -> list[Open]:
+    """The oldest orders that are neither printed nor in a `final` status, changed since then."""
+    values = {"final": sorted(final), "since": since, "limit": limit}
+    rows = await session.query(_OPEN.format(schema=schema(tenant)), values)
+    return [Open(order_id, snapshot, PrintStatus(status)) for order_id, snapshot, status in rows]
+
+
+async def confirmed(
+    session: Session, ids: Iterable[TenantId], final: Collection[str]
+) -> dict[TenantId, Seq]:
+    """Up to where what tills said about orders confirms everything, where that is news."""
+    return dict(await session.query(_CONFIRMED, (list(ids), sorted(final))))
+
+
+async def mark(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, str]:
+    """Note of these tenants' orders what was sent and what was acknowledged meanwhile.
+
+    By tenant why that could not be done.
+    """
+    return dict(await session.query(_MARK, (list(ids),)))

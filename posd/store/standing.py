@@ -22,7 +22,7 @@ _STREAMS: Final = """
 """
 # A device that is connected twice, for the moment in which one supersedes the other, is there once.
 _TERMINALS: Final = """
-    SELECT coalesce(d.device_id, c.device_id), c.connected_at, coalesce(c.last_seen_at, d.last_seen_at),
+    SELECT coalesce(d.device_id, c.device_id), c.connected_at, greatest(c.last_seen_at, d.last_seen_at),
            c.sent_seq, a.acked_seq, CASE WHEN d.first_acked_at IS NOT NULL THEN h.last_seq - a.acked_seq END,
            d.first_acked_at IS NULL, d.device_name, coalesce(d.has_key, false), coalesce(d.is_active, true),
            d.app_version, d.first_acked_at, c.node_id::text

@@ -39,6 +39,7 @@ ON_KITCHEN = {
     "pos_gift_card_transactions": {"posd": "INSERT, SELECT"},
     "pos_loyalty_transactions": {"posd": "INSERT, SELECT"},
     "pos_nacks": {"posd": "INSERT, SELECT"},
+    "pos_order_terminals": {"posd": WRITE},
     "pos_orders": {"posd": WRITE},
     "pos_sync_logs": {"posd": READ},
 }
@@ -48,11 +49,13 @@ FUNCTIONS_OF_MAIN = {
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_stream()": ("posd_owner", True, set()),
     "pos_create_tenant(text, text, text, text, text)": ("posd_owner", True, {"posd"}),
+    "pos_confirmed(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
     "pos_insert_only()": ("posd_owner", False, set()),
     "pos_value_points()": ("posd_owner", True, set()),
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
+    "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
     "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
     "pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])": (
