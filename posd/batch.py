@@ -13,8 +13,9 @@ from typing import Final, cast
 from attrs import evolve, frozen
 
 from posd import drafts, jsontext, movements, orders
-from posd.errors import InvalidMessage, TooLarge, Unprocessable
+from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable
 from posd.store.stream import Entry, OrderState, OutboxRow
+from posd.transitions import Condition
 from posd.values import Draft, StoredOrder, Tenant, TenantId
 from posd.zones import zone
 
@@ -26,11 +27,15 @@ TOUCHED_ORDER: Final = "order"
 
 @frozen
 class Item:
-    """Something to publish for a tenant: a draft, or an order that a hook saw touched."""
+    """Something to publish for a tenant: a draft, or an order that a hook saw touched.
+
+    `condition` is asked whether a draft about an order may be published.
+    """
 
     tenant_id: TenantId
     draft: Draft | None = None
     touched: str | None = None
+    condition: Condition | None = None
 
     @property
     def place(self) -> tuple[TenantId, str | None]:
@@ -138,14 +143,24 @@ class Ledger:
     def request(self, items: Sequence[Item]) -> list[Entry | None]:
         """Entries for one publisher's request, None where there is nothing new to say.
 
-        All or nothing: raises `Unprocessable` or `TooLarge`, and then no order has changed.
+        All or nothing: raises a `Refusal`, and then no order has changed.
         """
         before = dict(self._changed)
         try:
             return [self._entry(item) for item in items]
-        except (Unprocessable, TooLarge):
+        except Refusal:
             self._changed = before
             raise
+
+    def order(self, key: OrderKey) -> StoredOrder | None:
+        """An order as this batch leaves it so far; None if there is none."""
+        if key in self._changed:
+            return self._changed[key]
+        state = self._states.get(key)
+        if state is None or state.stored is None:
+            return None
+        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
+        return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _noted(self, item: Item | Moved) -> Entry | None:
         try:
@@ -177,7 +192,10 @@ class Ledger:
         key = tenant_id, order_id
         hooked = item.touched is not None
         draft = self._priced(tenant_id, draft)
-        change = orders.change(draft, self._stored(key), self._now, hooked=hooked)
+        stored = self.order(key)
+        change = orders.change(draft, stored, self._now, hooked=hooked)
+        if item.condition is not None:
+            item.condition(stored, change)
         if change is None:
             return None
         self._changed[key] = StoredOrder(order_id, change.snapshot, change.status, change.version)
@@ -220,15 +238,6 @@ class Ledger:
         if shop is None or draft.type != "new_order" or draft.data.get("currency") is not None:
             return draft
         return evolve(draft, data={**draft.data, "currency": shop.currency})
-
-    def _stored(self, key: OrderKey) -> StoredOrder | None:
-        if key in self._changed:
-            return self._changed[key]
-        state = self._states.get(key)
-        if state is None or state.stored is None:
-            return None
-        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
-        return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _fitting(self, entry: Entry) -> Entry:
         size = len(entry.data.encode()) + len(entry.beside.encode())

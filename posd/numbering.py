@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
-from attrs import define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from posd import batch, jsontext
 from posd.errors import NotFound, PosdError, Refusal
 from posd.link import Session
-from posd.publication import Published, Request
+from posd.publication import OrderOutcome, Published, Request
 from posd.store import idempotency, movements, presence, stream, tenants
 from posd.values import Tenant, TenantId
 
@@ -113,8 +113,7 @@ class Numbering:
             elif answer.fingerprint != call.fingerprint:
                 request.result = idempotency.mismatch()
             else:
-                body = cast("dict[str, list[int | None]]", jsontext.decode(answer.body))
-                request.result = Published(tuple(body["ids"]), 0, replayed=True)
+                request.result = _told_before(answer.body)
         return fresh
 
     async def _states(
@@ -160,24 +159,25 @@ class Numbering:
 
         Tells how many tills on other nodes the tenants have that something was stored for.
         """
-        places: list[tuple[Request, list[int | None]]] = []
+        places: list[tuple[Request, list[int | None], OrderOutcome | None]] = []
         for request in requests:
             try:
-                made = ledger.request(request.items)
+                made, order = _asked(ledger, request)
             except Refusal as refusal:
                 request.result = refusal
                 continue
             first = len(entries)
             entries += [entry for entry in made if entry is not None]
             numbers = iter(range(first, len(entries)))
-            places.append((request, [None if entry is None else next(numbers) for entry in made]))
+            placed = [None if entry is None else next(numbers) for entry in made]
+            places.append((request, placed, order))
         recorded = await stream.record(session, self.node_id, entries) if entries else []
-        for request, numbers_of in places:
+        for request, numbers_of, order in places:
             seqs = [None if number is None else recorded[number].seq for number in numbers_of]
             if any(n is not None and seq is None for n, seq in zip(numbers_of, seqs, strict=True)):
                 request.result = NotFound("There is no such tenant.", code="unknown_tenant")
             else:
-                request.result = Published(tuple(seqs), 0)
+                request.result = Published(tuple(seqs), 0, order=order)
         return {entry.tenant_id: r.elsewhere for entry, r in zip(entries, recorded, strict=True)}
 
     async def _count(
@@ -190,13 +190,48 @@ class Numbering:
         for request in published:
             result = cast(Published, request.result)
             count = self.connections_here(request.tenant_id) + elsewhere.get(request.tenant_id, 0)
-            request.result = Published(result.ids, count, result.replayed)
+            request.result = evolve(result, connections=count)
 
     async def _keep_answers(self, session: Session, requests: Sequence[Request]) -> None:
         answers = [
-            (call, 201, jsontext.encode({"ids": request.result.ids}).decode())
+            (call, 201, _answer(request.result))
             for request in requests
             if (call := request.publication.idempotency) and isinstance(request.result, Published)
         ]
         if answers:
             await idempotency.store(session, answers)
+
+
+def _asked(
+    ledger: batch.Ledger, request: Request
+) -> tuple[list[stream.Entry | None], OrderOutcome | None]:
+    """A request's entries and, where it had a condition, what has become of its order.
+
+    Raises the `Refusal` of either.
+    """
+    items = request.items
+    tenant_id, order_id = items[0].place if items else (request.tenant_id, None)
+    if request.publication.condition is None or order_id is None:
+        return ledger.request(items), None
+    before = ledger.order((tenant_id, order_id))
+    made = ledger.request(items)
+    after = ledger.order((tenant_id, order_id))
+    if after is None:
+        return made, None
+    previous = None if before is None else before.status
+    return made, OrderOutcome(order_id, after.version, after.status, previous)
+
+
+def _answer(published: Published) -> str:
+    """What is kept of an answer. Tills that are connected are counted anew each time."""
+    kept: dict[str, object] = {"ids": published.ids}
+    if published.order is not None:
+        kept["order"] = asdict(published.order)
+    return jsontext.encode(kept).decode()
+
+
+def _told_before(kept: str) -> Published:
+    """The answer that was kept."""
+    body = cast("dict[str, Any]", jsontext.decode(kept))
+    order = OrderOutcome(**body["order"]) if "order" in body else None
+    return Published(tuple(body["ids"]), 0, replayed=True, order=order)

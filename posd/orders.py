@@ -73,7 +73,7 @@ def change(
     earlier = _content(stored.snapshot) if stored else {}
     content = _merged(earlier, draft, believes_null=hooked or draft.type == "order_updated")
     _complete(content)
-    if content["orderSource"] != "online":
+    if not is_online(content):
         return None
     is_new = stored is None and (hooked or draft.type == "new_order")
     if is_new and content["createdAt"] is None:
@@ -92,6 +92,11 @@ def change(
     kind = "new_order" if is_new else "order_updated"
     event = Draft(kind, data, repeats(kind, data, draft.beside))
     return OrderChange(event, snapshot, str(content["status"]), version)
+
+
+def is_online(order: Mapping[str, object]) -> bool:
+    """Whether an order, in the contract's form, is one that tills are told of."""
+    return order.get("orderSource", "online") == "online"
 
 
 def is_final(status: str) -> bool:

@@ -21,6 +21,7 @@ from posd.polls import Polls
 from posd.presence import Presence
 from posd.sequencer import Sequencer
 from posd.store import presence, standing, stream
+from posd.terminals import Terminals
 from posd.values import Tenant
 from posd.web.admission import Admission, Gate
 from posd.web.description import Description
@@ -31,12 +32,14 @@ from posd.web.loyalty import LoyaltyPoints
 from posd.web.operations import Operation
 from posd.web.operator_keys import OperatorKeys
 from posd.web.operators import Operators
+from posd.web.orders import Orders
 from posd.web.publishing import Publisher
 from posd.web.reception import Reception
 from posd.web.render import Door
 from posd.web.reports import DailyReports
 from posd.web.site import BoundedSite
 from posd.web.status import Monitor
+from posd.web.terminals import TerminalEndpoints
 from posd.web.tree import Rooms, Root
 from posd.ws import TillFactory
 
@@ -196,10 +199,19 @@ class Parts:
     @property
     def operations(self) -> tuple[Operation, ...]:
         """All that can be asked by HTTP."""
-        health = HealthEndpoints(self.health, lambda: presence.counts(self.database))
+        health = HealthEndpoints(
+            self.health, self.reception, lambda: presence.counts(self.database)
+        )
+        terminals = TerminalEndpoints(
+            self.authenticator,
+            Terminals(self.database, self.presence, self.sequencer),
+            self.database,
+        )
         described = (
             *self.publisher.operations,
             *self.events.operations,
+            *Orders(self.publisher, self.database).operations,
+            *terminals.operations,
             *self.monitor.operations,
             *DailyReports(self.database).operations,
             *GiftCards(self.database).operations,

@@ -10,16 +10,31 @@ from twisted.internet.defer import Deferred
 from posd import batch
 from posd.errors import Refusal
 from posd.store.idempotency import Idempotency
+from posd.transitions import Condition
 from posd.values import Draft, Seq, TenantId
 
 
 @frozen
 class Publication:
-    """One publisher's request: its events are published all together or not at all."""
+    """One publisher's request: its events are published all together or not at all.
+
+    One with a `condition` is about a single order, and is told how that stands afterwards.
+    """
 
     tenant_id: TenantId
     drafts: Sequence[Draft]
     idempotency: Idempotency | None = None
+    condition: Condition | None = None
+
+
+@frozen
+class OrderOutcome:
+    """How an order stands after a publication; `previous` is the status that it had before."""
+
+    order_id: str
+    version: int
+    status: str
+    previous: str | None
 
 
 @frozen
@@ -28,11 +43,13 @@ class Published:
 
     `ids` has a position for each event, None for one that told nothing new. `connections` counts the
     tenant's connected tills on all nodes. `replayed`: the answer is that of an earlier, equal call.
+    `order` is there where the publication had a condition.
     """
 
     ids: tuple[Seq | None, ...]
     connections: int
     replayed: bool = False
+    order: OrderOutcome | None = None
 
 
 @define(eq=False)
@@ -53,7 +70,11 @@ class Request:
 
     @property
     def items(self) -> list[batch.Item]:
-        return [batch.Item(self.tenant_id, draft) for draft in self.publication.drafts]
+        condition = self.publication.condition
+        return [
+            batch.Item(self.tenant_id, draft, condition=condition)
+            for draft in self.publication.drafts
+        ]
 
 
 def answer(requests: Iterable[Request]) -> None:

@@ -16,7 +16,11 @@ from attrs import field, frozen
 
 TenantId = int
 SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
-"""What a tenant is called in addresses; the table `tenants` refuses some that would fit."""
+"""What a tenant is called in addresses."""
+RESERVED: Final = frozenset(
+    ("main", "pos", "admin", "tenant", "super-admin", "customer", "auth", "health")
+)
+"""What would fit, and no tenant is called: other addresses and schemas are."""
 
 TENANT_RULES: Final = {
     "tenants_slug_form": "a slug is 1 to 48 small letters, digits and hyphens, with none of the"

@@ -65,8 +65,9 @@ TABLE = (
     # Text and bytes in, values out: no I/O, so every rule of the protocol is tried in memory.
     row("frames quantities zones endpoint_syntax keys", never=NETWORK, only=()),
     row("jsontext readings money phones", never=NETWORK, only=("posd.errors", "posd.jsontext")),
-    row("messages members drafts orders movements dialect", never=(*NETWORK, *DAEMON)),
+    row("messages members drafts orders movements dialect transitions", never=(*NETWORK, *DAEMON)),
     row("reports", never=NETWORK, only=("posd.errors", "posd.money")),
+    row("printing", never=NETWORK, only=("posd.values",)),
     # The sequencer's rules; the store's rows are the words it is asked in.
     row("batch", never=(*NETWORK, "posd.web", "posd.ws", "posd.session", "posd.database")),
     row("dialing", never=(*NETWORK, *DAEMON)),
@@ -95,6 +96,8 @@ TABLE = (
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("polls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("exchange presence", never=("twisted.web", "posd.web", "posd.ws")),
+    # What tills report by REST ends where what they say on a socket does.
+    row("terminals", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
     # What is open to the network.
     row("auth", never=("twisted.web", "posd.web", "posd.ws")),
     row("ws", never=("posd.store", "posd.database", "posd.link")),

@@ -12,10 +12,6 @@ from posd import values
 from posd.quantities import parse_duration
 from posd.settings import suggestion
 
-_RESERVED: Final = frozenset(
-    {"main", "pos", "admin", "tenant", "super-admin", "customer", "auth", "health"}
-)
-
 
 class _Slug(click.ParamType[str]):
     """A tenant's name in URLs, and with underscores for hyphens in the names of its schema."""
@@ -30,7 +26,7 @@ class _Slug(click.ParamType[str]):
                 param,
                 ctx,
             )
-        if value in _RESERVED:
+        if value in values.RESERVED:
             self.fail(f"{value!r} is reserved.", param, ctx)
         return value
 

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 
 from attrs import define
 
-from posd import jsontext
+from posd import __version__, jsontext
+from posd.errors import Unavailable
 from posd.health import Health
-from posd.web.operations import ADMINS, NOBODY, Ask, Operation, given
+from posd.web.operations import ADMINS, ANYBODY_AT_TENANT, NOBODY, Ask, Operation, given
+from posd.web.reception import Reception
 from posd.web.render import Answer
 from posd.web.shapes import UNSET, Given, Moment, Unset
 
@@ -37,14 +39,24 @@ class DeployedHealthGiven(Given, frozen=True):
     timestamp: Moment
 
 
+class TenantHealthGiven(Given, frozen=True):
+    """`ok`, or `degraded` while the database is away. Tills read this shape as it is."""
+
+    status: str
+    tenant: str
+    timestamp: Moment
+    version: str
+
+
 @define(eq=False)
 class HealthEndpoints:
-    """`/health/live`, `/health/ready` and the deployed `/health`.
+    """`/health/live`, `/health/ready`, the deployed `/health`, and each tenant's own.
 
     `counts` tells how many connections each tenant has, on all nodes.
     """
 
     health: Health
+    reception: Reception
     counts: Callable[[], Awaitable[list[tuple[str, int]]]]
 
     @property
@@ -78,6 +90,21 @@ class HealthEndpoints:
                 trusted=True,
                 tag="Health",
             ),
+            self._at_tenant,
+        )
+
+    @property
+    def _at_tenant(self) -> Operation:
+        return Operation(
+            "GET",
+            "/api/{tenant}/health",
+            self.at_tenant,
+            "Whether a shop's tills and orders are served",
+            ANYBODY_AT_TENANT,
+            {200: TenantHealthGiven, 503: TenantHealthGiven},
+            own_keys=True,
+            description="While the database is away no key can be looked up, and none is asked for.",
+            tag="Health",
         )
 
     async def live(self, ask: Ask[None]) -> Answer:
@@ -91,6 +118,22 @@ class HealthEndpoints:
             answer = HealthGiven(status="unavailable", missing=missing)
             return given(answer, 503, {"Retry-After": "2"})
         return given(HealthGiven(status="ok"))
+
+    async def at_tenant(self, ask: Ask[None]) -> Answer:
+        """Served by whether keys can be looked up: 503 without a key tells no more than `ready`."""
+        slug = ask.path["tenant"]
+        well = not {"database", "sequencer"} & {*self.health.missing()}
+        try:
+            await self.reception.admit(self._at_tenant, slug, ask.call)
+        except Unavailable:
+            well = False
+        answer = TenantHealthGiven(
+            status="ok" if well else "degraded",
+            tenant=slug,
+            timestamp=jsontext.timestamp(datetime.now(UTC)),
+            version=__version__,
+        )
+        return given(answer) if well else given(answer, 503, {"Retry-After": "2"})
 
     async def deployed(self, ask: Ask[None]) -> Answer:
         counts = await self.counts()

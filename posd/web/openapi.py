@@ -140,7 +140,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 def _id(operation: Operation) -> str:
     """`getGiftCardsByCardNumberBalance`: the method and the address, in one word."""
-    parts = [part for part in operation.parts if part not in ("api", "{tenant}")]
+    # A tenant's health is not that of the whole.
+    common = ("api",) if operation.parts[-1] == "health" else ("api", "{tenant}")
+    parts = [part for part in operation.parts if part not in common]
     words = [f"by-{part.strip('{}')}" if part.startswith("{") else part for part in parts]
     names = [word for part in words for word in re.split(r"[-._]", part)]
     return operation.method.lower() + "".join(name[:1].upper() + name[1:] for name in names)

@@ -15,7 +15,6 @@ from posd.errors import BadRequest, Unprocessable
 from posd.limits import Clock, Rates
 from posd.publication import Publication, Published
 from posd.sequencer import Sequencer
-from posd.store.idempotency import Idempotency
 from posd.values import SLUG, Draft, KeyKind, Seq, Tenant
 from posd.web import idempotency
 from posd.web.event_schemas import ref
@@ -127,8 +126,8 @@ class Publisher:
         body = ask.call.json()
         several = "events" in body
         clock = zone(ask.tenant.timezone)
-        made = _several(body["events"], clock) if several else [_one(body, "", clock)]
-        published = await self.publish(ask.tenant, made, ask.named(_moved(made)))
+        made = _several(body["events"], clock) if several else [one_event(body, "", clock)]
+        published = await self.publish(Publication(ask.tenant.id, made, ask.named(_moved(made))))
         ids = list(published.ids)
         answer = EventGiven(connections=published.connections, **_placed(ids, several=several))
         status = 201 if any(seq is not None for seq in ids) else 200
@@ -145,24 +144,22 @@ class Publisher:
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
-        made = [_one(event, "event.", zone(tenant.timezone))]
+        made = [one_event(event, "event.", zone(tenant.timezone))]
         named = idempotency.named(
             call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
         )
-        published = await self.publish(tenant, made, named)
+        published = await self.publish(Publication(tenant.id, made, named))
         answer = BroadcastGiven(
             message=f"Event broadcasted to {slug}", connections=published.connections
         )
         return given(answer, replayed=published.replayed)
 
-    async def publish(
-        self, tenant: Tenant, made: Sequence[Draft], named: Idempotency | None
-    ) -> Published:
+    async def publish(self, publication: Publication) -> Published:
         """Publish within the tenant's rate."""
         # Ten seconds' worth at once: a platform that was away catches up.
         burst = max(10 * self.per_second, _MOST_EVENTS)
-        self._events.spend(tenant.id, len(made), self.per_second, burst)
-        return await self.sequencer.publish(Publication(tenant.id, made, named))
+        self._events.spend(publication.tenant_id, len(publication.drafts), self.per_second, burst)
+        return await self.sequencer.publish(publication)
 
     async def _addressed(self, call: Call, slug: str) -> Tenant:
         """The tenant of a broadcast: with a platform key, or without one on a trusted listener."""
@@ -202,11 +199,11 @@ def _moved(made: Sequence[Draft]) -> list[object]:
 def _several(events: object, clock: tzinfo) -> list[Draft]:
     if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
         raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
-    return [_one(event, f"events[{index}].", clock) for index, event in enumerate(events)]
+    return [one_event(event, f"events[{index}].", clock) for index, event in enumerate(events)]
 
 
-def _one(event: object, where: str, clock: tzinfo) -> Draft:
-    """One event in its exact form; a refusal says which one it was."""
+def one_event(event: object, where: str, clock: tzinfo) -> Draft:
+    """One event in its exact form; a refusal says by `where` which one it was."""
     if not isinstance(event, Mapping):
         raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
     beside = {

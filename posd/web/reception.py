@@ -62,7 +62,7 @@ class Reception:
     async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         arrived = self.clock()
         slug = path.get("tenant")
-        if slug is not None:
+        if slug is not None and not operation.own_keys:
             return await self._at_tenant(operation, slug, path, call, arrived)
         key_id = None
         if operation.kinds != NOBODY and not operation.own_keys and not _spared(operation, call):
@@ -83,12 +83,8 @@ class Reception:
         call: Call,
         arrived: float,
     ) -> Answer:
-        if SLUG.fullmatch(slug) is None:
-            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
-        credential = await self.let_in(slug, call)
+        credential = await self.admit(operation, slug, call)
         principal, tenant = credential.principal, credential.tenant
-        of_kind(principal, *operation.kinds)
-        call.check_tenant(slug)
         taken = self._take(operation, call, principal.key_id)
         device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
         called = f"{operation.method} {_address(operation, path)}"
@@ -99,6 +95,15 @@ class Reception:
                 key_id=principal.key_id,
             )
         )
+
+    async def admit(self, operation: Operation, slug: str, call: Call) -> Credential:
+        """What the caller's key opens, if an operation at this tenant is for its kind."""
+        if SLUG.fullmatch(slug) is None:
+            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+        credential = await self.let_in(slug, call)
+        of_kind(credential.principal, *operation.kinds)
+        call.check_tenant(slug)
+        return credential
 
     async def let_in(self, slug: str, call: Call) -> Credential:
         """What the caller's key opens; a till's is looked at with the terminal that it names."""

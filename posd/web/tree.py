@@ -9,6 +9,7 @@ from attrs import define, field, frozen
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from posd.values import RESERVED
 from posd.web.admission import Gate, WebSocketDoor
 from posd.web.operations import Operation
 from posd.web.reception import Reception
@@ -87,6 +88,8 @@ class Addresses(Resource):
         if found is None:
             return Missing(self._door)
         place, values = found
+        if values.get("tenant") in RESERVED:
+            return Missing(self._door)
         bound = {
             method: partial(self._serve, operation, values)
             for method, operation in place.operations.items()

@@ -30,6 +30,11 @@ def until(look: Callable[[], T], what: str, seconds: float = WAIT) -> T:
     return seen
 
 
+def next_slug() -> str:
+    """What no tenant of this process is called yet."""
+    return f"shop-{next(_numbers)}"
+
+
 @functools.cache
 def running(configuration: str) -> tuple[Shop, Daemon]:
     """A shop without tenants and its daemon, for all tests of this process that want it like that."""
@@ -45,7 +50,7 @@ class WireCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.shop, self.posd = running(self.configuration)
-        self.slug = f"shop-{next(_numbers)}"
+        self.slug = next_slug()
         self.shop.add_tenant(self.slug)
         self.key = self.shop.key(slug=self.slug)
 
