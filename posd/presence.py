@@ -32,6 +32,8 @@ from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
 _FLUSH_SECONDS: Final = 0.2
 _LEASE_SECONDS: Final = 15.0
 _RENEW_SECONDS: Final = 5.0
+_MARK_SECONDS: Final = 1.0
+"""Each tenant's orders cost a statement of their own, so they are marked less often."""
 _MOST_SAID: Final = 2 * 1024 * 1024
 _MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
 """Bytes of what the tills of a tenant, and of all, say while the database is away."""
@@ -58,9 +60,12 @@ class Presence(Service):
         self._turn = DeferredLock()
         self._flushing = LoopingCall(self._flush_quietly)
         self._renewing = LoopingCall(self._renew)
-        self._flushing.clock = self._renewing.clock = reactor
+        self._marking = LoopingCall(self._mark_quietly)
+        self._flushing.clock = self._renewing.clock = self._marking.clock = reactor
         self._leased = False
         self._notes = Notes()
+        # Tenants whose orders are to be told how far their head is.
+        self._unmarked: set[TenantId] = set()
         self._here: dict[UUID, Terminal] = {}
         self.sightings: Callable[[], list[tuple[UUID, datetime, Seq]]] = list
         """Tells what to renew of the connections: id, last heard of, last sent."""
@@ -69,11 +74,12 @@ class Presence(Service):
         Service.startService(self)
         self._flushing.start(_FLUSH_SECONDS, now=False)
         self._renewing.start(_RENEW_SECONDS)
+        self._marking.start(_MARK_SECONDS, now=False)
 
     def stopService(self) -> Deferred[None]:
         """Write what is left and take the node out of the books."""
         Service.stopService(self)
-        for timer in (self._flushing, self._renewing):
+        for timer in (self._flushing, self._renewing, self._marking):
             if timer.running:
                 timer.stop()
         return Deferred.fromCoroutine(self._leave())
@@ -171,9 +177,6 @@ class Presence(Service):
         if notes.acks or notes.sent or notes.reported:
             await self._progress(notes)
             notes.acks, notes.follows, notes.sent, notes.reported = {}, {}, {}, set()
-        if notes.unmarked:
-            await self._attempt(self._mark(notes.unmarked))
-            notes.unmarked = set()
         for tenant, words in list(notes.words.items()):
             said = [(each.kind, each.body, each.device_id) for each in words]
             await self._attempt(books.said(self._database, tenant, said))
@@ -194,7 +197,7 @@ class Presence(Service):
         if moved:
             progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in moved]
             await self._attempt(books.progress(self._database, progress))
-            notes.unmarked.update(moved)
+            self._unmarked.update(moved)
 
     async def _confirm(self, tenants: set[TenantId], received: dict[TenantId, Seq]) -> None:
         """Put into `received` what is confirmed by what tills said about orders."""
@@ -202,20 +205,37 @@ class Presence(Service):
         for tenant_id, seq in found.items():
             received[tenant_id] = max(seq, received.get(tenant_id, 0))
 
-    async def _mark(self, tenants: set[TenantId]) -> None:
-        """Note of orders that they were sent or received, some tenants at a time."""
-        wanted = sorted(tenants)
+    async def mark(self) -> None:
+        """Note of the orders of tenants whose heads were moved that they were sent, or received.
+
+        What cannot be done now is kept for the next time.
+        """
+        wanted = sorted(self._unmarked)
         for first in range(0, len(wanted), _MARKED_AT_ONCE):
             chunk = wanted[first : first + _MARKED_AT_ONCE]
-            for tenant_id, why in (await orders.mark(self._database, chunk)).items():
+            self._unmarked.difference_update(chunk)
+            try:
+                failures = await orders.mark(self._database, chunk)
+            except Unavailable:
+                self._unmarked.update(chunk)
+                raise
+            for tenant_id, why in failures.items():
                 if why.startswith(_LOCKED):
-                    self._notes.unmarked.add(tenant_id)
+                    self._unmarked.add(tenant_id)
                 else:
                     self._log.error(
                         "orders of tenant {tenant_id} were not marked: {why}",
                         tenant_id=tenant_id,
                         why=why,
                     )
+
+    async def _mark_quietly(self) -> None:
+        try:
+            await self.mark()
+        except Unavailable:
+            return
+        except Exception:
+            self._log.failure("orders could not be marked")
 
     async def _attempt(self, writing: Awaitable[None]) -> None:
         """A note that the database refuses is lost, loudly, and stops no other."""
@@ -254,6 +274,7 @@ class Presence(Service):
     async def _leave(self) -> None:
         try:
             await self.flush()
+            await self.mark()
             await books.leave(self._database, self._node_id)
         except (Unavailable, StatementFailed):
             # The lease runs out by itself, if there are any books.
@@ -318,8 +339,6 @@ class Notes:
     sent: dict[TenantId, Seq] = field(factory=dict)
     reported: set[TenantId] = field(factory=set)
     """Tenants whose tills have said something about orders."""
-    unmarked: set[TenantId] = field(factory=set)
-    """Tenants whose orders are to be told how far their head is."""
     words: dict[Tenant, list[Word]] = field(factory=dict)
     nacks: dict[Tenant, list[Nack]] = field(factory=dict)
     sizes: Counter[Tenant] = field(factory=Counter)
@@ -329,7 +348,7 @@ class Notes:
         return any(
             (
                 *(self.connected, self.gone, self.acks, self.follows, self.sent),
-                *(self.reported, self.unmarked, self.words, self.nacks),
+                *(self.reported, self.words, self.nacks),
             )
         )
 
@@ -350,7 +369,6 @@ class Notes:
             self.follows | later.follows,
             self.sent | later.sent,
             self.reported | later.reported,
-            self.unmarked | later.unmarked,
             _joined(self.words, later.words),
             _joined(self.nacks, later.nacks),
             self.sizes + later.sizes,

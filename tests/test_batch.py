@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import batch, drafts
-from posd.errors import TooLarge
+from posd.errors import Conflict, TooLarge
+from posd.orders import OrderChange
 from posd.store.stream import Entry, OrderState, OutboxRow, StoredText
-from posd.values import Tenant
+from posd.values import StoredOrder, Tenant
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 SHOPS: Final = {
@@ -129,6 +131,34 @@ class LedgerTests(SynchronousTestCase):
         (entry,) = book.request([order("1")])
         assert entry is not None
         self.assertEqual((entry.type, entry.version), ("new_order", 1))
+
+    def test_a_condition_is_asked_of_the_order_as_the_batch_leaves_it(self) -> None:
+        book = ledger()
+        asked: list[tuple[int | None, str | None]] = []
+
+        def note(stored: StoredOrder | None, change: OrderChange | None) -> None:
+            version = None if stored is None else stored.version
+            asked.append((version, None if change is None else change.status))
+
+        items = [order(), order(), order(status="ready")]
+        book.request([evolve(item, condition=note) for item in items])
+        self.assertEqual(asked, [(None, "confirmed"), (1, None), (1, "ready")])
+        after = book.order((1, "7"))
+        assert after is not None
+        self.assertEqual((after.version, after.status), (2, "ready"))
+
+    def test_what_a_condition_refuses_has_not_happened(self) -> None:
+        book = ledger()
+        book.request([order("7")])
+
+        def never(stored: StoredOrder | None, change: OrderChange | None) -> None:
+            raise Conflict("no")
+
+        with self.assertRaises(Conflict):
+            book.request([order("8"), evolve(order("7", status="ready"), condition=never)])
+        kept = book.order((1, "7"))
+        assert kept is not None
+        self.assertEqual((kept.version, book.order((1, "8"))), (1, None))
 
     def test_the_limit_counts_bytes_of_utf8_and_what_stands_beside(self) -> None:
         (entry,) = ledger().request([notice("é" * 900)])

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+from twisted.logger import capturedLogs
+
 from posd import migrations
 from posd.database import Database
 from posd.errors import Unavailable
 from posd.presence import Presence
+from posd.store import orders
 from posd.store import presence as books
 from posd.testing.postgres import test_server
 from posd.values import KeyKind, Principal, PrintStatus, Tenant, Terminal
@@ -231,6 +234,68 @@ class PresenceTests(DatabaseCase):
         self.assertFalse(await presence.printed(front, "8", PrintStatus.PRINTED, ""))
         status = "SELECT print_status FROM dinedesk_kitchen.pos_orders"
         self.assertEqual(self.admin.value(status), "printed")
+
+    async def test_orders_that_were_sent_are_marked_in_bulk(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        self.place("b", 9)
+        presence.delivered(KITCHEN, 8)
+        await presence.flush()
+        self.assertEqual(self.printing(), [("a", "pending"), ("b", "pending")])
+        await presence.mark()
+        self.assertEqual(self.printing(), [("a", "sent_to_pos"), ("b", "pending")])
+        self.assertEqual(presence._unmarked, set())
+
+    async def test_a_mark_that_has_to_wait_is_tried_again(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        presence.delivered(KITCHEN, 8)
+        await presence.flush()
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
+            await presence.mark()
+        self.patch(orders, "mark", _away)
+        with self.assertRaises(Unavailable):
+            await presence.mark()
+        self.assertEqual(presence._unmarked, {1})
+
+    async def test_a_mark_that_is_refused_is_logged_and_not_tried_for_ever(self) -> None:
+        presence = await self.presence()
+        self.admin.run("ALTER TABLE dinedesk_kitchen.pos_orders RENAME COLUMN pushed_at TO gone")
+        presence.delivered(KITCHEN, 8)
+        await presence.flush()
+        with capturedLogs() as logged:
+            await presence.mark()
+        self.assertIn("42703", " ".join(str(event.get("why")) for event in logged))
+        self.assertEqual(presence._unmarked, set())
+
+    async def test_what_a_till_says_of_an_order_moves_the_head(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        self.place("b", 9)
+        front = await self.opened(presence)
+        await presence.printed(front, "a", PrintStatus.PRINTED, "")
+        await presence.flush()
+        self.assertEqual(self.head(), (0, 7))
+        await presence.printed(front, "b", PrintStatus.FAILED, "no paper")
+        await presence.flush()
+        self.assertEqual(self.head(), (0, 9))
+
+    def place(self, order_id: str, seq: int) -> None:
+        """An order whose event has this position."""
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.pos_orders"
+            " (order_id, snapshot, status, version, first_seq, last_seq)"
+            " VALUES (%s, '{}', 'confirmed', 1, %s, %s)",
+            *(order_id, seq, seq),
+        )
+
+    def printing(self) -> list[tuple[str, str]]:
+        rows = self.admin.rows(
+            "SELECT order_id, print_status FROM dinedesk_kitchen.pos_orders ORDER BY order_id"
+        )
+        return [(order_id, status) for order_id, status in rows]
 
     async def test_the_newest_connection_of_a_device_claims_it(self) -> None:
         presence = await self.presence()

@@ -170,6 +170,11 @@ class AnswerTests(RenderCase):
         self.assertEqual(transport.value(), b"")
         self.assertEqual(self.flushLoggedErrors(), [])
 
+    def test_the_body_is_there_also_when_the_client_is_not(self) -> None:
+        call = self.call("POST", "/", {"Content-Type": "application/json"}, b'{"a":1}')
+        self.channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((call.json(), call.size), ({"a": 1}, 7))
+
     def test_an_answer_that_cannot_be_sent_ends_the_connection(self) -> None:
         self.handler.outcome = Answer({"ok": object()})
         transport = self.send()
