@@ -24,6 +24,7 @@ _WHAT: Final = {
     "loyalty_updated": "A customer's loyalty points, of which some were moved.",
 }
 _ITEM: Final = "A line of an order."
+_MEMBERS: Final = "Members of an order, as many as one likes."
 _ADDON: Final = "What was chosen with an item."
 _FORMS: Final[Mapping[str, Schema]] = {
     "string": {"type": "string"},
@@ -44,7 +45,8 @@ def name_of(kind: str) -> str:
 
 
 def components() -> dict[str, Schema]:
-    """All of them by name: `NewOrder` as tills get it, `NewOrderToPublish` as it may be sent."""
+    """All of them by name: `NewOrder` as tills get it, `NewOrderToPublish` as it may be sent,
+    `Order` as posd keeps it, `OrderMembers` where not even an id is needed."""
     line = _least("new_order", items=[{"selectedAddons": [{}]}])["items"][0]
     addon = line.pop("selectedAddons")[0]
     made = {
@@ -57,7 +59,20 @@ def components() -> dict[str, Schema]:
     for kind, table in drafts.TABLES.items():
         made[name_of(kind)] = _of_kind(kind)
         made[f"{name_of(kind)}ToPublish"] = _sent(table.members, _WHAT[kind], drafts.NAMING[kind])
+    made["Order"] = _snapshot(made["OrderUpdated"])
+    made["OrderMembers"] = _sent(drafts.TABLES["new_order"].members, _MEMBERS)
     return {**made, "EventToPublish": _event()}
+
+
+def _snapshot(updated: Schema) -> Schema:
+    """An order as it stands, which says nothing of how it was before."""
+    of_change = ("previousStatus", "updatedAt")
+    properties = {
+        name: each for name, each in updated["properties"].items() if name not in of_change
+    }
+    required = [name for name in updated["required"] if name not in of_change]
+    what = "An order as it was last published."
+    return {**updated, "description": what, "properties": properties, "required": required}
 
 
 def _of_kind(kind: str) -> Schema:

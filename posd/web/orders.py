@@ -19,10 +19,11 @@ from posd.readings import ID_LENGTH
 from posd.store import orders
 from posd.transitions import Condition, changes, new, not_online, unknown_order
 from posd.values import Draft, Tenant
+from posd.web.event_schemas import ref
 from posd.web.operations import PLATFORMS, Operation, Refused, TenantAsk, given
 from posd.web.publishing import PUBLISHING_REFUSALS, Position, Publisher, one_event
 from posd.web.render import Answer
-from posd.web.shapes import UNSET, Given, Identity, Moment, Success, Taken, Unset
+from posd.web.shapes import UNSET, Given, Identity, Moment, Success, Taken, Unset, component
 from posd.zones import zone
 
 _ID_BYTES: Final = 12
@@ -36,24 +37,9 @@ Status = Annotated[str, Meta(min_length=1, max_length=50)]
 
 
 class NewOrderTaken(Taken, frozen=True):
-    """The data of a `new_order`: what has only one sensible reading is read, in whatever type it comes.
+    """The data of a `new_order`. Others of its members are kept. Without `orderId` posd makes one."""
 
-    Any member of an order may be there, and others, which are kept.
-    """
-
-    order_id: Annotated[Any, Meta(description="Otherwise posd makes one.")] = UNSET
-    order_number: Annotated[Any, Meta(description="Otherwise `orderId`.")] = UNSET
-    customer_name: Annotated[Any, Meta(description="A text.")] = UNSET
-    order_type: Annotated[
-        Any, Meta(description="`delivery`, `pickup`, `collection`, `advance` or `dine_in`.")
-    ] = UNSET
-    status: Annotated[Any, Meta(description="Otherwise `confirmed`.")] = UNSET
-    total_amount: Annotated[
-        Any, Meta(description="An amount, as a number or as a text with one.")
-    ] = UNSET
-    items: Annotated[
-        Any, Meta(description="A list of objects with `name`, `price` and `quantity`.")
-    ] = UNSET
+    beyond = {"allOf": [ref("OrderMembers")]}
 
 
 class OrderChangeTaken(Taken, frozen=True):
@@ -62,6 +48,8 @@ class OrderChangeTaken(Taken, frozen=True):
     status: Status | Unset = UNSET
     expected_version: Version | Unset = UNSET
     order_id: Identity | Unset = UNSET
+
+    beyond = {"allOf": [ref("OrderMembers")]}
 
 
 class NewOrderGiven(Success, frozen=True):
@@ -111,6 +99,8 @@ class OrderGiven(Success, frozen=True):
     paid_at: Moment | None
     delivery: DeliveryGiven
 
+    beyond = {"allOf": [ref("Order")]}
+
 
 class OtherOrderGiven(Given, frozen=True):
     """Which order has the id."""
@@ -122,7 +112,7 @@ class OtherOrderGiven(Given, frozen=True):
 class CurrentOrderGiven(Given, frozen=True):
     """The order as it is."""
 
-    order: dict[str, Any]
+    order: Annotated[dict[str, Any], component("Order")]
 
 
 class CurrentStatusGiven(Given, frozen=True):

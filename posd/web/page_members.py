@@ -120,6 +120,8 @@ def _together(schema: Node) -> Iterator[list[Content]]:
         yield ["Either ", *_joined(alternatives), "."]
     for rule in schema.get("allOf", ()):
         match rule:
+            case {"$ref": _}:
+                yield ["And those of ", *form(rule), "."]
             case {"if": {"properties": condition}, "then": {"properties": consequence}}:
                 ((name, value),), ((then, what),) = condition.items(), consequence.items()
                 yield [

@@ -25,7 +25,7 @@ def components(types: Iterable[type[Given] | type[Taken]]) -> dict[str, Schema]:
         schema["description"] = getdoc(kind.cls)
         if issubclass(kind.cls, Given):
             _complete(schema, kind)
-        elif issubclass(kind.cls, Taken):
+        if issubclass(kind.cls, Given | Taken):
             schema.update(kind.cls.beyond)
         if not schema["required"]:
             del schema["required"]

@@ -36,6 +36,9 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Given(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A part of an answer."""
 
+    beyond: ClassVar[Mapping[str, object]] = {}
+    """What JSON Schema says of it that its members do not, for its description."""
+
 
 class Success(Given, frozen=True, kw_only=True):
     """The members of an answer that is a success."""

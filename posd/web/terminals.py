@@ -29,6 +29,7 @@ from posd.web.shapes import (
     Success,
     Taken,
     Unset,
+    component,
 )
 from posd.zones import zone
 
@@ -52,7 +53,7 @@ class PendingTaken(Taken, frozen=True):
 class PendingGiven(Success, frozen=True):
     """Open orders, the oldest first: each as `new_order`'s data, and `id`, `total`, `printStatus`."""
 
-    orders: list[dict[str, Any]]
+    orders: list[Annotated[dict[str, Any], component("Order")]]
     count: int
 
 

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.integration.harness import Shop
 
 _SEED = 20261122
-_EXAMPLES = 12
+_EXAMPLES = 10
 _PATIENCE = 300.0
 _LIMITS = """
 [limits]
