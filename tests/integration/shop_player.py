@@ -45,6 +45,8 @@ class Player:
     slug: str
     tills: dict[str, Follower] = field(init=False)
     lines: dict[str, Line] = field(init=False)
+    played: int = field(init=False, default=0)
+    """How many moments are over."""
     _books: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -71,6 +73,15 @@ class Player:
         for till in self.tills.values():
             till.come()
 
+    def go_home(self) -> bool:
+        """Close the tills, once the database has where they are; whether nothing more was on its way."""
+        front = self.tills[FRONT]
+        assert isinstance(front, SocketTill)
+        is_quiet = front.is_up_to_date()
+        for till in self.tills.values():
+            till.go()
+        return is_quiet
+
     def close(self) -> None:
         for till in self.tills.values():
             till.hang_up()
@@ -88,6 +99,7 @@ class Player:
         for till in self.tills.values():
             if till.is_there:
                 till.follow(moment.head)
+        self.played += 1
 
     def _work(self, deeds: list[Happening]) -> None:
         for happening in deeds:
