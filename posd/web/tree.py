@@ -53,7 +53,8 @@ class Crossing:
         for part in parts:
             if part in place.named:
                 place = place.named[part]
-            elif place.any is not None and part:
+            elif place.any is not None and (part or place.any[0] == "tenant"):
+                # A name that is missing is no tenant's, which is said at the reception.
                 name, place = place.any
                 values[name] = part
             else:
