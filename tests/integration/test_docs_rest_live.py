@@ -72,8 +72,11 @@ class PageTests(SynchronousTestCase):
         self.keys = dict(zip(names, keys, strict=True))
 
     def call(self, block: Block) -> None:
-        # What was moved becomes an event in a moment, and the page shows it in its order.
-        until(lambda: not self.shop.query("SELECT 1 FROM dinedesk_main.pos_outbox LIMIT 1"))
+        # What was moved becomes an event in a moment, and the page shows it in its order; and who has read
+        # the stream leaves the books in a moment.
+        for table in ("pos_outbox", "pos_connections"):
+            waiting = f"SELECT 1 FROM dinedesk_main.{table} LIMIT 1"
+            until(lambda: not self.shop.query(waiting))  # noqa: B023  over before the next
         self.said = self.bash(block.text, POSD=self.posd.url, CURL_HOME=str(self.folder))
 
     def be_answered(self, block: Block) -> None:
