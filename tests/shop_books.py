@@ -110,7 +110,9 @@ class Account:
 
     @property
     def is_sold(self) -> bool:
-        return any(line.kind in _SALES and not line.is_taken_back for line in self.lines)
+        """Whether somebody has paid for what is on it; then it cannot be sold to another."""
+        paid = (*_SALES, "top_up")
+        return any(line.kind in paid and not line.is_taken_back for line in self.lines)
 
     def earlier(self, by: str, key: str | None) -> Line | None:
         """The line that this key has made; a platform's reversal that came first counts for all."""
