@@ -19,7 +19,7 @@ from tests.shop_books import CARDS, PLATFORM, POINTS, TENDERS, WAY, Told, moveme
 from tests.shop_day import ShopDay
 from tests.shop_deeds import DATE, FRONT, TILLS, Reported
 
-SEEDS: Final = (20261122, 1)
+SEEDS: Final = (20261122, 20261123)
 _CLOCKS: Final = ("createdAt", "updatedAt")
 _SUBJECTS: Final = ("orderId", "cardNumber", "customerPhone")
 _LEDGERS: Final = {
