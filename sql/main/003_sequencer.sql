@@ -170,9 +170,9 @@ END
 $$;
 
 -- Number and store. The arrays run parallel, one element an event, in the order of publishing; an
--- event with a `failure` gets no position; an `order_id` has its snapshot replaced. Returns the
--- position of each event and its tenant's connections on other nodes than `node`. Events of a tenant
--- that has just been deleted go nowhere.
+-- event with a `failure` gets no position; an `order_id` has its snapshot replaced, and the positions of its
+-- first and last event noted. Returns the position of each event and its tenant's connections on other nodes
+-- than `node`. Events of a tenant that has just been deleted go nowhere.
 --
 -- All that can be done for all tenants at once is: what is said to one schema has to be parsed and planned
 -- for each tenant anew, and costs more than the rows. The one statement for all is planned once (plan_cache_mode).
@@ -189,15 +189,21 @@ BEGIN
     PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
       ORDER BY h.tenant_id FOR NO KEY UPDATE;
     FOR tenant IN
-        WITH event AS (
+        WITH counted AS (
             SELECT e.*, count(*) FILTER (WHERE e.failure IS NULL)
-                            OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS nth,
-                   -- Of several changes of an order in one batch the last one stays.
-                   e.order_id IS NOT NULL AND row_number()
-                            OVER (PARTITION BY e.tenant_id, e.order_id ORDER BY e.ordinal DESC) = 1 AS stays
+                            OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS nth
               FROM unnest(tenant_ids, types, datas, besides, failures, order_ids, snapshots, statuses, versions)
                    WITH ORDINALITY
                    AS e(tenant_id, type, data, beside, failure, order_id, snapshot, status, version, ordinal)
+        ), event AS (
+            SELECT e.*,
+                   -- Of several changes of an order in one batch the last one stays.
+                   e.order_id IS NOT NULL AND row_number() OVER of_order = 1 AS stays,
+                   min(e.nth) FILTER (WHERE e.failure IS NULL) OVER of_order AS first_nth,
+                   max(e.nth) FILTER (WHERE e.failure IS NULL) OVER of_order AS last_nth
+              FROM counted AS e
+            WINDOW of_order AS (PARTITION BY e.tenant_id, e.order_id ORDER BY e.ordinal DESC
+                                ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
         ), head AS (
             UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + n.numbered
               FROM (SELECT e.tenant_id, max(e.nth) AS numbered FROM event AS e GROUP BY e.tenant_id) AS n
@@ -218,7 +224,11 @@ BEGIN
                array_agg(e.order_id ORDER BY e.order_id) FILTER (WHERE e.stays) AS order_ids,
                array_agg(e.snapshot ORDER BY e.order_id) FILTER (WHERE e.stays) AS snapshots,
                array_agg(e.status ORDER BY e.order_id) FILTER (WHERE e.stays) AS statuses,
-               array_agg(e.version ORDER BY e.order_id) FILTER (WHERE e.stays) AS versions
+               array_agg(e.version ORDER BY e.order_id) FILTER (WHERE e.stays) AS versions,
+               array_agg(h.last_seq - h.numbered + e.first_nth ORDER BY e.order_id)
+                   FILTER (WHERE e.stays) AS first_seqs,
+               array_agg(h.last_seq - h.numbered + e.last_nth ORDER BY e.order_id)
+                   FILTER (WHERE e.stays) AS last_seqs
           FROM head AS h JOIN event AS e ON e.tenant_id = h.tenant_id
          GROUP BY h.tenant_id, h.last_seq, h.numbered
     LOOP
@@ -228,14 +238,19 @@ BEGIN
             USING tenant.seqs, tenant.types, tenant.datas, tenant.besides, tenant.failures;
         IF tenant.order_ids IS NOT NULL THEN
             EXECUTE format(
-                'INSERT INTO %I.pos_orders AS o (order_id, snapshot, status, version, payment_status, created_at)
+                'INSERT INTO %I.pos_orders AS o
+                    (order_id, snapshot, status, version, payment_status, created_at, first_seq, last_seq)
                  SELECT e.order_id, e.snapshot, e.status, e.version, e.snapshot ->> ''paymentStatus'',
-                        coalesce((e.snapshot ->> ''createdAt'')::timestamptz, now())
-                   FROM unnest($1, $2::json[], $3, $4) AS e(order_id, snapshot, status, version)
+                        coalesce((e.snapshot ->> ''createdAt'')::timestamptz, now()), e.first_seq, e.last_seq
+                   FROM unnest($1, $2::json[], $3, $4, $5, $6)
+                        AS e(order_id, snapshot, status, version, first_seq, last_seq)
                  ON CONFLICT (order_id) DO UPDATE SET
                     snapshot = excluded.snapshot, status = excluded.status, version = excluded.version,
-                    payment_status = excluded.payment_status, updated_at = clock_timestamp()', tenant.schema_name)
-                USING tenant.order_ids, tenant.snapshots, tenant.statuses, tenant.versions;
+                    payment_status = excluded.payment_status, updated_at = clock_timestamp(),
+                    first_seq = coalesce(o.first_seq, excluded.first_seq),
+                    last_seq = coalesce(excluded.last_seq, o.last_seq)', tenant.schema_name)
+                USING tenant.order_ids, tenant.snapshots, tenant.statuses, tenant.versions,
+                      tenant.first_seqs, tenant.last_seqs;
         END IF;
         IF tenant.numbered > 0 THEN
             PERFORM pg_notify('posd_events', tenant.tenant_id || ' ' || tenant.last_seq);
