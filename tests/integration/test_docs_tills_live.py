@@ -190,6 +190,10 @@ class ConversationTests(LiveCase):
         headers = dict(line.split(": ", 1) for line in lines)
         del headers["Host"]
         method, path, _ = first.split()
+        if path.endswith("/pending"):
+            # All of the page's orders were sent, which is noted within a second.
+            pending = "SELECT 1 FROM dinedesk_kitchen.pos_orders WHERE print_status = 'pending'"
+            until(lambda: not self.shop.query(pending))
         self._response = Response.of(self.posd, path, headers, method=method, body=body.encode())
         self.addCleanup(self._response.hang_up)
         self.assertEqual(self._response.status, 200)
