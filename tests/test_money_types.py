@@ -1,0 +1,92 @@
+"""No amount is a binary float: not in a request, an answer, a column, nor in the code that moves it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import inspect
+from twisted.trial.unittest import SynchronousTestCase
+
+import posd
+from posd.web.shapes import Given, Taken
+from tests.schema_case import SchemaCase
+
+ROOT: Final = Path(posd.__file__).parent
+MOVERS: Final = (
+    *("money", "movements", "reports", "orders", "members"),
+    *("store/giftcards", "store/loyalty", "store/loyalty_rules", "store/ledgers", "store/reports"),
+    *("web/giftcards", "web/loyalty", "web/reports", "web/orders"),
+)
+"""The modules through which amounts and points go."""
+
+
+def floats(source: str) -> list[int]:
+    """The lines in which a binary float is named or written out, but for the examples of the API."""
+    return [
+        node.lineno
+        for node in code(ast.parse(source))
+        if (isinstance(node, ast.Name) and node.id == "float")
+        or (isinstance(node, ast.Constant) and isinstance(node.value, float))
+    ]
+
+
+def code(node: ast.AST) -> Iterator[ast.AST]:
+    """A piece of code and all that is in it."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.keyword) and child.arg == "example"):
+            yield from code(child)
+
+
+def below(kind: type[Any]) -> Iterator[type[Any]]:
+    each: type[Any]
+    for each in kind.__subclasses__():
+        yield each
+        yield from below(each)
+
+
+def types_in(described: Any) -> Iterator[Any]:
+    """Everything that a type is made of, itself too."""
+    yield described
+    for name in ("type", "types", "item_type", "key_type", "value_type"):
+        part = getattr(described, name, ())
+        for each in part if isinstance(part, tuple) else (part,):
+            if isinstance(each, inspect.Type):
+                yield from types_in(each)
+
+
+class TypeTests(SynchronousTestCase):
+    def test_no_request_and_no_answer_has_one(self) -> None:
+        for path in (ROOT / "web").glob("*.py"):
+            importlib.import_module(f"posd.web.{path.stem}".removesuffix(".__init__"))
+        structures = [*below(Taken), *below(Given)]
+        self.assertGreater(len(structures), 40)
+        found = [
+            f"{kind.__name__}.{field.name}"
+            for kind in structures
+            for field in inspect.type_info(kind).fields  # type: ignore[attr-defined]
+            if any(isinstance(each, inspect.FloatType) for each in types_in(field.type))
+        ]
+        self.assertEqual(found, [])
+
+    def test_no_code_that_moves_money_has_one(self) -> None:
+        found = {name: floats((ROOT / f"{name}.py").read_text("utf-8")) for name in MOVERS}
+        self.assertEqual({name: lines for name, lines in found.items() if lines}, {})
+
+    def test_one_would_be_found(self) -> None:
+        self.assertEqual(floats("a: float = 1\nb = 2.5\nc = Decimal('2.5')\n"), [1, 2])
+
+
+class ColumnTests(SchemaCase):
+    def test_no_column_is_one(self) -> None:
+        found = self.admin.rows(
+            "SELECT attrelid::regclass::text, attname FROM pg_attribute"
+            "  JOIN pg_class AS c ON c.oid = attrelid"
+            " WHERE relnamespace::regnamespace::text ~ '^dinedesk_' AND relkind IN ('r', 'v', 'p')"
+            "   AND atttypid IN ('real'::regtype, 'double precision'::regtype, 'money'::regtype)"
+        )
+        self.assertEqual(found, [])
