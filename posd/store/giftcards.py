@@ -32,7 +32,8 @@ _MADE_LENGTH: Final = 16
 
 _MOVEMENT: Final = """
     m.outcome, (m.movement).id, (m.movement).card_number, (m.movement).seq, (m.movement).transaction_type,
-    (m.movement).balance_before, (m.movement).amount, (m.movement).balance_after, (m.movement).created_at
+    (m.movement).balance_before, (m.movement).amount, (m.movement).balance_after, (m.movement).order_id,
+    (m.movement).expiry_date, (m.movement).created_at
 """
 _MOVE: Final = f"""
     SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_move(
@@ -110,6 +111,7 @@ class Movement:
     """A row of the ledger: `after` is `before` and the signed `amount`.
 
     `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
+    `expiry_date` is a sale's: until when the card was to be valid as it was sold.
     """
 
     transaction_id: int
@@ -119,6 +121,8 @@ class Movement:
     before: Decimal
     amount: Decimal
     after: Decimal
+    order_id: str | None
+    expiry_date: datetime | None
     created_at: datetime
     replayed: bool
 
@@ -305,12 +309,25 @@ async def _run(
 ) -> Movement:
     statement = statement.format(schema=schema(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
-    outcome, transaction_id, number, seq, kind, *amounts, created_at = row
+    outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
     before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
-    replayed = outcome == "replayed"
-    return Movement(transaction_id, number, seq, kind, before, moved, after, created_at, replayed)
+    return Movement(
+        *(
+            transaction_id,
+            number,
+            seq,
+            kind,
+            before,
+            moved,
+            after,
+            order_id,
+            expiry_date,
+            created_at,
+        ),
+        replayed=outcome == "replayed",
+    )
 
 
 def _refuse(outcome: str, left: Decimal) -> NoReturn:

@@ -106,7 +106,7 @@ class CardGiven(Success, frozen=True):
     card_number: str
     balance: Decimal
     initial_balance: Decimal
-    status: Status
+    status: Literal["active"]
     expiry_date: Moment | None
     purchased_by: str | None
     recipient_name: str | None
@@ -305,18 +305,18 @@ async def _reversal(reversing: Awaitable[Movement]) -> CardReversalGiven:
 
 
 def _sold(movement: Movement, card: Card) -> CardGiven:
-    """A card as it was when it was sold."""
+    """A card as it was when it was sold; but who bought it, and for whom, as it is known now."""
     return CardGiven(
         card_number=card.number,
         balance=movement.after,
         initial_balance=movement.amount,
-        status=card.status,
-        expiry_date=_moment(card.expiry_date),
+        status="active",
+        expiry_date=_moment(movement.expiry_date),
         purchased_by=card.purchased_by,
         recipient_name=card.recipient_name,
         recipient_email=card.recipient_email,
-        order_id=card.order_id,
-        created_at=timestamp(card.created_at),
+        order_id=movement.order_id,
+        created_at=timestamp(movement.created_at),
         transaction_id=str(movement.transaction_id),
     )
 

@@ -82,6 +82,9 @@ CREATE TABLE :"schema".pos_gift_card_transactions (
     idempotency_key text CHECK (idempotency_key ~ '^[\x21-\x7e]{1,255}$'),
     device_id text CHECK (char_length(device_id) <= 128),
     reverses_id bigint,
+    -- Of a sale: until when the card was to be valid as it was sold, whatever is changed later. Names and
+    -- addresses of people are not kept here, where they could be neither corrected nor forgotten.
+    expiry_date timestamptz,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- The two ends of "a reversal takes back all of one movement of the same card, and no reversal": what
     -- this row takes back, and what can be taken back of it.
@@ -179,10 +182,11 @@ BEGIN
     END IF;
     INSERT INTO :"schema".pos_gift_card_transactions AS t (
         card_number, seq, prev_seq, balance_before, amount, balance_after, transaction_type, order_id, reference,
-        principal, idempotency_key, device_id, reverses_id)
+        principal, idempotency_key, device_id, reverses_id, expiry_date)
     VALUES (
         number, coalesce(movement.seq, 0) + 1, movement.seq, balance, change, balance + change, kind, for_order, note,
-        made_by, call_key, device, original)
+        made_by, call_key, device, original, CASE WHEN kind IN ('purchase', 'activate') THEN (
+            SELECT c.expiry_date FROM :"schema".gift_cards AS c WHERE c.card_number = number) END)
     RETURNING t.* INTO movement;
     outcome := 'made';
 END

@@ -250,6 +250,28 @@ class SaleTests(LedgerCase):
         for number in numbers:
             self.assertRegex(number, "^[2-9A-HJ-NP-Z]{16}$")
 
+    def test_made_again_it_is_answered_as_it_was_sold_whatever_has_become_of_it(self) -> None:
+        body = {"amount": 20, "cardNumber": "GC-7", "expiryDate": "2099-06-01", "orderId": "A-1"}
+        first = self.post("gift-cards", body, key=self.platform, once="s")
+        self.post("gift-cards/GC-7/deduct", {"amount": 20})
+        for change in (
+            "is_blocked = true",
+            "is_blocked = false, expiry_date = '2000-01-01'",
+            "expiry_date = NULL, order_id = 'B-2'",
+        ):
+            with self.subTest(change=change):
+                self.rows(f"UPDATE {{schema}}.gift_cards SET {change}")
+                again = self.post("gift-cards", body, key=self.platform, once="s")
+                self.assert_replayed(first, again)
+
+    def test_made_again_it_does_not_bring_back_a_person_who_was_forgotten(self) -> None:
+        body = {"amount": 20, "recipientName": "Tom", "recipientEmail": "tom@example.com"}
+        first = self.post("gift-cards", body, key=self.platform, once="s")
+        self.rows("UPDATE {schema}.gift_cards SET recipient_name = NULL, recipient_email = NULL")
+        again = self.post("gift-cards", body, key=self.platform, once="s")
+        forgotten = {"recipientName": None, "recipientEmail": None}
+        self.assertEqual(again.json, {**first.json, **forgotten})
+
     def test_made_again_it_is_the_same_card(self) -> None:
         first, again = (
             self.post("gift-cards", {"amount": 20}, key=self.platform, once="s") for _ in range(2)
