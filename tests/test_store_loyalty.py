@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import psycopg2
 from attrs import evolve
 
 from posd.errors import BadRequest, Conflict, Forbidden, NotFound, Unprocessable
@@ -116,6 +117,30 @@ class MovementTests(LoyaltyCase):
         self.assertTrue(again.replayed)
         await loyalty.add(session, KITCHEN, BOB, 10, cause, joining=True)
         self.assertEqual((await self.account(session)).points, 110)
+
+    async def test_an_account_holds_no_more_than_every_reader_of_json_can(self) -> None:
+        session = await self.joined()
+        spent = await loyalty.redeem(session, KITCHEN, ANN, 1, TILL)
+        move = "SELECT (pos_loyalty_move).outcome FROM (SELECT dinedesk_kitchen.pos_loyalty_move("
+        sent = f"'{ANN}', 'add', {{}}, 'shop', NULL, NULL, NULL, NULL, false)) AS m"
+        self.assertEqual(self.admin.value(move + sent.format(2**53 - 1)), "too_much")
+        self.assertEqual(self.admin.value(move + sent.format(2**53 - 1 - 99)), "made")
+        for call in (
+            loyalty.add(session, KITCHEN, ANN, 1, TILL),
+            loyalty.adjust(session, KITCHEN, ANN, 1, TILL),
+            loyalty.reverse(session, KITCHEN, ANN, SHOP, transaction_id=spent.transaction_id),
+        ):
+            error = await self.refused("invalid_amount", call, Unprocessable)
+            self.assertEqual(error.details, {"field": "points"})
+        self.assertEqual((await self.account(session)).points, 2**53 - 1)
+        more = (
+            "INSERT INTO dinedesk_kitchen.pos_loyalty_transactions (account_id, seq, prev_seq,"
+            " balance_before, points, balance_after, transaction_type)"
+            " SELECT account_id, seq + 1, seq, balance_after, 1, balance_after + 1, 'add'"
+            " FROM dinedesk_kitchen.pos_loyalty_transactions ORDER BY seq DESC LIMIT 1"
+        )
+        refused = self.assertRaises(psycopg2.errors.CheckViolation, self.admin.run, more)
+        self.assertEqual(refused.diag.constraint_name, "loyalty_readable")
 
     async def test_points_are_whole_and_more_than_none(self) -> None:
         session = await self.joined()

@@ -175,7 +175,8 @@ async def add(
 ) -> Movement:
     """Give a customer points; `joining` makes the account where there is none.
 
-    Raises `Conflict` (`already_earned`) if the order has earned points before, by another call.
+    Raises `Conflict` (`already_earned`) if the order has earned points before, by another call, and
+    `Unprocessable` (`invalid_amount`) for more than an account can hold.
     """
     value = _positive(points)
     return await _move(session, tenant, phone, "add", value, cause, joining=joining)
@@ -255,6 +256,8 @@ def _refuse(outcome: str, left: int | None) -> NoReturn:
                 code="insufficient_points",
                 details={"currentPoints": left or 0},
             )
+        case "too_much":
+            raise _invalid("are more than an account can hold")
         case "earned":
             raise Conflict("This order has earned its points already.", code="already_earned")
         case _:

@@ -24,6 +24,7 @@ from posd.web.ledgers import (
     NO_LEDGER,
     REVERSAL_REFUSALS,
     REVERSED,
+    TOO_MUCH,
     MovementTaken,
     Remark,
     ReversalGiven,
@@ -210,7 +211,7 @@ class GiftCards:
                 LEDGERS,
                 {200: CardReversalGiven},
                 ReversalTaken,
-                refusals=(*REVERSAL_REFUSALS, UNKNOWN, INSUFFICIENT),
+                refusals=(*REVERSAL_REFUSALS, UNKNOWN, INSUFFICIENT, TOO_MUCH),
                 idempotent=True,
                 tag="Gift cards",
                 description="Once and wholly; said again, it is answered as before. A key that no"

@@ -45,6 +45,7 @@ LONG_ORDER: Final = Refused(422, "invalid_order", "`orderId` is longer than 255 
 BAD_KEY: Final = Refused(
     400, "invalid_idempotency_key", "It is no key, or there are two that differ."
 )
+TOO_MUCH: Final = Refused(422, "invalid_amount", "It would be more than can be held.")
 REVERSAL_REFUSALS: Final = (
     Refused(404, "unknown_transaction", "There is no such movement of this card or account."),
     Refused(403, "forbidden", "A till reverses its own movements only."),

@@ -25,6 +25,7 @@ from posd.web.ledgers import (
     NO_LEDGER,
     REVERSAL_REFUSALS,
     REVERSED,
+    TOO_MUCH,
     MovementTaken,
     Remark,
     ReversalGiven,
@@ -159,7 +160,9 @@ class InsufficientPoints(Given, frozen=True):
 UNKNOWN: Final = Refused(404, "unknown_customer", "Nobody collects points under this number.")
 INVALID_PHONE: Final = Refused(422, "invalid_phone", "This is no telephone number.")
 INVALID_POINTS: Final = Refused(
-    422, "invalid_amount", "It is no whole number above zero, or more than can be moved at once."
+    422,
+    "invalid_amount",
+    "It is no whole number above zero, or more than can be moved at once or an account can hold.",
 )
 INSUFFICIENT: Final = Refused(
     400, "insufficient_points", "There are not so many points.", InsufficientPoints
@@ -240,7 +243,7 @@ class LoyaltyPoints:
                 LEDGERS,
                 {200: PointsReversalGiven},
                 ReversalTaken,
-                refusals=(*REVERSAL_REFUSALS, INVALID_PHONE, INSUFFICIENT),
+                refusals=(*REVERSAL_REFUSALS, INVALID_PHONE, INSUFFICIENT, TOO_MUCH),
                 idempotent=True,
                 tag="Loyalty",
                 description="As with gift cards. Points that were spent meanwhile cannot be taken back.",

@@ -443,6 +443,8 @@ CREATE TABLE :"schema".pos_loyalty_transactions (
 
     CONSTRAINT loyalty_sum CHECK (balance_after = balance_before + points),
     CONSTRAINT loyalty_not_overdrawn CHECK (balance_after >= 0),
+    -- Beyond 2^53 - 1 readers of JSON lose digits.
+    CONSTRAINT loyalty_readable CHECK (balance_after <= 9007199254740991),
     CONSTRAINT loyalty_begins_at_zero CHECK (seq > 1 OR balance_before = 0),
     CONSTRAINT loyalty_first_follows_none CHECK ((seq = 1) = (prev_seq IS NULL)),
     CONSTRAINT loyalty_follows_the_one_before CHECK (prev_seq = seq - 1),
@@ -511,6 +513,9 @@ BEGIN
     balance := coalesce(movement.balance_after, 0);
     IF balance < -change THEN
         outcome := 'insufficient';
+        RETURN;
+    ELSIF change > 9007199254740991 - balance THEN
+        outcome := 'too_much';
         RETURN;
     ELSIF kind = 'add' AND EXISTS (
         SELECT FROM :"schema".pos_loyalty_transactions AS t
