@@ -21,6 +21,17 @@ _MOST_DECIMALS: Final = 3
 _USUAL_DECIMALS: Final = 2
 
 
+def is_currency(code: str) -> bool:
+    """Whether a shop can be paid in it: ISO 4217 knows it, and says what decimals it has.
+
+    So gold, and what is there for tests, is none.
+    """
+    try:
+        return Currency(code).exponent is not None
+    except ValueError:
+        return False
+
+
 @cache
 def decimals(currency: str) -> int:
     """How many decimals amounts of a currency have; two if ISO 4217 does not know it."""

@@ -14,6 +14,11 @@ from posd.errors import Unprocessable
 _LONGEST = 64
 
 
+def is_region(code: str) -> bool:
+    """Whether it is known how telephone numbers of this region (ISO 3166, `GB`) are written."""
+    return code in phonenumbers.SUPPORTED_REGIONS
+
+
 def normalise(text: str, region: str) -> str:
     """A number in E.164: `+` and up to fifteen digits.
 

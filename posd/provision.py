@@ -31,6 +31,7 @@ from posd.migrations import (
     record,
     transaction,
 )
+from posd.money import is_currency
 from posd.values import TENANT_RULES, Tenant
 
 REQUIRED_COLUMNS: Final = {
@@ -90,10 +91,14 @@ def add_tenant(
 ) -> Tenant:
     """Make a tenant: its row, its role, its schema, and the hooks where the tables are posd's own.
 
-    Raises `SchemaError` with a sentence for an existing or malformed slug, and when the main schema
-    does not fit. What is left half done by a crash is finished by `migrate`.
+    Raises `SchemaError` with a sentence for an existing or malformed slug, for a currency that there is
+    not, and when the main schema does not fit. What is left half done by a crash is finished by `migrate`.
     """
     schema = f"dinedesk_{slug.replace('-', '_')}"
+    if not is_currency(currency):
+        raise SchemaError(
+            f"{currency!r} is no currency: write the three capital letters of ISO 4217, such as GBP"
+        )
     with administration(connection):
         check_main(connection)
         with connection.cursor() as cursor:

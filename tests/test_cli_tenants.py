@@ -92,10 +92,11 @@ class AddTests(SynchronousTestCase):
                 ran = posctl("tenant", "add", "grill", "--name", "N", "--timezone", zone)
                 self.assertEqual(ran.code, os.EX_USAGE)
 
-    def test_a_currency_is_three_letters(self) -> None:
-        ran = posctl("tenant", "add", "grill", "--name", "N", "--currency", "pound")
-        self.assertEqual(ran.code, os.EX_USAGE)
-        self.assertIn("such as GBP", ran.err)
+    def test_a_currency_is_one_that_there_is(self) -> None:
+        for wrong in ("pound", "XXQ", "XAU"):
+            ran = posctl("tenant", "add", "grill", "--name", "N", "--currency", wrong)
+            self.assertEqual(ran.code, os.EX_USAGE)
+            self.assertIn("such as GBP", ran.err)
 
 
 class ListTests(SynchronousTestCase):

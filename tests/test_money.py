@@ -32,6 +32,12 @@ class DecimalsTests(SynchronousTestCase):
         for currency, decimals in (("GBP", 2), ("JPY", 0), ("KWD", 3), ("ISK", 0), ("EUR", 2)):
             self.assertEqual(money.decimals(currency), decimals, currency)
 
+    def test_a_shop_can_be_paid_in_what_has_some(self) -> None:
+        for code, is_one in (("GBP", True), ("JPY", True), ("KWD", True), ("XXQ", False)):
+            self.assertIs(money.is_currency(code), is_one, code)
+        for code in ("XAU", "XTS", "gbp", ""):
+            self.assertFalse(money.is_currency(code), code)
+
     def test_a_currency_with_none_or_more_has_what_the_ledger_can_keep(self) -> None:
         self.assertEqual(money.decimals("CLF"), 3)
         self.assertEqual(money.decimals("XAU"), 2)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unprocessable
-from posd.phones import normalise
+from posd.phones import is_region, normalise
+
+
+class RegionTests(SynchronousTestCase):
+    def test_a_region_is_one_whose_numbers_are_known(self) -> None:
+        self.assertTrue(all(is_region(code) for code in ("GB", "FR", "JM")))
+        self.assertFalse(any(is_region(code) for code in ("QQ", "ZZ", "gb", "001", "")))
 
 
 class NormaliseTests(SynchronousTestCase):

@@ -108,7 +108,8 @@ class AddTenantTests(ProvisionCase):
     def test_other_mistakes_are_told_in_a_sentence_too(self) -> None:
         self.assertEqual(self.refusal("kitchen"), "there is a tenant 'kitchen' already")
         self.assertEqual(self.refusal("bistro", name=""), "a tenant needs a name")
-        self.assertIn("three capital letters", self.refusal("bistro", currency="euro"))
+        for wrong in ("euro", "XXQ", "eur"):
+            self.assertIn("three capital letters", self.refusal("bistro", currency=wrong))
         self.assertEqual(
             self.refusal("bistro", timezone="Mars/Base"), "there is no time zone 'Mars/Base'"
         )

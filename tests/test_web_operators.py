@@ -109,9 +109,12 @@ class TenantTests(OperatorCase):
             ("slug", "super-admin"),
             ("name", ""),
             ("currency", "gbp"),
+            ("currency", "XXQ"),
+            ("currency", "XAU"),
             ("timezone", "Mars/Olympus"),
             ("timezone", "../UTC"),
             ("defaultRegion", "GBR"),
+            ("defaultRegion", "QQ"),
         ):
             with self.subTest(field=field, value=wrong):
                 self.assert_refused(self.make(**{field: wrong}), 400, "invalid_field", field)

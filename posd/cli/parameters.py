@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import click
 
 from posd import values
+from posd.money import is_currency
 from posd.quantities import parse_duration
 from posd.settings import suggestion
 
@@ -37,9 +37,14 @@ class _Currency(click.ParamType[str]):
     name = "currency"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if re.fullmatch(r"[A-Za-z]{3}", value) is None:
-            self.fail(f"{value!r} is no currency: write three letters, such as GBP.", param, ctx)
-        return value.upper()
+        code = value.upper()
+        if not is_currency(code):
+            self.fail(
+                f"{value!r} is no currency: write three letters of ISO 4217, such as GBP.",
+                param,
+                ctx,
+            )
+        return code
 
 
 class _Timezone(click.ParamType[str]):

@@ -12,6 +12,8 @@ from posd.database import Database
 from posd.errors import BadRequest, Conflict, NotFound
 from posd.jsontext import timestamp
 from posd.migrations import misfit
+from posd.money import is_currency
+from posd.phones import is_region
 from posd.store import presence, standing, tenants
 from posd.store.standing import TerminalStanding
 from posd.store.tenants import Overview
@@ -31,7 +33,7 @@ class TenantTaken(Taken, frozen=True):
 
     slug: Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")]
     name: Annotated[str, Meta(min_length=1, max_length=200)]
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] = "GBP"
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$", description="Of ISO 4217.")] = "GBP"
     timezone: Annotated[str, Meta(max_length=64, description="A name of the IANA database.")] = (
         "Europe/London"
     )
@@ -165,8 +167,7 @@ class Operators:
     async def make(self, ask: Ask[TenantTaken]) -> Answer:
         """A retry after a lost answer is told what it would have been told."""
         wanted = ask.taken
-        if not is_zone(wanted.timezone):
-            raise _no_zone()
+        _check(wanted)
         status = 201
         try:
             await tenants.create(
@@ -249,10 +250,15 @@ async def known(database: Database, slug: str) -> Overview:
     return found[0]
 
 
-def _no_zone() -> BadRequest:
-    return BadRequest(
-        "timezone is no name of a time zone.", code="invalid_field", details={"field": "timezone"}
-    )
+def _check(wanted: TenantTaken) -> None:
+    """Raise `BadRequest` for what looks right and is not: amounts and numbers would be misread later."""
+    for field, is_right, what in (
+        ("currency", is_currency(wanted.currency), "is no currency of ISO 4217"),
+        ("timezone", is_zone(wanted.timezone), "is no name of a time zone"),
+        ("defaultRegion", is_region(wanted.default_region), "is no region with telephone numbers"),
+    ):
+        if not is_right:
+            raise BadRequest(f"{field} {what}.", code="invalid_field", details={"field": field})
 
 
 def _terminal(each: TerminalStanding) -> OperatorTerminalGiven:
