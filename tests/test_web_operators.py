@@ -96,6 +96,40 @@ class TenantTests(OperatorCase):
         self.assertEqual((again.status, again.json), (200, made.json))
         self.assert_refused(self.make(), 409, "tenant_exists")
 
+    def test_a_key_gets_the_first_answer_again_and_makes_one_tenant(self) -> None:
+        key = {"Idempotency_Key": f"make {self.new}".replace(" ", "-")}
+        body = {"slug": self.new, "name": "A new shop"}
+        made = self.ask("POST", body=body, **key)
+        again = self.ask("POST", body=body, **key)
+        self.assertEqual((made.status, again.status, again.json), (201, 201, made.json))
+        self.assertNotIn("idempotent-replayed", made.headers)
+        self.assertEqual(again.headers.get("idempotent-replayed"), "true")
+        for changed in ({"slug": f"{self.new}-b"}, {"name": "Another"}):
+            reply = self.ask("POST", body={**body, **changed}, **key)
+            self.assert_refused(reply, 422, "idempotency_mismatch")
+        self.assertNotIn(f"{self.new}-b", self.listed())
+        self.assertEqual(self.ask("POST", body=body).status, 200)
+
+    def test_a_key_that_comes_after_the_tenant_is_remembered_too(self) -> None:
+        made = self.make()
+        key, body = (
+            {"Idempotency_Key": f"late-{self.new}"},
+            {"slug": self.new, "name": "A new shop"},
+        )
+        first, again = (self.ask("POST", body=body, **key) for _ in range(2))
+        self.assertEqual((first.status, first.json), (200, made.json))
+        self.assertEqual((again.status, again.json), (200, made.json))
+        self.assertEqual(again.headers.get("idempotent-replayed"), "true")
+        other = self.ask("POST", body={**body, "slug": f"{self.new}-b"}, **key)
+        self.assert_refused(other, 422, "idempotency_mismatch")
+
+    def test_a_refused_call_leaves_its_key_free(self) -> None:
+        self.make()
+        key, body = {"Idempotency_Key": f"free-{self.new}"}, {"slug": self.new, "name": "Another"}
+        self.assert_refused(self.ask("POST", body=body, **key), 409, "tenant_exists")
+        reply = self.ask("POST", body={**body, "slug": f"{self.new}-c"}, **key)
+        self.assertEqual(reply.status, 201)
+
     def test_a_shops_own_schema_is_left_to_posctl(self) -> None:
         self.shop.query(f"CREATE SCHEMA dinedesk_{self.new.replace('-', '_')}")
         reply = self.make()

@@ -13,12 +13,15 @@ from posd.link import Session
 from posd.values import TenantId
 
 T = TypeVar("T")
+Scope = tuple[TenantId | None, str, str, str]
 
 _FIND: Final = """
     SELECT i.tenant_id, i.principal, i.operation, i.key, i.fingerprint, i.status, i.answer::text
       FROM dinedesk_main.idempotency_keys AS i
       JOIN unnest(%s::integer[], %s::text[], %s::text[], %s::text[])
-           AS w(tenant_id, principal, operation, key) USING (tenant_id, principal, operation, key)
+           AS w(tenant_id, principal, operation, key)
+        ON coalesce(i.tenant_id, 0) = coalesce(w.tenant_id, 0)
+       AND i.principal = w.principal AND i.operation = w.operation AND i.key = w.key
 """
 _STORE: Final = """
     INSERT INTO dinedesk_main.idempotency_keys
@@ -34,18 +37,18 @@ _TRY: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 7097))"
 class Idempotency:
     """What names one call: the same again is a retry.
 
-    `fingerprint` is the SHA-256 of what the call moves: with another one it is another call, made
-    with a key that was used before.
+    `tenant_id` is None where there is no tenant before the call. `fingerprint` is the SHA-256 of what the
+    call moves: with another one it is another call, made with a key that was used before.
     """
 
-    tenant_id: TenantId
+    tenant_id: TenantId | None
     principal: str
     operation: str
     key: str
     fingerprint: bytes
 
     @property
-    def scope(self) -> tuple[TenantId, str, str, str]:
+    def scope(self) -> Scope:
         return self.tenant_id, self.principal, self.operation, self.key
 
 
@@ -114,9 +117,7 @@ def mismatch() -> Unprocessable:
     )
 
 
-async def find(
-    session: Session, calls: Sequence[Idempotency]
-) -> dict[tuple[TenantId, str, str, str], Answer]:
+async def find(session: Session, calls: Sequence[Idempotency]) -> dict[Scope, Answer]:
     """The stored answers to these calls, by their scope."""
     rows = await session.query(_FIND, _columns([call.scope for call in calls]))
     return {row[:4]: Answer(bytes(row[4]), row[5], row[6]) for row in rows}

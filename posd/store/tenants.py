@@ -8,9 +8,9 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.errors import BadRequest, Conflict, PosdError, StatementFailed, Unavailable
+from posd.errors import BadRequest, Conflict, NotFound, PosdError, StatementFailed, Unavailable
 from posd.link import Row, Session
-from posd.values import TENANT_RULES, Tenant, TenantId
+from posd.values import SLUG, TENANT_RULES, Tenant, TenantId
 
 COLUMNS: Final = "t.id, t.slug, t.name, t.schema_name, t.currency, t.timezone, t.default_region"
 
@@ -82,9 +82,17 @@ async def overview(session: Session, slug: str | None = None) -> list[Overview]:
     ]
 
 
+async def one(session: Session, slug: str) -> Overview:
+    """The tenant of this slug, disabled or not. Raises `NotFound` (`unknown_tenant`)."""
+    found = await overview(session, slug) if SLUG.fullmatch(slug) else []
+    if not found:
+        raise NotFound("There is no such tenant.", code="unknown_tenant")
+    return found[0]
+
+
 async def create(
     session: Session, slug: str, name: str, currency: str, timezone: str, default_region: str
-) -> None:
+) -> Overview:
     """Make a tenant with all that belongs to it, or nothing.
 
     Raises `BadRequest` for what cannot be one, `Conflict` (`tenant_exists`, `schema_exists`) and
@@ -94,6 +102,7 @@ async def create(
         await session.query(_CREATE, (slug, name, currency, timezone, default_region))
     except StatementFailed as error:
         raise _refusal(error) from error
+    return await one(session, slug)
 
 
 async def applied(session: Session, schema_name: str) -> list[str]:

@@ -39,7 +39,7 @@ def key_of(call: Call, in_body: str | None = None) -> str | None:
 
 def named(
     call: Call,
-    tenant_id: TenantId,
+    tenant_id: TenantId | None,
     principal: str,
     operation: str,
     moved: object,

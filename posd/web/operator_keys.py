@@ -14,13 +14,13 @@ from posd.database import Database
 from posd.errors import BadRequest, NotFound
 from posd.jsontext import timestamp
 from posd.quantities import parse_duration
-from posd.store import credentials
+from posd.store import credentials, tenants
 from posd.store.credentials import Created, Listed
 from posd.store.idempotency import once_shown
 from posd.values import KeyKind
 from posd.web import idempotency
 from posd.web.operations import ADMINS, Ask, Operation, Refused, given
-from posd.web.operators import UNKNOWN_TENANT, known
+from posd.web.operators import UNKNOWN_TENANT
 from posd.web.render import Answer
 from posd.web.shapes import UNSET, Given, Moment, Success, Taken, Unset, plain
 from posd.web.status import moment
@@ -146,21 +146,22 @@ class OperatorKeys:
                     Refused(404, "unknown_key", "The tenant has no such key."),
                 ),
                 description="At once and for good. Connections that were opened with it are closed"
-                " within a second. A key that is revoked already stays so, since when it was.",
+                " within a second. A key that is revoked already stays so, since when it was: it is safe"
+                " to repeat, and an `Idempotency-Key` is not looked at.",
                 tag="Operators",
             ),
         )
 
     async def everyone(self, ask: Ask[None]) -> Answer:
         """Revoked and expired ones too."""
-        slug = (await known(self.database, ask.path["slug"])).tenant.slug
+        slug = (await tenants.one(self.database, ask.path["slug"])).tenant.slug
         listed, now = await credentials.everyone(self.database, slug), datetime.now(UTC)
         return given(KeysGiven(tenant=slug, keys=[_shown(each, now) for each in listed]))
 
     async def make(self, ask: Ask[KeyTaken]) -> Answer:
         """What is kept of the answer, for a retry, is all but the key."""
         kind, device, lifetime = _wanted(ask.taken)
-        tenant = (await known(self.database, ask.path["slug"])).tenant
+        tenant = (await tenants.one(self.database, ask.path["slug"])).tenant
         call = idempotency.named(
             ask.call,
             tenant.id,
@@ -186,7 +187,7 @@ class OperatorKeys:
 
     async def revoke(self, ask: Ask[RevocationTaken]) -> Answer:
         """A key of another tenant is none."""
-        tenant, key_id = (await known(self.database, ask.path["slug"])).tenant, ask.taken.id
+        tenant, key_id = (await tenants.one(self.database, ask.path["slug"])).tenant, ask.taken.id
         since = await credentials.revoke_of(self.database, tenant.id, key_id)
         if since is None:
             raise NotFound("There is no such key.", code="unknown_key")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
 from attrs import define
@@ -15,16 +16,19 @@ from posd.migrations import misfit
 from posd.money import is_currency
 from posd.phones import is_region
 from posd.store import presence, standing, tenants
+from posd.store.idempotency import once_shown
 from posd.store.standing import TerminalStanding
 from posd.store.tenants import Overview
-from posd.values import SLUG
+from posd.values import KeyKind, Tenant
+from posd.web import idempotency, ledgers
 from posd.web.operations import ADMINS, Ask, Operation, Refused, given
 from posd.web.render import Answer
-from posd.web.shapes import Given, Moment, Success, Taken
+from posd.web.shapes import Given, Moment, Success, Taken, plain
 from posd.web.status import TerminalGiven, moment, terminal_members
 from posd.zones import is_zone
 
 UNKNOWN_TENANT: Final = Refused(404, "unknown_tenant", "There is no such tenant.")
+_Row = tuple[str, str, str, str, str]
 _log = Logger()
 
 
@@ -127,8 +131,10 @@ class Operators:
                         409, "schema_exists", "A shop's own schema is for `posctl tenant add`."
                     ),
                 ),
+                idempotent=True,
                 description="A tenant is made whole: its schema, its tables, its stream. It can be"
-                " used at once. The same again is answered with the tenant, and 200.",
+                " used at once. The same again is answered with the tenant, and 200; with the same"
+                " `Idempotency-Key`, with the first answer.",
                 tag="Operators",
                 example={"slug": "bistro", "name": "The Bistro", "currency": "EUR"},
             ),
@@ -154,7 +160,7 @@ class Operators:
                     Refused(404, "unknown_terminal", "The tenant has no such terminal."),
                 ),
                 description="The terminal may come back at once, and does. To shut it out, revoke its"
-                " key.",
+                " key. It is safe to repeat, and an `Idempotency-Key` is not looked at.",
                 tag="Operators",
             ),
         )
@@ -168,27 +174,31 @@ class Operators:
         """A retry after a lost answer is told what it would have been told."""
         wanted = ask.taken
         _check(wanted)
-        status = 201
+        row = _row(wanted)
+        call = idempotency.named(
+            ask.call, None, KeyKind.ADMIN.value, "POST /api/admin/tenants", list(row)
+        )
         try:
-            await tenants.create(
-                self.database,
-                wanted.slug,
-                wanted.name,
-                wanted.currency,
-                wanted.timezone,
-                wanted.default_region,
+            answered = await self.database.transaction(
+                lambda session: once_shown(
+                    session, call, lambda: tenants.create(session, *row), self._told(201)
+                )
             )
         except Conflict:
             if not await self._is_there(wanted):
                 raise
-            status = 200
-        else:
+            answered = await self.database.transaction(
+                lambda session: once_shown(
+                    session, call, lambda: tenants.one(session, wanted.slug), self._told(200)
+                )
+            )
+        if answered.status == 201 and not answered.replayed:
             _log.info("key {key} made the tenant {slug}", key=ask.key_id, slug=wanted.slug)
-        return given(OneTenantGiven(tenant=self._shown(await self._known(wanted.slug))), status)
+        return ledgers.again(answered)
 
     async def terminals(self, ask: Ask[None]) -> Answer:
         """Those that are away are listed too."""
-        tenant = (await self._known(ask.path["slug"])).tenant
+        tenant = (await tenants.one(self.database, ask.path["slug"])).tenant
         found = await standing.terminals(self.database, tenant.id)
         return given(
             TerminalsGiven(tenant=tenant.slug, terminals=[_terminal(each) for each in found])
@@ -196,7 +206,8 @@ class Operators:
 
     async def disconnect(self, ask: Ask[None]) -> Answer:
         """On whichever node it is."""
-        tenant, device = (await self._known(ask.path["slug"])).tenant, ask.path["deviceId"]
+        tenant = (await tenants.one(self.database, ask.path["slug"])).tenant
+        device = ask.path["deviceId"]
         connections = None
         if device.isprintable():
             connections = await presence.disconnect(self.database, tenant.id, device)
@@ -210,19 +221,13 @@ class Operators:
         )
         return given(DisconnectedGiven(device_id=device, was_connected=connections > 0))
 
-    async def _known(self, slug: str) -> Overview:
-        return await known(self.database, slug)
+    def _told(self, status: int) -> Callable[[Overview], tuple[int, Mapping[str, object]]]:
+        return lambda each: (status, plain(OneTenantGiven(tenant=self._shown(each))))
 
     async def _is_there(self, wanted: TenantTaken) -> bool:
         """Whether there is a tenant that is just what is wanted."""
         return any(
-            (
-                each.tenant.name,
-                each.tenant.currency,
-                each.tenant.timezone,
-                each.tenant.default_region,
-            )
-            == (wanted.name, wanted.currency, wanted.timezone, wanted.default_region)
+            _row(each.tenant) == _row(wanted)
             for each in await tenants.overview(self.database, wanted.slug)
         )
 
@@ -242,12 +247,9 @@ class Operators:
         )
 
 
-async def known(database: Database, slug: str) -> Overview:
-    """The tenant of this slug, disabled or not. Raises `NotFound`."""
-    found = await tenants.overview(database, slug) if SLUG.fullmatch(slug) else []
-    if not found:
-        raise NotFound("There is no such tenant.", code="unknown_tenant")
-    return found[0]
+def _row(tenant: TenantTaken | Tenant) -> _Row:
+    """What a tenant is, but for what posd makes of it."""
+    return tenant.slug, tenant.name, tenant.currency, tenant.timezone, tenant.default_region
 
 
 def _check(wanted: TenantTaken) -> None:

@@ -1,6 +1,7 @@
 -- The first answer to each mutating call that names a key, stored in the transaction of its effect.
 CREATE TABLE dinedesk_main.idempotency_keys (
-    tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    -- NULL: the call is about no tenant that was there before it.
+    tenant_id integer REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
     -- Who: 'platform' or 'device <id>', not the key, so that rotating a credential changes nothing.
     principal text NOT NULL,
     -- What was called: 'POST /api/kitchen/events'.
@@ -10,8 +11,10 @@ CREATE TABLE dinedesk_main.idempotency_keys (
     fingerprint bytea NOT NULL CHECK (octet_length(fingerprint) = 32),
     status smallint NOT NULL,
     answer json NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (tenant_id, principal, operation, key)
+    created_at timestamptz NOT NULL DEFAULT now()
 );
+-- No tenant's number is 0.
+CREATE UNIQUE INDEX idempotency_keys_unique
+    ON dinedesk_main.idempotency_keys (coalesce(tenant_id, 0), principal, operation, key);
 CREATE INDEX idempotency_keys_by_age ON dinedesk_main.idempotency_keys (created_at);
 GRANT SELECT, INSERT ON dinedesk_main.idempotency_keys TO posd;
