@@ -226,7 +226,7 @@ class Daemon:
         *,
         key: str | None = None,
         headers: Mapping[str, str] = {},
-        patience: float = 10.0,
+        patience: float = 30.0,
     ) -> Reply:
         """One REST call. `body` is sent as JSON, bytes as they are; `patience` is in seconds."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()

@@ -226,7 +226,7 @@ class OtherClaimsTests(SynchronousTestCase):
             ({**json_type, "Host": "evil.example"}, 403),
             ({"Content-Type": "text/plain"}, 415),
         ):
-            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
                 connection.request(
                     "POST",
                     "/broadcast",
@@ -251,6 +251,7 @@ def till(posd: Daemon, key: str) -> ClientConnection:
         ssl=posd.tls(),
         additional_headers={"X-API-Key": key},
         compression=None,
+        open_timeout=PATIENCE,
     )
     connection.recv(PATIENCE)
     return connection

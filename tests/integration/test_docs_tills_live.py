@@ -68,6 +68,7 @@ class LiveCase(SynchronousTestCase):
             ssl=self.posd.tls(),
             additional_headers=headers,
             compression=None,
+            open_timeout=PATIENCE,
         )
         self.addCleanup(till.close)
         return till

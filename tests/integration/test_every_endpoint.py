@@ -178,7 +178,7 @@ class Scene:
     def begin_stream(self, address: str, key: str | None) -> Reply:
         """The head of the answer, and of a stream what comes first."""
         connection = http.client.HTTPSConnection(
-            "localhost", self.posd.port, timeout=10, context=self.posd.tls()
+            "localhost", self.posd.port, timeout=30, context=self.posd.tls()
         )
         try:
             connection.request("GET", address, headers={"X-API-Key": key} if key else {})
@@ -304,7 +304,7 @@ class IsolationTests(EveryEndpointCase):
             self.dial("kitchen", self.grill["tenant"])
         self.assertEqual(refused.exception.response.status_code, 401)
         with self.dial("kitchen", self.kitchen["tenant"], "?last_event_id=0") as till:
-            greeting: dict[str, Any] = json.loads(till.recv(10))
+            greeting: dict[str, Any] = json.loads(till.recv(30))
             event = {"type": "notice", "data": {"for": SECRET}}
             for slug in ("grill", "kitchen"):
                 body = {**event, "data": {"for": slug}} if slug == "kitchen" else event
@@ -312,11 +312,12 @@ class IsolationTests(EveryEndpointCase):
                 self.assertEqual(
                     posd.request("POST", f"/api/{slug}/events", body, key=key).status, 201
                 )
-            heard = [till.recv(10) for _ in range(greeting["lastEventId"] + 1)]
+            heard = [till.recv(30) for _ in range(greeting["lastEventId"] + 1)]
         self.assertEqual(json.loads(heard[-1])["data"], {"for": "kitchen"})
         self.assertNotIn(SECRET, "".join(map(str, heard)))
 
     def dial(self, slug: str, key: str, query: str = "") -> Any:
         context: ssl.SSLContext = self.scene.posd.tls()
         address = f"wss://localhost:{self.scene.posd.port}/ws/pos/{slug}{query}"
-        return connect(address, ssl=context, additional_headers={"X-API-Key": key})
+        headers = {"X-API-Key": key}
+        return connect(address, ssl=context, additional_headers=headers, open_timeout=30)

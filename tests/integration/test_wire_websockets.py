@@ -227,13 +227,14 @@ class WholeLibraryTests(WireCase):
             ssl=self.posd.tls(),
             additional_headers={"X-API-Key": self.key},
             proxy=None,
+            open_timeout=30,
         ) as till:
-            self.assertIn('"type":"connected"', str(till.recv(10)))
+            self.assertIn('"type":"connected"', str(till.recv(30)))
             # It offers permessage-deflate by default; posd does not take it up.
             self.assertEqual(till.protocol.extensions, [])
             self.publish()
-            self.assertIn('"id":1,', str(till.recv(10)))
-            self.assertTrue(till.ping().wait(10))
+            self.assertIn('"id":1,', str(till.recv(30)))
+            self.assertTrue(till.ping().wait(30))
             till.send('{"type":"ping"}')
-            self.assertIn('"type":"pong"', str(till.recv(10)))
+            self.assertIn('"type":"pong"', str(till.recv(30)))
         self.assertEqual((till.close_code, till.close_reason), (1000, ""))
