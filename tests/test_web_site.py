@@ -222,6 +222,16 @@ class SiteTests(SynchronousTestCase):
         self.assertEqual(json.loads(body)["code"], "too_large")
         self.assertTrue(transport.disconnecting)
 
+    def test_what_is_refused_here_looks_like_every_other_refusal(self) -> None:
+        for wrong in (b"Nonsense\r\n\r\n", _POST + b"Content-Length: 9999999\r\n\r\n"):
+            channel, transport = self.connect()
+            channel.dataReceived(wrong)
+            head, _, body = transport.value().partition(b"\r\n\r\n")
+            self.assertIn(b"\r\nCache-Control: no-store", head)
+            self.assertIn(b"\r\nServer: posd/", head)
+            self.assertEqual([*json.loads(body)], ["success", "error", "code", "requestId"])
+            self.assertRegex(json.loads(body)["requestId"], "^[0-9a-f]{16}$")
+
     def test_a_body_in_chunks_is_refused_when_it_gets_too_large(self) -> None:
         channel, transport = self.connect()
         channel.dataReceived(_POST + b"Transfer-Encoding: chunked\r\n\r\n")

@@ -81,7 +81,7 @@ _ERROR: Final = {
             "description": "What posd's log has about it stands by this.",
         },
     },
-    "required": ["success", "error", "code"],
+    "required": ["success", "error", "code", "requestId"],
 }
 _REFUSED_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _NAMES: Final = {each.status: each.__name__ for each in Refusal.__subclasses__()} | {500: "Failed"}

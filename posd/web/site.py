@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
-from posd import jsontext
+from posd import __version__, jsontext
 
 BODY_BYTES: Final = 1024 * 1024
 _IDLE_SECONDS: Final = 30
@@ -109,12 +110,14 @@ class BoundedChannel(HTTPChannel):
 
     def refuse(self, status: bytes, code: str, sentence: str) -> None:
         """Answer what cannot become a request, and hang up."""
-        body = jsontext.encode({"success": False, "error": sentence, "code": code})
+        said = {"success": False, "error": sentence, "code": code}
+        body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
         head = (
-            b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n"
-            b"Connection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
+            b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
+            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
         )
-        self.transport.write(head % (status, datetimeToString(), len(body)) + body)
+        values = (status, __version__.encode(), datetimeToString(), len(body))
+        self.transport.write(head % values + body)
         self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
