@@ -29,6 +29,7 @@ from posd.web.operations import (
     given,
 )
 from posd.web.reception import Reception
+from posd.web.refusals import every
 from posd.web.render import Answer, Door
 from posd.web.shapes import Amount, Success, Taken
 from posd.web.tree import Rooms, Root
@@ -155,11 +156,19 @@ class AddressTests(ReceptionCase):
     def test_above_below_and_beside_an_operation_there_is_nothing(self) -> None:
         for path in (
             *("/", "/api", "/api/kitchen", "/api/kitchen/cards", "/api/kitchen/cards/7"),
-            *("/health/live/x", "/api/kitchen/cards//balance", "/api/kitchen/cards/\xff/balance"),
+            *("/health/live/x", "/api/kitchen/cards//balance", "/api/kitchen/\xff/7/balance"),
             *("/ws", "/ws/kitchen"),
         ):
             with self.subTest(path=path):
                 self.assertRefused(self.ask("GET", path), 404, "not_found")
+
+    def test_a_value_that_is_not_utf_8_is_400_and_declared(self) -> None:
+        for path in ("/api/kitchen/cards/\xff/balance", "/api/\xff/cards/7/balance/"):
+            self.assertRefused(self.ask("GET", path, None), 400, "invalid_path")
+        self.assertEqual(
+            ["invalid_path" in {refused.code for refused in every(row)} for row in self.rows.all],
+            ["{" in row.path for row in self.rows.all],
+        )
 
     def test_another_method_is_405_whoever_asks(self) -> None:
         self.assertRefused(

@@ -48,6 +48,7 @@ _TENANT: Final = (
 )
 _TYPE: Final = Refused(415, "unsupported_media_type", "The body is not `application/json`.")
 _BODY: Final = Refused(400, "invalid_json", "The body is not JSON, or not an object.")
+_PATH: Final = Refused(400, "invalid_path", "The address is not UTF-8.")
 _QUERY: Final = Refused(400, "invalid_query", "The query is not UTF-8.")
 _MEMBERS: Final = (
     Refused(400, "invalid_field", "A member cannot be that, or came twice.", FieldGiven),
@@ -65,7 +66,7 @@ _AMOUNT: Final = Refused(422, "invalid_amount", "So much cannot be moved.", Fiel
 EVERYWHERE: Final = frozenset(
     (each.status, each.code, each.when)
     for each in (
-        *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, _BODY, _QUERY, *_MEMBERS, _RATE),
+        *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, _BODY, _PATH, _QUERY, *_MEMBERS, _RATE),
         *(*_IDEMPOTENT, _MUTATING, _AMOUNT),
     )
 )
@@ -89,6 +90,8 @@ def declared(operation: Operation, refusal: Refusal) -> bool:
 def general(operation: Operation) -> Iterator[Refused]:
     """What follows from the row."""
     yield from _ALWAYS
+    if "{" in operation.path:
+        yield _PATH
     at_tenant = "{tenant}" in operation.path
     if operation.kinds != NOBODY:
         yield from _KEY

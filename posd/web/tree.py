@@ -9,11 +9,12 @@ from attrs import define, field, frozen
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from posd.errors import BadRequest
 from posd.values import RESERVED
 from posd.web.admission import Gate, WebSocketDoor
 from posd.web.operations import Operation
 from posd.web.reception import Reception
-from posd.web.render import Door, Endpoint, Missing
+from posd.web.render import Answer, Call, Door, Endpoint, Missing
 
 
 @frozen
@@ -79,16 +80,16 @@ class Addresses(Resource):
         return self._endpoint(request).render(request)
 
     def _endpoint(self, request: Request) -> Resource:
-        try:
-            parts = [part.decode() for part in request.postpath or []]
-        except UnicodeDecodeError:
-            return Missing(self._door)
+        # What cannot be read is no name, and may only stand where there is a value.
+        parts = [part.decode(errors="replace") for part in request.postpath or []]
         if len(parts) > 1 and not parts[-1]:
             del parts[-1]
         found = self._root.find(parts)
         if found is None:
             return Missing(self._door)
         place, values = found
+        if not _is_text(request.postpath or []):
+            return Endpoint(self._door, **dict.fromkeys(place.operations, _unreadable))
         if values.get("tenant") in RESERVED:
             return Missing(self._door)
         bound = {
@@ -113,3 +114,15 @@ class Root(Resource):
             del request.postpath[:2]
             return self._tills.render(request)
         return self._addresses.render(request)
+
+
+def _is_text(parts: Iterable[bytes]) -> bool:
+    try:
+        b"/".join(parts).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def _unreadable(call: Call) -> Answer:
+    raise BadRequest("The address must be UTF-8.", code="invalid_path")
