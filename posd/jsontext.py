@@ -8,7 +8,9 @@ numbers of absurd length are refused. Of members that repeat a name the last one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -28,6 +30,8 @@ Written = msgspec.Raw
 
 _TOO_LONG = f"A number has more than {DIGITS} digits before or after its point."
 _CONTAINERS = (dict, list)
+_UNREADABLE = object()
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
 _NUL, _ESCAPED_NUL, _REPLACEMENT = "\0", b"\\u0000", "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,19 +41,32 @@ def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
     Raises `InvalidMessage`, whose text says what is wrong without quoting the input.
     """
     try:
-        if isinstance(raw, str):
-            raw = raw.encode()
-        value: object = _decoder.decode(raw)
+        text = raw.encode() if isinstance(raw, str) else raw
+        value: object = _decoder.decode(text)
     except UnicodeError:
         raise InvalidMessage("The text is not valid UTF-8.") from None
     except msgspec.DecodeError as error:
-        raise InvalidMessage(f"The text is not valid JSON: {error}.") from None
+        raise InvalidMessage(f"The text is not valid JSON: {_what(error, text)}.") from None
     except RecursionError:
         raise InvalidMessage(_too_deep(depth)) from None
     # Both searches look at the bytes alone, so that an ordinary text costs no walk.
-    if raw.count(b"{") + raw.count(b"[") > depth and deeper(value, depth):
+    if text.count(b"{") + text.count(b"[") > depth and deeper(value, depth):
         raise InvalidMessage(_too_deep(depth))
-    return _without_nul(value) if _ESCAPED_NUL in raw else value
+    return _without_nul(value) if _ESCAPED_NUL in text else value
+
+
+def unreadable_numbers(raw: bytes) -> set[str]:
+    """Which members of an object are numbers that `decode` refuses: too long, NaN or an infinity.
+
+    It says why a text was refused, and reads nothing for use. Members further down do not count.
+    """
+    try:
+        value = _lenient.decode(raw.decode())
+    except (ValueError, RecursionError):
+        return set()
+    if not isinstance(value, dict):
+        return set()
+    return {name for name, member in value.items() if member is _UNREADABLE}
 
 
 def encode(value: object) -> bytes:
@@ -115,6 +132,16 @@ def _number(text: str) -> Decimal:
     raise InvalidMessage(_TOO_LONG)
 
 
+def _what(error: msgspec.DecodeError, raw: bytes) -> str:
+    """What is wrong, in msgspec's words where they are true.
+
+    Half of a surrogate pair near the end is a truncated text to it.
+    """
+    if "truncated" in str(error) and _HALF_PAIR.search(raw):
+        return "a character is half of a surrogate pair"
+    return str(error)
+
+
 def _too_deep(depth: int) -> str:
     return f"The text is nested more than {depth} levels deep."
 
@@ -171,5 +198,22 @@ def _name(name: object) -> str:
     return name.replace(_NUL, _REPLACEMENT)
 
 
+def _or_unreadable(read: Callable[[str], object]) -> Callable[[str], object]:
+    """A hook of the standard library's reader, which says what it cannot read and goes on."""
+
+    def number(text: str) -> object:
+        try:
+            return read(text)
+        except (ValueError, InvalidMessage):
+            return _UNREADABLE
+
+    return number
+
+
 _decoder = msgspec.json.Decoder(float_hook=_number)
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_lenient = json.JSONDecoder(
+    parse_float=_or_unreadable(_number),
+    parse_int=_or_unreadable(int),
+    parse_constant=lambda _: _UNREADABLE,
+)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import InvalidMessage
-from posd.jsontext import DEPTH, DIGITS, decode, encode, plain_number, timestamp
+from posd.jsontext import (
+    DEPTH,
+    DIGITS,
+    decode,
+    encode,
+    plain_number,
+    timestamp,
+    unreadable_numbers,
+)
 
 decimals = st.builds(
     lambda sign, digits, exponent: Decimal((sign, digits, exponent)),
@@ -95,6 +103,28 @@ class DecodeTests(SynchronousTestCase):
         for text in (b'"\\ud800"', b'"\\udc00"', b'"\\ud800\\u0041"'):
             self.refused(text)
         self.assertEqual(decode(b'"\\ud83c\\udf55"'), "\N{SLICE OF PIZZA}")
+
+    def test_half_of_a_surrogate_pair_is_not_called_a_truncated_text(self) -> None:
+        for text in (b'"\\ud800"', b'{"a":"\\udbff"}', b'{"a":"\\ud800","b":"and so it goes on"}'):
+            self.assertIn("surrogate", self.refused(text))
+        for text in (b'"\\ud8', b'{"a":', b'{"a":"\\ud83c\\udf55"'):
+            self.assertIn("truncated", self.refused(text))
+
+    def test_of_a_refused_text_the_numbers_are_found_that_are_none(self) -> None:
+        for number in (
+            *("NaN", "Infinity", "-Infinity", "1e400", "-1e999999999999", "1E-999999999999"),
+            *("9" * 500_000, "0." + "9" * 500_000),
+        ):
+            text = f'{{"a":{number},"b":1,"c":[{number}],"d":"{number}","e":0.5}}'.encode()
+            self.refused(text)
+            self.assertEqual(unreadable_numbers(text), {"a"}, number[:20])
+
+    def test_but_not_in_what_is_no_object_or_no_json(self) -> None:
+        for text in (
+            *(b"NaN", b"[NaN]", b'{"a":NaN', b'{"a":NaN,}', b'{"a":nan}', b'{"a":"\xff","b":NaN}'),
+            *(b'{"a":1}', b'{"a":NaN,"a":1}', b'{"b":NaN,"a":' + b"[" * 100_000),
+        ):
+            self.assertEqual(unreadable_numbers(text), set(), text[:20])
 
     def test_a_nul_becomes_the_replacement_character_in_names_and_values(self) -> None:
         self.assertEqual(

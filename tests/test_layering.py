@@ -133,7 +133,7 @@ IMPORTERS = {
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),
-    "json": ("posd.settings", "posd.config"),
+    "json": ("posd.settings", "posd.config", "posd.jsontext"),
     "click": ("posd.cli",),
     "rich": ("posd.cli",),
     # Its programs are used, not its code: see posd.testing.binaries.

@@ -14,6 +14,7 @@ from twisted.web.test.requesthelper import DummyRequest
 from posd import jsontext
 from posd.auth import Authenticator
 from posd.errors import Conflict, Forbidden, Unauthorized
+from posd.jsontext import Written
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.admission import Gate
@@ -240,6 +241,23 @@ class TakenTests(ReceptionCase):
         self.assertEqual(answer[1]["field"], "amount")
         answer = self.ask("GET", "/api/kitchen/sales", query={"limit": "x"})
         self.assertRefused(answer, 400, "invalid_field")
+
+    def test_a_number_that_cannot_be_kept_is_refused_with_the_members_name(self) -> None:
+        for number in ("NaN", "-Infinity", "1e400", "1e999999999999", "7" * 100_000):
+            for rest in ("", ',"notes":7', f',"notes":{number}'):
+                body = Written(f'{{"amount":{number}{rest}}}'.encode())
+                answer = self.ask("POST", "/api/kitchen/sales", body=body)
+                self.assertRefused(answer, 422, "invalid_amount")
+                self.assertEqual(answer[1]["field"], "amount")
+        self.assertEqual(self.rows.asked, [])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_one_in_what_nobody_looks_at_is_no_json(self) -> None:
+        for notes in ("NaN", "1e400", "[1e400]", '{"amount":NaN}', "7" * 100_000):
+            body = Written(f'{{"amount":1,"notes":{notes}}}'.encode())
+            answer = self.ask("POST", "/api/kitchen/sales", body=body)
+            self.assertRefused(answer, 400, "invalid_json")
+        self.assertEqual(self.rows.asked, [])
 
     def test_a_key_may_send_so_many_bytes(self) -> None:
         large = {"amount": 1, "notes": "x" * 700_000}

@@ -22,6 +22,7 @@ from posd.web.shapes import (
     called,
     plain,
     read,
+    refuse_numbers,
 )
 
 
@@ -103,6 +104,17 @@ class ReadTests(SynchronousTestCase):
     def test_what_is_wrong_further_down_is_named(self) -> None:
         text = '{"amount":1,"lines":[{"price":{}}]}'
         self.refused(text, BadRequest, "invalid_field", "lines[0].price")
+
+    def test_a_number_that_could_not_be_read_is_refused_by_the_members_it_was_for(self) -> None:
+        for unreadable, kind, code, field in (
+            ({"amount", "notes"}, Unprocessable, "invalid_amount", "amount"),
+            ({"points"}, Unprocessable, "invalid_amount", "points"),
+            ({"include_all", "limit"}, BadRequest, "invalid_field", "limit"),
+        ):
+            shape = Page if "limit" in unreadable else Sale
+            refusal = self.assertRaises(kind, refuse_numbers, shape, unreadable)
+            self.assertEqual((refusal.code, refusal.details), (code, {"field": field}))
+        refuse_numbers(Sale, {"order_id", "lines", "notes"})
 
     def test_a_query_is_text(self) -> None:
         page = read(Page, {"limit": "7", "include_all": "true"}, strict=False)

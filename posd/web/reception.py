@@ -10,13 +10,14 @@ from twisted.logger import Logger
 
 from posd.auth import Authenticator, of_kind
 from posd.errors import BadRequest, Forbidden, Refusal
+from posd.jsontext import unreadable_numbers
 from posd.limits import Clock, Rates
 from posd.store.credentials import Credential
 from posd.values import SLUG, Principal
 from posd.web.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.refusals import declared
 from posd.web.render import Answer, Call
-from posd.web.shapes import read
+from posd.web.shapes import Taken, read, refuse_numbers
 
 _EVENT_KIBIBYTES: Final = 4
 """Of bodies for each event that a tenant may publish, on average; orders have one or two."""
@@ -126,8 +127,17 @@ class Reception:
         if operation.takes is None:
             return None
         if operation.has_body:
-            return read(operation.takes, call.json())
+            return read(operation.takes, _object(call, operation.takes))
         return read(operation.takes, call.parameters, strict=False)
+
+
+def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
+    """The body. One that is refused for a number in it is refused with the number's name."""
+    try:
+        return call.json()
+    except BadRequest:
+        refuse_numbers(kind, unreadable_numbers(call.body))
+        raise
 
 
 def _at_home(principal: Principal, path: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
@@ -108,6 +108,15 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
         return msgspec.convert(found, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise _explained(str(error), {each.name: each for each in known}) from None
+
+
+def refuse_numbers(kind: type[Taken], unreadable: Collection[str]) -> None:
+    """Raise what `read` would for a number, if one of these members is to be one."""
+    for member in members(kind):
+        if member.is_amount or member.is_whole:
+            for name in (member.name, *member.others):
+                if name in unreadable:
+                    raise _refusal(member, f"{name} is no number that can be read exactly.")
 
 
 def plain(given: Given) -> dict[str, object]:
