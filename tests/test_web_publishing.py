@@ -261,6 +261,15 @@ class IdempotencyTests(PublishingCase):
             self.fingerprint({"timestamp": "2", "data": again, "type": "new_order"}), first
         )
 
+    def test_zeros_at_the_end_of_a_number_change_no_fingerprint(self) -> None:
+        for one, other in ((b"12.5", b"12.500"), (b"1", b"1.00"), (b"0", b"-0.0"), (b"10", b"1e1")):
+            body = b'{"type": "notice", "data": {"a": [%s]}}'
+            first = self.fingerprint(body % one)
+            self.assertEqual(self.fingerprint(body % other), first, other)
+        digits = b"1." + b"0" * 40
+        for one, other in ((b"1", b"true"), (b"10", b"1"), (b"1", digits + b"1")):
+            self.assertNotEqual(self.fingerprint(body % one), self.fingerprint(body % other), other)
+
     def test_what_is_moved_does(self) -> None:
         base = {"type": "notice", "data": {"a": [1, {"b": 2}]}, "x": 1}
         first = self.fingerprint(base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final
 
 from posd import jsontext
@@ -48,7 +49,8 @@ def named(
 ) -> Idempotency | None:
     """What names this call, if anything does.
 
-    The fingerprint covers what is moved, without clocks and in whatever order its members came.
+    The fingerprint covers what is moved, without clocks and in whatever order its members came;
+    12.50 is 12.5.
     """
     key = key_of(call, key)
     if key is None:
@@ -58,7 +60,17 @@ def named(
 
 
 def _moved(value: object) -> object:
-    """A value without clocks, and with its members in one order."""
+    """A value without clocks, with its members in one order, and each number in one form."""
     if isinstance(value, Mapping):
         return {name: _moved(value[name]) for name in sorted(value) if name not in _CLOCKS}
-    return [_moved(each) for each in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_moved(each) for each in value]
+    return _shortest(value) if isinstance(value, Decimal) else value
+
+
+def _shortest(number: Decimal) -> Decimal | int:
+    """12.50 as 12.5, and 1.00 as 1. All digits count, where `Decimal.normalize` would round."""
+    digits = jsontext.plain_number(number)
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    return Decimal(digits) or 0
