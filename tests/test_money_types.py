@@ -20,6 +20,7 @@ MOVERS: Final = (
     *("money", "movements", "reports", "orders", "members"),
     *("store/giftcards", "store/loyalty", "store/loyalty_rules", "store/ledgers", "store/reports"),
     *("web/giftcards", "web/loyalty", "web/reports", "web/orders"),
+    "web/order_members",
 )
 """The modules through which amounts and points go."""
 

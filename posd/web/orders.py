@@ -19,9 +19,11 @@ from posd.readings import ID_LENGTH
 from posd.store import orders
 from posd.transitions import Condition, changes, new, not_online, unknown_order
 from posd.values import Draft, Tenant
+from posd.web import order_members
 from posd.web.event_schemas import ref
 from posd.web.operations import PLATFORMS, Operation, Refused, TenantAsk, given
 from posd.web.publishing import PUBLISHING_REFUSALS, Position, Publisher, one_event
+from posd.web.refusals import FieldGiven
 from posd.web.render import Answer
 from posd.web.shapes import UNSET, Given, Identity, Moment, Success, Taken, Unset, component
 from posd.zones import zone
@@ -121,6 +123,12 @@ class CurrentStatusGiven(Given, frozen=True):
     status: str
 
 
+_NO_MONEY: Final = Refused(
+    422, "invalid_amount", "An amount is none, or finer than the currency.", FieldGiven
+)
+_TWICE: Final = Refused(
+    400, "invalid_field", "A member came twice, with different values.", FieldGiven
+)
 _UNKNOWN: Final = Refused(404, "unknown_order", "There is no order of this id.")
 _NOT_ONLINE: Final = Refused(422, "not_online", "Its `orderSource` is not `online`.")
 
@@ -146,10 +154,15 @@ class Orders:
                 refusals=(
                     *PUBLISHING_REFUSALS,
                     _NOT_ONLINE,
+                    _NO_MONEY,
+                    _TWICE,
                     Refused(409, "order_exists", "The id is another order's.", OtherOrderGiven),
                 ),
                 idempotent=True,
-                description="Without an `orderId` posd makes one that nobody can guess.",
+                description=(
+                    "Without an `orderId` posd makes one that nobody can guess. `pending`, `received`,"
+                    " `accepted` and `print` are parts of other addresses, and no order's id."
+                ),
                 tag="Orders",
                 example={"orderId": "A-4", "totalAmount": 12.5, "customerName": "Maya Stone"},
             ),
@@ -165,6 +178,7 @@ class Orders:
                     *PUBLISHING_REFUSALS,
                     _UNKNOWN,
                     _NOT_ONLINE,
+                    _NO_MONEY,
                     Refused(409, "version_mismatch", "It has another version.", CurrentOrderGiven),
                     Refused(
                         409, "invalid_transition", "No such step of the status.", CurrentStatusGiven
@@ -189,8 +203,10 @@ class Orders:
     async def create(self, ask: TenantAsk[None]) -> Answer:
         """201 with the order's position; 200 if the same order is there already."""
         body = ask.call.json()
+        order_members.check(body, ask.tenant.currency)
         chosen = _named(body)
         made = _draft(ask.tenant, "new_order", body if chosen else _with_id(body))
+        order_members.check_name(made.data["orderId"])
         moved = made.data if chosen else _without_id(made.data)
         published, order = await self._publish(ask, made, moved, new)
         answer = NewOrderGiven(
@@ -211,6 +227,7 @@ class Orders:
                 details={"field": "orderId"},
             )
         members = {name: value for name, value in body.items() if name not in _NOT_CONTENT}
+        order_members.check(members, ask.tenant.currency)
         made = _draft(ask.tenant, "order_updated", {**members, "orderId": order_id})
         expected = None if asked.expected_version is UNSET else asked.expected_version
         published, order = await self._publish(ask, made, made.data, changes(expected))

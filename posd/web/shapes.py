@@ -101,7 +101,7 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
         if not named:
             continue
         value = sent[named[0]]
-        if any(_differ(sent[other], value) for other in named[1:]):
+        if any(differ(sent[other], value) for other in named[1:]):
             raise _refusal(member, f"{' and '.join(named)} are the same member and differ.")
         found[member.name] = _suited(member, value) if strict else value
     try:
@@ -177,7 +177,8 @@ def _suited(member: Member, value: object) -> object:
     return value
 
 
-def _differ(one: object, other: object) -> bool:
+def differ(one: object, other: object) -> bool:
+    """Whether two spellings of a member say different things; 12.50 and 12.5 do not."""
     return jsontext.encode(one) != jsontext.encode(other) and one != other
 
 

@@ -5,13 +5,46 @@ from __future__ import annotations
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 from tests.integration.harness import Reply
 from tests.integration.rest_case import RestCase
 from tests.integration.wire_case import until
 
 NEW = {"orderId": "A-1", "totalAmount": 23.5, "customerName": "Maya Stone"}
+
+TWICE: Final[tuple[tuple[dict[str, Any], str], ...]] = (
+    ({"totalAmount": 1, "total_amount": 2}, "totalAmount"),
+    ({"totalAmount": 1, "total": 2}, "totalAmount"),
+    ({"discount": 1, "discount_amount": 2}, "discount"),
+    ({"customerName": "Ann", "customer_name": "Tom"}, "customerName"),
+    ({"customerName": "Ann", "customer_name": None}, "customerName"),
+    ({"paymentStatus": "paid", "payment_status": "pending"}, "paymentStatus"),
+    ({"orderId": "A-1", "order_id": "A-2"}, "orderId"),
+    ({"items": [{}, {"menuItemId": "1", "menu_item_id": "2"}]}, "items[1].menuItemId"),
+    (
+        {"items": [{"selected_addons": [{"addon_id": "1", "addonId": "2"}]}]},
+        "items[0].selectedAddons[0].addon_id",
+    ),
+)
+"""What says a member twice, and which."""
+
+_NO_NUMBERS: Final[tuple[Any, ...]] = ("12.50", "", 1.234, 10**11, [], {})
+NO_MONEY: Final[tuple[tuple[dict[str, Any], str], ...]] = (
+    *(
+        ({name: True}, name)
+        for name in (
+            *("totalAmount", "subtotal", "deliveryFee", "discount", "discountAmount", "tax"),
+            *("amountPaid", "total"),
+        )
+    ),
+    *(({"totalAmount": value}, "totalAmount") for value in _NO_NUMBERS),
+    ({"delivery_fee": 0.001}, "deliveryFee"),
+    ({"items": [{"price": "5"}]}, "items[0].price"),
+    ({"items": [{}, {"selectedAddons": [{"price": False}]}]}, "items[1].selectedAddons[0].price"),
+    ({"items": '[{"price": 1.001}]'}, "items[0].price"),
+)
+"""What has an amount that is none, and where."""
 
 
 class OrdersCase(RestCase):
@@ -76,6 +109,41 @@ class PlacingTests(OrdersCase):
         self.assert_refused(self.place({**NEW, "note": "x" * 140_000}), 413, "event_too_large")
         self.assert_refused(self.place(NEW, Idempotency_Key="\t"), 400, "invalid_idempotency_key")
 
+    def test_an_id_that_is_a_part_of_the_tills_addresses_is_refused(self) -> None:
+        paths = self.posd.request("GET", "/openapi.json").json["paths"]
+        words = [path.rpartition("/")[2] for path in paths if "}/orders/" in path]
+        fixed = [word for word in words if "{" not in word]
+        self.assertEqual(sorted(fixed), ["accepted", "pending", "print", "received"])
+        for word in fixed:
+            for name in ("orderId", "order_id", "id"):
+                reply = self.place({name: f" {word}", "totalAmount": 5})
+                self.assert_refused(reply, 422, "invalid_event")
+                self.assertEqual(reply.json["field"], "orderId")
+        self.assertEqual(self.events(), [])
+
+    def test_a_member_that_comes_twice_with_different_values_is_refused(self) -> None:
+        for body, field in TWICE:
+            reply = self.place({**body, **({} if "orderId" in body else {"orderId": "A-1"})})
+            self.assert_refused(reply, 400, "invalid_field")
+            self.assertEqual(reply.json["field"], field)
+        self.assertEqual(self.events(), [])
+
+    def test_a_member_that_comes_twice_with_one_value_is_taken(self) -> None:
+        body = b'{"orderId":"A-1","order_id":"A-1","totalAmount":5,"total":5.0,"total_amount":5.00}'
+        self.assertEqual(self.place(body).status, 201)
+
+    def test_what_is_no_amount_of_the_currency_is_refused(self) -> None:
+        for body, field in NO_MONEY:
+            reply = self.place({"orderId": "A-1", **body})
+            self.assert_refused(reply, 422, "invalid_amount")
+            self.assertEqual(reply.json["field"], field)
+        self.assertEqual(self.events(), [])
+
+    def test_an_amount_may_be_unknown_zero_negative_or_end_in_zeros(self) -> None:
+        item = b'{"name":"Soup","price":0,"selectedAddons":[{"name":"Less","price":-0.500}]}'
+        body = b'{"totalAmount":12.5000,"tax":null,"discount":-1,"items":[%s]}' % item
+        self.assertEqual(self.place(body).status, 201)
+
     def test_an_order_that_came_by_a_hook_is_not_placed_twice(self) -> None:
         order_id = str(self.shop.order(self.slug, total="12.50"))
         until(self.events, "the hook's order is in the log")
@@ -130,6 +198,17 @@ class ChangingTests(OrdersCase):
         order = self.look()
         self.assertEqual((order["customerName"], order["tip"]), (None, 1.5))
         self.assertEqual((order["totalAmount"], order["status"]), (23.5, "confirmed"))
+
+    def test_a_change_says_a_member_once_and_its_money_exactly(self) -> None:
+        for cases, status, code in (
+            (TWICE, 400, "invalid_field"),
+            (NO_MONEY, 422, "invalid_amount"),
+        ):
+            for body, field in cases:
+                reply = self.change(body)
+                self.assert_refused(reply, status, code)
+                self.assertEqual(reply.json["field"], field)
+        self.assertEqual(len(self.events()), 1)
 
     def test_no_change_is_no_event(self) -> None:
         reply = self.change(
