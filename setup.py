@@ -28,6 +28,8 @@ REQUIRES = [
     "attrs>=23.2",
     # JSON that is strict, fast and keeps decimals exact.
     "msgspec>=0.19",
+    # Metrics in the format of Prometheus, with those of the process and its garbage.
+    "prometheus_client>=0.26",
     # `posctl`: commands and their help; tables and progress bars.
     "click>=8.4",
     "rich>=13.9",

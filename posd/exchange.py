@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -128,6 +129,10 @@ class Exchange(Service):
         """How many sessions this node has of a tenant."""
         channel = self._channels.get(tenant_id)
         return 0 if channel is None else len(channel.sessions)
+
+    def counts(self) -> dict[str, int]:
+        """How many tills each tenant has here that has any, by slug."""
+        return Counter(each.terminal.tenant.slug for each in self._roster)
 
     @property
     def tenants(self) -> list[TenantId]:

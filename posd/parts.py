@@ -17,6 +17,7 @@ from posd.feed import Feed
 from posd.health import Health
 from posd.limits import Connections, FailedAttempts
 from posd.link import Link, Session
+from posd.metrics import Metrics
 from posd.polls import Polls
 from posd.presence import Presence
 from posd.sequencer import Sequencer
@@ -29,6 +30,7 @@ from posd.web.events import Events
 from posd.web.giftcards import GiftCards
 from posd.web.health import HealthEndpoints
 from posd.web.loyalty import LoyaltyPoints
+from posd.web.metrics import MetricsEndpoint
 from posd.web.operations import Operation
 from posd.web.operator_keys import OperatorKeys
 from posd.web.operators import Operators
@@ -219,8 +221,22 @@ class Parts:
             *Operators(self.database, migrations.expected()["tenant"]).operations,
             *OperatorKeys(self.database).operations,
             *health.operations,
+            *MetricsEndpoint(self._metrics).operations,
         )
         return (*described, *Description(described).operations)
+
+    @property
+    def _metrics(self) -> Metrics:
+        parts = {name: self.health.parts[name] for name in ("database", "feed", "sequencer")}
+        return Metrics(
+            {
+                **{f"{name}_up": there for name, there in parts.items()},
+                "ready": lambda: not self.health.missing(),
+            },
+            self.exchange.counts,
+            lambda: self.feed.canary_seconds,
+            lambda most: standing.positions(self.database, most),
+        )
 
     def apply(self, settings: Config) -> None:
         """Put new limits in force; everything else of the configuration needs a restart."""

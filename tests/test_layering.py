@@ -134,6 +134,7 @@ IMPORTERS = {
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),
     "json": ("posd.settings", "posd.config", "posd.jsontext"),
+    "prometheus_client": ("posd.metrics",),
     "click": ("posd.cli",),
     "rich": ("posd.cli",),
     # Its programs are used, not its code: see posd.testing.binaries.

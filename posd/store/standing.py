@@ -47,6 +47,11 @@ _FAILED: Final = """
 _STREAM: Final = """
     SELECT last_seq, last_seq - received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s
 """
+_POSITIONS: Final = """
+    SELECT t.slug, h.last_seq, h.last_seq - h.received_seq
+      FROM dinedesk_main.pos_heads AS h JOIN dinedesk_main.tenants AS t ON t.id = h.tenant_id
+     ORDER BY t.id LIMIT %s
+"""
 _DAY: Final = """
     SELECT event_type, count(*), max(created_at) FROM {schema}.pos_events
      WHERE created_at > now() - interval '24 hours' GROUP BY event_type ORDER BY event_type
@@ -149,6 +154,11 @@ async def streams(session: Session) -> dict[TenantId, Standing]:
         tenant_id: Standing(tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since)
         for tenant_id, stream, last, missing, tills, waiting, since in await session.query(_STREAMS)
     }
+
+
+async def positions(session: Session, most: int) -> list[tuple[str, Seq, int]]:
+    """Of the first tenants: slug, last event, how many no terminal has acknowledged."""
+    return [(slug, last, left) for slug, last, left in await session.query(_POSITIONS, (most,))]
 
 
 async def terminals(session: Session, tenant_id: TenantId) -> list[TerminalStanding]:

@@ -60,6 +60,7 @@ WHO: Final = {
     "GET /api/admin/tenants/{slug}/terminals": ADMIN,
     "POST /api/admin/tenants/{slug}/terminals/{deviceId}/disconnect": ADMIN,
     "GET /health": ADMIN,
+    "GET /metrics": ADMIN,
     # Anybody.
     "GET /health/live": frozenset[str](),
     "GET /health/ready": frozenset[str](),
