@@ -103,7 +103,7 @@ class HealthEndpoints:
             ANYBODY_AT_TENANT,
             {200: TenantHealthGiven, 503: TenantHealthGiven},
             own_keys=True,
-            description="While the database is away no key can be looked up, and none is asked for.",
+            description="While the database is away no key can be looked up, and any is taken.",
             tag="Health",
         )
 
@@ -120,7 +120,7 @@ class HealthEndpoints:
         return given(HealthGiven(status="ok"))
 
     async def at_tenant(self, ask: Ask[None]) -> Answer:
-        """Served by whether keys can be looked up: 503 without a key tells no more than `ready`."""
+        """Served by whether keys can be looked up; 503 to any key tells no more than `ready`."""
         slug = ask.path["tenant"]
         well = not {"database", "sequencer"} & {*self.health.missing()}
         try:
