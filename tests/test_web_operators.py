@@ -215,7 +215,7 @@ class TerminalTests(OperatorCase):
             terminal,
             {
                 "deviceId": "BAR",
-                "lastSentId": 0,
+                "lastSentId": None,
                 "lastAckId": 0,
                 "behind": None,
                 "deviceName": "The bar",

@@ -20,10 +20,12 @@ _STREAMS: Final = """
       LEFT JOIN (SELECT tenant_id, count(*), min(created_at) AS oldest
                    FROM dinedesk_main.pos_outbox GROUP BY tenant_id) AS o USING (tenant_id)
 """
+# The books have 0 until a connection is looked after for the first time: not known yet.
 # A device that is connected twice, for the moment in which one supersedes the other, is there once.
 _TERMINALS: Final = """
     SELECT coalesce(d.device_id, c.device_id), c.connected_at, greatest(c.last_seen_at, d.last_seen_at),
-           c.sent_seq, a.acked_seq, CASE WHEN d.first_acked_at IS NOT NULL THEN h.last_seq - a.acked_seq END,
+           nullif(c.sent_seq, 0), a.acked_seq,
+           CASE WHEN d.first_acked_at IS NOT NULL THEN h.last_seq - a.acked_seq END,
            d.first_acked_at IS NULL, d.device_name, coalesce(d.has_key, false), coalesce(d.is_active, true),
            d.app_version, d.first_acked_at, c.node_id::text
       FROM dinedesk_main.pos_heads AS h
