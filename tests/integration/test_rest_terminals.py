@@ -396,3 +396,5 @@ class HealthTests(RestCase):
         reply = nowhere.request("GET", f"/api/{self.slug}/health", key=self.key)
         self.assertEqual((reply.status, reply.json["status"]), (503, "degraded"))
         self.assertIn("retry-after", reply.headers)
+        without = nowhere.request("GET", f"/api/{self.slug}/health")
+        self.assertEqual((without.status, without.json["code"]), (401, "unauthorized"))
