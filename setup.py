@@ -116,7 +116,7 @@ setup(
     },
     package_data={
         "posd": ["py.typed"],
-        "posd.web": ["*.css"],
+        "posd.web": ["*.css", "*.json"],
         "posd.data.sql": ["*.sql", "*/*.sql"],
         "posd.data.etc": ["*.toml", "*/*.toml"],
         "posd.data.systemd": ["*", "*/*"],

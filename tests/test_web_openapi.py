@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Annotated, Any
 
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd import jsontext
 from posd.web import openapi
 from posd.web.operations import NOBODY, PLATFORMS, TILLS, Operation, Refused, given
 from posd.web.parameters import PATH
 from posd.web.refusals import EVERYWHERE, every
 from posd.web.render import Answer
 from posd.web.shapes import UNSET, Amount, Given, Identity, Points, Success, Taken, Unset, called
+from tests import documents
 from tests.description_case import Shape, decoded, described, operations
+from tests.integration.test_docs_rest_live import PAGE, call, is_part, pattern
 from tests.test_docs_protocol import codes_in
 from tests.test_layering import MODULES, imported_by, within
 
@@ -284,3 +288,38 @@ class RefusalTests(SynchronousTestCase):
             ]
             with self.subTest(path=operation.path):
                 self.assertEqual(again, [])
+
+
+class AnswerTests(SynchronousTestCase):
+    """What each operation is answered with, for instance."""
+
+    def test_every_operation_that_answers_in_json_shows_one_that_its_schema_allows(self) -> None:
+        for operation in operations():
+            if operation.media != "application/json" or operation.path == "/openapi.json":
+                continue
+            with self.subTest(operation=operation.path, method=operation.method):
+                responses = described()["paths"][operation.path][operation.method.lower()][
+                    "responses"
+                ]
+                content = responses[str(next(iter(operation.gives)))]["content"]["application/json"]
+                shape = Shape(content["schema"], described())
+                self.assertEqual(shape.objections(content["example"]), [])
+
+    def test_they_are_those_of_the_guide(self) -> None:
+        """Which a running posd gives; of some it shows a part."""
+        shown = set()
+        asked = None
+        for block in documents.blocks(PAGE):
+            if block.of("sh", "call"):
+                asked = call(block.text)
+            elif block.of("json", "answer") and asked is not None:
+                shown.add((asked, jsontext.encode(decoded(jsontext.decode(block.text)))))
+        for name, answer in decoded(openapi._ANSWERS).items():
+            method, path = name.split(" ")
+            examples = [
+                decoded(jsontext.decode(text))
+                for (its_method, address), text in shown
+                if its_method == method and re.fullmatch(pattern(path), address)
+            ]
+            with self.subTest(name):
+                self.assertTrue(any(is_part(example, answer) for example in examples))

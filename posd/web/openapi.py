@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from inspect import cleandoc
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from posd import __version__, jsontext
 from posd.errors import Refusal
@@ -87,6 +88,10 @@ _REFUSED_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Re
 _NAMES: Final = {each.status: each.__name__ for each in Refusal.__subclasses__()} | {500: "Failed"}
 """What responses are called that several operations have in common."""
 _LIST: Final = "\n- "
+_ANSWERS: Final = cast(
+    "dict[str, object]", jsontext.decode(files("posd.web").joinpath("answers.json").read_bytes())
+)
+"""What each operation is answered with, for instance: what docs/rest.md shows, where a test sees it."""
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -174,6 +179,10 @@ def _body(operation: Operation) -> dict[str, Any] | None:
 
 def _responses(operation: Operation) -> dict[str, Any]:
     found = {str(status): _given(operation, shape) for status, shape in operation.gives.items()}
+    answer = _ANSWERS.get(f"{operation.method} {operation.path}")
+    if answer is not None:
+        # The first one is what it is usually answered with.
+        found[str(next(iter(operation.gives)))]["content"][operation.media]["example"] = answer
     for status, group in groupby(refusals.every(operation), key=lambda each: each.status):
         refused = _refused(status, [*group])
         given = found.get(str(status))
