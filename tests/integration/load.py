@@ -36,7 +36,7 @@ _ISOLATION: Final = (
     ISOLATION_LEVEL_SERIALIZABLE,
 )
 _PAUSE: Final = 0.02
-_GIVE_UP: Final = 60.0
+_GIVE_UP: Final = 90.0
 
 
 class RolledBack(Exception):
@@ -418,7 +418,10 @@ class Load:
         deadline = time.monotonic() + _GIVE_UP
         while not look():
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited too long (seed {self.seed})")
+                places = [(each.position, len(each.visits), each.faults) for each in self.rovers]
+                raise AssertionError(
+                    f"waited too long (seed {self.seed}): tills at {places}, head {self.head()}"
+                )
             time.sleep(_PAUSE)
 
 
