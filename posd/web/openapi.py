@@ -79,7 +79,7 @@ _ERROR: Final = {
         "code": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "For programs."},
         "requestId": {
             "type": "string",
-            "description": "What posd's log has about it stands by this.",
+            "description": "A fault of posd (500) stands by this in its log.",
         },
     },
     "required": ["success", "error", "code", "requestId"],
