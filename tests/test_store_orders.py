@@ -156,6 +156,12 @@ class ConfirmedTests(OrdersCase):
         await self.received("a", "b")
         self.assertEqual(await self.confirmed(), {})
 
+    async def test_nobody_waits_for_an_order_whose_event_was_pruned(self) -> None:
+        await self.begin()
+        await self.received("a", "c")
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 2 WHERE tenant_id = 1")
+        self.assertEqual(await self.confirmed(), {1: 3})
+
 
 class OpenTests(OrdersCase):
     async def test_the_index_has_the_statuses_of_the_rules(self) -> None:

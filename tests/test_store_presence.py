@@ -146,6 +146,17 @@ class OpeningTests(StoreCase):
             await presence.progress(session, [(1, sent, received), (2, 1, 1)])
             self.assertEqual(self.admin.rows(head), [held])
 
+    async def test_an_acknowledged_event_counts_once_unless_it_was_pruned_before(self) -> None:
+        session = await self.session()
+        counted = "SELECT acknowledged FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        for received, count in ((40, 40), (30, 40), (41, 41), (0, 41)):
+            await presence.progress(session, [(1, 100, received)])
+            self.assertEqual(self.admin.value(counted), count)
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 50")
+        for received, count in ((45, 41), (52, 43), (300, 91)):
+            await presence.progress(session, [(1, 100, received)])
+            self.assertEqual(self.admin.value(counted), count)
+
 
 class ClaimTests(StoreCase):
     async def enter(self, since: datetime, device: str = "front") -> UUID:

@@ -121,10 +121,13 @@ _FOLLOW: Final = """
      WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
        AND c.acked_seq < a.seq AND d.first_acked_at IS NULL AND a.seq <= h.last_seq
 """
+# Of the events that `received_seq` passes those count that were still there to be acknowledged.
 _PROGRESS: Final = """
     UPDATE dinedesk_main.pos_heads AS h
        SET sent_seq = greatest(h.sent_seq, least(p.sent, h.last_seq)),
-           received_seq = greatest(h.received_seq, least(p.received, h.last_seq))
+           received_seq = greatest(h.received_seq, least(p.received, h.last_seq)),
+           acknowledged = h.acknowledged
+               + greatest(0, least(p.received, h.last_seq) - greatest(h.received_seq, h.pruned_seq))
       FROM (SELECT * FROM unnest(%s::integer[], %s::bigint[], %s::bigint[])
                 AS p(tenant_id, sent, received) ORDER BY tenant_id) AS p
      WHERE h.tenant_id = p.tenant_id

@@ -13,7 +13,7 @@ from posd.store import schema
 from posd.values import Seq, Tenant, TenantId
 
 _STREAMS: Final = """
-    SELECT h.tenant_id, h.stream_id, h.last_seq, h.last_seq - h.received_seq,
+    SELECT h.tenant_id, h.stream_id, h.last_seq, h.last_seq - greatest(h.received_seq, h.pruned_seq),
            (SELECT count(*) FROM dinedesk_main.pos_connected AS c WHERE c.tenant_id = h.tenant_id),
            o.count, o.oldest
       FROM dinedesk_main.pos_heads AS h
@@ -47,10 +47,11 @@ _FAILED: Final = """
 
 
 _STREAM: Final = """
-    SELECT last_seq, last_seq - received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s
+    SELECT last_seq, last_seq - greatest(received_seq, pruned_seq)
+      FROM dinedesk_main.pos_heads WHERE tenant_id = %s
 """
 _POSITIONS: Final = """
-    SELECT t.slug, h.last_seq, h.last_seq - h.received_seq
+    SELECT t.slug, h.last_seq, h.last_seq - greatest(h.received_seq, h.pruned_seq)
       FROM dinedesk_main.pos_heads AS h JOIN dinedesk_main.tenants AS t ON t.id = h.tenant_id
      ORDER BY t.id LIMIT %s
 """

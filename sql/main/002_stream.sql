@@ -33,6 +33,10 @@ CREATE TABLE dinedesk_main.pos_heads (
     -- The best of all terminals: what was written to a socket, what was acknowledged.
     sent_seq bigint NOT NULL DEFAULT 0,
     received_seq bigint NOT NULL DEFAULT 0,
+    -- What became of the events, each counted where it happens: how many a terminal has acknowledged, and how
+    -- many were pruned before any had. What is left are the rows above received_seq; the three make last_seq.
+    acknowledged bigint NOT NULL DEFAULT 0 CHECK (acknowledged >= 0),
+    expired bigint NOT NULL DEFAULT 0 CHECK (expired >= 0),
     CHECK (pruned_seq <= last_seq AND sent_seq <= last_seq AND received_seq <= last_seq)
 ) WITH (fillfactor = 50);
 
@@ -166,7 +170,8 @@ GRANT EXECUTE ON FUNCTION dinedesk_main.pos_fingerprint() TO posd;
 GRANT SELECT, INSERT, DELETE ON dinedesk_main.pos_outbox TO posd;
 -- What LOCK TABLE asks for.
 GRANT UPDATE ON dinedesk_main.pos_sequencing TO posd;
-GRANT SELECT, UPDATE ON dinedesk_main.pos_heads TO posd;
+-- Nobody but pos_prune() says that events are gone.
+GRANT SELECT, UPDATE (stream_id, last_seq, sent_seq, received_seq, acknowledged) ON dinedesk_main.pos_heads TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_cursors TO posd;
 GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_nodes, dinedesk_main.pos_connections TO posd;
 GRANT SELECT ON dinedesk_main.pos_connected TO posd;

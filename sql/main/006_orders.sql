@@ -11,7 +11,8 @@ ALTER TABLE dinedesk_main.pos_devices
 -- Up to where everything is confirmed by what tills said about orders, for each of these tenants where that is
 -- further than what was acknowledged. Tills that never acknowledge a position say of each order that they have
 -- it. That vouches for what came before on the same connection too, but not for another order: some lose one
--- without noticing. So it ends before the first order that is still to be made and that nobody has.
+-- without noticing. So it ends before the first order that is still to be made and that nobody has; one whose
+-- event was pruned holds up nothing any more.
 CREATE FUNCTION dinedesk_main.pos_confirmed(tenant_ids integer[], final text[])
 RETURNS TABLE (tenant_id integer, seq bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -20,7 +21,7 @@ DECLARE
     tenant record;
 BEGIN
     FOR tenant IN
-        SELECT t.id, t.schema_name, h.received_seq
+        SELECT t.id, t.schema_name, greatest(h.received_seq, h.pruned_seq) AS floor
           FROM dinedesk_main.tenants AS t JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id
          WHERE t.id = ANY (tenant_ids)
     LOOP
@@ -31,7 +32,7 @@ BEGIN
                                              WHERE u.received_at IS NULL AND u.first_seq > $2
                                                AND u.status <> ALL ($3)), 9223372036854775807)
              HAVING max(o.first_seq) IS NOT NULL', tenant.schema_name)
-            USING tenant.id, tenant.received_seq, final;
+            USING tenant.id, tenant.floor, final;
     END LOOP;
 END
 $$;

@@ -251,7 +251,7 @@ class HeadsTests(RecordCase):
     def test_no_place_is_beyond_the_head(self) -> None:
         for column in ("sent_seq", "received_seq", "pruned_seq"):
             with self.subTest(column=column), self.assertRaises(psycopg2.errors.CheckViolation):
-                self.daemon.run(f"UPDATE dinedesk_main.pos_heads SET {column} = 1")
+                self.admin.run(f"UPDATE dinedesk_main.pos_heads SET {column} = 1")
 
     def test_no_position_is_given_twice(self) -> None:
         self.seqs(Entry(1))

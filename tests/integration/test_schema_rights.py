@@ -15,7 +15,10 @@ ON_MAIN = {
     "pos_connections": {"posd": ALL},
     "pos_cursors": {"posd": WRITE},
     "pos_devices": {"posd": WRITE},
-    "pos_heads": {"posd": "SELECT, UPDATE"},
+    "pos_heads": {
+        "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
+        " UPDATE (sent_seq), UPDATE (stream_id)"
+    },
     "pos_incarnation": {"posd": "SELECT, UPDATE"},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
