@@ -2,7 +2,8 @@
 #
 #   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
 #   make test    all tests; TESTS=tests.test_ws for some, JOBS=1 for one process
-#   make check   format, lint, types, and which module may import which
+#   make check   format, lint, types, which module may import which, what a release would have forgotten
+#   make lock    look for newer releases of what the Debian package bundles, and pin them
 #   make clean   away with what these made
 #
 # PYTHON=… chooses the interpreter (3.11 or newer), VENV=… the virtual environment's place.
@@ -16,13 +17,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 METADATA := setup.py setup.cfg pyproject.toml
 SOURCES := posd tests twisted setup.py
+LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras
 
 # The first interpreter that is recent enough; one that is only a version manager's shim is not.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test check clean
+.PHONY: demo test check lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -36,6 +38,15 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m twisted.trial tests.test_layering
+	@if test -d .git; then $(BIN)/check-manifest --no-build-isolation; fi
+
+# With Debian's version of Python, which is what the pins are for.
+lock: export CUSTOM_COMPILE_COMMAND := make lock
+lock: $(VENV)/.dev
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	|| { echo "the pins are for Python 3.11: make lock VENV=… PYTHON=python3.11" >&2; exit 1; }
+	@$(LOCK) --output-file requirements.lock setup.py
+	@$(LOCK) --output-file debian/build.lock debian/build.in
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -73,8 +73,9 @@ TEST = [
     # The description of the WebSocket: whether it is one. Young, hence the release.
     "asyncapi3==0.0.2",
     "PyYAML>=6",
-    # What the tests build the wheel with.
+    # What the tests build the wheel with, and hold what it requires against what is pinned.
     "setuptools>=77",
+    "packaging>=23",
 ]
 
 DEV = [
@@ -88,6 +89,8 @@ DEV = [
     "coverage>=7.6",
     "check-manifest>=0.50",
     "build>=1.2",
+    # What the Debian package bundles is pinned by version and hash: `make lock`.
+    "pip-tools>=7.5",
 ]
 
 setup(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from packaging.requirements import Requirement
 from twisted.trial.unittest import SynchronousTestCase
 
 import posd
@@ -155,3 +157,33 @@ class PackagingTests(SynchronousTestCase):
         for name in names:
             self.assertNotIn("__pycache__", name)
             self.assertNotIn("dropin.cache", name)
+
+
+class LockTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.lock = (CHECKOUT / "requirements.lock").read_text("utf-8")
+        self.pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", self.lock, re.MULTILINE))
+
+    def test_everything_that_posd_requires_is_pinned_to_a_version_that_it_can_use(self) -> None:
+        requires = [
+            Requirement(line)
+            for line in requires_of(built().wheel)
+            if "extra ==" not in line.partition(";")[2]
+        ]
+        self.assertIn("Twisted", {requirement.name for requirement in requires})
+        for requirement in requires:
+            name = re.sub(r"[._]", "-", requirement.name.lower())
+            self.assertIn(self.pinned[name], requirement.specifier, f"{name}: make lock")
+
+    def test_whatever_is_pinned_is_known_by_its_hashes(self) -> None:
+        pins = re.split(r"^(?=[\w.-]+==)", self.lock, flags=re.MULTILINE)[1:]
+        self.assertEqual(len(pins), len(self.pinned))
+        for pin in pins:
+            self.assertRegex(pin, r"--hash=sha256:[0-9a-f]{64}\b")
+
+
+def requires_of(wheel: Path) -> list[str]:
+    """The `Requires-Dist` lines of a wheel's metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"posd-{posd.__version__}.dist-info/METADATA").decode()
+    return re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
