@@ -19,8 +19,8 @@ from twisted.logger import Logger
 
 from posd import messages
 from posd.dialect import Dialect
-from posd.errors import PosdError, Refusal
-from posd.values import FAILED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
+from posd.errors import PosdError, Pruned, Refusal
+from posd.values import FAILED, PRUNED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
 
 _PAGE_EVENTS: Final = 100
 _CHUNK_BYTES: Final = 64 * 1024
@@ -28,7 +28,9 @@ _RECENT_BYTES: Final = 64 * 1024
 _ENVELOPE_BYTES: Final = 150
 
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
-"""Reads up to so many events after a position from the log, in order; none of another history."""
+"""Reads up to so many events after a position from the log, in order; none of another history.
+
+Raises `Pruned` if the next one is kept no more."""
 
 
 class StreamBroken(PosdError):
@@ -214,7 +216,7 @@ class Channel:
         """What follows a position, as far as one page goes; empty at the end of the log.
 
         Sessions at the same position share one read. Raises `StreamBroken` if the log does not go
-        on there, and what the database raises.
+        on there, `Pruned` if it is not kept that far back, and what the database raises.
         """
         if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
             first = position + 1 - self._recent[0].seq
@@ -260,6 +262,10 @@ class Channel:
         except Refusal:
             # The database is away. The poll wakes the channel again when it is back.
             self._target = self.tail
+        except Pruned:
+            # This node was cut off for as long as events are kept.
+            self._log.error("{slug} is too far behind on this node", slug=self.tenant.slug)
+            self.end(PRUNED)
         except StreamBroken as error:
             self._log.critical(
                 "the stream of {slug} is broken: {error}", slug=self.tenant.slug, error=error

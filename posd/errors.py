@@ -38,6 +38,10 @@ class InvalidMessage(PosdError):
     """Bytes that are not a message of the protocol; the text may be shown to who sent them."""
 
 
+class Pruned(PosdError):
+    """The events after a position are kept no more: who wants them is too far behind."""
+
+
 class Refusal(PosdError):
     """A request that is answered with an error.
 

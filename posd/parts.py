@@ -20,6 +20,7 @@ from posd.link import Link, Session
 from posd.metrics import Metrics
 from posd.polls import Polls
 from posd.presence import Presence
+from posd.retention import Retention
 from posd.sequencer import Sequencer
 from posd.store import presence, standing, stream
 from posd.terminals import Terminals
@@ -68,6 +69,7 @@ class Parts:
     admission: Admission = field(init=False)
     events: Events = field(init=False)
     feed: Feed = field(init=False)
+    retention: Retention = field(init=False)
     reception: Reception = field(init=False)
     publisher: Publisher = field(init=False)
     monitor: Monitor = field(init=False)
@@ -119,6 +121,9 @@ class Parts:
             delivery=self.exchange,
             cache=self.authenticator,
         )
+        self.retention = Retention(
+            reactor, self.database, node_id, self.settings.delivery.retention
+        )
         self.reception = Reception(
             self.authenticator, limits.publish_per_second_per_tenant, reactor.seconds
         )
@@ -163,6 +168,7 @@ class Parts:
             self.numbering,
             self.sequencer,
             self.feed,
+            self.retention,
         ):
             part.startService()
 
@@ -173,6 +179,7 @@ class Parts:
         """
         for ending in (
             lambda: self.exchange.drain(drain_seconds),
+            self.retention.stopService,
             self.sequencer.stopService,
             self.exchange.stopService,
             self.presence.stopService,
@@ -239,13 +246,14 @@ class Parts:
         )
 
     def apply(self, settings: Config) -> None:
-        """Put new limits in force; everything else of the configuration needs a restart."""
+        """Put new limits and the retention in force; everything else of the configuration needs a restart."""
         limits = settings.limits
         self.failed_attempts.per_minute = limits.failed_auth_per_minute
         self.connections.total = limits.connections
         self.connections.per_tenant = limits.connections_per_tenant
         self.reception.per_second = limits.publish_per_second_per_tenant
         self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.retention.seconds = settings.delivery.retention
         self.settings = settings
 
     async def _report(self, tenant: Tenant) -> standing.Report | None:

@@ -22,11 +22,19 @@ from twisted.internet.interfaces import IReactorTime
 from posd.channel import Channel, StreamBroken
 from posd.cursor import resume
 from posd.dialect import PLAIN
-from posd.errors import BadRequest, Conflict, Unauthorized, Unavailable, Unprocessable
+from posd.errors import (
+    BadRequest,
+    Conflict,
+    Pruned,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+)
 from posd.exchange import Exchange
 from posd.limits import Connections, Lease
 from posd.values import (
     GOING_AWAY,
+    PRUNED,
     REVOKED,
     STREAM_CHANGED,
     Closing,
@@ -204,12 +212,12 @@ class Polls:
         asked = Position(asked.seq, asked.stream_id or opening.head.stream_id)
         try:
             return await self._read(caller, opening, asked, wish, hold)
-        except StreamBroken:
+        except (StreamBroken, Pruned):
             # It was renamed or pruned meanwhile: how that stands now is looked up again.
             opening = await self._exchange.look_up(caller.tenant, caller.device_id)
         try:
             return await self._read(caller, opening, asked, wish, hold)
-        except StreamBroken as error:
+        except (StreamBroken, Pruned) as error:
             raise Unavailable("The stream cannot be read on.", retry_after=1) from error
 
     async def acknowledge(self, caller: Caller, seq: Seq, stream_id: UUID | None) -> Seq:
@@ -292,8 +300,8 @@ class Polls:
             lease.release()
         if poll.ended == REVOKED:
             raise Unauthorized
-        if poll.ended == STREAM_CHANGED:
-            raise StreamBroken(STREAM_CHANGED.reason)
+        if poll.ended in (STREAM_CHANGED, PRUNED):
+            raise StreamBroken(poll.ended.reason)
         if poll.ended not in (None, GOING_AWAY):
             raise Unavailable("The stream cannot be read at the moment.", retry_after=1)
 

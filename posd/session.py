@@ -19,12 +19,13 @@ from posd import frames, messages
 from posd.channel import Channel, Chunk, Encoded, StreamBroken, chunks
 from posd.cursor import Cursor
 from posd.dialect import WEBSOCKET, Dialect
-from posd.errors import InvalidMessage, Refusal
+from posd.errors import InvalidMessage, Pruned, Refusal
 from posd.limits import TokenBucket
 from posd.outbox import Outbox
 from posd.values import (
     FAILED,
     POLICY,
+    PRUNED,
     STREAM_CHANGED,
     TOO_SLOW,
     Closing,
@@ -294,6 +295,9 @@ class Session:
                 if self.position > self._channel.tail:
                     return
                 self._offer(await self._channel.page(self.position))
+        except Pruned:
+            # It comes back and is told that it has to reload (`cursor.resume`).
+            self.end(PRUNED)
         except StreamBroken as error:
             self._log.error(
                 "{device_id} of {slug} cannot go on: {error}",

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import channel as channels
 from posd.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
 from posd.dialect import WEBSOCKET, Dialect
-from posd.errors import Busy, StatementFailed, Unavailable
-from posd.values import FAILED, GOING_AWAY, STREAM_CHANGED, Closing, Seq, Tenant
+from posd.errors import Busy, Pruned, StatementFailed, Unavailable
+from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, Tenant
 from tests.delivery_case import KITCHEN, OTHER_STREAM, Log, event, head, said
 
 
@@ -324,6 +325,15 @@ class TroubleTests(ChannelCase):
         self.channel.check(head(12))
         self.assertEqual(listener.endings, [STREAM_CHANGED])
         self.assertEqual(self.ended, [self.channel])
+
+    def test_a_node_that_was_cut_off_for_too_long_sends_every_session_to_reload(self) -> None:
+        listener = self.listener()
+        self.log.trouble = Pruned("long ago")
+        with capturedLogs() as logged:
+            self.channel.wake(self.log.commit())
+        self.assertEqual(listener.endings, [PRUNED])
+        self.assertEqual(self.ended, [self.channel])
+        self.assertEqual([each["log_level"].name for each in logged], ["error"])
 
     def test_a_hole_in_the_log_ends_every_session(self) -> None:
         listener = self.listener()

@@ -9,12 +9,13 @@ from twisted.internet.defer import Deferred, fail
 
 from posd.channel import Channel, chunks
 from posd.dialect import WEBSOCKET
-from posd.errors import StatementFailed, Unavailable
+from posd.errors import Pruned, StatementFailed, Unavailable
 from posd.session import State
 from posd.values import (
     FAILED,
     GOING_AWAY,
     POLICY,
+    PRUNED,
     STREAM_CHANGED,
     TOO_SLOW,
     Position,
@@ -223,6 +224,11 @@ class DeliveryTests(SessionCase):
         del self.log.events[:9]
         self.unnamed(after=7)
         self.assertEqual((self.line.closings, self.line.ids), ([STREAM_CHANGED], []))
+
+    def test_events_that_were_pruned_meanwhile_close_it_so_that_the_till_comes_back(self) -> None:
+        self.log.trouble = Pruned("long ago")
+        self.unnamed(after=7)
+        self.assertEqual((self.line.closings, self.line.ids), ([PRUNED], []))
 
     def test_a_statement_that_is_refused_closes_the_connection_loudly(self) -> None:
         self.log.trouble = StatementFailed("no such column", "42703")

@@ -32,6 +32,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "publish": "publishing",
         "listen": "listening",
         "stream": "streams",
+        "prune": "pruning",
     },
 }
 """The modules of `posd.cli` that have the commands, under the headings of `posctl --help`."""

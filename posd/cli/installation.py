@@ -11,7 +11,7 @@ import psycopg2
 from attrs import frozen
 from psycopg2.extensions import parse_dsn
 
-from posd.config import Config, Limits, load
+from posd.config import Config, Delivery, Limits, load
 
 DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
 
@@ -42,6 +42,10 @@ class Installation:
     def event_bytes(self) -> int:
         """How large an event may be; the default where a configuration is not read."""
         return (Limits() if self.given_dsn else self.config().limits).event_bytes
+
+    def retention(self) -> float:
+        """How many seconds events are kept; the default where a configuration is not read."""
+        return (Delivery() if self.given_dsn else self.config().delivery).retention
 
 
 pass_installation = click.make_pass_decorator(Installation)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from attrs import field, frozen
 
+from posd.errors import Pruned
 from posd.link import Row, Session
 from posd.store import schema
 from posd.values import Event, Head, Seq, Tenant, TenantId
@@ -24,6 +25,9 @@ _AFTER: Final = """
      WHERE seq > %s
        AND EXISTS (SELECT FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid)
      ORDER BY seq LIMIT %s
+"""
+_FLOOR: Final = """
+    SELECT pruned_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid
 """
 _TAKE: Final = "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)"
 # In here the shops' own code may run, and everybody waits for it.
@@ -129,9 +133,17 @@ async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[bool, list[He
 async def after(
     session: Session, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
 ) -> list[Event]:
-    """Up to `limit` events after a position, in order; none if that is another history by now."""
+    """Up to `limit` events after a position, in order; none if that is another history by now.
+
+    Raises `Pruned` if the next one is kept no more.
+    """
     values = (seq, tenant.id, str(stream_id), limit)
     rows = await session.query(_AFTER.format(schema=schema(tenant)), values)
+    if not rows or rows[0][0] != seq + 1:
+        # Events and floor go together, so a floor that is asked for later explains what lacks.
+        floor = await session.query(_FLOOR, (tenant.id, str(stream_id)))
+        if floor and seq < floor[0][0]:
+            raise Pruned(f"what follows event {seq} is kept no more")
     return [
         Event(seq, kind, data.encode(), created_at, (beside or "{}").encode())
         for seq, kind, data, created_at, beside in rows

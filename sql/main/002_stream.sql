@@ -37,6 +37,8 @@ CREATE TABLE dinedesk_main.pos_heads (
     -- many were pruned before any had. What is left are the rows above received_seq; the three make last_seq.
     acknowledged bigint NOT NULL DEFAULT 0 CHECK (acknowledged >= 0),
     expired bigint NOT NULL DEFAULT 0 CHECK (expired >= 0),
+    -- What was stored before then and was to be pruned, is.
+    pruned_before timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK (pruned_seq <= last_seq AND sent_seq <= last_seq AND received_seq <= last_seq)
 ) WITH (fillfactor = 50);
 

@@ -22,6 +22,7 @@ ON_MAIN = {
     "pos_incarnation": {"posd": "SELECT, UPDATE"},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
+    "pos_pruning": {"posd": WRITE},
     "pos_sequencing": {"posd": "UPDATE"},
     "schema_versions": {"posd": READ},
     "tenants": {"posd": READ},
@@ -60,6 +61,8 @@ FUNCTIONS_OF_MAIN = {
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
+    "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
+    "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),
     "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
     "pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])": (
         "posd_owner",

@@ -1,0 +1,174 @@
+"""`posctl prune`: away with what is older than it is kept for, now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Final
+
+import click
+from attrs import asdict, frozen
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from posd.cli import database
+from posd.cli.database import BlockingSession, complete
+from posd.cli.failures import Failure
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, console, moment, print_json, print_table, timestamp_or_none
+from posd.cli.parameters import DURATION, SLUG
+from posd.cli.tenants import known
+from posd.orders import FINAL_STATUSES
+from posd.quantities import HOUR, format_duration
+from posd.store import retention, tenants
+from posd.store.retention import Gone
+from posd.values import Tenant
+
+_COLUMNS: Final = ("events", "expired", "messages", "nacks", "orders")
+
+
+@frozen
+class Pruned:
+    """What went of each tenant, and how many stored answers of all."""
+
+    before: datetime
+    tenants: dict[str, Gone]
+    answers: int
+
+
+@click.command()
+@click.option("--tenant", "slug", type=SLUG, help="Only this shop; without it, all.")
+@click.option(
+    "--older-than",
+    "seconds",
+    type=DURATION,
+    metavar="DURATION",
+    help="Such as 30d or 12h, an hour at least. Default: delivery.retention.",
+)
+@click.option("--dry-run", is_flag=True, help="Only count what would go.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+@pass_installation
+def prune(
+    installation: Installation,
+    slug: str | None,
+    seconds: float | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete events that are older than they are kept for.
+
+    The daemon does this by itself every night. By hand it is for making room before that, or for
+    keeping less than `delivery.retention` once, which is asked about. With the events go what tills
+    said, refusals, stored answers, and orders that are at their end. Ledgers and reports stay.
+
+    It may run at any time and beside daemons: it deletes a few hundred rows at once, and nobody waits
+    for it. A till that was away for longer is told to reload its open orders. `expired` are events
+    that no till had acknowledged.
+
+    \b
+    Examples:
+        posctl prune --dry-run
+        posctl prune --tenant kitchen --older-than 7d
+        posctl prune --json | jq '.tenants[] | select(.expired > 0)'
+    """
+    kept = installation.retention()
+    seconds = kept if seconds is None else seconds
+    if seconds < HOUR:
+        raise Failure("what is younger than an hour is not pruned", os.EX_USAGE)
+    with database.session(installation.dsn()) as session:
+        everyone = [each.tenant for each in complete(tenants.everyone(session))]
+        chosen = everyone if slug is None else [known(session, slug)]
+        before = complete(retention.cutoff(session, seconds))
+        expected = _would_go(session, chosen, before, answers=slug is None)
+        if dry_run:
+            _tell(expected, True, as_json)
+            return
+        if seconds < kept and not yes:
+            click.confirm(
+                f"Will {sum(each.events for each in expected.tenants.values())} events go that are"
+                f" to be kept for {format_duration(kept)}?",
+                abort=True,
+                err=True,
+            )
+        with _bar(expected) as progress:
+            pruned = _prune(session, chosen, before, slug is None, progress)
+    _tell(pruned, False, as_json)
+
+
+def _would_go(
+    session: BlockingSession, chosen: list[Tenant], before: datetime, *, answers: bool
+) -> Pruned:
+    return Pruned(
+        before,
+        {
+            each.slug: complete(retention.would_go(session, each, before, FINAL_STATUSES))
+            for each in chosen
+        },
+        complete(retention.answers_that_would_go(session, before)) if answers else 0,
+    )
+
+
+def _prune(
+    session: BlockingSession,
+    chosen: list[Tenant],
+    before: datetime,
+    answers: bool,
+    progress: Callable[[str, int], None],
+) -> Pruned:
+    gone_of = {}
+    for tenant in chosen:
+        total, done = Gone(), False
+        while not done:
+            gone, done = complete(retention.prune(session, tenant.id, before, FINAL_STATUSES))
+            total += gone
+            progress(tenant.slug, gone.rows)
+        gone_of[tenant.slug] = total
+    forgotten = 0
+    while answers and (count := complete(retention.prune_answers(session, before))):
+        forgotten += count
+        progress("answers", count)
+    return Pruned(before, gone_of, forgotten)
+
+
+@contextmanager
+def _bar(expected: Pruned) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar on standard error, if a person is looking."""
+    terminal = console(stderr=True)
+    total = sum(each.rows for each in expected.tenants.values()) + expected.answers
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+
+        def progress(what: str, rows: int) -> None:
+            bar.update(task, description=what, advance=rows)
+
+        yield progress
+
+
+def _tell(pruned: Pruned, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "before": timestamp_or_none(pruned.before),
+                "dryRun": dry_run,
+                "tenants": [
+                    {"tenant": slug, **asdict(gone)} for slug, gone in pruned.tenants.items()
+                ],
+                "answers": pruned.answers,
+            }
+        )
+        return
+    print_table(
+        ("tenant", *_COLUMNS),
+        [
+            (slug, *(getattr(gone, name) for name in _COLUMNS))
+            for slug, gone in pruned.tenants.items()
+        ],
+    )
+    end = ": nothing was deleted yet." if dry_run else "."
+    click.echo(f"Stored answers: {pruned.answers}. All from before {moment(pruned.before)}{end}")

@@ -1,0 +1,142 @@
+-- What is old goes: events that are older than they are kept for, and with them what else ages. posd itself has
+-- no right to delete any of it; it may have it done by the functions below, batch by batch.
+
+-- Which node prunes at the moment. After a crash of PostgreSQL none does.
+CREATE UNLOGGED TABLE dinedesk_main.pos_pruning (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    node_id uuid NOT NULL,
+    lease_until timestamptz NOT NULL
+);
+GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_pruning TO posd;
+
+-- Delete up to `at_most` events of a tenant that are from `before`, acknowledged or not, and move `pruned_seq`
+-- with them; when there are none left, the same of what tills said and what failed, of refusals of pruned
+-- events, and of orders; when nothing at all is left, note in `pruned_before` how far everything is pruned. One
+-- call is one short transaction, and what it did; `done` is the last one. No row: there is no such tenant.
+--
+-- The stream stays whole above the floor: events go in the order of their positions, up to the first that is
+-- not old enough, whatever time those behind it bear.
+--
+-- An order goes once its last event has gone and it is at its end (`final`). One that is not is kept for thirty
+-- days after its last change and until the day it is for is as long ago as `before`: it may still be made.
+--
+-- Nobody waits for this. The events are deleted before the head is locked, which is then for a moment only, and
+-- nothing is deleted after it, where the sequencer has the head and wants the order. A crash may undo
+-- what was committed last, rows and floor together, so the commit does not wait for the disk either.
+--
+-- enable_seqscan: statistics may know a log empty that is not.
+CREATE FUNCTION dinedesk_main.pos_prune(tenant integer, before timestamptz, final text[], at_most integer)
+RETURNS TABLE (events bigint, expired bigint, messages bigint, nacks bigint, orders bigint, done boolean)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    shop text;
+    floor bigint;
+    upto bigint;
+    gone bigint[];
+    received bigint;
+BEGIN
+    -- Whoever has taken over a daemon does not empty the logs with this.
+    IF before IS NULL OR before > statement_timestamp() - interval '1 hour' THEN
+        RAISE EXCEPTION 'nothing is pruned that is younger than an hour' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT t.schema_name, h.pruned_seq INTO shop, floor
+      FROM dinedesk_main.tenants AS t JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id WHERE t.id = tenant;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM set_config('synchronous_commit', 'off', true);
+    events := 0;
+    expired := 0;
+    messages := 0;
+    nacks := 0;
+    orders := 0;
+    done := false;
+
+    EXECUTE format(
+        'SELECT max(w.seq) FROM (
+            SELECT e.seq, bool_and(e.created_at < $2) OVER (ORDER BY e.seq) AS old
+              FROM %I.pos_events AS e WHERE e.seq > $1 ORDER BY e.seq LIMIT $3
+         ) AS w WHERE w.old', shop)
+       INTO upto USING floor, before, at_most;
+    IF upto IS NOT NULL THEN
+        EXECUTE format(
+            'WITH gone AS (
+                DELETE FROM %I.pos_events AS e WHERE e.seq > $1 AND e.seq <= $2 RETURNING e.seq
+             )
+             SELECT coalesce(array_agg(g.seq), ''{}'') FROM gone AS g', shop)
+           INTO gone USING floor, upto;
+        SELECT h.received_seq INTO received FROM dinedesk_main.pos_heads AS h
+         WHERE h.tenant_id = tenant FOR NO KEY UPDATE;
+        events := cardinality(gone);
+        expired := (SELECT count(*) FROM unnest(gone) AS g(seq) WHERE g.seq > received);
+        UPDATE dinedesk_main.pos_heads AS h
+           SET pruned_seq = greatest(h.pruned_seq, upto), expired = h.expired + pos_prune.expired
+         WHERE h.tenant_id = tenant;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    EXECUTE format(
+        'WITH gone AS (
+            DELETE FROM %1$I.pos_events AS e
+             WHERE e.id = ANY (ARRAY(SELECT m.id FROM %1$I.pos_events AS m
+                                      WHERE m.seq IS NULL AND m.created_at < $1
+                                      ORDER BY m.created_at LIMIT $2))
+            RETURNING e.id
+         )
+         SELECT count(*) FROM gone', shop)
+       INTO messages USING before, at_most;
+    EXECUTE format(
+        'WITH gone AS (
+            DELETE FROM %1$I.pos_nacks AS n
+             WHERE (n.seq, n.device_id) IN (SELECT o.seq, o.device_id FROM %1$I.pos_nacks AS o
+                                             WHERE o.seq <= $1 AND o.created_at < $2
+                                             ORDER BY o.seq, o.device_id LIMIT $3)
+            RETURNING n.seq
+         )
+         SELECT count(*) FROM gone', shop)
+       INTO nacks USING floor, before, at_most;
+    EXECUTE format(
+        'WITH gone AS (
+            DELETE FROM %1$I.pos_orders AS o
+             WHERE o.order_id = ANY (ARRAY(
+                SELECT k.order_id FROM %1$I.pos_orders AS k
+                 WHERE k.created_at < $2 AND k.updated_at < $2 AND coalesce(k.last_seq, 0) <= $1
+                   AND CASE WHEN k.status = ANY ($3) THEN k.updated_at < now() - interval ''1 day''
+                            ELSE k.updated_at < now() - interval ''30 days''
+                             AND coalesce((k.snapshot ->> ''scheduledFor'')::timestamptz < $2, true) END
+                 ORDER BY k.created_at LIMIT $4 FOR UPDATE SKIP LOCKED))
+            RETURNING o.order_id
+         )
+         SELECT count(*) FROM gone', shop)
+       INTO orders USING floor, before, final, at_most;
+    IF messages + nacks + orders = 0 THEN
+        UPDATE dinedesk_main.pos_heads AS h SET pruned_before = before
+         WHERE h.tenant_id = tenant AND h.pruned_before < before;
+        done := true;
+    END IF;
+    RETURN NEXT;
+END
+$$;
+
+-- The same for stored answers, of all tenants; how many. None is forgotten within a day, in which a call may be
+-- made again.
+CREATE FUNCTION dinedesk_main.pos_prune_answers(before timestamptz, at_most integer) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
+    WITH gone AS (
+        DELETE FROM dinedesk_main.idempotency_keys AS i
+         WHERE i.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM dinedesk_main.idempotency_keys AS o
+             WHERE o.created_at < least(before, now() - interval '1 day') ORDER BY o.created_at LIMIT at_most))
+        RETURNING i.status
+    )
+    SELECT count(*) FROM gone
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_prune(integer, timestamptz, text[], integer),
+    dinedesk_main.pos_prune_answers(timestamptz, integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_prune(integer, timestamptz, text[], integer),
+    dinedesk_main.pos_prune_answers(timestamptz, integer) TO posd;

@@ -1,0 +1,95 @@
+"""posctl prune, on a real PostgreSQL, with the daemon's rights."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
+
+EVENTS = """
+    INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data, created_at)
+    SELECT n, 'notice', '{}', now() - n * interval '-10 days' - interval '100 days'
+      FROM generate_series(1, 9) AS n
+"""
+HEAD = "UPDATE dinedesk_main.pos_heads SET last_seq = 9, received_seq = 4"
+ANSWER = """
+    INSERT INTO dinedesk_main.idempotency_keys
+    VALUES (NULL, 'platform', 'POST /', 'k', sha256(''), 200, '{}', now() - interval '40 days')
+"""
+LEFT = "SELECT array_agg(seq ORDER BY seq) FROM dinedesk_kitchen.pos_events"
+
+
+class PruneTests(SynchronousTestCase):
+    """A kitchen with nine events, the first 90 days old, the last 10; four are acknowledged."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+        posctl("tenant", "add", "bistro", "--name", "The Bistro", dsn=self.dsn)
+        for statement in (EVENTS, HEAD, ANSWER):
+            execute(self.dsn, statement)
+
+    def prune(self, *arguments: str, stdin: str | None = None) -> Ran:
+        return posctl("prune", *arguments, dsn=as_role(self.dsn, "posd"), stdin=stdin)
+
+    def left(self) -> object:
+        return execute(self.dsn, LEFT)[0][0]
+
+    def shown(self, ran: Ran) -> Any:
+        self.assertEqual((ran.code, ran.err), (0, ""))
+        assert isinstance(ran.json, dict)
+        return ran.json
+
+    def test_what_is_older_than_it_is_kept_for_goes(self) -> None:
+        shown = self.shown(self.prune("--json"))
+        self.assertRegex(shown.pop("before"), r"\A20\d\d-.*Z\Z")
+        nothing = {"events": 0, "expired": 0, "messages": 0, "nacks": 0, "orders": 0}
+        self.assertEqual(
+            shown,
+            {
+                "dryRun": False,
+                "tenants": [
+                    {"tenant": "bistro", **nothing},
+                    {"tenant": "kitchen", **nothing, "events": 7, "expired": 3},
+                ],
+                "answers": 1,
+            },
+        )
+        self.assertEqual(self.left(), [8, 9])
+
+    def test_a_dry_run_tells_the_same_and_deletes_nothing(self) -> None:
+        told = self.shown(self.prune("--dry-run", "--json"))
+        self.assertEqual(self.left(), list(range(1, 10)))
+        pruned = self.shown(self.prune("--json"))
+        for each in (told, pruned):
+            del each["before"], each["dryRun"]
+        self.assertEqual(told, pruned)
+
+    def test_people_see_a_table(self) -> None:
+        ran = self.prune("--tenant", "kitchen", "--older-than", "45d")
+        self.assertEqual(ran.code, 0)
+        self.assertRegex(ran.out, r"kitchen +5 +1 +0 +0 +0 *\n")
+        self.assertNotIn("bistro", ran.out)
+        self.assertRegex(ran.out, r"Stored answers: 0\. All from before 20[-\d]+ \d\d:\d\d\.\n\Z")
+
+    def test_of_what_is_to_be_kept_a_person_is_asked_about(self) -> None:
+        ran = self.prune("--older-than", "15d", stdin="n\n")
+        self.assertNotEqual(ran.code, 0)
+        self.assertIn("Will 8 events go that are to be kept for 30d?", ran.err)
+        self.assertEqual(self.left(), list(range(1, 10)))
+        self.assertEqual(self.prune("--older-than", "15d", "--yes").code, 0)
+        self.assertEqual(self.left(), [9])
+
+    def test_the_last_hour_and_unknown_tenants_are_refused(self) -> None:
+        for arguments, code in (
+            (("--older-than", "59m", "--yes"), os.EX_USAGE),
+            (("--older-than", "a week"), os.EX_USAGE),
+            (("--tenant", "kitchn"), os.EX_DATAERR),
+        ):
+            with self.subTest(arguments=arguments):
+                ran = self.prune(*arguments)
+                self.assertEqual((ran.code, ran.out), (code, ""))
+                self.assertRegex(ran.err, r"\Aposctl: .+\n\Z")
+        self.assertEqual(self.left(), list(range(1, 10)))
