@@ -2,6 +2,7 @@
 #
 #   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
 #   make test    all tests; TESTS=tests.test_ws for some, JOBS=1 for one process
+#   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
 #   make lock    look for newer releases of what the Debian package bundles, and pin them
 #   make clean   away with what these made
@@ -10,6 +11,7 @@
 
 VENV ?= .venv
 TESTS ?= tests
+SYSTEM ?= $(patsubst tests/system/%.py,tests.system.%,$(wildcard tests/system/*_system.py))
 JOBS ?= 2
 ARGS ?=
 
@@ -24,7 +26,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test check lock clean
+.PHONY: demo test system check lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -32,6 +34,9 @@ demo: $(VENV)/.embedded
 
 test: $(VENV)/.test
 	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS)
+
+system: $(VENV)/.test
+	@$(BIN)/python -m twisted.trial $(SYSTEM)
 
 check: $(VENV)/.dev
 	@$(BIN)/python -m ruff check .

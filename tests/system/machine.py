@@ -1,0 +1,239 @@
+"""A machine with a systemd of its own, booted in a second out of namespaces; needs root.
+
+Its file system is the one of this machine, or a tree that `debootstrap` and the like have made. Whatever
+is done in there is gone with it. It has processes, a network with nothing but a loopback, a
+journal and cgroups of its own. Memory and task limits do not act in there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+from unittest import SkipTest
+
+from attrs import define, field
+from twisted.trial.unittest import SynchronousTestCase
+
+_INIT: Final = Path(__file__).with_name("machine.sh")
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TOOLS: Final = ("unshare", "nsenter", "setpriv", "mount", "ip")
+_CGROUP: Final = "posd-machine-"
+_BOOT_SECONDS: Final = 60.0
+_RUN_SECONDS: Final = 120.0
+_LOOK_SECONDS: Final = 0.02
+
+
+class CommandFailed(Exception):
+    """A command in a machine ended with another status than 0; the text has what it said."""
+
+    def __init__(self, command: Sequence[str], status: int, output: str) -> None:
+        super().__init__(f"{' '.join(command)}: status {status}\n{output}")
+        self.status = status
+        self.output = output
+
+
+@define(eq=False)
+class Machine:
+    """A booted machine. `boot` makes one for a test, and `close` ends all that is in it."""
+
+    pid: int
+    """Of its first process, seen from here."""
+    _outer: subprocess.Popen[bytes]
+    _cgroup: Path
+    _closed: bool = field(init=False, default=False)
+
+    @classmethod
+    def start(cls, tree: Path = Path("/"), bound: Sequence[Path] = ()) -> Self:
+        """Boot, and wait until systemd has nothing more to start. `bound` are paths to share."""
+        cgroup = _make_cgroup()
+        outer = subprocess.Popen(
+            (
+                *("setpriv", "--pdeathsig", "KILL"),
+                *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"),
+                *("--net", "--cgroup", "--propagation", "private"),
+                *("bash", str(_INIT), str(tree), *map(str, bound)),
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: _enter(cgroup),
+        )
+        machine = cls(0, outer, cgroup)
+        try:
+            machine._await_systemd()
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    def run(
+        self,
+        *command: str,
+        user: str | None = None,
+        stdin: str = "",
+        environ: Mapping[str, str] = {},
+        seconds: float = _RUN_SECONDS,
+    ) -> str:
+        """Run a command in there, as root or another user; what it printed.
+
+        Raises `CommandFailed`, also with what it said on standard error.
+        """
+        done = subprocess.run(
+            self.entering(*command, user=user, environ=environ),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        if done.returncode:
+            raise CommandFailed(command, done.returncode, done.stdout + done.stderr)
+        return done.stdout
+
+    def entering(
+        self, *command: str, user: str | None = None, environ: Mapping[str, str] = {}
+    ) -> list[str]:
+        """The command with which another process is started in there, for `subprocess.Popen`."""
+        home = "/root" if user is None else "/"
+        variables = {"PATH": _PATH, "HOME": home, "LANG": "C.UTF-8", **environ}
+        return [
+            *("nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--net"),
+            *("--cgroup", "--root", "--wdns=/"),
+            *("env", "-i", *(f"{name}={value}" for name, value in variables.items())),
+            *(() if user is None else _as_user(user)),
+            *command,
+        ]
+
+    def path(self, inside: str) -> Path:
+        """A file of the machine, as it is reached from here."""
+        return Path(f"/proc/{self.pid}/root{inside}")
+
+    def journal(self, unit: str, *options: str) -> str:
+        """What a unit has said, without dates."""
+        return self.run("journalctl", "--unit", unit, "--output=cat", "--no-pager", *options)
+
+    def await_(self, happened: Callable[[], bool], what: str, seconds: float = 60.0) -> float:
+        """Wait for something in there; how many seconds it took."""
+        began = time.monotonic()
+        while not happened():
+            if time.monotonic() - began > seconds:
+                raise AssertionError(f"not within {seconds:.0f} s: {what}")
+            time.sleep(_LOOK_SECONDS)
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        """End the machine with everything in it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._outer.send_signal(signal.SIGKILL)
+        assert self._outer.stdout is not None
+        self._outer.stdout.close()
+        self._outer.wait(_RUN_SECONDS)
+        _remove_cgroup(self._cgroup)
+
+    def _await_systemd(self) -> None:
+        deadline = time.monotonic() + _BOOT_SECONDS
+        while time.monotonic() < deadline:
+            if self._outer.poll() is not None:
+                assert self._outer.stdout is not None
+                raise AssertionError(f"no machine: {self._outer.stdout.read().decode()}")
+            self.pid = self.pid or _only_child(self._outer.pid)
+            # Before the tree has been changed for another one, there is an older /run.
+            if self.pid and self.path("/run/systemd/private").is_socket():
+                with suppress(CommandFailed):
+                    self.run("systemctl", "is-active", "machine.target")
+                    self.run("ip", "link", "set", "lo", "up")
+                    return
+            time.sleep(_LOOK_SECONDS)
+        raise AssertionError(f"no machine within {_BOOT_SECONDS:.0f} s")
+
+
+def boot(test: SynchronousTestCase, tree: Path = Path("/"), bound: Sequence[Path] = ()) -> Machine:
+    """A machine until the end of a test, which is skipped, saying why, where there cannot be one."""
+    reason = missing()
+    if reason is not None:
+        raise SkipTest(f"not run: {reason}")
+    machine = Machine.start(tree, bound)
+    test.addCleanup(machine.close)
+    return machine
+
+
+def missing() -> str | None:
+    """Why no machine can be booted here; None if one can."""
+    if os.geteuid() != 0:
+        return "booting a machine needs root"
+    if not Path("/lib/systemd/systemd").exists():
+        return "systemd is not installed"
+    for tool in _TOOLS:
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    if _cgroups() is None:
+        return "no cgroup2 hierarchy can be written"
+    mounting = ("mount", "-t", "tmpfs", "tmpfs", "/mnt")
+    tried = subprocess.run(
+        ("unshare", "--mount", "--pid", "--fork", "--net", "--cgroup", *mounting),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def _cgroups() -> Path | None:
+    """Where the second version of cgroups is, if it can be written."""
+    for folder in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        if (folder / "cgroup.procs").exists() and (folder / "cgroup.subtree_control").exists():
+            return folder if os.access(folder, os.W_OK) and not _read_only(folder) else None
+    return None
+
+
+def _read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def _make_cgroup() -> Path:
+    folder = _cgroups()
+    assert folder is not None
+    for old in folder.glob(f"{_CGROUP}*"):
+        # Left by a test that was killed, unless it still runs.
+        if not Path("/proc", old.name.removeprefix(_CGROUP).split("-")[0]).exists():
+            _remove_cgroup(old)
+    cgroup = folder / f"{_CGROUP}{os.getpid()}-{time.monotonic_ns()}"
+    cgroup.mkdir()
+    return cgroup
+
+
+def _enter(cgroup: Path) -> None:
+    """Before the namespaces are made, so that the cgroup becomes the root of the machine's own."""
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _remove_cgroup(cgroup: Path) -> None:
+    deadline = time.monotonic() + 10.0
+    while cgroup.exists():
+        for folder, _, _ in os.walk(cgroup, topdown=False):
+            with suppress(OSError):
+                Path(folder).rmdir()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _only_child(pid: int) -> int:
+    """The process that `unshare --fork` has made, 0 if there is none yet."""
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+    return 0
+
+
+def _as_user(user: str) -> tuple[str, ...]:
+    return ("setpriv", "--reuid", user, "--regid", user, "--init-groups")
