@@ -150,10 +150,15 @@ class Machine:
             if self.pid and self.path("/run/systemd/private").is_socket():
                 with suppress(CommandFailed):
                     self.run("systemctl", "is-active", "machine.target")
-                    self.run("ip", "link", "set", "lo", "up")
+                    self._bring_loopback_up()
                     return
             time.sleep(_LOOK_SECONDS)
         raise AssertionError(f"no machine within {_BOOT_SECONDS:.0f} s")
+
+    def _bring_loopback_up(self) -> None:
+        """With the tool from here: a bare tree has none."""
+        entering = ("nsenter", "--target", str(self.pid), "--net")
+        subprocess.run((*entering, "ip", "link", "set", "lo", "up"), check=True)
 
 
 def boot(test: SynchronousTestCase, tree: Path = Path("/"), bound: Sequence[Path] = ()) -> Machine:
