@@ -101,6 +101,11 @@ class Authenticator:
             raise NotFound("There is no such tenant.", code="unknown_tenant")
         return tenant
 
+    def forget_all(self) -> None:
+        """Look every key up again when it is used next."""
+        self._forgotten += 1
+        self._valid.clear()
+
     def forget_key(self, key_id: int) -> None:
         """Look it up again when it is used next."""
         self._forgotten += 1

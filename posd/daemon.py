@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,10 +27,12 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from posd import config, endpoint_syntax, health, logs, systemd, tls
+from posd import endpoint_syntax, health, logs, systemd
 from posd.config import Config, Listener
-from posd.errors import ConfigError, Refusal, SchemaError, StartError
+from posd.errors import Refusal, SchemaError, StartError
 from posd.parts import Parts
+from posd.reloading import Reload
+from posd.renewal import Renewal
 from posd.tls import ServerTLS
 
 EX_CONFIG: Final = 78
@@ -53,12 +55,12 @@ class Daemon(Service):
         self, reactor: Any, path: Path, settings: Config, environ: Mapping[str, str]
     ) -> None:
         self._reactor = reactor
-        self._path = path
         self._environ = environ
         self._observer = logs.LogObserver(
             level=settings.logging.level, format_name=settings.logging.format
         )
         self._tls = ServerTLS(settings.tls) if any(each.tls for each in settings.listen) else None
+        self._renewal = None if self._tls is None else Renewal(reactor, self._tls)
         self._notifier = systemd.Notifier(environ)
         self._timers = {
             LoopingCall(self._tell_status): _STATUS_SECONDS,
@@ -70,6 +72,7 @@ class Daemon(Service):
         self._failed = False
         self._status = ""
         self._parts = Parts(reactor, settings)
+        self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
 
     def setServiceParent(self, parent: Any) -> None:
         """[logging] decides how the log looks, under twistd without any option of its own."""
@@ -81,6 +84,8 @@ class Daemon(Service):
         Service.startService(self)
         self._reactor.callWhenRunning(self._take_signals)
         self._parts.start()
+        if self._renewal is not None:
+            self._reactor.callWhenRunning(self._renewal.startService)
         for timer, seconds in self._timers.items():
             timer.clock = self._reactor
             timer.start(seconds, now=False)
@@ -134,6 +139,8 @@ class Daemon(Service):
         for timer in self._timers:
             if timer.running:
                 timer.stop()
+        if self._renewal is not None and self._renewal.running:
+            self._renewal.stopService()
         await self._parts.stop(_DRAIN_SECONDS)
         if self._watchdog is not None:
             self._watchdog.stopService()
@@ -161,14 +168,22 @@ class Daemon(Service):
             if not self._ready:
                 self._ready = True
                 self._notifier.ready()
-            self._say(f"{len(self._parts.exchange)} terminals connected")
+            self._say(f"{len(self._parts.exchange)} terminals connected", *self._troubles())
             return
         trouble = self._parts.database.trouble or "starting"
-        self._say(f"waiting for {', '.join(missing)}: {trouble}")
+        self._say(f"waiting for {', '.join(missing)}: {trouble}", *self._troubles())
         if not self._ready:
             self._notifier.extend_timeout(_EXTENSION_USEC)
 
-    def _say(self, status: str) -> None:
+    def _troubles(self) -> Iterator[str]:
+        """What posd does its work with, and somebody has to see to all the same."""
+        if self._reloaded.trouble:
+            yield f"not reloaded: {self._reloaded.trouble}"
+        if self._renewal is not None and self._renewal.trouble:
+            yield self._renewal.trouble
+
+    def _say(self, *news: str) -> None:
+        status = "; ".join(news)
         if status != self._status:
             self._status = status
             self._notifier.status(status)
@@ -189,21 +204,25 @@ class Daemon(Service):
         signal.signal(signal.SIGHUP, lambda *_: reload())
 
     def _reload(self) -> None:
-        """Read configuration and certificates again. What cannot be used changes nothing."""
-        self._notifier.reloading(time.monotonic_ns() // 1000)
+        """Read configuration and certificates again, as systemd wants to be told of it."""
+        if not self.running:
+            return
+        # Before the first READY=1, another one would say that the start is over.
+        if self._ready:
+            self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            settings = config.load(self._path, self._environ, tls.problems)
-            if self._tls is not None:
-                self._tls.reload(settings.tls)
-        except (ConfigError, StartError) as error:
-            self._log.error("not reloaded, the old state stays in force: {error}", error=str(error))
-        else:
-            self._observer.configure(
-                level=settings.logging.level, format_name=settings.logging.format
-            )
-            self._parts.apply(settings)
-            self._log.info("reloaded {path}", path=str(self._path))
-        self._notifier.ready()
+            self._reloaded.again()
+            if self._renewal is not None:
+                self._renewal.look()
+        except Exception:
+            self._log.failure("the reload has failed")
+        self._tell_status()
+        if self._ready:
+            self._notifier.ready()
+
+    def _apply(self, settings: Config) -> None:
+        self._observer.configure(level=settings.logging.level, format_name=settings.logging.format)
+        self._parts.apply(settings)
 
     def _fail(self, message: str) -> None:
         """End the process in order, with one line and a status that says so."""

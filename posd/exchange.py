@@ -139,6 +139,15 @@ class Exchange(Service):
         """Those with sessions here."""
         return list(self._channels)
 
+    def adjust(self, *, heartbeat: float, outbox_bytes: int, outbox_total: int) -> None:
+        """Change what it was made with: the bounds for all, the heartbeat for those to come."""
+        self._heartbeat = self._roster.heartbeat = heartbeat
+        self._outbox_bytes = outbox_bytes
+        for attendance in self._roster:
+            attendance.session.outbox.limit = outbox_bytes
+        self._budget.limit = outbox_total
+        self._budget.relieve()
+
     async def look_up(self, tenant: Tenant, device_id: str | None) -> Opening:
         """Where a terminal stands; before the upgrade, so that a refusal can still be an answer.
 

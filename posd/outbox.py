@@ -93,7 +93,7 @@ class Outbox:
         position: Seq = 0,
     ) -> None:
         self._sink = sink
-        self._limit = limit
+        self.limit = limit
         self._budget = budget
         self._clock = clock
         self._waiting: deque[tuple[bytes, Seq | None]] = deque()
@@ -120,7 +120,7 @@ class Outbox:
         if self.has_room:
             self._write(data, seq)
             return True
-        if not self._open or self.held + len(data) > self._limit:
+        if not self._open or self.held + len(data) > self.limit:
             return False
         self._waiting.append((data, seq))
         if seq is not None:

@@ -6,12 +6,14 @@ from typing import Any, Final
 from uuid import uuid4
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd import migrations
 from posd.auth import Authenticator
 from posd.config import Config, Listener
 from posd.database import Database
+from posd.errors import Unavailable
 from posd.exchange import Exchange, is_set_back
 from posd.feed import Feed
 from posd.health import Health
@@ -246,15 +248,32 @@ class Parts:
         )
 
     def apply(self, settings: Config) -> None:
-        """Put new limits and the retention in force; everything else of the configuration needs a restart."""
-        limits = settings.limits
+        """Put limits and delivery in force, and ask the database again what it thinks of every key."""
+        limits, delivery = settings.limits, settings.delivery
+        self.exchange.adjust(
+            heartbeat=delivery.heartbeat,
+            outbox_bytes=delivery.outbox_bytes,
+            outbox_total=limits.outbox_total,
+        )
+        self.sequencer.event_bytes = limits.event_bytes
         self.failed_attempts.per_minute = limits.failed_auth_per_minute
         self.connections.total = limits.connections
         self.connections.per_tenant = limits.connections_per_tenant
         self.reception.per_second = limits.publish_per_second_per_tenant
         self.publisher.per_second = limits.publish_per_second_per_tenant
-        self.retention.seconds = settings.delivery.retention
+        self.retention.seconds = delivery.retention
         self.settings = settings
+        self.authenticator.forget_all()
+        Deferred.fromCoroutine(self._recheck())
+
+    async def _recheck(self) -> None:
+        try:
+            await self.exchange.recheck()
+        except Unavailable:
+            # The feed does the same regularly, and tells.
+            return
+        except Exception:
+            _log.failure("it could not be looked whose keys have ended")
 
     async def _report(self, tenant: Tenant) -> standing.Report | None:
         return await self.database.transaction(

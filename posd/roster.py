@@ -64,6 +64,8 @@ class Attendance:
     session: Session
     line: Line
     opened_at: float
+    heartbeat: float
+    """Seconds that it was told; it counts on them, whatever newer connections are told."""
     interval: float
     """Seconds from ping to ping."""
     next_ping: float
@@ -76,13 +78,13 @@ class Attendance:
 
 
 class Roster(Service):
-    """The connections of this node. `heartbeat` is the seconds from ping to ping."""
+    """The connections of this node. `heartbeat` is the seconds from ping to ping of those to come."""
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorTime, heartbeat: float, claim: Claim) -> None:
         self._reactor = reactor
-        self._heartbeat = heartbeat
+        self.heartbeat = heartbeat
         self._claim_everywhere = claim
         self._everyone: dict[UUID, Attendance] = {}
         self._of_device: dict[tuple[TenantId, str], set[Attendance]] = {}
@@ -119,10 +121,10 @@ class Roster(Service):
         """Look after a connection from now on."""
         now = self._reactor.seconds()
         # Who must not be silent for longer is pinged a round before that.
-        interval = min(self._heartbeat, session.dialect.silence - _TURNS * _TURN_SECONDS)
+        interval = min(self.heartbeat, session.dialect.silence - _TURNS * _TURN_SECONDS)
         # Those that came together, after a restart, are pinged one after the other.
         first_ping = now + interval * random.uniform(0.5, 1.0)
-        attendance = Attendance(session, line, now, interval, first_ping)
+        attendance = Attendance(session, line, now, self.heartbeat, interval, first_ping)
         self._everyone[attendance.terminal.connection_id] = attendance
         self._group(attendance).add(attendance)
         device = _device(attendance.terminal)
@@ -173,7 +175,7 @@ class Roster(Service):
                 self._log.failure("a session could not be looked after")
 
     def _look_after(self, attendance: Attendance, now: float) -> None:
-        if now - attendance.line.heard_at > 2 * self._heartbeat + _GRACE_SECONDS:
+        if now - attendance.line.heard_at > 2 * attendance.heartbeat + _GRACE_SECONDS:
             attendance.line.drop(abort=True)
             return
         if now >= attendance.next_ping:

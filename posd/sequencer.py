@@ -80,6 +80,15 @@ class Sequencer(Service):
         Service.stopService(self)
         return self._work
 
+    @property
+    def event_bytes(self) -> int:
+        """The largest event that is published, from the next transaction on."""
+        return self._numbering.event_bytes
+
+    @event_bytes.setter
+    def event_bytes(self, most: int) -> None:
+        self._numbering.event_bytes = most
+
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
         self._outbox_waits = True

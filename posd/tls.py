@@ -1,24 +1,20 @@
 """TLS: the server's certificate and how it is replaced, and whom posd's own clients trust.
 
-Nothing else in posd imports OpenSSL. PEM is read and checked by `cryptography`, whose sentences
-about what is wrong are better, and each file is read once, so that what was checked is what is
-used.
+Nothing else in posd imports OpenSSL. The files are read by `posd.pem`, each once, so that what was
+checked is what is used.
 """
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import (
@@ -32,17 +28,15 @@ from twisted.internet.ssl import (
     optionsForClientTLS,
     trustRootFromCertificates,
 )
-from twisted.logger import Logger
 from zope.interface import implementer
 
-from posd import errors
+from posd import errors, pem
+from posd.validity import Validity
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
 
     from posd.config import TLS
-
-_log = Logger()
 
 _HTTP_1_1 = b"http/1.1"
 """The only protocol offered by ALPN: a WebSocket cannot be opened within Twisted's HTTP/2."""
@@ -55,32 +49,17 @@ _TICKET_KEY_SECONDS = 24 * 3600.0
 Whoever steals the key from memory can read what TLS 1.2 sessions resumed under it said.
 """
 
-_Key = (
-    rsa.RSAPrivateKey
-    | ec.EllipticCurvePrivateKey
-    | ed25519.Ed25519PrivateKey
-    | ed448.Ed448PrivateKey
-)
-
-
-_T = TypeVar("_T")
-
-
-class UnusableFiles(errors.StartError):
-    """What `[tls]` names cannot be used; `problems` has a line for each key that is to blame."""
-
-    def __init__(self, problems: Mapping[str, str]) -> None:
-        super().__init__("\n".join(problems.values()))
-        self.problems = problems
-
 
 @frozen
 class _Material:
-    """What the files had in them, checked: the certificate first in `chain` belongs to `key`."""
+    """What the files had in them, checked."""
 
-    chain: Sequence[x509.Certificate]
-    key: _Key
+    identity: pem.Identity
     client_authorities: Sequence[x509.Certificate]
+
+
+Stamp = tuple[int, int, int, int, int]
+_ABSENT: Stamp = (0, 0, 0, 0, 0)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -88,36 +67,64 @@ class ServerTLS:
     """The server's side of TLS, for `twisted.internet.endpoints.wrapServerTLS`.
 
     The files are read when it is made: `StartError` has a line for each that cannot be used, which
-    names the file and the remedy. A certificate that has ended, or not begun, is used with a
-    warning: a shop whose clock is wrong is better served than not. `seconds` is a monotonic clock.
+    names the file and the remedy. A certificate that has ended, or not begun, is used: a shop whose
+    clock is wrong is better served than not. `seconds` is a monotonic clock.
     """
 
     def __init__(self, settings: TLS, *, seconds: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._use(settings)
 
-    def reload(self, settings: TLS | None = None) -> None:
+    def reload(self, settings: TLS | None = None) -> bool:
         """Read the files again, or others, for the connections to come; the old ones stay up.
 
-        Raises `StartError` for files that cannot be used; then what was in force stays so.
+        Tells whether anything is new, even if only a setting. Raises `StartError` for files that
+        cannot be used; then what was in force stays so.
         """
-        self._use(settings or self._settings)
+        before = self.settings, self._material
+        self._use(settings or self.settings)
+        return before != (self.settings, self._material)
+
+    @property
+    def stale(self) -> bool:
+        """Whether a file is another than the one that is in force, or was touched since."""
+        return self._stamps != self.found()
+
+    def found(self) -> Sequence[Stamp]:
+        """What the files that are there now can be told from others by, without reading them."""
+        return _stamps(self.settings)
+
+    @property
+    def serial_number(self) -> int:
+        """That of the certificate that new connections get."""
+        return self._material.identity.chain[0].serial_number
 
     @property
     def expires_at(self) -> datetime:
         """When the certificate that new connections get ends, in UTC."""
-        return self._material.chain[0].not_valid_after_utc
+        return self._material.identity.chain[0].not_valid_after_utc
+
+    @property
+    def validities(self) -> Mapping[str, Validity]:
+        """How long the server's certificate is valid, and the last of the tills' authorities, by file."""
+        ours = {str(self.settings.certificate): _validity(self._material.identity.chain[0])}
+        if not self._material.client_authorities:
+            return ours
+        # Of an old authority and the one that follows it, only the last one's end locks tills out.
+        authorities = [_validity(each) for each in self._material.client_authorities]
+        return {str(self.settings.client_ca): max(authorities, key=lambda each: each.ends), **ours}
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         if self._seconds() - self._context_since >= _TICKET_KEY_SECONDS:
-            self._renew_context(_context(self._settings, self._material))
+            self._renew_context(_context(self.settings, self._material))
         return SSL.Connection(self._context)
 
     def _use(self, settings: TLS) -> None:
+        # Looked at before they are read: what is written meanwhile is seen the next time.
+        stamps = _stamps(settings)
         material = _read_material(settings)
         self._renew_context(_context(settings, material))
-        self._settings, self._material = settings, material
-        _warn_about_dates(settings, material.chain[0])
+        self.settings, self._material, self._stamps = settings, material, stamps
 
     def _renew_context(self, context: SSL.Context) -> None:
         self._context, self._context_since = context, self._seconds()
@@ -130,7 +137,7 @@ def problems(settings: TLS) -> Mapping[str, str]:
     """
     try:
         _context(settings, _read_material(settings))
-    except UnusableFiles as error:
+    except pem.UnusableFiles as error:
         return error.problems
     except errors.StartError:
         return {}
@@ -146,10 +153,12 @@ def client_context(host: str, ca: Path | None = None) -> IOpenSSLClientConnectio
     """
     if ca is None:
         return optionsForClientTLS(host)
-    authorities = _certificates(str(ca), _read(str(ca)))
     # Twisted's trust root takes only its own certificate class, not that of `cryptography`.
     trusted = trustRootFromCertificates(
-        [Certificate.loadPEM(authority.public_bytes(Encoding.PEM)) for authority in authorities]
+        [
+            Certificate.loadPEM(authority.public_bytes(Encoding.PEM))
+            for authority in pem.authorities(ca)
+        ]
     )
     return optionsForClientTLS(host, trustRoot=trusted)
 
@@ -170,15 +179,15 @@ def _context(settings: TLS, material: _Material) -> SSL.Context:
     context.set_options(SSL.OP_NO_RENEGOTIATION)
     context.set_alpn_select_callback(_choose_protocol)
     try:
-        context.use_certificate(material.chain[0])
-        for issuer in material.chain[1:]:
+        context.use_certificate(material.identity.chain[0])
+        for issuer in material.identity.chain[1:]:
             context.add_extra_chain_cert(issuer)
-        context.use_privatekey(material.key)
+        context.use_privatekey(material.identity.key)
     except SSL.Error as error:
         text = (
             f"{settings.certificate} is refused by OpenSSL ({_reason(error)}); have it issued anew"
         )
-        raise UnusableFiles({"certificate": text}) from error
+        raise pem.UnusableFiles({"certificate": text}) from error
     if material.client_authorities:
         _ask_for_client_certificates(context, material.client_authorities)
     return context
@@ -208,95 +217,40 @@ def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 
 
 def _read_material(settings: TLS) -> _Material:
-    found: dict[str, str] = {}
-
-    def read(key: str, path: str | None, understand: Callable[[str, bytes], _T]) -> _T | None:
-        if path is None:
-            return None
-        try:
-            return understand(path, _read(path))
-        except errors.StartError as error:
-            found[key] = str(error)
-            return None
-
-    chain = read("certificate", settings.certificate, _certificates)
-    key = read("private_key", settings.private_key, _private_key)
-    authorities = read("client_ca", settings.client_ca, _certificates)
-    if chain is not None and key is not None:
-        found |= _misfit(settings, chain, key)
-    if found:
-        raise UnusableFiles(found)
-    if chain is None or key is None:
+    reading = pem.Reading()
+    names = ("certificate", "private_key")
+    identity = reading.identity(names, settings.certificate, settings.private_key)
+    authorities = reading.certificates("client_ca", settings.client_ca)
+    reading.finish()
+    if identity is None:
         raise errors.StartError(
             "A listener has tls = true, so tls.certificate and tls.private_key must be set; "
             "`posctl make-cert` makes both"
         )
-    return _Material(chain, key, authorities or ())
+    return _Material(identity, authorities or ())
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        remedy = {
-            errno.ENOENT: "put it there, or make one with `posctl make-cert`",
-            errno.EACCES: "let posd read it: owner root, group posd, mode 0640",
-        }.get(error.errno or 0, "give the path of a PEM file")
-        raise errors.StartError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+def _stamps(settings: TLS) -> list[Stamp]:
+    """By what a change of the files is seen: of those behind symbolic links, where there are any.
+
+    The change of an inode's time cannot be undone by who writes a file, unlike that of its content.
+    """
+    stamps = []
+    for path in (settings.certificate, settings.private_key, settings.client_ca):
+        try:
+            found = Path(path or "").stat()
+        except OSError:
+            stamps.append(_ABSENT)
+        else:
+            times = found.st_mtime_ns, found.st_ctime_ns
+            stamps.append((found.st_dev, found.st_ino, found.st_size, *times))
+    return stamps
 
 
-def _certificates(path: str, pem: bytes) -> Sequence[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        _refuse(path, "has no readable certificate", "it must be PEM, -----BEGIN CERTIFICATE-----")
-
-
-def _private_key(path: str, pem: bytes) -> _Key:
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except TypeError:
-        _refuse(path, "is encrypted", "store the key without a password, readable by posd only")
-    except (ValueError, UnsupportedAlgorithm):
-        _refuse(path, "has no readable private key", "it must be PEM, -----BEGIN PRIVATE KEY-----")
-    if not isinstance(key, _Key):
-        _refuse(path, "is not a key that can sign", "use ECDSA P-256 or RSA")
-    return key
-
-
-def _misfit(settings: TLS, chain: Sequence[x509.Certificate], key: _Key) -> Mapping[str, str]:
-    """Tell which key of `[tls]` to change, and why, so that certificate and key fit together."""
-    own = key.public_key()
-    if chain[0].public_key() == own:
-        return {}
-    if any(issuer.public_key() == own for issuer in chain[1:]):
-        what = f"{settings.certificate} begins with another certificate than the server's"
-        return {"certificate": f"{what}; put the server's first and its issuers after it"}
-    what = f"{settings.private_key} does not belong to {settings.certificate}"
-    return {"private_key": f"{what}; give the key that the certificate was made for"}
-
-
-def _warn_about_dates(settings: TLS, certificate: x509.Certificate) -> None:
-    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    now = datetime.now(UTC)
-    if ends <= now:
-        _log.warn(
-            "{file} ended on {ends}: tills will refuse it; renew it and reload posd",
-            file=settings.certificate,
-            ends=ends,
-        )
-    elif begins > now:
-        _log.warn(
-            "{file} is not valid before {begins}: check this machine's clock",
-            file=settings.certificate,
-            begins=begins,
-        )
+def _validity(certificate: x509.Certificate) -> Validity:
+    return Validity(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 def _reason(error: SSL.Error) -> str:
     """OpenSSL's words for an error, such as `ee key too small`."""
     return "; ".join(str(reason) for _library, _function, reason in error.args[0])
-
-
-def _refuse(path: str, problem: str, remedy: str) -> NoReturn:
-    raise errors.StartError(f"{path} {problem}; {remedy}")

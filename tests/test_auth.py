@@ -196,6 +196,15 @@ class RememberingTests(AuthCase):
         refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
 
+    async def test_all_keys_are_looked_up_anew_when_everything_is_read_again(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.change(key, "revoked_at = now()")
+        authenticator.forget_all()
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        self.assertIsInstance(refusal, Unauthorized)
+
     async def test_a_tenant_that_changes_is_looked_up_anew(self) -> None:
         authenticator = await self.authenticator()
         key = self.key()

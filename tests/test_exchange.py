@@ -68,6 +68,25 @@ class OpeningTests(ExchangeCase):
         self.assertEqual(self.exchange.tenants, [KITCHEN.id])
         self.assertEqual(self.books.here, [session.terminal])
 
+    def test_bounds_that_change_count_for_those_who_are_here_and_the_heartbeat_for_who_comes(
+        self,
+    ) -> None:
+        session, line = self.connect()
+        session.outbox.pauseProducing()
+        self.exchange.adjust(heartbeat=7, outbox_bytes=10, outbox_total=100_000)
+        self.assertFalse(session.outbox.offer(b"x" * 11))
+        self.assertTrue(session.outbox.offer(b"x" * 10))
+        self.assertEqual(line.messages[0]["heartbeatSeconds"], 30)
+        _, late = self.connect()
+        self.assertEqual(late.messages[0]["heartbeatSeconds"], 7)
+
+    def test_what_is_held_beyond_a_smaller_total_is_given_up_at_once(self) -> None:
+        session, _ = self.connect()
+        session.outbox.pauseProducing()
+        self.assertTrue(session.outbox.offer(b"x" * 10))
+        self.exchange.adjust(heartbeat=30, outbox_bytes=1000, outbox_total=9)
+        self.assertEqual(session.outbox.held, 0)
+
     def test_and_no_more_when_it_is_gone(self) -> None:
         session, _ = self.connect()
         self.exchange.closed(session)

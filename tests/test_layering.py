@@ -75,6 +75,10 @@ TABLE = (
     row("settings config_files", never=(*NETWORK, "posd.config")),
     row("config", never=("twisted.internet", "autobahn", "txpostgres", "psycopg2", "OpenSSL")),
     row("resources", never=NETWORK, only=()),
+    # It puts in force by what it is given for that: who knows the parts is not its business.
+    row(
+        "reloading", never=("twisted.web", "twisted.internet", "posd.web", "posd.ws", "posd.store")
+    ),
     # The database: links and pools below, SQL above, and nobody in there knows of HTTP or tills.
     row("connection", never=("twisted.web",), only=("posd.errors",)),
     row("link", never=("twisted.web", "posd.ws", "posd.web", "posd.store", "posd.database")),
@@ -105,6 +109,9 @@ TABLE = (
     row("web", never=("posd.link",)),
     # Also whom posd's own clients trust, so that there is one importer of OpenSSL.
     row("tls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
+    row("pem", never=NETWORK, only=("posd.errors",)),
+    row("validity", never=NETWORK, only=()),
+    row("renewal", never=NETWORK[1:], only=("posd.errors", "posd.tls", "posd.validity")),
     # Beside the stream.
     row("systemd", never=("twisted.web",), only=("posd.errors",)),
     row("logs", never=("twisted.web", "twisted.internet"), only=()),
@@ -129,7 +136,7 @@ IMPORTERS = {
         *("posd.connection", "posd.migrations", "posd.provision", "posd.cli", "posd.testing"),
     ),
     "OpenSSL": ("posd.tls",),
-    "cryptography": ("posd.tls", "posd.certificates"),
+    "cryptography": ("posd.tls", "posd.pem", "posd.certificates"),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),

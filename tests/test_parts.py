@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
+from attrs import evolve, fields_dict
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.channel import Channel
-from posd.config import Config, Database
+from posd.config import Config, Database, Delivery, Limits
 from posd.connection import Parameters, Row
 from posd.parts import Parts
 from posd.values import Event, Head, Seq, Tenant
@@ -82,3 +83,43 @@ class RecognitionTests(SynchronousTestCase):
         ((sql, parameters),) = session.changes
         self.assertIn("pos_incarnation", sql)
         self.assertEqual(parameters, ("elsewhere", "here"))
+
+
+class ReloadTests(SynchronousTestCase):
+    """Every limit there is can be changed while posd runs."""
+
+    def setUp(self) -> None:
+        self.settings = Config(database=Database(dsn="dbname=posd"))
+        self.parts = Parts(MemoryReactorClock(), self.settings)
+
+    def limits(self) -> dict[str, object]:
+        """What is in force, by the key that says so."""
+        parts, exchange = self.parts, self.parts.exchange
+        return {
+            "event_bytes": parts.sequencer.event_bytes,
+            "outbox_total": exchange._budget.limit,
+            "connections": parts.connections.total,
+            "connections_per_tenant": parts.connections.per_tenant,
+            "failed_auth_per_minute": parts.failed_attempts.per_minute,
+            "publish_per_second_per_tenant": (
+                parts.publisher.per_second,
+                parts.reception.per_second,
+            ),
+            "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
+            "outbox_bytes": exchange._outbox_bytes,
+            "retention": parts.retention.seconds,
+        }
+
+    def test_each_of_them_alone(self) -> None:
+        before = self.limits()
+        self.assertEqual(before.keys(), {*fields_dict(Limits), *fields_dict(Delivery)})
+        for table in ("limits", "delivery"):
+            for key in fields_dict(type(getattr(self.settings, table))):
+                tables = getattr(self.settings, table)
+                changed = evolve(tables, **{key: getattr(tables, key) + 1})
+                self.parts.apply(evolve(self.settings, **{table: changed}))
+                now = self.limits()
+                self.assertEqual({each for each in now if now[each] != before[each]}, {key})
+                self.assertNotIn(None, now.values())
+        self.parts.apply(self.settings)
+        self.assertEqual(self.limits(), before)

@@ -100,6 +100,15 @@ class LivenessTests(RosterCase):
         self.pass_seconds(6)
         self.assertEqual(till.line.drops[:1], [True])
 
+    def test_a_till_that_was_told_of_a_slower_heartbeat_has_the_time_for_it(self) -> None:
+        slow = self.till()
+        self.roster.heartbeat = 5
+        quick = self.till(None)
+        self.pass_seconds(21)
+        self.assertEqual((slow.line.drops, quick.line.drops[:1]), ([], [True]))
+        self.pass_seconds(50)
+        self.assertEqual(slow.line.drops[:1], [True])
+
     def test_a_till_that_is_heard_of_stays(self) -> None:
         till = self.till()
         self.pass_seconds(600, till)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -20,6 +21,7 @@ from posd import certificates
 from posd.daemon import is_local
 from posd.testing.postgres import Server, test_server
 from tests.integration.harness import ROOT, Daemon, Shop
+from tests.integration.wire import Till
 
 SECONDS = 30.0
 
@@ -207,35 +209,97 @@ class RunningTests(SynchronousTestCase):
         self.assertEqual(self.attempt(daemon), 401)
         self.assertEqual(daemon.stop(), 0)
 
-    def test_a_reload_serves_a_renewed_certificate_and_refuses_a_broken_one(self) -> None:
+    def test_a_till_stays_and_new_connections_are_shown_a_renewed_certificate(self) -> None:
         daemon = self.shop.start()
-        before = self.served(daemon)
-        renewed = certificates.make(self.shop.folder / "renewed", ["localhost", "127.0.0.1"])
-        own = self.shop.folder / "tls"
-        names = renewed.certificate_path.name, renewed.key_path.name
-        (own / names[0]).write_bytes(b"no certificate")
-        self.reload(daemon, "not reloaded", 1)
+        key, before = self.shop.key(), self.served(daemon)
+        till = Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": key})
+        self.addCleanup(till.hang_up)
+        # A bad one between two good ones, and in its company a limit that is good.
+        path = self.shop.folder / f"posd-{daemon.port}.toml"
+        good, certificate = path.read_text(), self.shop.folder / "tls" / "fullchain.pem"
+        intact = certificate.read_bytes()
+        certificate.write_bytes(b"no certificate")
+        path.write_text(good + "[limits]\nconnections = 1\n")
+        self.reload(daemon, "#error] not reloaded", 1)
         self.assertEqual(self.served(daemon), before)
-        for name in names:
-            (own / name).write_bytes((self.shop.folder / "renewed" / name).read_bytes())
+        Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": key}).hang_up()
+        path.write_text(good)
+        certificate.write_bytes(intact)
+        # Of the same authority, which the till trusts.
+        certificates.make(self.shop.folder / "tls", ["localhost"], replace=True)
         self.reload(daemon, "#info] reloaded", 1)
         self.assertNotEqual(self.served(daemon), before)
+        self.shop.publish("kitchen", "note", {"n": 1})
+        self.assertEqual(till.receive()["data"], {"n": 1})
+        self.assertTrue(till.next_is_pong(1))
+        self.assertEqual(daemon.stop(), 0)
 
-    def test_systemd_is_told_of_a_reload_in_monotonic_time(self) -> None:
+    def test_files_that_are_renewed_are_taken_without_being_told_of(self) -> None:
+        daemon = self.shop.start()
+        before = self.served(daemon)
+        certificates.make(self.shop.folder / "tls", ["localhost"], replace=True)
+        eventually(lambda: self.served(daemon) != before, "the renewed certificate is served")
+        self.assertIn("renewed files of [tls] are in force", daemon.log())
+
+    def test_keys_that_ended_in_silence_are_found_by_a_reload(self) -> None:
+        daemon = self.shop.start()
+        till = Till.dial(daemon, "/ws/pos/kitchen", {"X-API-Key": self.shop.key()})
+        self.addCleanup(till.hang_up)
+        with closing(self.shop.connect()) as connection, connection.cursor() as cursor:
+            # Without the trigger that tells every posd of it, as after a restored backup.
+            cursor.execute("SET session_replication_role = replica")
+            cursor.execute("UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()")
+        self.reload(daemon, "#info] reloaded", 1)
+        self.assertEqual(till.ended().code, 4001)
+
+    def test_systemd_is_told_of_a_reload_in_monotonic_time_and_of_what_came_of_it(self) -> None:
+        with self.manager() as manager:
+            daemon = self.shop.start(wait=False)
+            self.heard(manager, "READY=1")
+            path = self.shop.folder / f"posd-{daemon.port}.toml"
+            good = path.read_text()
+            for text, status in (
+                (good + "[limits]\nconnections = 0\n", "not reloaded"),
+                (good, "0 terminals connected"),
+            ):
+                path.write_text(text)
+                before = time.monotonic_ns() // 1000
+                daemon.process.send_signal(signal.SIGHUP)
+                told = self.heard(manager, "RELOADING=1")
+                usec = int(told.partition("MONOTONIC_USEC=")[2])
+                self.assertTrue(before <= usec <= time.monotonic_ns() // 1000)
+                self.assertIn(status, self.heard(manager, "STATUS="))
+                self.heard(manager, "READY=1")
+
+    def test_a_reload_while_the_database_is_away_does_not_say_that_posd_has_started(self) -> None:
+        with self.manager() as manager:
+            daemon = self.shop.start(wait=False, dsn="host=/nowhere dbname=none")
+            daemon.wait_listening()
+            self.reload(daemon, "#info] reloaded", 1)
+            self.assertEqual(daemon.stop(), 0)
+            said = []
+            manager.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    said.append(manager.recv(4096).decode())
+        self.assertIn("STOPPING=1", said)
+        self.assertEqual([each for each in said if each.startswith(("READY", "RELOADING"))], [])
+
+    @contextmanager
+    def manager(self) -> Iterator[socket.socket]:
+        """The service manager's end of what daemons that are started now tell it."""
         address = str(self.shop.folder / "notify")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(address)
             manager.settimeout(SECONDS)
             self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": address})
-            daemon = self.shop.start(wait=False)
-            while b"READY=1" not in manager.recv(4096):
-                pass
-            before = time.monotonic_ns() // 1000
-            daemon.process.send_signal(signal.SIGHUP)
-            while not (told := manager.recv(4096)).startswith(b"RELOADING=1"):
-                pass
-            usec = int(told.partition(b"MONOTONIC_USEC=")[2])
-            self.assertTrue(before <= usec <= time.monotonic_ns() // 1000)
+            yield manager
+
+    def heard(self, manager: socket.socket, words: str) -> str:
+        """The next that is told and begins like this."""
+        while not (told := manager.recv(4096).decode()).startswith(words):
+            pass
+        return told
 
     def reload(self, daemon: Daemon, told: str, times: int) -> None:
         daemon.process.send_signal(signal.SIGHUP)

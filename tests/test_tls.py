@@ -37,7 +37,6 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
-from twisted.logger import LogLevel, capturedLogs
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -280,6 +279,22 @@ class Reloading(Server):
         self.assertEqual(self.tls.expires_at, self.made.expires_at)
         self.assertEqual(old.say(b"still here"), b"still here")
 
+    def test_whether_files_are_others_is_seen_without_reading_them(self) -> None:
+        self.assertFalse(self.tls.stale)
+        make(self.directory, ["localhost"], replace=True)
+        self.assertTrue(self.tls.stale)
+        self.tls.reload()
+        self.assertFalse(self.tls.stale)
+
+    def test_it_is_told_whether_there_was_anything_new(self) -> None:
+        self.assertFalse(self.tls.reload())
+        self.made.key_path.touch()
+        self.assertTrue(self.tls.stale)
+        self.assertFalse(self.tls.reload())
+        self.assertTrue(self.tls.reload(evolve(self.tls.settings, minimum_version="1.3")))
+        make(self.directory, ["localhost"], replace=True)
+        self.assertTrue(self.tls.reload())
+
     def test_without_a_reload_new_files_change_nothing(self) -> None:
         till = till_context(self.made)
         before = Call(self.tls, till).serial_number
@@ -433,7 +448,7 @@ class WhatCannotBeUsed(Server):
 
     def test_a_chain_in_the_wrong_order(self) -> None:
         chain = self.made.ca_path.read_bytes() + self.made.certificate_path.read_bytes()
-        self.assertIn("put the server's first", self.refusal(certificate=self.file(chain)))
+        self.assertIn("put that first", self.refusal(certificate=self.file(chain)))
 
     def test_a_certificate_that_openssl_finds_too_weak(self) -> None:
         key = rsa.generate_private_key(65537, 1024)
@@ -451,23 +466,26 @@ class WhatCannotBeUsed(Server):
 
 
 class Dates(SynchronousTestCase):
-    def warnings_at(self, made_at: datetime) -> list[str]:
-        made = make(Path(self.mktemp()), ["localhost"], days=30, now=made_at)
-        with capturedLogs() as logs:
-            ServerTLS(settings_of(made))
-        self.assertTrue(all(event["log_level"] is LogLevel.warn for event in logs))
-        return [event["log_format"] for event in logs]
+    def test_a_certificate_that_is_not_valid_now_is_used_all_the_same(self) -> None:
+        for days in (-31, 1):
+            begins = datetime.now(UTC) + timedelta(days=days)
+            made = make(Path(self.mktemp()), ["localhost"], days=30, now=begins)
+            self.assertEqual(ServerTLS(settings_of(made)).expires_at, made.expires_at)
 
-    def test_one_that_has_ended_is_used_with_a_warning(self) -> None:
-        (warning,) = self.warnings_at(datetime.now(UTC) - timedelta(days=31))
-        self.assertIn("ended on", warning)
-
-    def test_one_that_has_not_begun_is_used_with_a_warning(self) -> None:
-        (warning,) = self.warnings_at(datetime.now(UTC) + timedelta(days=1))
-        self.assertIn("not valid before", warning)
-
-    def test_one_that_is_valid_needs_no_words(self) -> None:
-        self.assertEqual(self.warnings_at(datetime.now(UTC)), [])
+    def test_the_end_of_the_last_of_the_tills_authorities_counts(self) -> None:
+        now = datetime.now(UTC)
+        old, new = (
+            make(Path(self.mktemp()), ["localhost"], now=now - timedelta(days=days))
+            for days in (3000, 0)
+        )
+        both = Path(self.mktemp())
+        both.write_bytes(new.ca_path.read_bytes() + old.ca_path.read_bytes())
+        settings = evolve(settings_of(new), client_ca=str(both))
+        validities = ServerTLS(settings).validities
+        self.assertEqual(set(validities), {str(both), str(new.certificate_path)})
+        self.assertEqual(validities[str(new.certificate_path)].ends, new.expires_at)
+        (authority,) = x509.load_pem_x509_certificates(new.ca_path.read_bytes())
+        self.assertEqual(validities[str(both)].ends, authority.not_valid_after_utc)
 
 
 def client_certificate(directory: Path) -> tuple[Path, Path]:

@@ -1,0 +1,49 @@
+"""From when until when a certificate is valid, and how soon its end is to be talked about.
+
+Pure: the moment is an argument, in UTC as everything here.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime, timedelta
+from typing import Final
+
+from attrs import frozen
+
+_SOON: Final = timedelta(days=14)
+"""What a person needs to notice and mend it. A certificate of a short life is renewed in its last third,
+as ACME clients do (RFC 9773 has the server say when), so it is late only after that."""
+_LAST_PART: Final = 3
+
+
+class Standing(enum.Enum):
+    """What a certificate is at some moment."""
+
+    FUTURE = "not valid yet"
+    GOOD = "good"
+    ENDING = "ends soon"
+    ENDED = "ended"
+
+
+@frozen
+class Validity:
+    """A certificate's first and last moment."""
+
+    begins: datetime
+    ends: datetime
+
+    def standing(self, now: datetime) -> Standing:
+        if now >= self.ends:
+            return Standing.ENDED
+        if now < self.begins:
+            return Standing.FUTURE
+        soon = min(_SOON, (self.ends - self.begins) / _LAST_PART)
+        return Standing.ENDING if self.ends - now < soon else Standing.GOOD
+
+    def left(self, now: datetime) -> str:
+        """How long it is still valid, in days, and at the end in hours."""
+        hours = max(0, (self.ends - now) // timedelta(hours=1))
+        if hours >= 48:
+            return f"{hours // 24} days"
+        return "1 hour" if hours == 1 else f"{hours} hours"
