@@ -120,7 +120,7 @@ setup(
     package_data={
         "posd": ["py.typed"],
         "posd.web": ["*.css", "*.json"],
-        "posd.data.sql": ["*.sql", "*/*.sql"],
+        "posd.data.sql": ["*.sql", "*/*.sql", "*.json"],
         "posd.data.etc": ["*.toml", "*/*.toml"],
         "posd.data.systemd": ["*", "*/*"],
     },

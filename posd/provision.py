@@ -154,7 +154,7 @@ def fill(text: str, tenant: Tenant, **more: str) -> str:
     """Fill in the placeholders of a tenant's SQL. Names are quoted as PostgreSQL quotes them."""
     values = {
         ':"schema"': _quoted(tenant.schema),
-        ':"hook_role"': _quoted(_hook_role(tenant)),
+        ':"hook_role"': _quoted(hook_role(tenant)),
         ":tenant_id": str(tenant.id),
     } | {f":{name}": value for name, value in more.items()}
     for placeholder, value in values.items():
@@ -175,7 +175,7 @@ def _tenants(connection: Connection) -> Iterator[Tenant]:
 def _prepare(connection: Connection, tenant: Tenant) -> bool:
     """Role, schema, migrations, hooks: whatever of it is missing. Returns whether any was."""
     with connection.cursor() as cursor:
-        _make_role(cursor, _hook_role(tenant))
+        _make_role(cursor, hook_role(tenant))
         _check_owner(cursor, tenant.schema)
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(tenant.schema)}")
     changed = apply(connection, tenant.schema, "tenant", lambda text: fill(text, tenant))
@@ -281,7 +281,7 @@ def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
         "              ORDER BY p.oid <> root, 1),"
         "       has_table_privilege(%(role)s, c.oid, 'SELECT')"
         "  FROM pg_class AS c WHERE c.oid IN (SELECT root FROM family)",
-        {"role": _hook_role(tenant), "schema": tenant.schema, "tables": [*REQUIRED_COLUMNS]},
+        {"role": hook_role(tenant), "schema": tenant.schema, "tables": [*REQUIRED_COLUMNS]},
     )
     return {
         name: _Table(
@@ -330,11 +330,12 @@ def _grants(tenant: Tenant, name: str, table: _Table) -> Iterator[str]:
     for closed in table.closed:
         yield f"GRANT TRIGGER ON {closed} TO {OWNER};"
     if not table.may_read:
-        role = _quoted(_hook_role(tenant))
+        role = _quoted(hook_role(tenant))
         yield f"GRANT SELECT ON {_quoted(tenant.schema)}.{name} TO {role};"
 
 
-def _hook_role(tenant: Tenant) -> str:
+def hook_role(tenant: Tenant) -> str:
+    """The role that owns a tenant's hooks."""
     return f"posd_hook_{tenant.slug.replace('-', '_')}"
 
 

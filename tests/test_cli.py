@@ -83,6 +83,7 @@ class FailureTests(SynchronousTestCase):
             ("key", "revoke", "1"),
             ("status",),
             ("stream", "reset", "--yes"),
+            ("audit",),
         ):
             with self.subTest(arguments=arguments):
                 ran = posctl(*arguments, dsn=NOWHERE)

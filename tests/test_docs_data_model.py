@@ -10,6 +10,7 @@ import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import migrations, provision
+from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream
 from posd.testing.postgres import test_server
 from tests import documents
 from tests.documents import words_in_code
@@ -92,6 +93,16 @@ class DatabaseTests(SynchronousTestCase):
         self.assertLessEqual(shown.items(), found.items())
         others = {name for name in found.keys() - shown.keys() if not name.startswith("posd_test")}
         self.assertEqual({name for name in others if not name.startswith("posd_hook_")}, set())
+
+
+class AuditTests(SynchronousTestCase):
+    def test_the_checks_of_the_page_are_those_of_the_audit(self) -> None:
+        rows = documents.table(PAGE, "What must be so").rows
+        shown = set().union(*(words_in_code(row[0]) for row in rows))
+        modules = (audit_main, audit_stream, audit_orders)
+        checks = [each for module in modules for each in module.CHECKS]
+        checks += (*audit_ledgers.GIFT_CARDS, *audit_ledgers.LOYALTY)
+        self.assertEqual(shown, {"schema", *(each.name for each in checks)})
 
 
 class SettingTests(SynchronousTestCase):

@@ -118,6 +118,10 @@ TABLE = (
     row("metrics", never=("twisted.web", *DAEMON)),
     # Whether a schema fits is asked of the database, before anybody is served.
     row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),
+    # Whether what is in the database is as it must be: asked by posctl, on one blocking connection.
+    row(
+        "structure audit", never=("twisted", "posd.web", "posd.ws", "posd.session", "posd.channel")
+    ),
     row("parts daemon tap"),
     # Other programs than the daemon.
     row("broadcaster", never=DAEMON),

@@ -29,6 +29,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Look after": {
         "status": "status",
+        "audit": "audit",
         "publish": "publishing",
         "listen": "listening",
         "stream": "streams",

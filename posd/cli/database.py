@@ -9,15 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import psycopg2
 from attrs import frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from posd import migrations
+from posd.errors import Busy, StatementFailed
 from posd.link import Parameters, Row
 
 T = TypeVar("T")
+
+# One process on the server's side, and no plans that take longer than what they save.
+_SNAPSHOT: Final = """
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL statement_timeout = %s;
+    SET LOCAL max_parallel_workers_per_gather = 0;
+    SET LOCAL jit = off
+"""
+_TOO_LONG: Final = ("57014", "55P03")
+"""query_canceled, lock_not_available"""
 
 
 @frozen
@@ -45,6 +57,46 @@ def session(dsn: str) -> Iterator[BlockingSession]:
     with closing(migrations.connect(dsn)) as connection:
         migrations.check_main(connection)
         yield BlockingSession(connection)
+
+
+@frozen
+class Snapshot:
+    """A `Session` that reads one moment of the database; a statement that fails leaves it usable.
+
+    Raises `StatementFailed`, or `Busy` where the time was too short; a connection that is lost is
+    psycopg2's error.
+    """
+
+    _connection: Connection
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        with self._connection.cursor() as cursor:
+            cursor.execute("SAVEPOINT before")
+            try:
+                cursor.execute(sql, parameters or None)
+                rows = list(cursor.fetchall())
+            except psycopg2.Error as error:
+                if self._connection.closed:
+                    raise
+                cursor.execute("ROLLBACK TO before")
+                if error.pgcode in _TOO_LONG:
+                    raise Busy(migrations.line(error)) from error
+                raise StatementFailed(migrations.line(error), error.pgcode or "") from error
+            cursor.execute("RELEASE before")
+            return rows
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        raise NotImplementedError("a snapshot is only read")
+
+
+@contextmanager
+def snapshot(dsn: str, statement_seconds: float) -> Iterator[Snapshot]:
+    """As `session`, of one moment, in which a statement may take so long."""
+    with closing(migrations.connect(dsn)) as connection:
+        migrations.check_main(connection)
+        with connection.cursor() as cursor:
+            cursor.execute(_SNAPSHOT, (int(statement_seconds * 1000),))
+        yield Snapshot(connection)
 
 
 def complete(statement: Coroutine[Any, Any, T]) -> T:

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.members import snake
 from tests import strict_till
+from tests.cli_runner import as_role, posctl
 from tests.integration.shop_player import Player
 from tests.integration.wire_case import running, until
 from tests.shop_books import CARDS, PLATFORM, POINTS, TENDERS, WAY, Told, movements
@@ -267,6 +268,12 @@ class ShopDayTests(SynchronousTestCase):
                 each["deviceId"]: each["lastAckId"] for each in status["websocket"]["terminals"]
             }
             self.assertEqual(acked, dict.fromkeys(TILLS, over.day.books.head))
+
+    def test_an_audit_finds_nothing_wrong(self) -> None:
+        for over in self.evenings():
+            dsn = as_role(over.player.shop.dsn, "posd")
+            ran = posctl("audit", "--tenant", over.player.slug, "--json", dsn=dsn)
+            self.assertEqual((ran.code, ran.err), (0, ""), ran.out)
 
 
 def _is_printed(over: Evening, expected: Mapping[str, str]) -> bool:

@@ -1,0 +1,141 @@
+"""`posctl audit`: whether all is so in the database that must be so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from posd.audit import Audit, Auditor, Finding
+from posd.cli import database
+from posd.cli.database import complete
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, console, print_json, print_table
+from posd.cli.parameters import SLUG
+from posd.cli.tenants import known
+from posd.store import tenants
+
+_STATEMENT_SECONDS: Final = 120.0
+
+
+@click.command()
+@click.option("--tenant", "slug", type=SLUG, help="Only this shop, and what all have in common.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    show_default=True,
+    help="So many rows are named of those that break one rule.",
+)
+@as_json
+@pass_installation
+def audit(installation: Installation, slug: str | None, rows: int, as_json: bool) -> None:
+    """Recompute everything that must be so in the database.
+
+    Streams without gaps, positions in their ranges, orders as they were last published, print
+    statuses, every chain of gift cards and points from its first movement, reports with all that
+    they have replaced, keys, and the schema itself: constraints, triggers, functions and rights as
+    the migrations have made them. Nothing is believed because a constraint says so.
+
+    Names each row that breaks a rule. It only reads, one moment of the database, with the rights of
+    the daemon, and may be run while posd works; of a large log it reads all. Warnings are worth
+    looking at and break no rule.
+
+    Exit code 0, or 65 if a rule is broken, or 75 if none is but one could not be looked at in two
+    minutes.
+
+    \b
+    Examples:
+        posctl audit
+        posctl audit --tenant kitchen --rows 100
+        posctl audit --json | jq -r '.faults[] | .tenant + " " + .check'
+    """
+    with database.snapshot(installation.dsn(), _STATEMENT_SECONDS) as session:
+        auditor = Auditor(session, rows)
+        if slug is None:
+            chosen = [each.tenant for each in complete(tenants.everyone(session))]
+        else:
+            chosen = [known(session, slug)]
+        with _bar(len(chosen) + 1) as bar:
+            complete(auditor.main())
+            bar.advance()
+            for tenant in chosen:
+                complete(auditor.tenant(tenant))
+                bar.advance()
+    _tell(auditor.audit, len(chosen), as_json=as_json)
+    if auditor.audit.faults:
+        raise click.exceptions.Exit(os.EX_DATAERR)
+    if auditor.audit.unfinished:
+        raise click.exceptions.Exit(os.EX_TEMPFAIL)
+
+
+def _tell(audit: Audit, tenants: int, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "ok": not audit.faults and not audit.unfinished,
+                "tenants": tenants,
+                "checks": audit.checks,
+                "faults": [_shape(each) for each in audit.faults],
+                "warnings": [_shape(each) for each in audit.warnings],
+                "unfinished": [{"tenant": slug, "check": name} for slug, name in audit.unfinished],
+            }
+        )
+        return
+    if audit.findings:
+        print_table(
+            ("", "tenant", "check", "row", "what is wrong"),
+            [row for each in (*audit.faults, *audit.warnings) for row in _lines(each)],
+        )
+    for slug, name in audit.unfinished:
+        click.echo(f"{slug or 'main'}: {name} took too long and was left out", err=True)
+    faults = sum(each.found.total for each in audit.faults)
+    warnings = sum(each.found.total for each in audit.warnings)
+    click.echo(
+        f"{tenants} tenants, {audit.checks} checks: {faults} rows at fault, {warnings} warnings"
+    )
+
+
+def _lines(finding: Finding) -> Iterator[tuple[object, ...]]:
+    first = "warning" if finding.warns else "fault"
+    place = (first, finding.tenant, finding.check)
+    for wrong in finding.found.rows:
+        yield *place, wrong.row, wrong.what
+    more = finding.found.total - len(finding.found.rows)
+    if more:
+        yield *place, f"and {more} more", None
+
+
+def _shape(finding: Finding) -> dict[str, object]:
+    return {
+        "tenant": finding.tenant,
+        "check": finding.check,
+        "total": finding.found.total,
+        "rows": [{"row": each.row, "what": each.what} for each in finding.found.rows],
+    }
+
+
+class _Bar:
+    """How far the audit is."""
+
+    def __init__(self, bar: Progress, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("audit", total=total)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[_Bar]:
+    """A progress bar on standard error, tenant by tenant, if a person is looking."""
+    terminal = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bar:
+        yield _Bar(bar, total)

@@ -1,0 +1,192 @@
+"""Whether the ledgers add up: each chain of a card's or an account's movements, walked from its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from attrs import asdict, frozen
+
+from posd.link import Session
+from posd.store.audit import Check
+from posd.values import Tenant
+
+
+@frozen
+class _Ledger:
+    """How the columns of a ledger are called, and what each type of movement does."""
+
+    name: str
+    movements: str
+    owners: str
+    owner: str
+    owner_key: str
+    unowned: str
+    """When nobody has this card or account, only a reversal has named it."""
+    amount: str
+    gains: str
+    losses: str
+    either: str
+    most: str
+
+
+_GIFT_CARDS: Final = _Ledger(
+    name="gift cards",
+    movements="pos_gift_card_transactions",
+    owners="gift_cards",
+    owner="card_number",
+    owner_key="card_number",
+    unowned="initial_balance IS NULL",
+    amount="amount",
+    gains="('purchase', 'activate', 'top_up')",
+    losses="('deduct')",
+    either="('reverse')",
+    most="99999999999.999",
+)
+_LOYALTY: Final = _Ledger(
+    name="points",
+    movements="pos_loyalty_transactions",
+    owners="loyalty_accounts",
+    owner="account_id",
+    owner_key="id",
+    unowned="member_since IS NULL",
+    amount="points",
+    gains="('add')",
+    losses="('redeem')",
+    either="('adjust', 'reverse')",
+    most="9007199254740991",
+)
+
+# Each row is held against the one before it, so of a chain that is broken once one row is named, not all that
+# follow. A window goes through the chain in its order, whatever indexes there are. 'NaN' equals and exceeds
+# everything.
+_CHAIN: Final = """
+    SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
+               WHEN m.seq IS NULL OR m.balance_before IS NULL OR m.<amount> IS NULL OR m.balance_after IS NULL
+                   THEN 'a number is missing'
+               WHEN m.seq = m.before_seq THEN 'another movement has this place in the chain too'
+               WHEN m.seq <> coalesce(m.before_seq, 0) + 1
+                   THEN concat('follows ', coalesce('seq ' || m.before_seq, 'nothing'))
+               WHEN m.prev_seq IS DISTINCT FROM m.before_seq
+                   THEN concat('says that it follows ', coalesce('seq ' || m.prev_seq, 'nothing'))
+               WHEN 'NaN' IN (m.balance_before::numeric, m.<amount>::numeric, m.balance_after::numeric)
+                   THEN 'an amount is no number'
+               WHEN m.balance_before <> coalesce(m.balance, 0)
+                   THEN concat('begins with ', m.balance_before, ', and the chain had ',
+                               coalesce(m.balance, 0))
+               WHEN m.balance_after <> m.balance_before + m.<amount>
+                   THEN concat(m.balance_before, ' and ', m.<amount>, ' are not ', m.balance_after)
+               WHEN m.balance_after < 0 THEN concat('leaves ', m.balance_after)
+               WHEN m.balance_after > <most> THEN 'leaves more than there can be'
+           END
+      FROM (SELECT t.*, lag(t.seq) OVER chain AS before_seq, lag(t.balance_after) OVER chain AS balance
+              FROM {schema}.<movements> AS t
+            WINDOW chain AS (PARTITION BY t.<owner> ORDER BY t.seq, t.id)) AS m
+     ORDER BY m.id
+"""
+_TYPES: Final = """
+    SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
+               WHEN o.<owner_key> IS NULL THEN 'is nobody''s: there is no such row of <owners>'
+               WHEN m.transaction_type = 'tombstone' AND m.idempotency_key IS NULL
+                   THEN 'is a tombstone of no call'
+               WHEN o.<unowned> AND m.transaction_type <> 'tombstone'
+                   THEN concat('is a ', m.transaction_type, ', and its row of <owners> was never in use')
+               WHEN NOT coalesce(CASE
+                       WHEN m.transaction_type IN <gains> THEN m.<amount> > 0
+                       WHEN m.transaction_type IN <losses> THEN m.<amount> < 0
+                       WHEN m.transaction_type IN <either> THEN m.<amount> <> 0
+                       WHEN m.transaction_type = 'tombstone' THEN m.<amount> = 0 END, false)
+                   THEN concat('is a ', m.transaction_type, ' of ', m.<amount>)
+           END
+      FROM {schema}.<movements> AS m LEFT JOIN {schema}.<owners> AS o ON o.<owner_key> = m.<owner>
+     ORDER BY m.id
+"""
+_REVERSALS: Final = """
+    SELECT concat('<movements> id ', r.id, ', seq ', r.seq), CASE
+               WHEN r.reverses_id IS NULL THEN 'takes nothing back'
+               WHEN r.transaction_type <> 'reverse'
+                   THEN concat('is a ', r.transaction_type, ', and takes id ', r.reverses_id, ' back')
+               WHEN o.id IS NULL THEN concat('takes id ', r.reverses_id, ' back, which is not there')
+               WHEN o.<owner> <> r.<owner>
+                   THEN concat('takes id ', o.id, ' back, which is of another chain')
+               WHEN o.transaction_type IN ('reverse', 'tombstone')
+                   THEN concat('takes id ', o.id, ' back, a ', o.transaction_type)
+               WHEN o.<amount> <> -r.<amount>
+                   THEN concat('takes ', r.<amount>, ' back of ', o.<amount>, ', id ', o.id)
+               WHEN o.seq >= r.seq THEN concat('takes id ', o.id, ' back, which comes after it')
+               WHEN count(*) OVER (PARTITION BY r.reverses_id) > 1
+                   THEN concat('takes id ', o.id, ' back, as another reversal does')
+           END
+      FROM {schema}.<movements> AS r LEFT JOIN {schema}.<movements> AS o ON o.id = r.reverses_id
+     WHERE r.transaction_type = 'reverse' OR r.reverses_id IS NOT NULL ORDER BY r.id
+"""
+# A tombstone says that a call was taken back before it came. The platform's counts for everybody's key.
+_KEYS: Final = """
+    SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
+               WHEN m.same > 1 THEN 'another movement of the chain is of the same call'
+               WHEN EXISTS (SELECT FROM {schema}.<movements> AS t
+                             WHERE t.<owner> = m.<owner> AND t.transaction_type = 'tombstone'
+                               AND t.idempotency_key = m.idempotency_key
+                               AND t.principal = 'platform' AND t.seq < m.seq)
+                   THEN 'is of a call that was taken back before'
+           END
+      FROM (SELECT t.*, count(*) OVER (PARTITION BY t.<owner>, t.principal, t.idempotency_key) AS same
+              FROM {schema}.<movements> AS t WHERE t.idempotency_key IS NOT NULL) AS m
+     ORDER BY m.id
+"""
+_SALES: Final = """
+    SELECT concat('pos_gift_card_transactions id ', m.id, ', seq ', m.seq),
+           'another card was sold by the same call'
+      FROM (SELECT t.id, t.seq, count(*) OVER (PARTITION BY t.principal, t.idempotency_key) AS same
+              FROM {schema}.pos_gift_card_transactions AS t
+             WHERE t.transaction_type = 'purchase' AND t.idempotency_key IS NOT NULL) AS m
+     WHERE m.same > 1 ORDER BY m.id
+"""
+_EARNINGS: Final = """
+    SELECT concat('pos_loyalty_transactions id ', m.id, ', seq ', m.seq),
+           concat('order ', m.order_id, ' has earned another time')
+      FROM (SELECT t.id, t.seq, t.order_id, count(*) OVER (PARTITION BY t.account_id, t.order_id) AS same
+              FROM {schema}.pos_loyalty_transactions AS t
+             WHERE t.transaction_type = 'add' AND t.order_id IS NOT NULL) AS m
+     WHERE m.same > 1 ORDER BY m.id
+"""
+# A shop's own tables of these names are its own affair. Ours belong to posd_owner, and if somebody has taken
+# them away, the functions are there still.
+_KEPT: Final = """
+    SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                    WHERE n.nspname = %(schema)s AND c.relname = %(movements)s
+                      AND c.relowner = 'posd_owner'::regrole)
+        OR EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                    WHERE n.nspname = %(schema)s AND p.proname = %(append)s)
+"""
+
+
+def _checks(ledger: _Ledger) -> tuple[Check, ...]:
+    def about(sql: str) -> str:
+        for name, value in asdict(ledger).items():
+            sql = sql.replace(f"<{name}>", value)
+        return sql
+
+    return (
+        Check(f"chains of {ledger.name}", about(_CHAIN)),
+        Check(f"types of {ledger.name}", about(_TYPES)),
+        Check(f"reversals of {ledger.name}", about(_REVERSALS)),
+        Check(f"calls for {ledger.name}", about(_KEYS)),
+    )
+
+
+GIFT_CARDS: Final = (*_checks(_GIFT_CARDS), Check("sales of gift cards", _SALES))
+LOYALTY: Final = (*_checks(_LOYALTY), Check("earnings of points", _EARNINGS))
+
+
+async def checks(session: Session, tenant: Tenant) -> Sequence[Check]:
+    """The checks of those ledgers that posd keeps for a tenant."""
+    found: list[Check] = []
+    for ledger, append, its in (
+        (_GIFT_CARDS, "pos_gift_card_append", GIFT_CARDS),
+        (_LOYALTY, "pos_loyalty_append", LOYALTY),
+    ):
+        values = {"schema": tenant.schema, "movements": ledger.movements, "append": append}
+        if (await session.query(_KEPT, values))[0][0]:
+            found += its
+    return found

@@ -1,0 +1,142 @@
+"""What a schema is made of, as the system catalogs have it: what an audit holds against the migrations.
+
+Each thing has a kind, a name and a text that says how it is made, without the names of the tenant's schema
+and role, so that it is the same for all tenants. Rights are those of posd's own roles and of PUBLIC; whom
+else an operator lets in is not posd's affair.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+from posd.link import Session
+
+_THINGS: Final = r"""
+    WITH space AS (
+        SELECT n.oid, n.nspname, n.nspowner, n.nspacl, %(role)s::text AS role
+          FROM pg_namespace AS n WHERE n.nspname = %(schema)s
+    ), watched AS (
+        SELECT r.oid, CASE WHEN r.rolname = s.role THEN ':hook_role' ELSE r.rolname END AS name
+          FROM pg_roles AS r CROSS JOIN space AS s
+         WHERE r.rolname IN ('posd', 'posd_publisher', 'posd_hook', s.role)
+        UNION ALL SELECT 0, 'PUBLIC'
+    ), relation AS (
+        SELECT c.*, c.relname IN ('orders', 'order_items') AS shops
+          FROM pg_class AS c JOIN space AS s ON s.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p', 'v')
+    ), thing (kind, name, made) AS (
+        SELECT 'schema', ''::text, concat('owner ', s.nspowner::regrole, ', ', (
+                   SELECT string_agg(concat(w.name, ' ', a.privilege_type), ', '
+                                     ORDER BY w.name, a.privilege_type)
+                     FROM aclexplode(coalesce(s.nspacl, acldefault('n', s.nspowner))) AS a
+                     JOIN watched AS w ON w.oid = a.grantee))
+          FROM space AS s
+        UNION ALL
+        SELECT 'table', c.relname, concat(
+                   CASE c.relkind WHEN 'v' THEN 'view' WHEN 'p' THEN 'parted'
+                                  ELSE CASE c.relpersistence WHEN 'u' THEN 'unlogged' ELSE 'table' END END,
+                   ', owner ', c.relowner::regrole,
+                   CASE WHEN c.relrowsecurity OR c.relforcerowsecurity THEN ', row security' END)
+          FROM relation AS c
+        UNION ALL
+        SELECT 'rights', c.relname, string_agg(r.given, ', ' ORDER BY r.given)
+          FROM relation AS c CROSS JOIN LATERAL (
+                SELECT concat(w.name, ' ', a.privilege_type) AS given
+                  FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS a
+                  JOIN watched AS w ON w.oid = a.grantee
+                 UNION ALL
+                SELECT concat(w.name, ' ', a.privilege_type, ' (',
+                              string_agg(t.attname, ', ' ORDER BY t.attnum), ')')
+                  FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS a
+                  JOIN watched AS w ON w.oid = a.grantee
+                 WHERE t.attrelid = c.oid AND NOT t.attisdropped GROUP BY w.name, a.privilege_type
+               ) AS r
+         GROUP BY c.relname
+        UNION ALL
+        SELECT 'column', concat(c.relname, '.', a.attname), concat(
+                   format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN ' not null' END,
+                   CASE WHEN a.attidentity <> '' THEN ' identity ' || a.attidentity::text END,
+                   CASE WHEN a.attgenerated <> '' THEN ' generated' END,
+                   ' ' || pg_get_expr(d.adbin, d.adrelid))
+          FROM relation AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+          LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+         WHERE c.relkind <> 'v' AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL
+        SELECT 'constraint', concat(c.relname, '.', o.conname), concat(
+                   pg_get_constraintdef(o.oid), CASE WHEN NOT o.convalidated THEN ' never validated' END,
+                   CASE WHEN EXISTS (SELECT FROM pg_trigger AS t
+                                      WHERE t.tgconstraint = o.oid AND t.tgenabled IN ('D', 'R'))
+                        THEN ' disabled' END)
+          FROM relation AS c JOIN pg_constraint AS o ON o.conrelid = c.oid
+         WHERE o.contype IN ('c', 'f', 'p', 'u', 'x')
+        UNION ALL
+        SELECT 'index', concat(c.relname, '.', x.relname), concat(
+                   pg_get_indexdef(i.indexrelid), CASE WHEN NOT i.indisvalid THEN ' invalid' END)
+          FROM relation AS c JOIN pg_index AS i ON i.indrelid = c.oid
+          JOIN pg_class AS x ON x.oid = i.indexrelid
+         WHERE NOT EXISTS (SELECT FROM pg_constraint AS o WHERE o.conindid = i.indexrelid
+                              AND o.contype IN ('p', 'u', 'x'))
+        UNION ALL
+        -- Hooks are of one form on a table that stands alone, and of another on one that has parts.
+        SELECT 'trigger', concat(c.relname, '.', t.tgname), concat(
+                   CASE WHEN c.shops THEN p.proname::text ELSE pg_get_triggerdef(t.oid) END,
+                   CASE WHEN t.tgenabled IN ('D', 'R') THEN ' disabled' END)
+          FROM relation AS c JOIN pg_trigger AS t ON t.tgrelid = c.oid JOIN pg_proc AS p ON p.oid = t.tgfoid
+         WHERE NOT t.tgisinternal
+        UNION ALL
+        SELECT 'function', concat(p.proname, '(', pg_get_function_identity_arguments(p.oid), ')'), concat(
+                   'owner ', CASE WHEN pg_get_userbyid(p.proowner) = s.role THEN ':hook_role'
+                                  ELSE pg_get_userbyid(p.proowner) END,
+                   CASE WHEN p.prosecdef THEN ', with its rights' END,
+                   ', set ' || array_to_string(p.proconfig, ', '), (
+                   SELECT string_agg(concat(', for ', w.name), '' ORDER BY w.name)
+                     FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+                     JOIN watched AS w ON w.oid = a.grantee AND a.grantee <> p.proowner))
+          FROM pg_proc AS p JOIN space AS s ON s.oid = p.pronamespace
+        UNION ALL
+        SELECT 'source', concat(p.proname, '(', pg_get_function_identity_arguments(p.oid), ')'), p.prosrc
+          FROM pg_proc AS p JOIN space AS s ON s.oid = p.pronamespace
+    )
+    SELECT t.kind, replace(t.name, %(schema)s || '.', ''),
+           CASE WHEN t.kind = 'source' THEN t.made
+                ELSE regexp_replace(replace(t.made, %(schema)s || '.', ''), '\s+', ' ', 'g') END
+      FROM thing AS t ORDER BY t.kind, t.name
+"""
+_ORDER_ID: Final = """
+    SELECT format_type(a.atttypid, -1)
+      FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+      JOIN pg_namespace AS n ON n.oid = c.relnamespace
+     WHERE n.nspname = %(schema)s AND c.relname = 'orders' AND a.attname = 'id' AND NOT a.attisdropped
+"""
+_APPLIED: Final = """
+    SELECT v.file, v.checksum FROM dinedesk_main.schema_versions AS v
+     WHERE v.schema_name = %(schema)s ORDER BY v.file
+"""
+
+
+@frozen
+class Thing:
+    """A part of a schema: a table, a column, a constraint, the rights on it, a function, its source."""
+
+    kind: str
+    name: str
+    made: str
+
+
+async def things(session: Session, schema_name: str, role: str) -> list[Thing]:
+    """What a schema is made of; `role` is the tenant's own."""
+    rows = await session.query(_THINGS, {"schema": schema_name, "role": role})
+    return [Thing(*row) for row in rows]
+
+
+async def applied(session: Session, schema_name: str) -> dict[str, str]:
+    """The migrations that a schema has, with the checksum that each had then."""
+    return dict(await session.query(_APPLIED, {"schema": schema_name}))
+
+
+async def order_id_type(session: Session, schema_name: str) -> str:
+    """The type of `orders.id`, which the hooks have in them."""
+    rows = await session.query(_ORDER_ID, {"schema": schema_name})
+    return str(rows[0][0]) if rows else "bigint"

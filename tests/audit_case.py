@@ -1,0 +1,172 @@
+"""A kitchen that has had a busy day, and an auditor who looks at it while somebody damages it.
+
+Nobody's work is undone: each damage is done in a transaction, looked at in that same transaction, and rolled
+back, so that all tests share one database.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from datetime import date
+from decimal import Decimal
+from functools import cache
+from typing import Final
+from uuid import UUID
+
+import psycopg2
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import migrations
+from posd.audit import Auditor, Finding
+from posd.cli.database import BlockingSession, Snapshot, complete
+from posd.numbering import Numbering
+from posd.printing import Report, Said
+from posd.reports import Figures, judged
+from posd.store import giftcards, idempotency, loyalty, orders, presence, reports
+from posd.store.idempotency import Idempotency
+from posd.store.ledgers import Cause
+from posd.testing.postgres import test_server
+from tests.schema_case import Client, two_shops
+from tests.store_case import GRILL, KITCHEN
+
+_CTID: Final = re.compile(r"ctid \(\d+,\d+\)")
+"""Where a row is; what was rolled back leaves gaps."""
+NODE: Final = UUID("7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10")
+FRONT: Final = "FRONT"
+PHONE: Final = "+447700900123"
+_PLACE: Final = """
+    WITH placed AS (
+        INSERT INTO {schema}.orders (customer_name, total_amount, status)
+        VALUES (%s, 12.50, 'confirmed') RETURNING id
+    )
+    INSERT INTO {schema}.order_items (order_id, name, price) SELECT id, 'Naan', 12.50 FROM placed
+"""
+_KEY: Final = """
+    INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, device_id, key_sha256, preview)
+    VALUES (%s, 'device', %s, sha256(%s), 'pos_')
+"""
+
+
+def after_a_busy_day(dsn: str) -> None:
+    """Fill a database, for `TestServer.template`: the shops `kitchen`, which is busy, and `grill`."""
+    two_shops(dsn)
+    with closing(migrations.connect(dsn)) as connection:
+        client = Client(connection)
+        client.run(
+            "UPDATE dinedesk_main.tenants SET pos_api_key = 'a-secret-of-the-kitchen' WHERE id = 1"
+        )
+        for device in (FRONT, "BAR"):
+            client.run(_KEY, 1, device, device.encode())
+        for tenant in (KITCHEN, GRILL):
+            for name in ("Ann", "Bob", "Cid"):
+                client.run(_PLACE.replace("{schema}", tenant.schema), name)
+                _number(client)
+        client.run("UPDATE dinedesk_kitchen.orders SET status = 'preparing' WHERE id <= 2")
+        client.run("SELECT dinedesk_main.pos_publish('kitchen', 'menu_updated', '{\"menuId\": 7}')")
+        client.run("SELECT dinedesk_main.pos_publish('kitchen', 'new_order', '[]')")
+        _number(client)
+        # Too large for tills: logged as failed, and kept with the order.
+        client.run(
+            "UPDATE dinedesk_kitchen.orders SET special_instructions = repeat('x', 5000) WHERE id = 3"
+        )
+        _number(client)
+        session = BlockingSession(connection)
+        _move(session)
+        _number(client)
+        _tell(session)
+        _keep(session)
+
+
+def _number(client: Client) -> None:
+    """What the sequencer does with what is in the outbox."""
+    numbering = Numbering(Clock(), NODE, 4096, lambda tenant_id: 0)
+    with client.transaction():
+        complete(numbering.number(BlockingSession(client.connection), [], 500, []))
+
+
+def _move(session: BlockingSession) -> None:
+    """Two cards and two accounts; on the first of each every kind of movement."""
+    shop = Cause("platform", key="sale")
+    complete(giftcards.purchase(session, KITCHEN, "GIFT-CARD-1", 50, shop))
+    complete(giftcards.purchase(session, KITCHEN, "GIFT-CARD-2", 20, Cause("platform", key="two")))
+    till = Cause(f"device {FRONT}", device_id=FRONT, key="spent")
+    complete(giftcards.deduct(session, KITCHEN, "GIFT-CARD-1", 30, till))
+    complete(giftcards.top_up(session, KITCHEN, "GIFT-CARD-1", 10, Cause("platform")))
+    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-1", till, key="spent"))
+    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-1", Cause("platform"), key="late"))
+    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-3", Cause("platform"), key="never"))
+    earned = Cause("platform", order_id="1", key="earned")
+    complete(loyalty.add(session, KITCHEN, PHONE, 100, earned, joining=True))
+    complete(loyalty.add(session, KITCHEN, "+447700900124", 7, Cause("platform"), joining=True))
+    complete(loyalty.redeem(session, KITCHEN, PHONE, 40, Cause("platform", key="redeemed")))
+    complete(loyalty.adjust(session, KITCHEN, PHONE, -5, Cause("platform", order_id="2")))
+    complete(loyalty.reverse(session, KITCHEN, PHONE, Cause("platform"), key="redeemed"))
+    complete(loyalty.reverse(session, KITCHEN, PHONE, Cause("platform"), key="late"))
+
+
+def _tell(session: BlockingSession) -> None:
+    """What tills say: the first two orders are on paper, or should be, and all is received up to 4."""
+    for order, said in (("1", Said.ACCEPTED), ("1", Said.PRINTED), ("2", Said.FAILED)):
+        complete(orders.note(session, KITCHEN, Report(order, said), FRONT))
+    head = complete(
+        session.query("SELECT last_seq, stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 1")
+    )
+    ((last_seq, stream_id),) = head
+    stream = UUID(stream_id)
+    complete(presence.acknowledged(session, [(1, FRONT, stream, 4)]))
+    complete(presence.progress(session, [(1, last_seq - 1, 4)]))
+    complete(orders.mark(session, [1]))
+    complete(presence.nacks(session, KITCHEN, [(3, FRONT, "no paper", stream)]))
+    complete(presence.said(session, KITCHEN, [("heartbeat", "{}", FRONT)]))
+
+
+def _keep(session: BlockingSession) -> None:
+    """A day's report in three revisions, and an answer that was given."""
+    for total in (100, 110, 120):
+        figures = Figures({"total_sales": Decimal(total)}, {}, 7, None)
+        complete(reports.keep(session, KITCHEN, judged(date(2026, 11, 22), figures, "GBP"), FRONT))
+    call = Idempotency(1, "platform", "POST /api/kitchen/events", "k", bytes(32))
+    complete(idempotency.store(session, [(call, 201, '{"ids": [1]}')]))
+
+
+@cache
+def database() -> str:
+    """The one database of all these tests."""
+    dsn = test_server().fresh_database(test_server().template(after_a_busy_day))
+    migrations.bootstrap(dsn)
+    return dsn
+
+
+class AuditCase(SynchronousTestCase):
+    """The kitchen after a busy day, in a transaction that is never committed."""
+
+    def setUp(self) -> None:
+        connection = psycopg2.connect(database())
+        self.addCleanup(connection.close)
+        self.connection = connection
+
+    def audited(self, *damages: str, most: int = 10) -> list[Finding]:
+        """What an audit of the kitchen finds after somebody has run these statements as a superuser."""
+        self.connection.rollback()
+        with self.connection.cursor() as cursor:
+            # Neither triggers nor foreign keys act.
+            cursor.execute("SET LOCAL session_replication_role = replica")
+            cursor.execute("SET LOCAL search_path = dinedesk_kitchen, dinedesk_main")
+            for damage in damages:
+                cursor.execute(damage)
+            cursor.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+        auditor = Auditor(Snapshot(self.connection), most)
+        complete(auditor.main())
+        complete(auditor.tenant(KITCHEN))
+        self.assertEqual(auditor.audit.unfinished, [])
+        return auditor.audit.findings
+
+    def named(self, *damages: str) -> dict[str, dict[str, str]]:
+        """What is wrong, by check and row, without what the schema itself lacks."""
+        return {
+            each.check: {_CTID.sub("ctid …", wrong.row): wrong.what for wrong in each.found.rows}
+            for each in self.audited(*damages)
+            if each.check != "schema"
+        }

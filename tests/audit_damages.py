@@ -1,0 +1,515 @@
+"""Everything that can be wrong in the rows, done to the kitchen of `tests.audit_case`.
+
+For each way in which a check finds something: what somebody does to the data, who has taken off
+whatever would refuse it, and which rows an audit names for it. Ledgers: `tests.ledger_damages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import frozen
+
+
+@frozen
+class Damage:
+    """What the `check` finds, row by row in a pattern, after these statements; and which others do `also`."""
+
+    check: str
+    rows: Mapping[str, str]
+    statements: tuple[str, ...]
+    also: frozenset[str] = frozenset()
+
+
+def damage(check: str, rows: Mapping[str, str], *statements: str, also: str = "") -> Damage:
+    return Damage(check, rows, statements, frozenset(filter(None, also.split(", "))))
+
+
+def without(table: str, *constraints: str) -> str:
+    """Take constraints off a table, and what depends on them."""
+    drops = ", ".join(f"DROP CONSTRAINT {each} CASCADE" for each in constraints)
+    return f"ALTER TABLE {table} {drops}"
+
+
+HEADS: Final = without("pos_heads", "pos_heads_check")
+STREAM: Final = (
+    damage(
+        "head",
+        {"pos_heads": "the tenant has no head"},
+        "DELETE FROM pos_heads WHERE tenant_id = 1",
+        also="cursors",
+    ),
+    damage(
+        "head",
+        {"pos_heads": "a position is negative"},
+        "UPDATE pos_heads SET sent_seq = -1 WHERE tenant_id = 1",
+    ),
+    damage(
+        "head",
+        {"pos_heads": "sent_seq 17 is after last_seq 16"},
+        HEADS,
+        "UPDATE pos_heads SET sent_seq = 17 WHERE tenant_id = 1",
+    ),
+    damage(
+        "head",
+        {"pos_heads": "received_seq 17 is after last_seq 16"},
+        HEADS,
+        "UPDATE pos_heads SET received_seq = 17, acknowledged = 16 WHERE tenant_id = 1",
+    ),
+    damage(
+        "head",
+        {"pos_heads": "pruned_seq 17 is after last_seq 16"},
+        HEADS,
+        "UPDATE pos_heads SET pruned_seq = 17 WHERE tenant_id = 1",
+        also="events",
+    ),
+    damage(
+        "head",
+        {"pos_heads": "another tenant's stream has the same name"},
+        "UPDATE pos_heads SET stream_id = (SELECT stream_id FROM pos_heads WHERE tenant_id = 2)"
+        " WHERE tenant_id = 1",
+    ),
+    damage(
+        "gaps",
+        {"seq 6": "is not in the log"},
+        "DELETE FROM pos_events WHERE seq = 6",
+        also="balance",
+    ),
+    damage(
+        "gaps",
+        {"seq 1 to 2": "is not in the log", "seq 15 to 16": "is not in the log"},
+        "DELETE FROM pos_events WHERE seq IN (1, 2, 15, 16)",
+        also="balance, order positions",
+    ),
+    damage(
+        "gaps",
+        {"seq 17": "is not in the log"},
+        "UPDATE pos_heads SET last_seq = 17 WHERE tenant_id = 1",
+        also="balance",
+    ),
+    damage(
+        "balance",
+        {"pos_heads": "16 were published, and 3 acknowledged, 0 expired and 12 waiting are 15"},
+        "UPDATE pos_heads SET acknowledged = 3 WHERE tenant_id = 1",
+    ),
+    damage(
+        "balance",
+        {"pos_heads": "4 acknowledged, 1 expired and 12 waiting are 17"},
+        "UPDATE pos_heads SET expired = 1 WHERE tenant_id = 1",
+    ),
+    damage(
+        "events",
+        {"pos_events id 18, seq 16": "is after the head, which is at 15"},
+        "UPDATE pos_heads SET last_seq = 15 WHERE tenant_id = 1",
+        also="balance",
+    ),
+    damage(
+        "events",
+        {"pos_events id 19, seq 0": "is no position"},
+        without("pos_events", "pos_events_seq_check"),
+        "UPDATE pos_events SET seq = 0, device_id = NULL WHERE id = 19",
+    ),
+    damage(
+        "events",
+        {"pos_events id 1, seq 1": "is pruned, up to 1, and still there"},
+        "UPDATE pos_heads SET pruned_seq = 1 WHERE tenant_id = 1",
+    ),
+    damage(
+        "events",
+        {f"pos_events id {n}, seq 6": "another event has this position too" for n in (6, 9)},
+        without("pos_events", "pos_events_seq_key"),
+        "UPDATE pos_events SET seq = 6 WHERE id = 9",
+        also="gaps",
+    ),
+    damage(
+        "events",
+        {"pos_events id 6, seq 6": "could not be published, and has a position"},
+        without("pos_events", "pos_events_check"),
+        "UPDATE pos_events SET failure = 'too large' WHERE seq = 6",
+    ),
+    damage(
+        "events",
+        {"pos_events id 6, seq 6": "was said by a till, and has a position"},
+        without("pos_events", "pos_events_check"),
+        "UPDATE pos_events SET device_id = 'FRONT' WHERE seq = 6",
+    ),
+    damage(
+        "statuses",
+        {"pos_sync_logs id 4": "says sent, and it is success"},
+        "CREATE OR REPLACE VIEW pos_sync_logs AS SELECT e.id, e.seq, e.event_type, e.event_data,"
+        " CASE WHEN e.id = 4 THEN 'sent' WHEN e.seq = 3 OR e.failure IS NOT NULL THEN 'failed'"
+        " WHEN e.seq IS NULL THEN 'received' WHEN e.seq <= 4 THEN 'success' WHEN e.seq <= 15 THEN 'broadcast'"
+        " ELSE 'pending' END AS status, e.device_id, e.failure, e.created_at FROM pos_events AS e",
+    ),
+    damage(
+        "statuses",
+        {
+            "pos_sync_logs id 6": "is not there, and the event is",
+            "pos_sync_logs id 99": "is of no event",
+        },
+        "CREATE TABLE shown AS SELECT * FROM pos_sync_logs WHERE id <> 6",
+        "ALTER TABLE shown OWNER TO posd_owner",
+        "UPDATE shown SET id = 99 WHERE id = 7",
+        "INSERT INTO shown SELECT * FROM pos_sync_logs WHERE id = 7",
+        "CREATE OR REPLACE VIEW pos_sync_logs AS SELECT * FROM shown",
+    ),
+    damage(
+        "cursors",
+        {"pos_cursors of FRONT": "position 17 is after the head, which is at 16"},
+        "UPDATE pos_cursors SET acked_seq = 17 WHERE device_id = 'FRONT'",
+    ),
+    damage(
+        "cursors",
+        {"pos_cursors of FRONT": "position -1 is negative"},
+        without("pos_cursors", "pos_cursors_acked_seq_check"),
+        "UPDATE pos_cursors SET acked_seq = -1 WHERE device_id = 'FRONT'",
+    ),
+    damage(
+        "cursors",
+        {"pos_cursors of BAR": "there is no such terminal"},
+        "DELETE FROM pos_devices WHERE device_id = 'BAR'",
+        also="keys",
+    ),
+    damage(
+        "cursors",
+        {"pos_cursors of BAR": "the terminal has another cursor too"},
+        without("pos_cursors", "pos_cursors_pkey"),
+        "INSERT INTO pos_cursors SELECT * FROM pos_cursors WHERE device_id = 'BAR'",
+    ),
+    damage(
+        "nacks",
+        {"pos_nacks of FRONT, seq 17": "there is no event of this position"},
+        "INSERT INTO pos_nacks (seq, device_id) VALUES (17, 'FRONT')",
+    ),
+)
+
+ORDERS: Final = (
+    damage(
+        "orders",
+        {"pos_orders 1": "its snapshot is of another order"},
+        "UPDATE pos_orders SET snapshot = (SELECT snapshot FROM pos_orders WHERE order_id = '2')"
+        " WHERE order_id = '1'",
+        also="snapshots",
+    ),
+    damage(
+        "orders",
+        {"pos_orders 1": "is ready, and preparing in its snapshot"},
+        "UPDATE pos_orders SET status = 'ready' WHERE order_id = '1'",
+    ),
+    damage(
+        "orders",
+        {"pos_orders 1": "has version 3, and 2 in its snapshot"},
+        "UPDATE pos_orders SET version = 3 WHERE order_id = '1'",
+    ),
+    damage(
+        "orders",
+        {"pos_orders 1": "has payment status paid, and pending in its snapshot"},
+        "UPDATE pos_orders SET payment_status = 'paid' WHERE order_id = '1'",
+    ),
+    damage(
+        "orders",
+        {"pos_orders 1": "is there twice"},
+        without("pos_orders", "pos_orders_pkey"),
+        "INSERT INTO pos_orders SELECT * FROM pos_orders WHERE order_id = '1'",
+        also="order terminals",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "is not there, and the event of seq 5 is about it"},
+        "DELETE FROM pos_orders WHERE order_id = '2'",
+        also="order terminals",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "has one of first_seq and last_seq without the other"},
+        "UPDATE pos_orders SET last_seq = NULL WHERE order_id = '2'",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "first_seq 6 is after last_seq 5"},
+        "UPDATE pos_orders SET first_seq = 6 WHERE order_id = '2'",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "last_seq 17 is after the head, which is at 16"},
+        "UPDATE pos_orders SET last_seq = 17 WHERE order_id = '2'",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "last_seq is 2, and its last event has seq 5"},
+        "UPDATE pos_orders SET last_seq = 2 WHERE order_id = '2'",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 9": "the event of last_seq 6 is not about it"},
+        "INSERT INTO pos_orders (order_id, snapshot, status, version, first_seq, last_seq)"
+        ' VALUES (\'9\', \'{"orderId":"9","status":"x","version":1}\', \'x\', 1, 6, 6)',
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "first_seq is 3, and its first event has seq 2"},
+        "UPDATE pos_orders SET first_seq = 3 WHERE order_id = '2'",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "first_seq is 1, and its first event has seq 2"},
+        "UPDATE pos_orders SET first_seq = 1 WHERE order_id = '2'",
+    ),
+    damage(
+        "order positions",
+        {"pos_orders 2": "first_seq is 6, and its first event has seq 5"},
+        "DELETE FROM pos_events WHERE seq <= 2",
+        "UPDATE pos_heads SET pruned_seq = 4 WHERE tenant_id = 1",
+        "UPDATE pos_orders SET first_seq = 6, last_seq = 6 WHERE order_id = '2'",
+        "UPDATE pos_events SET event_type = 'order_updated',"
+        " event_data = (SELECT event_data FROM pos_events WHERE seq = 5) WHERE seq = 6",
+        also="events",
+    ),
+    damage(
+        "snapshots",
+        {"pos_orders 2": "its snapshot is not what its last event, of seq 5, has told"},
+        "UPDATE pos_orders SET snapshot = replace(snapshot::text, 'Bob', 'Eve')::json WHERE order_id = '2'",
+    ),
+    damage(
+        "snapshots",
+        {"pos_orders 3": "has version 2, and its last event, of seq 3, has 1"},
+        "DELETE FROM pos_events WHERE failure IS NOT NULL",
+    ),
+    damage(
+        "printing",
+        {"pos_orders 1": "has print status done"},
+        without("pos_orders", "pos_orders_print_status_check"),
+        "UPDATE pos_orders SET print_status = 'done' WHERE order_id = '1'",
+    ),
+    damage(
+        "printing",
+        {"pos_orders 1": "is printed, and has no time at which it was printed"},
+        "UPDATE pos_orders SET printed_at = NULL WHERE order_id = '1'",
+        also="order terminals",
+    ),
+    damage(
+        "printing",
+        {"pos_orders 3": "is sent_to_pos, and has a time at which it was printed"},
+        "UPDATE pos_orders SET printed_at = now() WHERE order_id = '3'",
+    ),
+    damage(
+        "printing",
+        {"pos_orders 2": "a till has told of it, and nobody has received it"},
+        "UPDATE pos_orders SET received_at = NULL WHERE order_id = '2'",
+        also="order terminals",
+    ),
+    damage(
+        "printing",
+        {"pos_orders 3": "is pending, and was sent to a till"},
+        "UPDATE pos_orders SET print_status = 'pending' WHERE order_id = '3'",
+    ),
+    damage(
+        "printing",
+        {"pos_orders 3": "is sent_to_pos, and was never sent"},
+        "UPDATE pos_orders SET pushed_at = NULL, received_at = NULL WHERE order_id = '3'",
+    ),
+    damage(
+        "order terminals",
+        {"pos_order_terminals 9 of FRONT": "there is no such order"},
+        "INSERT INTO pos_order_terminals (order_id, device_id, received_at) VALUES ('9', 'FRONT', now())",
+    ),
+    damage(
+        "order terminals",
+        {"pos_order_terminals 3 of BAR": "has the order, which nobody has received"},
+        "INSERT INTO pos_order_terminals (order_id, device_id, received_at) VALUES ('3', 'BAR', now())",
+        "UPDATE pos_orders SET received_at = NULL WHERE order_id = '3'",
+    ),
+    damage(
+        "order terminals",
+        {"pos_order_terminals 2 of FRONT": "has printed the order, which is not printed"},
+        "UPDATE pos_order_terminals SET printed_at = now() WHERE order_id = '2'",
+    ),
+    damage(
+        "order terminals",
+        {"pos_order_terminals 2 of FRONT": "has accepted the order, which is not accepted"},
+        "UPDATE pos_order_terminals SET accepted_at = now() WHERE order_id = '2'",
+    ),
+    damage(
+        "order terminals",
+        {"pos_order_terminals 2 of FRONT": "is there twice"},
+        without("pos_order_terminals", "pos_order_terminals_pkey"),
+        "INSERT INTO pos_order_terminals SELECT * FROM pos_order_terminals WHERE order_id = '2'",
+    ),
+    damage(
+        "reports",
+        {"pos_daily_reports of 2026-11-22": "is revision 3, and 1 before it are kept"},
+        "DELETE FROM pos_daily_report_amendments WHERE revision = 1",
+    ),
+    damage(
+        "reports",
+        {"pos_daily_reports of 2026-11-22": "is there twice"},
+        without("pos_daily_reports", "pos_daily_reports_pkey"),
+        "INSERT INTO pos_daily_reports SELECT * FROM pos_daily_reports",
+        also="amendments",
+    ),
+    damage(
+        "amendments",
+        {
+            f"pos_daily_report_amendments of 2026-11-22, revision {n}": "there is no report of that day"
+            for n in (1, 2)
+        },
+        "DELETE FROM pos_daily_reports",
+    ),
+    damage(
+        "amendments",
+        {
+            "pos_daily_report_amendments of 2026-11-22, revision 3": "the report of that day is revision 3"
+        },
+        "UPDATE pos_daily_report_amendments SET revision = 3 WHERE revision = 2",
+    ),
+    damage(
+        "amendments",
+        {"pos_daily_report_amendments of 2026-11-22, revision 1": "is there twice"},
+        without("pos_daily_report_amendments", "pos_daily_report_amendments_pkey"),
+        "UPDATE pos_daily_report_amendments SET revision = 1",
+    ),
+)
+
+MAIN: Final = (
+    damage(
+        "tenants",
+        {"tenants id 1": "its schema is not the one of its slug"},
+        without("tenants", "tenants_schema_of_slug"),
+        "UPDATE tenants SET schema_name = 'public' WHERE id = 1",
+    ),
+    damage(
+        "tenants",
+        {"tenants id 2": "its schema is not there"},
+        "ALTER SCHEMA dinedesk_grill RENAME TO gone",
+    ),
+    damage(
+        "tenants",
+        {
+            "tenants id 1": "another tenant has its slug",
+            "tenants id 2": "another tenant has its slug",
+        },
+        without("tenants", "tenants_slug_unique", "tenants_schema_unique"),
+        "UPDATE tenants SET slug = 'kitchen', schema_name = 'dinedesk_kitchen' WHERE id = 2",
+    ),
+    damage(
+        "tenants",
+        {"tenants id 1": "pos_api_key has a whole key in it, and not a preview"},
+        "UPDATE tenants SET pos_api_key = 'a-secret-of-the-kitchen' WHERE id = 1",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 1": "there is no such tenant"},
+        "UPDATE pos_api_keys SET tenant_id = 9 WHERE id = 1",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 1": "is of no known kind"},
+        without("pos_api_keys", "pos_api_keys_kind_check", "pos_api_keys_check1"),
+        "UPDATE pos_api_keys SET kind = 'root' WHERE id = 1",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 1": "is of no tenant"},
+        without("pos_api_keys", "pos_api_keys_check1"),
+        "UPDATE pos_api_keys SET tenant_id = NULL WHERE id = 1",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 2": "is a device's key, and names no terminal"},
+        without("pos_api_keys", "pos_api_keys_check"),
+        "UPDATE pos_api_keys SET device_id = NULL WHERE id = 2",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 1": "is a tenant's key, and names a terminal"},
+        without("pos_api_keys", "pos_api_keys_check"),
+        "UPDATE pos_api_keys SET device_id = 'BAR' WHERE id = 1",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 1": "its hash is none"},
+        without("pos_api_keys", "pos_api_keys_key_sha256_check"),
+        "UPDATE pos_api_keys SET key_sha256 = 'short' WHERE id = 1",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 3": "there is no such terminal"},
+        "UPDATE pos_api_keys SET device_id = 'BACK' WHERE id = 3",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 3": "terminal BAR is said to have no key"},
+        "UPDATE pos_devices SET has_key = false WHERE device_id = 'BAR'",
+    ),
+    damage(
+        "keys",
+        {"pos_api_keys id 2": "is there twice", "pos_api_keys id 3": "is there twice"},
+        "DROP INDEX pos_api_keys_one_per_tenant",
+        "UPDATE pos_api_keys SET key_sha256 = sha256('x') WHERE id > 1",
+    ),
+    damage(
+        "keys",
+        {
+            f"pos_api_keys id {n}": "another key from tenants.pos_api_key is in force too"
+            for n in (1, 9)
+        },
+        "INSERT INTO pos_api_keys (id, tenant_id, kind, key_sha256, preview, from_column)"
+        " OVERRIDING SYSTEM VALUE VALUES (9, 1, 'tenant', sha256('y'), 'y', true)",
+    ),
+    damage(
+        "answers",
+        {"idempotency_keys ctid …": "there is no such tenant"},
+        "UPDATE idempotency_keys SET tenant_id = 9",
+    ),
+    damage(
+        "answers",
+        {"idempotency_keys ctid …": "its fingerprint is none"},
+        without("idempotency_keys", "idempotency_keys_fingerprint_check"),
+        "UPDATE idempotency_keys SET fingerprint = ''",
+    ),
+    damage(
+        "answers",
+        {"idempotency_keys ctid …": "status 99 answers nothing"},
+        "UPDATE idempotency_keys SET status = 99",
+    ),
+    damage(
+        "answers",
+        {"idempotency_keys ctid …": "its answer is no object"},
+        "UPDATE idempotency_keys SET answer = '[]'",
+    ),
+    damage(
+        "answers",
+        {"idempotency_keys ctid …": "the same call has another answer too"},
+        "DROP INDEX idempotency_keys_unique",
+        "INSERT INTO idempotency_keys SELECT * FROM idempotency_keys",
+    ),
+    damage(
+        "outbox",
+        {"pos_outbox id 999": "is neither an event nor a touched row"},
+        without("pos_outbox", "pos_outbox_check"),
+        "INSERT INTO pos_outbox (id, tenant_id, type) OVERRIDING SYSTEM VALUE VALUES (999, 1, 'x')",
+    ),
+    damage(
+        "waiting",
+        {"pos_outbox id 999 of tenant 1": "waits since 2026-11-22 10:00:00.*, and a daemon runs"},
+        "INSERT INTO pos_outbox (id, tenant_id, type, key, created_at) OVERRIDING SYSTEM VALUE"
+        " VALUES (999, 1, 'order', '1', '2026-11-22 10:00')",
+        "INSERT INTO pos_nodes VALUES (gen_random_uuid(), now() + interval '10 s')",
+    ),
+    *(
+        damage("roles", {f"role {role}": what}, f"ALTER ROLE {role} {attribute}")
+        for role, attribute, what in (
+            ("posd", "SUPERUSER", "is a superuser"),
+            ("posd", "CREATEROLE", "may make roles"),
+            ("posd", "CREATEDB", "may make databases"),
+            ("posd_publisher", "REPLICATION", "may copy the whole cluster"),
+            ("posd_hook_kitchen", "BYPASSRLS", "bypasses row security"),
+        )
+    ),
+    damage(
+        "roles",
+        {"role posd": "is a member of pg_write_all_data, posd_hook_kitchen"},
+        "GRANT pg_write_all_data, posd_hook_kitchen TO posd",
+    ),
+)

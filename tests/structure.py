@@ -1,0 +1,48 @@
+"""Write `sql/structure.json` anew: what the migrations make of an empty database.
+
+    python -m tests.structure
+
+To be run whenever a file in `sql/` has changed; `tests.test_structure` says so. The result is the same on
+PostgreSQL 15 and 18.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from posd import audit, migrations, structure
+from posd.cli.database import BlockingSession, complete
+from posd.testing.postgres import test_server
+from posd.values import Tenant
+from tests.cli_runner import migrated_database
+
+FILE: Final = Path(__file__).parent.parent / "sql/structure.json"
+KITCHEN: Final = Tenant(1, "kitchen", "The Kitchen", "dinedesk_kitchen")
+
+
+def made(dsn: str) -> dict[str, dict[str, str]]:
+    """What a database with the tenant `kitchen` is made of."""
+    with closing(migrations.connect(dsn)) as connection:
+        session = BlockingSession(connection)
+        return {
+            kind: {
+                structure.label(each): each.made
+                for each in complete(audit.read(session, tenant)).things
+                if each.kind != "source"
+            }
+            for kind, tenant in (("main", None), ("tenant", KITCHEN))
+        }
+
+
+def text(found: dict[str, dict[str, str]]) -> str:
+    """As it stands in the file: a line for each thing."""
+    return json.dumps(found, indent=0, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    database = migrated_database()
+    FILE.write_text(text(made(database)), "utf-8")
+    test_server().drop_database(database)
