@@ -120,7 +120,8 @@ TABLE = (
     row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),
     # Whether what is in the database is as it must be: asked by posctl, on one blocking connection.
     row(
-        "structure audit", never=("twisted", "posd.web", "posd.ws", "posd.session", "posd.channel")
+        "structure audit doctor",
+        never=("twisted", "posd.web", "posd.ws", "posd.session", "posd.channel"),
     ),
     row("parts daemon tap"),
     # Other programs than the daemon.
@@ -138,9 +139,10 @@ IMPORTERS = {
     "txpostgres": ("posd.connection",),
     "psycopg2": (
         *("posd.connection", "posd.migrations", "posd.provision", "posd.cli", "posd.testing"),
+        "posd.doctor",
     ),
     "OpenSSL": ("posd.tls",),
-    "cryptography": ("posd.tls", "posd.pem", "posd.certificates"),
+    "cryptography": ("posd.tls", "posd.pem", "posd.certificates", "posd.doctor"),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),

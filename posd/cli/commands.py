@@ -30,6 +30,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Look after": {
         "status": "status",
         "audit": "audit",
+        "doctor": "doctor",
         "publish": "publishing",
         "listen": "listening",
         "stream": "streams",

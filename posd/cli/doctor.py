@@ -1,0 +1,178 @@
+"""`posctl doctor`: what is wrong with an installation, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Final
+
+import click
+import psycopg2
+from psycopg2.extensions import make_dsn
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from posd import migrations
+from posd.cli.database import Snapshot, complete
+from posd.cli.failures import explained
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, console, print_json, printable
+from posd.config import Config
+from posd.doctor import (
+    Line,
+    State,
+    certificates,
+    database,
+    fault,
+    files,
+    listeners,
+    machine,
+    unknown,
+)
+from posd.errors import PosdError
+
+_STYLES: Final = {
+    State.OK: "green",
+    State.WARNING: "yellow",
+    State.FAULT: "bold red",
+    State.UNKNOWN: "dim",
+}
+_CONNECT_SECONDS: Final = 5
+
+
+@click.command()
+@as_json
+@pass_installation
+def doctor(installation: Installation, as_json: bool) -> None:
+    """Look at everything that an installation needs, and say what to do where it is not so.
+
+    The configuration, who can read its files, the certificate with its issuers and its end, the
+    clock, the database with its version, settings, rights and schemas, the hooks on shops' tables,
+    the ports, the daemon and what the system lets it have. Each line is ok, a warning or a fault;
+    a dash is what could not be looked at. Nothing is changed. It needs nothing to work, and sees most
+    as root while posd runs.
+
+    Exit code 0 if nothing is at fault; 69 if all that is is a database or a daemon that is away; 78
+    for everything else.
+
+    \b
+    Examples:
+        sudo posctl doctor
+        sudo posctl doctor --json | jq '.lines[] | select(.state == "fault")'
+    """
+    lines = [*_examined(installation)]
+    faults = [line for line in lines if line.state is State.FAULT]
+    warnings = [line for line in lines if line.state is State.WARNING]
+    if as_json:
+        print_json({"ok": not faults, "lines": [_shape(line) for line in lines]})
+    else:
+        _show(lines)
+        click.echo(f"{len(faults)} faults, {len(warnings)} warnings")
+    if faults:
+        passing = all(line.passing for line in faults)
+        raise click.exceptions.Exit(os.EX_UNAVAILABLE if passing else os.EX_CONFIG)
+
+
+def _examined(installation: Installation) -> Iterator[Line]:
+    """Everything, part by part: what goes wrong in one says nothing of the others."""
+    environ = files.environment(installation.environ)
+    path, now, who = installation.config_path, datetime.now(UTC), files.reader()
+    config: Config | None = None
+
+    def configuration() -> Iterable[Line]:
+        nonlocal config
+        config, lines = files.configuration(path, environ)
+        return lines
+
+    yield from _safely("configuration", configuration)
+    yield from _safely("files", lambda: files.permissions(path, config, who))
+    if config is not None and any(each.tls for each in config.listen):
+        settings = config.tls
+        yield from _safely("certificate", lambda: certificates.examine(settings, now))
+    yield from _safely("clock", lambda: machine.clock(now))
+    yield from _safely("database", lambda: _database(installation, config))
+    if config is not None:
+        used = config
+        yield from _safely("listeners", lambda: listeners.examine(used))
+    yield from _safely("daemon", lambda: machine.unit(config))
+
+
+def _safely(part: str, examine: Callable[[], Iterable[Line]]) -> list[Line]:
+    """What an examination says; one that fails in a way that nobody thought of is a line too."""
+    lines: list[Line] = []
+    try:
+        lines.extend(examine())
+    except Exception as error:
+        what = f"this could not be looked at: {type(error).__name__}: {error}"
+        lines.append(fault(part, what, "this is a mistake of posd's: please report it"))
+    return lines
+
+
+def _database(installation: Installation, config: Config | None) -> Iterator[Line]:
+    """The connection of the daemon, and then the administrator's if there is one."""
+    dsn = installation.given_dsn or (None if config is None else config.database.dsn)
+    if dsn is None:
+        yield unknown("database", "the configuration that names it cannot be used")
+        return
+    yield from _connected(
+        "database", dsn, lambda session: complete(database.examine(session, config))
+    )
+    admin_dsn = None if installation.given_dsn or config is None else config.database.admin_dsn
+    if admin_dsn is not None:
+        yield from _connected(
+            "admin_dsn", admin_dsn, lambda session: complete(database.administration(session))
+        )
+
+
+def _connected(part: str, dsn: str, examine: Callable[[Snapshot], list[Line]]) -> Iterable[Line]:
+    try:
+        soon = make_dsn(dsn, connect_timeout=_CONNECT_SECONDS)
+        with closing(migrations.connect(str(soon))) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN READ ONLY; SET LOCAL statement_timeout = '10s'")
+            return examine(Snapshot(connection))
+    except (psycopg2.Error, PosdError) as error:
+        failure = explained(error)
+        what = migrations.line(error) if failure is None else str(failure)
+        return [_unreachable(part, what)]
+
+
+def _unreachable(part: str, what: str) -> Line:
+    remedies = {
+        "does not exist": "posctl bootstrap makes roles and database; run posctl as the user posd",
+        "authentication failed": "see pg_hba.conf: `local` lines with peer let the user posd in as posd",
+        "no pg_hba.conf entry": "add a line for posd to pg_hba.conf",
+        "permission denied": "posctl bootstrap, then posctl migrate",
+        "No such file": "systemctl start postgresql, or name its host in database.dsn",
+        "onnection refused": "systemctl start postgresql, or name its host and port in database.dsn",
+    }
+    remedy = next(
+        (r for word, r in remedies.items() if word in what), "see whether it runs, and where"
+    )
+    return fault(part, f"it cannot be used: {what}", remedy, passing=True)
+
+
+def _show(lines: Iterable[Line]) -> None:
+    """A table in which what to do stands below what is wrong."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for title in ("", "part", "what was found"):
+        table.add_column(title, overflow="fold")
+    for line in lines:
+        found = printable(line.what)
+        if line.remedy is not None:
+            found += f"\n→ {printable(line.remedy)}"
+        word = "–" if line.state is State.UNKNOWN else line.state.value
+        table.add_row(Text(word, style=_STYLES[line.state]), line.part, Text(found))
+    console().print(table)
+
+
+def _shape(line: Line) -> dict[str, object]:
+    return {
+        "part": line.part,
+        "state": line.state.value,
+        "what": line.what,
+        "remedy": line.remedy,
+    }

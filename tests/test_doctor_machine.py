@@ -1,0 +1,141 @@
+"""What the doctor says of the clock, the unit, open files and disks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+from attrs import evolve
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.config import Config, Database, Limits
+from posd.doctor import Line, State, machine
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+CONFIG = Config(Database("postgresql:///posd"))
+RUNNING = {
+    "LoadState": "loaded",
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "StatusText": "7 terminals connected",
+    "NeedDaemonReload": "no",
+    "LimitNOFILE": "65536",
+    "Result": "success",
+}
+GIB = 1 << 30
+
+
+class ClockTests(SynchronousTestCase):
+    def state(self, now: datetime, kernel: int | None) -> State:
+        (line,) = machine.clock(now, lambda: kernel)
+        return line.state
+
+    def test_one_that_is_kept_right_is_good(self) -> None:
+        self.assertEqual(self.state(NOW, 0), State.OK)
+
+    def test_one_that_nobody_keeps_right_is_worth_a_warning(self) -> None:
+        self.assertEqual(self.state(NOW, 5), State.WARNING)
+
+    def test_where_the_kernel_says_nothing_nothing_is_said(self) -> None:
+        self.assertEqual(self.state(NOW, None), State.UNKNOWN)
+
+    def test_one_from_before_posd_was_written_is_wrong(self) -> None:
+        self.assertEqual(self.state(datetime(1970, 1, 1, tzinfo=UTC), 0), State.FAULT)
+
+    def test_this_kernel_can_be_asked(self) -> None:
+        self.assertIn(machine._kernel_clock(), (None, *range(-1, 6)))
+
+    def test_the_databases_clock_has_to_agree_but_for_the_time_it_took_to_ask(self) -> None:
+        for seconds, took, state in (
+            (1.0, 0.0, State.OK),
+            (-3.0, 2.0, State.OK),
+            (-3.0, 0.0, State.WARNING),
+            (61.0, 0.0, State.FAULT),
+        ):
+            with self.subTest(seconds=seconds):
+                database = NOW + timedelta(seconds=seconds)
+                line = machine.compared(NOW, database, timedelta(seconds=took))
+                self.assertEqual(line.state, state)
+
+
+class UnitTests(SynchronousTestCase):
+    def lines(self, config: Config | None, **changes: str) -> list[Line]:
+        asked: list[Sequence[str]] = []
+
+        def systemctl(arguments: Sequence[str]) -> str:
+            asked.append(arguments)
+            return "".join(f"{n}={v}\n" for n, v in {**RUNNING, **changes}.items())
+
+        lines = [*machine.unit(config, systemctl)]
+        self.assertEqual(asked[0][:2], ["show", "posd.service"])
+        return lines
+
+    def only(self, state: State, **changes: str) -> Line:
+        (line,) = [line for line in self.lines(None, **changes) if line.state is not State.OK]
+        self.assertEqual(line.state, state)
+        return line
+
+    def test_one_that_runs_is_good_and_says_what_it_does(self) -> None:
+        (line,) = self.lines(None)
+        self.assertEqual((line.state, line.what), (State.OK, "it runs: 7 terminals connected"))
+
+    def test_one_that_waits_for_something_is_nobodys_mistake(self) -> None:
+        line = self.only(State.FAULT, StatusText="waiting for database: connection refused")
+        self.assertTrue(line.passing)
+        self.assertIn("connection refused", line.what)
+
+    def test_one_that_has_failed_and_one_that_is_stopped(self) -> None:
+        self.assertIn(
+            "exit-code", self.only(State.FAULT, ActiveState="failed", Result="exit-code").what
+        )
+        self.assertEqual(
+            self.only(State.WARNING, ActiveState="inactive").remedy, "systemctl start posd"
+        )
+        self.only(State.WARNING, ActiveState="activating")
+
+    def test_a_unit_that_is_not_what_systemd_has_read(self) -> None:
+        self.assertEqual(
+            self.only(State.WARNING, NeedDaemonReload="yes").remedy, "systemctl daemon-reload"
+        )
+
+    def test_a_unit_that_is_not_started_at_boot(self) -> None:
+        self.only(State.WARNING, UnitFileState="disabled")
+
+    def test_where_there_is_no_unit_or_no_systemd_nothing_is_said(self) -> None:
+        self.only(State.UNKNOWN, LoadState="not-found")
+        (line,) = machine.unit(None, lambda arguments: None)
+        self.assertEqual(line.state, State.UNKNOWN)
+
+    def test_each_till_is_an_open_file(self) -> None:
+        many = evolve(CONFIG, limits=Limits(connections=70_000))
+        for config, allowed, state in (
+            (CONFIG, "65536", State.OK),
+            (CONFIG, "infinity", State.OK),
+            (CONFIG, "1024", State.FAULT),
+            (many, "65536", State.FAULT),
+        ):
+            with self.subTest(allowed=allowed):
+                line = self.lines(config, LimitNOFILE=allowed)[-1]
+                self.assertEqual((line.part, line.state), ("open files", state))
+
+
+class DiskTests(SynchronousTestCase):
+    def state(self, free: int, total: int) -> State:
+        usage = SimpleNamespace(total=total, free=free)
+        self.patch(shutil, "disk_usage", lambda path: usage)
+        return machine.disk("disk", Path("/var/lib")).state
+
+    def test_room_is_good_and_what_is_scarce_is_told(self) -> None:
+        self.assertEqual(self.state(50 * GIB, 100 * GIB), State.OK)
+        self.assertEqual(self.state(5 * GIB, 100 * GIB), State.WARNING)
+        self.assertEqual(self.state(1 * GIB, 100 * GIB), State.FAULT)
+
+    def test_of_a_large_disk_a_small_part_is_much(self) -> None:
+        self.assertEqual(self.state(500 * GIB, 8000 * GIB), State.OK)
+
+    def test_a_folder_that_may_not_be_seen_is_on_the_disk_of_the_one_above(self) -> None:
+        line = machine.disk("disk", Path(self.mktemp()).absolute() / "not" / "there")
+        self.assertNotEqual(line.state, State.UNKNOWN)
