@@ -88,7 +88,9 @@ class Connection:
             await _abandonable(cursor.execute(sql, parameters or None), self._raw.given_up)
             return cursor.fetchall() if rows else []
         except psycopg2.Error as error:
-            raise self._judge(error) from error
+            # Without its cause, whose DETAIL has whole rows in it: whoever prints a traceback, prints
+            # those too.
+            raise self._judge(error) from None
         except ConnectionClosed as error:
             # It was closed meanwhile.
             raise ConnectionLost from error

@@ -7,7 +7,15 @@ sentence that a client sees. Nothing else of an exception ever leaves the proces
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_ABOUT_NAMES: Final = (
+    *("08", "0A", "23", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX"),
+    # Settings, of which a missing role is one; and posd's own, of `sql/`.
+    *("22023", "PD"),
+)
+_QUOTES: Final = ("42601",)
+"""syntax_error, which repeats what it did not expect."""
 
 
 class PosdError(Exception):
@@ -145,10 +153,21 @@ class StatementFailed(PosdError):
 
     `sqlstate` is its five-character code
     (https://www.postgresql.org/docs/current/errcodes-appendix.html), `constraint` the name of the
-    constraint that was violated, if it was one.
+    constraint that was violated, if it was one. Its text is as much of the message as may be logged.
     """
 
     def __init__(self, message: str, sqlstate: str, constraint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(tellable(sqlstate, message))
         self.sqlstate = sqlstate
         self.constraint = constraint
+
+
+def tellable(sqlstate: str, message: str) -> str:
+    """What of an error of PostgreSQL's may be logged: its message, where it quotes no data.
+
+    Errors about data quote them ("invalid input syntax for type date: …"), and what a shop's own
+    triggers raise has whole rows in it. Of those there remains the code, by which it can be found in
+    the shop's code.
+    """
+    named = sqlstate.startswith(_ABOUT_NAMES) and sqlstate not in _QUOTES
+    return message if named else f"SQLSTATE {sqlstate or 'unknown'} (its text is not logged)"

@@ -2,6 +2,7 @@
 
 Callers decide what is logged, by keyword fields with plain values: ids, counts, durations. Never a
 key, a payload or a customer; of a card or a phone only what `card_tail` and `phone_tail` leave.
+What no caller decides is the text of an exception: it is written only where it cannot have data in it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import enum
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from io import StringIO
 from pathlib import PurePath
 from typing import Final, TextIO, cast
 from uuid import UUID
@@ -19,11 +21,14 @@ from twisted.logger import (
     ILogObserver,
     LogEvent,
     LogLevel,
-    eventAsText,
     formatEvent,
     formatEventAsClassicLogText,
 )
+from twisted.python.failure import Failure, format_frames
+from twisted.python.reflect import qual, safe_str
 from zope.interface import implementer
+
+from posd.errors import InvalidMessage, PosdError, Refusal
 
 LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 """What `logging.level` may be, with the syslog(3) priorities that sd-daemon(3) reads in a line."""
@@ -32,6 +37,16 @@ _NOT_FIELDS = frozenset(
     {"format", "isError", "message", "printed", "system", "time", "traceback", "why"}
 )
 """What is not a caller's field: Twisted adds it for old observers, or this module has its own."""
+
+_WHENCE = ("log_time", "log_level", "log_namespace", "log_system")
+
+_ABOUT_THE_PROGRAM: Final = (
+    *(AttributeError, ImportError, MemoryError, NameError, OSError, RecursionError, TypeError),
+    # All of posd's that are told operators.
+    PosdError,
+)
+_ABOUT_DATA: Final = (Refusal, InvalidMessage, UnicodeError)
+_WITHHELD: Final = "(its text is not logged, since data may be in it)"
 
 _VISIBLE = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
@@ -88,7 +103,7 @@ def _as_journal(event: LogEvent) -> str:
 
     The journal knows the time and the unit already.
     """
-    message, traceback = formatEvent(event), _traceback(event)
+    message, traceback = _message(event), _traceback(event)
     if not message and not traceback:
         return ""
     prefix = f"<{LEVELS[_level(event)]}>"
@@ -101,7 +116,7 @@ def _as_json(event: LogEvent) -> str:
 
     Fields whose values are not plain are left out: nobody knows what their text would disclose.
     """
-    message, traceback = formatEvent(event), _traceback(event)
+    message, traceback = _message(event), _traceback(event)
     if not message and not traceback:
         return ""
     record: dict[str, object] = {
@@ -122,7 +137,9 @@ def _as_json(event: LogEvent) -> str:
 
 def _as_text(event: LogEvent) -> str:
     """Twisted's classic line; a traceback follows on lines that begin with a tab."""
-    line = formatEventAsClassicLogText(event)
+    written = "\n".join(filter(None, (_message(event), _traceback(event))))
+    whence = {name: event[name] for name in _WHENCE if name in event}
+    line = formatEventAsClassicLogText({**whence, "log_format": "{written}", "written": written})
     return "" if line is None else line.rstrip().translate(_VISIBLE)
 
 
@@ -157,12 +174,40 @@ def _namespace(event: LogEvent) -> str:
     return str(event.get("log_namespace", "-"))
 
 
+def _message(event: LogEvent) -> str:
+    """An event's text. That of a failure which came by Twisted's older interface has it all in it."""
+    if "log_text" in event and _failure(event) is not None:
+        return str(event.get("why") or "Unhandled error")
+    return formatEvent(event)
+
+
+def _failure(event: LogEvent) -> Failure | None:
+    failure = event.get("log_failure", event.get("failure"))
+    return failure if isinstance(failure, Failure) else None
+
+
 def _traceback(event: LogEvent) -> str:
     """The traceback of an event's failure, without values of variables; empty if it has none."""
-    if "log_failure" not in event:
+    failure = _failure(event)
+    if failure is None:
         return ""
-    failure_alone: LogEvent = {"log_failure": event["log_failure"]}
-    return eventAsText(failure_alone, includeTimestamp=False, includeSystem=False).strip("\n")
+    written = StringIO()
+    if failure.frames:
+        written.write("Traceback (most recent call last):\n")
+        format_frames(failure.frames, written.write, "default")
+    written.write(f"{qual(failure.type or object)}: {_told(failure.value)}")
+    return written.getvalue()
+
+
+def _told(error: object) -> str:
+    """An exception's text, where its class says that it is about the program and not about data.
+
+    `KeyError("+44…")`, `ValueError("could not convert string to float: …")`: most have in them what
+    they were raised for. The frames above it say where that was.
+    """
+    if isinstance(error, _ABOUT_DATA) or not isinstance(error, _ABOUT_THE_PROGRAM):
+        return _WITHHELD
+    return safe_str(error)
 
 
 def _plain(value: object) -> object | None:

@@ -65,3 +65,29 @@ CREATE TABLE IF NOT EXISTS dinedesk_main.schema_versions (
 ALTER TABLE dinedesk_main.schema_versions OWNER TO posd_owner;
 GRANT USAGE ON SCHEMA dinedesk_main TO posd, posd_publisher, posd_hook;
 GRANT SELECT ON dinedesk_main.schema_versions TO posd;
+
+-- What PostgreSQL logs of the daemon's statements has customers in it: STATEMENT, DETAIL ("Failing row
+-- contains …"), and messages that quote values. posd logs its errors itself, without any. Only a
+-- superuser can set this. It holds for sessions that log in as posd; in this database only, since
+-- rewriting a row that belongs to the cluster would make two bootstraps collide.
+DO $$
+DECLARE
+    wanted record;
+BEGIN
+    FOR wanted IN
+        SELECT * FROM (VALUES
+            ('log_min_messages', 'log'),
+            ('log_min_error_statement', 'panic'),
+            ('log_error_verbosity', 'terse')
+        ) AS settings(name, value)
+    LOOP
+        IF NOT EXISTS (
+            SELECT FROM pg_db_role_setting AS s, unnest(s.setconfig) AS one
+             WHERE s.setrole = 'posd'::regrole AND starts_with(one, wanted.name || '=')
+               AND s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
+        ) THEN
+            EXECUTE format('ALTER ROLE posd IN DATABASE %I SET %I = %L', current_database(), wanted.name, wanted.value);
+        END IF;
+    END LOOP;
+END
+$$;

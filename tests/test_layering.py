@@ -114,7 +114,7 @@ TABLE = (
     row("renewal", never=NETWORK[1:], only=("posd.errors", "posd.tls", "posd.validity")),
     # Beside the stream.
     row("systemd", never=("twisted.web",), only=("posd.errors",)),
-    row("logs", never=("twisted.web", "twisted.internet"), only=()),
+    row("logs", never=("twisted.web", "twisted.internet"), only=("posd.errors",)),
     row("metrics", never=("twisted.web", *DAEMON)),
     # Whether a schema fits is asked of the database, before anybody is served.
     row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import sys
@@ -14,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python import log as legacy
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from posd import logs
+from posd.errors import BadRequest, InvalidMessage, StartError, StatementFailed
 from posd.values import KeyKind
 
 LINE = re.compile(r"<[2-7]>[^\x00-\x08\x0a-\x1f\x7f-\x9f]*")
@@ -250,6 +253,52 @@ class Text(SynchronousTestCase):
         written = Written("text")
         written.log.info("{value}", value=f"x{value}")
         self.assertFalse(re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", written.text))
+
+
+class Failures(SynchronousTestCase):
+    """Nobody decides what the text of an exception says."""
+
+    def written(self, error: Exception, format_name: str, *, old: bool = False) -> str:
+        written = Written(format_name)
+        try:
+            raise error
+        except type(error):
+            if old:
+                publisher = legacy.LogPublisher(publishPublisher=written.observer)
+                publisher.msg(failure=Failure(), why="It broke", isError=1)
+            else:
+                written.log.failure("It broke")
+        return written.text
+
+    def test_where_it_was_is_written_and_what_it_says_is_not(self) -> None:
+        for error in (
+            KeyError("+447700900123"),
+            ValueError("could not convert string to float: '+447700900123'"),
+            AssertionError("+447700900123"),
+            UnicodeEncodeError("ascii", "+447700900123é", 13, 14, "+447700900123"),
+            BadRequest("There is no order +447700900123."),
+            InvalidMessage("+447700900123"),
+            StatementFailed("nobody wants +447700900123", "P0001"),
+        ):
+            for format_name, old in itertools.product(logs.FORMATS, (False, True)):
+                with self.subTest(error=error, format=format_name, old=old):
+                    text = self.written(error, format_name, old=old)
+                    self.assertNotIn("7700900123", text)
+                    self.assertIn("raise error", text)
+                    self.assertIn(type(error).__name__, text)
+                    self.assertIn("It broke", text)
+
+    def test_what_says_something_of_the_program_is_written(self) -> None:
+        for error in (
+            AttributeError("'NoneType' object has no attribute 'slug'"),
+            TypeError("f() takes 1 positional argument but 2 were given"),
+            OSError(24, "Too many open files"),
+            StartError("cannot listen on 'https'"),
+            StatementFailed("permission denied for table orders", "42501"),
+        ):
+            for format_name in logs.FORMATS:
+                with self.subTest(error=error, format=format_name):
+                    self.assertIn(str(error), self.written(error, format_name))
 
 
 class Redaction(SynchronousTestCase):

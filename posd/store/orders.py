@@ -8,6 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
+from posd.errors import tellable
 from posd.link import Session
 from posd.printing import Report, Said, before
 from posd.store import schema
@@ -168,4 +169,5 @@ async def mark(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, str]
 
     By tenant why that could not be done.
     """
-    return dict(await session.query(_MARK, (list(ids),)))
+    rows = await session.query(_MARK, (list(ids),))
+    return {tenant_id: tellable(why[:5], why) for tenant_id, why in rows}

@@ -276,7 +276,7 @@ async def answer(call: Call, handler: Handler) -> Answer:
     except Refusal as refusal:
         return refused(refusal, call)
     except Exception:
-        _log.failure("request {id} failed", id=call.id, path=call.request.path.decode("latin-1"))
+        _log.failure("request {id} failed", id=call.id)
         return Answer(error_body("posd failed at this.", "internal_error", call), 500)
 
 

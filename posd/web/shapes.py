@@ -71,6 +71,7 @@ def component(name: str) -> Meta:
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{name}"})
 
 
+_VALUE: Final = re.compile(r"(?<=Invalid enum value) '.*'(?= - at |$)", re.DOTALL)
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 
@@ -184,6 +185,8 @@ def differ(one: object, other: object) -> bool:
 
 def _explained(text: str, members: Mapping[str, Member]) -> BadRequest | Unprocessable:
     """A refusal that names the member, from what msgspec says."""
+    # Of all that it refuses it repeats only this.
+    text = _VALUE.sub("", text)
     missing = _MISSING.match(text)
     place = _PLACE.search(text)
     if missing is not None:

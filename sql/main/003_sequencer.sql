@@ -148,7 +148,7 @@ BEGIN
                 EXCEPTION WHEN SQLSTATE 'PD001' THEN
                     -- Variables keep their values.
                     IF postponed IS NULL THEN
-                        RAISE EXCEPTION 'the orders could not be read';
+                        RAISE EXCEPTION 'the orders could not be read' USING ERRCODE = 'PD002';
                     END IF;
                 END;
                 read_for := extract(epoch FROM clock_timestamp() - started);

@@ -1,0 +1,212 @@
+"""What is nobody's business is in no log, no metric, no error and no file of PostgreSQL's."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from typing import Final
+
+import psycopg2
+from psycopg2.extensions import make_dsn
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.testing.postgres import Server
+from tests.cli_runner import posctl
+from tests.integration.canaries import Canaries
+from tests.integration.harness import Shop
+from tests.integration.secrets_drive import CARD, PHONE, Asked, Drive
+from tests.integration.wire_case import until
+
+FORMATS: Final = ("json", "journal", "text")
+_MORE: Final = "[limits]\nfailed_auth_per_minute = 100000\n"
+
+_PUBLISH: Final = ("publish", "--tenant", "kitchen", "--data", "-", "--type")
+
+_SPOIL: Final = """
+    CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'nobody wants %', NEW USING DETAIL = NEW::text, HINT = NEW::text;
+    END $$;
+    GRANT EXECUTE ON FUNCTION public.refuse() TO PUBLIC;
+"""
+_REFUSING: Final = """
+    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION public.refuse()
+"""
+_IMPOSSIBLE: Final = "ALTER TABLE {table} ADD CONSTRAINT impossible CHECK (false) NOT VALID"
+_MENDED: Final = "DROP TRIGGER refuse ON {table}"
+
+
+class Scene:
+    """A posd with everything said to it, and with a database that refuses everything afterwards."""
+
+    _scene: Scene | None = None
+
+    def __init__(self) -> None:
+        # One's own, since its log is looked at; the daemon comes as the role that it has in a shop.
+        self.server = Server.start()
+        atexit.register(self.server.stop)
+        self.shop = Shop.open(["kitchen", "grill"], server=self.server)
+        atexit.register(self.shop.close)
+        (self.shop.folder / "conf.d").mkdir()
+        self.configure("json")
+        dsn = str(make_dsn(self.shop.dsn, user="posd"))
+        posd = self.shop.start(_MORE, dsn=dsn)
+        self.drive = Drive(self.shop, posd)
+        self.drive.everything()
+        self.metrics = self.scrape()
+        self.well = len(self.drive.asked)
+        self.spoil()
+
+    @classmethod
+    def get(cls) -> Scene:
+        if cls._scene is None:
+            cls._scene = cls()
+        return cls._scene
+
+    def configure(self, format_name: str) -> None:
+        path = self.shop.folder / "conf.d" / "logging.toml"
+        path.write_text(f'[logging]\nformat = "{format_name}"\nlevel = "debug"\n')
+
+    def spoil(self) -> None:
+        """Let every table refuse what is written, in every format, and try again."""
+        tables = [
+            table
+            for (table,) in self.shop.query(
+                "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relname IN"
+                " ('gift_cards', 'loyalty_accounts', 'idempotency_keys', 'pos_outbox',"
+                " 'pos_devices', 'pos_cursors', 'tenants', 'pos_api_keys')"
+                " OR relkind = 'r' AND relnamespace = 'dinedesk_kitchen'::regnamespace"
+                " AND relname LIKE 'pos\\_%'"
+            )
+        ]
+        self.shop.query(_SPOIL)
+        for format_name in FORMATS:
+            self.configure(format_name)
+            posd, before = self.drive.posd, self.drive.posd.log().count("reloaded")
+            posd.process.send_signal(signal.SIGHUP)
+            until(lambda: posd.log().count("reloaded") > before, "reloaded")  # noqa: B023
+            statement = _IMPOSSIBLE if format_name == "journal" else _REFUSING
+            for table in tables:
+                if format_name == "text":
+                    self.shop.query(f"ALTER TABLE {table} DROP CONSTRAINT impossible")
+                self.shop.query(statement.format(table=table))
+            self.drive.prepare()
+            for operation in self.drive.operations:
+                self.drive.with_the_right_body(operation)
+            self.drive.tills()
+            if format_name == "json":
+                for table in tables:
+                    self.shop.query(_MENDED.format(table=table))
+
+    def scrape(self) -> str:
+        answer = self.drive.posd.request("GET", "/metrics", key=self.drive.keys["admin"])
+        assert answer.status == 200, answer
+        return answer.content.decode()
+
+    @property
+    def canaries(self) -> Canaries:
+        canaries = Canaries()
+        canaries.add(self.drive.canaries)
+        return canaries
+
+
+class SecretsTests(SynchronousTestCase):
+    """After all that, nothing of it is to be found."""
+
+    def setUp(self) -> None:
+        self.scene = Scene.get()
+        self.drive, self.canaries = self.scene.drive, self.scene.canaries
+
+    maxDiff = None
+
+    def assert_silent(self, text: str, where: str) -> None:
+        self.assertEqual(self.canaries.found(text), {}, where)
+
+    def test_the_log_of_posd(self) -> None:
+        self.assert_silent(self.drive.posd.log(), "the log")
+
+    def test_metrics(self) -> None:
+        self.assertIn("posd_", self.scene.metrics)
+        self.assert_silent(self.scene.metrics + self.scene.scrape(), "/metrics")
+
+    def test_errors(self) -> None:
+        errors = [each for each in self.drive.asked if each.answer.status >= 400]
+        self.assertGreater({each.answer.status for each in errors}, {400, 401, 403, 404, 405, 409})
+        told = {repr((each.answer.headers, error_body(each))) for each in errors}
+        self.assert_silent("\n".join(told), "the errors")
+
+    def test_answers_have_no_key_but_a_new_one(self) -> None:
+        answers = {each.answer.body for each in self.drive.asked if each.answer.status < 400}
+        keys = Canaries()
+        keys.add(canary for canary in self.drive.canaries if canary.is_key)
+        text = "\n".join(body.decode() for body in answers)
+        made = re.compile(r'(?<="key":")pos_[0-9a-f]{64}')
+        self.assertGreater(len(made.findall(text)), 0)
+        self.assertEqual(keys.found(made.sub("", text)), {})
+
+    def test_the_log_of_postgresql(self) -> None:
+        log = self.scene.server.log()
+        self.assert_silent(log, "PostgreSQL's log")
+
+    def test_what_was_refused_was_noticed(self) -> None:
+        """The tests above look at something."""
+        refused = [each.answer.status for each in self.drive.asked[self.scene.well :]]
+        self.assertGreater(refused.count(500), 20)
+        log = self.drive.posd.log()
+        for sign in (
+            "Traceback",
+            "SQLSTATE P0001",
+            "impossible",
+            '"level":"error"',
+            "<3>",
+            "#error]",
+        ):
+            self.assertIn(sign, log)
+
+    def test_what_posctl_prints(self) -> None:
+        order = f'{{"orderId":"{CARD.text}","totalAmount":5,"customerPhone":"{PHONE.text}"}}'
+        said = ""
+        for arguments, stdin in (
+            (("key", "list"), None),
+            (("key", "list", "--tenant", "kitchen", "--json"), None),
+            (("tenant", "list", "--json"), None),
+            (("status",), None),
+            (("status", "--tenant", "kitchen", "--json"), None),
+            ((*_PUBLISH, "new_order"), order[:-1]),
+            ((*_PUBLISH, CARD.text), order),
+        ):
+            ran = posctl(*arguments, dsn=self.scene.shop.dsn, stdin=stdin)
+            said += ran.out + ran.err
+        # The database refuses everything, which posctl does not foresee.
+        command = (sys.executable, "-m", "posd.cli", "--dsn", self.scene.shop.dsn)
+        ended = subprocess.run(
+            [*command, *_PUBLISH, "new_order"],
+            input=order,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        said += ended.stdout + ended.stderr
+        self.assertIn("StatementFailed", said)
+        self.assert_silent(said, "what posctl prints")
+
+    def test_who_watches_postgresql_sees_no_statement_of_posds(self) -> None:
+        """What it runs is for superusers, who could read the tables too, and pg_read_all_stats."""
+        self.scene.shop.query("CREATE ROLE onlooker LOGIN; GRANT posd_publisher TO onlooker")
+        watching = make_dsn(self.scene.shop.dsn, user="onlooker")
+        with closing(psycopg2.connect(watching)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT DISTINCT query FROM pg_stat_activity WHERE usename = 'posd'")
+            self.assertEqual(cursor.fetchall(), [("<insufficient privilege>",)])
+
+
+def error_body(asked: Asked) -> object:
+    """What an error says, but for the order that its owner is shown beside `version_mismatch`."""
+    body = dict(asked.answer.json)
+    if body["code"] == "version_mismatch":
+        del body["order"]
+    return body

@@ -1,0 +1,39 @@
+"""What of PostgreSQL's errors may be repeated."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.errors import StatementFailed, tellable
+
+
+class TellableTests(SynchronousTestCase):
+    """An error's text, by its code."""
+
+    def test_names_of_things_are_told(self) -> None:
+        for sqlstate, message in (
+            ("42501", "permission denied for table orders"),
+            ("42P01", 'relation "orders" does not exist'),
+            ("23505", 'duplicate key value violates unique constraint "gift_cards_pkey"'),
+            ("22023", 'role "posd" does not exist'),
+            ("53100", "could not extend file"),
+            ("PD002", "the orders could not be read"),
+        ):
+            self.assertEqual(tellable(sqlstate, message), message)
+            self.assertEqual(str(StatementFailed(message, sqlstate)), message)
+
+    def test_data_is_not(self) -> None:
+        for sqlstate, message in (
+            ("22007", 'invalid input syntax for type date: "Ann"'),
+            ("22P02", 'invalid input syntax for type json: "Ann"'),
+            ("22003", 'value "447700900123" is out of range for type integer'),
+            ("42601", 'syntax error at or near "Ann"'),
+            ("P0001", "nobody wants (Ann,+447700900123)"),
+            ("ZZ123", "Ann"),
+            ("", "Ann"),
+        ):
+            said = tellable(sqlstate, message)
+            self.assertNotIn("Ann", said)
+            self.assertNotIn("4477", said)
+            self.assertIn(sqlstate or "unknown", said)
+            self.assertEqual(str(StatementFailed(message, sqlstate)), said)
