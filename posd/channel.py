@@ -237,6 +237,11 @@ class Channel:
             each.callback(page)
         return page
 
+    def forget(self) -> None:
+        """Remember no event: what is in the log may be less by now."""
+        self._recent.clear()
+        self._recent_bytes = 0
+
     def replayed(self, seq: Seq) -> None:
         """Somebody who was catching up was given the events up to `seq`."""
         self._delivered(self.tenant, seq)

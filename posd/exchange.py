@@ -287,6 +287,12 @@ class Exchange(Service):
             if guest.terminal.connection_id == connection_id:
                 guest.end(DISCONNECTED)
 
+    def forget(self, tenant_id: TenantId) -> None:
+        """Something was erased from a stream: what is remembered of it is read again."""
+        channel = self._channels.get(tenant_id)
+        if channel is not None:
+            channel.forget()
+
     async def drain(self, seconds: float) -> None:
         """Send everybody home within about `seconds`: in batches, in no order a till could rely on.
 

@@ -58,6 +58,9 @@ class Delivery(Protocol):
     def disconnect(self, connection_id: UUID) -> None:
         """An operator has ended a connection."""
 
+    def forget(self, tenant_id: TenantId) -> None:
+        """Something was erased from a stream."""
+
 
 class Cache(Protocol):
     """The authenticator, as far as the feed tells it what to forget."""
@@ -174,6 +177,8 @@ class Feed(Service):
                 self._delivery.superseded(UUID(subject))
             case "disconnect":
                 self._delivery.disconnect(UUID(subject))
+            case "erased":
+                self._delivery.forget(int(subject))
 
     async def _poll(self) -> None:
         waiting, heads = await stream.poll(self._database, self._delivery.tenants)

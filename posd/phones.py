@@ -6,8 +6,16 @@ rules are Google's, by a library that follows their amendments.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import phonenumbers
-from phonenumbers import NumberParseException, PhoneNumberFormat, ValidationResult
+from phonenumbers import (
+    Leniency,
+    NumberParseException,
+    PhoneNumberFormat,
+    PhoneNumberMatcher,
+    ValidationResult,
+)
 
 from posd.errors import Unprocessable
 
@@ -36,6 +44,17 @@ def normalise(text: str, region: str) -> str:
     if phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
         raise _invalid()
     return phonenumbers.format_number(number, PhoneNumberFormat.E164)
+
+
+def mentioned(text: str, region: str) -> frozenset[str]:
+    """All numbers in a text, in E.164: the text may be one, or have some among other words."""
+    found = {
+        phonenumbers.format_number(match.number, PhoneNumberFormat.E164)
+        for match in PhoneNumberMatcher(text, region, leniency=Leniency.POSSIBLE)
+    }
+    with suppress(Unprocessable):
+        found.add(normalise(text, region))
+    return frozenset(found)
 
 
 def _invalid() -> Unprocessable:

@@ -252,6 +252,17 @@ class PageTests(ChannelCase):
         self.assertLessEqual(kept, channels._RECENT_BYTES)
         self.assertEqual(self.channel._recent[-1].seq, 160)
 
+    def test_after_something_was_erased_it_is_read_again(self) -> None:
+        self.listener()
+        self.channel.wake(self.log.commit(5))
+        del self.log.reads[:]
+        self.channel.forget()
+        self.assertEqual(self.ids(12), [13, 14, 15])
+        self.assertEqual(self.log.reads, [12])
+        self.channel.wake(self.log.commit(1, size=channels._RECENT_BYTES - 1000))
+        self.assertEqual(self.ids(15), [16])
+        self.assertEqual(self.log.reads, [12, 15])
+
     def asked(self, position: Seq) -> Deferred[Sequence[Encoded]]:
         return Deferred.fromCoroutine(self.channel.page(position))
 

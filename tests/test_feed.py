@@ -39,6 +39,7 @@ class Tills:
     rechecked: list[int | None] = field(factory=list)
     displaced: list[UUID] = field(factory=list)
     sent_away: list[UUID] = field(factory=list)
+    forgotten: list[TenantId] = field(factory=list)
     trouble: Exception | None = None
     troubled: int = 0
 
@@ -56,6 +57,9 @@ class Tills:
 
     def superseded(self, connection_id: UUID) -> None:
         self.displaced.append(connection_id)
+
+    def forget(self, tenant_id: TenantId) -> None:
+        self.forgotten.append(tenant_id)
 
     def disconnect(self, connection_id: UUID) -> None:
         self.sent_away.append(connection_id)
@@ -158,6 +162,12 @@ class NotificationTests(FeedCase):
         await until(lambda: bool(self.tills.sent_away), "it was told")
         self.assertEqual((self.tills.sent_away, self.tills.displaced), ([connection_id], []))
 
+    async def test_a_stream_from_which_something_was_erased_is_told(self) -> None:
+        await self.started()
+        self.notify("posd_control", "erased 1")
+        await until(lambda: bool(self.tills.forgotten), "it was told")
+        self.assertEqual(self.tills.forgotten, [1])
+
     async def test_nonsense_is_harmless(self) -> None:
         feed = await self.started()
         for channel, payload in (
@@ -171,6 +181,7 @@ class NotificationTests(FeedCase):
             ("posd_control", "key five"),
             ("posd_control", "superseded nobody"),
             ("posd_control", "disconnect nobody"),
+            ("posd_control", "erased all"),
             ("posd_control", "dance now"),
             ("posd_outbox", "whatever"),
         ):

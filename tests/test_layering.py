@@ -68,6 +68,7 @@ TABLE = (
     row("messages members drafts orders movements dialect transitions", never=(*NETWORK, *DAEMON)),
     row("reports", never=NETWORK, only=("posd.errors", "posd.money")),
     row("printing", never=NETWORK, only=("posd.values",)),
+    row("erasure", never=NETWORK, only=("posd.phones",)),
     # The sequencer's rules; the store's rows are the words it is asked in.
     row("batch", never=(*NETWORK, "posd.web", "posd.ws", "posd.session", "posd.database")),
     row("dialing", never=(*NETWORK, *DAEMON)),
@@ -99,7 +100,7 @@ TABLE = (
     row("cursor", never=NETWORK, only=("posd.values",)),
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("polls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
-    row("exchange presence retention", never=("twisted.web", "posd.web", "posd.ws")),
+    row("exchange presence retention forgetting", never=("twisted.web", "posd.web", "posd.ws")),
     # What tills report by REST ends where what they say on a socket does.
     row("terminals", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
     # What is open to the network.

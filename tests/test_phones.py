@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unprocessable
-from posd.phones import is_region, normalise
+from posd.phones import is_region, mentioned, normalise
 
 
 class RegionTests(SynchronousTestCase):
@@ -40,3 +40,16 @@ class NormaliseTests(SynchronousTestCase):
     def test_in_an_unknown_region_only_international_numbers_are_understood(self) -> None:
         self.assertRaises(Unprocessable, normalise, "07700 900123", "ZZ")
         self.assertEqual(normalise("+447700900123", "ZZ"), "+447700900123")
+
+    def test_all_numbers_in_a_text_are_found(self) -> None:
+        for text, numbers in (
+            ("07700 900123", {"+447700900123"}),
+            ("07700 900123/020 7946 0000", {"+447700900123", "+442079460000"}),
+            (
+                "call 07700-900-123 at the gate, or +81 3 1234 5678",
+                {"+447700900123", "+81312345678"},
+            ),
+            ("two of number 5, for 18:30", set()),
+        ):
+            with self.subTest(text=text):
+                self.assertEqual(mentioned(text, "GB"), numbers)

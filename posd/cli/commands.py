@@ -35,6 +35,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "listen": "listening",
         "stream": "streams",
         "prune": "pruning",
+        "forget": "forgetting",
     },
 }
 """The modules of `posd.cli` that have the commands, under the headings of `posctl --help`."""

@@ -409,8 +409,8 @@ END IF;
 
 CREATE TABLE :"schema".loyalty_accounts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- E.164.
-    phone text NOT NULL UNIQUE CONSTRAINT loyalty_phone_form CHECK (phone ~ '^\+[1-9][0-9]{1,14}$'),
+    -- E.164. NULL: who that was is forgotten (sql/main/010_erasure.sql).
+    phone text UNIQUE CONSTRAINT loyalty_phone_form CHECK (phone ~ '^\+[1-9][0-9]{1,14}$'),
     customer_name text,
     email text,
     -- The shop's to count; posd does not know what was spent.

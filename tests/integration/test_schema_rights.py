@@ -15,6 +15,7 @@ ON_MAIN = {
     "pos_connections": {"posd": ALL},
     "pos_cursors": {"posd": WRITE},
     "pos_devices": {"posd": WRITE},
+    "pos_erasures": {"posd": "INSERT, SELECT"},
     "pos_heads": {
         "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
         " UPDATE (sent_seq), UPDATE (stream_id)"
@@ -54,6 +55,10 @@ FUNCTIONS_OF_MAIN = {
     "pos_begin_stream()": ("posd_owner", True, set()),
     "pos_create_tenant(text, text, text, text, text)": ("posd_owner", True, {"posd"}),
     "pos_confirmed(integer[], text[])": ("posd_owner", False, {"posd"}),
+    "pos_erase(integer, text, text[], text[])": ("posd_owner", True, {"posd"}),
+    "pos_erase_people(integer, text[], bigint[])": ("posd_owner", True, {"posd"}),
+    "pos_keeps(text, text)": ("posd_owner", False, {"posd"}),
+    "pos_only_erased(jsonb, jsonb, text)": ("posd_owner", False, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
     "pos_insert_only()": ("posd_owner", False, set()),
     "pos_value_points()": ("posd_owner", True, set()),

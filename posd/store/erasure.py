@@ -1,0 +1,187 @@
+"""Where a tenant's customers are in posd's tables, read batch by batch, and having them erased there.
+
+posd has no right to change an event; `sql/main/010_erasure.sql` does it, and sees that nothing but texts
+goes. A document is read again with the next question, so whoever changes it meanwhile loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+from attrs import frozen
+
+from posd.link import Session
+from posd.store import schema
+from posd.values import Tenant
+
+Place = Literal["event", "order", "answer", "outbox"]
+Part = Literal["event", "beside", "order", "answer", "call", "outbox"]
+"""What is written at once: of an event two texts, and of a stored answer the address that was called."""
+
+BATCH: Final = 500
+
+_READ: Final[dict[Place, str]] = {
+    "event": """
+        SELECT e.id, e.id::text, e.event_data::text, e.beside::text, NULL::text
+          FROM {schema}.pos_events AS e WHERE e.id > %(id)s ORDER BY e.id LIMIT %(limit)s
+    """,
+    "order": """
+        SELECT o.order_id, o.order_id, o.snapshot::text, NULL::text, NULL::text
+          FROM {schema}.pos_orders AS o WHERE o.order_id > %(id)s ORDER BY o.order_id LIMIT %(limit)s
+    """,
+    "answer": """
+        SELECT i.principal || chr(1) || i.operation || chr(1) || i.key, i.ctid::text, i.answer::text,
+               NULL::text, i.operation
+          FROM dinedesk_main.idempotency_keys AS i
+         WHERE coalesce(i.tenant_id, 0) = %(tenant)s
+           AND i.principal || chr(1) || i.operation || chr(1) || i.key > %(id)s
+         ORDER BY 1 LIMIT %(limit)s
+    """,
+    "outbox": """
+        SELECT o.id, o.id::text, o.data, NULL::text, NULL::text
+          FROM dinedesk_main.pos_outbox AS o
+         WHERE o.tenant_id = %(tenant)s AND o.data IS NOT NULL AND o.id > %(id)s
+         ORDER BY o.id LIMIT %(limit)s
+    """,
+}
+_FIRST: Final[dict[Place, object]] = {"event": 0, "order": "", "answer": "", "outbox": 0}
+_KEEPS: Final = """
+    SELECT dinedesk_main.pos_keeps(%s, 'gift_cards'), dinedesk_main.pos_keeps(%s, 'loyalty_accounts')
+"""
+_CARDS: Final = """
+    SELECT card_number, purchased_by, recipient_name, recipient_email FROM {schema}.gift_cards
+     WHERE num_nonnulls(purchased_by, recipient_name, recipient_email) > 0
+"""
+_ACCOUNTS: Final = """
+    SELECT a.id, a.phone, a.email,
+           coalesce((SELECT m.balance_after FROM {schema}.pos_loyalty_transactions AS m
+                      WHERE m.account_id = a.id ORDER BY m.seq DESC LIMIT 1), 0)
+      FROM {schema}.loyalty_accounts AS a WHERE a.phone IS NOT NULL
+"""
+# What posd reads or has others read, and never writes.
+_REMAINS: Final = """
+    SELECT n.nspname || '.' || c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+     WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'f', 'm')
+       AND c.relname IN ('orders', 'order_items', 'gift_cards', 'loyalty_accounts')
+       AND NOT dinedesk_main.pos_keeps(n.nspname::text, c.relname::text) ORDER BY 1
+"""
+_ERASE: Final = "SELECT dinedesk_main.pos_erase(%s, %s, %s::text[], %s::text[])"
+_ERASE_PEOPLE: Final = "SELECT * FROM dinedesk_main.pos_erase_people(%s, %s::text[], %s::bigint[])"
+# Nodes that have events in memory for tills which catch up drop them.
+_NOTE: Final = """
+    WITH noted AS (
+        INSERT INTO dinedesk_main.pos_erasures
+            (tenant_id, sought, events, orders, answers, gift_cards, accounts)
+        VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING tenant_id
+    )
+    SELECT pg_notify('posd_control', 'erased ' || tenant_id) FROM noted
+"""
+
+
+@frozen
+class Document:
+    """JSON text that may be about a customer. An event has a second one `beside` it, perhaps; a stored
+    answer is that to an `operation`, whose address may name somebody too."""
+
+    key: str
+    text: str
+    beside: str | None = None
+    operation: str | None = None
+
+
+@frozen
+class Card:
+    """A gift card and the people on it."""
+
+    number: str
+    people: Sequence[str | None]
+
+
+@frozen
+class Account:
+    """A customer who collects points."""
+
+    id: int
+    phone: str
+    email: str | None
+    points: int
+
+
+@frozen
+class Counts:
+    """How much of what a customer was erased in; it says nothing about whom."""
+
+    events: int = 0
+    orders: int = 0
+    answers: int = 0
+    gift_cards: int = 0
+    accounts: int = 0
+
+
+async def documents(
+    session: Session, tenant: Tenant, place: Place, after: object = None
+) -> tuple[list[Document], object]:
+    """The next documents of a place (`event`, `order`, `answer`, `outbox`), and where to read on."""
+    values = {
+        "tenant": tenant.id,
+        "id": _FIRST[place] if after is None else after,
+        "limit": BATCH,
+    }
+    rows = await session.query(_READ[place].format(schema=schema(tenant)), values)
+    found = [Document(*row[1:]) for row in rows]
+    return found, rows[-1][0] if rows else after
+
+
+async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[Account]]:
+    """The gift cards that have people on them, and the loyalty accounts, where they are posd's."""
+    ((cards, accounts),) = await session.query(_KEEPS, (tenant.schema, tenant.schema))
+    name = schema(tenant)
+    return (
+        [
+            Card(number, names)
+            for number, *names in (await session.query(_CARDS.format(schema=name)) if cards else ())
+        ],
+        [
+            Account(*row)
+            for row in (await session.query(_ACCOUNTS.format(schema=name)) if accounts else ())
+        ],
+    )
+
+
+async def erase(
+    session: Session, tenant: Tenant, part: Part, texts: Sequence[tuple[str, str]]
+) -> int:
+    """Put texts in the place of those that have these keys; how many were still what they had been."""
+    done = 0
+    for some in _batches(texts):
+        keys, new = zip(*some, strict=True)
+        rows = await session.query(_ERASE, (tenant.id, part, list(keys), list(new)))
+        done += len(rows)
+    return done
+
+
+async def erase_people(
+    session: Session, tenant: Tenant, cards: Sequence[str], accounts: Sequence[int]
+) -> tuple[int, int]:
+    """Take the people off these gift cards and loyalty accounts; how many there were of either."""
+    ((done_cards, done_accounts),) = await session.query(
+        _ERASE_PEOPLE, (tenant.id, list(cards), list(accounts))
+    )
+    return done_cards, done_accounts
+
+
+async def remains(session: Session, tenant: Tenant) -> list[str]:
+    """The shop's own tables, in which the customer may be too: posd does not write them."""
+    return [name for (name,) in await session.query(_REMAINS, (tenant.schema,))]
+
+
+async def note(session: Session, tenant: Tenant, sought: str, counts: Counts) -> None:
+    """Keep that somebody was erased, without who, and tell all nodes to drop what they remember."""
+    values = (counts.events, counts.orders, counts.answers, counts.gift_cards, counts.accounts)
+    await session.execute(_NOTE, (tenant.id, sought, *values))
+
+
+def _batches(texts: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:
+    for start in range(0, len(texts), BATCH):
+        yield texts[start : start + BATCH]

@@ -1,0 +1,148 @@
+-- Forgetting a customer: texts that tell who somebody is become null where posd has kept them. What an order
+-- was, what it cost and where its events stand in the stream stays.
+
+-- That it was done, for whoever has to prove it. Nobody is named in here.
+CREATE TABLE dinedesk_main.pos_erasures (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    erased_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    erased_by text NOT NULL DEFAULT session_user,
+    -- Such as 'phone …0123'.
+    sought text NOT NULL,
+    events bigint NOT NULL,
+    orders bigint NOT NULL,
+    answers bigint NOT NULL,
+    gift_cards bigint NOT NULL,
+    accounts bigint NOT NULL
+);
+GRANT SELECT, INSERT ON dinedesk_main.pos_erasures TO posd;
+
+-- Whether `now` is `was` but for texts that became null or, as members, went. No text of a member by one of the
+-- names here may: these are what things are called, what became of them and when. A number stays, unless
+-- its member's name says that it is for dialling.
+CREATE FUNCTION dinedesk_main.pos_only_erased(was jsonb, now jsonb, name text DEFAULT '') RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    plain CONSTANT text := replace(lower(name), '_', '');
+BEGIN
+    IF was = now THEN
+        RETURN true;
+    END IF;
+    CASE jsonb_typeof(was)
+        WHEN 'object' THEN
+            RETURN jsonb_typeof(now) = 'object'
+               AND NOT EXISTS (SELECT FROM jsonb_object_keys(now) AS k(name) WHERE NOT was ? k.name)
+               AND NOT EXISTS (
+                    SELECT FROM jsonb_each(was) AS m(name, value)
+                     WHERE NOT dinedesk_main.pos_only_erased(m.value, coalesce(now -> m.name, 'null'), m.name));
+        WHEN 'array' THEN
+            RETURN jsonb_typeof(now) = 'array' AND jsonb_array_length(was) = jsonb_array_length(now)
+               AND NOT EXISTS (
+                    SELECT FROM jsonb_array_elements(was) WITH ORDINALITY AS e(value, place)
+                     WHERE NOT dinedesk_main.pos_only_erased(e.value, now -> (e.place::integer - 1), name));
+        WHEN 'string' THEN
+            RETURN now = 'null' AND plain <> ALL (
+                '{orderid,ordernumber,id,cardnumber,menuitemid,variantid,addonid,type,status,previousstatus,paymentstatus,paymentmethod,ordertype,ordersource,transactiontype,currency,createdat,updatedat,scheduledfor,scheduledtime,purchasedat,expirydate,streamid,timestamp}'::text[]);
+        WHEN 'number' THEN
+            RETURN now = 'null' AND plain ~ 'phone|mobile|^tel';
+        ELSE
+            RETURN false;
+    END CASE;
+END
+$$;
+
+-- Put texts in the place of others that differ only by what was erased; the keys of those where that was so.
+-- What was changed since it was read is left as it is. `place` and key: 'event' or 'beside' and the id,
+-- 'order' and its id, 'answer' and its row, 'outbox' and the id; 'call' forgets a stored answer whose address names a
+-- customer.
+CREATE FUNCTION dinedesk_main.pos_erase(tenant integer, place text, keys text[], texts text[]) RETURNS SETOF text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' SET enable_seqscan = off AS $$
+DECLARE
+    shop text := (SELECT t.schema_name FROM dinedesk_main.tenants AS t WHERE t.id = tenant);
+BEGIN
+    IF shop IS NULL THEN
+        RETURN;
+    END IF;
+    CASE place
+        WHEN 'event' THEN
+            RETURN QUERY EXECUTE format(
+                'UPDATE %I.pos_events AS e SET event_data = n.text::json
+                   FROM unnest($1::bigint[], $2) AS n(key, text)
+                  WHERE e.id = n.key AND dinedesk_main.pos_only_erased(e.event_data::jsonb, n.text::jsonb)
+                 RETURNING e.id::text', shop) USING keys, texts;
+        WHEN 'beside' THEN
+            RETURN QUERY EXECUTE format(
+                'UPDATE %I.pos_events AS e SET beside = n.text::json
+                   FROM unnest($1::bigint[], $2) AS n(key, text)
+                  WHERE e.id = n.key AND dinedesk_main.pos_only_erased(e.beside::jsonb, n.text::jsonb)
+                 RETURNING e.id::text', shop) USING keys, texts;
+        WHEN 'order' THEN
+            RETURN QUERY EXECUTE format(
+                'UPDATE %I.pos_orders AS o SET snapshot = n.text::json FROM unnest($1, $2) AS n(key, text)
+                  WHERE o.order_id = n.key AND dinedesk_main.pos_only_erased(o.snapshot::jsonb, n.text::jsonb)
+                 RETURNING o.order_id', shop) USING keys, texts;
+        WHEN 'answer' THEN
+            RETURN QUERY
+                UPDATE dinedesk_main.idempotency_keys AS i SET answer = n.text::json
+                  FROM unnest(keys::tid[], texts) AS n(key, text)
+                 WHERE i.ctid = n.key AND i.tenant_id = tenant
+                   AND dinedesk_main.pos_only_erased(i.answer::jsonb, n.text::jsonb)
+                RETURNING n.key::text;
+        WHEN 'call' THEN
+            RETURN QUERY
+                DELETE FROM dinedesk_main.idempotency_keys AS i
+                 WHERE i.ctid = ANY (keys::tid[]) AND i.tenant_id = tenant AND i.operation ~ '/loyalty/'
+                RETURNING i.ctid::text;
+        WHEN 'outbox' THEN
+            RETURN QUERY
+                UPDATE dinedesk_main.pos_outbox AS o SET data = n.text
+                  FROM unnest(keys::bigint[], texts) AS n(key, text)
+                 WHERE o.tenant_id = tenant AND o.id = n.key
+                   AND dinedesk_main.pos_only_erased(o.data::jsonb, n.text::jsonb)
+                RETURNING o.id::text;
+    END CASE;
+END
+$$;
+
+-- Take people off gift cards and off loyalty accounts; how many of either there were. An account without a
+-- number is nobody's any more, and its ledger stays. The shop's own tables of these names are not touched.
+CREATE FUNCTION dinedesk_main.pos_erase_people(tenant integer, cards text[], account_ids bigint[])
+RETURNS TABLE (gift_cards bigint, accounts bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
+DECLARE
+    shop text := (SELECT t.schema_name FROM dinedesk_main.tenants AS t WHERE t.id = tenant);
+BEGIN
+    gift_cards := 0;
+    accounts := 0;
+    IF cards <> '{}' AND dinedesk_main.pos_keeps(shop, 'gift_cards') THEN
+        EXECUTE format(
+            'UPDATE %I.gift_cards SET purchased_by = NULL, recipient_name = NULL, recipient_email = NULL
+              WHERE card_number = ANY ($1)', shop) USING cards;
+        GET DIAGNOSTICS gift_cards = ROW_COUNT;
+    END IF;
+    IF account_ids <> '{}' AND dinedesk_main.pos_keeps(shop, 'loyalty_accounts') THEN
+        EXECUTE format(
+            'UPDATE %I.loyalty_accounts SET phone = NULL, customer_name = NULL, email = NULL
+              WHERE id = ANY ($1)', shop) USING account_ids;
+        GET DIAGNOSTICS accounts = ROW_COUNT;
+    END IF;
+    RETURN NEXT;
+END
+$$;
+
+-- Whether a shop's gift cards or accounts are posd's: a shop that had a table of this name kept its own.
+CREATE FUNCTION dinedesk_main.pos_keeps(shop text, people text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_constraint AS c
+         WHERE c.connamespace = to_regnamespace(quote_ident(shop))
+           AND c.conname = CASE people WHEN 'gift_cards' THEN 'gift_cards_number_form'
+                                       WHEN 'loyalty_accounts' THEN 'loyalty_phone_form' END)
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_only_erased(jsonb, jsonb, text),
+    dinedesk_main.pos_erase(integer, text, text[], text[]),
+    dinedesk_main.pos_erase_people(integer, text[], bigint[]), dinedesk_main.pos_keeps(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_erase(integer, text, text[], text[]),
+    dinedesk_main.pos_erase_people(integer, text[], bigint[]), dinedesk_main.pos_keeps(text, text) TO posd;
