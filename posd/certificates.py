@@ -1,10 +1,12 @@
 """A private certificate authority for networks that have none: `posctl make-cert`, demo, tests.
 
-One directory holds one authority and one server certificate signed by it, as PEM:
+One directory holds one authority, and what was signed by it, as PEM:
 `ca.pem` (give it to the tills), `ca-key.pem` (0600, keep it off-line once done),
 `fullchain.pem` and `privkey.pem` (0600, the `[tls]` section of posd's configuration). The file
 `fullchain.pem` has the server certificate alone: the authority is the trust anchor, which a
-client has already, and RFC 8446 §4.4.2 allows a chain to leave it out.
+client has already, and RFC 8446 §4.4.2 allows a chain to leave it out. A till's own certificate and
+key are `client-NAME.pem` and `client-NAME-key.pem` (0600); the authority of the tills may be that of the
+server or one in another directory.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ LONGEST_DAYS = 825
 _AUTHORITY_DAYS = 3650
 _CLOCK_SKEW = timedelta(hours=1)  # A till's clock may be behind ours on the first day.
 _COMMON_NAME_LIMIT = 64  # ub-common-name, RFC 5280 appendix A.1
+_CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 
 
@@ -51,7 +54,7 @@ class NotCertifiable(CertificateError):
 
 @frozen
 class Made:
-    """Where `make` has put the files, and when the server certificate ends."""
+    """Where the files have been put, and when the certificate ends."""
 
     ca_path: Path
     certificate_path: Path
@@ -83,10 +86,57 @@ def make(
     that is the server's.
     """
     begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
-    alternatives = _alternative_names(names)
+    alternatives = x509.SubjectAlternativeName(_alternative_names(names))
+    wanted = _Wanted(
+        str(next(iter(alternatives)).value), ExtendedKeyUsageOID.SERVER_AUTH, alternatives
+    )
+    return _make(directory, "fullchain.pem", "privkey.pem", wanted, days, replace, begins)
+
+
+def make_client(
+    directory: Path,
+    name: str,
+    *,
+    days: int = LONGEST_DAYS,
+    replace: bool = False,
+    now: datetime | None = None,
+) -> Made:
+    """Make a certificate for a client of this name, of the authority in `directory`; see `make`.
+
+    It proves to a server with `tls.client_ca` that its owner is one of the shop's; who that is and
+    what it may do, its key for posd says. Nobody takes it for a server's.
+    """
+    begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
+    if not _CLIENT.fullmatch(name):
+        raise NotCertifiable(
+            f"{name!r} is no name for a client; use up to 63 letters, digits, '.', '_' and '-'."
+        )
+    files = f"client-{name}.pem", f"client-{name}-key.pem"
+    wanted = _Wanted(name, ExtendedKeyUsageOID.CLIENT_AUTH)
+    return _make(directory, *files, wanted, days, replace, begins)
+
+
+@frozen
+class _Wanted:
+    """What a certificate is to say: whose it is, for what, and by which other names."""
+
+    name: str
+    usage: x509.ObjectIdentifier
+    alternatives: x509.SubjectAlternativeName | None = None
+
+
+def _make(
+    directory: Path,
+    certificate_name: str,
+    key_name: str,
+    wanted: _Wanted,
+    days: int,
+    replace: bool,
+    begins: datetime,
+) -> Made:
     if not 1 <= days <= LONGEST_DAYS:
         raise NotCertifiable(f"A certificate is valid for 1 to {LONGEST_DAYS} days, not {days}.")
-    certificate_path, key_path = directory / "fullchain.pem", directory / "privkey.pem"
+    certificate_path, key_path = directory / certificate_name, directory / key_name
     for path in (certificate_path, key_path):
         if not replace and path.exists():
             raise CertificateError(f"{path} exists already; `--replace` replaces it.")
@@ -94,8 +144,8 @@ def make(
         directory.mkdir(parents=True, exist_ok=True)
         authority = _authority(directory, begins)
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign_server(authority, key, alternatives, begins, timedelta(days=days))
-        # The key goes first: a reload in between is refused for not fitting, and tried again.
+        certificate = _sign(authority, key, wanted, begins, timedelta(days=days))
+        # Whoever looks in between sees that they do not fit, and looks again.
         _write(key_path, _key_pem(key), 0o600)
         _write(certificate_path, certificate.public_bytes(Encoding.PEM), 0o644)
     except OSError as error:
@@ -184,10 +234,10 @@ def _make_authority(begins: datetime) -> _Authority:
     return _Authority(certificate, key)
 
 
-def _sign_server(
+def _sign(
     authority: _Authority,
     key: ec.EllipticCurvePrivateKey,
-    names: Sequence[x509.GeneralName],
+    wanted: _Wanted,
     begins: datetime,
     valid: timedelta,
 ) -> x509.Certificate:
@@ -198,12 +248,13 @@ def _sign_server(
             "authority in another directory and give it to the tills."
         )
     public = key.public_key()
+    builder = _builder(_name(wanted.name), authority.certificate.subject, public, begins, valid)
+    if wanted.alternatives is not None:
+        builder = builder.add_extension(wanted.alternatives, critical=False)
     return (
-        _builder(_name(str(names[0].value)), authority.certificate.subject, public, begins, valid)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([wanted.usage]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(_authority_key_identifier(authority), critical=False)
         .sign(authority.key, hashes.SHA256())

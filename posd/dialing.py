@@ -10,16 +10,36 @@ import ipaddress
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from ssl import SSLCertVerificationError
+from pathlib import Path
+from ssl import SSLCertVerificationError, SSLError
 from urllib.parse import quote, urlsplit
 
 from attrs import frozen
-from service_identity import VerificationError
+from service_identity import CertificateError, VerificationError
 
 Random = Callable[[], float]
 """A source of jitter: uniform in [0, 1), like `random.random`."""
 
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+_ALERTS = {
+    "alert certificate required": "it has no certificate",
+    "alert handshake failure": "it has no certificate, or speaks another TLS",
+    "alert unknown ca": "its certificate is of another authority",
+    "alert certificate expired": "its certificate has ended",
+    "alert bad certificate": "its certificate is broken or has not begun",
+    "alert unsupported certificate": "its certificate is not one for clients",
+    "alert certificate unknown": "its certificate cannot be used",
+}
+"""What a server says (RFC 8446 §6.2), by how OpenSSL's words for it end."""
+
+
+@frozen
+class Credentials:
+    """A client's own certificate, for a server that asks for one: PEM files, the issuers' below it."""
+
+    certificate: Path
+    private_key: Path
 
 
 @frozen
@@ -120,13 +140,26 @@ def distrust(error: BaseException | None) -> str | None:
 
     Trying again does not help then: somebody has to mend a certificate or a configuration.
     """
-    if isinstance(error, VerificationError):
-        return "TLS: the server's certificate is for another name"
-    if isinstance(error, SSLCertVerificationError):
-        return f"TLS: {error.verify_message}"
+    match error:
+        case VerificationError():
+            return "TLS: the server's certificate is for another name"
+        case CertificateError():
+            return f"TLS: the server's certificate names no server ({error})"
+        case SSLCertVerificationError():
+            return f"TLS: {error.verify_message}"
+        case SSLError(reason=str() as name):
+            return _refused(name.lower().replace("_", " "))
     match error.args if error is not None else ():
         case ([(*_, str() as text), *_],):  # OpenSSL's errors are tables of library, function, text
-            return f"TLS: {text}"
+            return _refused(text) or f"TLS: {text}"
+    return None
+
+
+def _refused(text: str) -> str | None:
+    """What the server has against a certificate of ours, if that is what OpenSSL says."""
+    for alert, meaning in _ALERTS.items():
+        if text.endswith(alert):
+            return f"TLS: the server refuses this client: {meaning}"
     return None
 
 

@@ -1,7 +1,6 @@
-"""TLS: the server's certificate and how it is replaced, and whom posd's own clients trust.
+"""The server's side of TLS: its certificate and how it is replaced, and which clients it lets in.
 
-Nothing else in posd imports OpenSSL. The files are read by `posd.pem`, each once, so that what was
-checked is what is used.
+The files are read by `posd.pem`, each once, so that what was checked is what is used.
 """
 
 from __future__ import annotations
@@ -14,24 +13,17 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
-from twisted.internet.interfaces import (
-    IOpenSSLClientConnectionCreator,
-    IOpenSSLServerConnectionCreator,
-)
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    TLSVersion,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.ssl import CertificateOptions, TLSVersion
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from posd import errors, pem
 from posd.validity import Validity
+
+_log = Logger()
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -48,6 +40,20 @@ _TICKET_KEY_SECONDS = 24 * 3600.0
 
 Whoever steals the key from memory can read what TLS 1.2 sessions resumed under it said.
 """
+
+_FATAL = 2
+_REFUSALS = {
+    40: "it has no certificate",
+    116: "it has no certificate",
+    42: "its certificate is broken or has not begun",
+    43: "its certificate is not one for clients",
+    44: "its certificate was revoked",
+    45: "its certificate has ended",
+    46: "its certificate cannot be used",
+    48: "its certificate is not of an authority in tls.client_ca",
+    51: "it cannot prove that its certificate is its own",
+}
+"""Alerts about a client's certificate (RFC 8446 §6.2), 40 being how TLS 1.2 says that there is none."""
 
 
 @frozen
@@ -117,7 +123,9 @@ class ServerTLS:
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         if self._seconds() - self._context_since >= _TICKET_KEY_SECONDS:
             self._renew_context(_context(self.settings, self._material))
-        return SSL.Connection(self._context)
+        connection = SSL.Connection(self._context)
+        connection.set_app_data(tlsProtocol)
+        return connection
 
     def _use(self, settings: TLS) -> None:
         # Looked at before they are read: what is written meanwhile is seen the next time.
@@ -142,25 +150,6 @@ def problems(settings: TLS) -> Mapping[str, str]:
     except errors.StartError:
         return {}
     return {}
-
-
-def client_context(host: str, ca: Path | None = None) -> IOpenSSLClientConnectionCreator:
-    """What a client needs to call `host`, for `twisted.internet.endpoints.wrapClientTLS`.
-
-    The server must prove to be `host` (a name or an IP address) by a certificate of an authority
-    in the PEM file `ca`, or of one that the platform trusts where that is None. Raises
-    `StartError` for a file that cannot be used.
-    """
-    if ca is None:
-        return optionsForClientTLS(host)
-    # Twisted's trust root takes only its own certificate class, not that of `cryptography`.
-    trusted = trustRootFromCertificates(
-        [
-            Certificate.loadPEM(authority.public_bytes(Encoding.PEM))
-            for authority in pem.authorities(ca)
-        ]
-    )
-    return optionsForClientTLS(host, trustRoot=trusted)
 
 
 def _context(settings: TLS, material: _Material) -> SSL.Context:
@@ -203,6 +192,21 @@ def _ask_for_client_certificates(
         store.add_cert(X509.from_cryptography(authority))
         context.add_client_ca(authority)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    context.set_info_callback(_tell_refusal)
+
+
+def _tell_refusal(connection: SSL.Connection, where: int, what: int) -> None:
+    """One line for each client whose certificate is refused; it is told the same by an alert.
+
+    OpenSSL calls this at every step of a handshake. Nobody else would tell: without a request there
+    is nothing that twisted.web had to say.
+    """
+    if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
+        return
+    why = _REFUSALS.get(what & 0xFF)
+    if why is not None:
+        address = getattr(connection.get_app_data().getPeer(), "host", "-")
+        _log.info("refused {address}: {why}", address=address, why=why)
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:

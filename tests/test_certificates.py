@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.certificates import LONGEST_DAYS, CertificateError, Made, make
+from posd.certificates import (
+    LONGEST_DAYS,
+    CertificateError,
+    Made,
+    NotCertifiable,
+    make,
+    make_client,
+)
 
 NAMES = ("till-server.lan", "192.0.2.7", "2001:db8::7")
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -112,6 +119,50 @@ class WhatIsMade(SynchronousTestCase):
         usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
         self.assertTrue(usage.key_cert_sign)
         self.assertFalse(usage.digital_signature)
+
+
+class Clients(SynchronousTestCase):
+    """A till's own certificate."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()) / "tls"
+
+    def test_it_is_of_the_same_authority_as_the_servers(self) -> None:
+        server = make(self.directory, NAMES, now=NOW)
+        made = make_client(self.directory, "POS_1", days=90, now=NOW)
+        self.assertEqual(made.ca_path, server.ca_path)
+        self.assertEqual(made.certificate_path, self.directory / "client-POS_1.pem")
+        self.assertEqual(mode(made.key_path), 0o600)
+        (authority,) = x509.load_pem_x509_certificates(made.ca_path.read_bytes())
+        leaf(made).verify_directly_issued_by(authority)
+        self.assertEqual(made.expires_at, NOW + timedelta(days=90) - timedelta(hours=1))
+
+    def test_it_needs_no_server_to_be_made(self) -> None:
+        make_client(self.directory, "POS_1")
+        self.assertEqual(
+            sorted(path.name for path in self.directory.iterdir()),
+            ["ca-key.pem", "ca.pem", "client-POS_1-key.pem", "client-POS_1.pem"],
+        )
+
+    def test_it_names_the_till_and_can_be_no_server(self) -> None:
+        certificate = leaf(make_client(self.directory, "POS_1"))
+        (name,) = certificate.subject.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)
+        self.assertEqual(name.value, "POS_1")
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        self.assertEqual(list(usage.value), [x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH])
+        kinds = [type(each.value) for each in certificate.extensions]
+        self.assertNotIn(x509.SubjectAlternativeName, kinds)
+
+    def test_one_that_is_there_is_kept_unless_it_is_to_be_replaced(self) -> None:
+        first = leaf(make_client(self.directory, "POS_1"))
+        self.assertRaises(CertificateError, make_client, self.directory, "POS_1")
+        self.assertNotEqual(leaf(make_client(self.directory, "POS_1", replace=True)), first)
+
+    def test_a_name_that_is_no_file_name_is_refused_before_anything_is_made(self) -> None:
+        for name in ("", "../ca", "a/b", "-x", ".x", "a b", "x" * 64, "\n"):
+            self.assertRaises(NotCertifiable, make_client, self.directory, name)
+        self.assertRaises(NotCertifiable, make_client, self.directory, "a", days=0)
+        self.assertFalse(self.directory.exists())
 
 
 class Names(SynchronousTestCase):

@@ -151,6 +151,24 @@ class MakeCertTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_USAGE)
         self.assertRegex(ran.err, r"\Aposctl: 'not a name' is neither.*\n\Z")
 
+    def test_a_tills_certificate_is_made_by_itself_and_named_after_it(self) -> None:
+        command = ("make-cert", "--dir", self.folder, "--client", "POS_1")
+        ran = posctl(*command)
+        self.assertRegex(ran.out, r"(?m)^tls\.client_ca: +.*/ca\.pem$")
+        self.assertRegex(ran.out, r"(?m)^For the till: +.*/client-POS_1\.pem$")
+        self.assertFalse((self.folder / "fullchain.pem").exists())
+        ran = posctl(*command, "--replace", "--json")
+        assert isinstance(ran.json, dict)
+        self.assertEqual(ran.json["privateKey"], str(self.folder / "client-POS_1-key.pem"))
+
+    def test_a_certificate_is_for_posd_or_for_a_till(self) -> None:
+        both = ("--name", "pos.lan", "--client", "POS_1")
+        ran = posctl("make-cert", "--dir", self.folder, *both)
+        self.assertEqual(ran.code, os.EX_USAGE)
+        ran = posctl("make-cert", "--dir", self.folder, "--client", "../POS_1")
+        self.assertEqual(ran.code, os.EX_USAGE)
+        self.assertIn("is no name for a client", ran.err)
+
     def test_a_folder_that_cannot_be_made_is_named(self) -> None:
         blocked = self.folder
         blocked.write_text("in the way")

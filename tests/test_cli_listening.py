@@ -192,6 +192,12 @@ class ProcessTests(TestCase):
         self.assertEqual(await listener.ended, os.EX_NOPERM)
         self.assertIn("A valid API key is required.", listener.err)
 
+    async def test_a_certificate_that_is_not_there_is_named(self) -> None:
+        self.url = "wss://localhost:9010"
+        listener = self.listen("--client-cert", "/nowhere/a.pem", "--client-key", "/nowhere/b.pem")
+        self.assertEqual(await listener.ended, os.EX_NOINPUT)
+        self.assertIn("/nowhere/a.pem cannot be read", listener.err)
+
     async def test_when_nobody_reads_any_more_it_ends_and_does_not_acknowledge(self) -> None:
         listener = self.listen("--device", "front")
         desk = await self.desks.get()
@@ -221,6 +227,11 @@ class OptionTests(SynchronousTestCase):
         ran = self.listen("--url", "wss://x", "--key", KEY, "--key-file", str(path))
         self.assertEqual(ran.code, os.EX_USAGE)
         self.assertIn("not both", ran.err)
+
+    def test_a_certificate_goes_with_its_key(self) -> None:
+        ran = self.listen("--url", "wss://x", "--key", KEY, "--client-cert", "a.pem")
+        self.assertEqual(ran.code, os.EX_USAGE)
+        self.assertIn("--client-cert and --client-key", ran.err)
 
     def test_a_key_file_that_is_not_there_is_named(self) -> None:
         ran = self.listen("--url", "wss://x", "--key-file", "/nowhere/till.key")

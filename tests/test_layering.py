@@ -108,7 +108,8 @@ TABLE = (
     row("ws", never=("posd.store", "posd.database", "posd.link")),
     # An endpoint hands the pool on to the store, and asks nothing of it itself.
     row("web", never=("posd.link",)),
-    # Also whom posd's own clients trust, so that there is one importer of OpenSSL.
+    # OpenSSL has two importers: the server's side, and that of posd's own clients.
+    row("trust", never=("twisted.web", *DAEMON), only=("posd.errors", "posd.pem", "posd.dialing")),
     row("tls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("pem", never=NETWORK, only=("posd.errors",)),
     row("validity", never=NETWORK, only=()),
@@ -142,8 +143,8 @@ IMPORTERS = {
         *("posd.connection", "posd.migrations", "posd.provision", "posd.cli", "posd.testing"),
         "posd.doctor",
     ),
-    "OpenSSL": ("posd.tls",),
-    "cryptography": ("posd.tls", "posd.pem", "posd.certificates", "posd.doctor"),
+    "OpenSSL": ("posd.tls", "posd.trust"),
+    "cryptography": (*("posd.tls", "posd.trust", "posd.pem", "posd.certificates", "posd.doctor"),),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),

@@ -36,7 +36,9 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -44,11 +46,13 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface.verify import verifyObject
 
-from posd.certificates import Made, make
+from posd.certificates import Made, make, make_client
 from posd.config import TLS
 from posd.errors import StartError
-from posd.tls import ServerTLS, client_context, problems
+from posd.tls import ServerTLS, problems
+from posd.trust import client_context
 
+PEER = IPv4Address("TCP", "192.0.2.7", 40000)
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
@@ -77,8 +81,9 @@ class Call:
         self.till = till.wrap_bio(
             self._to_till, self._to_server, server_hostname="localhost", session=session
         )
-        # The protocol is needed by creators that look at what it wraps, which posd's does not.
-        self.server = tls.serverConnectionForTLS(cast(TLSMemoryBIOProtocol, None))
+        # Of the protocol nothing is needed but where the till is.
+        protocol = cast(TLSMemoryBIOProtocol, StringTransport(peerAddress=PEER))
+        self.server = tls.serverConnectionForTLS(protocol)
         self.server.set_accept_state()
         failed: SSL.Error | None = None
         for _ in range(5):
@@ -331,19 +336,51 @@ class ClientCertificates(Server):
             till.load_cert_chain(*client_certificate(self.directory))
             self.assertEqual(Call(self.tls, till).say(b"in"), b"in")
 
-    def test_a_till_without_one_does_not(self) -> None:
+    def refused(self, made: Made | None = None) -> set[str]:
+        """What is said of a till with such a certificate, in whichever version, in a line for each."""
+        said = []
         for version in VERSIONS:
-            self.assertRaises(
-                (SSL.Error, ssl.SSLError), Call, self.tls, till_context(self.made, version)
-            )
+            till = till_context(self.made, version)
+            if made is not None:
+                till.load_cert_chain(made.certificate_path, made.key_path)
+            with capturedLogs() as logs:
+                self.assertRaises((SSL.Error, ssl.SSLError), Call, self.tls, till)
+            (line,) = (formatEvent(event) for event in logs)
+            said.append(line)
+        return set(said)
+
+    def test_a_till_without_one_does_not(self) -> None:
+        self.assertEqual(self.refused(), {"refused 192.0.2.7: it has no certificate"})
 
     def test_a_till_with_one_of_another_authority_does_not(self) -> None:
         other = Path(self.mktemp())
-        make(other, ["localhost"])
+        self.assertEqual(
+            self.refused(make_client(other, "POS_KITCHEN_1")),
+            {"refused 192.0.2.7: its certificate is not of an authority in tls.client_ca"},
+        )
+
+    def test_a_till_with_one_that_has_ended_does_not(self) -> None:
+        past = datetime.now(UTC) - timedelta(days=3)
+        made = make_client(self.directory, "old", days=1, now=past)
+        self.assertEqual(
+            self.refused(made),
+            {"refused 192.0.2.7: its certificate has ended"},
+        )
+
+    def test_a_till_with_a_servers_certificate_does_not(self) -> None:
+        self.assertEqual(
+            self.refused(self.made),
+            {"refused 192.0.2.7: its certificate is not one for clients"},
+        )
+
+    def test_nothing_is_said_of_tills_that_are_let_in_and_hang_up(self) -> None:
         for version in VERSIONS:
             till = till_context(self.made, version)
-            till.load_cert_chain(*client_certificate(other))
-            self.assertRaises((SSL.Error, ssl.SSLError), Call, self.tls, till)
+            till.load_cert_chain(*client_certificate(self.directory))
+            with capturedLogs() as logs:
+                call = Call(self.tls, till)
+                call.server.shutdown()
+            self.assertEqual(list(logs), [])
 
     def test_a_new_authority_takes_effect_by_a_reload(self) -> None:
         other = Path(self.mktemp())
@@ -490,21 +527,8 @@ class Dates(SynchronousTestCase):
 
 def client_certificate(directory: Path) -> tuple[Path, Path]:
     """A till's certificate and key, signed by the authority in `directory`."""
-    authority = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
-    signer = load_pem_private_key((directory / "ca-key.pem").read_bytes(), password=None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "POS_KITCHEN_1")])
-    certificate = (
-        x509.CertificateBuilder(authority.subject, name, key.public_key(), 7)
-        .not_valid_before(datetime.now(UTC) - timedelta(hours=1))
-        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
-        .sign(signer, hashes.SHA256())
-    )
-    certificate_path, key_path = directory / "till.pem", directory / "till-key.pem"
-    certificate_path.write_bytes(certificate.public_bytes(Encoding.PEM))
-    key_path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return certificate_path, key_path
+    made = make_client(directory, "POS_KITCHEN_1", replace=True)
+    return made.certificate_path, made.key_path
 
 
 class Caller(Protocol):

@@ -34,7 +34,8 @@ from posd.database import Database
 from posd.exchange import Exchange
 from posd.session import Session, State
 from posd.store import stream
-from posd.tls import ServerTLS, client_context
+from posd.tls import ServerTLS
+from posd.trust import client_context
 from posd.values import GOING_AWAY
 from posd.web.site import BoundedSite
 from posd.ws import TillFactory

@@ -19,12 +19,14 @@ from posd.broadcaster.calls import (
     TerminalStats,
 )
 from posd.broadcaster.nonblocking import Broadcaster
+from posd.dialing import Credentials
 
 __all__ = [
     "BlockingBroadcaster",
     "Broadcaster",
     "CallFailed",
     "ConnectionStats",
+    "Credentials",
     "Publication",
     "PublishFailed",
     "TerminalStats",

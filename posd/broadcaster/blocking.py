@@ -29,7 +29,7 @@ from posd.broadcaster.calls import (
     Publication,
     wall_clock,
 )
-from posd.dialing import Random
+from posd.dialing import Credentials, Random
 
 T = TypeVar("T")
 
@@ -41,19 +41,21 @@ _CONNECTIONS = 8
 class BlockingBroadcaster:
     """Publishes to the tills of one posd, for a platform without an event loop.
 
-    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, and `ca` a PEM file of
-    the authorities to trust (those of the platform if None). A call is tried again while that can
-    help, for about `deadline` seconds in all; however often that is, the event is published once.
+    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, `ca` a PEM file of the
+    authorities to trust (those of the platform if None), and `credentials` the certificate that posd
+    is shown where it asks for one. A call is tried again while that can help, for about `deadline`
+    seconds in all; however often that is, the event is published once.
 
     One object serves all threads, and still does in processes forked later. All methods raise
     `PublishFailed` (or `CallFailed`, where nothing is published), and TypeError or ValueError for
-    what JSON cannot say. Raises ValueError for a URL or key, and OSError for a `ca`, that cannot be
-    used.
+    what JSON cannot say. Raises ValueError for a URL or key, and OSError for a `ca` or `credentials`,
+    that cannot be used.
     """
 
     _url: str
     _key: str = field(repr=False)
     _ca: Path | None = field(default=None, kw_only=True)
+    _credentials: Credentials | None = field(default=None, kw_only=True)
     _deadline: float = field(default=15.0, kw_only=True)
     _random: Random = field(default=chance.random, kw_only=True)
     _seconds: Callable[[], float] = field(default=time.monotonic, kw_only=True)
@@ -66,6 +68,9 @@ class BlockingBroadcaster:
     def __attrs_post_init__(self) -> None:
         self._calls = Calls.to(self._url, self._key)
         self._trust = ssl.create_default_context(cafile=self._ca)
+        if self._credentials is not None:
+            own = self._credentials
+            self._trust.load_cert_chain(own.certificate, own.private_key)
         self._open()
 
     def broadcast_new_order(

@@ -43,8 +43,8 @@ from posd.broadcaster.calls import (
     Publication,
     wall_clock,
 )
-from posd.dialing import Random
-from posd.tls import client_context
+from posd.dialing import Credentials, Random
+from posd.trust import client_context
 
 T = TypeVar("T")
 
@@ -76,19 +76,21 @@ class _OneServer:
 class Broadcaster:
     """Publishes to the tills of one posd, for a platform that runs on Twisted.
 
-    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, and `ca` a PEM file of
-    the authorities to trust (those of the platform if None). A call is tried again while that can
-    help, for `deadline` seconds in all; however often that is, the event is published once.
+    `url` is posd's (`https://pos.example.com:9010`), `key` a platform key, `ca` a PEM file of the
+    authorities to trust (those of the platform if None), and `credentials` the certificate that posd
+    is shown where it asks for one. A call is tried again while that can help, for `deadline` seconds in
+    all; however often that is, the event is published once.
 
     All Deferreds fail with `PublishFailed` (or `CallFailed`, where nothing is published), and with
     TypeError or ValueError for what JSON cannot say. Raises ValueError for a URL or key, and
-    StartError for a `ca`, that cannot be used.
+    StartError for a `ca` or `credentials`, that cannot be used.
     """
 
     _reactor: IReactorTime
     _url: str
     _key: str = field(repr=False)
     _ca: Path | None = field(default=None, kw_only=True)
+    _credentials: Credentials | None = field(default=None, kw_only=True)
     _deadline: float = field(default=15.0, kw_only=True)
     _random: Random = field(default=chance.random, kw_only=True)
     _calls: Calls = field(init=False)
@@ -100,7 +102,7 @@ class Broadcaster:
         self._pool = HTTPConnectionPool(self._reactor)
         self._pool.cachedConnectionTimeout = _IDLE
         self._pool.retryAutomatically = False
-        trust = client_context(self._calls.server.host, self._ca)
+        trust = client_context(self._calls.server.host, self._ca, self._credentials)
         self._agent = Agent(self._reactor, _OneServer(trust), pool=self._pool)
 
     def broadcast_new_order(

@@ -16,7 +16,7 @@ from posd.cli.failures import Failure
 from posd.cli.output import as_json, printable
 from posd.cli.parameters import SLUG
 from posd.cli.reactor import CommandReactor, run
-from posd.client import Connected, Ending, Next, ReceivedEvent, Summary, Till
+from posd.client import Connected, Credentials, Ending, Next, ReceivedEvent, Summary, Till
 from posd.errors import StartError
 from posd.values import Resync, Seq
 
@@ -39,6 +39,7 @@ class Subscription:
     key: str
     device: str | None
     ca: Path | None
+    credentials: Credentials | None
     after: Seq | None
     ack: bool
 
@@ -58,6 +59,16 @@ class Subscription:
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
     help="The authority to trust, a PEM file such as make-cert's ca.pem; without it, the system's.",
+)
+@click.option(
+    "--client-cert",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The till's own certificate, where posd asks for one (tls.client_ca): a PEM file.",
+)
+@click.option(
+    "--client-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The private key of that certificate: a PEM file. It is not the key that posd knows.",
 )
 @click.option(
     "--after",
@@ -81,6 +92,8 @@ def listen(
     key_file: TextIO | None,
     device: str | None,
     ca: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
     after: int | None,
     no_ack: bool,
     as_json: bool,
@@ -92,6 +105,8 @@ def listen(
     the connection is lost, and goes on after the last event it had. Ctrl-C ends it with a summary.
     With --json each event is one line, as posd sent it; everything else goes to standard error.
 
+    posd has to prove to be HOST, by a certificate of an authority that is trusted.
+
     A device has one connection at a time and gets nothing twice. To look on while a till works, use
     a key of the tenant without --device, or a device of your own, and not what the till has.
 
@@ -99,10 +114,18 @@ def listen(
     Examples:
         posctl listen --url wss://pos.example.com:9010 --tenant kitchen --key-file till.key
         posctl listen --url wss://localhost:9010 --ca ca.pem --tenant kitchen --device POS_1
+        posctl listen … --client-cert client-POS_1.pem --client-key client-POS_1-key.pem
         posctl listen … --after 0 --no-ack --json --count 10 | jq .data.orderNumber
     """
     subscription = Subscription(
-        url, tenant, _key(context, key, key_file), device, ca, after, not no_ack
+        url,
+        tenant,
+        _key(context, key, key_file),
+        device,
+        ca,
+        _credentials(context, client_cert, client_key),
+        after,
+        not no_ack,
     )
     screen = Screen(as_json, count)
     summary = run(lambda reactor: follow(reactor, subscription, screen))
@@ -174,6 +197,7 @@ def _till(reactor: CommandReactor, wanted: Subscription, screen: Screen) -> Till
             handle=screen.event,
             device_id=wanted.device,
             ca=wanted.ca,
+            credentials=wanted.credentials,
             after=wanted.after,
             ack=wanted.ack,
             on_resync=screen.resync,
@@ -195,6 +219,16 @@ def _key(context: click.Context, key: str | None, key_file: TextIO | None) -> st
     if not key:
         raise click.UsageError("A key is needed: --key-file, --key or $POSD_KEY.", context)
     return key
+
+
+def _credentials(
+    context: click.Context, certificate: Path | None, private_key: Path | None
+) -> Credentials | None:
+    if certificate is None and private_key is None:
+        return None
+    if certificate is None or private_key is None:
+        raise click.UsageError("Give --client-cert and --client-key, or neither.", context)
+    return Credentials(certificate, private_key)
 
 
 def _summarized(summary: Summary) -> str:

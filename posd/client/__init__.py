@@ -12,10 +12,12 @@ from posd.client.intake import CannotProcess
 from posd.client.position import PositionFile, PositionUnreadable
 from posd.client.received import Connected, ReceivedEvent
 from posd.client.till import Summary, Till
+from posd.dialing import Credentials
 
 __all__ = [
     "CannotProcess",
     "Connected",
+    "Credentials",
     "Ending",
     "Next",
     "PositionFile",

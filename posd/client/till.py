@@ -29,9 +29,9 @@ from posd.client.ending import Ending, Next, pause
 from posd.client.intake import Handle, Intake, OnResync
 from posd.client.position import PositionFile
 from posd.client.received import Connected, ReceivedEvent, Trouble, parse
-from posd.dialing import Random, Server
+from posd.dialing import Credentials, Random, Server
 from posd.errors import InvalidMessage
-from posd.tls import client_context
+from posd.trust import client_context
 from posd.values import Position, Seq
 
 T = TypeVar("T")
@@ -79,8 +79,9 @@ class _Reporting:
 class Till(Service):
     """A terminal of one tenant, as a service that lives once.
 
-    `url` is the server's (`wss://pos.example.com:9010`) and `ca` a PEM file of the authorities to
-    trust (those of the platform if None); an `endpoint` replaces both for the connection itself.
+    `url` is the server's (`wss://pos.example.com:9010`), `ca` a PEM file of the authorities to trust
+    (those of the platform if None), and `credentials` the certificate that a server is shown that asks
+    for one; an `endpoint` replaces all three for the connection itself.
 
     `handle` is called with one event at a time, in order; it returns, or its awaitable fires, when
     the event is durable. Only then is the position moved, saved to `position_file` and, by
@@ -94,8 +95,8 @@ class Till(Service):
 
     While `backlog` events wait to be handled nothing is read, and the server holds them back.
 
-    Raises ValueError for a URL, key or device that cannot be used, StartError for such a `ca`, and
-    PositionUnreadable.
+    Raises ValueError for a URL, key or device that cannot be used, StartError for such files of a
+    `ca` or of `credentials`, and PositionUnreadable.
     """
 
     _reactor: IReactorTime = field(kw_only=False)
@@ -105,6 +106,7 @@ class Till(Service):
     _handle: Handle
     _device_id: str | None = None
     _ca: Path | None = None
+    _credentials: Credentials | None = None
     _endpoint: IStreamClientEndpoint | None = None
     _after: Seq | None = None
     _stream_id: UUID | None = None
@@ -153,7 +155,8 @@ class Till(Service):
         endpoint = HostnameEndpoint(self._reactor, self._server.host, self._server.port, timeout=15)
         if not self._server.secure:
             return endpoint
-        return wrapClientTLS(client_context(self._server.host, self._ca), endpoint)
+        trust = client_context(self._server.host, self._ca, self._credentials)
+        return wrapClientTLS(trust, endpoint)
 
     @property
     def position(self) -> Position | None:
