@@ -4,6 +4,7 @@
 #   make test    all tests; TESTS=tests.test_ws for some, JOBS=1 for one process
 #   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
+#   make vulnerabilities   what is known of the packages that posd is installed with: asks PyPI
 #   make lock    look for newer releases of what the Debian package bundles, and pin them
 #   make clean   away with what these made
 #
@@ -26,7 +27,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test system check lock clean
+.PHONY: demo test system check vulnerabilities lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -42,8 +43,12 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
+	@$(BIN)/python -m bandit --quiet --configfile pyproject.toml --recursive posd twisted setup.py
 	@$(BIN)/python -m twisted.trial tests.test_layering
 	@if test -d .git; then $(BIN)/check-manifest --no-build-isolation; fi
+
+vulnerabilities: $(VENV)/.dev
+	@$(BIN)/python .ci/vulnerabilities
 
 # With Debian's version of Python, which is what the pins are for.
 lock: export CUSTOM_COMPILE_COMMAND := make lock

@@ -85,6 +85,9 @@ DEV = [
     "mypy-zope>=1.0.17,<1.1",
     "types-jsonschema>=4.23",
     "types-PyYAML>=6",
+    # What in the code invites attacks; what is known of the packages that posd is installed with.
+    "bandit>=1.9",
+    "pip-audit>=2.10",
     # What the tests do not reach; what MANIFEST.in forgot; a release.
     "coverage>=7.6",
     "check-manifest>=0.50",

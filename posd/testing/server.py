@@ -242,7 +242,8 @@ def _temporary_folder(uid: int, gid: int) -> Path:
     place = Path(tempfile.gettempdir())
     unusable = uid != os.geteuid() and not _open(place)
     if unusable or len(os.fsencode(place)) > _LONGEST_TEMPORARY_FOLDER:
-        place = Path("/tmp")
+        # Where everybody may write, a folder is made that nobody had and nobody else can enter.
+        place = Path("/tmp")  # nosec B108
     folder = Path(tempfile.mkdtemp(prefix="posd-pg-", dir=place))
     if uid != os.geteuid():
         os.chown(folder, uid, gid)
