@@ -9,6 +9,7 @@ address; a valid key is never refused for them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -51,11 +52,16 @@ class Authenticator:
     _log = Logger()
 
     def __init__(
-        self, reactor: IReactorTime, database: Database, failed_attempts: FailedAttempts
+        self,
+        reactor: IReactorTime,
+        database: Database,
+        failed_attempts: FailedAttempts,
+        refused: Callable[[str], None] = lambda code: None,
     ) -> None:
         self._reactor = reactor
         self._database = database
         self._failed_attempts = failed_attempts
+        self._refused = refused
         self._valid: OrderedDict[Remembered, tuple[Credential, float]] = OrderedDict()
         self._asking: dict[Remembered, list[Deferred[Credential | None]]] = {}
         self._used: set[int] = set()
@@ -191,12 +197,15 @@ class Authenticator:
     def _refusal(self, address: str) -> Refusal:
         """What somebody hears who failed once more."""
         seconds = self._failed_attempts.blocked(address)
+        refusal: Refusal = Unauthorized()
         if seconds is None:
             self._failed_attempts.failed(address)
-            return Unauthorized()
-        return TooManyRequests(
-            "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
-        )
+        else:
+            refusal = TooManyRequests(
+                "Too many failed attempts.", code="too_many_attempts", retry_after=seconds
+            )
+        self._refused(refusal.code)
+        return refusal
 
 
 def _too_late(result: T | Failure, seconds: float) -> T | Failure:

@@ -92,6 +92,12 @@ class Oversized(TooLarge):
         self.size = size
 
 
+def road(item: Item | Moved | Rejected) -> str:
+    """How something came into the outbox: by a hook on the shop's tables, or by `pos_publish()`."""
+    hooked = isinstance(item, Moved) or (isinstance(item, Item) and item.touched is not None)
+    return "hook" if hooked else "sql"
+
+
 def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejected]:
     """Outbox rows as items; what was touched several times is there once."""
     items: list[Item | Moved | Rejected] = []

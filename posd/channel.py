@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from posd import messages
 from posd.dialect import Dialect
 from posd.errors import PosdError, Pruned, Refusal
+from posd.instruments import Instruments
 from posd.values import FAILED, PRUNED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
 
 _PAGE_EVENTS: Final = 100
@@ -121,8 +122,10 @@ class Channel:
         read: Read,
         delivered: Callable[[Tenant, Seq], None] = lambda tenant, seq: None,
         ended: Callable[[Channel], None] = lambda channel: None,
+        instruments: Instruments | None = None,
     ) -> None:
         self.tenant = tenant
+        self.instruments = instruments or Instruments()
         self.stream_id = head.stream_id
         self.tail = head.last_seq
         self.sessions: set[Subscriber] = set()
@@ -133,7 +136,7 @@ class Channel:
         self._ended = ended
         self._recent: deque[Encoded] = deque()
         self._recent_bytes = 0
-        self._head = self._target = self.tail
+        self._head = self._target = self._acknowledged = self.tail
         self._reading = False
         self._woken = False
         self._pages: dict[Seq, list[Deferred[list[Encoded]]]] = {}
@@ -246,6 +249,19 @@ class Channel:
         """Somebody who was catching up was given the events up to `seq`."""
         self._delivered(self.tenant, seq)
 
+    def acknowledged(self, seq: Seq) -> None:
+        """A terminal has everything up to `seq`. How long that took is measured by who is the first."""
+        if seq <= self._acknowledged:
+            return
+        moments = []
+        for each in reversed(self._recent):
+            if each.seq <= self._acknowledged:
+                break
+            if each.seq <= seq:
+                moments.append(each.event.created_at)
+        self._acknowledged = seq
+        self.instruments.reached("ack", moments)
+
     async def _read_page(self, position: Seq) -> list[Encoded]:
         events = await self._read(position, _PAGE_EVENTS)
         for expected, event in enumerate(events, position + 1):
@@ -286,16 +302,25 @@ class Channel:
         live: dict[Dialect, list[Subscriber]] = {}
         for session in self._live:
             live.setdefault(session.dialect, []).append(session)
+        given = 0
         for dialect, sessions in live.items():
             for chunk in chunks([(each.written(dialect), each.seq) for each in events]):
+                count = chunk.last - chunk.first + 1
                 for session in sessions:
                     # One that takes its chunk may cost another one its place, by the common budget.
-                    if session in self._live and not self._deliver(session, chunk):
+                    if session not in self._live:
+                        continue
+                    if self._deliver(session, chunk):
+                        given += count
+                    else:
                         self._live.discard(session)
         self.tail = events[-1].seq
         self._remember(events)
         if self._live:
             self._delivered(self.tenant, self.tail)
+        if given:
+            self.instruments.delivered("live", given)
+            self.instruments.reached("socket", [each.event.created_at for each in events])
         self._look_again()
 
     def _deliver(self, session: Subscriber, chunk: Chunk) -> bool:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -71,7 +72,7 @@ class Daemon(Service):
         self._ready = False
         self._failed = False
         self._status = ""
-        self._parts = Parts(reactor, settings)
+        self._parts = Parts(reactor, settings, self._certificate_ends)
         self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -161,6 +162,9 @@ class Daemon(Service):
                 raise StartError("others can reach it, so it cannot be trusted")
             address = port.getHost()
             self._log.info("listening: {name} {address}", name=listener.name, address=address)
+
+    def _certificate_ends(self) -> datetime | None:
+        return None if self._tls is None else self._tls.expires_at
 
     def _tell_status(self) -> None:
         missing = self._parts.health.missing()

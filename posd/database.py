@@ -25,6 +25,16 @@ _CHECKOUT_SECONDS: Final = 5.0
 _TENANT_SHARE: Final = 2
 
 
+@frozen
+class Use:
+    """Of a pool: connections that are idle, lent and down, and how many statements wait for one."""
+
+    idle: int
+    lent: int
+    down: int
+    waiting: int
+
+
 class Database(Service):
     """A pool of links. Statements wait their turn for up to five seconds, then they are `Busy`.
 
@@ -41,8 +51,10 @@ class Database(Service):
         statement_timeout: float,
         role: str | None = "posd",
         name: str = "posd",
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._reactor = reactor
+        self._waited = waited
         self._links = [
             Link(
                 reactor,
@@ -67,6 +79,14 @@ class Database(Service):
     def up(self) -> bool:
         """Whether any connection stands."""
         return any(link.up for link in self._links)
+
+    @property
+    def use(self) -> Use:
+        """How much of the pool is in use now."""
+        standing = sum(link.up for link in self._links)
+        return Use(
+            len(self._idle), len(self._lent), len(self._links) - standing, len(self._waiting)
+        )
 
     @property
     def trouble(self) -> str | None:
@@ -129,22 +149,30 @@ class Database(Service):
         tenant: TenantId | None,
         until: float | None = None,
     ) -> T:
-        deadline = self._reactor.seconds() + _CHECKOUT_SECONDS
+        began = self._reactor.seconds()
+        deadline = began + _CHECKOUT_SECONDS
         if until is not None:
             deadline = min(deadline, until)
         if tenant is None:
-            return await self._lend(work, deadline)
+            return await self._lend(work, began, deadline)
         share = self._shares.setdefault(tenant, DeferredSemaphore(_TENANT_SHARE))
-        await self._in_time(share.acquire(), deadline)
         try:
-            return await self._lend(work, deadline)
+            await self._in_time(share.acquire(), deadline)
+        except Busy:
+            self._waited(self._reactor.seconds() - began)
+            raise
+        try:
+            return await self._lend(work, began, deadline)
         finally:
             share.release()
             if share.tokens == share.limit:
                 self._shares.pop(tenant, None)
 
-    async def _lend(self, work: Callable[[Link], Awaitable[T]], deadline: float) -> T:
-        link = self._idle.pop() if self._idle else await self._next_link(deadline)
+    async def _lend(self, work: Callable[[Link], Awaitable[T]], began: float, deadline: float) -> T:
+        try:
+            link = self._idle.pop() if self._idle else await self._next_link(deadline)
+        finally:
+            self._waited(self._reactor.seconds() - began)
         self._lent.add(link)
         try:
             return await work(link)

@@ -21,6 +21,7 @@ from posd.channel import Channel, Watcher
 from posd.cursor import resume
 from posd.database import Database
 from posd.errors import TooManyRequests, Unavailable
+from posd.instruments import Instruments
 from posd.limits import MOST_DEVICES
 from posd.outbox import Budget, Outbox
 from posd.roster import Attendance, Line, Roster, Sighting
@@ -101,12 +102,14 @@ class Exchange(Service):
         heartbeat: float,
         outbox_bytes: int,
         outbox_total: int,
+        instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
         self._database = database
         self._presence = presence
         self._heartbeat = heartbeat
         self._outbox_bytes = outbox_bytes
+        self.instruments = instruments or Instruments()
         self._budget = Budget(outbox_total)
         self._channels: dict[TenantId, Channel] = {}
         self._guests: set[Guest] = set()
@@ -133,6 +136,11 @@ class Exchange(Service):
     def counts(self) -> dict[str, int]:
         """How many tills each tenant has here that has any, by slug."""
         return Counter(each.terminal.tenant.slug for each in self._roster)
+
+    @property
+    def held(self) -> int:
+        """How many bytes wait for tills that do not take them."""
+        return self._budget.held
 
     @property
     def tenants(self) -> list[TenantId]:
@@ -220,6 +228,9 @@ class Exchange(Service):
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         """A named terminal has said, not on a connection, that it has everything up to `seq`."""
+        channel = self._channels.get(terminal.tenant.id)
+        if channel is not None and channel.stream_id == terminal.stream_id:
+            channel.acknowledged(seq)
         for session in self._roster.of_device(terminal):
             if session.terminal.stream_id == terminal.stream_id:
                 seq = max(seq, session.hear_of(seq))
@@ -369,7 +380,7 @@ class Exchange(Service):
             channel.end(STREAM_CHANGED)
         read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
         channel = self._channels[tenant.id] = Channel(
-            tenant, head, read, self._presence.delivered, self._forget
+            *(tenant, head, read, self._presence.delivered, self._forget, self.instruments)
         )
         return channel, True
 

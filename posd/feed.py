@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from posd.clocks import DatabaseClock
 from posd.database import Database
 from posd.errors import Refusal, StatementFailed
 from posd.link import DatabaseReactor, Link, Session
@@ -27,6 +28,8 @@ from posd.values import Head, Seq, TenantId
 _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
+_SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
+"""The canary asks what time it is, too: see `posd.clocks`."""
 
 
 class Numbering(Protocol):
@@ -88,12 +91,14 @@ class Feed(Service):
         numbering: Numbering,
         delivery: Delivery,
         cache: Cache,
+        clock: DatabaseClock | None = None,
     ) -> None:
         self._reactor: IReactorTime = reactor
         self._database = database
         self._numbering = numbering
         self._delivery = delivery
         self._cache = cache
+        self._clock = clock or DatabaseClock()
         self._canary_channel = f"posd_canary_{node_id.hex}"
         self._canary_sent: float | None = None
         self.canary_seconds: float | None = None
@@ -195,11 +200,13 @@ class Feed(Service):
             self._link.drop()
             return
         self._canary_sent = self._reactor.seconds()
+        asked = self._clock.wall()
         try:
-            await self._database.query("SELECT pg_notify(%s, '')", (self._canary_channel,))
+            rows = await self._database.query(_SONG, (self._canary_channel,))
         except Refusal:
             self._canary_sent = None
             raise
+        self._clock.compare(asked, rows[0][1], self._clock.wall())
 
     def _heard_canary(self) -> None:
         if self._canary_sent is not None:

@@ -105,17 +105,17 @@ class FailedAttempts:
     def failed(self, address: str) -> None:
         """Count one more failure of an address."""
         now = self._clock()
-        place = _place(address)
+        where = place(address)
         # More than the limit need not be remembered: the oldest of these decides.
-        self._times[place] = (*self._recent(place, now), now)[-self.per_minute :]
-        self._times.move_to_end(place)
+        self._times[where] = (*self._recent(where, now), now)[-self.per_minute :]
+        self._times.move_to_end(where)
         while len(self._times) > self._capacity or not self._recent(next(iter(self._times)), now):
             self._times.popitem(last=False)
 
     def blocked(self, address: str) -> int | None:
         """Tell for how many seconds an address has no attempt left, or None if it has one."""
         now = self._clock()
-        recent = self._recent(_place(address), now)
+        recent = self._recent(place(address), now)
         if len(recent) < self.per_minute:
             return None
         return math.ceil(recent[-self.per_minute] + _MINUTE - now)
@@ -227,7 +227,7 @@ def _too_many_connections(message: str) -> TooManyRequests:
     return TooManyRequests(message, code="too_many_connections", retry_after=_CONNECTION_RETRY)
 
 
-def _place(address: str) -> str:
+def place(address: str) -> str:
     """Name what an address counts as: itself or its /64."""
     parsed = _parse(address)
     if isinstance(parsed, IPv6Address):

@@ -1,6 +1,6 @@
-"""What Prometheus reads of this node: whether its parts are there, its tills, and where streams are.
+"""What Prometheus reads of this node: what was counted, what is so now, and how tenants stand.
 
-All of it is asked for when it is scraped. What the database knows is left out while it is away.
+What is so now is asked for when it is scraped. What the database knows is left out while it is away.
 """
 
 from __future__ import annotations
@@ -16,19 +16,37 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from posd import __version__
-from posd.errors import StatementFailed, Unavailable
-from posd.values import Seq
+from posd.survey import MOST_TENANTS
 
-MOST_TENANTS: Final = 1000
-"""Of how many tenants there are series, so that a scrape and its storage stay bounded."""
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-Stream = tuple[str, Seq, int]
-"""A tenant's slug, its last event, and how many no terminal has acknowledged."""
+READINGS: Final[Mapping[str, str]] = {
+    "database_up": "1 if a connection to the database stands.",
+    "feed_up": "1 if the connection that listens stands.",
+    "sequencer_up": "1 if the connection that numbers stands.",
+    "ready": "1 if it can take tills and orders.",
+    "draining": "1 while tills are sent home, before the end.",
+    "connections_open": "Connections of tills, and polls that wait.",
+    "connections_limit": "limits.connections.",
+    "outbox_bytes": "What waits in memory for tills that do not read.",
+    "outbox_limit_bytes": "limits.outbox_total.",
+    "publications_waiting": "Requests to publish that wait for their transaction.",
+    "tenants_left_out": "Tenants that are left out for a while, since their tables make trouble.",
+    "database_pool_idle": "Connections of the pool that nobody uses.",
+    "database_pool_busy": "Connections of the pool that are in use.",
+    "database_pool_down": "Connections of the pool that do not stand.",
+    "database_pool_waiting": "Statements that wait for a connection of the pool.",
+    "database_clock_offset_seconds": "How far the database's clock is ahead of this machine's.",
+    "feed_canary_seconds": "How long the last notification to ourselves took.",
+    "feed_missed": "Notifications to ourselves that did not arrive.",
+    "tls_certificate_expiry_seconds": "For how long the certificate is still valid.",
+}
+"""All that a node is asked when it is scraped, and what it means."""
+_COUNTED: Final = frozenset(("feed_missed",))
 
 
 @frozen(eq=False)
@@ -43,12 +61,16 @@ class _Read(Collector):
 
 @define(eq=False)
 class Metrics:
-    """`up` has questions by the names of their metrics; `streams` reads of so many tenants at most."""
+    """`readings` are asked when it is scraped, None where there is nothing to be said.
 
-    up: Mapping[str, Callable[[], bool]]
+    `counted` has what was counted, `connections` how many tills each tenant has here, `survey` what the
+    database knows.
+    """
+
+    readings: Mapping[str, Callable[[], float | None]]
+    counted: CollectorRegistry
     connections: Callable[[], Mapping[str, int]]
-    canary: Callable[[], float | None]
-    streams: Callable[[int], Awaitable[Sequence[Stream]]]
+    survey: Callable[[], Awaitable[Sequence[Metric]]]
     _process: CollectorRegistry = field(factory=CollectorRegistry, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -58,35 +80,27 @@ class Metrics:
     async def text(self) -> bytes:
         """All metrics, as Prometheus reads them."""
         read = CollectorRegistry()
-        read.register(_Read([*self._of_node(), *await self._of_streams()]))
+        surveyed = await self.survey()
+        read.register(_Read([*self._of_node(), *_plain(self.counted.collect()), *surveyed]))
         return generate_latest(read) + generate_latest(self._process)
 
     def _of_node(self) -> Iterator[Metric]:
         build = GaugeMetricFamily("posd_build_info", "Which posd this is.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
-        for name, there in self.up.items():
-            yield GaugeMetricFamily(f"posd_{name}", "1 if so, else 0.", value=there())
-        seconds = self.canary()
-        if seconds is not None:
-            about = "How long the last notification to ourselves took."
-            yield GaugeMetricFamily("posd_feed_canary_seconds", about, value=seconds)
+        for name, ask in self.readings.items():
+            value = ask()
+            if value is not None:
+                family = CounterMetricFamily if name in _COUNTED else GaugeMetricFamily
+                yield family(f"posd_{name}", READINGS[name], value=value)
         tills = GaugeMetricFamily("posd_connections", "Tills on this node.", labels=["tenant"])
         for slug, count in sorted(self.connections().items())[:MOST_TENANTS]:
             tills.add_metric([slug], count)
         yield tills
 
-    async def _of_streams(self) -> list[Metric]:
-        """A scrape tells what is known, even if the database tells nothing."""
-        try:
-            streams = await self.streams(MOST_TENANTS)
-        except (Unavailable, StatementFailed):
-            return []
-        last = GaugeMetricFamily("posd_stream_last_id", "The last event.", labels=["tenant"])
-        waiting = GaugeMetricFamily(
-            "posd_undelivered", "Events that no terminal has acknowledged.", labels=["tenant"]
-        )
-        for slug, seq, undelivered in streams:
-            last.add_metric([slug], seq)
-            waiting.add_metric([slug], undelivered)
-        return [last, waiting]
+
+def _plain(families: Iterable[Metric]) -> Iterator[Metric]:
+    """Without a series for each that tells since when it is counted: the process tells that."""
+    for family in families:
+        family.samples = [each for each in family.samples if not each.name.endswith("_created")]
+        yield family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -40,6 +41,8 @@ class Outcome:
     failed: Sequence[stream.Entry] = ()
     seconds: Mapping[TenantId, float] = field(factory=dict)
     """How long everybody waited for each tenant's own tables."""
+    published: Mapping[str, int] = field(factory=dict)
+    """How many events have got a position, by the road on which they came."""
 
 
 @define(eq=False)
@@ -73,12 +76,17 @@ class Numbering:
         states = await self._states(session, items, fresh)
         moved = await self._moved(session, items)
         ledger = batch.Ledger(states.orders, shops, self.event_bytes, datetime.now(UTC), moved)
-        entries = ledger.outbox(items)
+        made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
+        entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
-        elsewhere = await self._record(session, ledger, entries, fresh)
+        recorded = await self._record(session, ledger, entries, fresh)
+        placed = list(zip(entries, recorded, strict=True))
+        elsewhere = {entry.tenant_id: each.elsewhere for entry, each in placed}
         await self._count(session, requests, elsewhere)
         await self._keep_answers(session, fresh)
-        return Outcome(taken, failed, states.seconds)
+        roads = [*(road for road, _ in made), *["rest"] * (len(entries) - len(made))]
+        published = Counter(roads[n] for n, (_, each) in enumerate(placed) if each.seq is not None)
+        return Outcome(taken, failed, states.seconds, published)
 
     async def reject(
         self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
@@ -154,11 +162,8 @@ class Numbering:
         ledger: batch.Ledger,
         entries: list[stream.Entry],
         requests: Sequence[Request],
-    ) -> dict[TenantId, int]:
-        """Store all entries: those of the outbox, and after them those that the requests add.
-
-        Tells how many tills on other nodes the tenants have that something was stored for.
-        """
+    ) -> list[stream.Recorded]:
+        """Store all entries: those of the outbox, and after them those that the requests add."""
         places: list[tuple[Request, list[int | None], OrderOutcome | None]] = []
         for request in requests:
             try:
@@ -178,7 +183,7 @@ class Numbering:
                 request.result = NotFound("There is no such tenant.", code="unknown_tenant")
             else:
                 request.result = Published(tuple(seqs), 0, order=order)
-        return {entry.tenant_id: r.elsewhere for entry, r in zip(entries, recorded, strict=True)}
+        return recorded
 
     async def _count(
         self, session: Session, requests: Sequence[Request], elsewhere: dict[TenantId, int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,14 +19,18 @@ from posd.errors import Unavailable
 from posd.exchange import Exchange, is_set_back
 from posd.feed import Feed
 from posd.health import Health
+from posd.instruments import Instruments
+from posd.lag import Lag
 from posd.limits import Connections, FailedAttempts
 from posd.link import Link, Session
 from posd.metrics import Metrics
+from posd.orders import FINAL_STATUSES
 from posd.polls import Polls
 from posd.presence import Presence
 from posd.retention import Retention
 from posd.sequencer import Sequencer
-from posd.store import presence, standing, stream
+from posd.store import presence, standing, stream, survey
+from posd.survey import Survey
 from posd.terminals import Terminals
 from posd.values import Tenant
 from posd.web.admission import Admission, Gate
@@ -40,16 +46,18 @@ from posd.web.operators import Operators
 from posd.web.orders import Orders
 from posd.web.publishing import Publisher
 from posd.web.reception import Reception
-from posd.web.render import Door
+from posd.web.render import UNKNOWN, Door
 from posd.web.reports import DailyReports
 from posd.web.site import BoundedSite
 from posd.web.status import Monitor
+from posd.web.strangers import Strangers
 from posd.web.terminals import TerminalEndpoints
 from posd.web.tree import Rooms, Root
 from posd.ws import TillFactory
 
 # Connections that have not become a till's yet: handshakes and REST calls.
 _SPARE_CHANNELS: Final = 2000
+_WATCHED: Final = ("database", "feed", "sequencer")
 
 _log = Logger()
 
@@ -60,6 +68,9 @@ class Parts:
 
     reactor: Any
     settings: Config
+    certificate_ends: Callable[[], datetime | None] = lambda: None
+    """When the certificate that new connections get ends; None without TLS."""
+    instruments: Instruments = field(factory=Instruments, init=False)
     database: Database = field(init=False)
     presence: Presence = field(init=False)
     exchange: Exchange = field(init=False)
@@ -74,6 +85,8 @@ class Parts:
     retention: Retention = field(init=False)
     reception: Reception = field(init=False)
     publisher: Publisher = field(init=False)
+    strangers: Strangers = field(init=False)
+    lag: Lag = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
 
@@ -81,7 +94,11 @@ class Parts:
         reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
         dsn, timeout = self.settings.database.dsn, self.settings.database.statement_timeout
         self.database = Database(
-            reactor, dsn, size=self.settings.database.pool_size, statement_timeout=timeout
+            reactor,
+            dsn,
+            size=self.settings.database.pool_size,
+            statement_timeout=timeout,
+            waited=self.instruments.waited,
         )
         self.presence = Presence(reactor, self.database, node_id)
         self.exchange = Exchange(
@@ -91,6 +108,7 @@ class Parts:
             heartbeat=self.settings.delivery.heartbeat,
             outbox_bytes=self.settings.delivery.outbox_bytes,
             outbox_total=limits.outbox_total,
+            instruments=self.instruments,
         )
         # Before anything is numbered on a connection, it is looked whose database that is now.
         self.numbering = Link(
@@ -106,9 +124,14 @@ class Parts:
             node_id,
             event_bytes=limits.event_bytes,
             connections_here=self.exchange.connections,
+            instruments=self.instruments,
         )
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
-        self.authenticator = Authenticator(reactor, self.database, self.failed_attempts)
+        self.authenticator = Authenticator(
+            reactor, self.database, self.failed_attempts, self.instruments.attempt_failed
+        )
+        self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
+        self.lag = Lag(reactor, self.instruments.lagged)
         self.connections = Connections(limits.connections, limits.connections_per_tenant)
         self.admission = Admission(self.exchange, self.connections)
         polls = Polls(reactor, self.exchange, self.connections, self.presence.settle)
@@ -122,12 +145,16 @@ class Parts:
             numbering=self.sequencer,
             delivery=self.exchange,
             cache=self.authenticator,
+            clock=self.instruments.clock,
         )
         self.retention = Retention(
             reactor, self.database, node_id, self.settings.delivery.retention
         )
         self.reception = Reception(
-            self.authenticator, limits.publish_per_second_per_tenant, reactor.seconds
+            self.authenticator,
+            limits.publish_per_second_per_tenant,
+            reactor.seconds,
+            self.strangers,
         )
         self.publisher = Publisher(
             self.reception,
@@ -171,6 +198,7 @@ class Parts:
             self.sequencer,
             self.feed,
             self.retention,
+            self.lag,
         ):
             part.startService()
 
@@ -180,6 +208,7 @@ class Parts:
         A part that fails at it is logged and holds up no other.
         """
         for ending in (
+            self.lag.stopService,
             lambda: self.exchange.drain(drain_seconds),
             self.retention.stopService,
             self.sequencer.stopService,
@@ -202,10 +231,17 @@ class Parts:
             self.authenticator,
             self.admission,
             TillFactory(self.exchange, self.reactor),
+            self.strangers,
         )
         rooms = Rooms(gate, self.reception, self.operations)
-        door = Door(listener.trusted, listener.proxies)
-        return BoundedSite(Root(door, rooms), self.reactor, _SPARE_CHANNELS)
+        served = self.instruments.served
+        door = Door(listener.trusted, listener.proxies, served)
+        return BoundedSite(
+            Root(door, rooms),
+            self.reactor,
+            _SPARE_CHANNELS,
+            lambda status: served(UNKNOWN, status, 0.0),
+        )
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -230,22 +266,41 @@ class Parts:
             *Operators(self.database, migrations.expected()["tenant"]).operations,
             *OperatorKeys(self.database).operations,
             *health.operations,
-            *MetricsEndpoint(self._metrics).operations,
+            *MetricsEndpoint(self.metrics()).operations,
         )
         return (*described, *Description(described).operations)
 
-    @property
-    def _metrics(self) -> Metrics:
-        parts = {name: self.health.parts[name] for name in ("database", "feed", "sequencer")}
-        return Metrics(
-            {
-                **{f"{name}_up": there for name, there in parts.items()},
-                "ready": lambda: not self.health.missing(),
-            },
-            self.exchange.counts,
-            lambda: self.feed.canary_seconds,
-            lambda most: standing.positions(self.database, most),
+    def metrics(self) -> Metrics:
+        """What Prometheus is told."""
+        database, feed, connections = self.database, self.feed, self.connections
+        readings: dict[str, Callable[[], float | None]] = {
+            **{f"{name}_up": self.health.parts[name] for name in _WATCHED},
+            "ready": lambda: not self.health.missing(),
+            "draining": lambda: self.exchange.draining,
+            "connections_open": lambda: connections.open,
+            "connections_limit": lambda: connections.total,
+            "outbox_bytes": lambda: self.exchange.held,
+            "outbox_limit_bytes": lambda: self.settings.limits.outbox_total,
+            "publications_waiting": lambda: self.sequencer.waiting,
+            "tenants_left_out": lambda: self.sequencer.left_out,
+            "database_pool_idle": lambda: database.use.idle,
+            "database_pool_busy": lambda: database.use.lent,
+            "database_pool_down": lambda: database.use.down,
+            "database_pool_waiting": lambda: database.use.waiting,
+            "database_clock_offset_seconds": lambda: self.instruments.clock.offset,
+            "feed_canary_seconds": lambda: feed.canary_seconds,
+            "feed_missed": lambda: feed.canaries_missed,
+            "tls_certificate_expiry_seconds": self._certificate_seconds,
+        }
+        surveyed = Survey(
+            lambda most: survey.survey(database, most, FINAL_STATUSES), self.reactor.seconds
         )
+        counted = self.instruments.registry
+        return Metrics(readings, counted, self.exchange.counts, surveyed.families)
+
+    def _certificate_seconds(self) -> float | None:
+        ends = self.certificate_ends()
+        return None if ends is None else (ends - datetime.now(UTC)).total_seconds()
 
     def apply(self, settings: Config) -> None:
         """Put limits and delivery in force, and ask the database again what it thinks of every key."""

@@ -265,6 +265,7 @@ class Polls:
             if wish.seconds and not harvest.messages and not harvest.full:
                 lease = self._connections.admit(caller.tenant.id, caller.device_id)
                 await self._wait(poll, harvest, channel, lease, hold)
+            channel.instruments.delivered("poll", len(harvest.messages))
             if harvest.messages and not wish.types:
                 channel.replayed(harvest.position)
             last = max(head.last_seq, channel.head, harvest.position)

@@ -24,8 +24,9 @@ from twisted.logger import Logger
 
 from posd.aside import Aside
 from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
+from posd.instruments import Instruments
 from posd.link import Link
-from posd.numbering import Numbering, OutboxChanged, TenantsFailed
+from posd.numbering import Numbering, OutboxChanged, Outcome, TenantsFailed
 from posd.publication import Publication as Publication
 from posd.publication import Published as Published
 from posd.publication import Request, answer, fail
@@ -63,7 +64,10 @@ class Sequencer(Service):
         *,
         event_bytes: int,
         connections_here: Callable[[TenantId], int],
+        instruments: Instruments | None = None,
     ) -> None:
+        self._reactor = reactor
+        self._instruments = instruments or Instruments()
         self._link = link
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
@@ -88,6 +92,16 @@ class Sequencer(Service):
     @event_bytes.setter
     def event_bytes(self, most: int) -> None:
         self._numbering.event_bytes = most
+
+    @property
+    def waiting(self) -> int:
+        """How many publications wait for their transaction."""
+        return len(self._queue)
+
+    @property
+    def left_out(self) -> int:
+        """How many tenants are left out for a while."""
+        return len({*self._aside.now(), *self._shut.now()})
 
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
@@ -173,9 +187,15 @@ class Sequencer(Service):
                 await self._blame(requests, error)
 
     async def _commit(self, requests: Sequence[Request], rows: int) -> None:
-        outcome = await self._link.transaction(
-            lambda session: self._numbering.number(session, requests, rows, self._aside.now())
-        )
+        began = self._reactor.seconds()
+        try:
+            outcome = await self._link.transaction(
+                lambda session: self._numbering.number(session, requests, rows, self._aside.now())
+            )
+        except Exception:
+            self._instruments.batch_failed()
+            raise
+        self._note(outcome, self._reactor.seconds() - began)
         size = sum(len(row.data or "") for row in outcome.taken)
         if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
             self._outbox_waits = True
@@ -243,12 +263,20 @@ class Sequencer(Service):
             # It is found out anew which row is at fault.
             self._outbox_waits = True
         else:
+            self._instruments.events_failed(1)
             self._log.error(
                 "an event of tenant {tenant_id} failed: {reason}",
                 tenant_id=row.tenant_id,
                 event_type=row.type,
                 reason=reason,
             )
+
+    def _note(self, outcome: Outcome, seconds: float) -> None:
+        if outcome.taken or outcome.published:
+            self._instruments.batch(seconds)
+        for road, count in outcome.published.items():
+            self._instruments.published(road, count)
+        self._instruments.events_failed(len(outcome.failed))
 
     def _rest(self, tenant_id: TenantId, took: float) -> None:
         self._aside.rest(tenant_id, _PAUSE * took)

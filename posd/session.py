@@ -269,6 +269,7 @@ class Session:
 
     def log_end(self, *, by: str, code: int | None, why: str, seconds: float) -> None:
         """The one line that tells how a connection was; a till's own words are no part of it."""
+        self._channel.instruments.ended(by, code, why)
         self._log.info(
             "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
             " why={why!r} seconds={seconds} sent={sent} position={position} acked={acked}"
@@ -321,10 +322,12 @@ class Session:
             return
         if not page or page[0].seq != self.position + 1:
             raise StreamBroken(f"nothing follows position {self.position}")
+        before = self.position
         replayed = [(each.written(self.dialect, replay=True), each.seq) for each in page]
         for chunk in chunks(replayed):
             if not self.deliver(chunk):
                 break
+        self._channel.instruments.delivered("replay", self.position - before)
         self._channel.replayed(self.position)
 
     def _take_up(self, cursor: Cursor) -> None:
@@ -334,10 +337,12 @@ class Session:
 
     def _acknowledge(self, seq: Seq) -> None:
         assert self.cursor is not None
+        self._channel.acknowledged(seq)
         self._register.acknowledged(self.terminal, self.cursor.acknowledge(seq))
 
     def _refuse(self, seq: Seq, reason: str) -> None:
         assert self.cursor is not None
+        self._channel.instruments.nacked()
         self._register.refused(self.terminal, seq, reason)
         self._register.acknowledged(self.terminal, self.cursor.refuse(seq))
 

@@ -37,6 +37,7 @@ from twisted.web.server import Request
 from posd import __version__, frames
 from posd.dialect import WEBSOCKET
 from posd.exchange import Admitted, Exchange
+from posd.instruments import DROPPED, SILENT
 from posd.intake import Intake
 from posd.outbox import Outbox
 from posd.session import Session
@@ -111,6 +112,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
         super().__init__()
         self._admitted = admitted
         self._exchange = exchange
+        self._traffic = exchange.instruments.traffic
         self._reactor = reactor
         self._session: Session | None = None
         self._intake: Intake | None = None
@@ -126,9 +128,11 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
     def dataReceived(self, data: bytes) -> None:
         if not self._deaf:
             self._heard_at = self._reactor.seconds()
+            self._traffic.received_bytes += len(data)
             super().dataReceived(data)
 
     def onFrameBegin(self) -> None:
+        self._traffic.received_frames += 1
         opcode = self.current_frame.opcode
         if opcode <= _BINARY:
             self._fragments = self._fragments + 1 if opcode == _CONTINUATION else 0
@@ -205,6 +209,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
         self.transport.registerProducer(outbox, True)
 
     def write(self, data: bytes) -> None:
+        self._traffic.sent_bytes += len(data)
         self.transport.write(data)
 
     def ping(self) -> None:
@@ -217,7 +222,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
 
     def drop(self, *, abort: bool) -> None:
         if not self._dropped:
-            self._dropped = "not heard of" if abort else "dropped"
+            self._dropped = SILENT if abort else DROPPED
             self.dropConnection(abort=abort)
 
     # -- in between --------------------------------------------------------------------------

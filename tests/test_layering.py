@@ -117,6 +117,11 @@ TABLE = (
     # Beside the stream.
     row("systemd", never=("twisted.web",), only=("posd.errors",)),
     row("logs", never=("twisted.web", "twisted.internet"), only=("posd.errors",)),
+    row("clocks", never=NETWORK, only=()),
+    row("lag", never=("twisted.web", *DAEMON), only=()),
+    # Counted by everybody, so it knows nobody.
+    row("instruments", never=(*NETWORK, *DAEMON), only=("posd.clocks", "posd.values")),
+    row("survey", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.database")),
     row("metrics", never=("twisted.web", *DAEMON)),
     # Whether a schema fits is asked of the database, before anybody is served.
     row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),
@@ -149,7 +154,7 @@ IMPORTERS = {
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),
     "json": ("posd.settings", "posd.config", "posd.jsontext"),
-    "prometheus_client": ("posd.metrics",),
+    "prometheus_client": ("posd.instruments", "posd.metrics", "posd.survey"),
     "click": ("posd.cli",),
     "rich": ("posd.cli",),
     # Its programs are used, not its code: see posd.testing.binaries.

@@ -50,11 +50,6 @@ _STREAM: Final = """
     SELECT last_seq, last_seq - greatest(received_seq, pruned_seq)
       FROM dinedesk_main.pos_heads WHERE tenant_id = %s
 """
-_POSITIONS: Final = """
-    SELECT t.slug, h.last_seq, h.last_seq - greatest(h.received_seq, h.pruned_seq)
-      FROM dinedesk_main.pos_heads AS h JOIN dinedesk_main.tenants AS t ON t.id = h.tenant_id
-     ORDER BY t.id LIMIT %s
-"""
 _DAY: Final = """
     SELECT event_type, count(*), max(created_at) FROM {schema}.pos_events
      WHERE created_at > now() - interval '24 hours' GROUP BY event_type ORDER BY event_type
@@ -157,11 +152,6 @@ async def streams(session: Session) -> dict[TenantId, Standing]:
         tenant_id: Standing(tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since)
         for tenant_id, stream, last, missing, tills, waiting, since in await session.query(_STREAMS)
     }
-
-
-async def positions(session: Session, most: int) -> list[tuple[str, Seq, int]]:
-    """Of the first tenants: slug, last event, how many no terminal has acknowledged."""
-    return [(slug, last, left) for slug, last, left in await session.query(_POSITIONS, (most,))]
 
 
 async def terminals(session: Session, tenant_id: TenantId) -> list[TerminalStanding]:

@@ -8,7 +8,7 @@ import re
 from typing import Final, cast
 from uuid import UUID, uuid4
 
-from attrs import define
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.resource import Resource
@@ -21,6 +21,7 @@ from posd.limits import Connections
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
 from posd.web.render import Answer, Call, Door, answer, unanswered, write
 from posd.web.site import BoundedChannel
+from posd.web.strangers import Strangers
 from posd.ws import TillFactory
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
@@ -65,6 +66,7 @@ class Gate:
     authenticator: Authenticator
     admission: Admission
     factory: TillFactory
+    strangers: Strangers = field(factory=Strangers)
 
 
 class WebSocketDoor(Resource):
@@ -88,12 +90,16 @@ class WebSocketDoor(Resource):
 
     async def _admit_or_answer(self, call: Call, left: list[object]) -> None:
         admitted: list[Admitted] = []
+        call.operation = "GET /ws/pos/{tenant}"
 
         async def admit(call: Call) -> Answer:
             admitted.append(await self._admit(call))
-            return Answer({})
+            return Answer({}, 101)
 
         outcome = await answer(call, admit)
+        if not admitted:
+            code = str(outcome.body.get("code"))
+            self._gate.strangers.till_refused(call, _last(call), outcome.status, code)
         if left:
             # The peer went away while its key was looked up: a session now would be a ghost.
             for each in admitted:
@@ -130,12 +136,18 @@ class WebSocketDoor(Resource):
         )
 
     def _slug(self, call: Call) -> str:
-        path = [part.decode("latin-1") for part in call.request.postpath or []]
-        if len(path) != 1:
+        if len(call.request.postpath or []) != 1:
             raise NotFound("Tills connect at /ws/pos/{tenant}.")
-        if SLUG.fullmatch(path[0]) is None:
+        slug = _last(call)
+        if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is no tenant's name.", code="invalid_tenant")
-        return path[0]
+        return slug
+
+
+def _last(call: Call) -> str:
+    """The last part of the address, where a tenant is named."""
+    path = call.request.postpath
+    return path[-1].decode("latin-1") if path else ""
 
 
 def _check_handshake(call: Call) -> None:

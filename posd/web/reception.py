@@ -18,10 +18,12 @@ from posd.web.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.refusals import declared
 from posd.web.render import Answer, Call
 from posd.web.shapes import Taken, read, refuse_numbers
+from posd.web.strangers import Strangers
 
 _EVENT_KIBIBYTES: Final = 4
 """Of bodies for each event that a tenant may publish, on average; orders have one or two."""
 _LEAST_BURST: Final = 500
+_SHUT_OUT: Final = "too_many_attempts"
 
 _log = Logger()
 
@@ -36,6 +38,7 @@ class Reception:
     authenticator: Authenticator
     per_second: int
     clock: Clock
+    strangers: Strangers = field(factory=Strangers)
     _kibibytes: Rates = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -47,9 +50,12 @@ class Reception:
         One that the operation's row does not say is answered too, and logged as the bug that it is:
         the description of the API, and with it its clients, do not know of it.
         """
+        call.operation = f"{operation.method} {operation.path}"
         try:
             return await self._answer(operation, path, call)
         except Refusal as refusal:
+            if refusal.status in (401, 403) or refusal.code == _SHUT_OUT:
+                self.strangers.refused(call, path.get("tenant", ""), refusal.status, refusal.code)
             if not declared(operation, refusal):
                 _log.failure(
                     "{method} {path} does not declare {status} {code}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import BinaryIO, Final, cast
 
@@ -40,9 +41,15 @@ _PHRASES: Final = {
 }
 _LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _LONGEST_DEVICE: Final = 128
+UNKNOWN: Final = "none"
+"""The operation of a request that asks for none that there is."""
 _WRAPPING: Final = 3
 
 _log = Logger()
+
+
+Served = Callable[[str, int, float], None]
+"""Told of an answer: to which operation, its status, and how many seconds it took."""
 
 
 @frozen
@@ -50,11 +57,12 @@ class Door:
     """The listener that a request came in by.
 
     A `trusted` one is a unix socket or loopback, where /broadcast, /health and /metrics need no
-    key. `proxies` may speak for a client by X-Forwarded-For.
+    key. `proxies` may speak for a client by X-Forwarded-For. `served` is told of every answer.
     """
 
     trusted: bool = False
     proxies: tuple[Network, ...] = ()
+    served: Served = lambda operation, status, seconds: None
 
 
 @frozen
@@ -108,6 +116,9 @@ class Call:
     request: Request
     door: Door
     id: str = field(factory=lambda: secrets.token_hex(8))
+    operation: str = field(default=UNKNOWN, init=False)
+    """Method and template of the address, once that is known: what it is called in metrics and logs."""
+    began: float = field(factory=time.monotonic, init=False)
     body: bytes = field(init=False)
     """Read at once: Twisted closes a request's content when the client goes away, who may do so while
     its key is still being looked up."""
@@ -218,6 +229,7 @@ class Endpoint(Resource):
         if handler is None:
             allowed = ", ".join(sorted(self._handlers))
             body = error_body("This method is not allowed here.", "method_not_allowed", call)
+            self._door.served(call.operation, 405, 0.0)
             write(request, Answer(body, 405, {"Allow": allowed}))
         else:
             respond(call, handler)
@@ -269,6 +281,12 @@ def respond(call: Call, handler: Handler) -> None:
 
 async def answer(call: Call, handler: Handler) -> Answer:
     """A handler's answer, or the one that its failure is."""
+    outcome = await _outcome(call, handler)
+    call.door.served(call.operation, outcome.status, time.monotonic() - call.began)
+    return outcome
+
+
+async def _outcome(call: Call, handler: Handler) -> Answer:
     try:
         if call.door.trusted:
             _check_local(call)

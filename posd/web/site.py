@@ -110,6 +110,7 @@ class BoundedChannel(HTTPChannel):
 
     def refuse(self, status: bytes, code: str, sentence: str) -> None:
         """Answer what cannot become a request, and hang up."""
+        self.site.refused(int(status.split()[0]))
         said = {"success": False, "error": sentence, "code": code}
         body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
         head = (
@@ -185,7 +186,13 @@ class BoundedSite(Site):
     # Twisted's own would switch to HTTP/2, on which a WebSocket is refused with 426.
     protocol = BoundedChannel  # type: ignore[assignment]
 
-    def __init__(self, resource: IResource, reactor: Any, most_channels: int) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: Any,
+        most_channels: int,
+        refused: Callable[[int], None] = lambda status: None,
+    ) -> None:
         Site.__init__(
             self,
             resource,
@@ -196,6 +203,7 @@ class BoundedSite(Site):
         )
         self.clock = reactor
         self.most_channels = most_channels
+        self.refused = refused
         # In the order in which they came.
         self._channels: dict[BoundedChannel, None] = {}
 

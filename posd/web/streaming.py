@@ -23,6 +23,7 @@ from twisted.web.server import Request
 from posd import __version__, messages
 from posd.dialect import SERVER_SENT
 from posd.exchange import Admitted, Exchange
+from posd.instruments import DROPPED, SILENT
 from posd.outbox import Outbox
 from posd.session import Session
 from posd.values import FAILED, GOING_AWAY, REVOKED, SUPERSEDED, Closing
@@ -97,6 +98,7 @@ class EventStream:
 
     def write(self, data: bytes) -> None:
         if self._request is not None:
+            self._exchange.instruments.traffic.sent_bytes += len(data)
             self._request.write(data)
 
     def ping(self) -> None:
@@ -115,7 +117,7 @@ class EventStream:
 
     def drop(self, *, abort: bool) -> None:
         if self._request is not None:
-            self._ending = ("posd", None, "not heard of" if abort else "dropped")
+            self._ending = ("posd", None, SILENT if abort else DROPPED)
             self._finish()
         if abort and self._channel is not None:
             self._channel.transport.abortConnection()

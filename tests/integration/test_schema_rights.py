@@ -65,6 +65,7 @@ FUNCTIONS_OF_MAIN = {
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
+    "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),

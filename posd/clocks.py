@@ -1,0 +1,41 @@
+"""How old something is that the database has dated, on a machine whose clock is another one.
+
+The offset between the two clocks is known only as well as a round trip is short, so of the last few
+comparisons the one with the shortest counts: it is wrong by half of that at the most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from attrs import define, field
+
+_COMPARISONS: Final = 12
+
+
+@define(eq=False)
+class DatabaseClock:
+    """The database's clock, as this machine knows it. `wall` is this machine's, in seconds since 1970."""
+
+    wall: Callable[[], float] = time.time
+    _compared: deque[tuple[float, float]] = field(
+        factory=lambda: deque(maxlen=_COMPARISONS), init=False
+    )
+
+    def compare(self, asked: float, said: datetime, heard: float) -> None:
+        """Note that the database, asked and heard at these times of `wall`, said that it was then."""
+        if heard >= asked:
+            self._compared.append((heard - asked, said.timestamp() - (asked + heard) / 2))
+
+    @property
+    def offset(self) -> float | None:
+        """How many seconds the database's clock is ahead of ours; None while that is not known."""
+        return min(self._compared)[1] if self._compared else None
+
+    def since(self, moment: datetime) -> float:
+        """How many seconds ago a moment was that the database has dated; never less than none."""
+        return max(0.0, self.wall() + (self.offset or 0.0) - moment.timestamp())

@@ -1,0 +1,36 @@
+"""What a scrape says, for tests: values by name and labels."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+Series = tuple[str, ...]
+"""A name and the values of its labels, in the order of their names."""
+
+
+def read(text: str) -> dict[Series, float]:
+    """The values of a scrape."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def counted(registry: CollectorRegistry) -> dict[Series, float]:
+    """What a registry has counted, without what is 0."""
+    found = read(generate_latest(registry).decode())
+    return {
+        series: value
+        for series, value in found.items()
+        if value and not series[0].endswith("_created")
+    }
+
+
+def families(text: str) -> set[str]:
+    """The names of a scrape, as their values have them: with `_total` where they are counted."""
+    return {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in text_string_to_metric_families(text)
+    }

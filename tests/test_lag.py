@@ -1,0 +1,31 @@
+"""How late the reactor is."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.lag import Lag
+
+
+class LagTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.late: list[float] = []
+        self.lag = Lag(self.clock, self.late.append)
+        self.lag.startService()
+
+    def test_a_reactor_that_is_in_time_is_not_late(self) -> None:
+        self.clock.advance(0.5)
+        self.clock.advance(0.5)
+        self.assertEqual(self.late, [0.0, 0.0])
+
+    def test_one_that_was_held_up_is_late_once_and_then_in_time_again(self) -> None:
+        self.clock.advance(2.25)
+        self.clock.advance(0.25)
+        self.assertEqual(self.late, [1.75, 0.0])
+
+    def test_it_looks_no_more_when_it_was_stopped(self) -> None:
+        self.lag.stopService()
+        self.clock.advance(5)
+        self.assertEqual(self.late, [])
