@@ -73,6 +73,8 @@ TEST = [
     # The description of the WebSocket: whether it is one. Young, hence the release.
     "asyncapi3==0.0.2",
     "PyYAML>=6",
+    # What alarms and dashboard ask of Prometheus is read by its grammar.
+    "promql-parser>=0.11",
     # What the tests build the wheel with, and hold what it requires against what is pinned.
     "setuptools>=77",
     "packaging>=23",
