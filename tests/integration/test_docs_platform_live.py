@@ -16,13 +16,13 @@ from typing import Any
 
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
-from websockets.sync.client import ClientConnection, connect
 
 from posd.jsontext import decode
 from tests import documents
 from tests.documents import ROOT, Block
 from tests.integration.harness import Daemon, Shop, free_port
 from tests.integration.test_docs_tills_live import PATIENCE, comparable
+from tests.integration.wire import Till
 
 PAGE = "docs/platform.md"
 _ADDRESS, _SOCKET = "https://pos.example.com:9010", "/run/posd/local.sock"
@@ -48,7 +48,7 @@ class PageTests(SynchronousTestCase):
         shutil.copy(self.posd.ca, self.folder / "ca.pem")
         (self.folder / ".curlrc").write_text(_CURL)
         self._till = till(self.posd, self.shop.key())
-        self.addCleanup(self._till.close)
+        self.addCleanup(self._till.hang_up)
         self._session: Connection | None = None
         self._key = ""
         self._said = ""
@@ -123,7 +123,7 @@ class PageTests(SynchronousTestCase):
         """Compare with the event of that number; those before it are not in the page."""
         wanted: Any = decode(block.text)
         while True:
-            came = self._till.recv(PATIENCE)
+            came = self._till.receive_text(PATIENCE)
             event: Any = decode(came)
             if event.get("id") == wanted["id"]:
                 break
@@ -244,14 +244,6 @@ class OtherClaimsTests(SynchronousTestCase):
         return answer.status, answer.json["id"]
 
 
-def till(posd: Daemon, key: str) -> ClientConnection:
+def till(posd: Daemon, key: str) -> Till:
     """A till of the kitchen that has been greeted."""
-    connection = connect(
-        f"wss://localhost:{posd.port}/ws/pos/kitchen",
-        ssl=posd.tls(),
-        additional_headers={"X-API-Key": key},
-        compression=None,
-        open_timeout=PATIENCE,
-    )
-    connection.recv(PATIENCE)
-    return connection
+    return Till.dial(posd, "/ws/pos/kitchen", {"X-API-Key": key})

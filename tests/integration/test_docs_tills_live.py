@@ -16,14 +16,13 @@ from typing import Any
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
 from posd.jsontext import decode, encode
 from tests import documents
 from tests.documents import Block
 from tests.integration.harness import Daemon, Shop
 from tests.integration.roads import Response
+from tests.integration.wire import Refused, Till
 from tests.server_sent import events_in
 
 PAGE = "docs/tills.md"
@@ -58,23 +57,17 @@ class LiveCase(SynchronousTestCase):
         self.addCleanup(self.shop.close)
         self.posd = self.shop.start()
 
-    def till(self, key: str, query: str = "") -> ClientConnection:
+    def till(self, key: str, query: str = "") -> Till:
         """A till that has connected; what it is greeted with is still to be read."""
         return self.connection(f"/ws/pos/kitchen{query}", {"X-API-Key": key})
 
-    def connection(self, path: str, headers: dict[str, str]) -> ClientConnection:
-        till = connect(
-            f"wss://localhost:{self.posd.port}{path}",
-            ssl=self.posd.tls(),
-            additional_headers=headers,
-            compression=None,
-            open_timeout=PATIENCE,
-        )
-        self.addCleanup(till.close)
+    def connection(self, path: str, headers: dict[str, str]) -> Till:
+        till = Till.knock(self.posd, path, headers)
+        self.addCleanup(till.hang_up)
         return till
 
-    def greeted(self, till: ClientConnection) -> Any:
-        greeting: Any = decode(till.recv(PATIENCE))
+    def greeted(self, till: Till) -> Any:
+        greeting: Any = decode(till.receive_text(PATIENCE))
         self.assertEqual(greeting["type"], "connected")
         return greeting
 
@@ -100,8 +93,8 @@ class ConversationTests(LiveCase):
             "{tenant key}": self.shop.key(),
         }
         self._stream: tuple[str, str] | None = None
-        self._connection: ClientConnection | None = None
-        self._refusal: InvalidStatus | None = None
+        self._connection: Till | None = None
+        self._refusal: Refused | None = None
         self._response: Response | None = None
         self._acked = 0
 
@@ -146,18 +139,18 @@ class ConversationTests(LiveCase):
         del headers["Host"]
         try:
             self._connection = self.connection(first.split()[1], headers)
-        except InvalidStatus as refusal:
+        except Refused as refusal:
             self._refusal = refusal
 
     def be_refused(self, block: Block) -> None:
         assert self._refusal is not None
-        response = self._refusal.response
+        refusal = self._refusal
         head, body = block.text.split("\n\n", 1)
         status, *lines = head.splitlines()
-        self.assertEqual(status, f"HTTP/1.1 {response.status_code} {response.reason_phrase}")
+        self.assertEqual(status, f"HTTP/1.1 {refusal.status} {refusal.reason}")
         for name, value in (line.split(": ", 1) for line in lines):
-            self.assertEqual(response.headers[name], value)
-        self.assertEqual(comparable(bytes(response.body or b"")), comparable(body))
+            self.assertEqual(refusal.headers[name.lower()], value)
+        self.assertEqual(comparable(refusal.body), comparable(body))
 
     def write(self, block: Block) -> None:
         if "away" in block.words:
@@ -169,20 +162,19 @@ class ConversationTests(LiveCase):
     def say(self, block: Block) -> None:
         assert self._connection is not None
         message: Any = decode(block.text)
-        self._connection.send(encode(message).decode())
+        self._connection.send_text(encode(message))
         if message["type"] == "ack" and message.get("id", 99) < 99:
             self._acked = message["id"]
 
     def hear(self, block: Block) -> None:
         assert self._connection is not None
-        came = self._connection.recv(PATIENCE)
+        came = self._connection.receive_text(PATIENCE)
         message: Any = decode(came)
         if self._stream is None and message["type"] == "connected":
             shown: Any = decode(block.text)
             self._stream = shown["streamId"], message["streamId"]
         self.assertEqual(comparable(came), comparable(self.actual(block.text)))
-        assert isinstance(came, str)
-        self.assertEqual(came, encode(message).decode(), "not as compact as it could be")
+        self.assertEqual(came, encode(message), "not as compact as it could be")
 
     def ask(self, block: Block) -> None:
         self.leave()
@@ -216,9 +208,8 @@ class ConversationTests(LiveCase):
         """Close the connection, after making sure that nothing else was said on it."""
         if self._connection is None:
             return
-        self._connection.send('{"type":"ping","id":"bye"}')
-        self.assertEqual(decode(self._connection.recv(PATIENCE)).get("echo"), "bye")  # type: ignore[attr-defined]
-        self._connection.close()
+        self.assertTrue(self._connection.next_is_pong(99))
+        self._connection.leave()
         self._connection = None
         until(lambda: self.acknowledged() >= self._acked)
 
@@ -241,49 +232,46 @@ class ResyncTests(LiveCase):
         self.assertEqual((lost["resync"], lost["resumedFrom"]), ("ahead", None))
         till = self.till(key, f"?last_event_id=0&stream_id={lost['streamId']}")
         self.assertEqual(self.greeted(till)["resumedFrom"], 0)
-        events: list[Any] = [decode(till.recv(PATIENCE)) for _ in range(3)]
+        events: list[Any] = [decode(till.receive_text(PATIENCE)) for _ in range(3)]
         self.assertEqual([event["data"]["number"] for event in events], [0, 1, 2])
 
 
 class EndingTests(LiveCase):
     """The table of close codes."""
 
-    def ending(self, till: ClientConnection) -> int | None:
+    def ending(self, till: Till) -> int | None:
         """The code that posd closes with, None if it goes without a Close frame."""
-        try:
-            while True:
-                till.recv(PATIENCE)
-        except ConnectionClosed as closed:
-            return None if closed.rcvd is None else closed.rcvd.code
+        code = till.ended(PATIENCE).code
+        return None if code == 1006 else code
 
-    def named(self, device: str = "POS_1") -> ClientConnection:
+    def named(self, device: str = "POS_1") -> Till:
         till = self.till(self.shop.key("device", device=device))
         self.greeted(till)
         return till
 
     def test_a_binary_message_is_1003(self) -> None:
         till = self.named()
-        till.send(b'{"type":"ping"}')
+        till.send_binary(b'{"type":"ping"}')
         self.assertEqual(self.ending(till), 1003)
 
     def test_broken_text_is_1007(self) -> None:
         till = self.named()
-        till.send(b"\xff\xfe", text=True)
+        till.send_text(b"\xff\xfe")
         self.assertEqual(self.ending(till), 1007)
 
     def test_the_tenth_mistake_within_a_minute_is_1008(self) -> None:
         till = self.named()
         for _ in range(9):
-            till.send("nonsense")
-        till.send('{"type":"ping","id":1}')
-        answers: list[Any] = [decode(till.recv(PATIENCE)) for _ in range(10)]
+            till.send_text(b"nonsense")
+        till.send({"type": "ping", "id": 1})
+        answers: list[Any] = [decode(till.receive_text(PATIENCE)) for _ in range(10)]
         self.assertEqual([each["type"] for each in answers], ["error"] * 9 + ["pong"])
-        till.send("nonsense")
+        till.send_text(b"nonsense")
         self.assertEqual(self.ending(till), 1008)
 
     def test_a_message_over_64_kib_is_1009(self) -> None:
         till = self.named()
-        till.send('{"type":"long","text":"%s"}' % ("x" * 65536))
+        till.send({"type": "long", "text": "x" * 65536})
         self.assertEqual(self.ending(till), 1009)
 
     def test_a_revoked_key_is_4001(self) -> None:
@@ -301,7 +289,7 @@ class EndingTests(LiveCase):
         first, second = self.till(key), self.till(key)
         self.greeted(first)
         self.greeted(second)
-        second.send('{"type":"ping"}')
+        second.send({"type": "ping"})
         self.assertEqual(self.ending(first), 4009)
 
     def test_a_connection_test_displaces_nobody(self) -> None:
@@ -309,9 +297,9 @@ class EndingTests(LiveCase):
         till = self.till(key)
         self.greeted(till)
         self.greeted(trial := self.till(key))
-        trial.close()
-        till.send('{"type":"ping","id":1}')
-        self.assertEqual(decode(till.recv(PATIENCE))["type"], "pong")  # type: ignore[index]
+        trial.leave()
+        till.send({"type": "ping", "id": 1})
+        self.assertEqual(decode(till.receive_text(PATIENCE))["type"], "pong")  # type: ignore[index]
 
     def test_a_restart_is_1001(self) -> None:
         till = self.till(self.shop.key("device", device="POS_1"), "?last_event_id=0")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import atexit
 import http.client
 import json
-import ssl
 import urllib.parse
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from tests.integration.harness import Daemon, Reply, Shop
+from tests.integration.wire import Refused, Till
 
 TILLS: Final = frozenset(("tenant", "device"))
 PLATFORM: Final = frozenset(("platform",))
@@ -301,24 +299,20 @@ class IsolationTests(EveryEndpointCase):
 
     def test_a_till_is_let_in_to_its_own_tenant_only_and_hears_of_no_other(self) -> None:
         posd = self.scene.posd
-        with self.assertRaises(InvalidStatus) as refused:
+        with self.assertRaises(Refused) as refused:
             self.dial("kitchen", self.grill["tenant"])
-        self.assertEqual(refused.exception.response.status_code, 401)
-        with self.dial("kitchen", self.kitchen["tenant"], "?last_event_id=0") as till:
-            greeting: dict[str, Any] = json.loads(till.recv(30))
-            event = {"type": "notice", "data": {"for": SECRET}}
-            for slug in ("grill", "kitchen"):
-                body = {**event, "data": {"for": slug}} if slug == "kitchen" else event
-                key = self.scene.keys[slug]["platform"]
-                self.assertEqual(
-                    posd.request("POST", f"/api/{slug}/events", body, key=key).status, 201
-                )
-            heard = [till.recv(30) for _ in range(greeting["lastEventId"] + 1)]
-        self.assertEqual(json.loads(heard[-1])["data"], {"for": "kitchen"})
-        self.assertNotIn(SECRET, "".join(map(str, heard)))
+        self.assertEqual(refused.exception.status, 401)
+        till = self.dial("kitchen", self.kitchen["tenant"], "?last_event_id=0")
+        event = {"type": "notice", "data": {"for": SECRET}}
+        for slug in ("grill", "kitchen"):
+            body = {**event, "data": {"for": slug}} if slug == "kitchen" else event
+            key = self.scene.keys[slug]["platform"]
+            self.assertEqual(posd.request("POST", f"/api/{slug}/events", body, key=key).status, 201)
+        heard = till.take(till.connected["lastEventId"] + 1)
+        self.assertEqual(heard[-1]["data"], {"for": "kitchen"})
+        self.assertNotIn(SECRET, str(heard))
 
-    def dial(self, slug: str, key: str, query: str = "") -> Any:
-        context: ssl.SSLContext = self.scene.posd.tls()
-        address = f"wss://localhost:{self.scene.posd.port}/ws/pos/{slug}{query}"
-        headers = {"X-API-Key": key}
-        return connect(address, ssl=context, additional_headers=headers, open_timeout=30)
+    def dial(self, slug: str, key: str, query: str = "") -> Till:
+        till = Till.dial(self.scene.posd, f"/ws/pos/{slug}{query}", {"X-API-Key": key})
+        self.addCleanup(till.hang_up)
+        return till

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from websockets.sync.client import connect
+from websockets.asyncio.client import connect
 
 from tests.integration.wire import Refused, Till
 from tests.integration.wire_case import WireCase, until
@@ -221,20 +222,23 @@ class GreetingTests(WireCase):
 class WholeLibraryTests(WireCase):
     """`websockets` as its users use it, with everything that it does by itself."""
 
-    def test_its_threading_client_converses_with_posd(self) -> None:
-        with connect(
+    def test_it_converses_with_posd(self) -> None:
+        asyncio.run(self.converse())
+
+    async def converse(self) -> None:
+        async with connect(
             f"wss://localhost:{self.posd.port}/ws/pos/{self.slug}",
             ssl=self.posd.tls(),
             additional_headers={"X-API-Key": self.key},
             proxy=None,
             open_timeout=30,
         ) as till:
-            self.assertIn('"type":"connected"', str(till.recv(30)))
+            self.assertIn('"type":"connected"', str(await till.recv()))
             # It offers permessage-deflate by default; posd does not take it up.
             self.assertEqual(till.protocol.extensions, [])
             self.publish()
-            self.assertIn('"id":1,', str(till.recv(30)))
-            self.assertTrue(till.ping().wait(30))
-            till.send('{"type":"ping"}')
-            self.assertIn('"type":"pong"', str(till.recv(30)))
+            self.assertIn('"id":1,', str(await till.recv()))
+            await (await till.ping())
+            await till.send('{"type":"ping"}')
+            self.assertIn('"type":"pong"', str(await till.recv()))
         self.assertEqual((till.close_code, till.close_reason), (1000, ""))
