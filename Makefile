@@ -5,6 +5,8 @@
 #   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
 #   make vulnerabilities   what is known of the packages that posd is installed with: asks PyPI
+#   make dist    a source distribution and a wheel, in dist/
+#   make deb     a package for Debian 12, in dist/; on Debian 12, with what debian/control builds with
 #   make lock    look for newer releases of what the Debian package bundles, and pin them
 #   make clean   away with what these made
 #
@@ -20,6 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 METADATA := setup.py setup.cfg pyproject.toml
 SOURCES := posd tests twisted setup.py
+WHEELHOUSE := build/wheelhouse
 LOCK := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras
 
 # The first interpreter that is recent enough; one that is only a version manager's shim is not.
@@ -27,7 +30,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test system check vulnerabilities lock clean
+.PHONY: demo test system check vulnerabilities dist deb lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -45,10 +48,32 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m bandit --quiet --configfile pyproject.toml --recursive posd twisted setup.py
 	@$(BIN)/python -m twisted.trial tests.test_layering
-	@if test -d .git; then $(BIN)/check-manifest --no-build-isolation; fi
+	@if test -e .git; then $(BIN)/check-manifest --no-build-isolation; fi
 
 vulnerabilities: $(VENV)/.dev
 	@$(BIN)/python .ci/vulnerabilities
+
+dist: $(VENV)/.dev
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	@sha256sum dist/*
+
+# Made of the source distribution alone, in a folder of its own.
+deb: dist $(WHEELHOUSE)/.made
+	@rm -rf build/deb && mkdir -p build/deb
+	@tar -xf dist/*.tar.gz -C build/deb
+	@cd build/deb/*/ && WHEELHOUSE=$(abspath $(WHEELHOUSE)) dpkg-buildpackage --unsigned-source \
+		--unsigned-changes --build=binary
+	@mv build/deb/*.deb dist/
+	@sha256sum dist/*.deb
+
+# Everything that is bundled, and what the wheels are built with, each by its hash. txpostgres has no
+# wheel; to read its metadata needs setuptools, which the environment has.
+$(WHEELHOUSE)/.made: requirements.lock debian/build.lock | $(VENV)/.dev
+	@rm -rf $(WHEELHOUSE) && mkdir -p $(WHEELHOUSE)
+	@for lock in $^; do $(PIP) download --require-hashes --no-deps --no-build-isolation --no-cache-dir \
+		--python-version 3.11 --dest $(WHEELHOUSE) --requirement $$lock || exit; done
+	@touch $@
 
 # With Debian's version of Python, which is what the pins are for.
 lock: export CUSTOM_COMPILE_COMMAND := make lock

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import re
+import tarfile
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
 
@@ -98,6 +105,58 @@ DEV = [
     "pip-tools>=7.5",
 ]
 
+# Whoever builds one version gets the same files, whenever, wherever, and with whatever umask. This is
+# the time in them all: https://reproducible-builds.org/docs/source-date-epoch/
+CHANGED = re.findall(r"^ -- .+>  (.+)$", (HERE / "debian/changelog").read_text("utf-8"), re.M)[0]
+EPOCH = int(
+    os.environ.setdefault("SOURCE_DATE_EPOCH", str(int(parsedate_to_datetime(CHANGED).timestamp())))
+)
+
+
+class Sdist(sdist):
+    """An archive that tells nothing of the machine on which it was made."""
+
+    def make_archive(
+        self,
+        base_name: str,
+        format: str,  # noqa: A002 -- named by setuptools
+        root_dir: str | os.PathLike[str] | None = None,
+        base_dir: str | None = None,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> str:
+        if format != "gztar" or base_dir is None:
+            raise SystemExit("the source distribution is a .tar.gz")
+        made = Path(f"{base_name}.tar.gz")
+        with (
+            made.open("wb") as file,
+            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=EPOCH) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for path in (Path(base_dir), *sorted(Path(base_dir).rglob("*"))):
+                archive.add(path, recursive=False, filter=_plain)
+        return str(made)
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    entry.mtime = EPOCH
+    return entry
+
+
+class Wheel(bdist_wheel):
+    """Its times are setuptools' doing, as soon as EPOCH stands in the environment."""
+
+    def write_wheelfile(self, *arguments: Any, **more: Any) -> None:
+        super().write_wheelfile(*arguments, **more)
+        # The last thing before everything is put into the archive with its permissions.
+        for path in Path(self.bdist_dir).rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)
+
+
 setup(
     name="posd",
     version=VERSION[1],
@@ -131,6 +190,7 @@ setup(
     },
     include_package_data=False,
     zip_safe=False,
+    cmdclass={"sdist": Sdist, "bdist_wheel": Wheel},
     entry_points={"console_scripts": ["posctl=posd.cli:main"]},
     keywords=["restaurant", "point of sale", "orders", "websocket", "postgresql", "twisted"],
     classifiers=[

@@ -110,6 +110,28 @@ class MigrateTests(SynchronousTestCase):
         self.assertEqual(ran.code, os.EX_CONFIG)
         self.assertIn("main/999_later.sql", ran.err)
 
+    def test_the_daemons_own_role_can_check_that_it_would_start(self) -> None:
+        ran = posctl("migrate", "--check", dsn=as_role(self.dsn, "posd"))
+        self.assertEqual(
+            (ran.code, ran.out), (0, "The main schema is what this posd needs.\n"), ran.err
+        )
+        self.assertEqual(
+            posctl("migrate", "--check", "--json", dsn=self.dsn).json,
+            {"fits": True, "reason": None},
+        )
+
+    def test_a_check_tells_what_the_daemon_would_lack_and_changes_nothing(self) -> None:
+        last = migrations.expected()["main"][-1]
+        execute(self.dsn, f"DELETE FROM dinedesk_main.schema_versions WHERE file = '{last}'")
+        for _ in range(2):
+            ran = posctl("migrate", "--check", dsn=as_role(self.dsn, "posd"))
+            self.assertEqual(ran.code, os.EX_CONFIG)
+            self.assertRegex(ran.err, rf"\Aposctl: .*lacks {last}; run `posctl migrate`\n\Z")
+        ran = posctl("migrate", "--check", "--json", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        self.assertIn('"fits":false', ran.out.replace(" ", ""))
+        self.assertIn(last, ran.out)
+
     def test_of_two_at_once_one_is_told_of_the_other(self) -> None:
         with (
             closing(migrations.connect(self.dsn)) as other,

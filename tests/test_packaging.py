@@ -29,7 +29,8 @@ import posd
 CHECKOUT = Path(posd.__file__).parent.parent
 
 _BUILD = """
-    import sys
+    import os, sys
+    os.umask(int(sys.argv[3], 8))
     from setuptools import build_meta
     print(getattr(build_meta, "build_" + sys.argv[1])(sys.argv[2]))
 """
@@ -62,6 +63,11 @@ _LOOK_AROUND = """
 """
 
 
+def build(what: str, into: Path, source: Path, umask: str = "022") -> Path:
+    """Have an sdist, a wheel or an editable one made of some sources."""
+    return into / run(_BUILD, what, str(into), umask, cwd=source)
+
+
 def run(code: str, *arguments: str, cwd: Path) -> str:
     """Run Python in a folder with nothing of the checkout in its path; its last line."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -86,6 +92,8 @@ class Built:
     source: Path
     sdist: Path
     wheel: Path
+    project: Path
+    """The sdist, unpacked."""
 
 
 @cache
@@ -95,10 +103,10 @@ def built() -> Built:
     source = place / "source"
     hidden = shutil.ignore_patterns(".*", "__pycache__", "_trial_temp*", "build", "*.egg-info")
     shutil.copytree(CHECKOUT, source, ignore=hidden)
-    sdist = place / run(_BUILD, "sdist", str(place), cwd=source)
+    sdist = build("sdist", place, source)
     shutil.unpack_archive(sdist, place / "unpacked")
     (project,) = (place / "unpacked").iterdir()
-    return Built(place, source, sdist, place / run(_BUILD, "wheel", str(place), cwd=project))
+    return Built(place, source, sdist, build("wheel", place, project), project)
 
 
 class PackagingTests(SynchronousTestCase):
@@ -141,8 +149,7 @@ class PackagingTests(SynchronousTestCase):
 
     def test_an_editable_installation_has_the_plugin_and_the_files_of_the_checkout(self) -> None:
         folder = self.built.place / "editable"
-        wheel = run(_BUILD, "editable", str(folder), cwd=self.built.source)
-        seen = self.seen_by(folder / wheel)
+        seen = self.seen_by(build("editable", folder, self.built.source))
         self.assertEqual(seen["package"], str(self.built.source / "posd" / "__init__.py"))
         self.assertIn("posd", seen["plugins"])
         self.assert_resources_are_those_of_the_checkout(seen)
@@ -157,6 +164,17 @@ class PackagingTests(SynchronousTestCase):
         for name in names:
             self.assertNotIn("__pycache__", name)
             self.assertNotIn("dropin.cache", name)
+
+    def test_whoever_builds_it_elsewhere_and_later_gets_the_same_files(self) -> None:
+        folder = self.built.place / "again"
+        shutil.copytree(self.built.project, folder)
+        for path in folder.rglob("*"):
+            path.chmod(path.stat().st_mode & 0o700)
+            os.utime(path, (2e9, 2e9))
+        for what, first in (("sdist", self.built.sdist), ("wheel", self.built.wheel)):
+            again = build(what, folder / "made", folder, umask="077")
+            self.assertEqual(again.name, first.name)
+            self.assertEqual(again.read_bytes(), first.read_bytes(), f"another {what}")
 
 
 class LockTests(SynchronousTestCase):

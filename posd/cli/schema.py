@@ -44,20 +44,28 @@ def bootstrap(installation: Installation, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--check", is_flag=True, help="Change nothing; say whether the daemon would start.")
 @as_json
 @pass_installation
-def migrate(installation: Installation, as_json: bool) -> None:
+def migrate(installation: Installation, check: bool, as_json: bool) -> None:
     """Bring all schemas up to date with this posd.
 
     First the main schema, then tenant by tenant; it can be stopped and run again. A tenant whose
     schema fails is named and leaves the others updated, and the exit code is then 65. Run it before
     a new version of the daemon is started; the version that is running goes on working.
 
+    With --check only the main schema is looked at, by the connection of the daemon: the exit code is
+    0 if it is what this posd needs, and 78 if a daemon of this version would not start.
+
     \b
     Examples:
         posctl migrate
         posctl migrate --json | jq .failed
+        posctl migrate --check && systemctl restart posd
     """
+    if check:
+        _check(installation.dsn(), as_json)
+        return
     with closing(migrations.connect(installation.admin_dsn())) as connection, _bar() as progress:
         report = provision.migrate(connection, progress)
     if as_json:
@@ -68,6 +76,22 @@ def migrate(installation: Installation, as_json: bool) -> None:
         click.echo(f"{len(report.updated)} schemas updated, {len(report.failed)} failed")
     if report.failed:
         raise click.exceptions.Exit(os.EX_DATAERR)
+
+
+def _check(dsn: str, as_json: bool) -> None:
+    """Tell what the daemon would find; `SchemaError` if that is not what it needs."""
+    try:
+        with closing(migrations.connect(dsn)) as connection:
+            migrations.check_main(connection)
+    except SchemaError as error:
+        if not as_json:
+            raise
+        print_json({"fits": False, "reason": str(error)})
+        raise click.exceptions.Exit(os.EX_CONFIG) from error
+    if as_json:
+        print_json({"fits": True, "reason": None})
+    else:
+        click.echo("The main schema is what this posd needs.")
 
 
 @click.command()

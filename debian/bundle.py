@@ -1,0 +1,90 @@
+"""Lay posd and everything it needs into the tree of the Debian package: bundle.py TREE WHEEL…
+
+What comes of it is a virtual environment in /opt/posd, as pip would have made it there. It is written
+below TREE, and nothing in it tells where that was or when. What Python and Twisted would write at the
+first start is there already: the daemon may not write, and starts the sooner.
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import py_compile
+import subprocess
+import sys
+from pathlib import Path
+
+from installer import install
+from installer.destinations import SchemeDictionaryDestination
+from installer.sources import WheelFile
+
+PREFIX = Path("/opt/posd")
+PYTHON = "python{}.{}".format(*sys.version_info)
+SITE = PREFIX / "lib" / PYTHON / "site-packages"
+
+# Twisted looks at the plugins themselves unless its list of them is younger than each.
+_WARM = """
+import os, pickle
+from pathlib import Path
+from twisted import plugins
+from twisted.plugin import getCache
+
+known = dict(sorted(getCache(plugins).items()))
+folder = Path(plugins.__file__).parent
+(folder / "dropin.cache").write_bytes(pickle.dumps(known))
+(folder / "dropin.cache").chmod(0o644)
+written = int(os.environ["SOURCE_DATE_EPOCH"])
+for plugin in folder.glob("*.py"):
+    os.utime(plugin, (written - 1, written - 1))
+os.utime(folder / "dropin.cache", (written, written))
+"""
+
+
+def make(tree: Path, wheels: list[Path]) -> None:
+    """An environment with these wheels, below `tree`."""
+    root = tree / PREFIX.relative_to("/")
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/python3").symlink_to(f"/usr/bin/{PYTHON}")
+    (root / "bin/python").symlink_to("python3")
+    # What makes it one: https://docs.python.org/3/library/site.html
+    (root / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    for wheel in wheels:
+        lay(tree, wheel)
+    compile_all(tree)
+    environ = {"PATH": "/usr/bin:/bin", "SOURCE_DATE_EPOCH": os.environ["SOURCE_DATE_EPOCH"]}
+    environ["PYTHONHASHSEED"] = "0"
+    subprocess.run([root / "bin/python3", "-B", "-c", _WARM], check=True, env=environ)
+
+
+def lay(tree: Path, wheel: Path) -> None:
+    """Install a wheel as if `tree` were the root of the file system."""
+    scheme = {
+        "purelib": str(SITE),
+        "platlib": str(SITE),
+        "scripts": str(PREFIX / "bin"),
+        "data": str(PREFIX),
+        "headers": str(PREFIX / "include"),
+    }
+    destination = SchemeDictionaryDestination(
+        scheme, interpreter=str(PREFIX / "bin/python3"), script_kind="posix", destdir=str(tree)
+    )
+    with WheelFile.open(wheel) as source:
+        install(source, destination, {"INSTALLER": b"dpkg\n"})
+
+
+def compile_all(tree: Path) -> None:
+    """Byte code that is not held against its source at each start; dpkg keeps the two together."""
+    compiled = compileall.compile_dir(
+        str(tree / SITE.relative_to("/")),
+        maxlevels=20,
+        quiet=1,
+        stripdir=str(tree),
+        prependdir="/",
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    if not compiled:
+        raise SystemExit("some of it is no Python")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), [Path(wheel) for wheel in sys.argv[2:]])
