@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -47,6 +48,16 @@ class HelpTests(SynchronousTestCase):
             check=True,
         )
         self.assertEqual(ran.stdout, f"posctl, version {__version__}\nFalse\n")
+
+
+class ConfigurationTests(SynchronousTestCase):
+    def test_with_a_dsn_it_may_be_one_that_the_user_must_not_read(self) -> None:
+        # As it is with PostgreSQL's superuser, who sets the database up.
+        unreadable = self.mktemp()
+        Path(unreadable).touch()
+        self.patch(os, "access", lambda path, mode, **_: str(path) != unreadable)
+        ran = posctl("--config", unreadable, "migrate", dsn=NOWHERE)
+        self.assertEqual(ran.code, os.EX_UNAVAILABLE, ran.err)
 
 
 class FailureTests(SynchronousTestCase):

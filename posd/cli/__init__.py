@@ -21,7 +21,8 @@ __all__ = ["main", "posctl"]
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    # With --dsn it is not read, and need not be readable.
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     envvar="POSD_CONFIG",
     default=DEFAULT_CONFIG,
     show_default=True,
