@@ -116,6 +116,7 @@ class Daemon(Service):
                 return
         for name in inherited:
             self._log.warn("no listener is called {name}, as an inherited socket is", name=name)
+        self._parts.listening = True
         try:
             await self._check_schema()
         except SchemaError as error:
@@ -130,6 +131,7 @@ class Daemon(Service):
                 # It went away again.
                 await deferLater(self._reactor, _RECHECK_SECONDS)
             else:
+                self._parts.fitting = True
                 return
 
     async def _stop(self) -> None:
@@ -181,6 +183,8 @@ class Daemon(Service):
 
     def _troubles(self) -> Iterator[str]:
         """What posd does its work with, and somebody has to see to all the same."""
+        if degraded := self._parts.health.degraded():
+            yield f"without {', '.join(degraded)}"
         if self._reloaded.trouble:
             yield f"not reloaded: {self._reloaded.trouble}"
         if self._renewal is not None and self._renewal.trouble:

@@ -103,6 +103,8 @@ class Feed(Service):
         self._canary_sent: float | None = None
         self.canary_seconds: float | None = None
         self.canaries_missed = 0
+        self.deaf = False
+        """Whether the last canary that was sent did not come back."""
         self._loops: list[Deferred[None]] = []
         self._pauses: set[Deferred[None]] = set()
         self._link = Link(
@@ -196,6 +198,7 @@ class Feed(Service):
             return
         if self._canary_sent is not None:
             self.canaries_missed += 1
+            self.deaf = True
             self._log.error("NOTIFY does not arrive; listening anew")
             self._link.drop()
             return
@@ -212,6 +215,7 @@ class Feed(Service):
         if self._canary_sent is not None:
             self.canary_seconds = self._reactor.seconds() - self._canary_sent
             self._canary_sent = None
+            self.deaf = False
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while self.running:

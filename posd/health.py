@@ -1,10 +1,10 @@
-"""Whether this posd can do its job, and if not, what is missing."""
+"""Whether this posd can do its job, if not, what is missing, and what it does without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from attrs import frozen
+from attrs import field, frozen
 
 from posd import migrations
 from posd.database import Database
@@ -14,13 +14,18 @@ from posd.store import tenants
 
 @frozen
 class Health:
-    """The parts that have to be there, each with a question that tells."""
+    """The parts that have to be there, and those that can be done without: each a question that tells."""
 
     parts: Mapping[str, Callable[[], bool]]
+    spares: Mapping[str, Callable[[], bool]] = field(factory=dict)
 
     def missing(self) -> list[str]:
         """The names of the parts that are not there now."""
         return [name for name, there in self.parts.items() if not there()]
+
+    def degraded(self) -> list[str]:
+        """What is not there and is done without, slower or less well."""
+        return [name for name, there in self.spares.items() if not there()]
 
 
 async def check_schema(database: Database) -> None:

@@ -70,6 +70,10 @@ class Parts:
     settings: Config
     certificate_ends: Callable[[], datetime | None] = lambda: None
     """When the certificate that new connections get ends; None without TLS."""
+    listening: bool = field(default=False, init=False)
+    """Whether all listeners are open."""
+    fitting: bool = field(default=False, init=False)
+    """Whether the main schema was found to be what this posd needs."""
     instruments: Instruments = field(factory=Instruments, init=False)
     database: Database = field(init=False)
     presence: Presence = field(init=False)
@@ -168,8 +172,12 @@ class Parts:
                 "database": lambda: self.database.up,
                 "feed": lambda: self.feed.up,
                 "sequencer": lambda: self.numbering.up,
+                "listeners": lambda: self.listening,
+                "schema": lambda: self.fitting,
                 "not draining": lambda: not self.exchange.draining,
-            }
+            },
+            # Everything is found by polling then, up to a second later.
+            {"notifications": lambda: not self.feed.deaf},
         )
 
     async def _recognise(self, session: Session) -> None:

@@ -224,9 +224,9 @@ class Presence(Service):
                     self._unmarked.add(tenant_id)
                 else:
                     self._log.error(
-                        "orders of tenant {tenant_id} were not marked: {why}",
+                        "orders of tenant {tenant_id} were not marked: {reason}",
                         tenant_id=tenant_id,
-                        why=why,
+                        reason=why,
                     )
 
     async def _mark_quietly(self) -> None:

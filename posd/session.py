@@ -272,14 +272,14 @@ class Session:
         self._channel.instruments.ended(by, code, why)
         self._log.info(
             "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
-            " why={why!r} seconds={seconds} sent={sent} position={position} acked={acked}"
+            " reason={reason!r} seconds={seconds} sent={sent} position={position} acked={acked}"
             " behind={behind}",
             tenant=self.terminal.tenant.slug,
             device=self.terminal.device_id,
             connection=str(self.terminal.connection_id),
             by=by,
             code=code,
-            why=why,
+            reason=why,
             seconds=round(seconds, 3),
             sent=self.sent,
             position=self.position,

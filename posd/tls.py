@@ -206,7 +206,7 @@ def _tell_refusal(connection: SSL.Connection, where: int, what: int) -> None:
     why = _REFUSALS.get(what & 0xFF)
     if why is not None:
         address = getattr(connection.get_app_data().getPeer(), "host", "-")
-        _log.info("refused {address}: {why}", address=address, why=why)
+        _log.info("refused {address}: {reason}", address=address, reason=why)
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:

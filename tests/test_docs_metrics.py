@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import yaml
@@ -41,18 +41,22 @@ class Described:
     labels: frozenset[str]
 
 
+def metric_rows() -> list[Sequence[str]]:
+    """The rows of the page's tables of metrics."""
+    tables = (table for table in documents.tables(PAGE) if table.section != "What posd logs")
+    return [row for table in tables for row in table.rows]
+
+
 def described() -> dict[str, Described]:
     """The metrics of the page, by the names that PromQL asks for."""
     found = {}
-    for table in documents.tables(PAGE):
-        for names, kind, _ in table.rows:
-            for word in documents.words_in_code(names):
-                name, _, labels = word.partition("{")
-                parts = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
-                for part in parts:
-                    has = {*filter(None, labels.strip("}").split(","))}
-                    has |= {"le"} if part == "_bucket" else set()
-                    found[name + part] = Described(kind, frozenset(has))
+    for names, kind, _ in metric_rows():
+        for word in documents.words_in_code(names):
+            name, _, labels = word.partition("{")
+            for part in ("_bucket", "_count", "_sum") if kind == "histogram" else ("",):
+                has = {*filter(None, labels.strip("}").split(","))}
+                has |= {"le"} if part == "_bucket" else set()
+                found[name + part] = Described(kind, frozenset(has))
     return found
 
 

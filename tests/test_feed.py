@@ -252,9 +252,11 @@ class CanaryTests(FeedCase):
         await until(lambda: feed.canary_seconds is not None, "the canary came")
         await feed._link.execute("UNLISTEN *")
         await until(lambda: feed.canaries_missed == 1, "one was missed")
+        self.assertTrue(feed.deaf)
         await until(lambda: feed.up and feed.canary_seconds is not None, "it hears again")
         await self.passed(feed)
         self.assertEqual(feed.canaries_missed, 1)
+        self.assertFalse(feed.deaf)
 
     async def test_a_connection_that_is_lost_is_not_a_canary_that_is(self) -> None:
         feed = await self.started()

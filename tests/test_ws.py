@@ -360,7 +360,7 @@ class EndingTests(SocketCase):
     def test_a_till_that_is_lost(self) -> None:
         self.clock.advance(12.5)
         line = self.end()
-        self.assertEqual((line["by"], line["code"], line["why"]), ("till", 1006, ""))
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("till", 1006, ""))
         self.assertEqual(
             (line["tenant"], line["device"], line["seconds"]), ("kitchen", "BAR", 12.5)
         )
@@ -370,7 +370,7 @@ class EndingTests(SocketCase):
         self.assertEqual(self.socket.close_code, 1000)
         self.assertTrue(self.socket.disconnecting)
         line = self.end()
-        self.assertEqual((line["by"], line["code"], line["why"]), ("till", 1000, ""))
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("till", 1000, ""))
 
     def test_one_that_closes_and_does_not_hang_up_is_aborted(self) -> None:
         self.socket.send(masked(8, b"\x03\xe8"))
@@ -391,7 +391,7 @@ class EndingTests(SocketCase):
         self.assertTrue(self.socket.disconnecting)
         self.assertFalse(self.socket.disconnected)
         line = self.end()
-        self.assertEqual((line["by"], line["code"], line["why"]), ("posd", 4009, "superseded"))
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("posd", 4009, "superseded"))
 
     def test_one_that_does_not_answer_it_is_aborted(self) -> None:
         self.session().end(POLICY)
@@ -411,7 +411,7 @@ class EndingTests(SocketCase):
             self.clock.advance(1)
         self.assertTrue(self.socket.disconnected)
         line = self.end()
-        self.assertEqual((line["by"], line["code"], line["why"]), ("posd", 1006, "not heard of"))
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("posd", 1006, "not heard of"))
 
     def test_a_deployed_one_is_dropped_without_a_close_frame_at_a_drain(self) -> None:
         deployed = self.open()
@@ -425,7 +425,7 @@ class EndingTests(SocketCase):
         self.socket.send(text(b"x" * (64 * 1024 + 1)))
         line = self.end()
         self.assertEqual((line["by"], line["code"]), ("posd", 1009))
-        self.assertIn("65537", line["why"])
+        self.assertIn("65537", line["reason"])
 
     def test_the_line_tells_how_far_it_was(self) -> None:
         self.exchange.wake(7, self.log.commit(2))

@@ -17,10 +17,11 @@ from posd.web.shapes import UNSET, Given, Moment, Unset
 
 
 class HealthGiven(Given, frozen=True):
-    """`ok`, or `unavailable` with what is missing."""
+    """`ok`, or `unavailable` with what is missing; `degraded` has what is done without."""
 
     status: str
     missing: list[str] | Unset = UNSET
+    degraded: list[str] | Unset = UNSET
 
 
 class ConnectionsGiven(Given, frozen=True):
@@ -112,12 +113,15 @@ class HealthEndpoints:
         return given(HealthGiven(status="ok"))
 
     async def ready(self, ask: Ask[None]) -> Answer:
-        """It can take tills and orders; if not, 503 with what is missing."""
-        missing = self.health.missing()
+        """It can take tills and orders; if not, 503 with what is missing.
+
+        A node that only does without something stays in the load balancer: the others do so too.
+        """
+        missing, degraded = self.health.missing(), self.health.degraded() or UNSET
         if missing:
-            answer = HealthGiven(status="unavailable", missing=missing)
+            answer = HealthGiven(status="unavailable", missing=missing, degraded=degraded)
             return given(answer, 503, {"Retry-After": "2"})
-        return given(HealthGiven(status="ok"))
+        return given(HealthGiven(status="ok", degraded=degraded))
 
     async def at_tenant(self, ask: Ask[None]) -> Answer:
         """Served by whether keys can be looked up; 503 to any key tells no more than `ready`."""

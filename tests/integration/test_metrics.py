@@ -10,6 +10,7 @@ from tests import documents
 from tests.integration.harness import free_port
 from tests.integration.wire_case import WireCase, until
 from tests.scrapes import Series, families, read
+from tests.test_docs_metrics import metric_rows
 
 LOCAL = free_port()
 
@@ -18,8 +19,7 @@ def described() -> set[str]:
     """Every name in the tables of docs/metrics.md, as it is served."""
     return {
         re.sub(r"\{.*", "", word)
-        for table in documents.tables("docs/metrics.md")
-        for row in table.rows
+        for row in metric_rows()
         for word in documents.words_in_code(row[0])
     }
 
