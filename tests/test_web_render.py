@@ -345,13 +345,19 @@ class TrustedTests(RenderCase):
         for origin in ("https://evil.example", "http://localhost", "null"):
             self.assertEqual(self.ask(headers={"Origin": origin}).status, 403, origin)
 
+    def test_whatever_a_page_asks_for_is_refused(self) -> None:
+        for site in ("cross-site", "same-site", "same-origin", ""):
+            self.assertEqual(self.ask(headers={"Sec-Fetch-Site": site}).status, 403, site)
+        self.assertEqual(self.ask(headers={"Sec-Fetch-Site": "none"}).status, 200)
+
     def test_a_form_is_refused(self) -> None:
         for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
             headers = {"Content-Type": kind}
             self.assertEqual(self.ask("POST", headers=headers, body=b"{}").status, 415, kind)
         self.assertEqual(self.ask("POST", body=b"{}").status, 415)
-        headers = {"Content-Type": "application/json; charset=utf-8"}
-        self.assertEqual(self.ask("POST", headers=headers, body=b"{}").status, 200)
+        for kind in ("application/json; charset=utf-8", "Application/JSON"):
+            headers = {"Content-Type": kind}
+            self.assertEqual(self.ask("POST", headers=headers, body=b"{}").status, 200)
 
     def test_whoever_is_refused_reaches_no_endpoint(self) -> None:
         self.ask(headers={"Origin": "https://evil.example"})

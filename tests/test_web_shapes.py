@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,10 @@ class Sale(Taken, frozen=True):
     order_id: Annotated[Identity | None, called("order_reference")] = None
     points: Points | Unset = UNSET
     lines: list[Line] = []
+
+
+class Key(Taken, frozen=True):
+    kind: Literal["device", "tenant"]
 
 
 class Paid(Given, frozen=True):
@@ -128,6 +132,24 @@ class ReadTests(SynchronousTestCase):
         text = jsontext.encode({"amount": amount}).decode()
         given_back = plain(Paid(new_balance=self.sale(text).amount))["newBalance"]
         self.assertEqual(given_back, amount)
+
+
+class EnumTests(SynchronousTestCase):
+    """What is none of a member's values is not repeated, whatever it is."""
+
+    def test_the_member_is_named_and_what_was_sent_is_not(self) -> None:
+        places = "' - at `$." * 100_000
+        for value in (
+            "hush",
+            "hush' - at `$.other`",
+            "hush'",
+            f"hush{places}\n",
+            f"{places}\nhush'",
+        ):
+            with self.assertRaises(BadRequest) as caught:
+                read(Key, {"kind": value})
+            self.assertEqual(caught.exception.message, "kind: Invalid enum value.")
+            self.assertEqual(caught.exception.details, {"field": "kind"})
 
 
 class PlainTests(SynchronousTestCase):

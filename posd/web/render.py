@@ -340,12 +340,19 @@ def write(request: Request, outcome: Answer) -> None:
 def _check_local(call: Call) -> None:
     """No web page in a browser on this machine may use a trusted door (DNS rebinding, CSRF)."""
     local = _LOCAL_HOST.fullmatch(call.header("host") or "")
-    if call.header("origin") is not None or local is None:
+    if call.header("origin") is not None or local is None or _of_a_page(call):
         raise Forbidden("This listener is for programs on this machine only.")
-    if call.request.method == b"POST" and not (call.header("content-type") or "").startswith(
-        "application/json"
-    ):
+    kind = (call.header("content-type") or "").lower()
+    if call.request.method == b"POST" and not kind.startswith("application/json"):
         raise UnsupportedMediaType("The body must be application/json.")
+
+
+def _of_a_page(call: Call) -> bool:
+    """Whether a browser says that a page wants this, of a picture too, for which there is no Origin.
+
+    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/).
+    """
+    return call.header("sec-fetch-site") not in (None, "none")
 
 
 async def _missing(call: Call) -> Answer:

@@ -71,7 +71,7 @@ def component(name: str) -> Meta:
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{name}"})
 
 
-_VALUE: Final = re.compile(r"(?<=Invalid enum value) '.*'(?= - at |$)", re.DOTALL)
+_VALUE: Final = re.compile(r"(?<=Invalid enum value) .*(?= - at `)", re.DOTALL)
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 

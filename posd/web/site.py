@@ -32,6 +32,9 @@ class BoundedRequest(Request):
         if length is not None and self.requestHeaders.hasHeader(b"Transfer-Encoding"):
             # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
             self._refuse(b"400 Bad Request", "bad_request", "Transfer-Encoding must be chunked.")
+        elif len(self.requestHeaders.getRawHeaders(b"Host", ())) > 1:
+            # RFC 9112 §3.2. A proxy may have judged by the other one.
+            self._refuse(b"400 Bad Request", "bad_request", "A request is for one Host.")
         elif length is not None and length > BODY_BYTES:
             self._refuse_body()
         Request.gotLength(self, 0 if self.refused else length)

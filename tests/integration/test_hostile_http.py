@@ -70,6 +70,11 @@ class SmugglingTests(HostileCase):
                 self.assert_ended(self.post(*headers), body, smuggled)
         self.assertEqual(self.head(), 0)
 
+    def test_two_hosts(self) -> None:
+        for other in (b"example.org", b"posd", b""):
+            self.assert_ended(self.post(b"Host: " + other, b"Content-Length: 25", body=_NOTE))
+        self.assertEqual(self.head(), 0)
+
     def test_chunks_that_are_none(self) -> None:
         for chunk in (
             b"-1\r\n",
