@@ -152,6 +152,8 @@ class Feed(Service):
         if link.up:
             # What was notified before we listened is found by looking.
             self._later(self._poll())
+            # And it is known from the beginning whether we hear, and what time it is there.
+            self._later(self._sing())
         else:
             self.canary_seconds = None
 

@@ -237,6 +237,14 @@ class PollTests(FeedCase):
         self.assertEqual(set(self.tills.rechecked), {None})
 
 
+class FirstCanaryTests(FeedCase):
+    async def test_it_is_known_from_the_beginning_whether_notifications_arrive(self) -> None:
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        self.assertIsNotNone(feed._clock.offset)
+
+
 class CanaryTests(FeedCase):
     def setUp(self) -> None:
         super().setUp()
