@@ -81,6 +81,18 @@ class AuditTests(SynchronousTestCase):
         self.assertRegex(told["reports"], "cannot be looked at: permission denied")
         self.assertEqual(told["gaps"], "is not in the log")
 
+    def test_a_stream_that_was_pruned_and_a_customer_who_was_forgotten_leave_it_whole(self) -> None:
+        execute(
+            self.dsn,
+            "UPDATE dinedesk_kitchen.pos_events SET created_at = '2026-01-01' WHERE seq <= 10",
+        )
+        prune = "SELECT events, expired FROM dinedesk_main.pos_prune(1, now() - interval '2 hours', '{}', 50)"
+        self.assertEqual(execute(self.dsn, prune), [(10, 6)])
+        sought = ("--phone", "+447700900123", "--order", "2", "--tenant", "kitchen")
+        self.assertEqual(posctl("forget", *sought, "--yes", dsn=as_role(self.dsn, "posd")).code, 0)
+        ran = self.looked_at()
+        self.assertEqual((ran.code, ran.err), (0, ""), ran.out)
+
     def test_an_unknown_tenant_is_answered_with_the_nearest(self) -> None:
         ran = self.looked_at("--tenant", "kitchn")
         self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))

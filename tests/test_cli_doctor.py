@@ -25,7 +25,7 @@ class DoctorCase(SynchronousTestCase):
         self.folder.mkdir()
         self.path = self.folder / "posd.toml"
         # What this machine is like is not the question here.
-        self.patch(files, "reader", lambda: None)
+        self.patch(files, "reader", lambda *_: None)
         self.patch(machine, "_kernel_clock", lambda: 0)
         self.patch(machine, "_systemctl", lambda arguments: None)
 
@@ -111,7 +111,7 @@ class BrokenTests(DoctorCase):
     def test_what_nobody_thought_of_is_a_line_and_the_rest_is_looked_at(self) -> None:
         self.configure("host=/nowhere-at-all dbname=posd")
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError("unthinkable")
 
         self.patch(listeners, "examine", fail)

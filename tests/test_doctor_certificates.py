@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd import tls
 from posd.certificates import Made, make
 from posd.config import TLS
-from posd.doctor import Line, State, certificates
+from posd.doctor import Line, State, certificates, files
 
 NOW = datetime.now(UTC)
 
@@ -60,7 +61,7 @@ class CertificateCase(SynchronousTestCase):
         self.folder.mkdir()
 
     def made(self, **how: object) -> Made:
-        return make(self.folder / "tls", ["pos.example.net"], **how)  # type: ignore[arg-type]
+        return make(self.folder / "tls", ["pos.example.net"], replace=True, **how)  # type: ignore[arg-type]
 
     def written(self, *chain: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> TLS:
         certificate, private = self.folder / "fullchain.pem", self.folder / "privkey.pem"
@@ -96,6 +97,13 @@ class ServerTests(CertificateCase):
         line = self.only(of(made), State.FAULT)
         self.assertRegex(line.what, r"tls\.private_key: .*privkey\.pem cannot be read")
         self.assertIn("make-cert", str(line.remedy))
+
+    def test_what_only_the_asker_may_not_read_is_no_fault_of_the_file(self) -> None:
+        problem = {"private_key": "/etc/posd/tls/privkey.pem cannot be read (Permission denied); …"}
+        self.patch(tls, "problems", lambda settings: problem)
+        for asks_as_posd, state in ((False, State.UNKNOWN), (True, State.FAULT)):
+            self.patch(files, "asks_as_posd", lambda answer=asks_as_posd: answer)
+            self.assertIn("privkey.pem cannot be read", self.only(of(self.made()), state).what)
 
     def test_one_that_ends_soon_has_ended_or_has_not_begun(self) -> None:
         made = self.made(days=60)

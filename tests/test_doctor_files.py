@@ -137,3 +137,26 @@ class PermissionTests(FilesCase):
     def test_root_can_read_everything(self) -> None:
         self.key.chmod(0o000)
         self.assertIsNone(Reader("root", 0, frozenset()).can_read(self.key))
+
+
+class AskingTests(SynchronousTestCase):
+    """As whom others see the one who asks."""
+
+    def seen(self, asker: int, name: str | None) -> list[int]:
+        became: list[int] = []
+        self.patch(files, "reader", lambda name: SOMEBODY if name == "posd" else None)
+        self.patch(os, "geteuid", lambda: asker)
+        self.patch(os, "seteuid", became.append)
+        with files.seen_as(name):
+            became.append(-1)
+        return became
+
+    def test_root_is_the_daemon_to_the_database_and_root_again(self) -> None:
+        self.assertEqual(self.seen(0, "posd"), [SOMEBODY.uid, -1, 0])
+
+    def test_root_stays_root_where_there_is_no_such_user(self) -> None:
+        self.assertEqual(self.seen(0, "postgres"), [-1])
+        self.assertEqual(self.seen(0, None), [-1])
+
+    def test_anybody_else_stays_who_they_are(self) -> None:
+        self.assertEqual(self.seen(1000, "posd"), [-1])

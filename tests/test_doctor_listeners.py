@@ -98,6 +98,11 @@ class FreeTests(ListenerCase):
     def test_what_systemd_hands_over_is_for_posd_alone(self) -> None:
         self.only("systemd:domain=INET:name=https", State.UNKNOWN)
 
+    def test_a_daemon_that_sleeps_is_not_woken(self) -> None:
+        listener = Listener("https", at(self.somebody()))
+        (line,) = listeners.examine(evolve(NOTHING, listen=(listener,)), asleep=True)
+        self.assertEqual(line.state, State.UNKNOWN)
+
 
 class HeldTests(ListenerCase):
     def test_posd_that_is_ready_is_good(self) -> None:

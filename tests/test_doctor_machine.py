@@ -122,6 +122,26 @@ class UnitTests(SynchronousTestCase):
                 self.assertEqual((line.part, line.state), ("open files", state))
 
 
+class SocketTests(SynchronousTestCase):
+    def sleeps(self, socket: str | None, service: str | None) -> bool:
+        states = {"posd.socket": socket, "posd.service": service}
+
+        def systemctl(arguments: Sequence[str]) -> str | None:
+            state = states[arguments[1]]
+            return None if state is None else f"ActiveState={state}\n"
+
+        return machine.sleeps(systemctl)
+
+    def test_a_daemon_that_systemd_would_start_for_the_first_till_is_not_woken(self) -> None:
+        self.assertTrue(self.sleeps("active", "inactive"))
+        self.assertTrue(self.sleeps("active", "failed"))
+
+    def test_one_that_runs_and_one_without_a_socket_can_be_asked(self) -> None:
+        for socket, service in (("active", "active"), ("inactive", "inactive"), (None, None)):
+            with self.subTest(socket=socket):
+                self.assertFalse(self.sleeps(socket, service))
+
+
 class DiskTests(SynchronousTestCase):
     def state(self, free: int, total: int) -> State:
         usage = SimpleNamespace(total=total, free=free)

@@ -10,7 +10,8 @@ from typing import Final
 
 import click
 import psycopg2
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import make_dsn, parse_dsn
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -96,7 +97,8 @@ def _examined(installation: Installation) -> Iterator[Line]:
     yield from _safely("database", lambda: _database(installation, config))
     if config is not None:
         used = config
-        yield from _safely("listeners", lambda: listeners.examine(used))
+        asleep = machine.sleeps()
+        yield from _safely("listeners", lambda: listeners.examine(used, asleep=asleep))
     yield from _safely("daemon", lambda: machine.unit(config))
 
 
@@ -117,20 +119,26 @@ def _database(installation: Installation, config: Config | None) -> Iterator[Lin
     if dsn is None:
         yield unknown("database", "the configuration that names it cannot be used")
         return
+    # As the daemon does, whoever asks. `--dsn` names another way in, for who asks.
+    user = None if installation.given_dsn else files.USER
     yield from _connected(
-        "database", dsn, lambda session: complete(database.examine(session, config))
+        "database", dsn, user, lambda session: complete(database.examine(session, config))
     )
     admin_dsn = None if installation.given_dsn or config is None else config.database.admin_dsn
     if admin_dsn is not None:
         yield from _connected(
-            "admin_dsn", admin_dsn, lambda session: complete(database.administration(session))
+            "admin_dsn",
+            admin_dsn,
+            parse_dsn(admin_dsn).get("user"),
+            lambda session: complete(database.administration(session)),
         )
 
 
-def _connected(part: str, dsn: str, examine: Callable[[Snapshot], list[Line]]) -> Iterable[Line]:
+def _connected(
+    part: str, dsn: str, user: str | None, examine: Callable[[Snapshot], list[Line]]
+) -> Iterable[Line]:
     try:
-        soon = make_dsn(dsn, connect_timeout=_CONNECT_SECONDS)
-        with closing(migrations.connect(str(soon))) as connection:
+        with closing(_connect(dsn, user)) as connection:
             with connection.cursor() as cursor:
                 cursor.execute("BEGIN READ ONLY; SET LOCAL statement_timeout = '10s'")
             return examine(Snapshot(connection))
@@ -138,6 +146,11 @@ def _connected(part: str, dsn: str, examine: Callable[[Snapshot], list[Line]]) -
         failure = explained(error)
         what = migrations.line(error) if failure is None else str(failure)
         return [_unreachable(part, what)]
+
+
+def _connect(dsn: str, user: str | None) -> Connection:
+    with files.seen_as(user):
+        return migrations.connect(str(make_dsn(dsn, connect_timeout=_CONNECT_SECONDS)))
 
 
 def _unreachable(part: str, what: str) -> Line:

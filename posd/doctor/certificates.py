@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from posd import pem, tls
 from posd.config import TLS
-from posd.doctor import Line, fault, ok, warning
+from posd.doctor import Line, fault, files, ok, unknown, warning
 from posd.validity import Standing, Validity
 
 _PART: Final = "certificate"
@@ -31,8 +31,13 @@ def examine(settings: TLS, now: datetime) -> Iterator[Line]:
     """Everything about what `[tls]` names; `now` is aware."""
     problems = tls.problems(settings)
     for key, problem in problems.items():
+        part = _CLIENTS if key == "client_ca" else _PART
         what, _, remedy = problem.partition("; ")
-        yield fault(_CLIENTS if key == "client_ca" else _PART, f"tls.{key}: {what}", remedy)
+        if "Permission denied" in what and not files.asks_as_posd():
+            # Whether posd can is said of the file's rights.
+            yield unknown(part, f"tls.{key}: {what}: ask again as root")
+        else:
+            yield fault(part, f"tls.{key}: {what}", remedy)
     reading = pem.Reading()
     chain = reading.certificates("certificate", settings.certificate)
     authorities = reading.certificates("client_ca", settings.client_ca)
@@ -143,10 +148,9 @@ def signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def authorities_beside(certificate: str | None) -> Sequence[x509.Certificate]:
     """The authority that `posctl make-cert` leaves beside a server's certificate."""
-    beside = None if certificate is None else Path(certificate).parent / "ca.pem"
-    if beside is None or not beside.is_file():
+    if certificate is None:
         return ()
-    return pem.Reading().certificates("ca", str(beside)) or ()
+    return pem.Reading().certificates("ca", str(Path(certificate).parent / "ca.pem")) or ()
 
 
 def system_roots() -> Sequence[x509.Certificate]:

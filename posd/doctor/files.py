@@ -7,6 +7,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +62,29 @@ def reader(name: str = USER) -> Reader | None:
         return None
     groups = {each.gr_gid for each in grp.getgrall() if name in each.gr_mem}
     return Reader(name, entry.pw_uid, frozenset({entry.pw_gid, *groups}))
+
+
+def asks_as_posd() -> bool:
+    """Whether this process sees of files what the daemon does."""
+    who = reader()
+    return who is not None and who.uid == os.geteuid()
+
+
+@contextmanager
+def seen_as(name: str | None) -> Iterator[None]:
+    """Be that user as far as others can see, where root asks and there is one of this name.
+
+    PostgreSQL's peer authentication asks the kernel who has connected, and gets the effective user.
+    """
+    who = None if name is None or os.geteuid() != 0 else reader(name)
+    if who is None:
+        yield
+        return
+    os.seteuid(who.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def environment(environ: Mapping[str, str], folder: Path = CREDENTIALS) -> Mapping[str, str]:

@@ -39,12 +39,18 @@ class _Silent(Exception):
     """Somebody listens and does not answer as posd does; why."""
 
 
-def examine(settings: Config) -> Iterator[Line]:
-    """Each listener; who shows a certificate has to show the one that is in the file now."""
+def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
+    """Each listener; who shows a certificate has to show the one that is in the file now.
+
+    `asleep`: systemd holds the sockets of a daemon that does not run, and nobody is to wake it.
+    """
     chain = pem.Reading().certificates("certificate", settings.tls.certificate)
     for listener in settings.listen:
         part = f"listener {listener.name}"
         endpoint = endpoint_syntax.read(listener.endpoint)
+        if asleep:
+            yield unknown(part, "systemd listens for posd, and whoever connects starts it")
+            continue
         match endpoint:
             case Tcp() | Tcp6():
                 yield from _at(part, listener, endpoint, settings, chain)

@@ -94,6 +94,19 @@ def unit(settings: Config | None, run: _Run | None = None) -> Iterator[Line]:
         yield _open_files(settings, state)
 
 
+def sleeps(run: _Run | None = None) -> bool:
+    """Whether systemd listens in the place of a daemon that does not run: who connects would start it."""
+    systemctl = run or _systemctl
+    states = [
+        (systemctl(["show", each, "--property=ActiveState"]) or "").strip()
+        for each in (UNIT.replace(".service", ".socket"), UNIT)
+    ]
+    return states[0] == "ActiveState=active" and states[1] in (
+        "ActiveState=inactive",
+        "ActiveState=failed",
+    )
+
+
 def _activity(state: Mapping[str, str]) -> Line:
     status = state.get("StatusText", "")
     match state.get("ActiveState"):

@@ -124,14 +124,13 @@ _REVERSALS: Final = """
 _KEYS: Final = """
     SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
                WHEN m.same > 1 THEN 'another movement of the chain is of the same call'
-               WHEN EXISTS (SELECT FROM {schema}.<movements> AS t
-                             WHERE t.<owner> = m.<owner> AND t.transaction_type = 'tombstone'
-                               AND t.idempotency_key = m.idempotency_key
-                               AND t.principal = 'platform' AND t.seq < m.seq)
-                   THEN 'is of a call that was taken back before'
+               WHEN d.seq < m.seq THEN 'is of a call that was taken back before'
            END
       FROM (SELECT t.*, count(*) OVER (PARTITION BY t.<owner>, t.principal, t.idempotency_key) AS same
               FROM {schema}.<movements> AS t WHERE t.idempotency_key IS NOT NULL) AS m
+      LEFT JOIN (SELECT t.<owner>, t.idempotency_key, min(t.seq) AS seq FROM {schema}.<movements> AS t
+                  WHERE t.transaction_type = 'tombstone' AND t.principal = 'platform' GROUP BY 1, 2) AS d
+        ON d.<owner> = m.<owner> AND d.idempotency_key = m.idempotency_key
      ORDER BY m.id
 """
 _SALES: Final = """

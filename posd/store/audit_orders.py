@@ -55,6 +55,8 @@ _POSITIONS: Final = """
 # snapshot may be newer than the last event with a position where something failed after that.
 _SNAPSHOTS: Final = """
     SELECT concat('pos_orders ', o.order_id), CASE
+               WHEN e.event_data::text = o.snapshot::text
+                 OR e.event_data ->> 'orderId' IS DISTINCT FROM o.order_id THEN NULL
                WHEN e.event_data ->> 'version' IS DISTINCT FROM o.version::text
                    THEN CASE WHEN NOT EXISTS (SELECT FROM {schema}.pos_events AS f
                                                WHERE f.id > e.id AND f.failure IS NOT NULL)
@@ -64,7 +66,7 @@ _SNAPSHOTS: Final = """
                    THEN concat('its snapshot is not what its last event, of seq ', e.seq, ', has told')
            END
       FROM {schema}.pos_orders AS o JOIN {schema}.pos_events AS e ON e.seq = o.last_seq
-     WHERE e.event_data ->> 'orderId' = o.order_id ORDER BY o.last_seq
+     ORDER BY o.last_seq
 """
 _PRINTING: Final = """
     SELECT concat('pos_orders ', o.order_id), CASE
