@@ -136,7 +136,9 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         """Nobody new comes in; then everything ends in order."""
+        began, tills = self._reactor.seconds(), len(self._parts.exchange)
         self._notifier.stopping()
+        self._say(f"stopping, {tills} terminals are sent home")
         for port in self._ports:
             await _finished(port.stopListening())
         for timer in self._timers:
@@ -145,6 +147,11 @@ class Daemon(Service):
         if self._renewal is not None and self._renewal.running:
             self._renewal.stopService()
         await self._parts.stop(_DRAIN_SECONDS)
+        self._log.info(
+            "stopped in {seconds:.1f} s, with {tills} terminals that were sent home",
+            seconds=self._reactor.seconds() - began,
+            tills=tills,
+        )
         if self._watchdog is not None:
             self._watchdog.stopService()
 

@@ -1,0 +1,12 @@
+"""A daemon that is stopped while tills are connected; tests/system does it with two thousand."""
+
+from __future__ import annotations
+
+from tests.integration.drain_case import DrainCase
+
+
+class DrainTests(DrainCase):
+    tills = 100
+
+    def test_a_stop_sends_everybody_home_and_loses_nothing(self) -> None:
+        self.drain()
