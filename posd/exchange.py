@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from posd import dismissals
 from posd.channel import Channel, Watcher
 from posd.cursor import resume
 from posd.database import Database
@@ -26,13 +27,11 @@ from posd.limits import MOST_DEVICES
 from posd.outbox import Budget, Outbox
 from posd.roster import Attendance, Line, Roster, Sighting
 from posd.session import Register, Session
-from posd.store import credentials, stream
 from posd.store import presence as books
+from posd.store import replay, stream
 from posd.values import (
-    DISABLED,
     DISCONNECTED,
     GOING_AWAY,
-    REVOKED,
     STREAM_CHANGED,
     SUPERSEDED,
     Closing,
@@ -156,15 +155,21 @@ class Exchange(Service):
         self._budget.limit = outbox_total
         self._budget.relieve()
 
-    async def look_up(self, tenant: Tenant, device_id: str | None) -> Opening:
+    async def look_up(
+        self, tenant: Tenant, device_id: str | None, *, resuming: bool = True
+    ) -> Opening:
         """Where a terminal stands; before the upgrade, so that a refusal can still be an answer.
 
-        Raises `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
+        One that is `resuming` comes for events, and so for those that it is to be sent again. Raises
+        `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
         """
         self._refuse_while_draining()
         if device_id is not None:
             await self._presence.settle(tenant.id, device_id)
         opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
+        if resuming and opening is not None and opening.recalled and device_id is not None:
+            await replay.fulfil(self._database, tenant.id, device_id)
+            opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()
         if opening is None:
@@ -270,18 +275,16 @@ class Exchange(Service):
     async def recheck(self, key_id: int | None = None) -> None:
         """Send away whose credential, or whose tenant, is valid no more.
 
-        Unless one key is asked for, also those of devices that were disabled.
+        Unless one key is asked for, also whose device has to go.
         """
         using = {terminal.principal.key_id for terminal, _ in self._present()}
         asked = using if key_id is None else using & {key_id}
-        ended = await credentials.ended(self._database, asked) if asked else set()
         everywhere = self.tenants if key_id is None else []
-        disabled = await credentials.disabled(self._database, everywhere) if everywhere else set()
+        found = await dismissals.find(self._database, asked, everywhere)
         for terminal, end in self._present():
-            if terminal.principal.key_id in ended:
-                end(REVOKED)
-            elif (terminal.tenant.id, terminal.device_id) in disabled:
-                end(DISABLED)
+            closing = found.of(terminal)
+            if closing is not None:
+                end(closing)
 
     def superseded(self, connection_id: UUID) -> None:
         """Another connection has taken this one's device."""

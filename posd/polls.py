@@ -228,7 +228,7 @@ class Polls:
         tenant, device_id = caller.tenant, caller.device_id
         if device_id is None:
             raise Unprocessable("Only a named device has a position.", code="no_device")
-        opening = await self._exchange.look_up(tenant, device_id)
+        opening = await self._exchange.look_up(tenant, device_id, resuming=False)
         head = opening.head
         if stream_id is not None and stream_id != head.stream_id:
             raise Conflict("The stream is another one by now.", code="stream_changed")
@@ -236,7 +236,7 @@ class Polls:
             raise Unprocessable(f"There is no event {seq} yet.", code="beyond_head")
         self._exchange.acknowledged(_terminal(caller, opening, Position(seq)), seq)
         await self._settle(tenant.id, device_id)
-        written = await self._exchange.look_up(tenant, device_id)
+        written = await self._exchange.look_up(tenant, device_id, resuming=False)
         if written.head.stream_id != head.stream_id:
             raise Conflict("The stream is another one by now.", code="stream_changed")
         if written.acked is None or written.acked < seq:

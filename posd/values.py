@@ -108,8 +108,9 @@ class Opening:
 
     `acked` is the device's cursor, None for a terminal without a name; a `legacy` terminal never
     acknowledged and never named a position. `refused` are events after the cursor that the device will
-    never process. `at` is when that was so, by the database's clock, which
-    is the same for all nodes: it tells which of a device's connections is the newest.
+    never process; `recalled`: an operator wants it to be sent again what it has acknowledged. `at` is
+    when that was so, by the database's clock, which is the same for all nodes: it tells which of a
+    device's connections is the newest.
     """
 
     head: Head
@@ -117,6 +118,7 @@ class Opening:
     legacy: bool
     at: datetime
     refused: frozenset[Seq] = frozenset()
+    recalled: bool = False
 
 
 @frozen

@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 from uuid import UUID
 
+from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,7 +18,7 @@ from posd.exchange import Books, Exchange
 from posd.roster import Line as RosterLine
 from posd.roster import Sighting
 from posd.session import Session
-from posd.store import credentials, presence, stream
+from posd.store import credentials, presence, replay, stream
 from posd.values import (
     Event,
     Head,
@@ -80,6 +81,7 @@ class Store:
         self.resets: list[list[TenantId]] = []
         self.ended: set[int] = set()
         self.disabled: set[tuple[TenantId, str]] = set()
+        self.wished: set[tuple[TenantId, str]] = set()
         self.checked: list[set[int]] = []
 
     async def look(self) -> None:
@@ -92,7 +94,9 @@ class Store:
 
     async def find_opening(self, _: Any, tenant: Tenant, device: str | None, most: int) -> Any:
         await self.look()
-        return self.opening
+        if self.opening is None:
+            return None
+        return evolve(self.opening, recalled=(tenant.id, device) in self.wished)
 
     async def find_heads(self, _: Any, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
         self.asked.append(list(ids))
@@ -117,6 +121,12 @@ class Store:
         await self.look()
         return {each for each in self.disabled if each[0] in ids}
 
+    async def find_wished(self, _: Any, ids: Iterable[TenantId]) -> set[tuple[TenantId, str]]:
+        return {each for each in self.wished if each[0] in ids}
+
+    async def fulfil(self, _: Any, tenant_id: TenantId, device: str) -> None:
+        self.wished.discard((tenant_id, device))
+
 
 class ExchangeCase(SynchronousTestCase):
     def setUp(self) -> None:
@@ -131,6 +141,8 @@ class ExchangeCase(SynchronousTestCase):
             (stream, "reset", self.store.reset),
             (credentials, "ended", self.store.find_ended),
             (credentials, "disabled", self.store.find_disabled),
+            (replay, "wished", self.store.find_wished),
+            (replay, "fulfil", self.store.fulfil),
         ):
             real = signature(getattr(module, name)).parameters
             self.assertEqual(len(signature(found).parameters), len(real), name)

@@ -46,6 +46,15 @@ class LookingUpTests(ExchangeCase):
         self.look_up(None)
         self.assertEqual(self.books.settled, [(KITCHEN.id, "BAR")])
 
+    def test_one_that_is_to_come_for_events_again_gets_them_when_it_does(self) -> None:
+        self.store.opening = opening(10, 4)
+        self.store.wished = {(KITCHEN.id, "BAR")}
+        told = Deferred.fromCoroutine(self.exchange.look_up(KITCHEN, "BAR", resuming=False))
+        self.assertTrue(self.successResultOf(told).recalled)
+        self.assertEqual(self.store.wished, {(KITCHEN.id, "BAR")})
+        self.assertFalse(self.successResultOf(self.look_up()).recalled)
+        self.assertEqual(self.store.wished, set())
+
     def test_too_many_devices_are_refused(self) -> None:
         refusal = self.failureResultOf(self.look_up(), TooManyRequests).value
         self.assertEqual((refusal.code, refusal.retry_after), ("too_many_devices", 60))
@@ -279,6 +288,12 @@ class RecheckTests(ExchangeCase):
         self.assertEqual(lines[0].closings, [])
         self.recheck()
         self.assertEqual([line.closings for line in lines], [[DISABLED], [], []])
+
+    def test_tills_that_are_to_come_for_events_again_are_sent_home(self) -> None:
+        lines = [self.connect(terminal(name), acked=10)[1] for name in ("BAR", "DOOR")]
+        self.store.wished = {(KITCHEN.id, "BAR"), (KITCHEN.id + 1, "DOOR")}
+        self.recheck()
+        self.assertEqual([line.closings for line in lines], [[DISCONNECTED], []])
 
 
 class DrainTests(ExchangeCase):

@@ -100,7 +100,10 @@ TABLE = (
     row("cursor", never=NETWORK, only=("posd.values",)),
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("polls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
-    row("exchange presence retention forgetting", never=("twisted.web", "posd.web", "posd.ws")),
+    row(
+        "exchange dismissals presence retention forgetting",
+        never=("twisted.web", "posd.web", "posd.ws"),
+    ),
     # What tills report by REST ends where what they say on a socket does.
     row("terminals", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.channel")),
     # What is open to the network.

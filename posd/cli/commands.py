@@ -34,6 +34,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "publish": "publishing",
         "listen": "listening",
         "stream": "streams",
+        "replay": "replaying",
         "prune": "pruning",
         "forget": "forgetting",
     },

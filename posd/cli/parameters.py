@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -78,7 +79,36 @@ class _Duration(click.ParamType[float]):
             self.fail(f"{value!r} is no duration: {error}.", param, ctx)
 
 
+class _Moment(click.ParamType[datetime | float]):
+    """A point in time: by its date, naive where it has no offset, or so many seconds ago."""
+
+    name = "time"
+
+    def convert(
+        self,
+        value: str | datetime | float,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> datetime | float:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError:
+            pass
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is no time: write 2026-11-25T18:30, with or without an offset, or how"
+                " long ago it was, such as 90m.",
+                param,
+                ctx,
+            )
+
+
 SLUG: Final = _Slug()
 CURRENCY: Final = _Currency()
 TIMEZONE: Final = _Timezone()
 DURATION: Final = _Duration()
+MOMENT: Final = _Moment()

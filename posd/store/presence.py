@@ -68,12 +68,15 @@ _DISCONNECT: Final = """
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
-# A nack that is older than the event of its number was about another one, which a failover has lost.
+# A nack that is older than the event of its number was about another one, which a failover has lost; one that
+# is older than a replay is what the replay is to mend.
 _OPEN: Final = """
     SELECT h.tenant_id, h.stream_id, h.last_seq, h.pruned_seq,
            clock_timestamp(), d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq,
            ARRAY(SELECT n.seq FROM {schema}.pos_nacks AS n JOIN {schema}.pos_events AS e USING (seq)
-                  WHERE n.seq > c.acked_seq AND n.device_id = c.device_id AND n.created_at >= e.created_at)
+                  WHERE n.seq > c.acked_seq AND n.device_id = c.device_id
+                    AND n.created_at >= greatest(e.created_at, c.replayed_at)),
+           c.replay_after IS NOT NULL
       FROM dinedesk_main.pos_heads AS h
       LEFT JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = h.tenant_id AND d.device_id = %s
       LEFT JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = h.tenant_id AND c.device_id = %s
@@ -227,7 +230,7 @@ async def opening(
     rows = await session.query(statement, (device_id, device_id, tenant.id))
     if not rows:
         return None
-    *head, at, known, acked_before, acked, nacks = rows[0]
+    *head, at, known, acked_before, acked, nacks, recalled = rows[0]
     if device_id is not None and (not known or acked is None):
         most = most_devices + known
         values = {"tenant": tenant.id, "device": device_id, "most": most}
@@ -239,7 +242,7 @@ async def opening(
     refused = frozenset(nacks)
     if acked is not None and not legacy:
         acked, refused = passed(acked, refused)
-    return Opening(stream.load_head(tuple(head)), acked, legacy, at, refused)
+    return Opening(stream.load_head(tuple(head)), acked, legacy, at, refused, recalled)
 
 
 async def acknowledged(session: Session, acks: Sequence[Move]) -> None:

@@ -47,9 +47,14 @@ CREATE TABLE dinedesk_main.pos_cursors (
     device_id text NOT NULL,
     acked_seq bigint NOT NULL CHECK (acked_seq >= 0),
     acked_at timestamptz,
+    -- What an operator wants: all after this again. The cursor goes back when the terminal comes for it, so that
+    -- nothing that it has said before can take it forward again.
+    replay_after bigint CHECK (replay_after >= 0),
+    replayed_at timestamptz,
     PRIMARY KEY (tenant_id, device_id),
     FOREIGN KEY (tenant_id, device_id) REFERENCES dinedesk_main.pos_devices ON DELETE CASCADE
 ) WITH (fillfactor = 70);
+CREATE INDEX pos_cursors_replayed ON dinedesk_main.pos_cursors (tenant_id) WHERE replay_after IS NOT NULL;
 
 -- A node renews one lease for all its connections; a dead node's connections end with it. Unlogged:
 -- after a crash of PostgreSQL nobody is connected, and the nodes write it anew.

@@ -59,3 +59,73 @@ class PrunedTests(WireCase):
         path = f"/api/{self.slug}/events?after=1"
         answer = self.posd.request("GET", path, key=self.key).json
         self.assertEqual((answer["resync"], answer["events"], answer["next"]), ("retention", [], 3))
+
+
+class ReplayTests(WireCase):
+    """A till that acknowledges has lost its data, and an operator has it sent again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.till = self.dial(device="POS_1", after=0)
+        self.assert_ids(self.till.take(self.publish(10)), 1, 10)
+        self.till.send({"type": "ack", "id": 10})
+        self.reaches("POS_1", 10)
+
+    def replay(self, first: int) -> None:
+        of = ("--tenant", self.slug, "--device", "POS_1")
+        ran = posctl("replay", *of, "--from", str(first), "--yes", dsn=self.shop.dsn)
+        self.assertEqual((ran.code, ran.err), (0, ""))
+
+    def counted(self) -> object:
+        (counted,) = self.rows(
+            "SELECT last_seq, received_seq, acknowledged FROM dinedesk_main.pos_heads WHERE {mine}"
+        )
+        return counted
+
+    def test_a_connected_till_is_sent_home_and_gets_it_when_it_comes_back(self) -> None:
+        other, counted = self.dial(device="POS_2"), self.counted()
+        self.replay(4)
+        self.assert_ended(self.till.ended(), 1001, "disconnected by the operator")
+        again = self.dial(device="POS_1")
+        self.assertEqual(again.connected["resumedFrom"], 3)
+        read = again.take(7)
+        self.assert_ids(read, 4, 10)
+        self.assertEqual({each["replay"] for each in read}, {True})
+        again.send({"type": "ack", "id": 8})
+        self.reaches("POS_1", 8)
+        again.leave()
+        self.assert_ids(self.dial(device="POS_1").take(2), 9, 10)
+        self.assertTrue(other.next_is_pong(1))
+        self.assertEqual(self.counted(), counted)
+
+    def test_what_it_says_before_it_leaves_does_not_undo_it(self) -> None:
+        self.till.leave()
+        self.replay(4)
+        ack = self.posd.request(
+            "POST",
+            f"/api/{self.slug}/events/ack",
+            {"id": 10},
+            key=self.key,
+            headers={"X-Device-ID": "POS_1"},
+        )
+        self.assertEqual(ack.status, 200)
+        self.assertEqual(self.dial(device="POS_1").connected["resumedFrom"], 3)
+
+    def test_by_polling_it_gets_it_too(self) -> None:
+        self.till.leave()
+        self.replay(9)
+        answer = self.posd.request(
+            "GET", f"/api/{self.slug}/events", key=self.key, headers={"X-Device-ID": "POS_1"}
+        )
+        self.assertEqual([each["id"] for each in answer.json["events"]], [9, 10])
+
+    def test_what_it_had_refused_is_sent_again(self) -> None:
+        self.publish(1)
+        self.till.take(1)
+        self.till.send({"type": "nack", "id": 11, "reason": "no paper"})
+        self.reaches("POS_1", 11)
+        self.till.leave()
+        self.replay(11)
+        again = self.dial(device="POS_1")
+        self.assertEqual(again.connected["resumedFrom"], 10)
+        self.assert_ids(again.take(1), 11, 11)

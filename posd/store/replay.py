@@ -1,0 +1,112 @@
+"""What a terminal is to be sent again: an operator's wish, kept until the terminal comes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from attrs import frozen
+
+from posd.link import Session
+from posd.store import schema
+from posd.values import Seq, Tenant, TenantId
+
+_WHERE: Final = """
+    SELECT h.stream_id::text, h.last_seq, h.pruned_seq, d.first_acked_at IS NULL, c.acked_seq,
+           (SELECT count(*) FROM dinedesk_main.pos_connected AS n
+             WHERE n.tenant_id = d.tenant_id AND n.device_id = d.device_id)
+      FROM dinedesk_main.pos_heads AS h
+      JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = h.tenant_id
+      LEFT JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = d.tenant_id AND c.device_id = d.device_id
+     WHERE d.tenant_id = %s AND d.device_id = %s
+"""
+_DEVICES: Final = "SELECT device_id FROM dinedesk_main.pos_devices WHERE tenant_id = %s ORDER BY 1"
+_SINCE: Final = """
+    SELECT min(seq) FROM {schema}.pos_events WHERE seq IS NOT NULL AND created_at >= %s
+"""
+_BETWEEN: Final = """
+    SELECT count(*), count(*) FILTER (WHERE event_type = 'new_order')
+      FROM {schema}.pos_events WHERE seq > %s AND seq <= %s
+"""
+# Nodes send the terminal home, if it is with one of them, as they do with one that is disabled.
+_WISH: Final = """
+    WITH wished AS (
+        UPDATE dinedesk_main.pos_cursors AS c SET replay_after = %(after)s
+          FROM dinedesk_main.pos_heads AS h
+         WHERE c.tenant_id = %(tenant)s AND c.device_id = %(device)s AND h.tenant_id = c.tenant_id
+           AND h.stream_id = %(stream)s::uuid
+           AND %(after)s >= h.pruned_seq AND %(after)s < c.acked_seq
+        RETURNING c.tenant_id
+    )
+    SELECT pg_notify('posd_control', 'tenant ' || tenant_id) FROM wished
+"""
+_WISHED: Final = """
+    SELECT tenant_id, device_id FROM dinedesk_main.pos_cursors
+     WHERE replay_after IS NOT NULL AND tenant_id = ANY (%s)
+"""
+_FULFIL: Final = """
+    UPDATE dinedesk_main.pos_cursors
+       SET acked_seq = least(acked_seq, replay_after), replay_after = NULL, replayed_at = clock_timestamp()
+     WHERE tenant_id = %s AND device_id = %s AND replay_after IS NOT NULL
+"""
+
+
+@frozen
+class Place:
+    """Where a terminal stands in its stream, whose events up to `pruned_seq` are gone.
+
+    `acked` is None where it has never connected; a `legacy` one has never acknowledged anything.
+    """
+
+    stream_id: UUID
+    last_seq: Seq
+    pruned_seq: Seq
+    legacy: bool
+    acked: Seq | None
+    connected: int
+
+
+async def place(session: Session, tenant: Tenant, device_id: str) -> Place | None:
+    """Where a terminal stands; None if the tenant has no such one."""
+    rows = await session.query(_WHERE, (tenant.id, device_id))
+    return Place(UUID(rows[0][0]), *rows[0][1:]) if rows else None
+
+
+async def devices(session: Session, tenant: Tenant) -> list[str]:
+    """The names of a tenant's terminals."""
+    return [name for (name,) in await session.query(_DEVICES, (tenant.id,))]
+
+
+async def first_since(session: Session, tenant: Tenant, when: datetime) -> Seq | None:
+    """The first event that is not from before then; None if there is none."""
+    ((seq,),) = await session.query(_SINCE.format(schema=schema(tenant)), (when,))
+    return None if seq is None else int(seq)
+
+
+async def between(session: Session, tenant: Tenant, after: Seq, last: Seq) -> tuple[int, int]:
+    """How many events there are after a position up to another one, and how many new orders."""
+    ((events, orders),) = await session.query(_BETWEEN.format(schema=schema(tenant)), (after, last))
+    return events, orders
+
+
+async def wish(
+    session: Session, tenant: Tenant, device_id: str, stream_id: UUID, after: Seq
+) -> bool:
+    """Have a terminal sent all after a position again, from its next connection on, which is soon.
+
+    False if that cannot be by now: the events are gone, or not acknowledged yet, or the stream is another.
+    """
+    values = {"tenant": tenant.id, "device": device_id, "stream": str(stream_id), "after": after}
+    return bool(await session.query(_WISH, values))
+
+
+async def wished(session: Session, ids: Iterable[TenantId]) -> set[tuple[TenantId, str]]:
+    """The terminals of these tenants that are to come for events that they have had."""
+    return {(row[0], row[1]) for row in await session.query(_WISHED, (list(ids),))}
+
+
+async def fulfil(session: Session, tenant_id: TenantId, device_id: str) -> None:
+    """Move a terminal's cursor back, now that it comes."""
+    await session.execute(_FULFIL, (tenant_id, device_id))
