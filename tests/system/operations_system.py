@@ -1,0 +1,86 @@
+"""docs/operations.md, typed from its top to its end into a bare Debian 12."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from unittest import SkipTest
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests import documents
+from tests.documents import ROOT, Block
+from tests.shown import agrees
+from tests.system import machine
+from tests.system.debian_tree import debian
+from tests.system.machine import Machine
+from tests.system.terminal import BlockFailed, Terminal
+
+PAGE = "docs/operations.md"
+_TILL_SECONDS = 60.0
+
+
+def server(test: SynchronousTestCase) -> Machine:
+    """A bare Debian 12 with nothing but the package, where the page has it copied to."""
+    tree = debian()
+    packages = sorted((ROOT / "dist").glob("posd_*.deb"))
+    if not packages:
+        raise SkipTest("not run: there is no package in dist/; `make deb` makes it")
+    booted = machine.boot(test, tree.tree, [tree.packages])
+    booted.path("/etc/apt/sources.list").write_text(tree.source)
+    booted.path("/srv/posd").mkdir()
+    shutil.copy(packages[-1], booted.path("/srv/posd"))
+    return booted
+
+
+class PageTests(SynchronousTestCase):
+    """A technician at the server, with a second terminal for the till."""
+
+    def setUp(self) -> None:
+        self.machine = server(self)
+        self.root = self.open("root")
+        self.till = self.open("till")
+        self._said = ""
+        self._running = ""
+
+    def open(self, name: str) -> Terminal:
+        terminal = Terminal.open(self.machine, name)
+        self.addCleanup(terminal.close)
+        return terminal
+
+    def test_everything_happens_as_the_page_says(self) -> None:
+        began = time.monotonic()
+        delivered = 0.0
+        for block in documents.blocks(PAGE):
+            try:
+                self.play(block)
+            except BlockFailed as failed:
+                said = self.machine.run("journalctl", "--no-pager", "--lines=60", "--unit=posd*")
+                self.fail(f"{PAGE}, line {block.line}:\n{block.text}\n{failed}\n{said}")
+            if block.of("text", "till") and not delivered:
+                delivered = time.monotonic() - began
+        self.assertTrue(delivered)
+        print(f"\n{PAGE}: {delivered:.0f} s of commands to the first orders on a till,"
+              f" {time.monotonic() - began:.0f} s for the whole page")  # fmt: skip
+
+    def play(self, block: Block) -> None:
+        match block.language, *block.words[:1]:
+            case ["sh", "root"]:
+                self._said = self.root.type(block.text)
+            case ["text", "shows"]:
+                self.check(block, self._said)
+            case ["sh", "till"]:
+                self._running = self.till.begin(block.text)
+                self.till.await_(self._running, "connected", _TILL_SECONDS)
+            case ["text", "till"]:
+                self.till.await_(self._running, "received", _TILL_SECONDS)
+                self.check(block, self.till.end(self._running))
+            case ["sh", "elsewhere"]:
+                # tests.test_docs_operations looks whether it could be typed.
+                pass
+            case _:
+                self.fail(f"line {block.line} does not say whose it is")
+
+    def check(self, block: Block, said: str) -> None:
+        if not agrees(block.text, said):
+            self.fail(f"{PAGE}, line {block.line}, shows\n{block.text}\nbut it was\n{said}")
