@@ -200,6 +200,24 @@ class NoTLSTests(HostileCase):
                 connection.sendall(request("GET", "/health/live"))
                 connection.recv(1)
 
+    def test_any_name_gets_the_one_certificate(self) -> None:
+        """The name that is asked for (RFC 6066 §3) is looked at by nobody, so it can be anything."""
+        seen = set()
+        for name in (None, b"localhost", b"example.org", b"192.0.2.1", b"\xff\x01;'", b"a." * 127):
+            with self.subTest(name=name), Peer.dial(self.posd, bare=True) as peer:
+                peer.socket.setblocking(True)
+                connection = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), peer.socket)
+                if name is not None:
+                    connection.set_tlsext_host_name(name)
+                connection.set_connect_state()
+                connection.do_handshake()
+                certificate = connection.get_peer_certificate(as_cryptography=True)
+                assert certificate is not None
+                seen.add(certificate.serial_number)
+                connection.sendall(request("GET", "/health/live"))
+                self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 200 OK"))
+        self.assertEqual(len(seen), 1)
+
     def test_a_request_in_records_of_one_byte_is_a_request(self) -> None:
         peer = self.peer()
         for byte in request("GET", "/health/live"):

@@ -1,0 +1,103 @@
+"""docs/security.md, held against the tests that it names and the limits that it has figures of."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+
+from attrs import fields
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.config import Config, load
+from posd.quantities import parse_duration, parse_size
+from tests import documents
+from tests.documents import ROOT, words_in_code
+
+PAGE = "docs/security.md"
+_NAMED = re.compile(r"(test_\w+)(?:\.(\w+))?")
+
+
+def modules() -> dict[str, Path]:
+    """The modules of tests, by their names without a package."""
+    return {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def names(path: Path) -> set[str]:
+    """The classes and functions of a module, also within classes."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, kinds)
+    }
+
+
+class ProofTests(SynchronousTestCase):
+    """What is said to prove it."""
+
+    def test_every_test_that_is_named_is_there(self) -> None:
+        there, checked = modules(), 0
+        for word in sorted(words_in_code(documents.text(PAGE))):
+            named = _NAMED.fullmatch(word)
+            if named is None:
+                continue
+            checked += 1
+            with self.subTest(name=word):
+                self.assertIn(named[1], there)
+                if named[2] is not None:
+                    self.assertIn(named[2], names(there[named[1]]))
+        self.assertGreater(checked, 50)
+
+    def test_no_row_is_without_a_proof(self) -> None:
+        for table in documents.tables(PAGE):
+            if len(table.rows[0]) == 3 and table.section not in (
+                "What is to be guarded",
+                "Limits",
+                "Secrets",
+            ):
+                for row in table.rows:
+                    with self.subTest(section=table.section, row=row[0]):
+                        self.assertTrue(any(map(_NAMED.fullmatch, words_in_code(row[2]))))
+
+
+class LimitTests(SynchronousTestCase):
+    """The table of limits."""
+
+    def test_every_limit_is_as_it_says(self) -> None:
+        configured = self.configured()
+        for what, figure, place in documents.table(PAGE, "Limits").rows:
+            with self.subTest(limit=what):
+                module, _, name = place.strip("`").rpartition(".")
+                if name.islower():
+                    actual = getattr(getattr(configured, module), name)
+                else:
+                    actual = getattr(import_module(f"posd.{module}"), name)
+                self.assertEqual(actual, number(figure))
+
+    def test_every_limit_of_the_configuration_is_there(self) -> None:
+        named = {
+            place.removeprefix("limits.")
+            for place in documents.table(PAGE, "Limits").column(2)
+            if place.startswith("limits.") and place.islower()
+        }
+        described = {each.name for each in fields(type(self.configured().limits))}
+        self.assertEqual(named, described)
+
+    def configured(self) -> Config:
+        """What is in force where nothing is configured."""
+        path = Path(self.mktemp()).absolute()
+        path.mkdir()
+        path /= "posd.toml"
+        path.write_text(
+            '[database]\ndsn = "dbname=posd"\n[[listen]]\nname = "a"\nendpoint = "tcp:9010"\n'
+        )
+        return load(path, {})
+
+
+def number(figure: str) -> float:
+    """A figure of the table: a size, a duration, or a number."""
+    if figure.endswith("B"):
+        return parse_size(figure)
+    return parse_duration(figure) if figure.endswith("s") else float(figure)
