@@ -22,6 +22,8 @@ class DatabaseClock:
     """The database's clock, as this machine knows it. `wall` is this machine's, in seconds since 1970."""
 
     wall: Callable[[], float] = time.time
+    offset: float | None = field(default=None, init=False)
+    """How many seconds the database's clock is ahead of ours; None while that is not known."""
     _compared: deque[tuple[float, float]] = field(
         factory=lambda: deque(maxlen=_COMPARISONS), init=False
     )
@@ -30,11 +32,7 @@ class DatabaseClock:
         """Note that the database, asked and heard at these times of `wall`, said that it was then."""
         if heard >= asked:
             self._compared.append((heard - asked, said.timestamp() - (asked + heard) / 2))
-
-    @property
-    def offset(self) -> float | None:
-        """How many seconds the database's clock is ahead of ours; None while that is not known."""
-        return min(self._compared)[1] if self._compared else None
+            self.offset = min(self._compared)[1]
 
     def since(self, moment: datetime) -> float:
         """How many seconds ago a moment was that the database has dated; never less than none."""

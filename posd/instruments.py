@@ -96,7 +96,7 @@ class Instruments:
     traffic: Traffic = field(factory=Traffic)
     registry: CollectorRegistry = field(factory=CollectorRegistry, init=False)
     _published: Counter = field(init=False)
-    _delivered: Counter = field(init=False)
+    _delivered: Mapping[str, Counter] = field(init=False)
     _stages: Mapping[str, Histogram] = field(init=False)
     _events_failed: Counter = field(init=False)
     _batches: Histogram = field(init=False)
@@ -113,9 +113,11 @@ class Instruments:
     def __attrs_post_init__(self) -> None:
         self.registry.register(self.traffic)
         self._published = self._counter("events_published", "Events that got a position.", "road")
-        self._delivered = self._counter(
+        delivered = self._counter(
             "events_delivered", "Events given to tills' connections, once for each till.", "way"
         )
+        # Looked up once: this is where every event passes.
+        self._delivered = {way: delivered.labels(way) for way in WAYS}
         delivery = self._histogram(
             "delivery_seconds",
             "From when an event was numbered until it was given to a connection, or acknowledged by a till"
@@ -175,7 +177,7 @@ class Instruments:
 
     def delivered(self, way: str, count: int) -> None:
         """So many events, times tills, were given to connections."""
-        self._delivered.labels(way).inc(count)
+        self._delivered[way].inc(count)
 
     def reached(self, stage: str, moments: Iterable[datetime]) -> None:
         """Events that the database has dated so have come to this stage now."""
@@ -217,8 +219,6 @@ class Instruments:
         """Have at zero what an alarm looks at: the first time is a change too then."""
         for road in ROADS:
             self._published.labels(road)
-        for way in WAYS:
-            self._delivered.labels(way)
         for code in ATTEMPTS:
             self._attempts.labels(code)
         for by, reason in _endings():
