@@ -12,6 +12,7 @@ from typing import Final
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
 
 from posd.errors import StatementFailed, Unavailable
 from posd.limits import Clock
@@ -26,7 +27,12 @@ Read = Callable[[int], Awaitable[Sequence[TenantSurvey]]]
 
 
 class Survey:
-    """Asks `read` for so many tenants. `wall` is the time of day, for how old the numbers are."""
+    """Asks `read` for so many tenants. `wall` is the time of day, for how old the numbers are.
+
+    What goes wrong is logged when it begins, and not with every scrape.
+    """
+
+    _log = Logger()
 
     def __init__(self, read: Read, clock: Clock, wall: Clock = time.time) -> None:
         self._read = read
@@ -36,6 +42,8 @@ class Survey:
         self._known: Sequence[TenantSurvey] = ()
         self._again = 0.0
         self._at: float | None = None
+        self._trouble = False
+        self._unreadable: set[str] = set()
 
     async def families(self) -> list[Metric]:
         """The metrics; what cannot be read now is left out."""
@@ -43,8 +51,11 @@ class Survey:
         try:
             if self._at is None or self._clock() >= self._again:
                 await self._look()
-        except (Unavailable, StatementFailed):
+        except (Unavailable, StatementFailed) as error:
             self._at = None
+            if not self._trouble:
+                self._trouble = True
+                self._log.warn("it cannot be told how tenants stand: {error}", error=str(error))
         finally:
             self._turn.release()
         return [] if self._at is None else [*_about_all(self._known, self._at), *_of(self._known)]
@@ -54,6 +65,13 @@ class Survey:
         self._known = await self._read(MOST_TENANTS)
         now = self._clock()
         self._again, self._at = now + max(_PAUSE, _SHARE * (now - began)), self._wall()
+        self._trouble = False
+        failures = {each.slug: each.failure for each in self._known if each.shop is None}
+        for slug in failures.keys() - self._unreadable:
+            self._log.error(
+                "the tables of {tenant} cannot be read: {error}", tenant=slug, error=failures[slug]
+            )
+        self._unreadable = {*failures}
 
 
 def _about_all(tenants: Sequence[TenantSurvey], at: float) -> list[Metric]:

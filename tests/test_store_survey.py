@@ -88,6 +88,7 @@ class SurveyTests(StoreCase):
         self.admin.run("DROP TABLE dinedesk_kitchen.pos_orders CASCADE")
         kitchen, grill = await self.surveyed()
         self.assertIsNone(kitchen.shop)
+        self.assertIn("pos_orders", kitchen.failure or "")
         self.assertIsNotNone(grill.shop)
 
     async def test_a_tenant_that_is_disabled_is_not_looked_at(self) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unavailable
@@ -95,6 +96,15 @@ class SurveyTests(SynchronousTestCase):
         self.assertEqual(found["posd_undelivered", "kitchen"], 7)
         self.assertNotIn(("posd_stream_events", "waiting", "kitchen"), found)
 
+    def test_why_its_tables_cannot_be_read_is_logged_once(self) -> None:
+        self.tenants = [evolve(KITCHEN, shop=None, failure="42P01 there is no pos_orders")]
+        with capturedLogs() as logged:
+            self.found()
+            self.clock.advance(10)
+            self.found()
+        ((tenant, error),) = [(each["tenant"], each["error"]) for each in logged]
+        self.assertEqual((tenant, error), ("kitchen", "42P01 there is no pos_orders"))
+
     def test_the_database_is_asked_for_so_many_tenants_only(self) -> None:
         self.found()
         self.assertEqual(self.asked, [MOST_TENANTS])
@@ -136,6 +146,9 @@ class SurveyTests(SynchronousTestCase):
         self.found()
         self.away = True
         self.clock.advance(10)
-        self.assertEqual(self.found(), {})
+        with capturedLogs() as logged:
+            for _ in range(3):
+                self.assertEqual(self.found(), {})
+        self.assertEqual([each["error"] for each in logged], ["The database is away."])
         self.away = False
         self.assertIn(("posd_undelivered", "kitchen"), self.found())

@@ -35,7 +35,7 @@ class Shop:
 
 @frozen
 class TenantSurvey:
-    """One tenant. `shop` is None where its tables could not be read."""
+    """One tenant. `shop` is None where its tables could not be read, and `failure` says why."""
 
     slug: str
     published: int
@@ -45,6 +45,7 @@ class TenantSurvey:
     outbox_rows: int
     oldest_outbox: float
     shop: Shop | None = field(kw_only=True)
+    failure: str | None = field(default=None, kw_only=True)
 
 
 async def survey(session: Session, most: int, final: Collection[str]) -> list[TenantSurvey]:
@@ -60,5 +61,5 @@ async def survey(session: Session, most: int, final: Collection[str]) -> list[Te
             head: Row = row[1:8]
             shop: Row = row[8:-1]
             told = None if failure is not None else Shop(*shop)
-            surveyed.append(TenantSurvey(*head, shop=told))
+            surveyed.append(TenantSurvey(*head, shop=told, failure=failure))
     return surveyed
