@@ -39,7 +39,7 @@ from posd.tls import ServerTLS
 EX_CONFIG: Final = 78
 # Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
 # place tries again after one second, three, seven (tcp(7), tcp_syn_retries).
-_BACKLOG: Final = 4096
+BACKLOG: Final = 4096
 _DRAIN_SECONDS: Final = 5.0
 _STATUS_SECONDS: Final = 0.5
 _USED_SECONDS: Final = 60.0
@@ -160,7 +160,7 @@ class Daemon(Service):
     ) -> None:
         """Listen where the configuration says, or on the sockets that were handed to us instead."""
         site = self._parts.site(listener)
-        description = endpoint_syntax.with_backlog(listener.endpoint, _BACKLOG)
+        description = endpoint_syntax.with_backlog(listener.endpoint, BACKLOG)
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:

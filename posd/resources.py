@@ -25,9 +25,14 @@ def example_config() -> Traversable:
     return _folder("etc", "etc/posd") / "posd.toml"
 
 
+def systemd() -> Traversable:
+    """The folder with the units, `sysusers.d/` and `tmpfiles.d/`."""
+    return _folder("systemd", "systemd")
+
+
 def unit(name: str = "posd.service") -> Traversable:
-    """One of the systemd units."""
-    return _folder("systemd", "systemd") / name
+    """One of systemd's files, by its path in that folder."""
+    return systemd() / name
 
 
 def _folder(installed: str, checkout: str) -> Traversable:

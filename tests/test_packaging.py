@@ -50,7 +50,7 @@ _LOOK_AROUND = """
         for entry in folder.iterdir():
             if entry.is_dir():
                 yield from below(entry, f"{path}{entry.name}/")
-            elif entry.name.endswith(".sql"):
+            elif not entry.name.startswith("__"):
                 yield path + entry.name
 
     print(json.dumps({
@@ -59,6 +59,7 @@ _LOOK_AROUND = """
         "sql": sorted(below(resources.sql())),
         "config": resources.example_config().read_text("utf-8"),
         "unit": resources.unit().read_text("utf-8"),
+        "systemd": sorted(below(resources.systemd())),
     }))
 """
 
@@ -122,10 +123,13 @@ class PackagingTests(SynchronousTestCase):
         return seen
 
     def assert_resources_are_those_of_the_checkout(self, seen: dict[str, Any]) -> None:
-        sql = CHECKOUT / "sql"
-        files = sorted(str(path.relative_to(sql)) for path in sql.rglob("*.sql"))
-        self.assertIn("bootstrap.sql", files)
-        self.assertEqual(seen["sql"], files)
+        for folder, one in ("sql", "bootstrap.sql"), ("systemd", "sysusers.d/posd.conf"):
+            place = CHECKOUT / folder
+            files = sorted(
+                str(each.relative_to(place)) for each in place.rglob("*") if each.is_file()
+            )
+            self.assertIn(one, files)
+            self.assertEqual(seen[folder], files)
         self.assertEqual(seen["config"], (CHECKOUT / "etc/posd/posd.toml").read_text("utf-8"))
         self.assertEqual(seen["unit"], (CHECKOUT / "systemd/posd.service").read_text("utf-8"))
 

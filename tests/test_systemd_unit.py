@@ -1,34 +1,46 @@
-"""The unit with which systemd runs posd says what the daemon relies on, and systemd accepts it."""
+"""The units with which systemd runs posd say what the daemon relies on, and systemd accepts them."""
 
 from __future__ import annotations
 
 import configparser
+import difflib
 import os
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from unittest import SkipTest
 
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import resources
+from posd import daemon, resources
 
-TEXT = resources.unit().read_text("utf-8")
+SERVICES = ("posd.service", "posd@.service")
+SOCKETS = ("posd.socket", "posd@.socket")
 
 
-def parsed() -> configparser.ConfigParser:
+def text(name: str) -> str:
+    return resources.unit(name).read_text("utf-8")
+
+
+def parsed(name: str) -> configparser.ConfigParser:
     # Not strict: a unit may say the same key twice, and means both.
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(TEXT)
+    unit.read_string(text(name))
     return unit
+
+
+def settings(name: str) -> list[str]:
+    """The lines that systemd reads."""
+    return [line for line in text(name).splitlines() if line and not line.startswith("#")]
 
 
 class TheUnit(SynchronousTestCase):
     def setUp(self) -> None:
-        self.unit = parsed()
+        self.unit = parsed("posd.service")
         self.service = self.unit["Service"]
 
     def test_systemd_is_told_of_readiness_and_of_life_by_the_daemon_itself(self) -> None:
@@ -66,19 +78,78 @@ class TheUnit(SynchronousTestCase):
         for option in ("--logger", "--logfile", "--syslog"):
             self.assertNotIn(option, self.service["ExecStart"])
 
-    def test_systemd_has_nothing_to_say_against_it(self) -> None:
-        # It exits 0 for a key that it does not know, so what counts is that it is silent.
+
+class TheInstances(SynchronousTestCase):
+    def test_they_differ_from_the_one_only_in_what_each_has_of_its_own(self) -> None:
+        the_one, an_instance = map(settings, SERVICES)
+        compared = difflib.ndiff(the_one, an_instance)
+        differing = {line[2:].partition("=")[0] for line in compared if line[0] in "+-"}
+        own = {"BindPaths", "Description", "RuntimeDirectory", "SyslogIdentifier"}
+        self.assertEqual(differing, {*own, "Environment", "ExecStart", "Requires"})
+
+    def test_they_read_the_configuration_of_the_one_unless_told_otherwise(self) -> None:
+        self.assertIn("Environment=POSD_CONFIG=/etc/posd/posd.toml", settings("posd@.service"))
+        self.assertNotIn("--config", parsed("posd@.service")["Service"]["ExecStart"])
+
+
+class TheSockets(SynchronousTestCase):
+    def test_they_open_the_port_for_the_listener_of_the_configuration(self) -> None:
+        example = tomllib.loads(resources.example_config().read_text("utf-8"))
+        (listener,) = example["listen"]
+        for name in SOCKETS:
+            opened = parsed(name)["Socket"]
+            self.assertEqual(opened["FileDescriptorName"], listener["name"])
+            self.assertIn(f":port={opened['ListenStream']}:", listener["endpoint"])
+            self.assertEqual(opened["BindIPv6Only"], "both")
+
+    def test_as_many_may_wait_in_them_as_at_a_port_of_posds_own(self) -> None:
+        for name in SOCKETS:
+            self.assertEqual(parsed(name)["Socket"]["Backlog"], str(daemon.BACKLOG))
+
+    def test_those_of_the_instances_share_the_port(self) -> None:
+        self.assertEqual(parsed("posd@.socket")["Socket"]["ReusePort"], "yes")
+
+
+class UserAndFolders(SynchronousTestCase):
+    def test_there_are_the_user_of_the_unit_and_the_folders_of_the_configuration(self) -> None:
+        user = settings("sysusers.d/posd.conf")
+        self.assertEqual([line.split()[:3] for line in user], [["u", "posd", "-"]])
+        folders = [line.split() for line in settings("tmpfiles.d/posd.conf")]
+        self.assertIn(["d", "/etc/posd/tls", "0750", "root", "posd"], folders)
+        self.assertIn(["d", "/etc/posd/conf.d", "0750", "root", "posd"], folders)
+
+
+class ToSystemd(SynchronousTestCase):
+    def setUp(self) -> None:
         analyze = shutil.which("systemd-analyze")
         if analyze is None:
-            raise SkipTest("systemd-analyze is not installed")
-        program = shlex.split(self.service["ExecStart"])[0]
+            raise SkipTest("not run: systemd-analyze is not installed")
+        self.analyze = analyze
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
         there = shutil.which("true")
         assert there is not None
-        unit = Path(self.mktemp()).absolute() / "posd.service"
-        unit.parent.mkdir()
-        # A program that is there, since posd is not installed where it is tested.
-        unit.write_text(TEXT.replace(program, there), "utf-8")
-        said = subprocess.run(
-            [analyze, "verify", str(unit)], capture_output=True, text=True, check=False, timeout=60
+        for name in (*SERVICES, *SOCKETS):
+            # A program that is there, since posd is not installed where it is tested.
+            (self.folder / name).write_text(text(name).replace("/opt/posd/bin/twistd", there))
+
+    def said(self, *arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            (self.analyze, *arguments),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
-        self.assertEqual((said.returncode, said.stdout, said.stderr), (0, "", ""))
+        return done.returncode, done.stdout, done.stderr
+
+    def test_there_is_nothing_to_say_against_the_units(self) -> None:
+        # It exits 0 for a key that it does not know, so what counts is that it is silent.
+        paths = [f"./{name}" for name in (*SERVICES, *SOCKETS)]
+        self.assertEqual(self.said("verify", *paths), (0, "", ""))
+
+    def test_the_daemon_is_hardly_exposed(self) -> None:
+        for name in SERVICES:
+            status, listed, _ = self.said("security", "--offline=true", "--threshold=15", name)
+            self.assertEqual(status, 0, listed)
