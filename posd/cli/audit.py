@@ -50,7 +50,7 @@ def audit(installation: Installation, slug: str | None, rows: int, as_json: bool
 
     \b
     Examples:
-        posctl audit
+        sudo -u posd posctl audit
         posctl audit --tenant kitchen --rows 100
         posctl audit --json | jq -r '.faults[] | .tenant + " " + .check'
     """
