@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from posd import errors, pem
+from posd.limits import TokenBucket
 from posd.validity import Validity
 
 _log = Logger()
@@ -42,6 +43,7 @@ Whoever steals the key from memory can read what TLS 1.2 sessions resumed under 
 """
 
 _FATAL = 2
+_LINES_AT_ONCE = 20
 _REFUSALS = {
     40: "it has no certificate",
     116: "it has no certificate",
@@ -64,6 +66,7 @@ class _Material:
     client_authorities: Sequence[x509.Certificate]
 
 
+_Tell = Callable[[SSL.Connection, int, int], None]
 Stamp = tuple[int, int, int, int, int]
 _ABSENT: Stamp = (0, 0, 0, 0, 0)
 
@@ -79,6 +82,7 @@ class ServerTLS:
 
     def __init__(self, settings: TLS, *, seconds: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
+        self._refusals = _Refusals(seconds)
         self._use(settings)
 
     def reload(self, settings: TLS | None = None) -> bool:
@@ -122,7 +126,7 @@ class ServerTLS:
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         if self._seconds() - self._context_since >= _TICKET_KEY_SECONDS:
-            self._renew_context(_context(self.settings, self._material))
+            self._renew_context(self.settings, self._material)
         connection = SSL.Connection(self._context)
         connection.set_app_data(tlsProtocol)
         return connection
@@ -131,11 +135,12 @@ class ServerTLS:
         # Looked at before they are read: what is written meanwhile is seen the next time.
         stamps = _stamps(settings)
         material = _read_material(settings)
-        self._renew_context(_context(settings, material))
+        self._renew_context(settings, material)
         self.settings, self._material, self._stamps = settings, material, stamps
 
-    def _renew_context(self, context: SSL.Context) -> None:
-        self._context, self._context_since = context, self._seconds()
+    def _renew_context(self, settings: TLS, material: _Material) -> None:
+        self._context = _context(settings, material, self._refusals.look)
+        self._context_since = self._seconds()
 
 
 def problems(settings: TLS) -> Mapping[str, str]:
@@ -144,7 +149,7 @@ def problems(settings: TLS) -> Mapping[str, str]:
     A key that is not set names no file, so nothing is said of it.
     """
     try:
-        _context(settings, _read_material(settings))
+        _context(settings, _read_material(settings), lambda *_: None)
     except pem.UnusableFiles as error:
         return error.problems
     except errors.StartError:
@@ -152,7 +157,7 @@ def problems(settings: TLS) -> Mapping[str, str]:
     return {}
 
 
-def _context(settings: TLS, material: _Material) -> SSL.Context:
+def _context(settings: TLS, material: _Material, tell: _Tell) -> SSL.Context:
     """Twisted's defaults (ciphers, no compression, buffers of idle connections released), and:
 
     Session tickets. Twisted's defaults forbid them (OP_NO_TICKET) *and* switch the session cache
@@ -178,12 +183,12 @@ def _context(settings: TLS, material: _Material) -> SSL.Context:
         )
         raise pem.UnusableFiles({"certificate": text}) from error
     if material.client_authorities:
-        _ask_for_client_certificates(context, material.client_authorities)
+        _ask_for_client_certificates(context, material.client_authorities, tell)
     return context
 
 
 def _ask_for_client_certificates(
-    context: SSL.Context, authorities: Sequence[x509.Certificate]
+    context: SSL.Context, authorities: Sequence[x509.Certificate], tell: _Tell
 ) -> None:
     """Let in only clients that have a certificate of one of these authorities."""
     store = context.get_cert_store()
@@ -192,21 +197,34 @@ def _ask_for_client_certificates(
         store.add_cert(X509.from_cryptography(authority))
         context.add_client_ca(authority)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
-    context.set_info_callback(_tell_refusal)
+    context.set_info_callback(tell)
 
 
-def _tell_refusal(connection: SSL.Connection, where: int, what: int) -> None:
-    """One line for each client whose certificate is refused; it is told the same by an alert.
+class _Refusals:
+    """A line for each client whose certificate is refused; it is told the same by an alert.
 
-    OpenSSL calls this at every step of a handshake. Nobody else would tell: without a request there
-    is nothing that twisted.web had to say.
+    Nobody else would tell: without a request there is nothing that twisted.web had to say. Whoever
+    tries without end fills no log, since then there is one line a second, with the number of the others.
     """
-    if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
-        return
-    why = _REFUSALS.get(what & 0xFF)
-    if why is not None:
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._lines = TokenBucket(1.0, _LINES_AT_ONCE, seconds)
+        self._untold = 0
+
+    def look(self, connection: SSL.Connection, where: int, what: int) -> None:
+        """What OpenSSL calls at every step of a handshake."""
+        if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
+            return
+        why = _REFUSALS.get(what & 0xFF)
+        if why is None:
+            return
+        if not self._lines.take():
+            self._untold += 1
+            return
+        untold, self._untold = self._untold, 0
         address = getattr(connection.get_app_data().getPeer(), "host", "-")
-        _log.info("refused {address}: {reason}", address=address, reason=why)
+        more = f" ({untold} others were refused before)" if untold else ""
+        _log.info("refused {address}: {why}{more}", address=address, why=why, more=more)
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:

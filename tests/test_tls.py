@@ -373,6 +373,23 @@ class ClientCertificates(Server):
             {"refused 192.0.2.7: its certificate is not one for clients"},
         )
 
+    def test_whoever_tries_without_end_is_told_of_once_a_second(self) -> None:
+        def attempts(count: int) -> list[str]:
+            with capturedLogs() as logs:
+                for _ in range(count):
+                    till = till_context(self.made, ssl.TLSVersion.TLSv1_2)
+                    self.assertRaises((SSL.Error, ssl.SSLError), Call, self.tls, till)
+            return [formatEvent(event) for event in logs]
+
+        self.assertEqual(len(attempts(25)), 20)
+        self.clock.advance(1)
+        (line,) = attempts(3)
+        self.assertTrue(line.endswith("no certificate (5 others were refused before)"), line)
+        self.clock.advance(60)
+        first, *others = attempts(3)
+        self.assertIn("(2 others", first)
+        self.assertEqual(set(others), {"refused 192.0.2.7: it has no certificate"})
+
     def test_nothing_is_said_of_tills_that_are_let_in_and_hang_up(self) -> None:
         for version in VERSIONS:
             till = till_context(self.made, version)
