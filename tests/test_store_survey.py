@@ -56,6 +56,21 @@ class SurveyTests(StoreCase):
         found, shop = await self.kitchen()
         self.assertEqual(found.published - found.acknowledged - found.expired - shop.waiting, 1)
 
+    async def test_what_is_pruned_before_any_till_had_it_has_expired_and_is_not_missed(
+        self,
+    ) -> None:
+        self.record("a", "b", "c")
+        self.admin.run(HEAD, 1, 1)
+        for seq in (1, 2):
+            self.age("pos_events", "seq", seq, seconds=7200)
+        hour_ago = "now() - interval '90 minutes'"
+        self.admin.run(f"SELECT dinedesk_main.pos_prune(1, {hour_ago}, '{{}}', 100)")
+        found, shop = await self.kitchen()
+        self.assertEqual(
+            (found.published, found.acknowledged, found.expired, shop.waiting), (3, 1, 1, 1)
+        )
+        self.assertEqual(found.undelivered, 1)
+
     async def test_what_has_no_position_yet_waits_in_the_outbox(self) -> None:
         self.admin.value("SELECT dinedesk_main.pos_publish('kitchen', 'note', '{}')")
         found, _ = await self.kitchen()

@@ -10,6 +10,7 @@ from unittest import SkipTest
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import documents
 from tests.documents import ROOT
 
 CASES = Path(__file__).with_name("alert_rules.yml")
@@ -50,6 +51,12 @@ class Alarms(SynchronousTestCase):
     def test_prometheus_has_no_objection_to_them(self) -> None:
         said = self.run_tool("check", "rules", "--lint-fatal", str(ROOT / "docs/alerts.yml"))
         self.assertIn(f"{len(self.alarms())} rules found", said)
+
+    def test_prometheus_can_be_configured_as_it_is_shown(self) -> None:
+        (block,) = (each for each in documents.blocks("docs/metrics.md") if each.of("yaml"))
+        (self.folder / "prometheus.yml").write_text(block.text, "utf-8")
+        said = self.run_tool("check", "config", "--syntax-only", "prometheus.yml")
+        self.assertIn("SUCCESS", said)
 
     def test_each_goes_off_when_it_should_and_not_before(self) -> None:
         rules = yaml.safe_load((ROOT / "docs/alerts.yml").read_text("utf-8"))
