@@ -213,7 +213,7 @@ class ForgetTests(SynchronousTestCase):
                 "SELECT tenant_id, erased_by, sought, events, orders, answers, gift_cards, accounts"
                 " FROM dinedesk_main.pos_erasures",
             ),
-            [(1, "posd", "phone …0123", 5, 1, 2, 0, 1)],
+            [(1, "posd", "phone …123", 5, 1, 2, 0, 1)],
         )
 
     def test_daemons_are_told_to_drop_what_they_remember(self) -> None:

@@ -22,6 +22,7 @@ from posd.cli.tenants import known
 from posd.erasure import Person
 from posd.errors import Unprocessable
 from posd.forgetting import Found, find, forget_found
+from posd.logs import phone_tail
 from posd.store import erasure as store
 from posd.store import tenants
 from posd.store.erasure import Counts
@@ -140,7 +141,7 @@ def _confirm(found: list[Forgotten]) -> None:
 
 def _sought(numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[str, ...]) -> str:
     """Whom somebody asked to erase, as it may be kept: of a number the end, and no address."""
-    words = [f"phone …{''.join(filter(str.isdigit, each))[-4:]}" for each in numbers]
+    words = [f"phone {phone_tail(''.join(filter(str.isdigit, each)))}" for each in numbers]
     words += ["email …"] * len(addresses)
     words += [f"order {each}" for each in orders]
     return ", ".join(words)

@@ -7,7 +7,7 @@ CREATE TABLE dinedesk_main.pos_erasures (
     tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
     erased_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     erased_by text NOT NULL DEFAULT session_user,
-    -- Such as 'phone …0123'.
+    -- Such as 'phone …123'.
     sought text NOT NULL,
     events bigint NOT NULL,
     orders bigint NOT NULL,

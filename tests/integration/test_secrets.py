@@ -18,7 +18,7 @@ from posd.testing.postgres import Server
 from tests.cli_runner import posctl
 from tests.integration.canaries import Canaries
 from tests.integration.harness import Shop
-from tests.integration.secrets_drive import CARD, PHONE, Asked, Drive
+from tests.integration.secrets_drive import CARD, EMAIL, PHONE, Asked, Drive
 from tests.integration.wire_case import until
 
 FORMATS: Final = ("json", "journal", "text")
@@ -168,6 +168,13 @@ class SecretsTests(SynchronousTestCase):
             self.assertIn(sign, log)
 
     def test_what_posctl_prints(self) -> None:
+        # Something for `posctl audit` to name.
+        self.scene.shop.query(
+            "SET session_replication_role = replica;"
+            " DELETE FROM dinedesk_kitchen.pos_gift_card_transactions WHERE seq = 1;"
+            " DELETE FROM dinedesk_kitchen.loyalty_accounts;"
+            " UPDATE dinedesk_kitchen.pos_orders SET snapshot = '{}', version = 99"
+        )
         order = f'{{"orderId":"{CARD.text}","totalAmount":5,"customerPhone":"{PHONE.text}"}}'
         said = ""
         for arguments, stdin in (
@@ -176,6 +183,10 @@ class SecretsTests(SynchronousTestCase):
             (("tenant", "list", "--json"), None),
             (("status",), None),
             (("status", "--tenant", "kitchen", "--json"), None),
+            (("audit",), None),
+            (("audit", "--json"), None),
+            (("doctor",), None),
+            (("forget", "--phone", PHONE.text, "--email", EMAIL.text, "--dry-run"), None),
             ((*_PUBLISH, "new_order"), order[:-1]),
             ((*_PUBLISH, CARD.text), order),
         ):
@@ -192,7 +203,8 @@ class SecretsTests(SynchronousTestCase):
             check=False,
         )
         said += ended.stdout + ended.stderr
-        self.assertIn("StatementFailed", said)
+        for sign in ("StatementFailed", "follows nothing", "Nothing was erased yet"):
+            self.assertIn(sign, said)
         self.assert_silent(said, "what posctl prints")
 
     def test_who_watches_postgresql_sees_no_statement_of_posds(self) -> None:
