@@ -79,9 +79,10 @@ async def find(
     for place in _ORDERS:
         async for document in _documents(session, tenant, place):
             progress(1)
-            value = _read(document.text)
-            if value is not None and person.concerns(value):
-                orders |= erasure.order_ids(value)
+            if person.may_be_in(document.text):
+                value = _read(document.text)
+                if value is not None and person.concerns(value):
+                    orders |= erasure.order_ids(value)
     found = Found(evolve(person, orders=frozenset(orders)))
     found.accounts = theirs
     found.cards = [
@@ -126,6 +127,8 @@ def _look_into(document: Document, place: store.Place, found: Found) -> None:
     person = found.person
     if document.operation is not None and _called(document.operation, person):
         found.add("call", document.key, "")
+        return
+    if not (person.may_be_in(document.text) or person.may_be_in(document.beside or "")):
         return
     value = _read(document.text)
     if value is None:

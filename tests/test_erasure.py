@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import erasure
+from posd import erasure, jsontext
 from posd.erasure import Person, erased, order_ids
 from tests import documents
 from tests.json_strategies import values
@@ -57,6 +57,21 @@ class FindingTests(SynchronousTestCase):
             "\u0660\u0667\u0667\u0660\u0660 \u0669\u0660\u0660\u0661\u0662\u0663",
         ):
             self.assert_about({"customerPhone": number})
+
+    def test_a_text_that_has_them_is_always_read(self) -> None:
+        for raw in (
+            '{"a":"07700 900123"}',
+            '{"a":"0770\\u0030 900123"}',
+            '{"a":7700900123}',
+            '{"a":"Ines.Moor@Example.com"}',
+            '{"a":"ines.moor\\u0040example.com"}',
+            '{"a":"\uff29nes.moor\uff20example.com"}',
+            '{"orderId":"W-7"}',
+        ):
+            with self.subTest(raw=raw):
+                self.assertTrue(INES.may_be_in(raw))
+                self.assertTrue(INES.concerns(jsontext.decode(raw)) or raw == '{"a":7700900123}')
+        self.assertFalse(INES.may_be_in('{"a":"07700 900124","b":"x@example.com","orderId":"W-8"}'))
 
     def test_another_number_is_not(self) -> None:
         for number in ("07700 900124", "+337700900123", "077009001234567", "900123", "", None):
