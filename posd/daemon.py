@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -35,6 +34,7 @@ from posd.parts import Parts
 from posd.reloading import Reload
 from posd.renewal import Renewal
 from posd.tls import ServerTLS
+from posd.validity import Validity
 
 EX_CONFIG: Final = 78
 # Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
@@ -72,7 +72,7 @@ class Daemon(Service):
         self._ready = False
         self._failed = False
         self._status = ""
-        self._parts = Parts(reactor, settings, self._certificate_ends)
+        self._parts = Parts(reactor, settings, self._certificate)
         self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -172,8 +172,8 @@ class Daemon(Service):
             address = port.getHost()
             self._log.info("listening: {name} {address}", name=listener.name, address=address)
 
-    def _certificate_ends(self) -> datetime | None:
-        return None if self._tls is None else self._tls.expires_at
+    def _certificate(self) -> Validity | None:
+        return None if self._tls is None else self._tls.validity
 
     def _tell_status(self) -> None:
         missing = self._parts.health.missing()

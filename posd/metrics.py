@@ -44,6 +44,7 @@ READINGS: Final[Mapping[str, str]] = {
     "feed_canary_seconds": "How long the last notification to ourselves took.",
     "feed_missed": "Notifications to ourselves that did not arrive.",
     "tls_certificate_expiry_seconds": "For how long the certificate is still valid.",
+    "tls_certificate_lifetime_seconds": "For how long it is valid in all.",
 }
 """All that a node is asked when it is scraped, and what it means."""
 _COUNTED: Final = frozenset(("feed_missed",))

@@ -32,6 +32,7 @@ from posd.sequencer import Sequencer
 from posd.store import presence, standing, stream, survey
 from posd.survey import Survey
 from posd.terminals import Terminals
+from posd.validity import Validity
 from posd.values import Tenant
 from posd.web.admission import Admission, Gate
 from posd.web.description import Description
@@ -68,8 +69,8 @@ class Parts:
 
     reactor: Any
     settings: Config
-    certificate_ends: Callable[[], datetime | None] = lambda: None
-    """When the certificate that new connections get ends; None without TLS."""
+    certificate: Callable[[], Validity | None] = lambda: None
+    """From when until when the certificate is valid that new connections get; None without TLS."""
     listening: bool = field(default=False, init=False)
     """Whether all listeners are open."""
     fitting: bool = field(default=False, init=False)
@@ -298,7 +299,8 @@ class Parts:
             "database_clock_offset_seconds": lambda: self.instruments.clock.offset,
             "feed_canary_seconds": lambda: feed.canary_seconds,
             "feed_missed": lambda: feed.canaries_missed,
-            "tls_certificate_expiry_seconds": self._certificate_seconds,
+            "tls_certificate_expiry_seconds": lambda: self._of_certificate(_left),
+            "tls_certificate_lifetime_seconds": lambda: self._of_certificate(_lifetime),
         }
         surveyed = Survey(
             lambda most: survey.survey(database, most, FINAL_STATUSES), self.reactor.seconds
@@ -306,9 +308,9 @@ class Parts:
         counted = self.instruments.registry
         return Metrics(readings, counted, self.exchange.counts, surveyed.families)
 
-    def _certificate_seconds(self) -> float | None:
-        ends = self.certificate_ends()
-        return None if ends is None else (ends - datetime.now(UTC)).total_seconds()
+    def _of_certificate(self, ask: Callable[[Validity, datetime], float]) -> float | None:
+        validity = self.certificate()
+        return None if validity is None else ask(validity, datetime.now(UTC))
 
     def apply(self, settings: Config) -> None:
         """Put limits and delivery in force, and ask the database again what it thinks of every key."""
@@ -342,3 +344,11 @@ class Parts:
         return await self.database.transaction(
             lambda session: standing.report(session, tenant), tenant=tenant.id
         )
+
+
+def _left(validity: Validity, now: datetime) -> float:
+    return (validity.ends - now).total_seconds()
+
+
+def _lifetime(validity: Validity, _: datetime) -> float:
+    return (validity.ends - validity.begins).total_seconds()

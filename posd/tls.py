@@ -115,9 +115,14 @@ class ServerTLS:
         return self._material.identity.chain[0].not_valid_after_utc
 
     @property
+    def validity(self) -> Validity:
+        """From when until when that certificate is valid."""
+        return _validity(self._material.identity.chain[0])
+
+    @property
     def validities(self) -> Mapping[str, Validity]:
         """How long the server's certificate is valid, and the last of the tills' authorities, by file."""
-        ours = {str(self.settings.certificate): _validity(self._material.identity.chain[0])}
+        ours = {str(self.settings.certificate): self.validity}
         if not self._material.client_authorities:
             return ours
         # Of an old authority and the one that follows it, only the last one's end locks tills out.

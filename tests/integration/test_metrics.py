@@ -56,7 +56,9 @@ class MetricsTests(WireCase):
         found = until(lambda: self._with_canary(), "a canary came back")
         for name in ("database_up", "feed_up", "sequencer_up", "ready"):
             self.assertEqual(found[f"posd_{name}",], 1, name)
-        self.assertGreater(found["posd_tls_certificate_expiry_seconds",], 24 * 3600)
+        left = found["posd_tls_certificate_expiry_seconds",]
+        self.assertGreater(left, 24 * 3600)
+        self.assertGreater(found["posd_tls_certificate_lifetime_seconds",], left)
         self.assertLess(abs(found["posd_database_clock_offset_seconds",]), 60)
 
     def _with_canary(self) -> dict[Series, float]:
