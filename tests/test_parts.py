@@ -1,10 +1,12 @@
-"""What is looked at before anything is numbered on a connection."""
+"""What is looked at before anything is numbered on a connection, what is started, what is reloaded."""
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID, uuid4
 
 from attrs import evolve, fields_dict
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
@@ -83,6 +85,27 @@ class RecognitionTests(SynchronousTestCase):
         ((sql, parameters),) = session.changes
         self.assertIn("pos_incarnation", sql)
         self.assertEqual(parameters, ("elsewhere", "here"))
+
+
+class LifeTests(SynchronousTestCase):
+    def test_all_that_runs_by_itself_is_started_and_stopped(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        services = {
+            name: part
+            for name in fields_dict(Parts)
+            if isinstance(part := getattr(parts, name), Service)
+        }
+        started: list[str] = []
+        stopped: list[str] = []
+        for name, part in services.items():
+            self.patch(part, "startService", partial(started.append, name))
+            self.patch(part, "stopService", partial(stopped.append, name))
+        parts.start()
+        self.assertCountEqual(started, services)
+        self.assertIn("retention", started)
+        self.successResultOf(Deferred.fromCoroutine(parts.stop(0)))
+        self.assertCountEqual(stopped, services)
+        self.assertEqual((started[0], stopped[-1]), ("database", "database"))
 
 
 class ReloadTests(SynchronousTestCase):
