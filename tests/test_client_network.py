@@ -15,9 +15,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 
-from posd.certificates import make
+from posd.certificates import Made, make
 from posd.client import Connected, Ending, ReceivedEvent, Till
 from posd.client.connection import Connection
+from tests.odd_certificates import odd
 from tests.till_case import KEY, STREAM, Desk
 
 BIG = "x" * 20_000
@@ -46,10 +47,11 @@ class NetworkCase(TestCase):
         self.factory.desks = []
         self.factory.events = 0
 
-    async def listen(self, *, tls_name: str | None = None) -> int:
+    async def listen(self, *, tls_name: str | None = None, made: Made | None = None) -> int:
         endpoint: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
         if tls_name is not None:
             made = make(self.folder, [tls_name])
+        if made is not None:
             pem = made.key_path.read_bytes() + made.certificate_path.read_bytes()
             endpoint = wrapServerTLS(PrivateCertificate.loadPEM(pem).options(), endpoint)
         port = await endpoint.listen(self.factory)
@@ -97,6 +99,14 @@ class NetworkCase(TestCase):
         port = await self.listen(tls_name="pos.example.net")
         ending = await self.ending_of(f"wss://127.0.0.1:{port}")
         self.assertEqual(ending.reason, "TLS: the server's certificate is for another name")
+        self.assertEqual(self.factory.desks, [])
+
+    async def test_a_server_that_is_named_by_nothing_but_a_common_name_is_not_spoken_to(
+        self,
+    ) -> None:
+        port = await self.listen(made=odd(self.folder, "127.0.0.1"))
+        ending = await self.ending_of(f"wss://127.0.0.1:{port}")
+        self.assertIn("TLS: the server's certificate names no server", ending.reason)
         self.assertEqual(self.factory.desks, [])
 
     async def test_a_certificate_of_an_unknown_authority_is_named_as_the_reason(self) -> None:

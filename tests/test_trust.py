@@ -7,14 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 from OpenSSL import SSL
 from service_identity import CertificateError, VerificationError
 from twisted.internet import reactor
@@ -37,6 +29,7 @@ from posd.dialing import Credentials, distrust
 from posd.errors import StartError
 from posd.tls import ServerTLS
 from posd.trust import client_context
+from tests.odd_certificates import odd
 
 SECRET = b"the key"
 
@@ -191,25 +184,7 @@ class ServerTests(TrustCase):
         self, name: str, names: Sequence[x509.GeneralName], ends: datetime | None = None
     ) -> int:
         """A server with a certificate as posd's own are, but for its names and its end."""
-        made = make(self.folder, ["unused.lan"])
-        authority = x509.load_pem_x509_certificate(made.ca_path.read_bytes())
-        secret = load_pem_private_key((self.folder / "ca-key.pem").read_bytes(), None)
-        assert isinstance(secret, ec.EllipticCurvePrivateKey)
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, name)])
-        ends = ends or datetime.now(UTC) + timedelta(days=1)
-        builder = (
-            x509.CertificateBuilder(authority.subject, subject, key.public_key(), 7)
-            .not_valid_before(ends - timedelta(days=2))
-            .not_valid_after(ends)
-        )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = builder.sign(secret, hashes.SHA256())
-        made.certificate_path.write_bytes(certificate.public_bytes(Encoding.PEM))
-        made.key_path.write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        )
+        made = odd(self.folder, name, names, ends)
         return await self.listen(made.certificate_path, made.key_path)
 
 
