@@ -21,7 +21,7 @@ _FOLDER: Final = ROOT / "build" / "debian"
 _SUITE: Final = "bookworm"
 # A server as Debian's installer leaves it at the least: no Python, no PostgreSQL, no tools.
 _INCLUDED: Final = ("systemd", "systemd-sysv", "dbus", "libpam-systemd")
-_OFFERED: Final = ("postgresql", "curl", "python3", "adduser")
+_OFFERED: Final = ("postgresql", "curl", "python3", "procps")
 _DOWNLOAD: Final = 'chroot "$1" apt-get --yes --no-install-recommends --download-only install'
 _TOOLS: Final = ("mmdebstrap", "dpkg-scanpackages")
 _SECONDS: Final = 1200.0
