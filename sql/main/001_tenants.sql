@@ -131,9 +131,14 @@ CREATE TRIGGER pos_tell_nodes AFTER DELETE ON dinedesk_main.pos_api_keys
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
 CREATE TRIGGER pos_tell_nodes_update AFTER UPDATE ON dinedesk_main.pos_api_keys
     FOR EACH ROW WHEN (
-        (OLD.tenant_id, OLD.kind, OLD.device_id, OLD.key_sha256, OLD.not_before, OLD.expires_at, OLD.revoked_at)
-        IS DISTINCT FROM
-        (NEW.tenant_id, NEW.kind, NEW.device_id, NEW.key_sha256, NEW.not_before, NEW.expires_at, NEW.revoked_at)
+        -- Not as rows, which PostgreSQL keeps in a form that a dump and its restore would change.
+        OLD.tenant_id IS DISTINCT FROM NEW.tenant_id
+        OR OLD.kind IS DISTINCT FROM NEW.kind
+        OR OLD.device_id IS DISTINCT FROM NEW.device_id
+        OR OLD.key_sha256 IS DISTINCT FROM NEW.key_sha256
+        OR OLD.not_before IS DISTINCT FROM NEW.not_before
+        OR OLD.expires_at IS DISTINCT FROM NEW.expires_at
+        OR OLD.revoked_at IS DISTINCT FROM NEW.revoked_at
     ) EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('key');
 
 -- For platform code that used to compare the column itself. The caller must be allowed into that

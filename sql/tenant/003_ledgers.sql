@@ -93,7 +93,9 @@ CREATE TABLE :"schema".pos_gift_card_transactions (
     reversible numeric(14, 3) GENERATED ALWAYS AS (
         CASE WHEN transaction_type NOT IN ('reverse', 'tombstone') THEN amount END) STORED,
 
-    CONSTRAINT gift_card_numbers CHECK ('NaN' NOT IN (balance_before, amount, balance_after)),
+    -- Not NOT IN, which PostgreSQL keeps in a form that a dump and its restore would change.
+    CONSTRAINT gift_card_numbers
+        CHECK (balance_before <> 'NaN' AND amount <> 'NaN' AND balance_after <> 'NaN'),
     CONSTRAINT gift_card_sum CHECK (balance_after = balance_before + amount),
     CONSTRAINT gift_card_not_overdrawn CHECK (balance_after >= 0),
     CONSTRAINT gift_card_begins_at_zero CHECK (seq > 1 OR balance_before = 0),
