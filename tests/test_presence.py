@@ -267,7 +267,7 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         with capturedLogs() as logged:
             await presence.mark()
-        self.assertIn("42703", " ".join(str(event.get("why")) for event in logged))
+        self.assertIn("42703", " ".join(str(event.get("reason")) for event in logged))
         self.assertEqual(presence._unmarked, set())
 
     async def test_what_a_till_says_of_an_order_moves_the_head(self) -> None:

@@ -204,7 +204,6 @@ class DisguiseTests(HostileCase):
             (
                 ("Origin", "http://[::1"),
                 ("Origin", "null"),
-                ("Host", "second.example:port"),
                 ("Sec-WebSocket-Version", "13"),
                 ("Sec-WebSocket-Protocol", "a, a"),
                 ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits=99"),
