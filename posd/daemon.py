@@ -138,12 +138,12 @@ class Daemon(Service):
         """Nobody new comes in; then everything ends in order."""
         began, tills = self._reactor.seconds(), len(self._parts.exchange)
         self._notifier.stopping()
-        self._say(f"stopping, {tills} terminals are sent home")
-        for port in self._ports:
-            await _finished(port.stopListening())
         for timer in self._timers:
             if timer.running:
                 timer.stop()
+        self._say(f"stopping, {tills} terminals are sent home")
+        for port in self._ports:
+            await _finished(port.stopListening())
         if self._renewal is not None and self._renewal.running:
             self._renewal.stopService()
         await self._parts.stop(_DRAIN_SECONDS)

@@ -285,6 +285,20 @@ class RunningTests(SynchronousTestCase):
         self.assertIn("STOPPING=1", said)
         self.assertEqual([each for each in said if each.startswith(("READY", "RELOADING"))], [])
 
+    def test_systemd_is_told_how_many_tills_a_stop_sends_home(self) -> None:
+        with self.manager() as manager:
+            daemon = self.shop.start()
+            till = Till.dial(
+                daemon, "/ws/pos/kitchen?last_event_id=0", {"X-API-Key": self.shop.key()}
+            )
+            self.addCleanup(till.hang_up)
+            daemon.terminate()
+            self.heard(manager, "STOPPING=1")
+            self.assertIn("1 terminals are sent home", self.heard(manager, "STATUS="))
+            self.assertEqual(till.ended().code, 1001)
+            self.assertEqual(daemon.stop(), 0)
+        self.assertIn("with 1 terminals that were sent home", daemon.log())
+
     @contextmanager
     def manager(self) -> Iterator[socket.socket]:
         """The service manager's end of what daemons that are started now tell it."""
