@@ -23,6 +23,7 @@ _SUITE: Final = "bookworm"
 _INCLUDED: Final = ("systemd", "systemd-sysv", "dbus", "libpam-systemd")
 _OFFERED: Final = ("postgresql", "curl", "python3", "procps")
 _DOWNLOAD: Final = 'chroot "$1" apt-get --yes --no-install-recommends --download-only install'
+_OF: Final = " ".join((_SUITE, *_INCLUDED, "-", *_OFFERED))
 _TOOLS: Final = ("mmdebstrap", "dpkg-scanpackages")
 _SECONDS: Final = 1200.0
 
@@ -46,7 +47,8 @@ def debian() -> Debian:
     if reason is not None:
         raise SkipTest(f"not run: {reason}")
     made = Debian(_FOLDER / "tree", _FOLDER / "packages")
-    if not _FOLDER.exists():
+    if not (_FOLDER / "of").exists() or (_FOLDER / "of").read_text() != _OF:
+        shutil.rmtree(_FOLDER, ignore_errors=True)
         _make(made)
     return made
 
@@ -87,6 +89,7 @@ def _make(wanted: Debian) -> None:
             check=True,
         )
         (new.packages / "Packages").write_text(index.stdout)
+        (folder / "of").write_text(_OF)
         folder.rename(_FOLDER)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

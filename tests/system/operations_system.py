@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import documents
-from tests.documents import ROOT, Block
+from tests.documents import Block
 from tests.shown import agrees
-from tests.system import machine
+from tests.system import debian_package, machine
 from tests.system.debian_tree import debian
 from tests.system.machine import Machine
 from tests.system.terminal import BlockFailed, Terminal
@@ -24,13 +23,11 @@ _TILL_SECONDS = 60.0
 def server(test: SynchronousTestCase) -> Machine:
     """A bare Debian 12 with nothing but the package, where the page has it copied to."""
     tree = debian()
-    packages = sorted((ROOT / "dist").glob("posd_*.deb"))
-    if not packages:
-        raise SkipTest("not run: there is no package in dist/; `make deb` makes it")
+    package = debian_package.package()
     booted = machine.boot(test, tree.tree, [tree.packages])
     booted.path("/etc/apt/sources.list").write_text(tree.source)
     booted.path("/srv/posd").mkdir()
-    shutil.copy(packages[-1], booted.path("/srv/posd"))
+    shutil.copy(package, booted.path("/srv/posd"))
     return booted
 
 
