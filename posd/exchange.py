@@ -1,24 +1,23 @@
-"""All of this node's sessions: opened, woken through their channels, and sent home at the end."""
+"""All of this node's sessions and who else waits: let in, told apart, and sent home at the end."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final, Protocol
 from uuid import UUID
 
 from attrs import frozen
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd import dismissals
 from posd.channel import Channel, Watcher
+from posd.channels import Channels
 from posd.cursor import resume
 from posd.database import Database
 from posd.errors import TooManyRequests, Unavailable
@@ -28,14 +27,12 @@ from posd.outbox import Budget, Outbox
 from posd.roster import Attendance, Line, Roster, Sighting
 from posd.session import Register, Session
 from posd.store import presence as books
-from posd.store import replay, stream
+from posd.store import replay
 from posd.values import (
     DISCONNECTED,
     GOING_AWAY,
-    STREAM_CHANGED,
     SUPERSEDED,
     Closing,
-    Head,
     Opening,
     Seq,
     Tenant,
@@ -88,7 +85,7 @@ class Admitted:
 
 
 class Exchange(Service):
-    """Opens sessions, wakes their channels, and ends them when their time has come."""
+    """Opens sessions at their channels, and ends them when their time has come."""
 
     _log = Logger()
 
@@ -110,7 +107,7 @@ class Exchange(Service):
         self._outbox_bytes = outbox_bytes
         self.instruments = instruments or Instruments()
         self._budget = Budget(outbox_total)
-        self._channels: dict[TenantId, Channel] = {}
+        self.channels = Channels(database, presence.delivered, self.instruments)
         self._guests: set[Guest] = set()
         self._roster = Roster(reactor, heartbeat, presence.claim)
         presence.sightings = self._roster.sightings
@@ -129,7 +126,7 @@ class Exchange(Service):
 
     def connections(self, tenant_id: TenantId) -> int:
         """How many sessions this node has of a tenant."""
-        channel = self._channels.get(tenant_id)
+        channel = self.channels.of(tenant_id)
         return 0 if channel is None else len(channel.sessions)
 
     def counts(self) -> dict[str, int]:
@@ -140,11 +137,6 @@ class Exchange(Service):
     def held(self) -> int:
         """How many bytes wait for tills that do not take them."""
         return self._budget.held
-
-    @property
-    def tenants(self) -> list[TenantId]:
-        """Those with sessions here."""
-        return list(self._channels)
 
     def adjust(self, *, heartbeat: float, outbox_bytes: int, outbox_total: int) -> None:
         """Change what it was made with: the bounds for all, the heartbeat for those to come."""
@@ -189,7 +181,7 @@ class Exchange(Service):
             clock=self._reactor.seconds,
             position=start,
         )
-        channel, is_new = self._channel(terminal, opening.head)
+        channel, is_new = self.channels.join(terminal.tenant, opening.head)
         session = Session(
             terminal, channel, outbox, line, self._presence, self._reactor.seconds, _now
         )
@@ -203,7 +195,7 @@ class Exchange(Service):
             self.closed(session)
             raise
         if is_new:
-            self._look_again(channel)
+            self.channels.look_again(channel)
         return session
 
     def closed(self, session: Session) -> None:
@@ -212,28 +204,27 @@ class Exchange(Service):
         if not self._roster.leave(session):
             return
         self._presence.disconnected(session.terminal)
-        channel = self._channels.get(session.terminal.tenant.id)
-        if channel is not None and channel.deserted:
-            self._forget(channel)
+        channel = self.channels.of(session.terminal.tenant.id)
+        if channel is not None:
+            self.channels.left(channel)
 
     def watch(self, guest: Guest, opening: Opening) -> Channel:
         """Let somebody wait at the tenant's channel, until `unwatch`."""
-        channel, is_new = self._channel(guest.terminal, opening.head)
+        channel, is_new = self.channels.join(guest.terminal.tenant, opening.head)
         self._guests.add(guest)
         channel.watch(guest)
         if is_new:
-            self._look_again(channel)
+            self.channels.look_again(channel)
         return channel
 
     def unwatch(self, guest: Guest, channel: Channel) -> None:
         self._guests.discard(guest)
         channel.unwatch(guest)
-        if channel.deserted:
-            self._forget(channel)
+        self.channels.left(channel)
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         """A named terminal has said, not on a connection, that it has everything up to `seq`."""
-        channel = self._channels.get(terminal.tenant.id)
+        channel = self.channels.of(terminal.tenant.id)
         if channel is not None and channel.stream_id == terminal.stream_id:
             channel.acknowledged(seq)
         for session in self._roster.of_device(terminal):
@@ -245,33 +236,6 @@ class Exchange(Service):
         """A till sent a frame."""
         self._roster.heard(session)
 
-    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
-        """A tenant's stream has events up to `seq`, so it is said."""
-        channel = self._channels.get(tenant_id)
-        if channel is not None:
-            channel.wake(seq)
-
-    async def check(self, heads: Iterable[Head]) -> None:
-        """Compare the channels with the tenants' heads as they are in the database."""
-        suspects = {}
-        for head in heads:
-            channel = self._channels.get(head.tenant_id)
-            if channel is None:
-                continue
-            if head.stream_id != channel.stream_id or head.last_seq < channel.tail:
-                suspects[channel] = channel.tail
-            else:
-                channel.check(head)
-        if suspects:
-            await self._confirm(suspects)
-
-    def delivered(self) -> dict[TenantId, Head]:
-        """How far each stream was delivered on this node."""
-        return {
-            tenant_id: Head(tenant_id, channel.stream_id, channel.tail)
-            for tenant_id, channel in self._channels.items()
-        }
-
     async def recheck(self, key_id: int | None = None) -> None:
         """Send away whose credential, or whose tenant, is valid no more.
 
@@ -279,7 +243,7 @@ class Exchange(Service):
         """
         using = {terminal.principal.key_id for terminal, _ in self._present()}
         asked = using if key_id is None else using & {key_id}
-        everywhere = self.tenants if key_id is None else []
+        everywhere = self.channels.tenants if key_id is None else []
         found = await dismissals.find(self._database, asked, everywhere)
         for terminal, end in self._present():
             closing = found.of(terminal)
@@ -300,12 +264,6 @@ class Exchange(Service):
         for guest in list(self._guests):
             if guest.terminal.connection_id == connection_id:
                 guest.end(DISCONNECTED)
-
-    def forget(self, tenant_id: TenantId) -> None:
-        """Something was erased from a stream: what is remembered of it is read again."""
-        channel = self._channels.get(tenant_id)
-        if channel is not None:
-            channel.forget()
 
     async def drain(self, seconds: float) -> None:
         """Send everybody home within about `seconds`: in batches, in no order a till could rely on.
@@ -350,64 +308,9 @@ class Exchange(Service):
         except Exception:
             self._log.failure("a session could not be sent home")
 
-    async def _confirm(self, suspects: dict[Channel, Seq]) -> None:
-        """Look again at heads that do not go with what was already delivered.
-
-        A poll may have looked just before the last events were committed, or before a channel began.
-        A head that still is behind them means that a backup was restored under the same name; the
-        stream is renamed, so that no till takes an old position for a valid one.
-        """
-        heads = await stream.heads(self._database, [each.tenant.id for each in suspects])
-        for channel, tail in suspects.items():
-            head = heads.get(channel.tenant.id)
-            if head is None or self._channels.get(channel.tenant.id) is not channel:
-                continue
-            if is_set_back(head, Head(head.tenant_id, channel.stream_id, tail)):
-                await stream.reset(self._database, [channel.tenant.id])
-                self._log.error("the stream of {slug} was set back", slug=channel.tenant.slug)
-                channel.end(STREAM_CHANGED)
-            else:
-                channel.check(head)
-
     def _refuse_while_draining(self) -> None:
         if self.draining:
             raise Unavailable("posd is restarting.", retry_after=1)
-
-    def _channel(self, terminal: Terminal, head: Head) -> tuple[Channel, bool]:
-        """The channel of a terminal's tenant, and whether it was made for it."""
-        tenant = terminal.tenant
-        channel = self._channels.get(tenant.id)
-        if channel is not None and channel.stream_id == head.stream_id:
-            return channel, False
-        if channel is not None:
-            channel.end(STREAM_CHANGED)
-        read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
-        channel = self._channels[tenant.id] = Channel(
-            *(tenant, head, read, self._presence.delivered, self._forget, self.instruments)
-        )
-        return channel, True
-
-    def _look_again(self, channel: Channel) -> None:
-        """A wake may have come while the head, with which a channel began, was on its way here."""
-        looked = Deferred.fromCoroutine(self._read_head(channel.tenant.id))
-        looked.addErrback(lambda failure: self._log.failure("a head was not read", failure))
-
-    async def _read_head(self, tenant_id: TenantId) -> None:
-        try:
-            heads = await stream.heads(self._database, [tenant_id])
-            await self.check(heads.values())
-        except Unavailable:
-            # The poll sees it when the database is back.
-            return
-
-    def _forget(self, channel: Channel) -> None:
-        if self._channels.get(channel.tenant.id) is channel:
-            del self._channels[channel.tenant.id]
-
-
-def is_set_back(head: Head, delivered: Head) -> bool:
-    """Whether a head that was read after `delivered` was noted is behind it in the same history."""
-    return head.stream_id == delivered.stream_id and head.last_seq < delivered.last_seq
 
 
 def _now() -> datetime:

@@ -40,17 +40,24 @@ class Numbering(Protocol):
 
 
 class Delivery(Protocol):
-    """The exchange, as far as the feed wakes it."""
+    """The channels, as far as the feed wakes them."""
 
     @property
     def tenants(self) -> list[TenantId]:
-        """Those with sessions on this node."""
+        """Those with somebody on this node."""
 
     def wake(self, tenant_id: TenantId, seq: Seq) -> None:
         """A stream has events up to `seq`."""
 
     async def check(self, heads: list[Head]) -> None:
         """These are the heads as the database has them."""
+
+    def erased(self, tenant_id: TenantId) -> None:
+        """Something was erased from a stream."""
+
+
+class Doorkeeper(Protocol):
+    """The exchange, as far as the feed tells it who has to go."""
 
     async def recheck(self, key_id: int | None = None) -> None:
         """Credentials, or this one, may have ended."""
@@ -60,9 +67,6 @@ class Delivery(Protocol):
 
     def disconnect(self, connection_id: UUID) -> None:
         """An operator has ended a connection."""
-
-    def forget(self, tenant_id: TenantId) -> None:
-        """Something was erased from a stream."""
 
 
 class Cache(Protocol):
@@ -90,6 +94,7 @@ class Feed(Service):
         statement_timeout: float,
         numbering: Numbering,
         delivery: Delivery,
+        doorkeeper: Doorkeeper,
         cache: Cache,
         clock: DatabaseClock | None = None,
     ) -> None:
@@ -97,6 +102,7 @@ class Feed(Service):
         self._database = database
         self._numbering = numbering
         self._delivery = delivery
+        self._doorkeeper = doorkeeper
         self._cache = cache
         self._clock = clock or DatabaseClock()
         self._canary_channel = f"posd_canary_{node_id.hex}"
@@ -130,7 +136,7 @@ class Feed(Service):
             for seconds, work in (
                 (_POLL_SECONDS, self._poll),
                 (_CANARY_SECONDS, self._sing),
-                (_RECHECK_SECONDS, self._delivery.recheck),
+                (_RECHECK_SECONDS, self._doorkeeper.recheck),
             )
         ]
 
@@ -178,16 +184,16 @@ class Feed(Service):
         match kind:
             case "key":
                 self._cache.forget_key(int(subject))
-                self._later(self._delivery.recheck(int(subject)))
+                self._later(self._doorkeeper.recheck(int(subject)))
             case "tenant":
                 self._cache.forget_tenant(int(subject))
-                self._later(self._delivery.recheck())
+                self._later(self._doorkeeper.recheck())
             case "superseded":
-                self._delivery.superseded(UUID(subject))
+                self._doorkeeper.superseded(UUID(subject))
             case "disconnect":
-                self._delivery.disconnect(UUID(subject))
+                self._doorkeeper.disconnect(UUID(subject))
             case "erased":
-                self._delivery.forget(int(subject))
+                self._delivery.erased(int(subject))
 
     async def _poll(self) -> None:
         waiting, heads = await stream.poll(self._database, self._delivery.tenants)

@@ -13,10 +13,11 @@ from twisted.logger import Logger
 
 from posd import migrations
 from posd.auth import Authenticator
+from posd.channels import is_set_back
 from posd.config import Config, Listener
 from posd.database import Database
 from posd.errors import Unavailable
-from posd.exchange import Exchange, is_set_back
+from posd.exchange import Exchange
 from posd.feed import Feed
 from posd.health import Health
 from posd.instruments import Instruments
@@ -148,7 +149,8 @@ class Parts:
             node_id,
             statement_timeout=timeout,
             numbering=self.sequencer,
-            delivery=self.exchange,
+            delivery=self.exchange.channels,
+            doorkeeper=self.exchange,
             cache=self.authenticator,
             clock=self.instruments.clock,
         )
@@ -190,7 +192,7 @@ class Parts:
         if not await stream.recognise(session):
             _log.warn("this is another database than before; every stream has a new name")
         # Noted before the heads are read: another node may number meanwhile, and we deliver that.
-        delivered = self.exchange.delivered()
+        delivered = self.exchange.channels.delivered()
         heads = await stream.heads(session, delivered)
         set_back = [each for each in heads if is_set_back(heads[each], delivered[each])]
         if set_back:

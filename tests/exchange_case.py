@@ -169,4 +169,4 @@ class ExchangeCase(SynchronousTestCase):
         return self.exchange.open(connecting, opening(last_seq, acked), there), line
 
     def check(self, *heads: Head) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.exchange.check(heads))
+        return Deferred.fromCoroutine(self.exchange.channels.check(heads))

@@ -110,7 +110,7 @@ class RoadCase(SocketCase):
 
     def commit(self, count: int = 1, size: int = 0) -> None:
         """Commit events, and say so."""
-        self.exchange.wake(KITCHEN.id, self.log.commit(count, size))
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit(count, size))
 
     def send(
         self,

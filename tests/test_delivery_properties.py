@@ -208,11 +208,11 @@ class Delivery(RuleBasedStateMachine):
 
     @rule()
     def wake(self) -> None:
-        self.exchange.wake(KITCHEN.id, self.log.last)
+        self.exchange.channels.wake(KITCHEN.id, self.log.last)
 
     @rule(seq=st.integers(0, 60))
     def wake_for_nothing(self, seq: int) -> None:
-        self.exchange.wake(KITCHEN.id, seq)
+        self.exchange.channels.wake(KITCHEN.id, seq)
 
     @rule()
     def poll(self) -> None:
@@ -222,7 +222,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(index=indexes)
     def poll_arrives(self, index: int) -> None:
         head = self.polled.pop(index % len(self.polled))
-        Deferred.fromCoroutine(self.exchange.check([head])).addErrback(
+        Deferred.fromCoroutine(self.exchange.channels.check([head])).addErrback(
             lambda failure: failure.trap(Unavailable)
         )
 
@@ -372,7 +372,11 @@ class Delivery(RuleBasedStateMachine):
         for till in self.tills:
             assert till.most_written <= LARGEST_FRAME
             assert till.kept <= TRANSPORT_BYTES + LARGEST_FRAME
-        kept = [each for channel in self.exchange._channels.values() for each in channel._recent]
+        kept = [
+            each
+            for channel in self.exchange.channels._by_tenant.values()
+            for each in channel._recent
+        ]
         assert sum(each.size for each in kept) <= RECENT_BYTES + LARGEST_FRAME
 
     @invariant()
@@ -424,7 +428,7 @@ class Delivery(RuleBasedStateMachine):
         self.nobody_is_closed_without_a_reason()
 
     def exchange_looks(self) -> None:
-        done = Deferred.fromCoroutine(self.exchange.check([self.log.head]))
+        done = Deferred.fromCoroutine(self.exchange.channels.check([self.log.head]))
         assert done.called
         self.trouble = False
 

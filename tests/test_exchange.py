@@ -74,7 +74,7 @@ class OpeningTests(ExchangeCase):
         session, _ = self.connect()
         self.assertEqual(len(self.exchange), 1)
         self.assertEqual(self.exchange.connections(KITCHEN.id), 1)
-        self.assertEqual(self.exchange.tenants, [KITCHEN.id])
+        self.assertEqual(self.exchange.channels.tenants, [KITCHEN.id])
         self.assertEqual(self.books.here, [session.terminal])
 
     def test_bounds_that_change_count_for_those_who_are_here_and_the_heartbeat_for_who_comes(
@@ -102,14 +102,14 @@ class OpeningTests(ExchangeCase):
         self.exchange.closed(session)
         self.assertEqual(len(self.exchange), 0)
         self.assertEqual(self.exchange.connections(KITCHEN.id), 0)
-        self.assertEqual((self.exchange.tenants, self.books.here), ([], []))
+        self.assertEqual((self.exchange.channels.tenants, self.books.here), ([], []))
 
     def test_a_channel_is_there_for_as_long_as_there_are_sessions(self) -> None:
         first, second = self.connect()[0], self.connect()[0]
         self.exchange.closed(first)
-        self.assertEqual(self.exchange.tenants, [KITCHEN.id])
+        self.assertEqual(self.exchange.channels.tenants, [KITCHEN.id])
         self.exchange.closed(second)
-        self.assertEqual(self.exchange.tenants, [])
+        self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_a_till_goes_on_from_where_it_asks(self) -> None:
         _, line = self.connect(terminal(position=Position(7)))
@@ -133,7 +133,7 @@ class OpeningTests(ExchangeCase):
         self.exchange.open(terminal(), newer, late)
         self.assertEqual((line.closings, late.closings), ([STREAM_CHANGED], []))
         self.log.commit()
-        self.exchange.wake(KITCHEN.id, 11)
+        self.exchange.channels.wake(KITCHEN.id, 11)
         self.assertEqual((line.ids, late.ids), ([], [11]))
 
     def test_the_end_of_an_old_session_does_not_touch_the_new_channel(self) -> None:
@@ -192,36 +192,36 @@ class CheckTests(ExchangeCase):
         self.assertEqual(line.ids, [11])
 
     def test_wakes_and_heads_of_tenants_without_tills_are_ignored(self) -> None:
-        self.exchange.wake(99, 5)
+        self.exchange.channels.wake(99, 5)
         self.successResultOf(self.check(Head(99, OTHER_STREAM, 5)))
-        self.assertEqual(self.exchange.tenants, [])
+        self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_a_poll_that_looked_before_a_commit_is_no_restored_backup(self) -> None:
         _, line = self.connect()
         before = self.log.head
-        self.exchange.wake(KITCHEN.id, self.log.commit())
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         self.successResultOf(self.check(before))
         self.assertEqual((line.ids, line.closings, self.store.resets), ([11], [], []))
         self.log.commit()
-        self.exchange.wake(KITCHEN.id, 12)
+        self.exchange.channels.wake(KITCHEN.id, 12)
         self.assertEqual(line.ids, [11, 12])
 
     def test_a_head_that_still_is_behind_is_one_and_the_stream_gets_a_new_name(self) -> None:
         _, line = self.connect()
-        self.exchange.wake(KITCHEN.id, self.log.commit())
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         del self.log.events[5:]
         self.successResultOf(self.check(self.log.head))
         self.assertEqual((line.closings, self.store.resets), ([STREAM_CHANGED], [[KITCHEN.id]]))
-        self.assertEqual(self.exchange.tenants, [])
+        self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_what_came_while_it_was_looked_again_is_no_reason_either(self) -> None:
         _, line = self.connect()
         before = self.log.head
-        self.exchange.wake(KITCHEN.id, self.log.commit())
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         self.store.pending = []
         checking = self.check(before)
         # The second look has read 11 by now, and here comes 12.
-        self.exchange.wake(KITCHEN.id, self.log.commit())
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
         self.assertEqual((line.ids, self.store.resets), ([11, 12], []))
@@ -229,7 +229,7 @@ class CheckTests(ExchangeCase):
     def test_everybody_may_have_left_meanwhile(self) -> None:
         session, _ = self.connect()
         before = self.log.head
-        self.exchange.wake(KITCHEN.id, self.log.commit())
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         self.store.pending = []
         checking = self.check(before)
         self.exchange.closed(session)
@@ -245,7 +245,7 @@ class CheckTests(ExchangeCase):
     def test_nothing_of_another_history_is_delivered_before_that_is_known(self) -> None:
         _, line = self.connect()
         self.log.stream_id = OTHER_STREAM
-        self.exchange.wake(KITCHEN.id, self.log.commit(5))
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit(5))
         self.assertEqual(line.ids, [])
 
     def test_a_database_that_is_away_is_looked_at_again(self) -> None:

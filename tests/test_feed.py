@@ -58,7 +58,7 @@ class Tills:
     def superseded(self, connection_id: UUID) -> None:
         self.displaced.append(connection_id)
 
-    def forget(self, tenant_id: TenantId) -> None:
+    def erased(self, tenant_id: TenantId) -> None:
         self.forgotten.append(tenant_id)
 
     def disconnect(self, connection_id: UUID) -> None:
@@ -97,6 +97,7 @@ class FeedCase(DatabaseCase):
             statement_timeout=5.0,
             numbering=self.numbers,
             delivery=self.tills,
+            doorkeeper=self.tills,
             cache=self.keys,
         )
 

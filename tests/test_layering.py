@@ -26,7 +26,17 @@ NETWORK = ("twisted", "autobahn", "txaio", "txpostgres", "psycopg2", "OpenSSL")
 DAEMON = tuple(
     f"posd.{name}"
     for name in (
-        *("auth", "channel", "config", "connection", "database", "exchange", "feed", "link"),
+        *(
+            "auth",
+            "channel",
+            "channels",
+            "config",
+            "connection",
+            "database",
+            "exchange",
+            "feed",
+            "link",
+        ),
         *(
             "migrations",
             "outbox",
@@ -101,7 +111,7 @@ TABLE = (
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("polls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row(
-        "exchange dismissals presence retention forgetting",
+        "exchange channels dismissals presence retention forgetting",
         never=("twisted.web", "posd.web", "posd.ws"),
     ),
     # What tills report by REST ends where what they say on a socket does.

@@ -43,7 +43,9 @@ class RecognitionTests(SynchronousTestCase):
         self.parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
         self.stream_id = uuid4()
         delivered = Head(TENANT.id, self.stream_id, 10)
-        self.parts.exchange._channels[TENANT.id] = Channel(TENANT, delivered, self.nothing)
+        self.parts.exchange.channels._by_tenant[TENANT.id] = Channel(
+            TENANT, delivered, self.nothing
+        )
 
     async def nothing(self, seq: Seq, limit: int) -> list[Event]:
         return []
@@ -63,7 +65,7 @@ class RecognitionTests(SynchronousTestCase):
 
     def test_what_is_delivered_while_the_heads_are_read_changes_nothing(self) -> None:
         session = ScriptedSession(Head(TENANT.id, self.stream_id, 10))
-        channel, look = self.parts.exchange._channels[TENANT.id], session.query
+        channel, look = self.parts.exchange.channels._by_tenant[TENANT.id], session.query
 
         async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
             rows = await look(sql, parameters)

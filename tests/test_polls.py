@@ -87,10 +87,10 @@ class PollCase(ExchangeCase):
 
     def commit(self, count: int = 1, size: int = 0) -> None:
         """Commit events, and say so."""
-        self.exchange.wake(KITCHEN.id, self.log.commit(count, size))
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit(count, size))
 
     def nothing_is_left(self) -> None:
-        self.assertEqual((self.exchange.tenants, self.exchange._guests), ([], set()))
+        self.assertEqual((self.exchange.channels.tenants, self.exchange._guests), ([], set()))
         self.assertEqual((self.holding, self.connections.open), ([], 0))
         self.assertEqual(self.clock.getDelayedCalls(), self.timers)
 
@@ -301,7 +301,7 @@ class WaitingTests(PollCase):
 
     def test_a_wake_for_nothing_wakes_nobody(self) -> None:
         asking = self.ask(10, PATIENT)
-        self.exchange.wake(KITCHEN.id, 99)
+        self.exchange.channels.wake(KITCHEN.id, 99)
         self.assertNoResult(asking)
         self.commit()
         self.assertEqual(ids(self.successResultOf(asking)), [11])

@@ -206,11 +206,11 @@ class Roads(RuleBasedStateMachine):
     def publish(self, count: int, size: int, wakes: bool) -> None:
         self.log.commit(count, size)
         if wakes:
-            self.exchange.wake(KITCHEN.id, self.log.last)
+            self.exchange.channels.wake(KITCHEN.id, self.log.last)
 
     @rule()
     def the_feed_looks(self) -> None:
-        checked = Deferred.fromCoroutine(self.exchange.check([self.log.head]))
+        checked = Deferred.fromCoroutine(self.exchange.channels.check([self.log.head]))
         checked.addErrback(lambda failure: failure.trap(Unavailable))
 
     @precondition(lambda self: self.log.waiting)

@@ -152,14 +152,14 @@ class LongPollTests(RoadCase):
         socket = self.send(f"{EVENTS}?after=10&wait=60")
         socket.hang_up()
         self.assertEqual((self.connections.open, self.site.open_channels), (0, 0))
-        self.assertEqual(self.exchange.tenants, [])
+        self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_one_that_went_while_its_key_was_looked_up_does_not_wait(self) -> None:
         self.store.pending = []
         socket = self.send(f"{EVENTS}?after=10&wait=60")
         socket.hang_up()
         self.store.pending.pop(0).callback(None)
-        self.assertEqual((self.connections.open, self.exchange.tenants), (0, []))
+        self.assertEqual((self.connections.open, self.exchange.channels.tenants), (0, []))
 
 
 class AckTests(RoadCase):

@@ -121,7 +121,7 @@ class BeginningTests(StreamCase):
     def test_an_event_of_two_lines_is_one(self) -> None:
         socket = self.follow()
         self.log.events.append(self.odd(b'{"n":1,\n"text":"x"}'))
-        self.exchange.wake(7, 11)
+        self.exchange.channels.wake(7, 11)
         self.assertEqual(sent_to(socket)[-1].message["data"], {"n": 1, "text": "x"})
 
     def odd(self, data: bytes) -> Any:
@@ -143,7 +143,7 @@ class LastingTests(StreamCase):
         self.assertEqual((len(self.exchange), len(self.books.here)), (1, 1))
         socket.hang_up()
         self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
-        self.assertEqual((self.books.here, self.exchange.tenants), ([], []))
+        self.assertEqual((self.books.here, self.exchange.channels.tenants), ([], []))
 
     def test_there_may_be_only_so_many(self) -> None:
         for _ in range(3):

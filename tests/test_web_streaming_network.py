@@ -53,14 +53,14 @@ class TCPTests(NetworkCase):
     async def test_a_till_that_stops_reading_costs_its_outbox_and_misses_nothing(self) -> None:
         await self.stall()
         for _ in range(50):
-            self.exchange.wake(7, self.log.commit(size=_EVENT_BYTES))
+            self.exchange.channels.wake(7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.assertLessEqual(self.session.outbox.held, _OUTBOX_BYTES)
         self.assertLess(self.session.outbox.written, _MOST_ON_ITS_WAY)
         self.assertIsNotNone(self.session.outbox.stalled_since)
         self.till.socket.resumeProducing()
         await self.until(lambda: self.session.state is State.LIVE)
-        self.exchange.wake(7, self.log.commit())
+        self.exchange.channels.wake(7, self.log.commit())
         last = b"id: %d\n" % self.log.last
         await self.until(lambda: last in self.till.received[-10_000:])
         self.assertEqual(self.positions, list(range(11, self.log.last + 1)))

@@ -147,7 +147,7 @@ class NetworkCase(TestCase):
         for _ in range(_EVENTS):
             if happened():
                 return
-            self.exchange.wake(7, self.log.commit(size=_EVENT_BYTES))
+            self.exchange.channels.wake(7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.fail("the till takes everything without reading")
 
@@ -161,14 +161,14 @@ class TCPTests(NetworkCase):
     async def test_a_till_that_stops_reading_costs_its_outbox_and_misses_nothing(self) -> None:
         await self.stall()
         for _ in range(50):
-            self.exchange.wake(7, self.log.commit(size=_EVENT_BYTES))
+            self.exchange.channels.wake(7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.assertLessEqual(self.session.outbox.held, _OUTBOX_BYTES)
         self.assertLess(self.session.outbox.written, _MOST_ON_ITS_WAY)
         self.assertIsNotNone(self.session.outbox.stalled_since)
         self.till.socket.resumeProducing()
         await self.until(lambda: self.session.state is State.LIVE)
-        self.exchange.wake(7, self.log.commit())
+        self.exchange.channels.wake(7, self.log.commit())
         last = b'{"n":%d' % self.log.last
         await self.until(lambda: last in self.till.received[-10_000:])
         texts = [payload for opcode, payload in self.till.frames if opcode == TEXT]
@@ -232,5 +232,5 @@ class UnixTests(NetworkCase):
         await self.dial(UNIXClientEndpoint(reactor, path))
 
     async def test_a_till_is_greeted_and_sent_what_is_new(self) -> None:
-        self.exchange.wake(7, self.log.commit())
+        self.exchange.channels.wake(7, self.log.commit())
         await self.until(lambda: b'"id":11' in self.till.received)
