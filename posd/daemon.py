@@ -44,6 +44,8 @@ _DRAIN_SECONDS: Final = 5.0
 _STATUS_SECONDS: Final = 0.5
 _USED_SECONDS: Final = 60.0
 _RECHECK_SECONDS: Final = 1.0
+_MEETING_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.02
 _EXTENSION_USEC: Final = 30_000_000
 
 
@@ -107,6 +109,10 @@ class Daemon(Service):
 
     async def _start(self) -> None:
         inherited = systemd.inherited_endpoints(self._reactor, self._environ)
+        if inherited:
+            await self._meet_database()
+        if not self.running:
+            return
         for listener in self._parts.settings.listen:
             try:
                 await self._listen(listener, inherited.pop(listener.name, ()))
@@ -121,6 +127,12 @@ class Daemon(Service):
             await self._check_schema()
         except SchemaError as error:
             self._fail(str(error))
+
+    async def _meet_database(self) -> None:
+        """Give the first connection a moment, so that who waited at a kept socket gets no 503."""
+        database, until = self._parts.database, self._reactor.seconds() + _MEETING_SECONDS
+        while not (database.up or database.trouble) and self._reactor.seconds() < until:
+            await deferLater(self._reactor, _LOOK_SECONDS)
 
     async def _check_schema(self) -> None:
         """Wait for the database, and see that it is one for posd."""

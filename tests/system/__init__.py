@@ -10,4 +10,6 @@ is skips with `not run: REASON`, which `machine.missing()` and its like give:
 
         def test_systemd_is_there(self) -> None:
             self.assertEqual(self.machine.run("systemctl", "is-system-running"), "running\\n")
+
+Who needs a posd that is installed, with a PostgreSQL and a shop, has it by `installation.shared()`.
 """
