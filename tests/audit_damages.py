@@ -173,6 +173,11 @@ STREAM: Final = (
     ),
     damage(
         "cursors",
+        {"pos_cursors of FRONT": "is to go back to 17, which is no position"},
+        "UPDATE pos_cursors SET replay_after = 17 WHERE device_id = 'FRONT'",
+    ),
+    damage(
+        "cursors",
         {"pos_cursors of BAR": "the terminal has another cursor too"},
         without("pos_cursors", "pos_cursors_pkey"),
         "INSERT INTO pos_cursors SELECT * FROM pos_cursors WHERE device_id = 'BAR'",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from posd.doctor import Line, State, machine
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CONFIG = Config(Database("postgresql:///posd"))
 RUNNING = {
+    "Id": "posd.service",
     "LoadState": "loaded",
     "ActiveState": "active",
     "UnitFileState": "enabled",
@@ -61,25 +62,25 @@ class ClockTests(SynchronousTestCase):
                 self.assertEqual(line.state, state)
 
 
+def shown(*units: Mapping[str, str]) -> Callable[[Sequence[str]], str]:
+    """A systemctl that tells of these units."""
+
+    def systemctl(arguments: Sequence[str]) -> str:
+        assert arguments[:2] == ["show", "posd.service"]
+        return "\n".join("".join(f"{n}={v}\n" for n, v in unit.items()) for unit in units)
+
+    return systemctl
+
+
 class UnitTests(SynchronousTestCase):
-    def lines(self, config: Config | None, **changes: str) -> list[Line]:
-        asked: list[Sequence[str]] = []
-
-        def systemctl(arguments: Sequence[str]) -> str:
-            asked.append(arguments)
-            return "".join(f"{n}={v}\n" for n, v in {**RUNNING, **changes}.items())
-
-        lines = [*machine.unit(config, systemctl)]
-        self.assertEqual(asked[0][:2], ["show", "posd.service"])
-        return lines
-
     def only(self, state: State, **changes: str) -> Line:
-        (line,) = [line for line in self.lines(None, **changes) if line.state is not State.OK]
+        lines = machine.unit(None, shown({**RUNNING, **changes}))
+        (line,) = [line for line in lines if line.state is not State.OK]
         self.assertEqual(line.state, state)
         return line
 
     def test_one_that_runs_is_good_and_says_what_it_does(self) -> None:
-        (line,) = self.lines(None)
+        (line,) = machine.unit(None, shown(RUNNING))
         self.assertEqual((line.state, line.what), (State.OK, "it runs: 7 terminals connected"))
 
     def test_one_that_waits_for_something_is_nobodys_mistake(self) -> None:
@@ -88,21 +89,32 @@ class UnitTests(SynchronousTestCase):
         self.assertIn("connection refused", line.what)
 
     def test_one_that_has_failed_and_one_that_is_stopped(self) -> None:
-        self.assertIn(
-            "exit-code", self.only(State.FAULT, ActiveState="failed", Result="exit-code").what
-        )
-        self.assertEqual(
-            self.only(State.WARNING, ActiveState="inactive").remedy, "systemctl start posd"
-        )
+        failed = self.only(State.FAULT, ActiveState="failed", Result="exit-code")
+        self.assertIn("exit-code", failed.what)
+        stopped = self.only(State.WARNING, ActiveState="inactive")
+        self.assertEqual(stopped.remedy, "systemctl start posd")
         self.only(State.WARNING, ActiveState="activating")
 
-    def test_a_unit_that_is_not_what_systemd_has_read(self) -> None:
-        self.assertEqual(
-            self.only(State.WARNING, NeedDaemonReload="yes").remedy, "systemctl daemon-reload"
+    def test_of_several_instances_each_that_is_used_is_told_of(self) -> None:
+        units = (
+            {**RUNNING, "ActiveState": "inactive", "UnitFileState": "disabled"},
+            {**RUNNING, "Id": "posd@1.service"},
+            {**RUNNING, "Id": "posd@2.service", "ActiveState": "failed"},
+            {**RUNNING, "Id": "posd@3.service", "ActiveState": "inactive"},
         )
+        lines = [(line.part, line.state) for line in machine.unit(None, shown(*units))]
+        self.assertEqual(lines, [("daemon posd@1", State.OK), ("daemon posd@2", State.FAULT)])
 
-    def test_a_unit_that_is_not_started_at_boot(self) -> None:
+    def test_a_unit_that_is_not_what_systemd_has_read(self) -> None:
+        line = self.only(State.WARNING, NeedDaemonReload="yes")
+        self.assertEqual(line.remedy, "systemctl daemon-reload")
+
+    def test_a_unit_that_neither_boot_nor_a_till_starts(self) -> None:
         self.only(State.WARNING, UnitFileState="disabled")
+        socket = {"Id": "posd.socket", "ActiveState": "active", "UnitFileState": "enabled"}
+        service = {**RUNNING, "UnitFileState": "disabled"}
+        states = {line.state for line in machine.unit(None, shown(service, socket))}
+        self.assertEqual(states, {State.OK})
 
     def test_where_there_is_no_unit_or_no_systemd_nothing_is_said(self) -> None:
         self.only(State.UNKNOWN, LoadState="not-found")
@@ -118,28 +130,23 @@ class UnitTests(SynchronousTestCase):
             (many, "65536", State.FAULT),
         ):
             with self.subTest(allowed=allowed):
-                line = self.lines(config, LimitNOFILE=allowed)[-1]
+                *_, line = machine.unit(config, shown({**RUNNING, "LimitNOFILE": allowed}))
                 self.assertEqual((line.part, line.state), ("open files", state))
 
 
 class SocketTests(SynchronousTestCase):
-    def sleeps(self, socket: str | None, service: str | None) -> bool:
-        states = {"posd.socket": socket, "posd.service": service}
-
-        def systemctl(arguments: Sequence[str]) -> str | None:
-            state = states[arguments[1]]
-            return None if state is None else f"ActiveState={state}\n"
-
-        return machine.sleeps(systemctl)
+    def sleeps(self, socket: str, service: str) -> bool:
+        socket_unit = {"Id": "posd.socket", "ActiveState": socket}
+        return machine.sleeps(shown({**RUNNING, "ActiveState": service}, socket_unit))
 
     def test_a_daemon_that_systemd_would_start_for_the_first_till_is_not_woken(self) -> None:
         self.assertTrue(self.sleeps("active", "inactive"))
         self.assertTrue(self.sleeps("active", "failed"))
 
     def test_one_that_runs_and_one_without_a_socket_can_be_asked(self) -> None:
-        for socket, service in (("active", "active"), ("inactive", "inactive"), (None, None)):
-            with self.subTest(socket=socket):
-                self.assertFalse(self.sleeps(socket, service))
+        self.assertFalse(self.sleeps("active", "active"))
+        self.assertFalse(self.sleeps("inactive", "inactive"))
+        self.assertFalse(machine.sleeps(lambda arguments: None))
 
 
 class DiskTests(SynchronousTestCase):

@@ -12,13 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from attrs import evolve
+
 from posd.config import Config
 from posd.doctor import Line, fault, ok, unknown, warning
 
 UNIT: Final = "posd.service"
+_UNITS: Final = (UNIT, "posd@*.service", "posd.socket", "posd@*.socket")
 
 _PROPERTIES: Final = (
-    *("LoadState", "ActiveState", "UnitFileState", "StatusText", "NeedDaemonReload"),
+    *("Id", "LoadState", "ActiveState", "UnitFileState", "StatusText", "NeedDaemonReload"),
     *("LimitNOFILE", "Result"),
 )
 _BEFORE: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -74,37 +77,52 @@ def compared(local: datetime, database: datetime, took: timedelta) -> Line:
 
 
 def unit(settings: Config | None, run: _Run | None = None) -> Iterator[Line]:
-    """How the service manager sees the daemon."""
-    shown = (run or _systemctl)(["show", UNIT, f"--property={','.join(_PROPERTIES)}"])
-    if shown is None:
+    """How the service manager sees the daemon, or its instances where there are several."""
+    states = _states(run)
+    if states is None:
         yield unknown("daemon", "there is no systemd here to ask")
         return
-    state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    if state.get("LoadState") == "not-found":
-        yield unknown("daemon", f"systemd knows no {UNIT}")
-        return
-    yield _activity(state)
-    if state.get("NeedDaemonReload") == "yes":
-        yield warning(
-            "daemon", f"{UNIT} has changed since systemd read it", "systemctl daemon-reload"
-        )
-    if state.get("UnitFileState") == "disabled":
-        yield warning("daemon", f"{UNIT} is not started at boot", f"systemctl enable {UNIT}")
-    if settings is not None:
-        yield _open_files(settings, state)
+    services = [each for each in states if each["Id"].endswith(".service")]
+    used = [each for each in services if each.get("ActiveState") != "inactive"]
+    used = used or [each for each in services if each["Id"] == UNIT]
+    at_boot = any(each.get("UnitFileState") == "enabled" for each in states)
+    for state in used:
+        yield from _judged(state, settings, at_boot=at_boot)
 
 
 def sleeps(run: _Run | None = None) -> bool:
     """Whether systemd listens in the place of a daemon that does not run: who connects would start it."""
-    systemctl = run or _systemctl
-    states = [
-        (systemctl(["show", each, "--property=ActiveState"]) or "").strip()
-        for each in (UNIT.replace(".service", ".socket"), UNIT)
+    active = [each["Id"] for each in _states(run) or () if each.get("ActiveState") == "active"]
+    return bool(active) and all(name.endswith(".socket") for name in active)
+
+
+def _states(run: _Run | None) -> list[dict[str, str]] | None:
+    """The daemon's units as `systemctl show` tells of them; of instances those that systemd has loaded."""
+    asked = [*_UNITS, f"--property={','.join(_PROPERTIES)}"]
+    shown = (run or _systemctl)(["show", *asked])
+    if shown is None:
+        return None
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in shown.split("\n\n")
     ]
-    return states[0] == "ActiveState=active" and states[1] in (
-        "ActiveState=inactive",
-        "ActiveState=failed",
-    )
+    return [block for block in blocks if "Id" in block]
+
+
+def _judged(state: Mapping[str, str], settings: Config | None, *, at_boot: bool) -> Iterator[Line]:
+    name = state["Id"]
+    part = "daemon" if name == UNIT else f"daemon {name.removesuffix('.service')}"
+    if state.get("LoadState") == "not-found":
+        yield unknown(part, f"systemd knows no {name}")
+        return
+    yield evolve(_activity(state), part=part)
+    if state.get("NeedDaemonReload") == "yes":
+        what = f"{name} has changed since systemd read it"
+        yield warning(part, what, "systemctl daemon-reload")
+    if not at_boot:
+        yield warning(part, f"{name} is not started at boot", f"systemctl enable {name}")
+    if settings is not None:
+        yield _open_files(settings, state)
 
 
 def _activity(state: Mapping[str, str]) -> Line:

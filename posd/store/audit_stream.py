@@ -87,6 +87,8 @@ _CURSORS: Final = """
                WHEN c.acked_seq < 0 THEN concat('position ', c.acked_seq, ' is negative')
                WHEN h.last_seq IS NULL OR c.acked_seq > h.last_seq
                    THEN concat('position ', c.acked_seq, ' is after the head, which is at ', h.last_seq)
+               WHEN c.replay_after < 0 OR c.replay_after > h.last_seq
+                   THEN concat('is to go back to ', c.replay_after, ', which is no position')
                WHEN count(*) OVER (PARTITION BY c.device_id) > 1 THEN 'the terminal has another cursor too'
            END
       FROM dinedesk_main.pos_cursors AS c

@@ -33,6 +33,9 @@ UNIT = f"""
 [Service]
 ExecStart=
 ExecStart={BIN}/twistd --nodaemon --pidfile= posd --config /etc/posd/posd.toml
+# This checkout and its interpreter may be in folders that the unit hides.
+ProtectHome=no
+PrivateTmp=no
 """
 
 
