@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from twisted.application.service import Service
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
@@ -109,6 +109,18 @@ def watchdog_interval(environ: Mapping[str, str]) -> float | None:
         return None
     usec = environ.get("WATCHDOG_USEC", "")
     return int(usec) / 1e6 if usec.isdecimal() and int(usec) > 0 else None
+
+
+def is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
+    """Whether what is written there goes to the journal, which then reads priorities, sd-daemon(3).
+
+    `$JOURNAL_STREAM` names the file that it was, and may have been inherited; see systemd.exec(5).
+    """
+    try:
+        file = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{file.st_dev}:{file.st_ino}"
 
 
 class Watchdog(Service):

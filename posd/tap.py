@@ -14,9 +14,10 @@ from typing import Final, NoReturn
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 
-from posd import __version__, config, tls
+from posd import __version__, config, systemd, tls
 from posd.daemon import EX_CONFIG, Daemon
 from posd.errors import ConfigError, StartError
+from posd.logs import LEVELS
 
 _DEFAULT_CONFIG: Final = "/etc/posd/posd.toml"
 
@@ -53,6 +54,8 @@ def makeService(options: Options) -> IService:
 
 
 def _give_up(message: str) -> NoReturn:
+    # [logging] is not in force yet.
+    critical = f"<{LEVELS['critical']}>" if systemd.is_journal(os.environ, sys.stderr) else ""
     for line in message.splitlines():
-        print(f"posd: {line}", file=sys.stderr)
+        print(f"{critical}posd: {line}", file=sys.stderr)
     sys.exit(EX_CONFIG)

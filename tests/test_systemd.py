@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -121,6 +122,23 @@ class WatchdogInterval(SynchronousTestCase):
     def test_nothing_is_wanted_when_it_is_absent_zero_or_no_number(self) -> None:
         for environ in ({}, *({"WATCHDOG_USEC": usec} for usec in ("", "0", "-5", "soon", "²"))):
             self.assertIsNone(systemd.watchdog_interval(environ))
+
+
+class TheJournal(SynchronousTestCase):
+    def setUp(self) -> None:
+        path = Path(self.mktemp())
+        self.stream = path.open("w")
+        self.addCleanup(self.stream.close)
+        there = path.stat()
+        self.named = f"{there.st_dev}:{there.st_ino}"
+
+    def test_it_is_where_systemd_says_that_it_is(self) -> None:
+        self.assertTrue(systemd.is_journal({"JOURNAL_STREAM": self.named}, self.stream))
+
+    def test_what_was_turned_elsewhere_since_is_not_it(self) -> None:
+        self.assertFalse(systemd.is_journal({"JOURNAL_STREAM": "8:1"}, self.stream))
+        self.assertFalse(systemd.is_journal({}, self.stream))
+        self.assertFalse(systemd.is_journal({"JOURNAL_STREAM": self.named}, io.StringIO()))
 
 
 class TheWatchdog(SynchronousTestCase):
