@@ -100,6 +100,8 @@ class Retention(Service):
         try:
             for each in due:
                 await self._prune_quietly(each)
+                if not self.running:
+                    return
             await self._prune_answers(due[-1])
         finally:
             await retention.leave(self._database, self._node_id)
