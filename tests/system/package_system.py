@@ -179,10 +179,13 @@ class PackageTests(SynchronousTestCase):
 
         self.install(str(self.package))
         self.assertEqual(self.run_("systemctl", "is-enabled", "posd"), "enabled\n")
-        self.run_("systemctl", "start", "posd")
-        self.assertEqual(self.state(), "active")
+        self.run_("systemctl", "disable", "--now", "posd")
+        self.run_("systemctl", "enable", "--now", "posd@1", "posd@1.socket", "posd@2")
+        self.assertEqual(self.run_("systemctl", "is-active", "posd@2"), "active\n")
 
         self.run_("apt-get", "purge", "--yes", "posd")
+        running = self.run_("systemctl", "list-units", "--no-legend", "--state=active", "posd*")
+        self.assertEqual(running, "")
         # The user is there still, and with it what its making left.
         self.run_("getent", "passwd", "posd")
         users = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")}
