@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from posd import __version__
 from tests.cli_runner import as_role, posctl
-from tests.integration.wire_case import WireCase
+from tests.integration.wire_case import WireCase, until
 
 QUICK = ("fsync", "full_page_writes", "synchronous_commit")
 """What a server of tests leaves out, and no other should."""
@@ -12,6 +12,8 @@ QUICK = ("fsync", "full_page_writes", "synchronous_commit")
 
 class LiveTests(WireCase):
     def test_of_an_installation_that_works_nothing_is_at_fault(self) -> None:
+        alive = "SELECT FROM dinedesk_main.pos_nodes WHERE lease_until > now()"
+        until(lambda: bool(self.rows(alive)), "posd has written down that it is alive")
         path = self.shop.folder / f"posd-{self.posd.port}.toml"
         ran = posctl("--config", path, "doctor", "--json")
         assert isinstance(ran.json, dict)
