@@ -12,7 +12,7 @@ QUICK = ("fsync", "full_page_writes", "synchronous_commit")
 
 class LiveTests(WireCase):
     def test_of_an_installation_that_works_nothing_is_at_fault(self) -> None:
-        alive = "SELECT FROM dinedesk_main.pos_nodes WHERE lease_until > now()"
+        alive = "SELECT 1 FROM dinedesk_main.pos_nodes WHERE lease_until > now()"
         until(lambda: bool(self.rows(alive)), "posd has written down that it is alive")
         path = self.shop.folder / f"posd-{self.posd.port}.toml"
         ran = posctl("--config", path, "doctor", "--json")
