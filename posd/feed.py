@@ -205,6 +205,9 @@ class Feed(Service):
         if not self._link.up:
             return
         if self._canary_sent is not None:
+            if self._reactor.seconds() - self._canary_sent < _CANARY_SECONDS / 2:
+                # It was sent when the connection came up, and may still be on its way.
+                return
             self.canaries_missed += 1
             self.deaf = True
             self._log.error("NOTIFY does not arrive; listening anew")

@@ -245,6 +245,15 @@ class FirstCanaryTests(FeedCase):
         await until(lambda: feed.canary_seconds is not None, "the canary came")
         self.assertIsNotNone(feed._clock.offset)
 
+    async def test_one_that_may_still_be_on_its_way_is_not_taken_for_lost(self) -> None:
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        await feed._link.execute("UNLISTEN *")
+        await feed._sing()
+        await feed._sing()
+        self.assertEqual((feed.canaries_missed, feed.deaf, feed.up), (0, False, True))
+
 
 class CanaryTests(FeedCase):
     def setUp(self) -> None:
