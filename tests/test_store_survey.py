@@ -106,6 +106,17 @@ class SurveyTests(StoreCase):
         self.assertIn("pos_orders", kitchen.failure or "")
         self.assertIsNotNone(grill.shop)
 
+    async def test_of_an_error_that_quotes_what_is_in_a_table_only_the_code_is_told(self) -> None:
+        self.record("Ines Obi")
+        self.admin.run("ALTER TABLE dinedesk_kitchen.pos_orders RENAME TO kept")
+        self.admin.run(
+            "CREATE VIEW dinedesk_kitchen.pos_orders AS SELECT order_id, status, created_at,"
+            " (order_id::date)::text AS print_status FROM dinedesk_kitchen.kept"
+        )
+        self.admin.run("GRANT SELECT ON dinedesk_kitchen.pos_orders TO posd")
+        kitchen, _ = await self.surveyed()
+        self.assertEqual(kitchen.failure, "SQLSTATE 22007 (its text is not logged)")
+
     async def test_a_tenant_that_is_disabled_is_not_looked_at(self) -> None:
         self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = 'kitchen'")
         self.assertEqual([each.slug for each in await self.surveyed()], ["grill"])
