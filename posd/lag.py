@@ -8,12 +8,15 @@ from typing import Final
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 _LOOK_SECONDS: Final = 0.5
 
 
 class Lag(Service):
     """Tells `late`, twice a second, by how many seconds that moment was missed."""
+
+    _log = Logger()
 
     def __init__(self, reactor: IReactorTime, late: Callable[[float], None]) -> None:
         self._reactor = reactor
@@ -34,7 +37,11 @@ class Lag(Service):
 
     def _look(self) -> None:
         now = self._reactor.seconds()
-        self._late(max(0.0, now - self._due))
+        try:
+            self._late(max(0.0, now - self._due))
+        except Exception:
+            # It was the last look otherwise.
+            self._log.failure("it could not be told how late the reactor is")
         # Of moments that have passed meanwhile LoopingCall leaves out all but the next.
         while self._due <= now:
             self._due += _LOOK_SECONDS

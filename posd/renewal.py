@@ -42,7 +42,7 @@ class Renewal(Service):
         self._tls = tls
         self._now = now
         self._seconds = reactor.seconds
-        self._looks = LoopingCall(self.look)
+        self._looks = LoopingCall(self._look)
         self._looks.clock = reactor
         # What stood in the way at the last look, with which files; and of that what was told.
         self._suspected: tuple[Sequence[Stamp], str] | None = None
@@ -52,8 +52,7 @@ class Renewal(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        looking = self._looks.start(_LOOK_SECONDS)
-        looking.addErrback(lambda failure: self._log.failure("the watch has stopped", failure))
+        self._looks.start(_LOOK_SECONDS)
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
@@ -67,6 +66,13 @@ class Renewal(Service):
         ends = (_shortly(file, each, now) for file, each in self._tls.validities.items())
         unusable = self._unusable and f"renewed certificate not taken: {self._unusable}"
         return "; ".join(filter(None, (*ends, unusable)))
+
+    def _look(self) -> None:
+        # A look that fails is the last one otherwise, and nobody would see to the next renewal.
+        try:
+            self.look()
+        except Exception:
+            self._log.failure("the files of [tls] could not be looked at")
 
     def look(self) -> None:
         """Take what is new and fits, and say what is to be said of the end of what is in force."""

@@ -25,6 +25,20 @@ class LagTests(SynchronousTestCase):
         self.clock.advance(0.25)
         self.assertEqual(self.late, [1.75, 0.0])
 
+    def test_a_look_that_fails_is_logged_and_is_not_the_last(self) -> None:
+        late: list[float] = []
+
+        def fails_once(seconds: float) -> None:
+            late.append(seconds)
+            if len(late) == 1:
+                raise RuntimeError("no room for a number")
+
+        lag = Lag(self.clock, fails_once)
+        lag.startService()
+        self.clock.pump([0.5, 0.5])
+        self.assertEqual(late, [0.0, 0.0])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
     def test_it_looks_no_more_when_it_was_stopped(self) -> None:
         self.lag.stopService()
         self.clock.advance(5)

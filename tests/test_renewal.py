@@ -52,6 +52,9 @@ class RenewalCase(SynchronousTestCase):
             self.clock.pump([step] * int(seconds / step))
         return self.told(logs)
 
+    def fail_unforeseen(self) -> bool:
+        raise RuntimeError("nobody thought of it")
+
     def told(self, logs: Sequence[LogEvent]) -> list[str]:
         return [f"{event['log_level'].name} {formatEvent(event)}" for event in logs]
 
@@ -82,6 +85,17 @@ class TakingTests(RenewalCase):
         self.assertEqual(renewed, "info renewed files of [tls] are in force")
         self.assertIn(f"{self.tls.serial_number:x}", announced)
         self.assertEqual(self.after(1000), [])
+
+    def test_a_look_that_fails_is_logged_and_is_not_the_last(self) -> None:
+        self.start()
+        before = self.tls.serial_number
+        self.renewed(self.folder)
+        broken = self.patch(self.tls, "reload", self.fail_unforeseen)
+        self.after(LOOK)
+        broken.restore()
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.after(LOOK)
+        self.assertNotEqual(self.tls.serial_number, before)
 
     def test_links_that_are_turned_to_other_files_are_followed(self) -> None:
         # As certbot does: live/NAME/fullchain.pem is a link into archive/NAME/.
