@@ -43,11 +43,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ListenerCase(SynchronousTestCase):
-    def somebody(self, made: Made | None = None) -> Answering:
+    def somebody(self, made: Made | None = None, *, mutual: bool = False) -> Answering:
         server = Answering(("127.0.0.1", 0), _Handler)
         if made is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(made.certificate_path, made.key_path)
+            if mutual:
+                context.load_verify_locations(made.ca_path)
+                context.verify_mode = ssl.CERT_REQUIRED
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -56,15 +59,21 @@ class ListenerCase(SynchronousTestCase):
         self.addCleanup(server.shutdown)
         return server
 
-    def found(self, endpoint: str, *, made: Made | None = None) -> list[Line]:
+    def found(self, endpoint: str, *, made: Made | None = None, mutual: bool = False) -> list[Line]:
         listener = Listener("https", endpoint, tls=made is not None)
         tls = TLS()
         if made is not None:
-            tls = TLS(certificate=str(made.certificate_path), private_key=str(made.key_path))
+            tls = TLS(
+                certificate=str(made.certificate_path),
+                private_key=str(made.key_path),
+                client_ca=str(made.ca_path) if mutual else None,
+            )
         return [*listeners.examine(evolve(NOTHING, listen=(listener,), tls=tls))]
 
-    def only(self, endpoint: str, state: State, made: Made | None = None) -> Line:
-        (line,) = self.found(endpoint, made=made)
+    def only(
+        self, endpoint: str, state: State, made: Made | None = None, *, mutual: bool = False
+    ) -> Line:
+        (line,) = self.found(endpoint, made=made, mutual=mutual)
         self.assertEqual((line.part, line.state), ("listener https", state), line)
         return line
 
@@ -137,6 +146,20 @@ class HeldTests(ListenerCase):
 
     def test_a_program_that_speaks_no_tls(self) -> None:
         line = self.only(at(self.somebody()), State.FAULT, self.made())
+        self.assertIn("is held by another program", line.what)
+
+    def test_who_wants_a_clients_certificate_is_as_configured(self) -> None:
+        made = self.made()
+        line = self.only(at(self.somebody(made, mutual=True)), State.OK, made, mutual=True)
+        self.assertIn("asks for a client's certificate, as configured", line.what)
+
+    def test_who_wants_one_that_is_not_configured_is_another_program(self) -> None:
+        made = self.made()
+        line = self.only(at(self.somebody(made, mutual=True)), State.FAULT, made)
+        self.assertIn("is held by another program", line.what)
+
+    def test_who_only_hangs_up_is_not_taken_for_one_who_wants_a_certificate(self) -> None:
+        line = self.only(at(self.somebody()), State.FAULT, self.made(), mutual=True)
         self.assertIn("is held by another program", line.what)
 
     def test_a_program_that_speaks_no_http(self) -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Final
 
@@ -22,6 +23,8 @@ from posd.endpoint_syntax import Tcp, Tcp6, Unix
 from posd.errors import InvalidMessage
 
 _SECONDS: Final = 3.0
+_CERTIFICATE_REQUIRED: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+"""OpenSSL's name for the alert of RFC 8446, 4.4.2.4. posd speaks TLS 1.3 with whoever does."""
 _SERVER: Final = re.compile(r"posd/(\S+)")
 
 
@@ -37,6 +40,10 @@ class _Answered:
 
 class _Silent(Exception):
     """Somebody listens and does not answer as posd does; why."""
+
+
+class _Choosy(_Silent):
+    """Somebody listens who serves nobody without a client's certificate."""
 
 
 def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
@@ -79,7 +86,7 @@ def _at(
         try:
             answered = _ask(connection, tls=listener.tls)
         except _Silent as error:
-            if settings.tls.client_ca is not None and listener.tls:
+            if isinstance(error, _Choosy) and settings.tls.client_ca is not None:
                 yield ok(
                     part, "somebody listens, who asks for a client's certificate, as configured"
                 )
@@ -162,13 +169,17 @@ def _ask(connection: socket.socket, *, tls: bool) -> _Answered:
             spoken = secure
         with spoken:
             request = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            spoken.sendall(request.encode())
+            with suppress(OSError):
+                # Who refuses may be quicker, and what was said of it is still there to be read.
+                spoken.sendall(request.encode())
             answer = http.client.HTTPResponse(spoken)
             answer.begin()
             return _Answered(
                 answer.getheader("Server", ""), answer.status, answer.read(4096), certificate
             )
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, ssl.SSLError) and error.reason == _CERTIFICATE_REQUIRED:
+            raise _Choosy(str(error)) from error
         raise _Silent(str(error) or type(error).__name__) from error
 
 
