@@ -117,7 +117,7 @@ class ServerTLS:
     @property
     def validity(self) -> Validity:
         """From when until when that certificate is valid."""
-        return _validity(self._material.identity.chain[0])
+        return Validity.of(self._material.identity.chain[0])
 
     @property
     def validities(self) -> Mapping[str, Validity]:
@@ -126,7 +126,7 @@ class ServerTLS:
         if not self._material.client_authorities:
             return ours
         # Of an old authority and the one that follows it, only the last one's end locks tills out.
-        authorities = [_validity(each) for each in self._material.client_authorities]
+        authorities = [Validity.of(each) for each in self._material.client_authorities]
         return {str(self.settings.client_ca): max(authorities, key=lambda each: each.ends), **ours}
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
@@ -272,10 +272,6 @@ def _stamps(settings: TLS) -> list[Stamp]:
             times = found.st_mtime_ns, found.st_ctime_ns
             stamps.append((found.st_dev, found.st_ino, found.st_size, *times))
     return stamps
-
-
-def _validity(certificate: x509.Certificate) -> Validity:
-    return Validity(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 def _reason(error: SSL.Error) -> str:

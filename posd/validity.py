@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Self
 
 from attrs import frozen
+from cryptography import x509
 
 _SOON: Final = timedelta(days=14)
 """What a person needs to notice and mend it. A certificate of a short life is renewed in its last third,
@@ -32,6 +33,11 @@ class Validity:
 
     begins: datetime
     ends: datetime
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> Self:
+        """That which a certificate states."""
+        return cls(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
     def standing(self, now: datetime) -> Standing:
         if now >= self.ends:

@@ -162,7 +162,10 @@ IMPORTERS = {
         "posd.doctor",
     ),
     "OpenSSL": ("posd.tls", "posd.trust"),
-    "cryptography": (*("posd.tls", "posd.trust", "posd.pem", "posd.certificates", "posd.doctor"),),
+    "cryptography": (
+        *("posd.tls", "posd.trust", "posd.pem", "posd.certificates", "posd.doctor"),
+        "posd.validity",
+    ),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.
     "msgspec": ("posd.jsontext", "posd.logs", "posd.web"),

@@ -108,7 +108,7 @@ def _order(
 def _dates(part: str, certificates: Sequence[x509.Certificate], now: datetime) -> Iterator[Line]:
     """Of the one that ends first, and of all that have ended or not begun."""
     for each in sorted(certificates, key=lambda each: each.not_valid_after_utc):
-        validity = Validity(each.not_valid_before_utc, each.not_valid_after_utc)
+        validity = Validity.of(each)
         ends = f"{validity.ends:%Y-%m-%d}"
         name = each.subject.rfc4514_string() or "a certificate"
         match validity.standing(now):
