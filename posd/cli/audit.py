@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from posd.audit import Audit, Auditor, Finding
 from posd.cli import database
 from posd.cli.database import complete
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, console, print_json, print_table
+from posd.cli.output import as_json, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
 from posd.store import tenants
@@ -60,12 +58,13 @@ def audit(installation: Installation, slug: str | None, rows: int, as_json: bool
             chosen = [each.tenant for each in complete(tenants.everyone(session))]
         else:
             chosen = [known(session, slug)]
-        with _bar(len(chosen) + 1) as bar:
+        with progress_bar() as bar:
+            task = bar.add_task("audit", total=len(chosen) + 1)
             complete(auditor.main())
-            bar.advance()
+            bar.advance(task)
             for tenant in chosen:
                 complete(auditor.tenant(tenant))
-                bar.advance()
+                bar.advance(task)
     _tell(auditor.audit, len(chosen), as_json=as_json)
     if auditor.audit.faults:
         raise click.exceptions.Exit(os.EX_DATAERR)
@@ -117,25 +116,3 @@ def _shape(finding: Finding) -> dict[str, object]:
         "total": finding.found.total,
         "rows": [{"row": each.row, "what": each.what} for each in finding.found.rows],
     }
-
-
-class _Bar:
-    """How far the audit is."""
-
-    def __init__(self, bar: Progress, total: int) -> None:
-        self._bar = bar
-        self._task = bar.add_task("audit", total=total)
-
-    def advance(self) -> None:
-        self._bar.advance(self._task)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[_Bar]:
-    """A progress bar on standard error, tenant by tenant, if a person is looking."""
-    terminal = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
-    ) as bar:
-        yield _Bar(bar, total)

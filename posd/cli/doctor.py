@@ -12,15 +12,13 @@ import click
 import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import make_dsn, parse_dsn
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from posd import migrations
 from posd.cli.database import Snapshot, complete
 from posd.cli.failures import explained
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, console, print_json, printable
+from posd.cli.output import as_json, print_json, print_table, printable
 from posd.config import Config
 from posd.doctor import (
     Line,
@@ -170,16 +168,15 @@ def _unreachable(part: str, what: str) -> Line:
 
 def _show(lines: Iterable[Line]) -> None:
     """A table in which what to do stands below what is wrong."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for title in ("", "part", "what was found"):
-        table.add_column(title, overflow="fold")
-    for line in lines:
-        found = printable(line.what)
-        if line.remedy is not None:
-            found += f"\n→ {printable(line.remedy)}"
-        word = "–" if line.state is State.UNKNOWN else line.state.value
-        table.add_row(Text(word, style=_STYLES[line.state]), line.part, Text(found))
-    console().print(table)
+    print_table(("", "part", "what was found"), [_cells(line) for line in lines])
+
+
+def _cells(line: Line) -> tuple[Text, str, Text]:
+    found = printable(line.what)
+    if line.remedy is not None:
+        found += f"\n→ {printable(line.remedy)}"
+    word = "–" if line.state is State.UNKNOWN else line.state.value
+    return Text(word, style=_STYLES[line.state]), line.part, Text(found)
 
 
 def _shape(line: Line) -> dict[str, object]:

@@ -9,14 +9,14 @@ from typing import Final
 
 import click
 from attrs import asdict, frozen
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import SpinnerColumn, TextColumn
 
 from posd import erasure, phones
 from posd.cli import database
 from posd.cli.database import BlockingSession, complete
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, console, print_json, print_table
+from posd.cli.output import as_json, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
 from posd.erasure import Person
@@ -150,11 +150,7 @@ def _sought(numbers: tuple[str, ...], addresses: tuple[str, ...], orders: tuple[
 @contextmanager
 def _working() -> Iterator[Callable[[int], None]]:
     """How many documents were looked at, on standard error, if a person is looking."""
-    terminal = console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("looking: {task.completed:.0f}"))
-    with Progress(
-        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
-    ) as bar:
+    with progress_bar(SpinnerColumn(), TextColumn("looking: {task.completed:.0f}")) as bar:
         task = bar.add_task("", total=None)
         yield lambda count: bar.update(task, advance=count)
 

@@ -9,6 +9,7 @@ from datetime import datetime
 import click
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -38,15 +39,36 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; None is shown as a dash, whole numbers stand to the right."""
+    """Print a table; None is shown as a dash, whole numbers stand to the right.
+
+    `Text` is shown as it is: with its style, and in lines.
+    """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     filled = [list(row) for row in rows]
     for number, title in enumerate(columns):
         counts = any(isinstance(row[number], int) for row in filled)
         table.add_column(title, justify="right" if counts else "left", overflow="fold")
     for row in filled:
-        table.add_row(*(Text("–" if cell is None else printable(str(cell))) for cell in row))
+        table.add_row(*map(_shown, row))
     console().print(table)
+
+
+def _shown(cell: object) -> Text:
+    if isinstance(cell, Text):
+        return cell
+    return Text("–" if cell is None else printable(str(cell)))
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A progress bar on standard error, if a person is looking; without columns it counts."""
+    terminal = console(stderr=True)
+    counting = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(
+        *(columns or counting),
+        console=terminal,
+        transient=True,
+        disable=not terminal.is_terminal,
+    )
 
 
 def moment(when: datetime | None) -> str | None:

@@ -10,13 +10,19 @@ from typing import Final
 
 import click
 from attrs import asdict, frozen
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from posd.cli import database
 from posd.cli.database import BlockingSession, complete
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, console, moment, print_json, print_table, timestamp_or_none
+from posd.cli.output import (
+    as_json,
+    moment,
+    print_json,
+    print_table,
+    progress_bar,
+    timestamp_or_none,
+)
 from posd.cli.parameters import DURATION, SLUG
 from posd.cli.tenants import known
 from posd.orders import FINAL_STATUSES
@@ -136,12 +142,8 @@ def _prune(
 @contextmanager
 def _bar(expected: Pruned) -> Iterator[Callable[[str, int], None]]:
     """A progress bar on standard error, if a person is looking."""
-    terminal = console(stderr=True)
     total = sum(each.rows for each in expected.tenants.values()) + expected.answers
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("", total=total)
 
         def progress(what: str, rows: int) -> None:

@@ -8,12 +8,11 @@ from contextlib import closing, contextmanager
 
 import click
 from psycopg2.extensions import parse_dsn
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from posd import migrations, provision
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, console, print_json
+from posd.cli.output import as_json, print_json, progress_bar
 from posd.cli.parameters import SLUG
 from posd.errors import SchemaBusy, SchemaError
 
@@ -129,11 +128,7 @@ def adopt(installation: Installation, slug: str, as_json: bool) -> None:
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error while tenants are migrated, if a person is looking."""
-    terminal = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=terminal, transient=True, disable=not terminal.is_terminal
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("dinedesk_main", total=None)
 
         def progress(schema: str, number: int, total: int) -> None:
