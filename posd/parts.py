@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ from posd.database import Database
 from posd.errors import Unavailable
 from posd.exchange import Exchange
 from posd.feed import Feed
+from posd.gauges import Gauges
 from posd.health import Health
 from posd.instruments import Instruments
 from posd.lag import Lag
@@ -59,7 +59,6 @@ from posd.ws import TillFactory
 
 # Connections that have not become a till's yet: handshakes and REST calls.
 _SPARE_CHANNELS: Final = 2000
-_WATCHED: Final = ("database", "feed", "sequencer")
 
 _log = Logger()
 
@@ -283,36 +282,22 @@ class Parts:
 
     def metrics(self) -> Metrics:
         """What Prometheus is told."""
-        database, feed, connections = self.database, self.feed, self.connections
-        readings: dict[str, Callable[[], float | None]] = {
-            **{f"{name}_up": self.health.parts[name] for name in _WATCHED},
-            "ready": lambda: not self.health.missing(),
-            "draining": lambda: self.exchange.draining,
-            "connections_open": lambda: connections.open,
-            "connections_limit": lambda: connections.total,
-            "outbox_bytes": lambda: self.exchange.held,
-            "outbox_limit_bytes": lambda: self.settings.limits.outbox_total,
-            "publications_waiting": lambda: self.sequencer.waiting,
-            "tenants_left_out": lambda: self.sequencer.left_out,
-            "database_pool_idle": lambda: database.use.idle,
-            "database_pool_busy": lambda: database.use.lent,
-            "database_pool_down": lambda: database.use.down,
-            "database_pool_waiting": lambda: database.use.waiting,
-            "database_clock_offset_seconds": lambda: self.instruments.clock.offset,
-            "feed_canary_seconds": lambda: feed.canary_seconds,
-            "feed_missed": lambda: feed.canaries_missed,
-            "tls_certificate_expiry_seconds": lambda: self._of_certificate(_left),
-            "tls_certificate_lifetime_seconds": lambda: self._of_certificate(_lifetime),
-        }
+        gauges = Gauges(
+            health=self.health,
+            exchange=self.exchange,
+            connections=self.connections,
+            sequencer=self.sequencer,
+            database=self.database,
+            feed=self.feed,
+            clock=self.instruments.clock,
+            outbox_limit=lambda: self.settings.limits.outbox_total,
+            certificate=self.certificate,
+        )
         surveyed = Survey(
-            lambda most: survey.survey(database, most, FINAL_STATUSES), self.reactor.seconds
+            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor.seconds
         )
         counted = self.instruments.registry
-        return Metrics(readings, counted, self.exchange.counts, surveyed.families)
-
-    def _of_certificate(self, ask: Callable[[Validity, datetime], float]) -> float | None:
-        validity = self.certificate()
-        return None if validity is None else ask(validity, datetime.now(UTC))
+        return Metrics(gauges.readings(), counted, self.exchange.counts, surveyed.families)
 
     def apply(self, settings: Config) -> None:
         """Put limits and delivery in force, and ask the database again what it thinks of every key."""
@@ -346,11 +331,3 @@ class Parts:
         return await self.database.transaction(
             lambda session: standing.report(session, tenant), tenant=tenant.id
         )
-
-
-def _left(validity: Validity, now: datetime) -> float:
-    return (validity.ends - now).total_seconds()
-
-
-def _lifetime(validity: Validity, _: datetime) -> float:
-    return (validity.ends - validity.begins).total_seconds()

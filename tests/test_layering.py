@@ -136,6 +136,7 @@ TABLE = (
     row("instruments", never=(*NETWORK, *DAEMON), only=("posd.clocks", "posd.values")),
     row("survey", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.database")),
     row("metrics", never=("twisted.web", *DAEMON)),
+    row("gauges", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.store")),
     # Whether a schema fits is asked of the database, before anybody is served.
     row("health", never=("twisted.web", "posd.web", "posd.ws", "posd.session", "posd.exchange")),
     # Whether what is in the database is as it must be: asked by posctl, on one blocking connection.
