@@ -102,7 +102,8 @@ def built() -> Built:
     """Build once for all tests, in trial's working folder, which the next run empties."""
     place = Path(tempfile.mkdtemp(prefix="packaging-", dir=".")).absolute()
     source = place / "source"
-    hidden = shutil.ignore_patterns(".*", "__pycache__", "_trial_temp*", "build", "*.egg-info")
+    left = ("__pycache__", "_trial_temp*", "build", "dist", "*.egg-info")
+    hidden = shutil.ignore_patterns(".*", *left)
     shutil.copytree(CHECKOUT, source, ignore=hidden)
     sdist = build("sdist", place, source)
     shutil.unpack_archive(sdist, place / "unpacked")
