@@ -171,3 +171,8 @@ def tellable(sqlstate: str, message: str) -> str:
     """
     named = sqlstate.startswith(_ABOUT_NAMES) and sqlstate not in _QUOTES
     return message if named else f"SQLSTATE {sqlstate or 'unknown'} (its text is not logged)"
+
+
+def returned(failure: str) -> str:
+    """The same of an error that a function of `sql/` caught and returned: its code, then its message."""
+    return tellable(failure[:5], failure)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.errors import StatementFailed, tellable
+from posd.errors import StatementFailed, returned, tellable
+from tests.documents import ROOT
 
 
 class TellableTests(SynchronousTestCase):
@@ -37,3 +40,23 @@ class TellableTests(SynchronousTestCase):
             self.assertNotIn("4477", said)
             self.assertIn(sqlstate or "unknown", said)
             self.assertEqual(str(StatementFailed(message, sqlstate)), said)
+
+    def test_nor_where_a_function_has_caught_it(self) -> None:
+        self.assertEqual(returned("42501 permission denied"), "42501 permission denied")
+        self.assertNotIn("Ann", returned("P0001 nobody wants (Ann)"))
+
+    def test_whoever_calls_a_function_that_returns_errors_asks_what_may_be_told(self) -> None:
+        returning = {
+            re.findall(r"CREATE (?:OR REPLACE )?FUNCTION (?:dinedesk_main\.)?(\w+)", before)[-1]
+            for path in (ROOT / "sql").rglob("*.sql")
+            for before in path.read_text("utf-8").split("SQLERRM")[:-1]
+        }
+        calling = {
+            path.name: text
+            for path in (ROOT / "posd").rglob("*.py")
+            if any(f"{name}(" in (text := path.read_text("utf-8")) for name in returning)
+        }
+        self.assertGreater(len(calling), 3)
+        for name, text in calling.items():
+            with self.subTest(module=name):
+                self.assertIn("returned(", text)

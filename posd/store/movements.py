@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from posd.errors import tellable
+from posd.errors import returned
 from posd.link import Session
 from posd.values import TenantId
 
@@ -24,4 +24,4 @@ async def states(
     """Each row that is there, as JSON text; and by tenant why its ledgers cannot be read."""
     rows = await session.query(_STATES, tuple(list(column) for column in zip(*noted, strict=True)))
     found = {row[:3]: row[3] for row in rows if row[4] is None}
-    return found, {row[0]: tellable(row[4][:5], row[4]) for row in rows if row[4] is not None}
+    return found, {row[0]: returned(row[4]) for row in rows if row[4] is not None}

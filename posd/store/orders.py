@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.errors import tellable
+from posd.errors import returned
 from posd.link import Session
 from posd.printing import Report, Said, before
 from posd.store import schema
@@ -170,4 +170,4 @@ async def mark(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, str]
     By tenant why that could not be done.
     """
     rows = await session.query(_MARK, (list(ids),))
-    return {tenant_id: tellable(why[:5], why) for tenant_id, why in rows}
+    return {tenant_id: returned(why) for tenant_id, why in rows}

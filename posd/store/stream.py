@@ -8,7 +8,7 @@ from uuid import UUID
 
 from attrs import field, frozen
 
-from posd.errors import Pruned, tellable
+from posd.errors import Pruned, returned
 from posd.link import Row, Session
 from posd.store import schema
 from posd.values import Event, Head, Seq, Tenant, TenantId
@@ -190,7 +190,7 @@ async def order_states(
     seconds: dict[TenantId, float] = {}
     for tenant_id, order_id, row_now, snapshot, status, version, failure, took in rows:
         if failure is not None:
-            failures[tenant_id] = tellable(failure[:5], failure)
+            failures[tenant_id] = returned(failure)
         else:
             stored = None if snapshot is None else StoredText(snapshot, status, version)
             orders[tenant_id, order_id] = OrderState(stored, row_now)

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from posd.errors import tellable
+from posd.errors import returned
 from posd.link import Row, Session
 
 # Each tenant's tables take about ten locks, of which a server has 6,400 as installed for everybody.
@@ -58,9 +58,11 @@ async def survey(session: Session, most: int, final: Collection[str]) -> list[Te
         rows = await session.query(_SURVEY, (beyond, wanted, sorted(final)))
         portion = len(rows)
         for row in rows:
-            beyond, failure = row[0], None if row[-1] is None else tellable(row[-1][:5], row[-1])
+            beyond, failure = row[0], row[-1]
             head: Row = row[1:8]
             shop: Row = row[8:-1]
-            told = None if failure is not None else Shop(*shop)
-            surveyed.append(TenantSurvey(*head, shop=told, failure=failure))
+            if failure is None:
+                surveyed.append(TenantSurvey(*head, shop=Shop(*shop)))
+            else:
+                surveyed.append(TenantSurvey(*head, shop=None, failure=returned(failure)))
     return surveyed
