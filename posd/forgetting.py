@@ -96,19 +96,30 @@ async def find(
 
 
 async def forget_found(
-    session: Session, tenant: Tenant, found: Found, progress: Progress = lambda count: None
+    session: Session,
+    tenant: Tenant,
+    found: Found,
+    sought: str,
+    progress: Progress = lambda count: None,
 ) -> Counts:
-    """Erase what was found, and what has come since; how much that was. Raises `Busy` if it never ends."""
+    """Erase what was found, and what has come since; how much that was. Raises `Busy` if it never ends.
+
+    That it was done is noted, with whom somebody `sought` to erase, and the nodes are told, also where it
+    ends before its time: something is gone by then, and what the round was to erase is what is counted.
+    """
     total = Counts()
-    for _ in range(_ROUNDS):
-        counts = found.counts
-        for part, texts in found.texts.items():
-            await store.erase(session, tenant, part, texts)
-        await store.erase_people(session, tenant, found.cards, [each.id for each in found.accounts])
-        total = _sum(total, counts)
-        found = await find(session, tenant, found.person, progress)
-        if not found:
-            return total
+    try:
+        for _ in range(_ROUNDS):
+            total = _sum(total, found.counts)
+            for part, texts in found.texts.items():
+                await store.erase(session, tenant, part, texts)
+            accounts = [each.id for each in found.accounts]
+            await store.erase_people(session, tenant, found.cards, accounts)
+            found = await find(session, tenant, found.person, progress)
+            if not found:
+                return total
+    finally:
+        await store.note(session, tenant, sought, total)
     raise Busy("What is to be erased is being written again and again.")
 
 

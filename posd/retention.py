@@ -1,7 +1,7 @@
 """Prunes by itself what is older than it is kept for, on one node at a time.
 
 Every few minutes it looks which tenants have what is due. That is once a day for each, at an hour at
-which the shop is closed; after a night in which no posd ran, at once. Where little is kept it is more
+which the shop is closed; after a night in which no posd ran, within minutes. Where little is kept it is more
 often. What is deleted is in `store.retention`; that a till which comes too late is told so, in `cursor`.
 """
 

@@ -10,6 +10,7 @@ import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import jsontext
+from posd.store import erasure
 from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
 
 NUMBER = "+447700900123"
@@ -215,6 +216,16 @@ class ForgetTests(SynchronousTestCase):
             ),
             [(1, "posd", "phone …123", 5, 1, 2, 0, 1)],
         )
+
+    def test_what_is_cut_off_in_the_middle_is_noted_too_since_something_is_gone(self) -> None:
+        async def cut_off(*_: object) -> None:
+            raise psycopg2.OperationalError("cut off")
+
+        self.patch(erasure, "erase_people", cut_off)
+        ran = self.forget("--phone", NUMBER, "--yes")
+        self.assertNotEqual(ran.code, 0)
+        noted = execute(self.dsn, "SELECT sought, events FROM dinedesk_main.pos_erasures")
+        self.assertEqual(noted, [("phone …123", 5)])
 
     def test_daemons_are_told_to_drop_what_they_remember(self) -> None:
         with closing(psycopg2.connect(self.dsn)) as listener:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import Any
 
+import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.cli import database
 from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
 
 EVENTS = """
@@ -34,13 +37,28 @@ class PruneTests(SynchronousTestCase):
     def prune(self, *arguments: str, stdin: str | None = None) -> Ran:
         return posctl("prune", *arguments, dsn=as_role(self.dsn, "posd"), stdin=stdin)
 
-    def left(self) -> object:
+    def left(self) -> Any:
         return execute(self.dsn, LEFT)[0][0]
 
     def shown(self, ran: Ran) -> Any:
         self.assertEqual((ran.code, ran.err), (0, ""))
         assert isinstance(ran.json, dict)
         return ran.json
+
+    def test_a_shop_whose_rows_somebody_locks_is_left_and_told_after_what_went(self) -> None:
+        self.patch(database, "_PATIENCE", 0.0)
+        with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
+            cursor.execute("LOCK TABLE dinedesk_kitchen.pos_events IN SHARE MODE")
+            ran = self.prune("--json")
+        self.assertEqual(ran.code, os.EX_TEMPFAIL)
+        self.assertIn("not all went of: kitchen", ran.err)
+        assert isinstance(ran.json, dict)
+        self.assertEqual(
+            [(each["tenant"], each["events"]) for each in ran.json["tenants"]],
+            [("bistro", 0), ("kitchen", 0)],
+        )
+        self.assertEqual(ran.json["answers"], 1)
+        self.assertEqual(len(self.left()), 9)
 
     def test_what_is_older_than_it_is_kept_for_goes(self) -> None:
         shown = self.shown(self.prune("--json"))

@@ -7,12 +7,14 @@ exists once.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg2
 from attrs import frozen
+from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from posd import migrations
@@ -20,6 +22,9 @@ from posd.errors import Busy, StatementFailed
 from posd.link import Parameters, Row
 
 T = TypeVar("T")
+
+_PATIENCE: Final = 10.0
+_PAUSE: Final = 0.2
 
 # One process on the server's side, and no plans that take longer than what they save.
 _SNAPSHOT: Final = """
@@ -108,3 +113,18 @@ def complete(statement: Coroutine[Any, Any, T]) -> T:
         return result
     statement.close()
     raise RuntimeError("a statement on a blocking session waited for something else")
+
+
+def patiently(statement: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+    """The result of a statement that gives up soon where somebody has a lock, tried for ten seconds.
+
+    None if the lock was not to be had in that time. Nothing was changed then.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return complete(statement())
+        except LockNotAvailable:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_PAUSE)

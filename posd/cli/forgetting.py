@@ -127,8 +127,7 @@ def _forgotten(
 ) -> Forgotten:
     if not each.found:
         return each
-    counts = complete(forget_found(session, each.tenant, each.found, progress))
-    complete(store.note(session, each.tenant, sought, counts))
+    counts = complete(forget_found(session, each.tenant, each.found, sought, progress))
     return Forgotten(each.tenant, each.found, counts, each.remains)
 
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import click
 from attrs import asdict, frozen
 
 from posd.cli import database
-from posd.cli.database import BlockingSession, complete
+from posd.cli.database import BlockingSession, complete, patiently
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import (
@@ -36,11 +37,15 @@ _COLUMNS: Final = ("events", "expired", "messages", "nacks", "orders")
 
 @frozen
 class Pruned:
-    """What went of each tenant, and how many stored answers of all."""
+    """What went of each tenant, and how many stored answers of all.
+
+    `held` are those of which not all went, since somebody had a lock.
+    """
 
     before: datetime
     tenants: dict[str, Gone]
     answers: int
+    held: tuple[str, ...] = ()
 
 
 @click.command()
@@ -71,7 +76,8 @@ def prune(
     said, refusals, stored answers, and orders that are at their end. Ledgers and reports stay.
 
     It may run at any time and beside daemons: it deletes a few hundred rows at once, and nobody waits
-    for it. A till that was away for longer is told to reload its open orders. `expired` are events
+    for it. Where somebody holds a lock for ten seconds the rest of that shop stays, and the exit code is
+    75. A till that was away for longer is told to reload its open orders. `expired` are events
     that no till had acknowledged.
 
     \b
@@ -102,6 +108,9 @@ def prune(
         with _bar(expected) as progress:
             pruned = _prune(session, chosen, before, slug is None, progress)
     _tell(pruned, False, as_json)
+    if pruned.held:
+        still = ", ".join(pruned.held)
+        raise Failure(f"somebody holds a lock, and not all went of: {still}", os.EX_TEMPFAIL)
 
 
 def _would_go(
@@ -124,19 +133,29 @@ def _prune(
     answers: bool,
     progress: Callable[[str, int], None],
 ) -> Pruned:
-    gone_of = {}
+    gone_of: dict[str, Gone] = {}
+    held: list[str] = []
     for tenant in chosen:
         total, done = Gone(), False
+        prune = partial(retention.prune, session, tenant.id, before, FINAL_STATUSES)
         while not done:
-            gone, done = complete(retention.prune(session, tenant.id, before, FINAL_STATUSES))
+            pruned = patiently(prune)
+            if pruned is None:
+                held.append(tenant.slug)
+                break
+            gone, done = pruned
             total += gone
             progress(tenant.slug, gone.rows)
         gone_of[tenant.slug] = total
-    forgotten = 0
-    while answers and (count := complete(retention.prune_answers(session, before))):
+    forgotten, count = 0, 1
+    while answers and count:
+        tried = patiently(partial(retention.prune_answers, session, before))
+        if tried is None:
+            held.append("the stored answers")
+        count = tried or 0
         forgotten += count
         progress("answers", count)
-    return Pruned(before, gone_of, forgotten)
+    return Pruned(before, gone_of, forgotten, tuple(held))
 
 
 @contextmanager
