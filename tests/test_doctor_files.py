@@ -83,7 +83,9 @@ class PermissionTests(FilesCase):
 
     def lines(self, config: Config | None = None, who: Reader | None = None) -> list[Line]:
         found = files.permissions(self.path, config or self.config, who or self.reader)
-        return [line for line in found if line.state is not State.OK]
+        # Where the tests do not run as root, the files are not root's, of which there is a warning.
+        good = (State.OK,) if os.geteuid() == 0 else (State.OK, State.WARNING)
+        return [line for line in found if line.state not in good]
 
     def wrong(self, what: str, remedy: str, config: Config | None = None) -> None:
         (line,) = self.lines(config)
