@@ -15,7 +15,8 @@
 VENV ?= .venv
 TESTS ?= tests
 SYSTEM ?= $(patsubst tests/system/%.py,tests.system.%,$(wildcard tests/system/*_system.py))
-JOBS ?= 2
+# One more than there are processors on a small machine: tests wait for a quarter of their time.
+JOBS ?= 3
 ARGS ?=
 
 BIN := $(VENV)/bin

@@ -26,7 +26,7 @@ _PATIENCE = 60.0
 
 # What is another one in each run: the process, folders, times of day, and how long it took.
 _CHANCE = re.compile(
-    r"process \d+|posd-(pg|demo)-\w+|^\d\d:\d\d:\d\d|[\d.]+ ms$|PostgreSQL \d+", re.M
+    r"process \d+|[^\s']*/posd-(pg|demo)-\w+|^\d\d:\d\d:\d\d|[\d.]+ ms$|PostgreSQL \d+", re.M
 )
 
 

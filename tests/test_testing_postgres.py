@@ -25,6 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import posd
 from posd.testing import binaries as binaries_module
 from posd.testing import postgres as postgres_module
+from posd.testing import server as server_module
 from posd.testing.binaries import Binaries, NoServer, find_binaries, preferred_binaries
 from posd.testing.postgres import TestServer, test_server
 from posd.testing.server import Server, ServerFailed
@@ -191,6 +192,22 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(query(quick.dsn(), "SHOW fsync"), [("off",)])
         self.assertEqual(query(durable.dsn(), "SHOW fsync"), [("on",)])
 
+    def test_what_need_not_be_durable_is_kept_in_memory(self) -> None:
+        memory = Path(tempfile.mkdtemp(dir="/tmp"))
+        self.addCleanup(shutil.rmtree, memory)
+        memory.chmod(0o755)
+        self.patch(server_module, "_MEMORY", memory)
+        self.patch(server_module, "_ROOM", 1)
+        quick, durable = self.start(), self.start(durable=True)
+        self.assertEqual(quick.folder.parent, memory)
+        self.assertNotEqual(durable.folder.parent, memory)
+
+    def test_without_room_in_memory_it_is_on_a_disk(self) -> None:
+        self.patch(server_module, "_ROOM", 2**60)
+        self.assertEqual(self.start().folder.parent, Path(tempfile.gettempdir()))
+        self.patch(server_module, "_MEMORY", Path("/nowhere"))
+        self.assertEqual(self.start().folder.parent, Path(tempfile.gettempdir()))
+
     def test_settings_come_on_top(self) -> None:
         server = self.start(settings={"max_connections": "7", "statement_timeout": "5s"})
         self.assertEqual(query(server.dsn(), "SHOW max_connections"), [("7",)])
@@ -202,7 +219,7 @@ class ServerTests(SynchronousTestCase):
         place.chmod(0o755)
         self.patch(tempfile, "tempdir", str(place))
         with self.assertRaises(ServerFailed) as raised:
-            Server.start(settings={"max_connections": "many"})
+            Server.start(durable=True, settings={"max_connections": "many"})
         self.assertIn('invalid value for parameter "max_connections"', str(raised.exception))
         self.assertEqual(list(place.iterdir()), [])
 

@@ -2,7 +2,8 @@
 
 It is a real server with real durability if asked for, it listens on no network address, and it ends
 with the process that started it, even if that is killed. PostgreSQL refuses to run as root; there
-it runs as `nobody`.
+it runs as `nobody`. What need not be durable is kept in memory where the machine has room for it: to
+copy a database of 10 MB and to drop it took 36 ms there and 218 ms on a disk, fsync being off.
 """
 
 from __future__ import annotations
@@ -42,7 +43,17 @@ _SETTINGS = {
     "shared_buffers": "32MB",
     "log_line_prefix": "%m [%p] %q%d ",
 }
-_FAST_AND_LOSE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_FAST_AND_LOSE = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_wal_size": "128MB",
+}
+
+# Where Linux has a file system in memory for whoever wants one (shm_overview(7)).
+_MEMORY = Path("/dev/shm")  # nosec B108
+_ROOM = 2**30
+"""Bytes that must be free there: a container may have 64 MB only."""
 
 
 class ServerFailed(PosdError):
@@ -73,15 +84,18 @@ class Server:
         """Make a cluster and start it; about half a second.
 
         Without `binaries` the first that can be found on this machine are used. `durable` keeps
-        fsync on, for tests of what a crash leaves. `settings` are configuration parameters on top.
+        fsync on and the files on a disk, for tests of what a crash leaves. `settings` are
+        configuration parameters on top.
         Raises `NoServer` and `ServerFailed`.
         """
         if binaries is None:
             binaries = preferred_binaries(os.environ)
         uid, gid = _account()
-        folder = _temporary_folder(uid, gid)
+        private = uid != os.geteuid() and not _open(binaries.path.resolve().parent)
+        in_memory = not durable and _has_room(_MEMORY, for_programs=private)
+        folder = _temporary_folder(_MEMORY if in_memory else Path(tempfile.gettempdir()), uid, gid)
         try:
-            if uid != os.geteuid():
+            if private:
                 binaries = _within_reach(binaries, folder)
             chosen = {**_SETTINGS, **({} if durable else _FAST_AND_LOSE), **settings}
             server = cls(binaries, folder, chosen, uid, gid)
@@ -237,9 +251,19 @@ def _account() -> tuple[int, int]:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def _temporary_folder(uid: int, gid: int) -> Path:
-    """A new folder that only the server's account, and root, can enter."""
-    place = Path(tempfile.gettempdir())
+def _has_room(place: Path, *, for_programs: bool) -> bool:
+    """Whether there is such a place, with room for a cluster; a container's may run no programs."""
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    if not os.access(place, os.W_OK | os.X_OK) or (for_programs and found.f_flag & os.ST_NOEXEC):
+        return False
+    return found.f_bavail * found.f_frsize >= _ROOM
+
+
+def _temporary_folder(place: Path, uid: int, gid: int) -> Path:
+    """A new folder in `place` that only the server's account, and root, can enter."""
     unusable = uid != os.geteuid() and not _open(place)
     if unusable or len(os.fsencode(place)) > _LONGEST_TEMPORARY_FOLDER:
         # Where everybody may write, a folder is made that nobody had and nobody else can enter.
@@ -263,8 +287,6 @@ def _within_reach(binaries: Binaries, folder: Path) -> Binaries:
     shared libraries, which its programs look for three levels above themselves.
     """
     home = binaries.path.resolve().parent
-    if _open(home):
-        return binaries
     copy = folder / "postgresql" / home.parent.name / home.name
     for part in ("bin", "lib", "share"):
         if (home / part).is_dir():

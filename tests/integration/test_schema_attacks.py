@@ -135,10 +135,13 @@ class ViewTests(AttackCase):
             [*wanted, "1"],
             [True] * 40,
         )
-        self.assertEqual(
-            Counter(rows), {(1, True, True): 10, (1, False, True): 29, (2, True, False): 1}
-        )
-        self.assertEqual(len(self.admin.take() or ()), 29)
+        counted = Counter(rows)
+        read, left = counted.pop((1, True, True)), counted.pop((1, False, True))
+        self.assertEqual(counted, {(2, True, False): 1})
+        # A tenth of a second is over with the tenth; on a busy machine with one before it.
+        self.assertEqual(read + left, 39)
+        self.assertTrue(1 <= read <= 10, read)
+        self.assertEqual(len(self.admin.take() or ()), left)
 
     def test_several_whose_code_takes_long_take_no_longer_than_one(self) -> None:
         """statement_timeout acts once in a statement; whoever comes after it is not read at all."""
