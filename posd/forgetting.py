@@ -7,11 +7,11 @@ with the number that it is kept under.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 from urllib.parse import unquote
 
-from attrs import asdict, define, evolve, field
+from attrs import define, evolve, field
 
 from posd import erasure, jsontext
 from posd.erasure import Person
@@ -47,17 +47,9 @@ class Found:
 
     @property
     def counts(self) -> Counts:
-        """How much that is. An event and what is beside it is one, and so is what is not one yet."""
+        """How much that is."""
         keys = {part: {key for key, _ in texts} for part, texts in self.texts.items()}
-        none: set[str] = set()
-        return Counts(
-            events=len(keys.get("event", none) | keys.get("beside", none))
-            + len(keys.get("outbox", none)),
-            orders=len(keys.get("order", none)),
-            answers=len(keys.get("answer", none)) + len(keys.get("call", none)),
-            gift_cards=len(self.cards),
-            accounts=len(self.accounts),
-        )
+        return _counts(keys, len(self.cards), len(self.accounts))
 
     def add(self, part: store.Part, key: str, text: str) -> None:
         """Note that a text is to become another one."""
@@ -102,24 +94,26 @@ async def forget_found(
     sought: str,
     progress: Progress = lambda count: None,
 ) -> Counts:
-    """Erase what was found, and what has come since; how much that was. Raises `Busy` if it never ends.
+    """Erase what was found, and what has come since; how much was erased. Raises `Busy` if it never ends.
 
-    That it was done is noted, with whom somebody `sought` to erase, and the nodes are told, also where it
-    ends before its time: something is gone by then, and what the round was to erase is what is counted.
+    That it was done is noted, with whom somebody `sought` to erase, also where it ends before its time.
     """
-    total = Counts()
+    keys: dict[store.Part, set[str]] = {}
+    cards = accounts = 0
     try:
         for _ in range(_ROUNDS):
-            total = _sum(total, found.counts)
             for part, texts in found.texts.items():
-                await store.erase(session, tenant, part, texts)
-            accounts = [each.id for each in found.accounts]
-            await store.erase_people(session, tenant, found.cards, accounts)
+                async for erased in store.erase(session, tenant, part, texts):
+                    keys.setdefault(part, set()).update(erased)
+            people = await store.erase_people(
+                session, tenant, found.cards, [each.id for each in found.accounts]
+            )
+            cards, accounts = cards + people[0], accounts + people[1]
             found = await find(session, tenant, found.person, progress)
             if not found:
-                return total
+                return _counts(keys, cards, accounts)
     finally:
-        await store.note(session, tenant, sought, total)
+        await store.note(session, tenant, sought, _counts(keys, cards, accounts))
     raise Busy("What is to be erased is being written again and again.")
 
 
@@ -168,6 +162,14 @@ def _read(text: str) -> object:
         return None
 
 
-def _sum(one: Counts, other: Counts) -> Counts:
-    mine, others = asdict(one), asdict(other)
-    return Counts(**{name: mine[name] + others[name] for name in mine})
+def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> Counts:
+    """How much that is. An event and what is beside it is one, and so is what is not one yet."""
+    none: set[str] = set()
+    return Counts(
+        events=len(keys.get("event", none) | keys.get("beside", none))
+        + len(keys.get("outbox", none)),
+        orders=len(keys.get("order", none)),
+        answers=len(keys.get("answer", none)) + len(keys.get("call", none)),
+        gift_cards=cards,
+        accounts=accounts,
+    )

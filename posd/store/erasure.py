@@ -6,7 +6,7 @@ goes. A document is read again with the next question, so whoever changes it mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final, Literal
 
 from attrs import frozen
@@ -31,12 +31,11 @@ _READ: Final[dict[Place, str]] = {
           FROM {schema}.pos_orders AS o WHERE o.order_id > %(id)s ORDER BY o.order_id LIMIT %(limit)s
     """,
     "answer": """
-        SELECT i.principal || chr(1) || i.operation || chr(1) || i.key, i.ctid::text, i.answer::text,
-               NULL::text, i.operation
-          FROM dinedesk_main.idempotency_keys AS i
-         WHERE coalesce(i.tenant_id, 0) = %(tenant)s
-           AND i.principal || chr(1) || i.operation || chr(1) || i.key > %(id)s
-         ORDER BY 1 LIMIT %(limit)s
+        SELECT n.key, n.key, i.answer::text, NULL::text, i.operation
+          FROM dinedesk_main.idempotency_keys AS i,
+               LATERAL (SELECT i.principal || chr(1) || i.operation || chr(1) || i.key) AS n(key)
+         WHERE coalesce(i.tenant_id, 0) = %(tenant)s AND n.key > %(id)s
+         ORDER BY n.key LIMIT %(limit)s
     """,
     "outbox": """
         SELECT o.id, o.id::text, o.data, NULL::text, NULL::text
@@ -68,14 +67,10 @@ _REMAINS: Final = """
 """
 _ERASE: Final = "SELECT dinedesk_main.pos_erase(%s, %s, %s::text[], %s::text[])"
 _ERASE_PEOPLE: Final = "SELECT * FROM dinedesk_main.pos_erase_people(%s, %s::text[], %s::bigint[])"
-# Nodes that have events in memory for tills which catch up drop them.
 _NOTE: Final = """
-    WITH noted AS (
-        INSERT INTO dinedesk_main.pos_erasures
-            (tenant_id, sought, events, orders, answers, gift_cards, accounts)
-        VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING tenant_id
-    )
-    SELECT pg_notify('posd_control', 'erased ' || tenant_id) FROM noted
+    INSERT INTO dinedesk_main.pos_erasures
+        (tenant_id, sought, events, orders, answers, gift_cards, accounts)
+    VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 
 
@@ -151,14 +146,13 @@ async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[Acc
 
 async def erase(
     session: Session, tenant: Tenant, part: Part, texts: Sequence[tuple[str, str]]
-) -> int:
-    """Put texts in the place of those that have these keys; how many were still what they had been."""
-    done = 0
+) -> AsyncIterator[set[str]]:
+    """Put texts in the place of those that have these keys; of each batch the keys of those that were
+    still what they had been. Nodes that remember such events drop them."""
     for some in _batches(texts):
         keys, new = zip(*some, strict=True)
         rows = await session.query(_ERASE, (tenant.id, part, list(keys), list(new)))
-        done += len(rows)
-    return done
+        yield {key for (key,) in rows}
 
 
 async def erase_people(
@@ -177,7 +171,7 @@ async def remains(session: Session, tenant: Tenant) -> list[str]:
 
 
 async def note(session: Session, tenant: Tenant, sought: str, counts: Counts) -> None:
-    """Keep that somebody was erased, without who, and tell all nodes to drop what they remember."""
+    """Keep that somebody was erased, without who."""
     values = (counts.events, counts.orders, counts.answers, counts.gift_cards, counts.accounts)
     await session.execute(_NOTE, (tenant.id, sought, *values))
 

@@ -53,8 +53,9 @@ $$;
 
 -- Put texts in the place of others that differ only by what was erased; the keys of those where that was so.
 -- What was changed since it was read is left as it is. `place` and key: 'event' or 'beside' and the id,
--- 'order' and its id, 'answer' and its row, 'outbox' and the id; 'call' forgets a stored answer whose address names a
--- customer.
+-- 'order' and its id, 'outbox' and the id, 'answer' and its principal, operation and key with \x01 between them;
+-- 'call' forgets a stored answer whose address names a customer. Nodes that have events in memory for tills
+-- which catch up are told to drop them.
 CREATE FUNCTION dinedesk_main.pos_erase(tenant integer, place text, keys text[], texts text[]) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' SET enable_seqscan = off AS $$
@@ -85,15 +86,20 @@ BEGIN
         WHEN 'answer' THEN
             RETURN QUERY
                 UPDATE dinedesk_main.idempotency_keys AS i SET answer = n.text::json
-                  FROM unnest(keys::tid[], texts) AS n(key, text)
-                 WHERE i.ctid = n.key AND i.tenant_id = tenant
+                  FROM unnest(keys, texts) AS n(key, text)
+                 WHERE coalesce(i.tenant_id, 0) = tenant
+                   AND (i.principal, i.operation, i.key)
+                     = (split_part(n.key, E'\x01', 1), split_part(n.key, E'\x01', 2), split_part(n.key, E'\x01', 3))
                    AND dinedesk_main.pos_only_erased(i.answer::jsonb, n.text::jsonb)
-                RETURNING n.key::text;
+                RETURNING n.key;
         WHEN 'call' THEN
             RETURN QUERY
-                DELETE FROM dinedesk_main.idempotency_keys AS i
-                 WHERE i.ctid = ANY (keys::tid[]) AND i.tenant_id = tenant AND i.operation ~ '/loyalty/'
-                RETURNING i.ctid::text;
+                DELETE FROM dinedesk_main.idempotency_keys AS i USING unnest(keys) AS n(key)
+                 WHERE coalesce(i.tenant_id, 0) = tenant
+                   AND (i.principal, i.operation, i.key)
+                     = (split_part(n.key, E'\x01', 1), split_part(n.key, E'\x01', 2), split_part(n.key, E'\x01', 3))
+                   AND i.operation ~ '/loyalty/'
+                RETURNING n.key;
         WHEN 'outbox' THEN
             RETURN QUERY
                 UPDATE dinedesk_main.pos_outbox AS o SET data = n.text
@@ -102,6 +108,9 @@ BEGIN
                    AND dinedesk_main.pos_only_erased(o.data::jsonb, n.text::jsonb)
                 RETURNING o.id::text;
     END CASE;
+    IF FOUND AND place IN ('event', 'beside') THEN
+        PERFORM pg_notify('posd_control', 'erased ' || tenant);
+    END IF;
 END
 $$;
 
