@@ -54,16 +54,28 @@ class PruneTests(SynchronousTestCase):
         self.assertIn("not all went of: kitchen", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual(
-            [(each["tenant"], each["events"]) for each in ran.json["tenants"]],
-            [("bistro", 0), ("kitchen", 0)],
+            [(each["tenant"], each["events"], each["held"]) for each in ran.json["tenants"]],
+            [("bistro", 0, False), ("kitchen", 0, True)],
         )
-        self.assertEqual(ran.json["answers"], 1)
+        self.assertEqual((ran.json["answers"], ran.json["answersHeld"]), (1, False))
         self.assertEqual(len(self.left()), 9)
+
+    def test_stored_answers_that_somebody_locks_are_left_and_told_of(self) -> None:
+        self.patch(database, "_PATIENCE", 0.0)
+        with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
+            cursor.execute("LOCK TABLE dinedesk_main.idempotency_keys IN SHARE MODE")
+            ran = self.prune("--json")
+        self.assertEqual(ran.code, os.EX_TEMPFAIL)
+        self.assertIn("not all went of: the stored answers", ran.err)
+        assert isinstance(ran.json, dict)
+        self.assertEqual((ran.json["answers"], ran.json["answersHeld"]), (0, True))
+        self.assertFalse(any(each["held"] for each in ran.json["tenants"]))
 
     def test_what_is_older_than_it_is_kept_for_goes(self) -> None:
         shown = self.shown(self.prune("--json"))
         self.assertRegex(shown.pop("before"), r"\A20\d\d-.*Z\Z")
         nothing = {"events": 0, "expired": 0, "messages": 0, "nacks": 0, "orders": 0}
+        nothing["held"] = False
         self.assertEqual(
             shown,
             {
@@ -73,6 +85,7 @@ class PruneTests(SynchronousTestCase):
                     {"tenant": "kitchen", **nothing, "events": 7, "expired": 3},
                 ],
                 "answers": 1,
+                "answersHeld": False,
             },
         )
         self.assertEqual(self.left(), [8, 9])

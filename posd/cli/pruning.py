@@ -39,13 +39,19 @@ _COLUMNS: Final = ("events", "expired", "messages", "nacks", "orders")
 class Pruned:
     """What went of each tenant, and how many stored answers of all.
 
-    `held` are those of which not all went, since somebody had a lock.
+    `held` are the tenants of which not all went, since somebody had a lock; so it may be with answers.
     """
 
     before: datetime
     tenants: dict[str, Gone]
     answers: int
     held: tuple[str, ...] = ()
+    answers_held: bool = False
+
+    @property
+    def rest(self) -> list[str]:
+        """Of what not all went."""
+        return [*self.held, *(["the stored answers"] if self.answers_held else [])]
 
 
 @click.command()
@@ -108,8 +114,8 @@ def prune(
         with _bar(expected) as progress:
             pruned = _prune(session, chosen, before, slug is None, progress)
     _tell(pruned, False, as_json)
-    if pruned.held:
-        still = ", ".join(pruned.held)
+    if pruned.rest:
+        still = ", ".join(pruned.rest)
         raise Failure(f"somebody holds a lock, and not all went of: {still}", os.EX_TEMPFAIL)
 
 
@@ -147,15 +153,13 @@ def _prune(
             total += gone
             progress(tenant.slug, gone.rows)
         gone_of[tenant.slug] = total
-    forgotten, count = 0, 1
-    while answers and count:
-        tried = patiently(partial(retention.prune_answers, session, before))
-        if tried is None:
-            held.append("the stored answers")
-        count = tried or 0
-        forgotten += count
-        progress("answers", count)
-    return Pruned(before, gone_of, forgotten, tuple(held))
+    forgotten, answers_held = 0, False
+    while answers:
+        count = patiently(partial(retention.prune_answers, session, before))
+        answers, answers_held = bool(count), count is None
+        forgotten += count or 0
+        progress("answers", count or 0)
+    return Pruned(before, gone_of, forgotten, tuple(held), answers_held)
 
 
 @contextmanager
@@ -178,9 +182,11 @@ def _tell(pruned: Pruned, dry_run: bool, as_json: bool) -> None:
                 "before": timestamp_or_none(pruned.before),
                 "dryRun": dry_run,
                 "tenants": [
-                    {"tenant": slug, **asdict(gone)} for slug, gone in pruned.tenants.items()
+                    {"tenant": slug, **asdict(gone), "held": slug in pruned.held}
+                    for slug, gone in pruned.tenants.items()
                 ],
                 "answers": pruned.answers,
+                "answersHeld": pruned.answers_held,
             }
         )
         return

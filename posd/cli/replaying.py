@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import click
 
@@ -15,6 +15,7 @@ from posd.cli.output import as_json, print_json
 from posd.cli.parameters import MOMENT, SLUG
 from posd.cli.tenants import known
 from posd.store import replay as store
+from posd.store import retention
 from posd.store.replay import Place
 from posd.values import Seq, Tenant
 from posd.zones import zone
@@ -58,7 +59,9 @@ def replay(
     get nothing, and what counts as delivered stays so.
 
     A till that names a position when it connects goes on from there, whatever its cursor: it has to
-    forget that first. One that never acknowledges is never sent anything again; it asks for its open
+    forget that first. What it acknowledged less than half a second before, at another node than the
+    one it comes back to, may take its cursor forward again: look with `posctl status`, and say it
+    again. One that never acknowledges is never sent anything again; it asks for its open
     orders.
 
     \b
@@ -73,7 +76,7 @@ def replay(
         place = _place(session, tenant, device)
         acked = place.acked or 0
         if since is not None:
-            first = _first_since(session, tenant, place, _moment(since, tenant))
+            first = _first_since(session, tenant, place, _moment(session, since, tenant))
         assert first is not None
         _check(place, device, first)
         events, orders = complete(store.between(session, tenant, first - 1, acked))
@@ -140,7 +143,7 @@ def _first_since(session: BlockingSession, tenant: Tenant, place: Place, when: d
     return first
 
 
-def _moment(since: datetime | float, tenant: Tenant) -> datetime:
+def _moment(session: BlockingSession, since: datetime | float, tenant: Tenant) -> datetime:
     if isinstance(since, float):
-        return datetime.now(UTC) - timedelta(seconds=since)
+        return complete(retention.cutoff(session, since))
     return since if since.tzinfo else since.replace(tzinfo=zone(tenant.timezone))
