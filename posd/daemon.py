@@ -74,7 +74,7 @@ class Daemon(Service):
         self._ready = False
         self._failed = False
         self._status = ""
-        self._parts = Parts(reactor, settings, self._certificate)
+        self._parts = Parts(reactor, settings, self._certificate, self._reload_failed)
         self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -186,6 +186,10 @@ class Daemon(Service):
 
     def _certificate(self) -> Validity | None:
         return None if self._tls is None else self._tls.validity
+
+    def _reload_failed(self) -> bool:
+        refused = self._renewal is not None and self._renewal.refused
+        return refused or bool(self._reloaded.trouble)
 
     def _tell_status(self) -> None:
         missing = self._parts.health.missing()

@@ -27,7 +27,8 @@ _WATCHED: Final = ("database", "feed", "sequencer")
 class Gauges:
     """The parts that are asked.
 
-    `outbox_limit` is what is in force now; `certificate` gives None without TLS.
+    `outbox_limit` is what is in force now; `certificate` gives None without TLS; `reload_failed` says
+    whether configuration or certificates were found that cannot be used.
     """
 
     health: Health
@@ -39,6 +40,7 @@ class Gauges:
     clock: DatabaseClock
     outbox_limit: Callable[[], int]
     certificate: Callable[[], Validity | None]
+    reload_failed: Callable[[], bool]
 
     def readings(self) -> dict[str, Callable[[], float | None]]:
         """A question for each name; None is the answer where there is nothing to be said."""
@@ -61,6 +63,7 @@ class Gauges:
             "feed_missed": lambda: self.feed.canaries_missed,
             "tls_certificate_expiry_seconds": lambda: self._of_certificate(_left),
             "tls_certificate_lifetime_seconds": lambda: self._of_certificate(_lifetime),
+            "reload_failed": self.reload_failed,
         }
 
     def _of_certificate(self, ask: Callable[[Validity, datetime], float]) -> float | None:

@@ -45,6 +45,7 @@ READINGS: Final[Mapping[str, str]] = {
     "feed_missed": "Notifications to ourselves that did not arrive.",
     "tls_certificate_expiry_seconds": "For how long the certificate is still valid.",
     "tls_certificate_lifetime_seconds": "For how long it is valid in all.",
+    "reload_failed": "1 while new files cannot be used and the old configuration stays.",
 }
 """All that a node is asked when it is scraped, and what it means."""
 _COUNTED: Final = frozenset(("feed_missed",))

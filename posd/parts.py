@@ -71,6 +71,8 @@ class Parts:
     settings: Config
     certificate: Callable[[], Validity | None] = lambda: None
     """From when until when the certificate is valid that new connections get; None without TLS."""
+    reload_failed: Callable[[], bool] = lambda: False
+    """Whether new files were found, of the configuration or of certificates, that cannot be used."""
     listening: bool = field(default=False, init=False)
     """Whether all listeners are open."""
     fitting: bool = field(default=False, init=False)
@@ -292,6 +294,7 @@ class Parts:
             clock=self.instruments.clock,
             outbox_limit=lambda: self.settings.limits.outbox_total,
             certificate=self.certificate,
+            reload_failed=self.reload_failed,
         )
         surveyed = Survey(
             lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor.seconds

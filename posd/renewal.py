@@ -60,6 +60,11 @@ class Renewal(Service):
             self._looks.stop()
 
     @property
+    def refused(self) -> bool:
+        """Whether there are new files that cannot be used."""
+        return bool(self._unusable)
+
+    @property
     def trouble(self) -> str:
         """What somebody has to see to, in a line."""
         now = self._now()

@@ -193,10 +193,11 @@ class HalfWrittenTests(RenewalCase):
         self.assertTrue(line.startswith("error renewed files cannot be used"), line)
         self.assertIn(f"{self.made.key_path} does not belong to", line)
         self.assertIn(f"{self.made.key_path} does not belong to", self.renewal.trouble)
+        self.assertTrue(self.renewal.refused)
         self.assertEqual(self.after(2 * DAY), [])
         self.write_certificate()
         self.after(LOOK)
-        self.assertEqual(self.renewal.trouble, "")
+        self.assertEqual((self.renewal.trouble, self.renewal.refused), ("", False))
 
     def test_what_is_unfit_in_another_way_is_told_anew(self) -> None:
         self.write_key()

@@ -22,6 +22,7 @@ from posd.daemon import is_local
 from posd.testing.postgres import Server, test_server
 from tests.integration.harness import ROOT, Daemon, Shop
 from tests.integration.wire import Till
+from tests.scrapes import read
 
 SECONDS = 30.0
 
@@ -200,13 +201,16 @@ class RunningTests(SynchronousTestCase):
         self.reload(daemon, "reloaded", 1)
         statuses = [self.attempt(daemon) for _ in range(2)]
         self.assertEqual(statuses, [401, 429])
+        self.assertFalse(self.reload_failed(daemon))
         path.write_text(good + "[limits]\nfailed_auth_per_minute = 0\n")
         self.reload(daemon, "not reloaded", 1)
         self.assertIn("limits.failed_auth_per_minute", daemon.log())
         self.assertEqual(self.attempt(daemon), 429)
+        self.assertTrue(self.reload_failed(daemon))
         path.write_text(good + "[limits]\nfailed_auth_per_minute = 50\n")
         self.reload(daemon, "#info] reloaded", 2)
         self.assertEqual(self.attempt(daemon), 401)
+        self.assertFalse(self.reload_failed(daemon))
         self.assertEqual(daemon.stop(), 0)
 
     def test_a_till_stays_and_new_connections_are_shown_a_renewed_certificate(self) -> None:
@@ -321,6 +325,11 @@ class RunningTests(SynchronousTestCase):
 
     def attempt(self, daemon: Daemon) -> int:
         return daemon.request("GET", "/api/kitchen/pos-status", key="pos_wrong").status
+
+    def reload_failed(self, daemon: Daemon) -> bool:
+        """What the metrics say of it."""
+        answered = daemon.request("GET", "/metrics", key=self.shop.key("admin", None))
+        return bool(read(answered.content.decode())["posd_reload_failed",])
 
     def served(self, daemon: Daemon) -> bytes:
         """The certificate that is served."""
