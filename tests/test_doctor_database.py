@@ -42,6 +42,10 @@ SAFE: Final = {
     "idle_session_timeout": "0",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
+    "log_min_messages": "log",
+    "log_min_error_statement": "panic",
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
 }
 
 
@@ -223,6 +227,24 @@ class SettingTests(DatabaseCase):
                 (line,) = database._settings({**SAFE, name: value})
                 self.assertEqual(line.state, state)
                 self.assertIn(f"{name} is {value}", line.what)
+
+    def test_what_lets_customers_into_the_log_of_postgresql_is_named(self) -> None:
+        for name, value in (
+            ("log_min_messages", "warning"),
+            ("log_min_error_statement", "error"),
+            ("log_statement", "mod"),
+            ("log_min_duration_statement", "0"),
+        ):
+            with self.subTest(name=name):
+                (line,) = database._settings({**SAFE, name: value})
+                self.assertEqual(line.state, State.WARNING)
+                self.assertIn(f"by {name} ", line.what)
+
+    def test_a_login_as_posd_is_one_of_whose_rows_nothing_is_logged(self) -> None:
+        for user, logged in (("posd", False), ("postgres", True)):
+            with closing(psycopg2.connect(self.dsn, user=user)) as connection:
+                lines = database._settings(complete(fitness.settings(Snapshot(connection))))
+            self.assertEqual(any("customers" in line.what for line in lines), logged, user)
 
     def test_settings_are_those_of_the_login_and_of_the_database(self) -> None:
         with closing(psycopg2.connect(self.dsn)) as connection:

@@ -27,6 +27,13 @@ _REMEDIES: Final = {
     "3F000": "posctl bootstrap, then posctl migrate",  # invalid_schema_name
     "42501": "posctl bootstrap and posctl migrate grant what is missing",  # insufficient_privilege
 }
+_LOG: Final = (
+    ("log_min_messages", ("log", "fatal", "panic")),
+    ("log_min_error_statement", ("log", "fatal", "panic")),
+    ("log_statement", ("none", "ddl")),
+    ("log_min_duration_statement", ("-1",)),
+)
+"""Settings with the values for which the daemon's rows do not come into PostgreSQL's own log."""
 _RIGHTS: Final = ("rights", "schema", "function")
 
 
@@ -113,6 +120,11 @@ def _settings(found: Mapping[str, str]) -> list[Line]:
         )
         if name in found and found[name] not in good
     ]
+    loud = [name for name, good in _LOG if name in found and found[name] not in good]
+    if loud:
+        what = f"by {' and '.join(loud)} PostgreSQL's log has customers and orders in it"
+        remedy = "log in as posd and run posctl bootstrap again; what is left, ALTER ROLE posd SET it off"
+        wrong.append(warning("settings", what, remedy))
     return wrong or [ok("settings", "none of them does harm")]
 
 

@@ -43,6 +43,7 @@ _WAITING: Final = """
 SETTINGS: Final = (
     *("fsync", "full_page_writes", "synchronous_commit", "autovacuum", "idle_session_timeout"),
     *("default_transaction_isolation", "default_transaction_read_only", "data_directory"),
+    *("log_min_messages", "log_min_error_statement", "log_statement", "log_min_duration_statement"),
 )
 
 
