@@ -29,6 +29,11 @@ _MINUTE: Final = 60.0
 _CONNECTION_RETRY: Final = 60
 """Seconds until a place may be free: within about as many a peer that has gone silent is dropped."""
 _OVERLOAD_RETRY: Final = 10
+_MENTIONS_PER_SECOND: Final = 1 / 60
+_MENTIONS_AT_ONCE: Final = 5
+_ALL_MENTIONS_PER_SECOND: Final = 1.0
+_ALL_MENTIONS_AT_ONCE: Final = 50
+_MOST_MENTIONED: Final = 10_000
 _ROUNDING: Final = 1e-3
 """Of a token: so much can be lost when a wait is added to the time of day."""
 
@@ -128,6 +133,41 @@ class FailedAttempts:
     def _recent(self, place: str, now: float) -> tuple[float, ...]:
         times = self._times.get(place, ())
         return tuple(time for time in times if now - _MINUTE < time <= now)
+
+
+@define(eq=False)
+class Mentions:
+    """Which of those who were not let in are told of in the log, as many as a journal bears.
+
+    An address is a few times at once and then once a minute, all together a few dozen times and then
+    once a second.
+    """
+
+    _clock: Clock
+    _all: TokenBucket = field(init=False)
+    _places: OrderedDict[str, TokenBucket] = field(factory=OrderedDict, init=False)
+    _unsaid: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._all = TokenBucket(_ALL_MENTIONS_PER_SECOND, _ALL_MENTIONS_AT_ONCE, self._clock)
+
+    def take(self, address: str) -> int | None:
+        """How many were passed over since the last one, for the line; None if this one is too."""
+        if not (self._bucket(place(address)).take() and self._all.take()):
+            self._unsaid += 1
+            return None
+        unsaid, self._unsaid = self._unsaid, 0
+        return unsaid
+
+    def _bucket(self, where: str) -> TokenBucket:
+        bucket = self._places.get(where)
+        if bucket is None:
+            bucket = TokenBucket(_MENTIONS_PER_SECOND, _MENTIONS_AT_ONCE, self._clock)
+            self._places[where] = bucket
+        self._places.move_to_end(where)
+        if len(self._places) > _MOST_MENTIONED:
+            self._places.popitem(last=False)
+        return bucket
 
 
 @define(eq=False)

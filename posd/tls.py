@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from posd import errors, pem
-from posd.limits import TokenBucket
+from posd.limits import Mentions
 from posd.validity import Validity
 
 _log = Logger()
@@ -43,7 +43,6 @@ Whoever steals the key from memory can read what TLS 1.2 sessions resumed under 
 """
 
 _FATAL = 2
-_LINES_AT_ONCE = 20
 _REFUSALS = {
     40: "it has no certificate",
     116: "it has no certificate",
@@ -208,13 +207,11 @@ def _ask_for_client_certificates(
 class _Refusals:
     """A line for each client whose certificate is refused; it is told the same by an alert.
 
-    Nobody else would tell: without a request there is nothing that twisted.web had to say. Whoever
-    tries without end fills no log, since then there is one line a second, with the number of the others.
+    Nobody else would tell: without a request there is nothing that twisted.web had to say.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
-        self._lines = TokenBucket(1.0, _LINES_AT_ONCE, seconds)
-        self._untold = 0
+        self._mentions = Mentions(seconds)
 
     def look(self, connection: SSL.Connection, where: int, what: int) -> None:
         """What OpenSSL calls at every step of a handshake."""
@@ -223,13 +220,16 @@ class _Refusals:
         why = _REFUSALS.get(what & 0xFF)
         if why is None:
             return
-        if not self._lines.take():
-            self._untold += 1
-            return
-        untold, self._untold = self._untold, 0
         address = getattr(connection.get_app_data().getPeer(), "host", "-")
-        more = f" ({untold} others were refused before)" if untold else ""
-        _log.info("refused {address}: {why}{more}", address=address, why=why, more=more)
+        unsaid = self._mentions.take(address)
+        if unsaid is None:
+            return
+        _log.info(
+            "not let in: reason={reason!r} address={address} unsaid={unsaid}",
+            reason=why,
+            address=address,
+            unsaid=unsaid,
+        )
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:

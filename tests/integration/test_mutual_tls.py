@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import http.client
+import itertools
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from tests.integration.wire import WAIT, Till
 from tests.integration.wire_case import until
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+HOSTS = itertools.count(100)
 
 
 @define(eq=False)
@@ -66,14 +68,17 @@ class MutualCase(SynchronousTestCase):
         return make_client(self.shop.folder / folder, name, replace=True, **how)  # type: ignore[arg-type]
 
     def refused(self, made: Made | None, version: ssl.TLSVersion) -> tuple[str, str]:
-        """What a client with this certificate sees, and the line that posd has for it."""
+        """What a client with this certificate sees, and the line that posd has for it.
+
+        Each comes from an address of its own: of one there are only a few lines.
+        """
         context = Daemon.tls(self.posd)
         context.minimum_version = context.maximum_version = version
         if made is not None:
             context.load_cert_chain(made.certificate_path, made.key_path)
-        before = self.posd.log()
+        before, source = self.posd.log(), (f"127.0.0.{next(HOSTS)}", 0)
         with (
-            socket.create_connection(("127.0.0.1", self.posd.port), WAIT) as plain,
+            socket.create_connection(("127.0.0.1", self.posd.port), WAIT, source) as plain,
             self.assertRaises(ssl.SSLError) as caught,
             context.wrap_socket(plain, server_hostname="localhost") as client,
         ):
@@ -95,7 +100,9 @@ class TillTests(MutualCase):
         for version, alert in zip(VERSIONS, alerts, strict=True):
             seen, line = self.refused(None, version)
             self.assertTrue(seen.endswith(alert), seen)
-            self.assertTrue(line.endswith("#info] refused 127.0.0.1: it has no certificate"), line)
+            self.assertIn(
+                "#info] not let in: reason='it has no certificate' address=127.0.0.", line
+            )
 
     def test_a_foreign_one_and_one_that_has_ended_are_told_from_each_other(self) -> None:
         ended = datetime.now(UTC) - timedelta(days=9)
@@ -106,7 +113,7 @@ class TillTests(MutualCase):
             for version in VERSIONS:
                 seen, line = self.refused(made, version)
                 self.assertTrue(seen.endswith(alert), seen)
-                self.assertIn(f"#info] refused 127.0.0.1: its certificate {words}", line)
+                self.assertIn(f"#info] not let in: reason='its certificate {words}", line)
 
     def test_programs_on_the_trusted_socket_need_none(self) -> None:
         connection = http.client.HTTPConnection("localhost")
