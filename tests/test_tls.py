@@ -34,13 +34,12 @@ from twisted.internet.endpoints import (
     wrapServerTLS,
 )
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOProtocol
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
@@ -51,6 +50,7 @@ from posd.config import TLS
 from posd.errors import StartError
 from posd.tls import ServerTLS, problems
 from posd.trust import client_context
+from tests.caller import Caller
 
 PEER = IPv4Address("TCP", "192.0.2.7", 40000)
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -548,25 +548,8 @@ def client_certificate(directory: Path) -> tuple[Path, Path]:
     return made.certificate_path, made.key_path
 
 
-class Caller(Protocol):
-    """Waits for the server's first byte, which comes when both sides' handshakes are done."""
-
-    def __init__(self) -> None:
-        self.heard: Deferred[bytes] = Deferred()
-        self.lost: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.transport.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-
-    def dataReceived(self, data: bytes) -> None:
-        if not self.heard.called:
-            self.heard.callback(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self.heard.called:
-            self.heard.errback(reason)
-        self.lost.callback(None)
+class Browser(Caller):
+    words = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Hello(Resource):
@@ -612,16 +595,16 @@ class Loopback(TestCase):
 
         return Deferred.fromCoroutine(each_version())
 
-    async def call(self, host: str, ca: Path | None) -> Caller:
+    async def call(self, host: str, ca: Path | None) -> Browser:
         """Call the server, believing it to be `host`, with Twisted as the till."""
         endpoint = HostnameEndpoint(global_reactor, "127.0.0.1", self.port)
         caller = await wrapClientTLS(client_context(host, ca), endpoint).connect(
-            Factory.forProtocol(Caller)
+            Factory.forProtocol(Browser)
         )
-        assert isinstance(caller, Caller)
+        assert isinstance(caller, Browser)
         return caller
 
-    async def hang_up(self, caller: Caller) -> None:
+    async def hang_up(self, caller: Browser) -> None:
         assert caller.transport is not None
         caller.transport.loseConnection()
         await caller.lost

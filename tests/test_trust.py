@@ -11,16 +11,14 @@ from OpenSSL import SSL
 from service_identity import CertificateError, VerificationError
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     wrapClientTLS,
     wrapServerTLS,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import capturedLogs
-from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from posd.certificates import make, make_client
@@ -29,6 +27,7 @@ from posd.dialing import Credentials, distrust
 from posd.errors import StartError
 from posd.tls import ServerTLS
 from posd.trust import client_context
+from tests.caller import Caller
 from tests.odd_certificates import odd
 
 SECRET = b"the key"
@@ -52,25 +51,8 @@ class Listeners(Factory):
         self.told: list[bytes] = []
 
 
-class Caller(Protocol):
-    """Says what is secret as soon as it can; `heard` fails with what stood in the way."""
-
-    def __init__(self) -> None:
-        self.heard: Deferred[bytes] = Deferred()
-        self.lost: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.transport.write(SECRET)
-
-    def dataReceived(self, data: bytes) -> None:
-        if not self.heard.called:
-            self.heard.callback(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self.heard.called:
-            self.heard.errback(reason)
-        self.lost.callback(None)
+class Teller(Caller):
+    words = SECRET
 
 
 class TrustCase(TestCase):
@@ -101,8 +83,8 @@ class TrustCase(TestCase):
         """Call 127.0.0.1 in the belief that it is `host`; what went wrong, None if nothing did."""
         trust = client_context(host, ca or self.folder / "ca.pem", credentials)
         endpoint = wrapClientTLS(trust, TCP4ClientEndpoint(reactor, "127.0.0.1", port))
-        caller = await endpoint.connect(Factory.forProtocol(Caller))
-        assert isinstance(caller, Caller)
+        caller = await endpoint.connect(Factory.forProtocol(Teller))
+        assert isinstance(caller, Teller)
         assert caller.transport is not None
         failed: BaseException | None = None
         try:

@@ -1,0 +1,32 @@
+"""A client that speaks first, as soon as whatever connects it lets it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+
+class Caller(Protocol):
+    """Says its `words`; `heard` has the first that it is answered, or fails with what stood in the way."""
+
+    words: ClassVar[bytes]
+
+    def __init__(self) -> None:
+        self.heard: Deferred[bytes] = Deferred()
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.write(self.words)
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self.heard.called:
+            self.heard.callback(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.heard.called:
+            self.heard.errback(reason)
+        self.lost.callback(None)
