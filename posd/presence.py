@@ -8,13 +8,11 @@ they can be, and written when it is back.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 from uuid import UUID
 
-from attrs import define, field, frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +21,7 @@ from twisted.logger import Logger
 
 from posd.database import Database
 from posd.errors import StatementFailed, Unavailable
+from posd.notes import Nack, Notes, Subscription, Word, subscription
 from posd.orders import FINAL_STATUSES
 from posd.printing import print_report
 from posd.store import orders
@@ -34,18 +33,9 @@ _LEASE_SECONDS: Final = 15.0
 _RENEW_SECONDS: Final = 5.0
 _MARK_SECONDS: Final = 1.0
 """Each tenant's orders cost a statement of their own, so they are marked less often."""
-_MOST_SAID: Final = 2 * 1024 * 1024
-_MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
-"""Bytes of what the tills of a tenant, and of all, say while the database is away."""
 _MARKED_AT_ONCE: Final = 50
 """Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
 _LOCKED: Final = "55P03"
-_OVERHEAD: Final = 256
-"""What even an empty word takes."""
-
-
-Subscription = tuple[TenantId, str, UUID]
-"""Whose cursor it is: tenant, device, and the history in which its positions are counted."""
 
 
 class Presence(Service):
@@ -98,19 +88,19 @@ class Presence(Service):
         self._notes.sent[tenant.id] = max(seq, self._notes.sent.get(tenant.id, 0))
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
-        key = _subscription(terminal)
+        key = subscription(terminal)
         self._notes.acks[key] = max(seq, self._notes.acks.get(key, 0))
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
-        self._notes.follows[_subscription(terminal)] = seq
+        self._notes.follows[subscription(terminal)] = seq
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         nack = Nack(seq, terminal.device_id or "", reason, terminal.stream_id)
-        self._note(self._notes.nacks, terminal.tenant, nack)
+        self._kept(terminal, self._notes.refuse(terminal.tenant, nack))
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
         word = Word(f"pos_{kind}", body.decode(), terminal.device_id)
-        self._note(self._notes.words, terminal.tenant, word)
+        self._kept(terminal, self._notes.say(terminal.tenant, word))
 
     async def printed(
         self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
@@ -180,13 +170,11 @@ class Presence(Service):
         for tenant, words in list(notes.words.items()):
             said = [(each.kind, each.body, each.device_id) for each in words]
             await self._attempt(books.said(self._database, tenant, said))
-            del notes.words[tenant]
-            notes.sizes[tenant] -= sum(each.size for each in words)
+            notes.written(tenant, notes.words.pop(tenant))
         for tenant, nacks in list(notes.nacks.items()):
             refused = [(each.seq, each.device_id, each.reason, each.stream_id) for each in nacks]
             await self._attempt(books.nacks(self._database, tenant, refused))
-            del notes.nacks[tenant]
-            notes.sizes[tenant] -= sum(each.size for each in nacks)
+            notes.written(tenant, notes.nacks.pop(tenant))
 
     async def _progress(self, notes: Notes) -> None:
         """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
@@ -265,6 +253,10 @@ class Presence(Service):
         except Exception:
             self._log.failure("the lease could not be renewed")
 
+    def _kept(self, terminal: Terminal, kept: bool) -> None:
+        if not kept:
+            self._log.warn("a message of a till of {slug} is not kept", slug=terminal.tenant.slug)
+
     async def _lease(self) -> None:
         if await books.lease(self._database, self._node_id, _LEASE_SECONDS):
             # The books were lost: PostgreSQL crashed, or this node was taken for dead.
@@ -280,100 +272,7 @@ class Presence(Service):
             # The lease runs out by itself, if there are any books.
             return
 
-    def _note(self, notes: dict[Tenant, list[T]], tenant: Tenant, said: T) -> None:
-        sizes = self._notes.sizes
-        if sizes[tenant] + said.size > _MOST_SAID or sizes.total() + said.size > _MOST_SAID_BY_ALL:
-            self._log.warn("a message of a till of {slug} is not kept", slug=tenant.slug)
-            return
-        sizes[tenant] += said.size
-        notes.setdefault(tenant, []).append(said)
-
-
-def _subscription(terminal: Terminal) -> Subscription:
-    return terminal.tenant.id, terminal.device_id or "", terminal.stream_id
-
 
 def _moves(cursors: dict[Subscription, Seq]) -> list[books.Move]:
     """In one order everywhere, so that two nodes do not wait for each other."""
     return [(*key, seq) for key, seq in sorted(cursors.items())]
-
-
-@frozen
-class Word:
-    """A message of a till that is only logged."""
-
-    kind: str
-    body: str
-    device_id: str | None
-
-    @property
-    def size(self) -> int:
-        return _OVERHEAD + len(self.body)
-
-
-@frozen
-class Nack:
-    """An event that a till could not process."""
-
-    seq: Seq
-    device_id: str
-    reason: str
-    stream_id: UUID
-
-    @property
-    def size(self) -> int:
-        return _OVERHEAD + len(self.reason)
-
-
-T = TypeVar("T", Word, Nack)
-
-
-@define
-class Notes:
-    """What is to be written at the next flush."""
-
-    connected: dict[UUID, Terminal] = field(factory=dict)
-    gone: set[UUID] = field(factory=set)
-    acks: dict[Subscription, Seq] = field(factory=dict)
-    follows: dict[Subscription, Seq] = field(factory=dict)
-    sent: dict[TenantId, Seq] = field(factory=dict)
-    reported: set[TenantId] = field(factory=set)
-    """Tenants whose tills have said something about orders."""
-    words: dict[Tenant, list[Word]] = field(factory=dict)
-    nacks: dict[Tenant, list[Nack]] = field(factory=dict)
-    sizes: Counter[Tenant] = field(factory=Counter)
-    """How many bytes the words and nacks of each tenant take."""
-
-    def __bool__(self) -> bool:
-        return any(
-            (
-                *(self.connected, self.gone, self.acks, self.follows, self.sent),
-                *(self.reported, self.words, self.nacks),
-            )
-        )
-
-    def received(self) -> dict[TenantId, Seq]:
-        """The furthest acknowledgement of each tenant."""
-        furthest: dict[TenantId, Seq] = {}
-        for (tenant_id, _, _), seq in self.acks.items():
-            furthest[tenant_id] = max(seq, furthest.get(tenant_id, 0))
-        return furthest
-
-    def merged(self, later: Notes) -> Notes:
-        """These notes and later ones together."""
-        connected = {k: t for k, t in self.connected.items() if k not in later.gone}
-        return Notes(
-            connected | later.connected,
-            self.gone | later.gone,
-            self.acks | later.acks,
-            self.follows | later.follows,
-            self.sent | later.sent,
-            self.reported | later.reported,
-            _joined(self.words, later.words),
-            _joined(self.nacks, later.nacks),
-            self.sizes + later.sizes,
-        )
-
-
-def _joined(said: dict[Tenant, list[T]], later: dict[Tenant, list[T]]) -> dict[Tenant, list[T]]:
-    return {t: said.get(t, []) + later.get(t, []) for t in said | later}

@@ -107,7 +107,7 @@ TABLE = (
     row("session", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("outbox", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("intake", never=(*NETWORK[1:], *DAEMON)),
-    row("cursor", never=NETWORK, only=("posd.values",)),
+    row("cursor notes", never=NETWORK, only=("posd.values",)),
     row("roster", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row("polls", never=("twisted.web", "posd.web", "posd.ws", "posd.store", "posd.database")),
     row(
