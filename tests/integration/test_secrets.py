@@ -53,8 +53,8 @@ class Scene:
         atexit.register(self.shop.close)
         (self.shop.folder / "conf.d").mkdir()
         self.configure("json")
-        dsn = str(make_dsn(self.shop.dsn, user="posd"))
-        posd = self.shop.start(_MORE, dsn=dsn)
+        self.dsn = str(make_dsn(self.shop.dsn, user="posd"))
+        posd = self.shop.start(_MORE, dsn=self.dsn)
         self.drive = Drive(self.shop, posd)
         self.drive.everything()
         self.metrics = self.scrape()
@@ -190,10 +190,10 @@ class SecretsTests(SynchronousTestCase):
             ((*_PUBLISH, "new_order"), order[:-1]),
             ((*_PUBLISH, CARD.text), order),
         ):
-            ran = posctl(*arguments, dsn=self.scene.shop.dsn, stdin=stdin)
+            ran = posctl(*arguments, dsn=self.scene.dsn, stdin=stdin)
             said += ran.out + ran.err
         # The database refuses everything, which posctl does not foresee.
-        command = (sys.executable, "-m", "posd.cli", "--dsn", self.scene.shop.dsn)
+        command = (sys.executable, "-m", "posd.cli", "--dsn", self.scene.dsn)
         ended = subprocess.run(
             [*command, *_PUBLISH, "new_order"],
             input=order,
