@@ -37,8 +37,10 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 demo: $(VENV)/.embedded
 	@$(BIN)/posctl demo $(ARGS)
 
+# What the tests of calamities measure is printed where one process runs them; others keep it in a file.
 test: $(VENV)/.test
-	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS)
+	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
+	grep -hs '^recovery: ' _trial_temp/*/out.log | sort; exit $$status
 
 system: $(VENV)/.test
 	@$(BIN)/python -m twisted.trial $(SYSTEM)

@@ -123,7 +123,7 @@ def _settings(found: Mapping[str, str]) -> list[Line]:
     loud = [name for name, good in _LOG if name in found and found[name] not in good]
     if loud:
         what = f"by {' and '.join(loud)} PostgreSQL's log has customers and orders in it"
-        remedy = "log in as posd and run posctl bootstrap again; what is left, ALTER ROLE posd SET it off"
+        remedy = "log in as posd, run posctl bootstrap again, and ALTER ROLE posd SET what is left"
         wrong.append(warning("settings", what, remedy))
     return wrong or [ok("settings", "none of them does harm")]
 
