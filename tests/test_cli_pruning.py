@@ -45,12 +45,17 @@ class PruneTests(SynchronousTestCase):
         assert isinstance(ran.json, dict)
         return ran.json
 
-    def test_a_shop_whose_rows_somebody_locks_is_left_and_told_after_what_went(self) -> None:
+    def pruned_beside_a_lock(self, table: str) -> Ran:
+        """Prune without patience while somebody has a lock on a table."""
         self.patch(database, "_PATIENCE", 0.0)
         with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
-            cursor.execute("LOCK TABLE dinedesk_kitchen.pos_events IN SHARE MODE")
+            cursor.execute(f"LOCK TABLE {table} IN SHARE MODE")
             ran = self.prune("--json")
         self.assertEqual(ran.code, os.EX_TEMPFAIL)
+        return ran
+
+    def test_a_shop_whose_rows_somebody_locks_is_left_and_told_after_what_went(self) -> None:
+        ran = self.pruned_beside_a_lock("dinedesk_kitchen.pos_events")
         self.assertIn("not all went of: kitchen", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual(
@@ -61,11 +66,7 @@ class PruneTests(SynchronousTestCase):
         self.assertEqual(len(self.left()), 9)
 
     def test_stored_answers_that_somebody_locks_are_left_and_told_of(self) -> None:
-        self.patch(database, "_PATIENCE", 0.0)
-        with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
-            cursor.execute("LOCK TABLE dinedesk_main.idempotency_keys IN SHARE MODE")
-            ran = self.prune("--json")
-        self.assertEqual(ran.code, os.EX_TEMPFAIL)
+        ran = self.pruned_beside_a_lock("dinedesk_main.idempotency_keys")
         self.assertIn("not all went of: the stored answers", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual((ran.json["answers"], ran.json["answersHeld"]), (0, True))
