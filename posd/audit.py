@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from posd import structure
 from posd.errors import Busy, StatementFailed
-from posd.link import Session
+from posd.link import Reader
 from posd.migrations import MAIN
 from posd.provision import hook_role
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream, audit_structure
@@ -52,7 +52,7 @@ class Audit:
 class Auditor:
     """Looks at everything through one session, and shows `most` rows of what breaks a rule."""
 
-    session: Session
+    session: Reader
     most: int
     audit: Audit = field(factory=Audit)
 
@@ -111,7 +111,7 @@ class Auditor:
             self.audit.findings.append(Finding(slug, name, found, warns))
 
 
-async def read(session: Session, tenant: Tenant | None) -> structure.Schema:
+async def read(session: Reader, tenant: Tenant | None) -> structure.Schema:
     """A schema as it is; the main one for None."""
     name = MAIN if tenant is None else tenant.schema
     role = "" if tenant is None else hook_role(tenant)

@@ -34,11 +34,15 @@ _GRACE_SECONDS: Final = 5.0
 _LAST_GRACE_SECONDS: Final = 0.5
 
 
-class Session(Protocol):
-    """Somewhere a statement can be run: a pool, a link, or one transaction."""
+class Reader(Protocol):
+    """Somewhere rows can be read."""
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run a statement that returns rows."""
+
+
+class Session(Reader, Protocol):
+    """Somewhere a statement can be run: a pool, a link, or one transaction."""
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         """Run a statement whose rows, if any, do not matter."""

@@ -66,7 +66,7 @@ def session(dsn: str) -> Iterator[BlockingSession]:
 
 @frozen
 class Snapshot:
-    """A `Session` that reads one moment of the database; a statement that fails leaves it usable.
+    """A `Reader` of one moment of the database; a statement that fails leaves it usable.
 
     Raises `StatementFailed`, or `Busy` where the time was too short; a connection that is lost is
     psycopg2's error.
@@ -89,9 +89,6 @@ class Snapshot:
                 raise StatementFailed(migrations.line(error), error.pgcode or "") from error
             cursor.execute("RELEASE before")
             return rows
-
-    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
-        raise NotImplementedError("a snapshot is only read")
 
 
 @contextmanager

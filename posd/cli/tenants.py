@@ -14,7 +14,7 @@ from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table
 from posd.cli.parameters import CURRENCY, SLUG, TIMEZONE
-from posd.link import Session
+from posd.link import Reader
 from posd.settings import suggestion
 from posd.store import tenants
 from posd.values import Tenant
@@ -132,7 +132,7 @@ def enable(installation: Installation, slug: str, as_json: bool) -> None:
     _set_active(installation, slug, True, as_json)
 
 
-def known(session: Session, slug: str) -> Tenant:
+def known(session: Reader, slug: str) -> Tenant:
     """The tenant of this slug; a `Failure` that names the nearest one if there is none."""
     everyone = {each.tenant.slug: each.tenant for each in _everyone(session)}
     if slug in everyone:
@@ -141,7 +141,7 @@ def known(session: Session, slug: str) -> Tenant:
     raise Failure(f"there is no tenant {slug!r}" + (f": {meant}" if meant else ""), os.EX_DATAERR)
 
 
-def _everyone(session: Session) -> list[tenants.Listed]:
+def _everyone(session: Reader) -> list[tenants.Listed]:
     return database.complete(tenants.everyone(session))
 
 

@@ -11,7 +11,7 @@ from posd import audit, structure
 from posd.config import Config
 from posd.doctor import Line, fault, machine, ok, unknown, warning
 from posd.errors import Busy, StatementFailed
-from posd.link import Session
+from posd.link import Reader
 from posd.migrations import MAIN, hooks
 from posd.store import audit_main, fitness, tenants
 from posd.store.audit import look
@@ -37,7 +37,7 @@ _LOG: Final = (
 _RIGHTS: Final = ("rights", "schema", "function")
 
 
-async def examine(session: Session, config: Config | None) -> list[Line]:
+async def examine(session: Reader, config: Config | None) -> list[Line]:
     """Everything that the database itself tells; `config` is None where it could not be read."""
     asked = datetime.now(UTC)
     server = await fitness.server(session)
@@ -139,7 +139,7 @@ def _room(room: Room, config: Config) -> Line:
     return fault("connections", what, remedy)
 
 
-async def _schemas(session: Session) -> list[Line]:
+async def _schemas(session: Reader) -> list[Line]:
     """Whether the schemas are this posd's, and the rights on them as they were made."""
     lines: list[Line] = []
     main = await _schema(session, None, lines)
@@ -168,7 +168,7 @@ async def _schemas(session: Session) -> list[Line]:
 
 
 async def _schema(
-    session: Session, tenant: Tenant | None, lines: list[Line]
+    session: Reader, tenant: Tenant | None, lines: list[Line]
 ) -> structure.Schema | None:
     """A schema that fits this posd; what is wrong with it goes into `lines`."""
     name = MAIN if tenant is None else tenant.schema
@@ -241,7 +241,7 @@ def data_disk(server: Server, found: Mapping[str, str]) -> Line:
     return machine.disk("disk", Path(folder))
 
 
-async def administration(session: Session) -> list[Line]:
+async def administration(session: Reader) -> list[Line]:
     """Whether database.admin_dsn can be used for what it is there for, and what only it can tell."""
     server = await fitness.server(session)
     lines = [data_disk(server, await fitness.settings(session))]

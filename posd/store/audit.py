@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.link import Reader
 from posd.store import schema
 from posd.values import Tenant
 
@@ -56,7 +56,7 @@ class Found:
     rows: Sequence[Wrong] = ()
 
 
-async def look(session: Session, check: Check, tenant: Tenant | None, most: int) -> Found:
+async def look(session: Reader, check: Check, tenant: Tenant | None, most: int) -> Found:
     """Find what breaks a rule, `most` rows of it; `tenant` is None for what concerns them all."""
     sql, values = _LOOK.replace("{sql}", check.sql), {"most": most, "tenant": None}
     if tenant is not None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import asdict, frozen
 
-from posd.link import Session
+from posd.link import Reader
 from posd.store.audit import Check
 from posd.values import Tenant
 
@@ -178,7 +178,7 @@ GIFT_CARDS: Final = (*_checks(_GIFT_CARDS), Check("sales of gift cards", _SALES)
 LOYALTY: Final = (*_checks(_LOYALTY), Check("earnings of points", _EARNINGS))
 
 
-async def checks(session: Session, tenant: Tenant) -> Sequence[Check]:
+async def checks(session: Reader, tenant: Tenant) -> Sequence[Check]:
     """The checks of those ledgers that posd keeps for a tenant."""
     found: list[Check] = []
     for ledger, append, its in (

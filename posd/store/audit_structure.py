@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.link import Reader
 
 _THINGS: Final = r"""
     WITH space AS (
@@ -125,18 +125,18 @@ class Thing:
     made: str
 
 
-async def things(session: Session, schema_name: str, role: str) -> list[Thing]:
+async def things(session: Reader, schema_name: str, role: str) -> list[Thing]:
     """What a schema is made of; `role` is the tenant's own."""
     rows = await session.query(_THINGS, {"schema": schema_name, "role": role})
     return [Thing(*row) for row in rows]
 
 
-async def applied(session: Session, schema_name: str) -> dict[str, str]:
+async def applied(session: Reader, schema_name: str) -> dict[str, str]:
     """The migrations that a schema has, with the checksum that each had then."""
     return dict(await session.query(_APPLIED, {"schema": schema_name}))
 
 
-async def order_id_type(session: Session, schema_name: str) -> str:
+async def order_id_type(session: Reader, schema_name: str) -> str:
     """The type of `orders.id`, which the hooks have in them."""
     rows = await session.query(_ORDER_ID, {"schema": schema_name})
     return str(rows[0][0]) if rows else "bigint"

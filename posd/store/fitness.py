@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.link import Reader
 
 _SERVER: Final = """
     SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
@@ -73,22 +73,22 @@ class Room:
     of_database: int | None
 
 
-async def server(session: Session) -> Server:
+async def server(session: Reader) -> Server:
     """What kind of server it is, and as whom it is asked."""
     return Server(*(await session.query(_SERVER))[0])
 
 
-async def settings(session: Session, names: Sequence[str] = SETTINGS) -> Mapping[str, str]:
+async def settings(session: Reader, names: Sequence[str] = SETTINGS) -> Mapping[str, str]:
     """Settings as they are for this session; those that it may not see are left out."""
     return dict(await session.query(_SETTINGS, (list(names),)))
 
 
-async def room(session: Session) -> Room:
+async def room(session: Reader) -> Room:
     """How many connections there can be."""
     return Room(*(await session.query(_ROOM))[0])
 
 
-async def waiting(session: Session) -> tuple[int, int]:
+async def waiting(session: Reader) -> tuple[int, int]:
     """How many daemons are alive, and how much has waited for a minute to be numbered."""
     ((nodes, rows),) = await session.query(_WAITING)
     return nodes, rows

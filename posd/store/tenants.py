@@ -9,7 +9,7 @@ from typing import Final
 from attrs import frozen
 
 from posd.errors import BadRequest, Conflict, NotFound, PosdError, StatementFailed, Unavailable
-from posd.link import Row, Session
+from posd.link import Reader, Row, Session
 from posd.values import SLUG, TENANT_RULES, Tenant, TenantId
 
 COLUMNS: Final = "t.id, t.slug, t.name, t.schema_name, t.currency, t.timezone, t.default_region"
@@ -58,7 +58,7 @@ def load(row: Row) -> Tenant:
     return Tenant(*row[:7])
 
 
-async def by_slug(session: Session, slug: str) -> Tenant | None:
+async def by_slug(session: Reader, slug: str) -> Tenant | None:
     """An active tenant."""
     rows = await session.query(_BY_SLUG, (slug,))
     return load(rows[0]) if rows else None
@@ -69,7 +69,7 @@ async def by_id(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Ten
     return {row[0]: load(row) for row in await session.query(_BY_ID, (list(ids),))}
 
 
-async def everyone(session: Session) -> list[Listed]:
+async def everyone(session: Reader) -> list[Listed]:
     """All tenants by slug, disabled ones too."""
     return [Listed(load(row), row[7]) for row in await session.query(_ALL)]
 
