@@ -1,7 +1,7 @@
 # Everything from a fresh clone with nothing prepared:
 #
 #   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
-#   make test    all tests; TESTS=tests.test_ws for some, JOBS=1 for one process
+#   make test    all tests; TESTS=tests.web.test_websocket for some, JOBS=1 for one process
 #   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
 #   make vulnerabilities   what is known of the packages that posd is installed with: asks PyPI

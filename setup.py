@@ -171,7 +171,7 @@ setup(
         *find_packages(include=["posd", "posd.*"]),
         # Not found by itself, since it must not have an __init__.py.
         "twisted.plugins",
-        # Folders of the checkout that become folders of the package: see posd/resources.py.
+        # Folders of the checkout that become folders of the package: see posd/database/resources.py.
         "posd.data.sql",
         "posd.data.etc",
         "posd.data.systemd",
@@ -183,7 +183,7 @@ setup(
     },
     package_data={
         "posd": ["py.typed"],
-        "posd.web": ["*.css", "*.json"],
+        "posd.web.openapi": ["*.css", "*.json"],
         "posd.data.sql": ["*.sql", "*/*.sql", "*.json"],
         "posd.data.etc": ["*.toml", "*/*.toml"],
         "posd.data.systemd": ["*", "*/*"],

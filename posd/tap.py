@@ -14,10 +14,13 @@ from typing import Final, NoReturn
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 
-from posd import __version__, config, systemd, tls
-from posd.daemon import EX_CONFIG, Daemon
+from posd import __version__
+from posd.config import model as config
+from posd.daemon import systemd
+from posd.daemon.service import EX_CONFIG, Daemon
 from posd.errors import ConfigError, StartError
-from posd.logs import LEVELS
+from posd.monitoring.logs import LEVELS
+from posd.security import server_tls as tls
 
 _DEFAULT_CONFIG: Final = "/etc/posd/posd.toml"
 

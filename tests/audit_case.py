@@ -18,12 +18,12 @@ import psycopg2
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import migrations
-from posd.audit import Auditor, Finding
 from posd.cli.database import BlockingSession, Snapshot, complete
-from posd.numbering import Numbering
-from posd.printing import Report, Said
-from posd.reports import Figures, judged
+from posd.database import migrations
+from posd.events.daily_reports import Figures, judged
+from posd.events.print_status import Report, Said
+from posd.maintenance.audit import Auditor, Finding
+from posd.publishing.transaction import Numbering
 from posd.store import giftcards, idempotency, loyalty, orders, presence, reports
 from posd.store.idempotency import Idempotency
 from posd.store.ledgers import Cause

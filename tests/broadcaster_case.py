@@ -28,8 +28,8 @@ from posd.broadcaster import (
     calls,
 )
 from posd.broadcaster.calls import ATTEMPTS
-from posd.certificates import make
-from posd.dialing import Backoff
+from posd.security.dialing import Backoff
+from posd.security.private_ca import make
 
 KEY = "pos_" + "5e" * 32
 ORDER = {"order_id": 17, "total": Decimal("12.50"), "items": [{"name": "Dal", "quantity": 1}]}

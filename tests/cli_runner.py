@@ -10,9 +10,10 @@ from attrs import frozen
 from click.testing import CliRunner
 from psycopg2.extensions import make_dsn
 
-from posd import migrations, provision
 from posd.cli import posctl as command
-from posd.jsontext import decode
+from posd.database import migrations
+from posd.database import provisioning as provision
+from posd.protocol.jsontext import decode
 from posd.testing.postgres import test_server
 
 

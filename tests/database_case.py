@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from posd.link import Link
+from posd.database.link import Link
 from posd.testing.postgres import test_server
 from tests.schema_case import Client
 

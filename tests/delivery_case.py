@@ -13,13 +13,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.channel import Channel
-from posd.dialect import WEBSOCKET, Dialect
+from posd.delivery.channel import Channel
+from posd.delivery.send_queue import Budget, Outbox
+from posd.delivery.session import Peer, Session
+from posd.delivery.session import Register as KeptIn
 from posd.errors import Unavailable
-from posd.jsontext import decode
-from posd.outbox import Budget, Outbox
-from posd.session import Peer, Session
-from posd.session import Register as KeptIn
+from posd.protocol.encodings import WEBSOCKET, Dialect
+from posd.protocol.jsontext import decode
 from posd.values import (
     Closing,
     Event,

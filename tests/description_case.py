@@ -9,11 +9,11 @@ from attrs import frozen
 from jsonschema import Draft202012Validator
 from twisted.internet.testing import MemoryReactorClock
 
-from posd import jsontext
-from posd.config import Config, Database
-from posd.parts import Parts
-from posd.web.openapi import document
-from posd.web.operations import Operation
+from posd.config.model import Config, Database
+from posd.daemon.wiring import Parts
+from posd.protocol import jsontext
+from posd.web.http.operations import Operation
+from posd.web.openapi.document import document
 
 
 @cache

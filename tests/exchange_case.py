@@ -12,12 +12,12 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database import Database
+from posd.database.pool import Database
+from posd.delivery.hub import Books, Exchange
+from posd.delivery.registry import Line as RosterLine
+from posd.delivery.registry import Sighting
+from posd.delivery.session import Session
 from posd.errors import Unavailable
-from posd.exchange import Books, Exchange
-from posd.roster import Line as RosterLine
-from posd.roster import Sighting
-from posd.session import Session
 from posd.store import credentials, presence, replay, stream
 from posd.values import (
     Event,

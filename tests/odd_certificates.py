@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from posd.certificates import Made, make
+from posd.security.private_ca import Made, make
 
 
 def odd(

@@ -8,17 +8,17 @@ from typing import Any, cast
 
 from attrs import define, evolve, field, frozen
 
-from posd.auth import Authenticator
+from posd.delivery.long_poll import Polls
 from posd.errors import Refusal, Unauthorized
-from posd.limits import Connections
-from posd.polls import Polls
+from posd.security.auth import Authenticator
+from posd.security.rate_limits import Connections
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Opening, Principal, Seq
 from posd.web.admission import Admission, Gate
-from posd.web.events import Events
-from posd.web.reception import Reception
-from posd.web.render import Door
-from posd.web.tree import Rooms, Root
+from posd.web.api.events import Events
+from posd.web.http.dispatch import Reception
+from posd.web.http.requests import Door
+from posd.web.http.router import Rooms, Root
 from tests.delivery_case import KITCHEN, NOON
 from tests.server_sent import ServerSent, events_in
 from tests.socket_case import Socket, SocketCase

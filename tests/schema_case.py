@@ -15,7 +15,8 @@ from attrs import define, fields, frozen
 from psycopg2.extensions import make_dsn
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import migrations, provision
+from posd.database import migrations
+from posd.database import provisioning as provision
 from posd.testing.postgres import test_server
 
 T = TypeVar("T")

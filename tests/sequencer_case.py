@@ -11,10 +11,11 @@ from attrs import frozen
 from psycopg2.extras import Json
 from twisted.internet.task import Clock
 
-from posd import drafts, migrations
-from posd.link import Link, Session
-from posd.publication import Publication, Published
-from posd.sequencer import Sequencer
+from posd.database import migrations
+from posd.database.link import Link, Session
+from posd.events import normalise as drafts
+from posd.publishing.publication import Publication, Published
+from posd.publishing.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
 from posd.testing.postgres import test_server
 from tests.database_case import REACTOR, DatabaseCase, until

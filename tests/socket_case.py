@@ -12,11 +12,11 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from posd.exchange import Admitted
-from posd.session import Session
+from posd.delivery.hub import Admitted
+from posd.delivery.session import Session
 from posd.values import Opening, Terminal
-from posd.web.site import BoundedChannel, BoundedSite
-from posd.ws import TillFactory, TillProtocol
+from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.websocket import TillFactory, TillProtocol
 from tests.delivery_case import CLOSE, frames_in, opening, said, terminal
 from tests.exchange_case import ExchangeCase
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Final
 
-from posd import migrations
+from posd.database import migrations
+from posd.database.link import Link
 from posd.errors import Refusal
-from posd.link import Link
 from posd.testing.postgres import test_server
 from posd.values import Tenant
 from tests.database_case import REACTOR, DatabaseCase

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
-from posd.messages import encode, event_text
+from posd.protocol.messages import encode, event_text
 from posd.values import Draft, Event
 
 Check: TypeAlias = Callable[[str, Any], None]

@@ -2,7 +2,8 @@
 
     python -m tests.structure
 
-To be run whenever a file in `sql/` has changed; `tests.test_structure` says so. The result is the same on
+Run it when a file in `sql/` has changed; `tests.maintenance.test_schema_diff` fails until then. The result is
+the same on
 PostgreSQL 15 and 18.
 """
 
@@ -13,8 +14,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from posd import audit, migrations, structure
 from posd.cli.database import BlockingSession, complete
+from posd.database import migrations
+from posd.maintenance import audit
+from posd.maintenance import schema_diff as structure
 from posd.testing.postgres import test_server
 from posd.values import Tenant
 from tests.cli_runner import migrated_database

@@ -7,9 +7,9 @@ import re
 
 from twisted.logger import capturedLogs
 
-from posd import logs
-from posd.clocks import DatabaseClock
-from posd.instruments import Instruments
+from posd.monitoring import logs
+from posd.monitoring.counters import Instruments
+from posd.monitoring.database_clock import DatabaseClock
 from tests import documents
 from tests.delivery_case import NOON, Line, SessionCase, opening, terminal
 from tests.scrapes import counted

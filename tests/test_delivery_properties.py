@@ -26,11 +26,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import channel as channels
-from posd.database import Database
+from posd.database.pool import Database
+from posd.delivery import channel as channels
+from posd.delivery.hub import Exchange
+from posd.delivery.session import Session, State
 from posd.errors import Unavailable
-from posd.exchange import Exchange
-from posd.session import Session, State
 from posd.store import credentials, presence, stream
 from posd.values import (
     STREAM_CHANGED,
@@ -439,7 +439,7 @@ class Delivery(RuleBasedStateMachine):
 
 
 def expected_start(connecting: Terminal, opening: Opening) -> Seq:
-    """Where a till goes on, said once more in other words than `posd.cursor` does."""
+    """Where a till goes on, said once more in other words than `posd.protocol.cursor` does."""
     head, asked = opening.head, connecting.position
     if asked is None:
         if opening.acked is None or opening.legacy:

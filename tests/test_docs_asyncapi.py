@@ -14,11 +14,12 @@ import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
 import posd
-from posd import drafts, messages
 from posd.errors import InvalidMessage
-from posd.jsontext import decode, encode
+from posd.events import normalise as drafts
+from posd.protocol import messages
+from posd.protocol.jsontext import decode, encode
 from posd.values import SLUG, KeyKind, Resync
-from posd.web.event_schemas import components, name_of
+from posd.web.openapi.event_schemas import components, name_of
 from tests import documents
 from tests.description_case import Shape, decoded
 from tests.documents import words_in_code

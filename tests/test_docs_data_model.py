@@ -9,7 +9,8 @@ from typing import Any
 import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import migrations, provision
+from posd.database import migrations
+from posd.database import provisioning as provision
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream
 from posd.testing.postgres import test_server
 from tests import documents

@@ -6,11 +6,11 @@ import inspect
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import drafts
 from posd.broadcaster import BlockingBroadcaster, Broadcaster
-from posd.members import Table as Members
-from posd.members import snake
-from posd.web import publishing
+from posd.events import normalise as drafts
+from posd.events.fields import Table as Members
+from posd.events.fields import snake
+from posd.web.api import publishing
 from tests import documents
 from tests.documents import words_in_code
 

@@ -11,21 +11,23 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import posd
 from posd import (
-    dialect,
-    drafts,
     errors,
-    intake,
-    limits,
-    orders,
-    polls,
-    readings,
-    session,
     values,
-    ws,
 )
-from posd.members import Table as Members
+from posd.delivery import long_poll as polls
+from posd.delivery import receive_queue as intake
+from posd.delivery import session
+from posd.events import coercion as readings
+from posd.events import normalise as drafts
+from posd.events import orders
+from posd.events.fields import Table as Members
+from posd.protocol import encodings as dialect
+from posd.security import rate_limits as limits
 from posd.values import Closing, KeyKind, Resync
-from posd.web import publishing, site, streaming
+from posd.web import sse as streaming
+from posd.web import websocket as ws
+from posd.web.api import publishing
+from posd.web.http import site
 from tests import documents
 from tests.documents import words_in_code
 

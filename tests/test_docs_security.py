@@ -10,8 +10,8 @@ from pathlib import Path
 from attrs import fields
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config import Config, load
-from posd.quantities import parse_duration, parse_size
+from posd.config.model import Config, load
+from posd.config.units import parse_duration, parse_size
 from tests import documents
 from tests.documents import ROOT, words_in_code
 

@@ -10,11 +10,16 @@ from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import drafts, messages, orders, session, values, ws
-from posd.client.ending import Ending, Next
+from posd import values
+from posd.client.outcome import Ending, Next
+from posd.delivery import session
 from posd.errors import InvalidMessage
-from posd.jsontext import decode, encode
+from posd.events import normalise as drafts
+from posd.events import orders
+from posd.protocol import messages
+from posd.protocol.jsontext import decode, encode
 from posd.values import Closing, Event, Resync, StoredOrder
+from posd.web import websocket as ws
 from tests import documents, strict_till
 from tests.documents import Block
 
@@ -183,7 +188,7 @@ def first_step(advice: str) -> Next:
 
 
 def told_by_sessions() -> set[str]:
-    """The codes of the errors that `posd.session` sends."""
+    """The codes of the errors that `posd.delivery.session` sends."""
     tree = ast.parse(Path(session.__file__).read_text("utf-8"))
     return {
         str(node.args[0].value)

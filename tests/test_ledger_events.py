@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 
 from attrs import define, evolve, field
 
-from posd.connection import Parameters, Row
-from posd.link import Link, Session
+from posd.database.connection import Parameters, Row
+from posd.database.link import Link, Session
 from posd.store import giftcards, loyalty
 from posd.store.ledgers import Cause
 from posd.values import Tenant

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.connection import Parameters, Row
+from posd.database.connection import Parameters, Row
+from posd.database.link import Session
 from posd.errors import Refusal
-from posd.link import Session
 from posd.store import giftcards, loyalty
 from posd.store.ledgers import PLATFORM, Cause
 from posd.testing.postgres import test_server

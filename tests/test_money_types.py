@@ -12,15 +12,16 @@ from msgspec import inspect
 from twisted.trial.unittest import SynchronousTestCase
 
 import posd
-from posd.web.shapes import Given, Taken
+from posd.web.http.models import Given, Taken
 from tests.schema_case import SchemaCase
 
 ROOT: Final = Path(posd.__file__).parent
 MOVERS: Final = (
-    *("money", "movements", "reports", "orders", "members"),
+    *("events/money", "events/ledger_movements", "events/daily_reports", "events/orders"),
+    "events/fields",
     *("store/giftcards", "store/loyalty", "store/loyalty_rules", "store/ledgers", "store/reports"),
-    *("web/giftcards", "web/loyalty", "web/reports", "web/orders"),
-    "web/order_members",
+    *("web/api/giftcards", "web/api/loyalty", "web/api/reports", "web/api/orders"),
+    "web/api/order_fields",
 )
 """The modules through which amounts and points go."""
 

@@ -44,7 +44,7 @@ _LOOK_AROUND = """
     from twisted.plugin import getPlugins
 
     import posd
-    from posd import resources
+    from posd.database import resources
 
     def below(folder, path=""):
         for entry in folder.iterdir():

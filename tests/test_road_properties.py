@@ -29,16 +29,16 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import channel as channels
-from posd import polls
-from posd.database import Database
-from posd.dialect import SERVER_SENT, WEBSOCKET, Dialect
+from posd.database.pool import Database
+from posd.delivery import channel as channels
+from posd.delivery import long_poll as polls
+from posd.delivery.hub import Exchange
+from posd.delivery.long_poll import Batch, Caller, Polls, Wish
+from posd.delivery.session import Session
 from posd.errors import Unavailable
-from posd.exchange import Exchange
-from posd.jsontext import decode
-from posd.limits import Connections
-from posd.polls import Batch, Caller, Polls, Wish
-from posd.session import Session
+from posd.protocol.encodings import SERVER_SENT, WEBSOCKET, Dialect
+from posd.protocol.jsontext import decode
+from posd.security.rate_limits import Connections
 from posd.store import credentials, presence, stream
 from posd.values import KeyKind, Opening, Position, Principal, Seq, Tenant, Terminal
 from tests.delivery_case import KITCHEN, NOON, Line, said, terminal

@@ -24,19 +24,22 @@ _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _QUOTING = ("schema", "_quoted")
 """Functions that make an identifier of what they are given, whatever is in it."""
 _KNOWN = {
-    ("posd.doctor.database", "server.user"): "advice for people, and executed by nobody",
-    ("posd.feed", "channel"): "four that posd has named itself",
-    ("posd.link", "name"): "posd's own words for its sessions",
-    ("posd.link", "milliseconds"): "an integer",
-    ("posd.link", "role"): "posd, the only one there is",
-    ("posd.link", "sql"): "the statement itself, behind a time limit",
-    ("posd.link", "max(1, int(seconds * 1000))"): "an integer",
     (
-        "posd.provision",
+        "posd.maintenance.doctor.database",
+        "server.user",
+    ): "advice for people, and executed by nobody",
+    ("posd.delivery.feed", "channel"): "four that posd has named itself",
+    ("posd.database.link", "name"): "posd's own words for its sessions",
+    ("posd.database.link", "milliseconds"): "an integer",
+    ("posd.database.link", "role"): "posd, the only one there is",
+    ("posd.database.link", "sql"): "the statement itself, behind a time limit",
+    ("posd.database.link", "max(1, int(seconds * 1000))"): "an integer",
+    (
+        "posd.database.provisioning",
         "name",
     ): "a table of a hook's, of two that are known, or an owner quoted before",
-    ("posd.provision", "role"): "quoted in the line before",
-    ("posd.provision", "closed"): "advice for people; the table was quoted",
+    ("posd.database.provisioning", "role"): "quoted in the line before",
+    ("posd.database.provisioning", "closed"): "advice for people; the table was quoted",
 }
 """What is put in besides, and what it is."""
 

@@ -15,7 +15,8 @@ from unittest import SkipTest
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import daemon, resources
+from posd.daemon import service as daemon
+from posd.database import resources
 
 SERVICES = ("posd.service", "posd@.service")
 SOCKETS = ("posd.socket", "posd@.socket")

@@ -17,8 +17,8 @@ from pathlib import Path
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import certificates
-from posd.daemon import is_local
+from posd.daemon.service import is_local
+from posd.security import private_ca as certificates
 from posd.testing.postgres import Server, test_server
 from tests.integration.harness import ROOT, Daemon, Shop
 from tests.integration.wire import Till

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd import migrations
+from posd.database import migrations
 from posd.testing.postgres import test_server
 from tests.audit_case import PHONE, after_a_busy_day
 from tests.cli_runner import execute, posctl

@@ -19,7 +19,7 @@ from posd.broadcaster.calls import (
     TerminalStats,
 )
 from posd.broadcaster.nonblocking import Broadcaster
-from posd.dialing import Credentials
+from posd.security.dialing import Credentials
 
 __all__ = [
     "BlockingBroadcaster",

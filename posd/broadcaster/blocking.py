@@ -29,7 +29,7 @@ from posd.broadcaster.calls import (
     Publication,
     wall_clock,
 )
-from posd.dialing import Credentials, Random
+from posd.security.dialing import Credentials, Random
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 from attrs import define, field, frozen
 
 from posd.broadcaster.subjects import data_of, is_offline, plain
-from posd.dialing import Backoff, Random, Server, distrust, explain, retry_after
 from posd.errors import InvalidMessage, PosdError
-from posd.jsontext import decode, encode
+from posd.protocol.jsontext import decode, encode
+from posd.security.dialing import Backoff, Random, Server, distrust, explain, retry_after
 
 T = TypeVar("T")
 

@@ -43,8 +43,8 @@ from posd.broadcaster.calls import (
     Publication,
     wall_clock,
 )
-from posd.dialing import Credentials, Random
-from posd.trust import client_context
+from posd.security.client_tls import client_context
+from posd.security.dialing import Credentials, Random
 
 T = TypeVar("T")
 

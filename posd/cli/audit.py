@@ -8,13 +8,13 @@ from typing import Final
 
 import click
 
-from posd.audit import Audit, Auditor, Finding
 from posd.cli import database
 from posd.cli.database import complete
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
+from posd.maintenance.audit import Audit, Auditor, Finding
 from posd.store import tenants
 
 _STATEMENT_SECONDS: Final = 120.0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from posd import certificates
-from posd.certificates import Made
 from posd.cli.failures import Failure
 from posd.cli.output import as_json, print_json
-from posd.jsontext import timestamp
+from posd.protocol.jsontext import timestamp
+from posd.security import private_ca as certificates
+from posd.security.private_ca import Made
 
 
 @click.command("make-cert")

@@ -6,10 +6,11 @@ import os
 
 import click
 
-from posd import config, tls
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json
+from posd.config import model as config
 from posd.errors import ConfigError
+from posd.security import server_tls as tls
 
 
 @click.command("check-config")

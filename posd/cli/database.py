@@ -17,9 +17,9 @@ from attrs import frozen
 from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from posd import migrations
+from posd.database import migrations
+from posd.database.link import Parameters, Row
 from posd.errors import Busy, StatementFailed
-from posd.link import Parameters, Row
 
 T = TypeVar("T")
 

@@ -18,12 +18,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
-from posd import jsontext
 from posd.cli.demo_stage import TENANT, Stage
 from posd.cli.failures import Failure
 from posd.cli.reactor import CommandReactor
 from posd.cli.sample_orders import INSERT_ITEM, INSERT_ORDER, SampleOrder, sample_order
 from posd.client import Connected, Ending, ReceivedEvent, Till
+from posd.protocol import jsontext
 
 T = TypeVar("T")
 Road = Literal["SQL", "REST"]

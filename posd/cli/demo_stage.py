@@ -11,10 +11,13 @@ from typing import Final
 
 from attrs import field, frozen
 
-from posd import certificates, jsontext, migrations, provision
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.keys import issue
+from posd.database import migrations
+from posd.database import provisioning as provision
+from posd.protocol import jsontext
+from posd.security import private_ca as certificates
 from posd.testing.daemon import Daemon
 from posd.testing.ports import Reservation, reserve
 from posd.testing.server import Server

@@ -14,13 +14,14 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import make_dsn, parse_dsn
 from rich.text import Text
 
-from posd import migrations
 from posd.cli.database import Snapshot, complete
 from posd.cli.failures import explained
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, printable
-from posd.config import Config
-from posd.doctor import (
+from posd.config.model import Config
+from posd.database import migrations
+from posd.errors import PosdError
+from posd.maintenance.doctor import (
     Line,
     State,
     certificates,
@@ -31,7 +32,6 @@ from posd.doctor import (
     machine,
     unknown,
 )
-from posd.errors import PosdError
 
 _STYLES: Final = {
     State.OK: "green",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from posd.cli.output import printable
 from posd.client import ReceivedEvent
-from posd.logs import card_tail, phone_tail
+from posd.monitoring.logs import card_tail, phone_tail
 
 
 def event_line(event: ReceivedEvent) -> str:

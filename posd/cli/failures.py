@@ -13,6 +13,7 @@ from typing import Final
 import click
 import psycopg2
 
+from posd.database.migrations import line
 from posd.errors import (
     Busy,
     ConfigError,
@@ -24,7 +25,6 @@ from posd.errors import (
     StartError,
     StatementFailed,
 )
-from posd.migrations import line
 
 INTERRUPTED: Final = 128 + 2
 """What a shell reports of a program that Ctrl-C has ended (SIGINT is 2)."""

@@ -11,7 +11,6 @@ import click
 from attrs import asdict, frozen
 from rich.progress import SpinnerColumn, TextColumn
 
-from posd import erasure, phones
 from posd.cli import database
 from posd.cli.database import BlockingSession, complete
 from posd.cli.failures import Failure
@@ -19,10 +18,12 @@ from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, progress_bar
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
-from posd.erasure import Person
 from posd.errors import Unprocessable
-from posd.forgetting import Found, find, forget_found
-from posd.logs import phone_tail
+from posd.events import phones
+from posd.events import redaction as erasure
+from posd.events.redaction import Person
+from posd.maintenance.customer_erasure import Found, find, forget_found
+from posd.monitoring.logs import phone_tail
 from posd.store import erasure as store
 from posd.store import tenants
 from posd.store.erasure import Counts

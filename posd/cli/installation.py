@@ -11,7 +11,7 @@ import psycopg2
 from attrs import frozen
 from psycopg2.extensions import parse_dsn
 
-from posd.config import Config, Delivery, Limits, load
+from posd.config.model import Config, Delivery, Limits, load
 
 DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
 
@@ -33,7 +33,7 @@ class Installation:
         return self.given_dsn or self.config().database.dsn
 
     def admin_dsn(self) -> str:
-        """The connection for changing schemas: `database.admin_dsn` where there is one."""
+        """The connection for changing schemas: `database.pool.admin_dsn` where there is one."""
         if self.given_dsn:
             return self.given_dsn
         database = self.config().database

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import click
 from attrs import field, frozen
 
-from posd import keys
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
 from posd.cli.parameters import DURATION, SLUG
 from posd.cli.tenants import known
+from posd.security import api_keys as keys
 from posd.store import credentials
 from posd.store.credentials import Listed
 from posd.values import KeyKind

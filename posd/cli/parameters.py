@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import click
 
 from posd import values
-from posd.money import is_currency
-from posd.quantities import parse_duration
-from posd.settings import suggestion
+from posd.config.types import suggestion
+from posd.config.units import parse_duration
+from posd.events.money import is_currency
 
 
 class _Slug(click.ParamType[str]):

@@ -26,8 +26,8 @@ from posd.cli.output import (
 )
 from posd.cli.parameters import DURATION, SLUG
 from posd.cli.tenants import known
-from posd.orders import FINAL_STATUSES
-from posd.quantities import HOUR, format_duration
+from posd.config.units import HOUR, format_duration
+from posd.events.orders import FINAL_STATUSES
 from posd.store import retention, tenants
 from posd.store.retention import Gone
 from posd.values import Tenant

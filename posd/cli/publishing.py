@@ -9,7 +9,6 @@ from uuid import uuid4
 import click
 from twisted.internet import defer
 
-from posd import drafts, jsontext
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
@@ -17,9 +16,11 @@ from posd.cli.output import as_json, print_json
 from posd.cli.parameters import SLUG
 from posd.cli.reactor import CommandReactor, run
 from posd.cli.tenants import known
-from posd.link import Link
-from posd.sequencer import Publication, Published, Sequencer
-from posd.zones import zone
+from posd.database.link import Link
+from posd.events import normalise as drafts
+from posd.events.timezones import zone
+from posd.protocol import jsontext
+from posd.publishing.sequencer import Publication, Published, Sequencer
 
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 5.0

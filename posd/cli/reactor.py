@@ -12,7 +12,7 @@ from twisted.internet.task import react
 from twisted.logger import ILogObserver, LogEvent, globalLogBeginner
 from zope.interface import implementer
 
-from posd.logs import LogObserver
+from posd.monitoring.logs import LogObserver
 
 T = TypeVar("T")
 

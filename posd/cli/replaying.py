@@ -14,11 +14,11 @@ from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json
 from posd.cli.parameters import MOMENT, SLUG
 from posd.cli.tenants import known
+from posd.events.timezones import zone
 from posd.store import replay as store
 from posd.store import retention
 from posd.store.replay import Place
 from posd.values import Seq, Tenant
-from posd.zones import zone
 
 
 @click.command()

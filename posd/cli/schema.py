@@ -9,11 +9,12 @@ from contextlib import closing, contextmanager
 import click
 from psycopg2.extensions import parse_dsn
 
-from posd import migrations, provision
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, progress_bar
 from posd.cli.parameters import SLUG
+from posd.database import migrations
+from posd.database import provisioning as provision
 from posd.errors import SchemaBusy, SchemaError
 
 

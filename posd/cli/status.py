@@ -13,7 +13,7 @@ from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
-from posd.migrations import expected, misfit
+from posd.database.migrations import expected, misfit
 from posd.store import standing, tenants
 from posd.store.standing import Standing, TerminalStanding
 from posd.store.tenants import Listed

@@ -8,14 +8,15 @@ from typing import Final
 
 import click
 
-from posd import migrations, provision
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table
 from posd.cli.parameters import CURRENCY, SLUG, TIMEZONE
-from posd.link import Reader
-from posd.settings import suggestion
+from posd.config.types import suggestion
+from posd.database import migrations
+from posd.database import provisioning as provision
+from posd.database.link import Reader
 from posd.store import tenants
 from posd.values import Tenant
 

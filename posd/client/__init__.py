@@ -7,12 +7,12 @@ missing, obey the close codes.
 
 from __future__ import annotations
 
-from posd.client.ending import Ending, Next
-from posd.client.intake import CannotProcess
+from posd.client.event_queue import CannotProcess
+from posd.client.outcome import Ending, Next
 from posd.client.position import PositionFile, PositionUnreadable
 from posd.client.received import Connected, ReceivedEvent
 from posd.client.till import Summary, Till
-from posd.dialing import Credentials
+from posd.security.dialing import Credentials
 
 __all__ = [
     "CannotProcess",

@@ -21,8 +21,8 @@ from twisted.internet.error import ConnectionClosed, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from posd.client.ending import Ending, Next
-from posd.dialing import Server
+from posd.client.outcome import Ending, Next
+from posd.security.dialing import Server
 
 OPENING_TIMEOUT = 15.0
 """Seconds from the TCP connection to the server's greeting."""

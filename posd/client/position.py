@@ -10,7 +10,7 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.errors import InvalidMessage, PosdError
-from posd.jsontext import decode, encode
+from posd.protocol.jsontext import decode, encode
 from posd.values import Position
 
 

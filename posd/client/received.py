@@ -9,7 +9,7 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.errors import InvalidMessage
-from posd.jsontext import decode
+from posd.protocol.jsontext import decode
 from posd.values import Resync, Seq
 
 

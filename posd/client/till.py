@@ -25,13 +25,13 @@ from zope.interface import implementer
 
 from posd.client.connection import Connection, Opening, connection_factory
 from posd.client.cursor import Cursor
-from posd.client.ending import Ending, Next, pause
-from posd.client.intake import Handle, Intake, OnResync
+from posd.client.event_queue import Handle, Intake, OnResync
+from posd.client.outcome import Ending, Next, pause
 from posd.client.position import PositionFile
 from posd.client.received import Connected, ReceivedEvent, Trouble, parse
-from posd.dialing import Credentials, Random, Server
 from posd.errors import InvalidMessage
-from posd.trust import client_context
+from posd.security.client_tls import client_context
+from posd.security.dialing import Credentials, Random, Server
 from posd.values import Position, Seq
 
 T = TypeVar("T")

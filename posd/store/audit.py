@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Reader
+from posd.database.link import Reader
 from posd.store import schema
 from posd.values import Tenant
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import asdict, frozen
 
-from posd.link import Reader
+from posd.database.link import Reader
 from posd.store.audit import Check
 from posd.values import Tenant
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Reader
+from posd.database.link import Reader
 
 _THINGS: Final = r"""
     WITH space AS (
@@ -137,6 +137,6 @@ async def applied(session: Reader, schema_name: str) -> dict[str, str]:
 
 
 async def order_id_type(session: Reader, schema_name: str) -> str:
-    """The type of `orders.id`, which the hooks have in them."""
+    """The type of `events.orders.id`, which the hooks have in them."""
     rows = await session.query(_ORDER_ID, {"schema": schema_name})
     return str(rows[0][0]) if rows else "bigint"

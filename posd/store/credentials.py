@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.database.link import Session
 from posd.store import tenants
 from posd.values import KeyKind, Principal, Tenant, TenantId
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.database.link import Session
 from posd.values import TenantId
 
 # What is not told stays as it was.

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.database.link import Session
 from posd.store import schema
 from posd.values import Tenant
 

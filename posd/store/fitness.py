@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.link import Reader
+from posd.database.link import Reader
 
 _SERVER: Final = """
     SELECT current_setting('server_version_num')::integer, current_setting('server_version'),

@@ -17,9 +17,9 @@ from typing import Final, Literal, NoReturn
 
 from attrs import frozen
 
-from posd import money
+from posd.database.link import Session
 from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
-from posd.link import Session
+from posd.events import money
 from posd.store import ledgers, schema
 from posd.store.ledgers import Cause
 from posd.values import Tenant

@@ -7,9 +7,9 @@ from typing import Final, TypeVar, cast
 
 from attrs import frozen
 
-from posd import jsontext
+from posd.database.link import Session
 from posd.errors import Conflict, Unprocessable
-from posd.link import Session
+from posd.protocol import jsontext
 from posd.values import TenantId
 
 T = TypeVar("T")

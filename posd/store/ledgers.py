@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from attrs import frozen
 
+from posd.database.link import Row, Session
 from posd.errors import (
     BadRequest,
     Conflict,
@@ -21,7 +22,6 @@ from posd.errors import (
     StatementFailed,
     Unprocessable,
 )
-from posd.link import Row, Session
 
 PLATFORM: Final = "platform"
 """The principal that may reverse everybody's movements."""

@@ -1,6 +1,6 @@
 """Loyalty points: customers' accounts, and every way in which their points change.
 
-A customer is named by a telephone number in E.164 (`posd.phones`). What the movements raise in common is
+A customer is named by a telephone number in E.164 (`posd.events.phones`). What the movements raise in common is
 said in `giftcards`; an unknown customer is `NotFound` (`unknown_customer`).
 """
 
@@ -12,9 +12,9 @@ from typing import Final, NoReturn
 
 from attrs import frozen
 
-from posd import money
+from posd.database.link import Session
 from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
-from posd.link import Session
+from posd.events import money
 from posd.store import ledgers, schema
 from posd.store.ledgers import Cause
 from posd.values import Tenant

@@ -13,8 +13,8 @@ from typing import Final
 
 from attrs import frozen
 
+from posd.database.link import Session
 from posd.errors import Unprocessable
-from posd.link import Session
 from posd.store import loyalty
 from posd.store.ledgers import Cause
 from posd.store.loyalty import Account, Movement

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from posd.database.link import Session
 from posd.errors import returned
-from posd.link import Session
 from posd.values import TenantId
 
 Noted = tuple[TenantId, str, str]
-"""A tenant, the kind of row, and its key: see `posd.movements.KINDS`."""
+"""A tenant, the kind of row, and its key: see `posd.events.ledger_movements.KINDS`."""
 
 _STATES: Final = """
     SELECT tenant_id, kind, key, content::text, failure

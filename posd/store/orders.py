@@ -8,9 +8,9 @@ from typing import Final
 
 from attrs import frozen
 
+from posd.database.link import Session
 from posd.errors import returned
-from posd.link import Session
-from posd.printing import Report, Said, before
+from posd.events.print_status import Report, Said, before
 from posd.store import schema
 from posd.values import PrintStatus, Seq, Tenant, TenantId
 

@@ -1,6 +1,6 @@
 """Who is connected where, how far each terminal has come, and what terminals said.
 
-All of it is written in bulk, a few statements a flush for any number of tills (`posd.presence`).
+All of it is written in bulk, a few statements a flush for any number of tills (`posd.delivery.presence`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from posd.cursor import passed
-from posd.link import Session
+from posd.database.link import Session
+from posd.protocol.cursor import passed
 from posd.store import schema, stream
 from posd.values import Opening, Seq, Tenant, TenantId
 

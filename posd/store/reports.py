@@ -6,9 +6,9 @@ from typing import Final
 
 from attrs import asdict
 
-from posd import jsontext
-from posd.link import Session
-from posd.reports import AMOUNTS, DETAILS, DailyReport
+from posd.database.link import Session
+from posd.events.daily_reports import AMOUNTS, DETAILS, DailyReport
+from posd.protocol import jsontext
 from posd.store import schema
 from posd.values import Tenant
 

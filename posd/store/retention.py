@@ -12,7 +12,7 @@ from uuid import UUID
 
 from attrs import asdict, frozen
 
-from posd.link import Session
+from posd.database.link import Session
 from posd.store import schema
 from posd.values import Tenant, TenantId
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from attrs import frozen
 
-from posd.link import Session
+from posd.database.link import Session
 from posd.store import schema
 from posd.values import Seq, Tenant, TenantId
 

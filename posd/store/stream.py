@@ -8,8 +8,8 @@ from uuid import UUID
 
 from attrs import field, frozen
 
+from posd.database.link import Row, Session
 from posd.errors import Pruned, returned
-from posd.link import Row, Session
 from posd.store import schema
 from posd.values import Event, Head, Seq, Tenant, TenantId
 

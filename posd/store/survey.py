@@ -7,8 +7,8 @@ from typing import Final
 
 from attrs import field, frozen
 
+from posd.database.link import Row, Session
 from posd.errors import returned
-from posd.link import Row, Session
 
 # Each tenant's tables take about ten locks, of which a server has 6,400 as installed for everybody.
 _PORTION: Final = 100

@@ -8,8 +8,8 @@ from typing import Final
 
 from attrs import frozen
 
+from posd.database.link import Reader, Row, Session
 from posd.errors import BadRequest, Conflict, NotFound, PosdError, StatementFailed, Unavailable
-from posd.link import Reader, Row, Session
 from posd.values import SLUG, TENANT_RULES, Tenant, TenantId
 
 COLUMNS: Final = "t.id, t.slug, t.name, t.schema_name, t.currency, t.timezone, t.default_region"
@@ -106,7 +106,7 @@ async def create(
 
 
 async def applied(session: Session, schema_name: str) -> list[str]:
-    """The migrations that a schema has, for `migrations.misfit`."""
+    """The migrations that a schema has, for `database.migrations.misfit`."""
     return [row[0] for row in await session.query(_APPLIED, (schema_name,))]
 
 

@@ -14,15 +14,15 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from posd.auth import Authenticator, of_kind
+from posd.delivery.hub import Admitted, Exchange
 from posd.errors import BadRequest, NotFound, Refusal
-from posd.exchange import Admitted, Exchange
-from posd.limits import Connections
+from posd.security.auth import Authenticator, of_kind
+from posd.security.rate_limits import Connections
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
-from posd.web.render import Answer, Call, Door, answer, unanswered, write
-from posd.web.site import BoundedChannel
-from posd.web.strangers import Strangers
-from posd.ws import TillFactory
+from posd.web.http.refusal_log import Strangers
+from posd.web.http.requests import Answer, Call, Door, answer, unanswered, write
+from posd.web.http.site import BoundedChannel
+from posd.web.websocket import TillFactory
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
 

@@ -33,7 +33,9 @@ import psycopg2
 from attrs import define, field, frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from posd import certificates, migrations, provision
+from posd.database import migrations
+from posd.database import provisioning as provision
+from posd.security import private_ca as certificates
 from posd.testing.ports import Reservation, reserve
 from posd.testing.postgres import Server, test_server
 

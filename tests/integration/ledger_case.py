@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-from posd import jsontext
+from posd.protocol import jsontext
 from tests.integration.harness import Reply
 from tests.integration.wire_case import WireCase
 

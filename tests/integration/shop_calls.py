@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from attrs import define, frozen
 
-from posd import jsontext
-from posd.members import snake
+from posd.events.fields import snake
+from posd.protocol import jsontext
 from tests.integration.harness import Daemon
 from tests.shop_books import CARDS, Outcome
 from tests.shop_deeds import (

@@ -8,8 +8,8 @@ from typing import Any, Final
 import psycopg2
 from attrs import define
 
-from posd import jsontext
-from posd.members import snake
+from posd.events.fields import snake
+from posd.protocol import jsontext
 from tests.shop_books import CARDS, POINTS, Outcome
 from tests.shop_deeds import Blocked, Changed, Deed, Moved, Placed, Sold, TakenBack
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
-from posd import jsontext
+from posd.protocol import jsontext
 from tests.integration.harness import Daemon
 from tests.integration.roads import Response
 from tests.integration.wire import Till as Socket

@@ -17,7 +17,7 @@ from typing import Any
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from posd.jsontext import decode
+from posd.protocol.jsontext import decode
 from tests import documents
 from tests.documents import ROOT, Block
 from tests.integration.harness import Daemon, Shop, free_port

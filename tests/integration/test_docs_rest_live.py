@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from posd.jsontext import decode, encode
+from posd.protocol.jsontext import decode, encode
 from tests import documents
 from tests.description_case import operations
 from tests.documents import ROOT, Block

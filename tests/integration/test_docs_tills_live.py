@@ -17,7 +17,7 @@ from typing import Any
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.jsontext import decode, encode
+from posd.protocol.jsontext import decode, encode
 from tests import documents
 from tests.documents import Block
 from tests.integration.harness import Daemon, Shop

@@ -10,8 +10,8 @@ from attrs import define, field, frozen
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
+from posd.database.link import Link
 from posd.errors import BadRequest, Unavailable
-from posd.link import Link
 from posd.store import giftcards, loyalty
 from posd.store.ledgers import Cause
 from tests.database_case import REACTOR, begin, until

@@ -9,7 +9,7 @@ from typing import Final
 import psycopg2
 from psycopg2 import errors
 
-from posd import provision
+from posd.database import provisioning as provision
 from tests.schema_case import SchemaCase, add, at_once
 
 CARDS: Final = "dinedesk_kitchen.pos_gift_card_transactions"

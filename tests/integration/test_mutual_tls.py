@@ -20,7 +20,7 @@ from attrs import define
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.broadcaster import BlockingBroadcaster, Credentials, PublishFailed
-from posd.certificates import Made, make_client
+from posd.security.private_ca import Made, make_client
 from tests.integration.harness import ROOT, Daemon, Shop
 from tests.integration.wire import WAIT, Till
 from tests.integration.wire_case import until

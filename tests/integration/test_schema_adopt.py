@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from posd import migrations, provision
+from posd.database import migrations
+from posd.database import provisioning as provision
 from posd.errors import SchemaError
 from tests.schema_case import KITCHEN_SHOP, Client, SchemaCase, add
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import psycopg2
 
-from posd import migrations, provision
+from posd.database import migrations
+from posd.database import provisioning as provision
 from tests.schema_case import KITCHEN_SHOP, SchemaCase, add
 
 CREATE = "SELECT dinedesk_main.pos_create_tenant(%s, %s, 'EUR', 'Europe/Paris', 'FR')"

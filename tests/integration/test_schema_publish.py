@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg2
 
-from posd import migrations
+from posd.database import migrations
 from posd.testing.server import Server
 from tests.schema_case import CASHIER, GRILL_SHOP, KITCHEN_SHOP, SchemaCase, add, two_shops
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.members import snake
+from posd.events.fields import snake
 from tests import strict_till
 from tests.cli_runner import as_role, posctl
 from tests.integration.shop_player import Player

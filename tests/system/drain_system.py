@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import configparser
 
-from posd import resources
+from posd.database import resources
 from tests.integration.drain_case import DrainCase
 
 

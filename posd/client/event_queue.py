@@ -1,0 +1,188 @@
+"""Events in their order, each stored before the next is begun and before it is acknowledged."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from attrs import Factory, define, field, frozen
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.logger import Logger
+
+from posd.client.cursor import Cursor
+from posd.client.outcome import Ending, Next
+from posd.client.received import Connected, ReceivedEvent
+from posd.errors import InvalidMessage, PosdError
+from posd.protocol.jsontext import encode
+from posd.values import Position, Resync, Seq
+
+Handle = Callable[[ReceivedEvent], Awaitable[object] | None]
+OnResync = Callable[[Resync, Seq], Awaitable[object] | None]
+
+
+class CannotProcess(PosdError):
+    """Raised by a `handle` for an event that it will never be able to use; the text says why.
+
+    The server is told (`nack`), shows it to the operators and does not send the event again. Any
+    other exception means "not now": the event comes again.
+    """
+
+
+class Link(Protocol):
+    """What an intake needs of a connection."""
+
+    def send(self, text: bytes) -> None:
+        """Send one text message."""
+
+    def pause(self) -> None:
+        """Stop reading."""
+
+    def resume(self) -> None:
+        """Go on reading."""
+
+    def hang_up(self, ending: Ending, code: int = 1000) -> None:
+        """Close the connection for this reason."""
+
+
+@frozen
+class _Reload:
+    """A place in the queue where the till has to reload instead of handling an event."""
+
+    reason: Resync
+    id: Seq
+
+
+@define
+class Counts:
+    """How many events have come, were stored, and could not be processed."""
+
+    received: int = 0
+    stored: int = 0
+    refused: int = 0
+
+
+@define(eq=False)
+class Intake:
+    """The queue between a connection and `handle`, which works on one event at a time.
+
+    The queue lives no longer than its connection: what was not begun comes again on the next one,
+    which is asked to go on after the last event that was stored. While `backlog` events wait,
+    nothing more is read.
+    """
+
+    _handle: Handle
+    _on_resync: OnResync | None
+    _cursor: Cursor
+    _backlog: int
+    _acknowledging: bool
+    counts: Counts = Factory(Counts)
+    _link: Link | None = field(default=None, init=False)
+    _greeting: Connected | None = field(default=None, init=False)
+    _last: Seq = field(default=0, init=False)
+    _queue: deque[ReceivedEvent | _Reload] = field(factory=deque, init=False)
+    _busy: DeferredLock = field(factory=DeferredLock, init=False)
+    _log = Logger()
+
+    def greeted(self, link: Link, greeting: Connected, asked: Seq | None) -> None:
+        """A connection is ready; `asked` is the position that it was to go on after.
+
+        Raises InvalidMessage if the server neither goes on there nor says why it cannot: the
+        difference would be a hole that nobody sees.
+        """
+        if self._greeting is not None:
+            raise InvalidMessage("a second greeting on one connection")
+        if greeting.resync is None and asked is not None and asked != greeting.resumed_from:
+            raise InvalidMessage(f"the stream was to go on after {asked} and does not")
+        self._link, self._greeting = link, greeting
+        if self._acknowledging and greeting.device_id is not None:
+            self._cursor.attach(self._acknowledge)
+        self._last = greeting.begins_after
+        if greeting.resync is not None:
+            self._enqueue(_Reload(greeting.resync, self._last))
+        else:
+            self._cursor.adopt(Position(self._last, greeting.stream_id))
+
+    def take(self, event: ReceivedEvent) -> None:
+        """Queue an event. Raises InvalidMessage unless it is the very next one of the stream."""
+        if self._greeting is None:
+            raise InvalidMessage("an event before the greeting")
+        if event.id != self._last + 1:
+            raise InvalidMessage(f"event {event.id} after event {self._last}")
+        self._last = event.id
+        self.counts.received += 1
+        self._enqueue(event)
+
+    def stop(self) -> None:
+        """Begin no other event."""
+        self._queue.clear()
+
+    def lost(self) -> None:
+        """The connection is gone, and with it what was not begun."""
+        self._link = self._greeting = None
+        self._queue.clear()
+        self._cursor.detach()
+
+    async def idle(self) -> None:
+        """Wait for the event in hand, if there is one, to be stored or not."""
+        await self._busy.acquire()
+        self._busy.release()
+
+    def _enqueue(self, item: ReceivedEvent | _Reload) -> None:
+        self._queue.append(item)
+        if len(self._queue) >= self._backlog and self._link is not None:
+            self._link.pause()
+        if not self._busy.locked:
+            Deferred.fromCoroutine(self._work()).addErrback(
+                lambda failure: self._log.failure("the till's queue is broken", failure)
+            )
+
+    async def _work(self) -> None:
+        """Empty the queue. The lock is held from the first item to the last: one worker at most."""
+        async with self._busy:
+            while self._queue:
+                await self._process(self._queue.popleft())
+                if len(self._queue) <= self._backlog // 4 and self._link is not None:
+                    self._link.resume()
+
+    async def _process(self, item: ReceivedEvent | _Reload) -> None:
+        assert self._greeting is not None  # the queue is emptied when a connection is lost
+        link, position = self._link, Position(item.id, self._greeting.stream_id)
+        try:
+            await self._deal_with(item)
+        except CannotProcess as refusal:
+            self.counts.refused += 1
+            self._refuse(position, str(refusal))
+        except Exception:
+            self._log.failure("event {id} was not stored and will come again", id=item.id)
+            self._queue.clear()
+            if link is not None and link is self._link:
+                self._cursor.settle()
+                link.hang_up(Ending(f"event {item.id} could not be stored", Next.RETRY))
+        else:
+            self.counts.stored += isinstance(item, ReceivedEvent)
+            self._cursor.advance(position)
+
+    async def _deal_with(self, item: ReceivedEvent | _Reload) -> None:
+        if isinstance(item, ReceivedEvent):
+            outcome = self._handle(item)
+        elif self._on_resync is not None:
+            outcome = self._on_resync(item.reason, item.id)
+        else:
+            self._log.warn("nothing before {id} is replayed: {why}", id=item.id, why=item.reason)
+            return
+        if outcome is not None:
+            await outcome
+
+    def _acknowledge(self, seq: Seq) -> None:
+        if self._link is not None:
+            self._link.send(encode({"type": "ack", "id": seq}))
+
+    def _refuse(self, position: Position, reason: str) -> None:
+        """Pass over an event that is of no use, after acknowledging those before it."""
+        self._log.warn("event {id} cannot be processed: {why}", id=position.seq, why=reason)
+        self._cursor.settle()
+        if self._link is not None and self._greeting is not None and self._greeting.device_id:
+            nack = {"type": "nack", "id": position.seq, "reason": reason}
+            self._link.send(encode(nack))
+        self._cursor.advance(position, stored=False)

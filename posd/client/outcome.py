@@ -1,0 +1,146 @@
+"""Why a connection is over, and what a till does then: the table of close codes, as code.
+
+Pure: no clock, no socket. `Ending` is made from a Close frame, an HTTP answer or an error, and
+`pause` turns a row of them into seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime
+
+from attrs import frozen
+from twisted.python.failure import Failure
+
+from posd.errors import InvalidMessage
+from posd.protocol.jsontext import decode
+from posd.security.dialing import Backoff, Random, explain, retry_after
+
+
+class Next(enum.Enum):
+    """What follows an ending."""
+
+    AT_ONCE = "at once"
+    """The server is restarting and asked for it: only jitter in between."""
+
+    RETRY = "retry"
+    """An accident: back off from a second to a minute."""
+
+    WAIT = "wait"
+    """Trying again will probably not help until somebody has mended something: minutes."""
+
+    STOP = "stop"
+    """Trying again would do harm or never help: an operator is needed."""
+
+
+_BY_CLOSE_CODE = {
+    1001: Next.AT_ONCE,
+    1002: Next.WAIT,
+    1003: Next.WAIT,
+    1007: Next.WAIT,
+    1008: Next.WAIT,
+    1009: Next.WAIT,
+    1013: Next.RETRY,
+    4001: Next.STOP,
+    4009: Next.STOP,
+}
+_BY_STATUS = {401: Next.STOP, 403: Next.STOP, 408: Next.RETRY, 425: Next.RETRY, 429: Next.RETRY}
+
+_MEANINGS = {
+    1001: "the server is going away",
+    1003: "the server does not support what was sent",
+    1008: "the server's policy was violated",
+    1009: "the server found a message too big",
+    1013: "this till fell too far behind",
+    4001: "the key was revoked or has expired",
+    4009: "a newer connection of the same device took over",
+}
+
+_RETRY = Backoff(initial=1, maximum=60)
+_WAIT = Backoff(initial=60, maximum=900)
+_RESTART_JITTER = 1.0
+_LONGEST_ASKED = 3600.0
+
+
+@frozen
+class Ending:
+    """The end of a connection, or of an attempt at one.
+
+    `code` is a close code (RFC 6455 §7.4) and `status` an HTTP status, where there was one.
+    `name` is the server's machine-readable word for a refusal, such as `device_key_required`.
+    `asked` is the number of seconds the server asked to be left alone.
+    """
+
+    reason: str
+    next: Next
+    code: int | None = None
+    status: int | None = None
+    name: str | None = None
+    asked: float | None = None
+
+    @classmethod
+    def closed(cls, code: int | None, reason: str | None) -> Ending:
+        """The server closed the connection with this code, or with none."""
+        said = reason or (_MEANINGS.get(code) if code is not None else None)
+        text = f"closed with {code if code is not None else 'no code'}"
+        following = Next.RETRY if code is None else _BY_CLOSE_CODE.get(code, Next.RETRY)
+        return cls(f"{text}: {said}" if said else text, following, code=code)
+
+    @classmethod
+    def refused(cls, status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Ending:
+        """The server answered the opening handshake with something other than 101.
+
+        Names of `headers` are in lower case. A `body` in posd's form adds the reason and its name;
+        any other (a proxy's page) is ignored.
+        """
+        following = Next.RETRY if status >= 500 else _BY_STATUS.get(status, Next.WAIT)
+        name, sentence = _explanation(body)
+        text = f"refused with HTTP {status}"
+        return cls(
+            f"{text}: {sentence}" if sentence else text,
+            following,
+            status=status,
+            name=name,
+            asked=retry_after(headers.get("retry-after"), now),
+        )
+
+    @classmethod
+    def lost(cls, failure: Failure) -> Ending:
+        """The connection could not be made, or broke without a Close frame."""
+        return cls(explain(failure.value), Next.RETRY)
+
+
+def _explanation(body: bytes) -> tuple[str | None, str | None]:
+    """The `code` and the `error` of a refusal's body, each None where it is missing."""
+    try:
+        answer = decode(body)
+    except InvalidMessage:
+        return None, None
+    if not isinstance(answer, dict):
+        return None, None
+    name, sentence = answer.get("code"), answer.get("error")
+    return (
+        name if isinstance(name, str) else None,
+        sentence if isinstance(sentence, str) else None,
+    )
+
+
+def pause(ending: Ending, failures: int, random: Random) -> float:
+    """The seconds to wait after `ending`.
+
+    `failures` counts the endings in a row, this one included, without a steady connection between
+    them. A server that asks for patience gets at least as much, up to an hour, and a crowd it told
+    the same comes back spread over a quarter more. Raises ValueError for `Next.STOP`.
+    """
+    if ending.next is Next.STOP:
+        raise ValueError("after this ending there is no other attempt")
+    if ending.next is Next.AT_ONCE and failures <= 1:
+        wait = random() * _RESTART_JITTER
+    elif ending.next is Next.WAIT:
+        wait = _WAIT.pause(failures, random)
+    else:
+        wait = _RETRY.pause(failures, random)
+    if ending.asked is None:
+        return wait
+    return max(wait, min(ending.asked, _LONGEST_ASKED) * (1 + random() / 4))

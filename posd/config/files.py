@@ -1,0 +1,187 @@
+"""The files of the configuration: which there are, what is in them, and what is wrong with them.
+
+Nothing is raised here. A `Report` collects one line for every problem, so that all of them can be
+mended at once, and `Tables` keeps with each value the file that it came from.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from posd.config.types import Name, Unusable, shown, suggestion, type_name
+
+
+@define
+class Report:
+    """The problems found so far, and the dotted keys that have one."""
+
+    keys: set[str] = field(factory=set)
+    _problems: list[tuple[Path, str]] = field(factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self._problems)
+
+    def add(self, file: Path, key: str, text: str) -> None:
+        """Note what is wrong with a dotted key, or with another place in a file."""
+        self.keys.add(key)
+        self._problems.append((file, f"{file}: {key}: {text}"))
+
+    def add_file(self, file: Path, text: str) -> None:
+        """Note what is wrong with a file as a whole."""
+        self._problems.append((file, f"{file}: {text}"))
+
+    def lines(self, files: Sequence[Path]) -> tuple[str, ...]:
+        """Write one line for each problem, file by file."""
+        ranks = {file: rank for rank, file in enumerate(files)}
+        ordered = sorted(self._problems, key=lambda problem: ranks.get(problem[0], len(ranks)))
+        return tuple(line for _, line in ordered)
+
+
+def find(main: Path, report: Report) -> list[Path]:
+    """List the main file and those of `conf.d` beside it, in the order in which they count.
+
+    Hidden ones are passed over: editors and package managers leave such behind.
+    """
+    folder = main.parent / "conf.d"
+    try:
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        entries = []
+    except OSError as error:
+        report.add_file(folder, f"cannot be read: {error.strerror}; it must be a folder of files")
+        entries = []
+    return [main, *(e for e in entries if e.suffix == ".toml" and not e.name.startswith("."))]
+
+
+def parse(file: Path, report: Report) -> dict[str, Any]:
+    """Read one file; it is empty if it cannot be read or is not TOML."""
+    try:
+        # A byte order mark is not TOML, but some editors write one and it means no harm.
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        report.add_file(file, f"cannot be read: {error.strerror}; give the path of a TOML file")
+        return {}
+    except UnicodeDecodeError as error:
+        place = _place(error.object[: error.start].decode("utf-8", "replace"))
+        report.add(file, place, "is not UTF-8; save the file in that encoding")
+        return {}
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        what, place = _syntax_error(str(error), text)
+        report.add(file, place, f'is not TOML: {what}; write [table], key = "text", key = 5')
+        return {}
+
+
+def _syntax_error(message: str, text: str) -> tuple[str, str]:
+    """Part tomllib's message into what is wrong and where; it calls one place the end."""
+    parted = re.fullmatch(r"(.*) \(at (?:end of document|(line \d+, column \d+))\)", message)
+    if parted is None:
+        return message, "somewhere"
+    return parted[1], parted[2] or _place(text)
+
+
+def _place(before: str) -> str:
+    """Name the place behind a text, counting lines and columns from one."""
+    *lines, last = before.split("\n")
+    return f"line {len(lines) + 1}, column {len(last) + 1}"
+
+
+@frozen
+class Table:
+    """What the files say of one table: for each key the last word, and the file that has it.
+
+    `label` names the table in dotted keys, `file` is blamed for keys that nobody gives, and
+    `keys` are those that may be given.
+    """
+
+    label: str
+    file: Path
+    keys: Collection[str]
+    given: dict[str, tuple[Path, object]] = field(factory=dict)
+
+
+@frozen
+class Tables:
+    """All the tables that the files fill, a later file over the earlier ones.
+
+    A `[[listen]]` is kept by its name, which makes it the same in every file, or by its number in
+    one file while it has no usable name.
+    """
+
+    report: Report
+    sections: Mapping[str, Table]
+    listener_keys: Collection[str]
+    listeners: dict[str, Table] = field(factory=dict)
+
+    def add(self, file: Path, document: Mapping[str, object]) -> None:
+        """Enter what a file says."""
+        for name, content in document.items():
+            if name == "listen":
+                self._add_listeners(file, content)
+            elif name not in self.sections:
+                self.report.add(file, _quoted(name), f"is unknown; {self._right_table(name)}")
+            elif not isinstance(content, dict):
+                what = f"is {type_name(content)}, not a table"
+                self.report.add(file, name, f"{what}; write [{name}] once and its keys below it")
+            else:
+                self._add_keys(file, content, self.sections[name])
+
+    def origins(self) -> dict[str, Path]:
+        """Tell which file has each dotted key, and which one each table as a whole."""
+        origins: dict[str, Path] = {}
+        for table in (*self.sections.values(), *self.listeners.values()):
+            origins[table.label] = table.file
+            origins |= {f"{table.label}.{key}": file for key, (file, _) in table.given.items()}
+        return origins
+
+    def _add_listeners(self, file: Path, content: object) -> None:
+        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+            what = f"is {type_name(content)}, not an array of tables"
+            self.report.add(file, "listen", f"{what}; write [[listen]] above each listener's keys")
+            return
+        here: set[str] = set()
+        for number, entry in enumerate(content, 1):
+            try:
+                label = identity = f"listen[{Name().read(entry.get('name'))}]"
+            except Unusable:
+                label, identity = f"listen[{number}]", f"{file}[{number}]"
+            if identity in here:
+                text = "stands twice in this file; give each listener a name of its own"
+                self.report.add(file, label, text)
+            here.add(identity)
+            fresh = Table(label, file, self.listener_keys)
+            self._add_keys(file, entry, self.listeners.setdefault(identity, fresh))
+
+    def _add_keys(self, file: Path, content: Mapping[str, object], table: Table) -> None:
+        for key, raw in content.items():
+            if key in table.keys:
+                table.given[key] = (file, raw)
+            else:
+                text = f"is unknown; {self._right_key(key, table)}"
+                self.report.add(file, f"{table.label}.{_quoted(key)}", text)
+
+    def _right_table(self, name: str) -> str:
+        names = [*self.sections, "listen"]
+        return self._home(name) or suggestion(name, names) or f"tables are {', '.join(names)}"
+
+    def _right_key(self, key: str, table: Table) -> str:
+        keys = table.keys
+        return self._home(key) or suggestion(key, keys) or f"keys here are {', '.join(keys)}"
+
+    def _home(self, key: str) -> str | None:
+        """Name the table that has this very key."""
+        homes = [f"[{name}]" for name, section in self.sections.items() if key in section.keys]
+        homes += ["[[listen]]"] if key in self.listener_keys else []
+        return f"it belongs in {' or '.join(homes)}" if homes else None
+
+
+def _quoted(key: str) -> str:
+    """Write a key as TOML would have it."""
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else shown(key)

@@ -1,0 +1,255 @@
+"""The configuration: TOML files in, frozen values out, or every problem at once.
+
+The classes are the reference of what can be configured: a field is a key, its default is the key's
+default, and its annotation says what may stand there. `load` reads the main file, then the `*.toml`
+files of the folder `conf.d` beside it in the order of their names. A later file has the last word
+about each key; a `[[listen]]` whose name an earlier file used changes that listener, any other is
+one more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from attrs import NOTHING, evolve, field, fields_dict, frozen
+
+from posd.config import endpoints as endpoint_syntax
+from posd.config.files import Report, Table, Tables, find, parse
+from posd.config.types import (
+    Dsn,
+    Duration,
+    EndpointDescription,
+    File,
+    Flag,
+    Kind,
+    Name,
+    Network,
+    Networks,
+    OneOf,
+    Size,
+    Whole,
+    shown,
+    understand,
+)
+from posd.config.units import DAY, KIB, MIB, format_size
+from posd.errors import ConfigError
+
+_LEVELS = ("debug", "info", "warn", "error", "critical")
+
+
+@frozen
+class Database:
+    """`[database]`: where the orders are. `statement_timeout` is in seconds.
+
+    `admin_dsn` is the connection of those posctl commands that need more rights than the daemon
+    has; they take `dsn` where it is None.
+    """
+
+    dsn: Annotated[str, Dsn()] = field(repr=False)
+    pool_size: Annotated[int, Whole(2)] = 8
+    statement_timeout: Annotated[float, Duration("100ms", "5m")] = 5.0
+    admin_dsn: Annotated[str | None, Dsn()] = field(default=None, repr=False)
+
+
+@frozen
+class Listener:
+    """`[[listen]]`: one socket, its endpoint an endpoint description of Twisted's.
+
+    `trusted` lets local programs in without a key. `proxies` are the machines whose
+    X-Forwarded-For is believed.
+    """
+
+    name: Annotated[str, Name()]
+    endpoint: Annotated[str, EndpointDescription()]
+    tls: Annotated[bool, Flag()] = False
+    trusted: Annotated[bool, Flag()] = False
+    proxies: Annotated[tuple[Network, ...], Networks()] = ()
+
+
+@frozen
+class TLS:
+    """`[tls]`: paths of PEM files, and the oldest version of TLS that is spoken."""
+
+    certificate: Annotated[str | None, File()] = None
+    private_key: Annotated[str | None, File()] = None
+    minimum_version: Annotated[Literal["1.2", "1.3"], OneOf("1.2", "1.3")] = "1.2"
+    client_ca: Annotated[str | None, File()] = None
+
+
+@frozen
+class Delivery:
+    """`[delivery]`: how tills are served. Seconds, and bytes in one till's outbox."""
+
+    heartbeat: Annotated[float, Duration("1s", "10m")] = 30.0
+    outbox_bytes: Annotated[int, Size("2KiB", "1GiB")] = 256 * KIB
+    retention: Annotated[float, Duration("1h", "3650d")] = 30 * DAY
+
+
+@frozen
+class Limits:
+    """`[limits]`: how much of anything is accepted. `event_bytes` and `outbox_total` are bytes."""
+
+    event_bytes: Annotated[int, Size("1KiB", "1MiB")] = 128 * KIB
+    outbox_total: Annotated[int, Size("1MiB", "1024GiB")] = 256 * MIB
+    connections: Annotated[int, Whole()] = 20_000
+    connections_per_tenant: Annotated[int, Whole()] = 200
+    failed_auth_per_minute: Annotated[int, Whole()] = 20
+    publish_per_second_per_tenant: Annotated[int, Whole()] = 200
+
+
+@frozen
+class Logging:
+    """`[logging]`: how much is said, and in which form."""
+
+    level: Annotated[str, OneOf(*_LEVELS)] = "info"
+    format: Annotated[str, OneOf("journal", "json", "text")] = "journal"
+
+
+@frozen
+class Config:
+    """The whole configuration."""
+
+    database: Database
+    listen: tuple[Listener, ...] = (Listener("https", r"tcp:port=9010:interface=\:\:", tls=True),)
+    tls: TLS = TLS()
+    delivery: Delivery = Delivery()
+    limits: Limits = Limits()
+    logging: Logging = Logging()
+
+
+_SECTIONS: Mapping[str, type[Any]] = {
+    name: shape for name, shape in get_type_hints(Config).items() if name != "listen"
+}
+
+
+_FindProblems = Callable[[TLS], Mapping[str, str]]
+
+
+def load(
+    path: Path, environ: Mapping[str, str], tls_problems: _FindProblems | None = None
+) -> Config:
+    """Read the configuration that starts at a path; raise ConfigError with all of its problems.
+
+    Each problem is one line: the file, the dotted key, what is wrong and what was meant. Values
+    that may be secret are not in it. `environ` has `CREDENTIALS_DIRECTORY` where credentials are
+    used. Nothing but the files is looked at: whether databases are there and fit is found out by
+    those who use them, and so it is with certificates unless somebody brings the eyes for them:
+    `tls_problems` is asked, where a listener has TLS, what is wrong with which key of `[tls]`.
+    """
+    report = Report()
+    files = find(path, report)
+    documents = [parse(file, report) for file in files]
+    unread = bool(report)
+
+    sections = {name: Table(name, path, fields_dict(shape)) for name, shape in _SECTIONS.items()}
+    tables = Tables(report, sections, fields_dict(Listener))
+    for file, document in zip(files, documents, strict=True):
+        tables.add(file, document)
+    config = _build(tables, environ, report)
+
+    if not unread:  # else what seems missing or contradictory may be put right in there
+        origins = tables.origins()
+        labels = [table.label for table in tables.listeners.values()] or ["listen"]
+        complaints = [*_absences(tables), *_contradictions(config, labels)]
+        if tls_problems is not None and any(listener.tls for listener in config.listen):
+            found = tls_problems(config.tls)
+            complaints += [(f"tls.{key}", "tls", text) for key, text in found.items()]
+        for key, other, text in complaints:
+            if report.keys.isdisjoint((key, other)):
+                report.add(origins.get(key) or origins.get(other) or path, key, text)
+    if report:
+        raise ConfigError(report.lines(files))
+    return config
+
+
+def _kinds(shape: type[Any]) -> dict[str, Kind]:
+    hints = get_type_hints(shape, include_extras=True)
+    return {key: hint.__metadata__[0] for key, hint in hints.items()}
+
+
+def _required(shape: type[Any]) -> list[str]:
+    return [key for key, attribute in fields_dict(shape).items() if attribute.default is NOTHING]
+
+
+def _build(tables: Tables, environ: Mapping[str, str], report: Report) -> Config:
+    """Make the configuration that the tables give, and report the values that cannot be used."""
+
+    def value(shape: type[Any], table: Table) -> Any:
+        # Empty strings stand in for what is missing, so that the rest can still be compared.
+        values: dict[str, object] = dict.fromkeys(_required(shape), "")
+        kinds = _kinds(shape)
+        for key, (file, raw) in table.given.items():
+            try:
+                values[key] = understand(kinds[key], raw, environ)
+            except ValueError as error:
+                report.add(file, f"{table.label}.{key}", str(error))
+        return shape(**values)
+
+    config = Config(
+        **{name: value(shape, tables.sections[name]) for name, shape in _SECTIONS.items()}
+    )
+    listeners = tuple(value(Listener, table) for table in tables.listeners.values())
+    return evolve(config, listen=listeners) if listeners else config
+
+
+_Complaint = tuple[str, str, str]
+"""A dotted key, another that the complaint depends on, and what to say of the first."""
+
+
+def _absences(tables: Tables) -> Iterator[_Complaint]:
+    """Yield the keys without a default that no file gives."""
+    shaped = [(_SECTIONS[name], table) for name, table in tables.sections.items()]
+    shaped += [(Listener, table) for table in tables.listeners.values()]
+    for shape, table in shaped:
+        kinds = _kinds(shape)
+        for key in _required(shape):
+            if key not in table.given:
+                yield f"{table.label}.{key}", table.label, f"is missing; {kinds[key].meant}"
+
+
+def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complaint]:
+    """Yield what each key allows but two of them do not. `labels` name the listeners."""
+    delivery, limits = config.delivery, config.limits
+    if delivery.outbox_bytes < 2 * limits.event_bytes:
+        what = f'"{format_size(delivery.outbox_bytes)}" is less than twice limits.event_bytes'
+        meant = f'write at least "{format_size(2 * limits.event_bytes)}"'
+        yield "delivery.outbox_bytes", "limits.event_bytes", f"{what}; {meant}"
+    if limits.outbox_total < delivery.outbox_bytes:
+        what = f'"{format_size(limits.outbox_total)}" is less than one delivery.outbox_bytes'
+        meant = f'write at least "{format_size(delivery.outbox_bytes)}"'
+        yield "limits.outbox_total", "delivery.outbox_bytes", f"{what}; {meant}"
+    for label, listener in zip(labels, config.listen, strict=True):
+        if listener.tls:
+            yield from _missing_pem(config.tls, listener.name, label)
+        if listener.trusted:
+            yield from _misplaced_trust(listener, label)
+
+
+def _missing_pem(tls: TLS, name: str, label: str) -> Iterator[_Complaint]:
+    for key, path in (("certificate", tls.certificate), ("private_key", tls.private_key)):
+        if path is None:
+            what = f'is missing, and the listener "{name}" has tls = true'
+            yield f"tls.{key}", f"{label}.tls", f"{what}; {File.meant}"
+
+
+def _misplaced_trust(listener: Listener, label: str) -> Iterator[_Complaint]:
+    """Yield why a listener that asks nobody for a key would let in more than local programs."""
+    trusted = f"{label}.trusted"
+    if listener.tls:
+        what = "true does not go with trusted = true"
+        yield f"{label}.tls", trusted, f"{what}; local programs need no TLS, so leave it out"
+    if listener.proxies:
+        what = "proxies do not go with trusted = true"
+        yield f"{label}.proxies", trusted, f"{what}; what they pass on is not local"
+    if not listener.endpoint:
+        return
+    endpoint = endpoint_syntax.read(listener.endpoint)
+    if not endpoint_syntax.is_local(endpoint):
+        what = f"{shown(listener.endpoint)} is no place for trusted = true, as others can reach it"
+        meant = "write a unix socket or a loopback interface"
+        yield f"{label}.endpoint", trusted, f"{what}; {meant}"
+    if endpoint_syntax.is_open_to_everybody(endpoint):
+        what = f"{shown(listener.endpoint)} with trusted = true lets in every user of this machine"
+        yield f"{label}.endpoint", trusted, f'{what}; write "mode=660" or less'

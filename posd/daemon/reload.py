@@ -1,0 +1,94 @@
+"""A configuration that is read again while posd runs: all of it that can change takes effect, or nothing.
+
+What cannot change without a restart (`waiting` lists it) stays as it was, and is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from attrs import evolve, fields_dict
+from twisted.logger import Logger
+
+from posd.config import model as config
+from posd.config.model import Config, Listener
+from posd.errors import ConfigError, StartError
+from posd.security import server_tls as tls
+from posd.security.server_tls import ServerTLS
+
+RESTART: Final = ("database.dsn", "database.pool_size", "database.statement_timeout", "listen")
+"""The keys of which a running posd takes no new value. Of `database`, posctl reads the rest."""
+
+
+class Reload:
+    """Reads the files that posd was started with, and puts them in force as a whole.
+
+    `apply` is given the configuration that is in force from now on, and must not fail.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        path: Path,
+        environ: Mapping[str, str],
+        in_force: Config,
+        server_tls: ServerTLS | None,
+        apply: Callable[[Config], None],
+    ) -> None:
+        self._path = path
+        self._environ = environ
+        self._tls = server_tls
+        self._apply = apply
+        self.in_force = in_force
+        self.trouble = ""
+
+    def again(self) -> None:
+        """Read and apply everything; if any of it cannot be used, say so and change nothing.
+
+        `trouble` is why the last one failed, in one line, empty if it did not.
+        """
+        try:
+            wanted = config.load(self._path, self._environ, tls.problems)
+            if self._tls is not None:
+                # The last of all that may be refused.
+                self._tls.reload(wanted.tls)
+        except (ConfigError, StartError) as error:
+            self.trouble = _in_short(str(error).splitlines())
+            self._log.error(
+                "not reloaded, everything stays as it was: {trouble}", trouble=self.trouble
+            )
+            return
+        left = list(waiting(self.in_force, wanted))
+        self.in_force = evolve(wanted, database=self.in_force.database, listen=self.in_force.listen)
+        self._apply(self.in_force)
+        self.trouble = ""
+        self._log.info("reloaded {path}", path=str(self._path))
+        if left:
+            self._log.warn("restart posd for new values of {keys}", keys=", ".join(left))
+
+
+def waiting(in_force: Config, wanted: Config) -> Iterator[str]:
+    """The keys that differ and wait for a restart, listeners by name."""
+    for key in RESTART:
+        table, _, name = key.partition(".")
+        if name and getattr(getattr(in_force, table), name) != getattr(
+            getattr(wanted, table), name
+        ):
+            yield key
+    before, after = ({each.name: each for each in some.listen} for some in (in_force, wanted))
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before or name not in after:
+            yield f"listen[{name}]"
+            continue
+        for key in fields_dict(Listener):
+            if getattr(before[name], key) != getattr(after[name], key):
+                yield f"listen[{name}].{key}"
+
+
+def _in_short(problems: list[str]) -> str:
+    """One line of several; `posctl check-config` has them all."""
+    first, *others = problems
+    return f"{first} (and {len(others)} more: see posctl check-config)" if others else first

@@ -1,0 +1,336 @@
+"""Everything that makes up a running posd, and how it is wired: the one place that knows every class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import uuid4
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from posd.config.model import Config, Listener
+from posd.daemon.gauges import Gauges
+from posd.database import migrations
+from posd.database.link import Link, Session
+from posd.database.pool import Database
+from posd.delivery.channels import is_set_back
+from posd.delivery.feed import Feed
+from posd.delivery.hub import Exchange
+from posd.delivery.long_poll import Polls
+from posd.delivery.presence import Presence
+from posd.delivery.terminal_reports import Terminals
+from posd.errors import Unavailable
+from posd.events.orders import FINAL_STATUSES
+from posd.maintenance.retention import Retention
+from posd.monitoring.counters import Instruments
+from posd.monitoring.exposition import Metrics
+from posd.monitoring.health import Health
+from posd.monitoring.reactor_lag import Lag
+from posd.monitoring.tenant_survey import Survey
+from posd.publishing.sequencer import Sequencer
+from posd.security.auth import Authenticator
+from posd.security.rate_limits import Connections, FailedAttempts
+from posd.security.validity import Validity
+from posd.store import presence, standing, stream, survey
+from posd.values import Tenant
+from posd.web.admission import Admission, Gate
+from posd.web.api.events import Events
+from posd.web.api.giftcards import GiftCards
+from posd.web.api.health import HealthEndpoints
+from posd.web.api.keys import OperatorKeys
+from posd.web.api.loyalty import LoyaltyPoints
+from posd.web.api.metrics import MetricsEndpoint
+from posd.web.api.orders import Orders
+from posd.web.api.publishing import Publisher
+from posd.web.api.reports import DailyReports
+from posd.web.api.status import Monitor
+from posd.web.api.tenants import Operators
+from posd.web.api.terminals import TerminalEndpoints
+from posd.web.http.dispatch import Reception
+from posd.web.http.operations import Operation
+from posd.web.http.refusal_log import Strangers
+from posd.web.http.requests import UNKNOWN, Door
+from posd.web.http.router import Rooms, Root
+from posd.web.http.site import BoundedSite
+from posd.web.openapi.endpoints import Description
+from posd.web.websocket import TillFactory
+
+# Connections that have not become a till's yet: handshakes and REST calls.
+_SPARE_CHANNELS: Final = 2000
+
+_log = Logger()
+
+
+@define(eq=False)
+class Parts:
+    """The parts by name, made of a configuration in the order in which they need each other."""
+
+    reactor: Any
+    settings: Config
+    certificate: Callable[[], Validity | None] = lambda: None
+    """From when until when the certificate is valid that new connections get; None without TLS."""
+    reload_failed: Callable[[], bool] = lambda: False
+    """Whether new files were found, of the configuration or of certificates, that cannot be used."""
+    listening: bool = field(default=False, init=False)
+    """Whether all listeners are open."""
+    fitting: bool = field(default=False, init=False)
+    """Whether the main schema was found to be what this posd needs."""
+    instruments: Instruments = field(factory=Instruments, init=False)
+    database: Database = field(init=False)
+    presence: Presence = field(init=False)
+    exchange: Exchange = field(init=False)
+    numbering: Link = field(init=False)
+    sequencer: Sequencer = field(init=False)
+    failed_attempts: FailedAttempts = field(init=False)
+    authenticator: Authenticator = field(init=False)
+    connections: Connections = field(init=False)
+    admission: Admission = field(init=False)
+    events: Events = field(init=False)
+    feed: Feed = field(init=False)
+    retention: Retention = field(init=False)
+    reception: Reception = field(init=False)
+    publisher: Publisher = field(init=False)
+    strangers: Strangers = field(init=False)
+    lag: Lag = field(init=False)
+    monitor: Monitor = field(init=False)
+    health: Health = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
+        dsn, timeout = self.settings.database.dsn, self.settings.database.statement_timeout
+        self.database = Database(
+            reactor,
+            dsn,
+            size=self.settings.database.pool_size,
+            statement_timeout=timeout,
+            waited=self.instruments.waited,
+        )
+        self.presence = Presence(reactor, self.database, node_id)
+        self.exchange = Exchange(
+            reactor,
+            self.database,
+            self.presence,
+            heartbeat=self.settings.delivery.heartbeat,
+            outbox_bytes=self.settings.delivery.outbox_bytes,
+            outbox_total=limits.outbox_total,
+            instruments=self.instruments,
+        )
+        # Before anything is numbered on a connection, it is looked whose database that is now.
+        self.numbering = Link(
+            reactor,
+            dsn,
+            name="posd sequencer",
+            statement_timeout=timeout,
+            prepare=self._recognise,
+        )
+        self.sequencer = Sequencer(
+            reactor,
+            self.numbering,
+            node_id,
+            event_bytes=limits.event_bytes,
+            connections_here=self.exchange.connections,
+            instruments=self.instruments,
+        )
+        self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
+        self.authenticator = Authenticator(
+            reactor, self.database, self.failed_attempts, self.instruments.attempt_failed
+        )
+        self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
+        self.lag = Lag(reactor, self.instruments.lagged)
+        self.connections = Connections(limits.connections, limits.connections_per_tenant)
+        self.admission = Admission(self.exchange, self.connections)
+        polls = Polls(reactor, self.exchange, self.connections, self.presence.settle)
+        self.events = Events(polls, self.admission, reactor)
+        self.feed = Feed(
+            reactor,
+            self.database,
+            dsn,
+            node_id,
+            statement_timeout=timeout,
+            numbering=self.sequencer,
+            delivery=self.exchange.channels,
+            doorkeeper=self.exchange,
+            cache=self.authenticator,
+            clock=self.instruments.clock,
+        )
+        self.retention = Retention(
+            reactor, self.database, node_id, self.settings.delivery.retention
+        )
+        self.reception = Reception(
+            self.authenticator,
+            limits.publish_per_second_per_tenant,
+            reactor.seconds,
+            self.strangers,
+        )
+        self.publisher = Publisher(
+            self.reception,
+            self.sequencer,
+            limits.publish_per_second_per_tenant,
+            reactor.seconds,
+        )
+        self.monitor = Monitor(self._report)
+        self.health = Health(
+            {
+                "database": lambda: self.database.up,
+                "feed": lambda: self.feed.up,
+                "sequencer": lambda: self.numbering.up,
+                "listeners": lambda: self.listening,
+                "schema": lambda: self.fitting,
+                "not draining": lambda: not self.exchange.draining,
+            },
+            # Everything is found by polling then, up to a second later.
+            {"notifications": lambda: not self.feed.deaf},
+        )
+
+    async def _recognise(self, session: Session) -> None:
+        """Name streams anew where the database is not the one that it was.
+
+        Its fingerprint tells a backup that was promoted or loaded, but not a data directory that was
+        put back; there the heads are behind what tills on this node were sent already.
+        """
+        if not await stream.recognise(session):
+            _log.warn("this is another database than before; every stream has a new name")
+        # Noted before the heads are read: another node may number meanwhile, and we deliver that.
+        delivered = self.exchange.channels.delivered()
+        heads = await stream.heads(session, delivered)
+        set_back = [each for each in heads if is_set_back(heads[each], delivered[each])]
+        if set_back:
+            _log.error("the streams of tenants {ids} were set back", ids=set_back)
+            await stream.reset(session, set_back)
+
+    def start(self) -> None:
+        """Start all that runs by itself, what others need first."""
+        for part in (
+            self.database,
+            self.presence,
+            self.exchange,
+            self.numbering,
+            self.sequencer,
+            self.feed,
+            self.retention,
+            self.lag,
+        ):
+            part.startService()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Send the tills home, commit what was accepted, close the books; what others need last.
+
+        A part that fails at it is logged and holds up no other.
+        """
+        for ending in (
+            self.lag.stopService,
+            lambda: self.exchange.drain(drain_seconds),
+            self.retention.stopService,
+            self.sequencer.stopService,
+            self.exchange.stopService,
+            self.presence.stopService,
+            self.feed.stopService,
+            self.numbering.stopService,
+            self.database.stopService,
+        ):
+            try:
+                ended = ending()
+                if ended is not None:
+                    await ended
+            except Exception:
+                _log.failure("a part could not be stopped in order")
+
+    def site(self, listener: Listener) -> BoundedSite:
+        """What one listener serves."""
+        gate = Gate(
+            self.authenticator,
+            self.admission,
+            TillFactory(self.exchange, self.reactor),
+            self.strangers,
+        )
+        rooms = Rooms(gate, self.reception, self.operations)
+        served = self.instruments.served
+        door = Door(listener.trusted, listener.proxies, served)
+        return BoundedSite(
+            Root(door, rooms),
+            self.reactor,
+            _SPARE_CHANNELS,
+            lambda status: served(UNKNOWN, status, 0.0),
+        )
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All that can be asked by HTTP."""
+        health = HealthEndpoints(
+            self.health, self.reception, lambda: presence.counts(self.database)
+        )
+        terminals = TerminalEndpoints(
+            self.authenticator,
+            Terminals(self.database, self.presence, self.sequencer),
+            self.database,
+        )
+        described = (
+            *self.publisher.operations,
+            *self.events.operations,
+            *Orders(self.publisher, self.database).operations,
+            *terminals.operations,
+            *self.monitor.operations,
+            *DailyReports(self.database).operations,
+            *GiftCards(self.database).operations,
+            *LoyaltyPoints(self.database).operations,
+            *Operators(self.database, migrations.expected()["tenant"]).operations,
+            *OperatorKeys(self.database).operations,
+            *health.operations,
+            *MetricsEndpoint(self.metrics()).operations,
+        )
+        return (*described, *Description(described).operations)
+
+    def metrics(self) -> Metrics:
+        """What Prometheus is told."""
+        gauges = Gauges(
+            health=self.health,
+            exchange=self.exchange,
+            connections=self.connections,
+            sequencer=self.sequencer,
+            database=self.database,
+            feed=self.feed,
+            clock=self.instruments.clock,
+            outbox_limit=lambda: self.settings.limits.outbox_total,
+            certificate=self.certificate,
+            reload_failed=self.reload_failed,
+        )
+        surveyed = Survey(
+            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor.seconds
+        )
+        counted = self.instruments.registry
+        return Metrics(gauges.readings(), counted, self.exchange.counts, surveyed.families)
+
+    def apply(self, settings: Config) -> None:
+        """Put limits and delivery in force, and ask the database again what it thinks of every key."""
+        limits, delivery = settings.limits, settings.delivery
+        self.exchange.adjust(
+            heartbeat=delivery.heartbeat,
+            outbox_bytes=delivery.outbox_bytes,
+            outbox_total=limits.outbox_total,
+        )
+        self.sequencer.event_bytes = limits.event_bytes
+        self.failed_attempts.per_minute = limits.failed_auth_per_minute
+        self.connections.total = limits.connections
+        self.connections.per_tenant = limits.connections_per_tenant
+        self.reception.per_second = limits.publish_per_second_per_tenant
+        self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.retention.seconds = delivery.retention
+        self.settings = settings
+        self.authenticator.forget_all()
+        Deferred.fromCoroutine(self._recheck())
+
+    async def _recheck(self) -> None:
+        try:
+            await self.exchange.recheck()
+        except Unavailable:
+            # The feed does the same regularly, and tells.
+            return
+        except Exception:
+            _log.failure("it could not be looked whose keys have ended")
+
+    async def _report(self, tenant: Tenant) -> standing.Report | None:
+        return await self.database.transaction(
+            lambda session: standing.report(session, tenant), tenant=tenant.id
+        )

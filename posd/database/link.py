@@ -1,0 +1,331 @@
+"""A connection to PostgreSQL that heals, and the transactions on it.
+
+Why not txpostgres' own reconnection: its detector takes a cancelled statement or a refused lock for
+a lost connection, and lets a transaction that was cut off go on in the next connection, outside of
+any transaction.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from posd.database.connection import Connection, ConnectionLost, line
+from posd.database.connection import DatabaseReactor as DatabaseReactor
+from posd.database.connection import Parameters as Parameters
+from posd.database.connection import Row as Row
+from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
+
+T = TypeVar("T")
+
+_CONNECT_SECONDS: Final = 5.0
+_FIRST_RETRY_SECONDS: Final = 0.1
+_LAST_RETRY_SECONDS: Final = 5.0
+# A statement that the server itself should have ended by now is on a network that is gone.
+_GRACE_SECONDS: Final = 5.0
+# The same where somebody waits who has a deadline.
+_LAST_GRACE_SECONDS: Final = 0.5
+
+
+class Reader(Protocol):
+    """Somewhere rows can be read."""
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Run a statement that returns rows."""
+
+
+class Session(Reader, Protocol):
+    """Somewhere a statement can be run: a pool, a link, or one transaction."""
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        """Run a statement whose rows, if any, do not matter."""
+
+
+class Link(Service):
+    """One connection that is made again, with back-off, whenever it is lost.
+
+    `prepare` runs on every new connection before anybody else may use it; if it fails the
+    connection is dropped and made again. `changed` is told when the link comes up, when it goes
+    down, and when PostgreSQL will not have it; `notified` gets the channel and payload of each
+    NOTIFY. A `quiet` link leaves it to another one to log that the server is away.
+
+    Statements wait for each other; while the link is down they fail at once with `Unavailable`.
+    Whoever gives up a running statement gives up the connection with it.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: DatabaseReactor,
+        dsn: str,
+        *,
+        name: str,
+        statement_timeout: float,
+        role: str | None = "posd",
+        prepare: Callable[[Session], Awaitable[None]] | None = None,
+        changed: Callable[[Link], None] = lambda link: None,
+        notified: Callable[[str, str], None] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self._reactor = reactor
+        self._dsn = dsn
+        self._statement_timeout = statement_timeout
+        self._settings = _settings(name, statement_timeout, role)
+        self._prepare = prepare
+        self._changed = changed
+        self._notified = notified
+        self._quiet = quiet
+        self._connection: Connection | None = None
+        self._turn = DeferredLock()
+        self._retry: Deferred[None] | None = None
+        self._loop: Deferred[None] = succeed(None)
+        self._gone: Deferred[None] | None = None
+        self.up = False
+        self.trouble: str | None = None
+        """Why the link is not up, as PostgreSQL or libpq said it; None while it is."""
+        self.refusal: StatementFailed | None = None
+        """What a server that is there has against the link; None if it has been up since."""
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._loop = Deferred.fromCoroutine(self._keep_up())
+        self._loop.addErrback(lambda failure: self._log.failure("link ended", failure=failure))
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        if self._retry is not None:
+            self._retry.cancel()
+        self.drop()
+        return self._loop
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._in_turn(lambda bound: bound.query(sql, parameters))
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._in_turn(lambda bound: bound.execute(sql, parameters))
+
+    async def transaction(
+        self, work: Callable[[Session], Awaitable[T]], *, deadline: float | None = None
+    ) -> T:
+        """Run `work` in one transaction and commit it; roll back if it raises, or if that fails.
+
+        What the `deadline`, of the reactor's clock, finds before its COMMIT is `Busy` and rolled back; a
+        COMMIT that is under way then may go on for half a second, after which its outcome is unknown.
+        """
+
+        async def whole(bound: _Bound) -> T:
+            bound.begin(deadline)
+            try:
+                result = await work(bound)
+                await bound.commit()
+            except Exception:
+                await bound.rollback()
+                raise
+            return result
+
+        return await self._in_turn(whole)
+
+    def drop(self) -> None:
+        """Close the connection; while the service runs, another is made."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        if self.up:
+            self.up = False
+            self._changed(self)
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone.callback(None)
+
+    async def _in_turn(self, work: Callable[[_Bound], Awaitable[T]]) -> T:
+        await self._turn.acquire()
+        try:
+            if not self.up or self._connection is None:
+                raise Unavailable("The database cannot be reached.", retry_after=2)
+            return await work(_Bound(self, self._connection))
+        finally:
+            self._turn.release()
+
+    def _holds(self, connection: Connection) -> bool:
+        return connection is self._connection
+
+    async def _run(
+        self,
+        connection: Connection,
+        sql: str,
+        parameters: Parameters,
+        rows: bool,
+        patience: float | None = None,
+    ) -> list[Row]:
+        """Run a statement on that very connection; on its successor it would mean another thing."""
+        if not self._holds(connection):
+            raise ConnectionLost
+        if patience is None:
+            patience = self._statement_timeout + _GRACE_SECONDS
+        watchdog = self._watch(connection, patience)
+        try:
+            return await connection.run(sql, parameters, rows=rows)
+        finally:
+            if watchdog.active():
+                watchdog.cancel()
+
+    async def _keep_up(self) -> None:
+        pause = _FIRST_RETRY_SECONDS
+        while self.running:
+            gone: Deferred[None] = Deferred()
+            if await self._connect(gone):
+                pause = _FIRST_RETRY_SECONDS
+                await gone
+            if not self.running:
+                return
+            self._retry = deferLater(self._reactor, pause * random.uniform(0.5, 1.0))
+            try:
+                await self._retry
+            except CancelledError:
+                return
+            pause = min(pause * 2, _LAST_RETRY_SECONDS)
+
+    async def _connect(self, gone: Deferred[None]) -> bool:
+        self._connection = connection = Connection(self._reactor, self._end, self._notified)
+        watchdog = self._watch(connection, _CONNECT_SECONDS)
+        try:
+            await connection.open(self._dsn)
+            bound = _Bound(self, connection)
+            await bound.execute(self._settings)
+            if self._prepare is not None:
+                await self._prepare(bound)
+        except Exception as error:
+            # Any reason will do: a refused role and a server that is away both mean "later".
+            self._end(connection, line(error))
+            if isinstance(error, StatementFailed):
+                self.refusal = error
+                self._changed(self)
+        finally:
+            if watchdog.active():
+                watchdog.cancel()
+        if not self._holds(connection):
+            return False
+        self._gone, self.up, self.trouble, self.refusal = gone, True, None, None
+        self._changed(self)
+        return True
+
+    def _watch(self, connection: Connection, seconds: float) -> IDelayedCall:
+        return self._reactor.callLater(seconds, self._end, connection, "no answer in time")
+
+    def _end(self, connection: Connection, trouble: str) -> None:
+        """Drop a connection, unless it was dropped already, for whatever reason that was."""
+        if self._holds(connection):
+            if trouble != self.trouble and self.running and not self._quiet:
+                self._log.warn("no connection to the database: {trouble}", trouble=trouble)
+            self.trouble = trouble
+            self.drop()
+
+
+class _Bound:
+    """A session on one connection as it is now; never on the one that replaces it."""
+
+    def __init__(self, link: Link, connection: Connection) -> None:
+        self._link = link
+        self._connection = connection
+        # BEGIN travels with the first statement of a transaction, to save a round trip.
+        self._prefix = ""
+        self._open = False
+        self._failure: Exception | None = None
+        self._deadline: float | None = None
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._run(sql, parameters, True)
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._run(sql, parameters, False)
+
+    def begin(self, deadline: float | None = None) -> None:
+        self._prefix, self._deadline = "BEGIN; ", deadline
+
+    async def commit(self) -> None:
+        """Commit; or raise what went wrong before, if `work` went on all the same.
+
+        PostgreSQL answers the COMMIT of a transaction that has failed with a ROLLBACK, not with an
+        error.
+        """
+        if not self._open:
+            return
+        if self._failure is not None:
+            raise self._failure
+        if not self._link._holds(self._connection):
+            raise ConnectionLost
+        try:
+            await self._last("COMMIT", self._left())
+        except ConnectionLost as error:
+            message = "The connection to the database was lost during COMMIT."
+            raise OutcomeUnknown(message, retry_after=1) from error
+
+    async def rollback(self) -> None:
+        if self._open:
+            try:
+                await self._last("ROLLBACK", None if self._deadline is None else 0.0)
+            except (Unavailable, StatementFailed):
+                self._link._end(self._connection, "could not roll back")
+
+    async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
+        try:
+            left = self._left()
+            if left is not None:
+                # Each statement may take what those before it have left. It is the smaller one of this
+                # and the session's that counts.
+                seconds = min(left, self._link._statement_timeout)
+                sql = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; {sql}"
+            prefix, self._prefix = self._prefix, ""
+            self._open = self._open or bool(prefix)
+            return await self._link._run(
+                self._connection, prefix + sql, parameters, rows, _patience(left)
+            )
+        except Exception as failure:
+            self._failure = failure
+            raise
+
+    async def _last(self, sql: str, left: float | None) -> None:
+        """End the transaction."""
+        await self._link._run(self._connection, sql, (), False, _patience(left))
+
+    def _left(self) -> float | None:
+        """How many seconds there are until the deadline. Raises `Busy` if it is past."""
+        if self._deadline is None:
+            return None
+        left = self._deadline - self._link._reactor.seconds()
+        if left <= 0:
+            raise Busy("This could not be done in time. Try again.", retry_after=1)
+        return left
+
+
+def _patience(left: float | None) -> float | None:
+    return None if left is None else left + _LAST_GRACE_SECONDS
+
+
+def _settings(name: str, statement_timeout: float, role: str | None) -> str:
+    """What each session of posd begins with (data model, "posd's sessions").
+
+    By statement and not by libpq's `options`, so that a refused role has an SQLSTATE and
+    connection poolers do not matter. The role sheds the rights of a more powerful login.
+    """
+    milliseconds = int(statement_timeout * 1000)
+    settings = [
+        f"SET application_name = '{name}'",
+        f"SET statement_timeout = {milliseconds}",
+        # statement_timeout does not act during COMMIT, lock_timeout does.
+        "SET lock_timeout = '2s'",
+        "SET idle_in_transaction_session_timeout = '5s'",
+        "SET timezone = 'UTC'",
+        "SET search_path = pg_catalog",
+    ]
+    if role is not None:
+        settings.insert(0, f"SET ROLE {role}")
+    return "; ".join(settings)

@@ -1,0 +1,284 @@
+"""Apply `sql/` to a database, and tell whether a database fits this posd.
+
+Plain blocking code, used by `posctl` and the tests. The daemon never migrates: it only holds what
+`schema_versions` says against `expected()`.
+
+Each file is applied in one transaction together with its row in `schema_versions`; a file whose
+first line is `-- no-transaction` runs outside of one, statement by statement, so that it may build
+indexes concurrently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, Final, Literal
+
+import psycopg2
+from attrs import frozen
+from psycopg2 import sql as compose
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from posd.database import resources
+from posd.errors import SchemaBusy, SchemaError
+
+MAIN: Final = "dinedesk_main"
+OWNER: Final = "posd_owner"
+Kind = Literal["main", "tenant"]
+
+_LOCK_TIMEOUT: Final = "2s"
+_LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
+_UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
+_KEEP_FILE: Final = f"""
+    INSERT INTO {MAIN}.pos_tenant_files (position, file, checksum, content) VALUES (%s, %s, %s, %s)
+"""
+_RECORD: Final = f"""
+    INSERT INTO {MAIN}.schema_versions (schema_name, file, checksum) VALUES (%s, %s, %s)
+    ON CONFLICT (schema_name, file)
+    DO UPDATE SET checksum = excluded.checksum, applied_at = clock_timestamp()
+"""
+
+
+@frozen
+class Migration:
+    """One file of `sql/main` or `sql/tenant`; `checksum` is the SHA-256 of its text in hex."""
+
+    file: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def transactional(self) -> bool:
+        return not self.text.startswith("-- no-transaction")
+
+
+def migrations(kind: Kind) -> tuple[Migration, ...]:
+    """The migrations of a kind of schema, in the order in which they are applied."""
+    folder = resources.sql() / kind
+    files = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return tuple(Migration(f"{kind}/{name}", (folder / name).read_text("utf-8")) for name in files)
+
+
+def expected() -> dict[Kind, tuple[str, ...]]:
+    """The files that a main schema and a tenant's schema have when they fit this posd."""
+    return {
+        "main": tuple(migration.file for migration in migrations("main")),
+        "tenant": tuple(migration.file for migration in migrations("tenant")),
+    }
+
+
+def connect(dsn: str) -> Connection:
+    """Connect for administration, in autocommit, never waiting long for somebody's lock.
+
+    The search path is the system's: whoever may make functions in `public` or in a shop's schema
+    must not have them called by a superuser's statements.
+    """
+    connection = psycopg2.connect(dsn, application_name="posctl")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("SET search_path = pg_catalog, pg_temp")
+        cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
+        cursor.execute("SET client_min_messages = warning")
+    return connection
+
+
+def bootstrap(dsn: str) -> bool:
+    """Make the database named in `dsn` if it is missing, and in it the roles and the main schema.
+
+    Returns whether the database was made. Needs a superuser; raises `SchemaError` otherwise.
+    """
+    try:
+        created = _create_database(dsn)
+        with closing(connect(dsn)) as connection, transaction(connection) as cursor:
+            cursor.execute((resources.sql() / "bootstrap.sql").read_text("utf-8"))
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SchemaError(f"bootstrap needs a superuser of the cluster: {line(error)}") from error
+    return created
+
+
+def check_main(connection: Connection) -> None:
+    """Raise `SchemaError`, naming the file, unless the main schema is what this posd needs."""
+    check_bootstrapped(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT file FROM {MAIN}.schema_versions WHERE schema_name = %s ORDER BY file", (MAIN,)
+        )
+        verdict = misfit([row[0] for row in cursor], expected()["main"])
+    if verdict is not None:
+        raise SchemaError(verdict)
+
+
+def check_bootstrapped(connection: Connection) -> None:
+    """Raise `SchemaError` if `bootstrap` has not been here."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL")
+        if not cursor.fetchone()[0]:
+            raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
+
+
+def misfit(applied: list[str], wanted: tuple[str, ...]) -> str | None:
+    """Why a schema with these files does not fit one that wants those, or None if it does."""
+    missing = [file for file in wanted if file not in applied]
+    unknown = [file for file in applied if file not in wanted and file != hooks().file]
+    if unknown:
+        return f"the schema is newer than this posd: it has {unknown[0]}; upgrade posd"
+    if missing:
+        return f"the schema is older than this posd: it lacks {missing[0]}; run `posctl migrate`"
+    return None
+
+
+def _create_database(dsn: str) -> bool:
+    """Make the database if it is missing. A connection to it tells, without rights on others."""
+    try:
+        psycopg2.connect(dsn).close()
+    except psycopg2.OperationalError as error:
+        name = parse_dsn(dsn).get("dbname")
+        if name is None:
+            raise
+        # libpq has no SQLSTATE for us, and the message may be in any language.
+        try:
+            connection = connect(str(make_dsn(dsn, dbname="postgres")))
+        except psycopg2.OperationalError:
+            raise error from None
+    else:
+        return False
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            if cursor.fetchone() is not None:
+                # It is there by now, or it was refused for another reason, which comes up again.
+                return False
+            cursor.execute(
+                compose.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(
+                    compose.Identifier(name)
+                )
+            )
+    except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
+        # The second is what the slower of two at once gets.
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+@contextmanager
+def administration(connection: Connection) -> Iterator[None]:
+    """Be posd_owner, alone: of two migrations at once one is refused."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK)
+        if not cursor.fetchone()[0]:
+            raise SchemaBusy("another posctl is changing the schemas of this database")
+        try:
+            try:
+                cursor.execute("SET ROLE posd_owner")
+            except psycopg2.errors.InvalidParameterValue as error:
+                raise SchemaError("there is no role posd_owner: run `posctl bootstrap`") from error
+            except psycopg2.errors.InsufficientPrivilege as error:
+                raise SchemaError(
+                    f"this needs a superuser or a member of posd_owner: {line(error)}"
+                ) from error
+            yield
+        finally:
+            # A connection that was lost has lost the lock with it.
+            if not connection.closed:
+                cursor.execute("RESET ROLE")
+                cursor.execute(_UNLOCK)
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[Any]:
+    """A cursor in a transaction that is committed at the end, or rolled back if that is never reached."""
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        try:
+            yield cursor
+        except BaseException:
+            if not connection.closed:
+                cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+
+
+def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
+    """What has not been applied yet; refuses changed and unknown files."""
+    cursor.execute(
+        f"SELECT file, checksum FROM {MAIN}.schema_versions WHERE schema_name = %s", (schema,)
+    )
+    applied = dict(cursor.fetchall())
+    known = migrations(kind)
+    for file in sorted(applied.keys() - {m.file for m in known} - {hooks().file}):
+        raise SchemaError(f"{schema} is newer than this posd: it has {file}")
+    for migration in known:
+        if migration.file not in applied:
+            yield migration
+        elif applied[migration.file] != migration.checksum:
+            raise SchemaError(f"{migration.file} was changed after it was applied to {schema}")
+
+
+def apply(
+    connection: Connection,
+    schema: str,
+    kind: Kind,
+    prepare: Callable[[str], str],
+) -> bool:
+    """Apply what is pending, each file with its record; returns whether there was anything."""
+    with connection.cursor() as cursor:
+        pending = list(_pending(cursor, schema, kind))
+        for migration in pending:
+            text = prepare(migration.text)
+            if migration.transactional:
+                with transaction(connection) as inside:
+                    inside.execute(text)
+                    record(inside, schema, migration)
+            else:
+                with _no_hurry(connection):
+                    for statement in filter(str.strip, text.split(";\n")):
+                        cursor.execute(statement)
+                record(cursor, schema, migration)
+    return bool(pending)
+
+
+@contextmanager
+def _no_hurry(connection: Connection) -> Iterator[None]:
+    """Wait for locks: an index built concurrently waits for all older transactions, blocking nobody."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = 0")
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
+
+
+def keep_tenant_files(connection: Connection) -> None:
+    """Tell the database what a new tenant's schema is made of, for pos_create_tenant()."""
+    files = (*migrations("tenant"), hooks())
+    with transaction(connection) as cursor:
+        cursor.execute(f"SELECT file, checksum FROM {MAIN}.pos_tenant_files ORDER BY position")
+        if cursor.fetchall() == [(each.file, each.checksum) for each in files]:
+            return
+        cursor.execute(f"DELETE FROM {MAIN}.pos_tenant_files")
+        for position, each in enumerate(files, 1):
+            # It is one transaction there, and nobody writes into what is being made.
+            content = each.text if each.transactional else each.text.replace(" CONCURRENTLY", "")
+            cursor.execute(_KEEP_FILE, (position, each.file, each.checksum, content))
+
+
+def line(error: BaseException) -> str:
+    """The first line of PostgreSQL's message: what a person needs, without the position marks."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def record(cursor: Any, schema: str, migration: Migration) -> None:
+    """Note in `schema_versions` that a file was applied to a schema as it is now."""
+    cursor.execute(_RECORD, (schema, migration.file, migration.checksum))
+
+
+def hooks() -> Migration:
+    """The hooks on a shop's own tables, applied anew to hooked tenants whenever they change."""
+    return Migration("hooks.sql", (resources.sql() / "hooks.sql").read_text("utf-8"))

@@ -1,0 +1,245 @@
+"""A pool of links to PostgreSQL: what `store` runs its statements on.
+
+Why not txpostgres' own pool: it cannot start without a server, hands out dead connections while
+others live, has no limit on the wait and none for one tenant.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from attrs import frozen
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
+from twisted.python.failure import Failure
+
+from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
+from posd.errors import Busy, StatementFailed, Unavailable
+from posd.values import TenantId
+
+T = TypeVar("T")
+
+_CHECKOUT_SECONDS: Final = 5.0
+_TENANT_SHARE: Final = 2
+
+
+@frozen
+class Use:
+    """Of a pool: connections that are idle, lent and down, and how many statements wait for one."""
+
+    idle: int
+    lent: int
+    down: int
+    waiting: int
+
+
+class Database(Service):
+    """A pool of links. Statements wait their turn for up to five seconds, then they are `Busy`.
+
+    While no link is up every call fails at once. A tenant that is named gets two links at the most,
+    so that one shop's slow queries leave the others theirs.
+    """
+
+    def __init__(
+        self,
+        reactor: DatabaseReactor,
+        dsn: str,
+        *,
+        size: int,
+        statement_timeout: float,
+        role: str | None = "posd",
+        name: str = "posd",
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._reactor = reactor
+        self._waited = waited
+        self._links = [
+            Link(
+                reactor,
+                dsn,
+                name=name,
+                statement_timeout=statement_timeout,
+                role=role,
+                changed=self._link_changed,
+                quiet=number > 0,
+            )
+            for number in range(size)
+        ]
+        # A link that is up is idle or lent to somebody. One that goes down and comes up again while
+        # it is lent stays so: until it is given back, whoever has it may still use it.
+        self._idle: list[Link] = []
+        self._lent: set[Link] = set()
+        self._waiting: deque[Deferred[Link]] = deque()
+        self._shares: dict[TenantId, DeferredSemaphore] = {}
+        self._until_up: list[Deferred[None]] = []
+
+    @property
+    def up(self) -> bool:
+        """Whether any connection stands."""
+        return any(link.up for link in self._links)
+
+    @property
+    def use(self) -> Use:
+        """How much of the pool is in use now."""
+        standing = sum(link.up for link in self._links)
+        return Use(
+            len(self._idle), len(self._lent), len(self._links) - standing, len(self._waiting)
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        """Why not, if none does; empty while nothing is known yet."""
+        return None if self.up else next((link.trouble for link in self._links if link.trouble), "")
+
+    def when_up(self) -> Deferred[None]:
+        """Fire when a connection stands: now, or as soon as the server can be reached.
+
+        Fails with `StatementFailed` if it can, but will not have us.
+        """
+        waiter: Deferred[None] = Deferred(self._until_up.remove)
+        self._until_up.append(waiter)
+        if self.up:
+            self._tell_up(None)
+        return waiter
+
+    def startService(self) -> None:
+        Service.startService(self)
+        for link in self._links:
+            link.startService()
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        stopping = gatherResults([link.stopService() for link in self._links])
+        return stopping.addCallback(lambda _: None)
+
+    async def query(
+        self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
+    ) -> list[Row]:
+        return await self._with_link(lambda link: link.query(sql, parameters), tenant)
+
+    async def execute(
+        self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
+    ) -> None:
+        await self._with_link(lambda link: link.execute(sql, parameters), tenant)
+
+    async def transaction(
+        self,
+        work: Callable[[Session], Awaitable[T]],
+        *,
+        tenant: TenantId | None = None,
+        deadline: float | None = None,
+    ) -> T:
+        """Run `work` in one transaction on one link; see `Link.transaction`.
+
+        The wait for the link counts against the `deadline` too.
+        """
+        return await self._with_link(
+            lambda link: link.transaction(work, deadline=deadline), tenant, deadline
+        )
+
+    def of(self, tenant: TenantId) -> Session:
+        """The pool for what is done on behalf of one tenant, within its share."""
+        return _OfTenant(self, tenant)
+
+    async def _with_link(
+        self,
+        work: Callable[[Link], Awaitable[T]],
+        tenant: TenantId | None,
+        until: float | None = None,
+    ) -> T:
+        began = self._reactor.seconds()
+        deadline = began + _CHECKOUT_SECONDS
+        if until is not None:
+            deadline = min(deadline, until)
+        if tenant is None:
+            return await self._lend(work, began, deadline)
+        share = self._shares.setdefault(tenant, DeferredSemaphore(_TENANT_SHARE))
+        try:
+            await self._in_time(share.acquire(), deadline)
+        except Busy:
+            self._waited(self._reactor.seconds() - began)
+            raise
+        try:
+            return await self._lend(work, began, deadline)
+        finally:
+            share.release()
+            if share.tokens == share.limit:
+                self._shares.pop(tenant, None)
+
+    async def _lend(self, work: Callable[[Link], Awaitable[T]], began: float, deadline: float) -> T:
+        try:
+            link = self._idle.pop() if self._idle else await self._next_link(deadline)
+        finally:
+            self._waited(self._reactor.seconds() - began)
+        self._lent.add(link)
+        try:
+            return await work(link)
+        finally:
+            self._lent.remove(link)
+            if link.up:
+                self._offer(link)
+
+    def _next_link(self, deadline: float) -> Deferred[Link]:
+        if not self.up:
+            raise _unreachable()
+        waiter: Deferred[Link] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        return self._in_time(waiter, deadline)
+
+    def _in_time(self, waiting: Deferred[T], deadline: float) -> Deferred[T]:
+        if waiting.called:
+            return waiting
+        seconds = max(0.0, deadline - self._reactor.seconds())
+        return waiting.addTimeout(seconds, self._reactor, onTimeoutCancel=_too_late)
+
+    def _offer(self, link: Link) -> None:
+        if self._waiting:
+            self._waiting.popleft().callback(link)
+        else:
+            self._idle.append(link)
+
+    def _link_changed(self, link: Link) -> None:
+        if link.up:
+            if link not in self._lent:
+                self._offer(link)
+            self._tell_up(None)
+            return
+        if link in self._idle:
+            self._idle.remove(link)
+        if not self.up:
+            waiting, self._waiting = self._waiting, deque()
+            for waiter in waiting:
+                waiter.errback(_unreachable())
+            if link.refusal is not None:
+                self._tell_up(link.refusal)
+
+    def _tell_up(self, refusal: StatementFailed | None) -> None:
+        waiters, self._until_up = self._until_up, []
+        for waiter in waiters:
+            waiter.callback(None) if refusal is None else waiter.errback(refusal)
+
+
+def _unreachable() -> Unavailable:
+    return Unavailable("The database cannot be reached.", retry_after=2)
+
+
+def _too_late(result: T | Failure, seconds: float) -> T | Failure:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise Busy("All connections to the database are in use.", retry_after=1)
+    return result
+
+
+@frozen
+class _OfTenant:
+    """A pool, in one tenant's name. Implements `database.link.Session`."""
+
+    _database: Database
+    _tenant: TenantId
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._database.query(sql, parameters, tenant=self._tenant)
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._database.execute(sql, parameters, tenant=self._tenant)

@@ -1,0 +1,343 @@
+"""Make tenants, bring their schemas up to date, and put the hooks on a shop's own tables.
+
+Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has
+placeholders in psql's notation (`:"schema"`, `:"hook_role"`, `:tenant_id` and, for the hooks,
+`:order_id_type`); they are filled in wherever they stand, function bodies included.
+
+A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: whoever owns a
+schema can replace what is in it, and posd's functions in there are called with posd's rights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import psycopg2
+from attrs import frozen
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from posd.database.migrations import (
+    MAIN,
+    OWNER,
+    administration,
+    apply,
+    check_bootstrapped,
+    check_main,
+    hooks,
+    keep_tenant_files,
+    line,
+    record,
+    transaction,
+)
+from posd.errors import SchemaError
+from posd.events.money import is_currency
+from posd.values import TENANT_RULES, Tenant
+
+REQUIRED_COLUMNS: Final = {
+    "orders": ("id", "status", "total_amount", "created_at"),
+    "order_items": ("id", "order_id", "name", "price", "quantity"),
+}
+"""What a shop's own tables must have to be hooked; every other column is used where it is there."""
+
+
+@frozen
+class Report:
+    """What one `migrate` did: schemas by name, those that failed with the reason."""
+
+    updated: tuple[str, ...]
+    current: tuple[str, ...]
+    failed: Mapping[str, str]
+
+
+def migrate(
+    connection: Connection, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Report:
+    """Bring the main schema and then every tenant's to this posd's version.
+
+    A tenant that fails leaves the others updated. `progress` is called with a schema's name, its
+    number and how many there are. Raises `SchemaError` if the main schema fails, if it is newer
+    than this posd, or if another migration is running.
+    """
+    updated: list[str] = []
+    current: list[str] = []
+    failed: dict[str, str] = {}
+    with administration(connection):
+        check_bootstrapped(connection)
+        try:
+            changed = apply(connection, MAIN, "main", str)
+            keep_tenant_files(connection)
+        except psycopg2.Error as error:
+            raise SchemaError(f"{MAIN}: {line(error)}") from error
+        (updated if changed else current).append(MAIN)
+        tenants = list(_tenants(connection))
+        for number, tenant in enumerate(tenants, 1):
+            progress(tenant.schema, number, len(tenants))
+            try:
+                changed = _prepare(connection, tenant)
+            except (psycopg2.Error, SchemaError) as error:
+                if connection.closed:
+                    raise
+                failed[tenant.schema] = (
+                    line(error) if isinstance(error, psycopg2.Error) else str(error)
+                )
+            else:
+                (updated if changed else current).append(tenant.schema)
+    return Report(tuple(updated), tuple(current), failed)
+
+
+def add_tenant(
+    connection: Connection, slug: str, name: str, *, currency: str, timezone: str
+) -> Tenant:
+    """Make a tenant: its row, its role, its schema, and the hooks where the tables are posd's own.
+
+    Raises `SchemaError` with a sentence for an existing or malformed slug, for a currency that there is
+    not, and when the main schema does not fit. What is left half done by a crash is finished by `migrate`.
+    """
+    schema = f"dinedesk_{slug.replace('-', '_')}"
+    if not is_currency(currency):
+        raise SchemaError(
+            f"{currency!r} is no currency: write the three capital letters of ISO 4217, such as GBP"
+        )
+    with administration(connection):
+        check_main(connection)
+        with connection.cursor() as cursor:
+            _check_owner(cursor, schema)
+            try:
+                cursor.execute(
+                    f"INSERT INTO {MAIN}.tenants (slug, name, schema_name, currency, timezone)"
+                    " VALUES (%s, %s, %s, %s, %s) RETURNING id",
+                    (slug, name, schema, currency, timezone),
+                )
+            except psycopg2.errors.UniqueViolation as error:
+                raise SchemaError(f"there is a tenant {slug!r} already") from error
+            except psycopg2.errors.CheckViolation as error:
+                broken = error.diag.constraint_name
+                raise SchemaError(
+                    TENANT_RULES.get(broken, f"not a usable tenant: {line(error)}")
+                ) from error
+            except psycopg2.errors.InvalidParameterValue as error:
+                raise SchemaError(f"there is no time zone {timezone!r}") from error
+            tenant = Tenant(cursor.fetchone()[0], slug, name, schema, currency, timezone)
+        try:
+            _prepare(connection, tenant)
+        except psycopg2.Error as error:
+            raise SchemaError(
+                f"the tenant {slug!r} is entered, but its schema is not ready ({line(error)});"
+                " `posctl migrate` tries again"
+            ) from error
+    return tenant
+
+
+def adopt(connection: Connection, slug: str) -> None:
+    """Put the hooks on the shop's existing `orders` and `order_items`.
+
+    Raises `SchemaError` with the columns that are missing, or with the exact GRANTs to make.
+    """
+    with administration(connection):
+        check_main(connection)
+        tenant = next((t for t in _tenants(connection) if t.slug == slug), None)
+        if tenant is None:
+            raise SchemaError(f"there is no tenant {slug!r}")
+        with transaction(connection) as cursor:
+            try:
+                _hook(cursor, tenant)
+            except psycopg2.errors.LockNotAvailable as error:
+                raise SchemaError(
+                    f"the tables of {tenant.schema} are in use ({line(error)}); try again"
+                ) from error
+            except psycopg2.Error as error:
+                raise SchemaError(f"{tenant.schema}: {line(error)}") from error
+
+
+def fill(text: str, tenant: Tenant, **more: str) -> str:
+    """Fill in the placeholders of a tenant's SQL. Names are quoted as PostgreSQL quotes them."""
+    values = {
+        ':"schema"': _quoted(tenant.schema),
+        ':"hook_role"': _quoted(hook_role(tenant)),
+        ":tenant_id": str(tenant.id),
+    } | {f":{name}": value for name, value in more.items()}
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
+    return text
+
+
+def _tenants(connection: Connection) -> Iterator[Tenant]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id, slug, name, schema_name, currency, timezone, default_region"
+            f" FROM {MAIN}.tenants ORDER BY id"
+        )
+        for row in cursor.fetchall():
+            yield Tenant(*row)
+
+
+def _prepare(connection: Connection, tenant: Tenant) -> bool:
+    """Role, schema, migrations, hooks: whatever of it is missing. Returns whether any was."""
+    with connection.cursor() as cursor:
+        _make_role(cursor, hook_role(tenant))
+        _check_owner(cursor, tenant.schema)
+        cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(tenant.schema)}")
+    changed = apply(connection, tenant.schema, "tenant", lambda text: fill(text, tenant))
+    with transaction(connection) as cursor:
+        if _hooks_wanted(cursor, tenant):
+            _hook(cursor, tenant)
+            changed = True
+        if changed:
+            cursor.execute("SELECT pg_notify('posd_control', %s)", (f"tenant {tenant.id}",))
+    return changed
+
+
+def _make_role(cursor: Any, role: str) -> None:
+    """Make a tenant's role, which posd_owner can act as, unless the cluster has it already.
+
+    Since PostgreSQL 16 who makes a role may grant it but not become it; CREATE ROLE … ROLE gives
+    both, at once. Another database of the cluster may have a tenant of the same name.
+    """
+    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,))
+    if cursor.fetchone() is None:
+        try:
+            cursor.execute(f"CREATE ROLE {_quoted(role)} NOLOGIN ROLE posd_owner")
+        except (psycopg2.errors.DuplicateObject, psycopg2.errors.UniqueViolation):
+            # The second is what the slower of two at once gets.
+            return
+
+
+def _check_owner(cursor: Any, schema: str) -> None:
+    """Refuse a schema that is not posd_owner's, with the statements that make it so."""
+    cursor.execute(
+        "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s", (schema,)
+    )
+    row = cursor.fetchone()
+    if row is not None and row[0] != OWNER:
+        name, owner = _quoted(schema), _quoted(row[0])
+        raise SchemaError(
+            f"the schema {schema} belongs to {row[0]} and not to {OWNER}. As a superuser:\n"
+            f"ALTER SCHEMA {name} OWNER TO {OWNER};\n"
+            f"GRANT USAGE, CREATE ON SCHEMA {name} TO {owner};"
+        )
+
+
+def _hooks_wanted(cursor: Any, tenant: Tenant) -> bool:
+    """Whether hooks are to be put on the shop's tables, if it has both.
+
+    Never yet hooked: if posd made the tables. Hooked before: if the hooks are outdated, or are gone
+    because a table was made anew.
+    """
+    cursor.execute(
+        f"SELECT checksum FROM {MAIN}.schema_versions WHERE schema_name = %s AND file = %s",
+        (tenant.schema, hooks().file),
+    )
+    row = cursor.fetchone()
+    tables = _shop_tables(cursor, tenant)
+    if tables.keys() != REQUIRED_COLUMNS.keys():
+        return False
+    if row is None:
+        return all(table.owner == OWNER for table in tables.values())
+    return row[0] != hooks().checksum or not all(table.hooked for table in tables.values())
+
+
+@frozen
+class _Table:
+    """One of a shop's own tables: what is needed to hook it."""
+
+    kind: str
+    """`relkind` of pg_class."""
+    owner: str
+    hooked: bool
+    """Whether it is, with all of its partitions and the tables that inherit from it."""
+    columns: Mapping[str, str]
+    """The type of each, as it is written in SQL."""
+    closed: tuple[str, ...]
+    """What of it, and of its partitions and the tables that inherit from it, posd_owner may not put
+    triggers on, as it is written in SQL."""
+    may_read: bool
+    """Whether the tenant's role may read it."""
+
+
+def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
+    """The shop's `orders` and `order_items`, as far as there are any.
+
+    From pg_catalog, since information_schema shows nothing that one has no rights on. Types come without
+    their length: a cast to one cuts a key that has become longer since, and finds no order.
+    """
+    cursor.execute(
+        "WITH RECURSIVE family AS ("
+        " SELECT c.oid AS root, c.oid FROM pg_class AS c"
+        "  WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)"
+        "    AND relname = ANY (%(tables)s)"
+        "  UNION SELECT root, inhrelid FROM family JOIN pg_inherits ON inhparent = family.oid)"
+        "SELECT relname::text, relkind::text, pg_get_userbyid(relowner)::text,"
+        "       NOT EXISTS (SELECT FROM family WHERE root = c.oid AND NOT EXISTS ("
+        "           SELECT FROM pg_trigger WHERE tgrelid = family.oid AND tgname ~ '^pos_.*_inserted$')),"
+        "       ARRAY(SELECT attname::text FROM pg_attribute"
+        "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
+        "       ARRAY(SELECT format_type(atttypid, -1) FROM pg_attribute"
+        "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
+        "       ARRAY(SELECT format('\"%%s\".%%I', replace(nspname, '\"', '\"\"'), p.relname)"
+        "               FROM family JOIN pg_class AS p ON p.oid = family.oid"
+        "               JOIN pg_namespace AS n ON n.oid = p.relnamespace"
+        "              WHERE root = c.oid AND NOT has_table_privilege(p.oid, 'TRIGGER')"
+        "              ORDER BY p.oid <> root, 1),"
+        "       has_table_privilege(%(role)s, c.oid, 'SELECT')"
+        "  FROM pg_class AS c WHERE c.oid IN (SELECT root FROM family)",
+        {"role": hook_role(tenant), "schema": tenant.schema, "tables": [*REQUIRED_COLUMNS]},
+    )
+    return {
+        name: _Table(
+            kind, owner, hooked, dict(zip(columns, types, strict=True)), tuple(closed), may_read
+        )
+        for name, kind, owner, hooked, columns, types, closed, may_read in cursor.fetchall()
+    }
+
+
+def _hook(cursor: Any, tenant: Tenant) -> None:
+    """Put the hooks on, in the caller's transaction, or say what is missing for that."""
+    tables = _shop_tables(cursor, tenant)
+    for name in REQUIRED_COLUMNS:
+        if name not in tables:
+            raise SchemaError(f"{tenant.schema} has no table {name}")
+        if tables[name].kind not in ("r", "p"):
+            raise SchemaError(f"{tenant.schema}.{name} is not a table, so it cannot be hooked")
+    missing = [
+        f"{name}.{column}"
+        for name, columns in REQUIRED_COLUMNS.items()
+        for column in columns
+        if column not in tables[name].columns
+    ]
+    if missing:
+        raise SchemaError(f"{tenant.schema} lacks the columns {', '.join(missing)}")
+    grants = "\n".join(
+        grant for name in REQUIRED_COLUMNS for grant in _grants(tenant, name, tables[name])
+    )
+    try:
+        cursor.execute(fill(hooks().text, tenant, order_id_type=tables["orders"].columns["id"]))
+        # Whether the tenant's role may read the tables shows when it does.
+        cursor.execute(f"SELECT FROM {_quoted(tenant.schema)}.pos_read_orders('{{}}')")
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SchemaError(
+            f"posd lacks rights ({line(error)}). As the owner of the tables:\n{grants}"
+        ) from error
+    except psycopg2.errors.UndefinedFunction as error:
+        raise SchemaError(
+            f"{tenant.schema}: orders.id and order_items.order_id cannot be compared: {line(error)}"
+        ) from None  # as for columns that are missing: the fault is the tables', not PostgreSQL's
+    record(cursor, tenant.schema, hooks())
+
+
+def _grants(tenant: Tenant, name: str, table: _Table) -> Iterator[str]:
+    """What the owner of a table has to execute before it can be hooked."""
+    for closed in table.closed:
+        yield f"GRANT TRIGGER ON {closed} TO {OWNER};"
+    if not table.may_read:
+        role = _quoted(hook_role(tenant))
+        yield f"GRANT SELECT ON {_quoted(tenant.schema)}.{name} TO {role};"
+
+
+def hook_role(tenant: Tenant) -> str:
+    """The role that owns a tenant's hooks."""
+    return f"posd_hook_{tenant.slug.replace('-', '_')}"
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'

@@ -1,0 +1,364 @@
+"""A tenant's stream on this node: read once per wake, encoded once per dialect, written to every till.
+
+`tail` is the last event that was handed to the live sessions. A session is live when it has been
+given everything up to the tail; then it gets what comes next, in the same turn as all others. Until
+then it asks for pages from its own position on. Because the tail moves only in `_fan_out`, which
+nothing interrupts, there is no gap and no repeat at the hand-over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
+from typing import Final, Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from posd.errors import PosdError, Pruned, Refusal
+from posd.monitoring.counters import Instruments
+from posd.protocol import messages
+from posd.protocol.encodings import Dialect
+from posd.values import FAILED, PRUNED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
+
+_PAGE_EVENTS: Final = 100
+_CHUNK_BYTES: Final = 64 * 1024
+_RECENT_BYTES: Final = 64 * 1024
+_ENVELOPE_BYTES: Final = 150
+
+Read = Callable[[Seq, int], Awaitable[list[Event]]]
+"""Reads up to so many events after a position from the log, in order; none of another history.
+
+Raises `Pruned` if the next one is kept no more."""
+
+
+class StreamBroken(PosdError):
+    """The log does not go on where it should: events are missing, or it is another history."""
+
+
+@frozen
+class Chunk:
+    """The events from `first` to `last` in one dialect, to be written at once.
+
+    One write is one system call and one TLS record for each till, however many events are in it.
+    """
+
+    data: bytes
+    first: Seq
+    last: Seq
+
+
+class Subscriber(Protocol):
+    """A session as its channel sees it."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its events are written."""
+
+    @property
+    def position(self) -> Seq:
+        """The last event that it was given."""
+
+    def deliver(self, chunk: Chunk) -> bool:
+        """Take events; False if there is no room."""
+
+    def behind(self) -> None:
+        """It is not live: look again where it stands."""
+
+    def end(self, closing: Closing) -> None:
+        """Close it."""
+
+
+class Watcher(Protocol):
+    """Somebody who is told that there is something new, and reads it page by page."""
+
+    def look(self) -> None:
+        """There may be more now."""
+
+    def end(self, closing: Closing) -> None:
+        """The channel has ended."""
+
+
+@define(eq=False)
+class Encoded:
+    """An event as it goes out: in each dialect, live or replayed, written when it is first needed."""
+
+    event: Event
+    _slug: str
+    _written: dict[tuple[Dialect, bool], bytes] = field(init=False, factory=dict)
+
+    @property
+    def seq(self) -> Seq:
+        return self.event.seq
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has in any of them."""
+        return _ENVELOPE_BYTES + len(self.event.data) + len(self.event.beside)
+
+    def written(self, dialect: Dialect, *, replay: bool = False) -> bytes:
+        data = self._written.get((dialect, replay))
+        if data is None:
+            text = messages.event_text(self.event, self._slug, replay)
+            data = dialect.write(self.event.type, text, self.seq)
+            self._written[dialect, replay] = data
+        return data
+
+
+class Channel:
+    """One tenant's sessions on this node, and who else waits for its events.
+
+    It begins at `head` and lives as long as there is anybody.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        head: Head,
+        read: Read,
+        delivered: Callable[[Tenant, Seq], None] = lambda tenant, seq: None,
+        ended: Callable[[Channel], None] = lambda channel: None,
+        instruments: Instruments | None = None,
+    ) -> None:
+        self.tenant = tenant
+        self.instruments = instruments or Instruments()
+        self.stream_id = head.stream_id
+        self.tail = head.last_seq
+        self.sessions: set[Subscriber] = set()
+        self._live: set[Subscriber] = set()
+        self._watchers: set[Watcher] = set()
+        self._read = read
+        self._delivered = delivered
+        self._ended = ended
+        self._recent: deque[Encoded] = deque()
+        self._recent_bytes = 0
+        self._head = self._target = self._acknowledged = self.tail
+        self._reading = False
+        self._woken = False
+        self._pages: dict[Seq, list[Deferred[list[Encoded]]]] = {}
+
+    @property
+    def head(self) -> Seq:
+        """The last event there is, as far as the channel knows."""
+        return max(self._head, self.tail)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody is there any more."""
+        return not self.sessions and not self._watchers
+
+    def watch(self, watcher: Watcher) -> None:
+        """Be told when there is more."""
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watchers.discard(watcher)
+
+    def enter(self, session: Subscriber) -> None:
+        """Belong to the channel, without being live yet."""
+        self.sessions.add(session)
+
+    def leave(self, session: Subscriber) -> None:
+        self.sessions.discard(session)
+        self._live.discard(session)
+
+    def go_live(self, session: Subscriber) -> bool:
+        """Get what comes next, if the session has everything up to now.
+
+        False: it is behind and has to read on; or it is ahead, since it read the log before the
+        wake came, and `behind` will be called when the channel has caught up with it.
+        """
+        if session.position > self.tail:
+            self.wake(session.position)
+        if session.position != self.tail:
+            return False
+        self._live.add(session)
+        return True
+
+    def slow_down(self, session: Subscriber) -> None:
+        """Be live no more."""
+        self._live.discard(session)
+
+    def wake(self, seq: Seq) -> None:
+        """There may be events up to `seq`. It is only a hint: anybody can send a NOTIFY."""
+        self._target = max(self._target, seq)
+        self._woken = True
+        if self._target > self.tail and not self._reading:
+            self._reading = True
+            Deferred.fromCoroutine(self._read_on())
+
+    def check(self, head: Head) -> None:
+        """Look at how far the database is; see to it that nobody is left behind.
+
+        Another history ends every session.
+        """
+        if head.stream_id != self.stream_id:
+            self._log.error("the stream of {slug} is another one now", slug=self.tenant.slug)
+            self.end(STREAM_CHANGED)
+            return
+        self._head = max(self._head, head.last_seq)
+        self.wake(head.last_seq)
+        # Whoever could not read on while the database was away does so now.
+        self._look_again()
+
+    def end(self, closing: Closing) -> None:
+        """Close every session; whoever comes later needs another channel."""
+        self._ended(self)
+        everyone: list[Subscriber | Watcher] = [*self.sessions, *self._watchers]
+        for each in everyone:
+            try:
+                each.end(closing)
+            except Exception:
+                self._log.failure("a session of {slug} did not end", slug=self.tenant.slug)
+
+    async def page(self, position: Seq) -> Sequence[Encoded]:
+        """What follows a position, as far as one page goes; empty at the end of the log.
+
+        Sessions at the same position share one read. Raises `StreamBroken` if the log does not go
+        on there, `Pruned` if it is not kept that far back, and what the database raises.
+        """
+        if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
+            first = position + 1 - self._recent[0].seq
+            return list(islice(self._recent, first, first + _PAGE_EVENTS))
+        waiters = self._pages.get(position)
+        if waiters is not None:
+            waiter: Deferred[list[Encoded]] = Deferred()
+            waiters.append(waiter)
+            return await waiter
+        self._pages[position] = []
+        try:
+            page = await self._read_page(position)
+        except Exception as error:
+            for each in self._pages.pop(position):
+                each.errback(error)
+            raise
+        for each in self._pages.pop(position):
+            each.callback(page)
+        return page
+
+    def forget(self) -> None:
+        """Remember no event: what is in the log may be less by now."""
+        self._recent.clear()
+        self._recent_bytes = 0
+
+    def replayed(self, seq: Seq) -> None:
+        """Somebody who was catching up was given the events up to `seq`."""
+        self._delivered(self.tenant, seq)
+
+    def acknowledged(self, seq: Seq) -> None:
+        """A terminal has everything up to `seq`. How long that took is measured by who is the first."""
+        if seq <= self._acknowledged:
+            return
+        moments = []
+        for each in reversed(self._recent):
+            if each.seq <= self._acknowledged:
+                break
+            if each.seq <= seq:
+                moments.append(each.event.created_at)
+        self._acknowledged = seq
+        self.instruments.reached("ack", moments)
+
+    async def _read_page(self, position: Seq) -> list[Encoded]:
+        events = await self._read(position, _PAGE_EVENTS)
+        for expected, event in enumerate(events, position + 1):
+            if event.seq != expected:
+                raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
+        return [Encoded(event, self.tenant.slug) for event in events]
+
+    async def _read_on(self) -> None:
+        try:
+            while self.tail < self._target:
+                head, self._woken = self._head, False
+                events = await self._read_page(self.tail)
+                if events:
+                    self._fan_out(events)
+                elif self.tail < head:
+                    raise StreamBroken(f"there is no event {self.tail + 1}, but {head}")
+                elif not self._woken:
+                    self._target = self._head
+        except Refusal:
+            # The database is away. The poll wakes the channel again when it is back.
+            self._target = self.tail
+        except Pruned:
+            # This node was cut off for as long as events are kept.
+            self._log.error("{slug} is too far behind on this node", slug=self.tenant.slug)
+            self.end(PRUNED)
+        except StreamBroken as error:
+            self._log.critical(
+                "the stream of {slug} is broken: {error}", slug=self.tenant.slug, error=error
+            )
+            self.end(STREAM_CHANGED)
+        except Exception:
+            self._log.failure("reading the stream of {slug} failed", slug=self.tenant.slug)
+            self.end(FAILED)
+        finally:
+            self._reading = False
+
+    def _fan_out(self, events: list[Encoded]) -> None:
+        live: dict[Dialect, list[Subscriber]] = {}
+        for session in self._live:
+            live.setdefault(session.dialect, []).append(session)
+        given = 0
+        for dialect, sessions in live.items():
+            for chunk in chunks([(each.written(dialect), each.seq) for each in events]):
+                count = chunk.last - chunk.first + 1
+                for session in sessions:
+                    # One that takes its chunk may cost another one its place, by the common budget.
+                    if session not in self._live:
+                        continue
+                    if self._deliver(session, chunk):
+                        given += count
+                    else:
+                        self._live.discard(session)
+        self.tail = events[-1].seq
+        self._remember(events)
+        if self._live:
+            self._delivered(self.tenant, self.tail)
+        if given:
+            self.instruments.delivered("live", given)
+            self.instruments.reached("socket", [each.event.created_at for each in events])
+        self._look_again()
+
+    def _deliver(self, session: Subscriber, chunk: Chunk) -> bool:
+        try:
+            return session.deliver(chunk)
+        except Exception:
+            self._log.failure("a session of {slug} failed", slug=self.tenant.slug)
+            return False
+
+    def _look_again(self) -> None:
+        for watcher in list(self._watchers):
+            watcher.look()
+        if len(self._live) == len(self.sessions):
+            return
+        for session in self.sessions - self._live:
+            try:
+                session.behind()
+            except Exception:
+                self._log.failure("a session of {slug} failed", slug=self.tenant.slug)
+
+    def _remember(self, events: list[Encoded]) -> None:
+        self._recent.extend(events)
+        self._recent_bytes += sum(each.size for each in events)
+        while self._recent_bytes > _RECENT_BYTES and len(self._recent) > 1:
+            self._recent_bytes -= self._recent.popleft().size
+
+
+def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[Chunk]:
+    """Join consecutive events, as they are written, into chunks of up to 64 KiB."""
+    start = size = 0
+    for index, (frame, _) in enumerate(framed):
+        if size and size + len(frame) > _CHUNK_BYTES:
+            yield _joined(framed[start:index])
+            start, size = index, 0
+        size += len(frame)
+    if framed:
+        yield _joined(framed[start:])
+
+
+def _joined(framed: Sequence[tuple[bytes, Seq]]) -> Chunk:
+    return Chunk(b"".join(frame for frame, _ in framed), framed[0][1], framed[-1][1])

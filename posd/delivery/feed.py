@@ -1,0 +1,257 @@
+"""What wakes the others: NOTIFY as a hint, a poll as the truth, and a canary that tells them apart.
+
+PostgreSQL drops nothing that is committed, but a NOTIFY may never arrive: behind a pooler, after a
+failover, from a listener that is half dead. So a poll runs always; with NOTIFY dead everything works, up to
+a second later. The canary is a NOTIFY to ourselves; when it stays away the listening connection is made anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+from uuid import UUID
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from posd.database.link import DatabaseReactor, Link, Session
+from posd.database.pool import Database
+from posd.errors import Refusal, StatementFailed
+from posd.monitoring.database_clock import DatabaseClock
+from posd.store import stream
+from posd.values import Head, Seq, TenantId
+
+_POLL_SECONDS: Final = 0.5
+_CANARY_SECONDS: Final = 5.0
+_RECHECK_SECONDS: Final = 5.0
+_SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
+"""The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
+
+
+class Numbering(Protocol):
+    """The sequencer, as far as the feed wakes it."""
+
+    def wake(self) -> None:
+        """The outbox has something."""
+
+
+class Delivery(Protocol):
+    """The channels, as far as the feed wakes them."""
+
+    @property
+    def tenants(self) -> list[TenantId]:
+        """Those with somebody on this node."""
+
+    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
+        """A stream has events up to `seq`."""
+
+    async def check(self, heads: list[Head]) -> None:
+        """These are the heads as the database has them."""
+
+    def erased(self, tenant_id: TenantId) -> None:
+        """Something was erased from a stream."""
+
+
+class Doorkeeper(Protocol):
+    """The exchange, as far as the feed tells it who has to go."""
+
+    async def recheck(self, key_id: int | None = None) -> None:
+        """Credentials, or this one, may have ended."""
+
+    def superseded(self, connection_id: UUID) -> None:
+        """A connection has lost its device to another one."""
+
+    def disconnect(self, connection_id: UUID) -> None:
+        """An operator has ended a connection."""
+
+
+class Cache(Protocol):
+    """The authenticator, as far as the feed tells it what to forget."""
+
+    def forget_key(self, key_id: int) -> None:
+        """A key has changed."""
+
+    def forget_tenant(self, tenant_id: TenantId) -> None:
+        """A tenant has changed."""
+
+
+class Feed(Service):
+    """Listens, polls, and wakes. `canary_seconds` is how long the last canary took, None if lost."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: DatabaseReactor,
+        database: Database,
+        dsn: str,
+        node_id: UUID,
+        *,
+        statement_timeout: float,
+        numbering: Numbering,
+        delivery: Delivery,
+        doorkeeper: Doorkeeper,
+        cache: Cache,
+        clock: DatabaseClock | None = None,
+    ) -> None:
+        self._reactor: IReactorTime = reactor
+        self._database = database
+        self._numbering = numbering
+        self._delivery = delivery
+        self._doorkeeper = doorkeeper
+        self._cache = cache
+        self._clock = clock or DatabaseClock()
+        self._canary_channel = f"posd_canary_{node_id.hex}"
+        self._canary_sent: float | None = None
+        self.canary_seconds: float | None = None
+        self.canaries_missed = 0
+        self.deaf = False
+        """Whether the last canary that was sent did not come back."""
+        self._loops: list[Deferred[None]] = []
+        self._pauses: set[Deferred[None]] = set()
+        self._link = Link(
+            reactor,
+            dsn,
+            name="posd feed",
+            statement_timeout=statement_timeout,
+            prepare=self._listen,
+            changed=self._link_changed,
+            notified=self._notified,
+        )
+
+    @property
+    def up(self) -> bool:
+        """Whether the listening connection stands."""
+        return self._link.up
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._link.startService()
+        self._loops = [
+            Deferred.fromCoroutine(self._every(seconds, work))
+            for seconds, work in (
+                (_POLL_SECONDS, self._poll),
+                (_CANARY_SECONDS, self._sing),
+                (_RECHECK_SECONDS, self._doorkeeper.recheck),
+            )
+        ]
+
+    def stopService(self) -> Deferred[None]:
+        """What is being looked at is still looked at; nothing is cancelled but waiting."""
+        Service.stopService(self)
+        for pause in list(self._pauses):
+            pause.cancel()
+        stopping = gatherResults([*self._loops, self._link.stopService()])
+        return stopping.addCallback(lambda _: None)
+
+    async def _listen(self, session: Session) -> None:
+        channels = ("posd_outbox", "posd_events", "posd_control", self._canary_channel)
+        await session.execute("; ".join(f"LISTEN {channel}" for channel in channels))
+
+    def _link_changed(self, link: Link) -> None:
+        # A canary that was on its way will not come.
+        self._canary_sent = None
+        if link.up:
+            # What was notified before we listened is found by looking.
+            self._later(self._poll())
+            # And it is known from the beginning whether we hear, and what time it is there.
+            self._later(self._sing())
+        else:
+            self.canary_seconds = None
+
+    def _notified(self, channel: str, payload: str) -> None:
+        try:
+            match channel:
+                case "posd_outbox":
+                    self._numbering.wake()
+                case "posd_events":
+                    tenant_id, seq = payload.split()
+                    self._delivery.wake(int(tenant_id), int(seq))
+                case "posd_control":
+                    kind, _, subject = payload.partition(" ")
+                    self._control(kind, subject)
+                case self._canary_channel:
+                    self._heard_canary()
+        except ValueError:
+            # Anybody who can connect to the database may NOTIFY anything.
+            self._log.warn("a notification on {channel} makes no sense", channel=channel)
+
+    def _control(self, kind: str, subject: str) -> None:
+        match kind:
+            case "key":
+                self._cache.forget_key(int(subject))
+                self._later(self._doorkeeper.recheck(int(subject)))
+            case "tenant":
+                self._cache.forget_tenant(int(subject))
+                self._later(self._doorkeeper.recheck())
+            case "superseded":
+                self._doorkeeper.superseded(UUID(subject))
+            case "disconnect":
+                self._doorkeeper.disconnect(UUID(subject))
+            case "erased":
+                self._delivery.erased(int(subject))
+
+    async def _poll(self) -> None:
+        waiting, heads = await stream.poll(self._database, self._delivery.tenants)
+        if waiting:
+            self._numbering.wake()
+        await self._delivery.check(heads)
+
+    async def _sing(self) -> None:
+        if not self._link.up:
+            return
+        if self._canary_sent is not None:
+            if self._reactor.seconds() - self._canary_sent < _CANARY_SECONDS / 2:
+                # It was sent when the connection came up, and may still be on its way.
+                return
+            self.canaries_missed += 1
+            self.deaf = True
+            self._log.error("NOTIFY does not arrive; listening anew")
+            self._link.drop()
+            return
+        self._canary_sent = self._reactor.seconds()
+        asked = self._clock.wall()
+        try:
+            rows = await self._database.query(_SONG, (self._canary_channel,))
+        except Refusal:
+            self._canary_sent = None
+            raise
+        self._clock.compare(asked, rows[0][1], self._clock.wall())
+
+    def _heard_canary(self) -> None:
+        if self._canary_sent is not None:
+            self.canary_seconds = self._reactor.seconds() - self._canary_sent
+            self._canary_sent = None
+            self.deaf = False
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while self.running:
+            pause: Deferred[None] = deferLater(self._reactor, seconds * random.uniform(0.75, 1.25))
+            self._pauses.add(pause)
+            try:
+                await pause
+            except CancelledError:
+                return
+            finally:
+                self._pauses.discard(pause)
+            await self._shielded(work())
+
+    def _later(self, work: Awaitable[None]) -> None:
+        Deferred.fromCoroutine(self._shielded(work))
+
+    async def _shielded(self, work: Awaitable[None]) -> None:
+        """Nothing that goes wrong once may end what has to go on for ever."""
+        try:
+            await work
+        except Refusal:
+            # The database is away or busy; the next round sees.
+            return
+        except StatementFailed as error:
+            # A schema that is not posd's, most likely; where the statement stands says nothing more.
+            self._log.error("the feed failed: {error}", error=error)
+        except Exception:
+            self._log.failure("the feed failed")

@@ -1,0 +1,317 @@
+"""All of this node's sessions and who else waits: let in, told apart, and sent home at the end."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final, Protocol
+from uuid import UUID
+
+from attrs import frozen
+from twisted.application.service import Service
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from posd.database.pool import Database
+from posd.delivery import revocations as dismissals
+from posd.delivery.channel import Channel, Watcher
+from posd.delivery.channels import Channels
+from posd.delivery.registry import Attendance, Line, Roster, Sighting
+from posd.delivery.send_queue import Budget, Outbox
+from posd.delivery.session import Register, Session
+from posd.errors import TooManyRequests, Unavailable
+from posd.monitoring.counters import Instruments
+from posd.protocol.cursor import resume
+from posd.security.rate_limits import MOST_DEVICES
+from posd.store import presence as books
+from posd.store import replay
+from posd.values import (
+    DISCONNECTED,
+    GOING_AWAY,
+    SUPERSEDED,
+    Closing,
+    Opening,
+    Seq,
+    Tenant,
+    TenantId,
+    Terminal,
+)
+
+_DRAIN_BATCHES: Final = 20
+_PARTING_SECONDS: Final = 3.0
+_LOOK_SECONDS: Final = 0.05
+
+
+class Books(Register, Protocol):
+    """Where it is written down who is connected and how far everybody is (`posd.delivery.presence`)."""
+
+    sightings: Callable[[], list[Sighting]]
+    """Asked what has changed of the connections."""
+
+    def connected(self, terminal: Terminal) -> None:
+        """A connection was opened."""
+
+    def disconnected(self, terminal: Terminal) -> None:
+        """A connection is gone."""
+
+    def delivered(self, tenant: Tenant, seq: Seq) -> None:
+        """A till of the tenant was sent everything up to `seq`."""
+
+    def settle(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
+        """Write down what is still to be written of a device, before its cursor is asked for."""
+
+    def claim(self, terminal: Terminal) -> Awaitable[bool]:
+        """Make a connection its device's one on all nodes; False if a newer one already is."""
+
+
+class Guest(Watcher, Protocol):
+    """Somebody with a valid key who waits for events without having a session: a poll."""
+
+    @property
+    def terminal(self) -> Terminal:
+        """Who that is."""
+
+
+@frozen
+class Admitted:
+    """A connection that may be opened; `left` is called once when it has ended."""
+
+    terminal: Terminal
+    opening: Opening
+    left: Callable[[], None]
+
+
+class Exchange(Service):
+    """Opens sessions at their channels, and ends them when their time has come."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        database: Database,
+        presence: Books,
+        *,
+        heartbeat: float,
+        outbox_bytes: int,
+        outbox_total: int,
+        instruments: Instruments | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._presence = presence
+        self._heartbeat = heartbeat
+        self._outbox_bytes = outbox_bytes
+        self.instruments = instruments or Instruments()
+        self._budget = Budget(outbox_total)
+        self.channels = Channels(database, presence.delivered, self.instruments)
+        self._guests: set[Guest] = set()
+        self._roster = Roster(reactor, heartbeat, presence.claim)
+        presence.sightings = self._roster.sightings
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._roster)
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._roster.startService()
+
+    def stopService(self) -> None:
+        Service.stopService(self)
+        self._roster.stopService()
+
+    def connections(self, tenant_id: TenantId) -> int:
+        """How many sessions this node has of a tenant."""
+        channel = self.channels.of(tenant_id)
+        return 0 if channel is None else len(channel.sessions)
+
+    def counts(self) -> dict[str, int]:
+        """How many tills each tenant has here that has any, by slug."""
+        return Counter(each.terminal.tenant.slug for each in self._roster)
+
+    @property
+    def held(self) -> int:
+        """How many bytes wait for tills that do not take them."""
+        return self._budget.held
+
+    def adjust(self, *, heartbeat: float, outbox_bytes: int, outbox_total: int) -> None:
+        """Change what it was made with: the bounds for all, the heartbeat for those to come."""
+        self._heartbeat = self._roster.heartbeat = heartbeat
+        self._outbox_bytes = outbox_bytes
+        for attendance in self._roster:
+            attendance.session.outbox.limit = outbox_bytes
+        self._budget.limit = outbox_total
+        self._budget.relieve()
+
+    async def look_up(
+        self, tenant: Tenant, device_id: str | None, *, resuming: bool = True
+    ) -> Opening:
+        """Where a terminal stands; before the upgrade, so that a refusal can still be an answer.
+
+        One that is `resuming` comes for events, and so for those that it is to be sent again. Raises
+        `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
+        """
+        self._refuse_while_draining()
+        if device_id is not None:
+            await self._presence.settle(tenant.id, device_id)
+        opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
+        if resuming and opening is not None and opening.recalled and device_id is not None:
+            await replay.fulfil(self._database, tenant.id, device_id)
+            opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
+        # Whoever comes in after the drain has begun would never be sent home.
+        self._refuse_while_draining()
+        if opening is None:
+            raise TooManyRequests(
+                "This tenant has too many devices.", code="too_many_devices", retry_after=60
+            )
+        return opening
+
+    def open(self, terminal: Terminal, opening: Opening, line: Line) -> Session:
+        """Begin a session on a connection that stands."""
+        start, resync = resume(opening, terminal.position)
+        outbox = Outbox(
+            line,
+            self._outbox_bytes,
+            self._budget,
+            terminal.tenant.id,
+            clock=self._reactor.seconds,
+            position=start,
+        )
+        channel, is_new = self.channels.join(terminal.tenant, opening.head)
+        session = Session(
+            terminal, channel, outbox, line, self._presence, self._reactor.seconds, _now
+        )
+        outbox.listener = session
+        self._roster.enter(session, line)
+        self._presence.connected(terminal)
+        try:
+            line.attach(outbox)
+            session.begin(opening, resync, self._heartbeat)
+        except BaseException:
+            self.closed(session)
+            raise
+        if is_new:
+            self.channels.look_again(channel)
+        return session
+
+    def closed(self, session: Session) -> None:
+        """A session's connection is gone."""
+        session.closed()
+        if not self._roster.leave(session):
+            return
+        self._presence.disconnected(session.terminal)
+        channel = self.channels.of(session.terminal.tenant.id)
+        if channel is not None:
+            self.channels.left(channel)
+
+    def watch(self, guest: Guest, opening: Opening) -> Channel:
+        """Let somebody wait at the tenant's channel, until `unwatch`."""
+        channel, is_new = self.channels.join(guest.terminal.tenant, opening.head)
+        self._guests.add(guest)
+        channel.watch(guest)
+        if is_new:
+            self.channels.look_again(channel)
+        return channel
+
+    def unwatch(self, guest: Guest, channel: Channel) -> None:
+        self._guests.discard(guest)
+        channel.unwatch(guest)
+        self.channels.left(channel)
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        """A named terminal has said, not on a connection, that it has everything up to `seq`."""
+        channel = self.channels.of(terminal.tenant.id)
+        if channel is not None and channel.stream_id == terminal.stream_id:
+            channel.acknowledged(seq)
+        for session in self._roster.of_device(terminal):
+            if session.terminal.stream_id == terminal.stream_id:
+                seq = max(seq, session.hear_of(seq))
+        self._presence.acknowledged(terminal, seq)
+
+    def heard(self, session: Session) -> None:
+        """A till sent a frame."""
+        self._roster.heard(session)
+
+    async def recheck(self, key_id: int | None = None) -> None:
+        """Send away whose credential, or whose tenant, is valid no more.
+
+        Unless one key is asked for, also whose device has to go.
+        """
+        using = {terminal.principal.key_id for terminal, _ in self._present()}
+        asked = using if key_id is None else using & {key_id}
+        everywhere = self.channels.tenants if key_id is None else []
+        found = await dismissals.find(self._database, asked, everywhere)
+        for terminal, end in self._present():
+            closing = found.of(terminal)
+            if closing is not None:
+                end(closing)
+
+    def superseded(self, connection_id: UUID) -> None:
+        """Another connection has taken this one's device."""
+        attendance = self._roster.get(connection_id)
+        if attendance is not None:
+            attendance.session.end(SUPERSEDED)
+
+    def disconnect(self, connection_id: UUID) -> None:
+        """An operator sends a till away, to come back at once."""
+        attendance = self._roster.get(connection_id)
+        if attendance is not None:
+            self._send_home(attendance, DISCONNECTED)
+        for guest in list(self._guests):
+            if guest.terminal.connection_id == connection_id:
+                guest.end(DISCONNECTED)
+
+    async def drain(self, seconds: float) -> None:
+        """Send everybody home within about `seconds`: in batches, in no order a till could rely on.
+
+        Those that know no position come last and get no Close frame: deployed tills reconnect at
+        once after a lost connection, but not after a Close frame. Returns when all have hung up, or
+        would not for a few seconds more.
+        """
+        self.draining = True
+        for guest in list(self._guests):
+            guest.end(GOING_AWAY)
+        everyone = list(self._roster)
+        random.shuffle(everyone)
+        # Sorting is stable: those that are to be dropped come last, and otherwise by chance.
+        everyone.sort(key=lambda each: each.session.plain)
+        batch = max(1, -(-len(everyone) // _DRAIN_BATCHES))
+        for start in range(0, len(everyone), batch):
+            if start:
+                pause = random.uniform(0.5, 1.5) * seconds / _DRAIN_BATCHES
+                await deferLater(self._reactor, pause)
+            for attendance in everyone[start : start + batch]:
+                self._send_home(attendance, GOING_AWAY)
+        deadline = self._reactor.seconds() + _PARTING_SECONDS
+        while self._roster and self._reactor.seconds() < deadline:
+            await deferLater(self._reactor, _LOOK_SECONDS)
+
+    def _present(self) -> list[tuple[Terminal, Callable[[Closing], None]]]:
+        """Everybody who is here, by whichever road, and how to send them away."""
+        return [
+            *((each.terminal, each.session.end) for each in self._roster),
+            *((guest.terminal, guest.end) for guest in self._guests),
+        ]
+
+    def _send_home(self, attendance: Attendance, closing: Closing) -> None:
+        """Close a connection so that its till comes back: deployed ones only do without a Close frame."""
+        try:
+            if attendance.session.plain:
+                attendance.session.closed()
+                attendance.line.drop(abort=False)
+            else:
+                attendance.session.end(closing)
+        except Exception:
+            self._log.failure("a session could not be sent home")
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise Unavailable("posd is restarting.", retry_after=1)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

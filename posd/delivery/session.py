@@ -1,0 +1,381 @@
+"""One terminal's life: opening, catching up, live, closed. No I/O, no framework.
+
+What a till is sent, and in which order, is decided here; `ws` brings in what it says. A session
+catches up page by page from its own position, as fast as its outbox empties, until it has everything
+that the channel has; then it is live. A till too slow for its outbox simply catches up again.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Final, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, chunks
+from posd.delivery.send_queue import Outbox
+from posd.errors import InvalidMessage, Pruned, Refusal
+from posd.protocol import frames, messages
+from posd.protocol.cursor import Cursor
+from posd.protocol.encodings import WEBSOCKET, Dialect
+from posd.security.rate_limits import TokenBucket
+from posd.values import (
+    FAILED,
+    POLICY,
+    PRUNED,
+    STREAM_CHANGED,
+    TOO_SLOW,
+    Closing,
+    Opening,
+    PrintStatus,
+    Resync,
+    Seq,
+    Terminal,
+)
+
+_INVALID_A_MINUTE: Final = 10
+_STALLED_SECONDS: Final = 60.0
+_MESSAGES_PER_SECOND: Final = 50.0
+_MESSAGES_AT_ONCE: Final = 200
+
+
+class State(enum.Enum):
+    """Where a session is in its life."""
+
+    CATCHING_UP = "catching up"
+    LIVE = "live"
+    CLOSED = "closed"
+
+
+class Register(Protocol):
+    """Where a session's progress and its terminal's words are kept (`posd.delivery.presence`)."""
+
+    def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
+        """The terminal has stored everything up to `seq`."""
+
+    def followed(self, terminal: Terminal, seq: Seq) -> None:
+        """A legacy terminal was sent everything up to `seq`: its cursor follows."""
+
+    def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
+        """The terminal could not process event `seq`."""
+
+    def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
+        """The terminal sent a message that is only logged."""
+
+    def printed(
+        self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
+    ) -> Awaitable[bool]:
+        """Note how printing went; False if there is no such order."""
+
+
+class Peer(Protocol):
+    """The connection, as far as a session needs it."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How messages are written on it."""
+
+    def close(self, closing: Closing) -> None:
+        """Close it with a word why, and drop it if the till does not answer."""
+
+
+class Session:
+    """A terminal that was admitted. `begin` starts it; `closed` must be called at its end."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        channel: Channel,
+        outbox: Outbox,
+        peer: Peer,
+        register: Register,
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:
+        self.terminal = terminal
+        self.dialect = peer.dialect
+        self.outbox = outbox
+        self.state = State.CATCHING_UP
+        self.cursor: Cursor | None = None
+        self._channel = channel
+        self._peer = peer
+        self._register = register
+        self._clock = clock
+        self._now = now
+        self._start = outbox.position
+        self._rate = TokenBucket(_MESSAGES_PER_SECOND, _MESSAGES_AT_ONCE, clock)
+        self._invalid: list[float] = []
+        self._paging = False
+        self._dismissed = False
+
+    @property
+    def position(self) -> Seq:
+        """The last event that was given to the outbox."""
+        return self.outbox.position
+
+    @property
+    def sent(self) -> int:
+        """How many events went out."""
+        return self.outbox.written - self._start
+
+    @property
+    def backlog(self) -> int:
+        """How many events there are that did not go out."""
+        return max(0, self._channel.head - self.outbox.written)
+
+    @property
+    def acked(self) -> Seq | None:
+        """The terminal's cursor, None if it has none."""
+        return None if self.cursor is None else self.cursor.acked
+
+    @property
+    def plain(self) -> bool:
+        """Whether the till has used nothing that deployed tills do not know.
+
+        That is a position, an acknowledgement, a name of its own telling, or another road than a
+        WebSocket. A key may name it.
+        """
+        terminal = self.terminal
+        told = terminal.device_id != terminal.principal.device_id
+        legacy = self.cursor is None or self.cursor.legacy
+        old_road = self.dialect is WEBSOCKET
+        return legacy and old_road and not told and terminal.position is None
+
+    def begin(self, opening: Opening, resync: Resync | None, heartbeat: float) -> None:
+        """Greet the terminal and send what comes after the outbox's position.
+
+        The greeting tells where it goes on from if it asked to, or if it acknowledges and so goes on
+        from its cursor. `resync` is why it cannot have what it wanted.
+        """
+        asked = self.terminal.position is not None
+        durable = opening.acked is not None and not opening.legacy
+        self._say(
+            "connected",
+            messages.connected_text(
+                greeting=self.dialect.greeting,
+                slug=self.terminal.tenant.slug,
+                connection_id=str(self.terminal.connection_id),
+                device_id=self.terminal.device_id,
+                stream_id=opening.head.stream_id,
+                last_event_id=opening.head.last_seq,
+                resumed_from=self._start if resync is None and (asked or durable) else None,
+                resync=resync,
+                heartbeat=min(heartbeat, self.dialect.silence),
+                now=self._now(),
+            ),
+        )
+        self._channel.enter(self)
+        if opening.acked is not None:
+            self._take_up(
+                Cursor(opening.acked if durable else self._start, opening.legacy, opening.refused)
+            )
+            if asked or resync is not None:
+                self._acknowledge(self._start)
+        self.behind()
+
+    def deliver(self, chunk: Chunk) -> bool:
+        """Take the very next events; False if there is no room for them, or if they are others."""
+        if chunk.first != self.outbox.position + 1:
+            return False
+        if not self.outbox.offer(chunk.data, chunk.last):
+            return False
+        if self.cursor is not None and self.cursor.follow(chunk.last):
+            self._register.followed(self.terminal, chunk.last)
+        return True
+
+    def behind(self) -> None:
+        """Go live if there is nothing to catch up with; else read the next page."""
+        if self.state is State.CLOSED or self._paging:
+            return
+        self.state = State.CATCHING_UP
+        self._channel.slow_down(self)
+        self._paging = True
+        Deferred.fromCoroutine(self._catch_up())
+
+    def room(self) -> None:
+        """The outbox is empty again."""
+        if self.state is State.CATCHING_UP:
+            self.behind()
+
+    def given_up(self) -> None:
+        """What waited in the outbox was dropped to save memory; read it again later."""
+        if self.state is State.LIVE:
+            self.state = State.CATCHING_UP
+            self._channel.slow_down(self)
+
+    def heard(self, raw: bytes) -> Coroutine[Deferred[object], object, None] | None:
+        """Take one text message; what takes longer is returned, to be awaited before the next.
+
+        What a till said before it left still counts; what it says after it was sent away does not.
+        """
+        if self._dismissed:
+            return None
+        try:
+            message = messages.parse(raw)
+        except InvalidMessage as error:
+            self._complain("invalid_message", str(error))
+            return None
+        match message:
+            case messages.Ping():
+                self._say("pong", messages.pong_text(message, self._now()))
+            case messages.Pong():
+                pass
+            case messages.Ack(seq):
+                if self._positioned(seq):
+                    self._acknowledge(seq)
+            case _ if not self._rate.take():
+                # What comes now costs a statement each.
+                self._complain("rate_limited", "Too many messages. Slow down.")
+            case messages.Nack(seq, reason):
+                if self._positioned(seq):
+                    self._refuse(seq, reason)
+            case messages.Print(order_id, status, reason):
+                return self._print(order_id, PrintStatus(status), reason)
+            case messages.Other(kind, body):
+                self._register.said(self.terminal, kind, body)
+        return None
+
+    def hear_of(self, seq: Seq) -> Seq:
+        """The same terminal acknowledged `seq` on another road; how far it is now."""
+        return seq if self.cursor is None else self.cursor.hear(seq)
+
+    def pinged(self, payload: bytes) -> None:
+        """Answer a protocol ping, unless the till does not read the answers."""
+        self.outbox.offer(frames.pong_frame(payload))
+
+    def check(self) -> None:
+        """Close a session whose till takes nothing any more. Called every few seconds."""
+        since = self.outbox.stalled_since
+        if since is not None and self._clock() - since > _STALLED_SECONDS:
+            self.end(TOO_SLOW)
+
+    def end(self, closing: Closing) -> None:
+        """Close the connection; nothing more is sent."""
+        if self.state is not State.CLOSED:
+            self._dismissed = True
+            self.closed()
+            self._peer.close(closing)
+
+    def closed(self) -> None:
+        """The connection is closed or about to be."""
+        self.state = State.CLOSED
+        self._channel.leave(self)
+        self.outbox.close()
+
+    def log_end(self, *, by: str, code: int | None, why: str, seconds: float) -> None:
+        """The one line that tells how a connection was; a till's own words are no part of it."""
+        self._channel.instruments.ended(by, code, why)
+        self._log.info(
+            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
+            " reason={reason!r} seconds={seconds} sent={sent} position={position} acked={acked}"
+            " behind={behind}",
+            tenant=self.terminal.tenant.slug,
+            device=self.terminal.device_id,
+            connection=str(self.terminal.connection_id),
+            by=by,
+            code=code,
+            reason=why,
+            seconds=round(seconds, 3),
+            sent=self.sent,
+            position=self.position,
+            acked=self.acked,
+            behind=self.backlog,
+        )
+
+    async def _catch_up(self) -> None:
+        try:
+            while self.state is State.CATCHING_UP and self.outbox.has_room:
+                if self._channel.go_live(self):
+                    self.state = State.LIVE
+                    return
+                if self.position > self._channel.tail:
+                    return
+                self._offer(await self._channel.page(self.position))
+        except Pruned:
+            # It comes back and is told that it has to reload (`protocol.cursor.resume`).
+            self.end(PRUNED)
+        except StreamBroken as error:
+            self._log.error(
+                "{device_id} of {slug} cannot go on: {error}",
+                device_id=self.terminal.device_id,
+                slug=self.terminal.tenant.slug,
+                error=error,
+            )
+            self.end(STREAM_CHANGED)
+        except Refusal:
+            # The database is away. The channel's next check goes on from here.
+            return
+        except Exception:
+            self._log.failure("catching up failed: {slug}", slug=self.terminal.tenant.slug)
+            self.end(FAILED)
+        finally:
+            self._paging = False
+
+    def _offer(self, page: Sequence[Encoded]) -> None:
+        """Send what a page has of what comes next, as far as there is room."""
+        if self.state is not State.CATCHING_UP:
+            return
+        if not page or page[0].seq != self.position + 1:
+            raise StreamBroken(f"nothing follows position {self.position}")
+        before = self.position
+        replayed = [(each.written(self.dialect, replay=True), each.seq) for each in page]
+        for chunk in chunks(replayed):
+            if not self.deliver(chunk):
+                break
+        self._channel.instruments.delivered("replay", self.position - before)
+        self._channel.replayed(self.position)
+
+    def _take_up(self, cursor: Cursor) -> None:
+        self.cursor = cursor
+        if cursor.follow(self._start):
+            self._register.followed(self.terminal, self._start)
+
+    def _acknowledge(self, seq: Seq) -> None:
+        assert self.cursor is not None
+        self._channel.acknowledged(seq)
+        self._register.acknowledged(self.terminal, self.cursor.acknowledge(seq))
+
+    def _refuse(self, seq: Seq, reason: str) -> None:
+        assert self.cursor is not None
+        self._channel.instruments.nacked()
+        self._register.refused(self.terminal, seq, reason)
+        self._register.acknowledged(self.terminal, self.cursor.refuse(seq))
+
+    def _positioned(self, seq: Seq) -> bool:
+        """Whether this terminal may speak about the event `seq`; complains if not."""
+        if self.cursor is None:
+            self._say_error("no_device", "Only a named device has a position.")
+            return False
+        if seq > max(self.position, self._channel.head):
+            self._complain("beyond_head", f"There is no event {seq} yet.")
+            return False
+        return True
+
+    async def _print(self, order_id: str, status: PrintStatus, reason: str) -> None:
+        try:
+            known = await self._register.printed(self.terminal, order_id, status, reason)
+        except Refusal as refusal:
+            self._say_error(refusal.code, refusal.message)
+            return
+        if not known:
+            self._say_error("unknown_order", "There is no order of this id.")
+
+    def _complain(self, code: str, text: str) -> None:
+        """Say what is wrong with a message; the tenth time within a minute, close."""
+        self._say_error(code, text)
+        now = self._clock()
+        self._invalid = [when for when in self._invalid if now - when < 60] + [now]
+        if len(self._invalid) >= _INVALID_A_MINUTE:
+            self.end(POLICY)
+
+    def _say_error(self, code: str, text: str) -> None:
+        self._say("error", messages.error_text(code, text))
+
+    def _say(self, kind: str, text: bytes) -> None:
+        """Send a message that is not an event. A till that does not read loses it, no more."""
+        self.outbox.offer(self.dialect.write(kind, text, None))

@@ -1,0 +1,103 @@
+"""What terminals report by REST: about orders, and about themselves. Every face of it ends here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from attrs import define
+from twisted.logger import Logger
+
+from posd.database.pool import Database
+from posd.errors import TooLarge, TooManyRequests, Unprocessable
+from posd.events import normalise as drafts
+from posd.events.order_transitions import unknown_order
+from posd.events.print_status import Report, Said, meaning
+from posd.protocol import jsontext
+from posd.publishing.publication import Publication, Published
+from posd.security.rate_limits import MOST_DEVICES
+from posd.store import devices, orders
+from posd.store import presence as books
+from posd.values import PrintStatus, Tenant, TenantId
+
+
+class Numbers(Protocol):
+    """The sequencer."""
+
+    async def publish(self, publication: Publication) -> Published: ...
+
+
+class Notes(Protocol):
+    """Where it is noted that a tenant's tills have said something about orders (`posd.delivery.presence`)."""
+
+    def reported(self, tenant_id: TenantId) -> None: ...
+
+
+_RETRY_SECONDS: Final = 60
+
+
+@define(eq=False)
+class Terminals:
+    """Takes reports. All of them may be repeated as often as anybody likes."""
+
+    database: Database
+    notes: Notes
+    sequencer: Numbers
+    _log = Logger()
+
+    async def report(
+        self,
+        tenant: Tenant,
+        device_id: str | None,
+        report: Report,
+        word: str,
+        besides: Mapping[str, object] | None = None,
+    ) -> PrintStatus:
+        """Take what a till says about an order; the order's print status now.
+
+        `word` is the till's own for it, `besides` what else is to be known: of an order that was
+        paid its `paymentMethod`, of a word of the till's own what the log keeps. Raises `NotFound`,
+        and `Unavailable` when an order was paid and that cannot be published.
+        """
+        session = self.database.of(tenant.id)
+        if device_id is not None:
+            # A report is not refused because there are too many devices; only the name is not kept.
+            await devices.heard(session, tenant.id, device_id, MOST_DEVICES)
+        status = await orders.note(session, tenant, report, device_id)
+        if status is None:
+            raise unknown_order()
+        self.notes.reported(tenant.id)
+        if report.said is Said.PAID:
+            await self._paid(tenant, report.order_id, besides or {})
+        elif meaning(word) is Said.OTHER:
+            body = jsontext.encode({"orderId": report.order_id, **(besides or {})}).decode()
+            await books.said(session, tenant, [(f"pos_{word}", body, device_id)])
+        return status
+
+    async def heartbeat(self, tenant: Tenant, device_id: str, beat: devices.Heartbeat) -> None:
+        """Note that a terminal is there. Raises `TooManyRequests` where there are too many."""
+        session = self.database.of(tenant.id)
+        if not await devices.heard(session, tenant.id, device_id, MOST_DEVICES, beat):
+            raise TooManyRequests(
+                "This tenant has too many devices.",
+                code="too_many_devices",
+                retry_after=_RETRY_SECONDS,
+            )
+
+    async def _paid(self, tenant: Tenant, order_id: str, besides: Mapping[str, object]) -> None:
+        """Publish that an order was paid, for the other tills; nothing if that is known.
+
+        What was paid by which means is content, so it goes the way of all content. When it was is
+        not: a till that repeats itself names another time.
+        """
+        data = {"orderId": order_id, "paymentStatus": "paid", **besides}
+        draft = drafts.draft("order_updated", data)
+        try:
+            await self.sequencer.publish(Publication(tenant.id, [draft]))
+        except (TooLarge, Unprocessable) as refusal:
+            # When it was paid is noted all the same, and the till can do nothing about this.
+            self._log.warn(
+                "that an order of {slug} was paid was not published: {reason}",
+                slug=tenant.slug,
+                reason=refusal.message,
+            )

@@ -1,0 +1,167 @@
+"""A shop's day as a till reports it: what of it is stored, and what is odd about it.
+
+To lose a report is worse than to store an odd one. So what is finer than the currency is rounded, what
+does not add up is stored as it was sent, and both are noted as issues. Refused are only a day that is
+none and amounts that no shop ever had.
+
+Two sums have to agree: cashSales + cardSales + giftCardSales + onlineSales is totalSales, and netSales +
+discounts + refunds is totalSales. A part that was not sent is unknown and not zero; then the other parts
+may be less than the whole, and not more. A sum agrees if it does either as it was sent or as it is
+rounded: many a till adds in binary floats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, time, tzinfo
+from decimal import Decimal
+from typing import Final
+
+from attrs import frozen
+
+from posd.errors import BadRequest, Unprocessable
+from posd.events import money
+
+AMOUNTS: Final = {
+    "total_sales": "totalSales",
+    "cash_sales": "cashSales",
+    "card_sales": "cardSales",
+    "gift_card_sales": "giftCardSales",
+    "online_sales": "onlineSales",
+    "discounts": "discounts",
+    "refunds": "refunds",
+    "net_sales": "netSales",
+}
+"""What has a currency, and under which name it is sent."""
+DETAILS: Final = {
+    "top_items": "topItems",
+    "busy_hours": "busyHours",
+    "staff_shifts": "staffShifts",
+    "labour": "labour",
+    "data": "data",
+}
+"""What is kept as it is."""
+
+_WRITTEN: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9].{1,40})?", re.ASCII)
+_MIDNIGHT: Final = time()
+
+
+@frozen
+class Issue:
+    """Something odd: of which `kind` (`missing`, `rounded`, `disagrees`), about which member."""
+
+    kind: str
+    field: str
+    message: str
+
+
+@frozen
+class Figures:
+    """A report's values as a till sent them: those that it did not send are not there.
+
+    Amounts and details by their keys in `AMOUNTS` and `DETAILS`.
+    """
+
+    amounts: Mapping[str, Decimal]
+    details: Mapping[str, object]
+    total_orders: int | None = None
+    notes: str | None = None
+
+
+@frozen
+class DailyReport:
+    """A report as it is stored: amounts in the decimals of the currency. `balanced`: its sums agree."""
+
+    day: date
+    figures: Figures
+    balanced: bool
+    issues: tuple[Issue, ...]
+
+
+def day_of(written: str, zone: tzinfo) -> date:
+    """The day that a report is about: a date, or a time of which it is the day.
+
+    A time with an offset is looked at by the shop's clock, but midnight is what programs write that know
+    no dates, and then the day is the one that is written. Raises `BadRequest` (`invalid_field`).
+    """
+    try:
+        if _WRITTEN.fullmatch(written) is None:
+            raise ValueError(written)
+        read = datetime.fromisoformat(written)
+        if read.utcoffset() is None or read.time() == _MIDNIGHT:
+            return read.date()
+        return read.astimezone(zone).date()
+    except (ValueError, OverflowError):
+        raise BadRequest(
+            "reportDate must be a day, such as 2026-11-22.",
+            code="invalid_field",
+            details={"field": "reportDate"},
+        ) from None
+
+
+def judged(day: date, sent: Figures, currency: str) -> DailyReport:
+    """A report in the form in which it is stored, with what is odd about it.
+
+    Raises `Unprocessable` (`invalid_amount`) for an amount beyond what can be stored.
+    """
+    amounts = {name: _rounded(name, amount, currency) for name, amount in sent.amounts.items()}
+    disagreements = tuple(
+        issue
+        for of_sum, field in ((_TENDERS, "totalSales"), (_DEDUCTIONS, "netSales"))
+        if (issue := _disagreement(of_sum, field, sent.amounts, amounts)) is not None
+    )
+    stored = Figures(amounts, sent.details, sent.total_orders, sent.notes)
+    oddities = *_missing(sent), *_finer(sent.amounts, amounts)
+    return DailyReport(day, stored, not disagreements, (*oddities, *disagreements))
+
+
+_WHOLE: Final = "total_sales"
+_TENDERS: Final = ("cash_sales", "card_sales", "gift_card_sales", "online_sales")
+_DEDUCTIONS: Final = ("net_sales", "discounts", "refunds")
+
+
+def _rounded(name: str, amount: Decimal, currency: str) -> Decimal:
+    if amount.is_finite() and abs(amount) < money.LIMIT:
+        rounded = money.present(amount, currency)
+        if abs(rounded) < money.LIMIT:
+            # There is no negative nothing in SQL.
+            return rounded if rounded else abs(rounded)
+    raise Unprocessable(
+        f"{AMOUNTS[name]} is beyond all bounds.",
+        code="invalid_amount",
+        details={"field": AMOUNTS[name]},
+    )
+
+
+def _missing(sent: Figures) -> Iterator[Issue]:
+    there = {AMOUNTS[_WHOLE]: _WHOLE in sent.amounts, "totalOrders": sent.total_orders is not None}
+    for field, is_there in there.items():
+        if not is_there:
+            yield Issue("missing", field, f"{field} was not sent.")
+
+
+def _finer(sent: Mapping[str, Decimal], stored: Mapping[str, Decimal]) -> Iterator[Issue]:
+    for name, amount in sent.items():
+        if amount != stored[name]:
+            what = f"{AMOUNTS[name]} was rounded to {stored[name]}."
+            yield Issue("rounded", AMOUNTS[name], what)
+
+
+def _disagreement(
+    parts: tuple[str, ...], field: str, sent: Mapping[str, Decimal], stored: Mapping[str, Decimal]
+) -> Issue | None:
+    """What is wrong with a sum, if it can be said at all."""
+    there = [name for name in parts if name in sent]
+    # Without netSales nothing is said about what is deducted: refunds may be more than a day's sales.
+    if not there or _WHOLE not in sent or (parts is _DEDUCTIONS and parts[0] not in sent):
+        return None
+    complete = len(there) == len(parts)
+    for amounts in (sent, stored):
+        total, whole = sum(amounts[name] for name in there), amounts[_WHOLE]
+        if total == whole or (total < whole and not complete):
+            return None
+    names = " + ".join(AMOUNTS[name] for name in there)
+    more = "" if complete else " although not all parts were sent"
+    what = f"{names} is {total}, and {AMOUNTS[_WHOLE]} is {whole}{more}."
+    return Issue("disagrees", field, what)

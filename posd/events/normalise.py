@@ -1,0 +1,291 @@
+"""What somebody publishes, brought into the exact form that deployed tills can read.
+
+The tables below are the contract's: a member a line, in the order in which it leaves. Whatever road
+an event came by, its known members are read here and nowhere else; members that posd does not know
+are kept as they are, after the known ones.
+
+An order is never lost over a cosmetic problem. What has no safe reading is left out (a text or a
+date becomes null) and stands in the member `unreadable` of the same object; a schedule in free text
+stands in `scheduledText`; a quantity that is no whole number becomes 1, with a word about it in the
+line's instructions, for the cook. Only what cannot be an event at all is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, tzinfo
+
+from posd.errors import Unprocessable
+from posd.events.coercion import (
+    INT32,
+    Unreadable,
+    address,
+    amount,
+    appointment,
+    deadline,
+    identity,
+    moment,
+    objects,
+    text,
+    whole,
+    word,
+)
+from posd.events.fields import UNREADABLE, Table, member, shape, table
+from posd.values import Draft
+
+ORDER_TYPES = frozenset(("new_order", "order_updated"))
+SCHEDULED_TEXT = "scheduledText"
+"""The member with a schedule that names no point in time."""
+
+SCHEDULE = ("scheduledFor", "scheduledTime")
+
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,49}")
+_RESERVED = frozenset(("connected", "ping", "pong", "ack", "nack", "error"))
+_ENVELOPE = frozenset(("type", "id", "tenant", "timestamp", "replay", "data"))
+"""What posd itself writes around the data; nobody else may."""
+
+_REPEATED = {
+    "order_updated": {"order_id": "orderId", "status": "status"},
+    "gift_card_updated": {"card_number": "cardNumber", "balance": "balance"},
+    "loyalty_updated": {"customer_phone": "customerPhone", "points": "newBalance"},
+}
+"""What deployed tills read beside the data, and the member of the data that it repeats."""
+
+_NAMING = {
+    "new_order": ("orderId",),
+    "order_updated": ("orderId",),
+    "gift_card_purchased": ("cardNumber",),
+    "gift_card_updated": ("cardNumber",),
+    "loyalty_updated": ("customerId", "customerPhone"),
+}
+"""One of these is needed, or nobody knows what the event is about."""
+
+
+def draft(
+    type: object,  # noqa: A002  the wire's word
+    data: object,
+    beside: Mapping[str, object] | None = None,
+    *,
+    zone: tzinfo = UTC,
+) -> Draft:
+    """Read an event as it was published.
+
+    `beside` has the members that stood next to the data, where a platform sent such; `zone` is the
+    shop's, for dates that name no offset. An order may be a part of one: what it lacks is not made
+    up here but by `events.orders.change`, which knows the rest. Raises `Unprocessable` (`invalid_event`)
+    for what cannot be an event.
+    """
+    if not isinstance(type, str) or not _TYPE.fullmatch(type):
+        raise _invalid("type must be 1 to 50 of a-z, 0-9 and _, and begin with a letter.")
+    if type in _RESERVED or type.startswith("pos_"):
+        raise _invalid(f"type {type} is reserved.")
+    if not isinstance(data, Mapping):
+        raise _invalid("data must be an object.")
+    beside = beside or {}
+    if type in _TABLES:
+        try:
+            data = _known(type, _with_repeats(type, data, beside), zone)
+        except Unreadable:
+            raise _invalid("data has a value that JSON does not have.") from None
+    return Draft(type, data, repeats(type, data, beside))
+
+
+def repeats(
+    type: str,  # noqa: A002
+    data: Mapping[str, object],
+    beside: Mapping[str, object],
+) -> dict[str, object]:
+    """What stands beside `data`: what deployed tills read there, and whatever else was given."""
+    names = _REPEATED.get(type, {})
+    read = {repeat: data[name] for repeat, name in names.items() if data.get(name) is not None}
+    if beside:
+        owned = _ENVELOPE | names.keys()
+        read.update((name, value) for name, value in beside.items() if name not in owned)
+    return read
+
+
+def _known(
+    type: str,  # noqa: A002
+    data: Mapping[str, object],
+    zone: tzinfo,
+) -> dict[str, object]:
+    """The data of a known type. An order is completed later; the others are whole as they come."""
+    is_order = type in ORDER_TYPES
+    shaped = shape(data, _TABLES[type], zone=zone, fill=not is_order)
+    if is_order:
+        _agree(shaped)
+    names = _NAMING[type]
+    if not any(shaped.get(name) for name in names):
+        raise _invalid(f"data has no usable {' or '.join(names)}.")
+    return shaped
+
+
+def _with_repeats(
+    type: str,  # noqa: A002
+    data: Mapping[str, object],
+    beside: Mapping[str, object],
+) -> Mapping[str, object]:
+    """`data`, and what it lacks taken from beside it, where deployed platforms write it too."""
+    missing = {
+        name: beside[repeat]
+        for repeat, name in _REPEATED.get(type, {}).items()
+        if repeat in beside and data.get(name) is None and data.get(repeat) is None
+    }
+    return {**data, **missing} if missing else data
+
+
+def _agree(order: dict[str, object]) -> None:
+    """Make the twins of an order one. Where instructions differ, none of them is lost."""
+    for name, twin in (("discountAmount", "discount"), SCHEDULE):
+        if order.get(name) is not None:
+            order[twin] = order[name]
+    instructions, notes = order.get("specialInstructions"), order.get("notes")
+    if instructions != notes:
+        order["specialInstructions"] = order["notes"] = _joined(instructions, notes)
+    odd = order.get(UNREADABLE)
+    if isinstance(odd, dict) and (schedule := odd.get("scheduledFor")) is not None:
+        order.setdefault(SCHEDULED_TEXT, text(schedule))
+        rest = {name: value for name, value in odd.items() if name not in SCHEDULE}
+        if rest:
+            order[UNREADABLE] = rest
+        else:
+            del order[UNREADABLE]
+
+
+def _lines(value: object) -> list[dict[str, object]]:
+    """The items of an order. A line's id is its number in there, whatever the platform calls it."""
+    return [{"id": number, **_line(part)} for number, part in enumerate(objects(value), 1)]
+
+
+def _line(part: Mapping[str, object]) -> dict[str, object]:
+    line = shape(part, _ITEM, sparse=True)
+    odd = line.get(UNREADABLE)
+    if isinstance(odd, dict) and (quantity := odd.get("quantity")) is not None:
+        note = _joined(line.get("specialInstructions"), f"Quantity: {text(quantity)}")
+        line = shape({**part, "quantity": 1, "specialInstructions": note}, _ITEM, sparse=True)
+    return line
+
+
+def _addons(value: object) -> list[dict[str, object]]:
+    return [shape(part, _ADDON, sparse=True) for part in objects(value)]
+
+
+def _joined(first: object, second: object) -> str:
+    """Two texts as one, a line each; one that has the other within it says it all."""
+    one, other = str(first or ""), str(second or "")
+    if other in one:
+        return one
+    return other if one in other else f"{one}\n{other}"
+
+
+def _small(value: object) -> int | None:
+    """An integer that deployed tills keep in 32 bits."""
+    return whole(value, INT32)
+
+
+def _invalid(message: str) -> Unprocessable:
+    return Unprocessable(message, code="invalid_event")
+
+
+_ADDON = table(
+    member("addon_id", identity, "addonId", "id", "optionId", "option_id"),
+    member("name", text, default="Addon"),
+    member("price", amount),
+    also=("addonId",),
+)
+_ITEM = table(
+    member("menuItemId", identity),
+    member("name", text, "displayName", "display_name", default="Item"),
+    member("displayName", text),
+    member("variantId", identity),
+    member("variantName", text),
+    member("price", amount),
+    member("quantity", _small, default=1),
+    member("selectedAddons", _addons),
+    member("specialInstructions", text),
+    also=("id",),
+)
+_ORDER = table(
+    member("orderId", identity, "id"),
+    member("orderNumber", identity),
+    member("customerName", text, nullable=True),
+    member("customerPhone", text, nullable=True),
+    member("customerEmail", text, nullable=True),
+    member("orderType", word),
+    member("orderSource", word),
+    member("status", word),
+    member("totalAmount", amount, "total"),
+    member("subtotal", amount),
+    member("deliveryFee", amount),
+    member("discount", amount, "discountAmount", "discount_amount"),
+    member("discountAmount", amount, "discount"),
+    member("tax", amount),
+    member("paymentMethod", text, nullable=True),
+    member("paymentStatus", word),
+    member("amountPaid", amount),
+    member("voucherCode", text, nullable=True),
+    member("currency", text, nullable=True),
+    member("items", _lines),
+    member("specialInstructions", text, "notes", nullable=True),
+    member("notes", text, "specialInstructions", "special_instructions", nullable=True),
+    member("deliveryAddress", address, "address", nullable=True),
+    member("scheduledFor", appointment, "scheduledTime", "scheduled_time", nullable=True),
+    member("scheduledTime", appointment, "scheduledFor", "scheduled_for", nullable=True),
+    member("createdAt", moment, nullable=True),
+    member("version", _small),
+    member("previousStatus", word, nullable=True),
+    member("updatedAt", moment, nullable=True),
+)
+_TABLES = {
+    "new_order": _ORDER,
+    "order_updated": _ORDER,
+    "gift_card_purchased": table(
+        member("cardNumber", identity),
+        member("initialBalance", amount),
+        member("currentBalance", amount),
+        member("purchasedBy", text, nullable=True),
+        member("recipientName", text, nullable=True),
+        member("recipientEmail", text, nullable=True),
+        member("expiryDate", deadline, nullable=True),
+        member("purchasedAt", moment, nullable=True),
+    ),
+    "gift_card_updated": table(
+        member("cardNumber", identity),
+        member("balance", amount),
+        member("change", amount),
+        member("transactionType", word, nullable=True),
+        member("updatedAt", moment, nullable=True),
+    ),
+    "loyalty_updated": table(
+        member("customerId", identity),
+        member("customerPhone", text, nullable=True),
+        member("pointsChange", whole),
+        member("newBalance", whole),
+        member("transactionType", word, nullable=True),
+        member("reason", text, nullable=True),
+        member("updatedAt", moment, nullable=True),
+    ),
+}
+
+ORDER_MEMBERS = tuple((member.name, member.nullable) for member in _ORDER.members)
+"""The members of an order in the contract's order, and whether each is null when unknown."""
+
+ITEM_MEMBERS = tuple(member.name for member in _ITEM.members)
+ADDON_SPELLINGS = frozenset(name for part in _ADDON.members for name in (part.name, *part.others))
+
+TABLES: Mapping[str, Table] = _TABLES
+"""The members of the known types; an order's `items` and their `selectedAddons` have their own."""
+ITEM, ADDON = _ITEM, _ADDON
+
+FORMS: Mapping[Callable[..., object], str] = {
+    **dict.fromkeys((text, identity, word, address), "string"),
+    **dict.fromkeys((moment, appointment, deadline), "time"),
+    **dict.fromkeys((whole, _small), "integer"),
+    amount: "number",
+    _lines: "items",
+    _addons: "addons",
+}
+"""What a member is, by the way it is read."""
+NAMING: Mapping[str, tuple[str, ...]] = _NAMING
+RESERVED, REPEATED = _RESERVED, _REPEATED

@@ -1,0 +1,1 @@
+"""Retention, erasure, audit and diagnosis of an installation."""

@@ -1,0 +1,123 @@
+"""All that must be so in the database, recomputed: `posctl audit`.
+
+One session, in one snapshot, goes through the main schema and then through each tenant's. A rule that cannot
+be looked at (a table is gone, a right is missing) is itself a fault; one for which the time was too short is
+told apart from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+
+from attrs import define, field, frozen
+
+from posd.database.link import Reader
+from posd.database.migrations import MAIN
+from posd.database.provisioning import hook_role
+from posd.errors import Busy, StatementFailed
+from posd.maintenance import schema_diff as structure
+from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream, audit_structure
+from posd.store.audit import Check, Found, Wrong, look
+from posd.values import Tenant
+
+
+@frozen
+class Finding:
+    """What breaks a rule, in one tenant's rows; `tenant` is a slug, None in what concerns all."""
+
+    tenant: str | None
+    check: str
+    found: Found
+    warns: bool = False
+
+
+@define
+class Audit:
+    """What has been found so far: faults and warnings, and which checks took too long."""
+
+    findings: list[Finding] = field(factory=list)
+    unfinished: list[tuple[str | None, str]] = field(factory=list)
+    checks: int = 0
+
+    @property
+    def faults(self) -> list[Finding]:
+        return [each for each in self.findings if not each.warns]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [each for each in self.findings if each.warns]
+
+
+@frozen
+class Auditor:
+    """Looks at everything through one session, and shows `most` rows of what breaks a rule."""
+
+    session: Reader
+    most: int
+    audit: Audit = field(factory=Audit)
+
+    async def main(self) -> None:
+        """Look at what all tenants have in common."""
+        await self._structure(None)
+        await self._checks(audit_main.CHECKS, None)
+
+    async def tenant(self, tenant: Tenant) -> None:
+        """Look at one tenant, as far as its schema is one that this posd knows."""
+        if await self._structure(tenant):
+            await self._checks((*audit_stream.CHECKS, *audit_orders.CHECKS), tenant)
+            await self._checks(await audit_ledgers.checks(self.session, tenant), tenant)
+
+    async def _checks(self, checks: Sequence[Check], tenant: Tenant | None) -> None:
+        for check in checks:
+            await self._try(check.name, tenant, self._look(check, tenant))
+
+    async def _try(self, name: str, tenant: Tenant | None, work: Awaitable[None]) -> None:
+        slug = None if tenant is None else tenant.slug
+        self.audit.checks += 1
+        try:
+            await work
+        except Busy:
+            self.audit.unfinished.append((slug, name))
+        except StatementFailed as error:
+            wrong = Wrong("–", f"cannot be looked at: {error}")
+            self.audit.findings.append(Finding(slug, name, Found(1, [wrong])))
+
+    async def _look(self, check: Check, tenant: Tenant | None) -> None:
+        found = await look(self.session, check, tenant, self.most)
+        self._note(check.name, tenant, found, warns=check.warns)
+
+    async def _structure(self, tenant: Tenant | None) -> bool:
+        """Hold a schema against the migrations; whether it is one whose rows can be looked at."""
+        fits: list[bool] = []
+
+        async def compare() -> None:
+            schema = await read(self.session, tenant)
+            misfit = schema.misfit()
+            fits.append(misfit is None)
+            if misfit is not None:
+                self._note("schema", tenant, Found(1, [Wrong("–", misfit)]))
+                return
+            differences = [*schema.differences()]
+            for ours in (True, False):
+                rows = [each.wrong for each in differences if each.ours is ours]
+                self._note("schema", tenant, Found(len(rows), rows[: self.most]), warns=not ours)
+
+        await self._try("schema", tenant, compare())
+        return fits == [True]
+
+    def _note(self, name: str, tenant: Tenant | None, found: Found, *, warns: bool = False) -> None:
+        if found.total:
+            slug = None if tenant is None else tenant.slug
+            self.audit.findings.append(Finding(slug, name, found, warns))
+
+
+async def read(session: Reader, tenant: Tenant | None) -> structure.Schema:
+    """A schema as it is; the main one for None."""
+    name = MAIN if tenant is None else tenant.schema
+    role = "" if tenant is None else hook_role(tenant)
+    return structure.Schema(
+        await audit_structure.things(session, name, role),
+        await audit_structure.applied(session, name),
+        tenant,
+        await audit_structure.order_id_type(session, name),
+    )

@@ -1,0 +1,176 @@
+"""Forgetting one customer of one tenant: found everywhere, erased, looked for again until there is nothing.
+
+What is found is decided by `erasure`, what is stored by `store.erasure`. An order that names the customer
+once is theirs: all that is about it is erased, also where it has another number. So is a loyalty account,
+with the number that it is kept under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
+from urllib.parse import unquote
+
+from attrs import define, evolve, field
+
+from posd.database.link import Session
+from posd.errors import Busy, InvalidMessage
+from posd.events import redaction as erasure
+from posd.events.redaction import Person
+from posd.protocol import jsontext
+from posd.store import erasure as store
+from posd.store.erasure import Account, Counts, Document
+from posd.values import Tenant
+
+_PLACES: Final[tuple[store.Place, ...]] = ("order", "event", "outbox", "answer")
+_ORDERS: Final = _PLACES[:3]
+_ROUNDS: Final = 5
+
+Progress = Callable[[int], None]
+"""Is told how many documents were looked at."""
+
+
+@define
+class Found:
+    """What is about the customer: new texts by place and key, cards, accounts, and orders by id.
+
+    `unreadable` counts texts that are no JSON which posd reads: they cannot be looked into.
+    """
+
+    person: Person
+    texts: dict[store.Part, list[tuple[str, str]]] = field(factory=dict)
+    cards: list[str] = field(factory=list)
+    accounts: list[Account] = field(factory=list)
+    unreadable: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.texts or self.cards or self.accounts)
+
+    @property
+    def counts(self) -> Counts:
+        """How much that is."""
+        keys = {part: {key for key, _ in texts} for part, texts in self.texts.items()}
+        return _counts(keys, len(self.cards), len(self.accounts))
+
+    def add(self, part: store.Part, key: str, text: str) -> None:
+        """Note that a text is to become another one."""
+        self.texts.setdefault(part, []).append((key, text))
+
+
+async def find(
+    session: Session, tenant: Tenant, person: Person, progress: Progress = lambda count: None
+) -> Found:
+    """Everything that posd has about the customer."""
+    cards, accounts = await store.people(session, tenant)
+    theirs = [
+        each
+        for each in accounts
+        if person.named_in(each.phone) or person.named_in(each.email or "")
+    ]
+    person = evolve(person, phones=person.phones | {each.phone for each in theirs})
+    orders = set(person.orders)
+    for place in _ORDERS:
+        async for document in _documents(session, tenant, place):
+            progress(1)
+            if person.may_be_in(document.text):
+                value = _read(document.text)
+                if value is not None and person.concerns(value):
+                    orders |= erasure.order_ids(value)
+    found = Found(evolve(person, orders=frozenset(orders)))
+    found.accounts = theirs
+    found.cards = [
+        each.number for each in cards if any(person.named_in(name or "") for name in each.people)
+    ]
+    for place in _PLACES:
+        async for document in _documents(session, tenant, place):
+            progress(1)
+            _look_into(document, place, found)
+    return found
+
+
+async def forget_found(
+    session: Session,
+    tenant: Tenant,
+    found: Found,
+    sought: str,
+    progress: Progress = lambda count: None,
+) -> Counts:
+    """Erase what was found, and what has come since; how much was erased. Raises `Busy` if it never ends.
+
+    That it was done is noted, with whom somebody `sought` to erase, also where it ends before its time.
+    """
+    keys: dict[store.Part, set[str]] = {}
+    cards = accounts = 0
+    try:
+        for _ in range(_ROUNDS):
+            for part, texts in found.texts.items():
+                async for erased in store.erase(session, tenant, part, texts):
+                    keys.setdefault(part, set()).update(erased)
+            people = await store.erase_people(
+                session, tenant, found.cards, [each.id for each in found.accounts]
+            )
+            cards, accounts = cards + people[0], accounts + people[1]
+            found = await find(session, tenant, found.person, progress)
+            if not found:
+                return _counts(keys, cards, accounts)
+    finally:
+        await store.note(session, tenant, sought, _counts(keys, cards, accounts))
+    raise Busy("What is to be erased is being written again and again.")
+
+
+async def _documents(
+    session: Session, tenant: Tenant, place: store.Place
+) -> AsyncIterator[Document]:
+    found, after = await store.documents(session, tenant, place)
+    while found:
+        for each in found:
+            yield each
+        found, after = await store.documents(session, tenant, place, after)
+
+
+def _look_into(document: Document, place: store.Place, found: Found) -> None:
+    """Note what a document is to become, if it is about the customer."""
+    person = found.person
+    if document.operation is not None and _called(document.operation, person):
+        found.add("call", document.key, "")
+        return
+    if not (person.may_be_in(document.text) or person.may_be_in(document.beside or "")):
+        return
+    value = _read(document.text)
+    if value is None:
+        found.unreadable += 1
+        return
+    beside = None if document.beside is None else _read(document.beside)
+    if not (person.concerns(value) or person.concerns(beside)):
+        return
+    parts: tuple[tuple[store.Part, object], ...] = ((place, value), ("beside", beside))
+    for part, was in parts:
+        now = erasure.erased(was, person)
+        if now != was:
+            found.add(part, document.key, jsontext.encode(now).decode())
+
+
+def _called(operation: str, person: Person) -> bool:
+    """Whether an address names the customer: `POST /api/kitchen/loyalty/%2B447700900123/redeem`."""
+    return any(person.named_in(unquote(each)) for each in operation.split("/"))
+
+
+def _read(text: str) -> object:
+    """A text as JSON; None if posd cannot read it."""
+    try:
+        return jsontext.decode(text)
+    except InvalidMessage:
+        return None
+
+
+def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> Counts:
+    """How much that is. An event and what is beside it is one, and so is what is not one yet."""
+    none: set[str] = set()
+    return Counts(
+        events=len(keys.get("event", none) | keys.get("beside", none))
+        + len(keys.get("outbox", none)),
+        orders=len(keys.get("order", none)),
+        answers=len(keys.get("answer", none)) + len(keys.get("call", none)),
+        gift_cards=cards,
+        accounts=accounts,
+    )

@@ -1,0 +1,254 @@
+"""The database: whether it is one for posd, with the rights that posd needs and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from posd.config.model import Config
+from posd.database.link import Reader
+from posd.database.migrations import MAIN, hooks
+from posd.errors import Busy, StatementFailed
+from posd.maintenance import audit
+from posd.maintenance import schema_diff as structure
+from posd.maintenance.doctor import Line, fault, machine, ok, unknown, warning
+from posd.store import audit_main, fitness, tenants
+from posd.store.audit import look
+from posd.store.fitness import Room, Server
+from posd.values import Tenant
+
+OLDEST: Final = 140000
+_LINKS: Final = 2
+"""Connections besides the pool's: the sequencer's, and that of who listens."""
+
+_REMEDIES: Final = {
+    "42P01": "posctl bootstrap, then posctl migrate",  # undefined_table
+    "3F000": "posctl bootstrap, then posctl migrate",  # invalid_schema_name
+    "42501": "posctl bootstrap and posctl migrate grant what is missing",  # insufficient_privilege
+}
+_LOG: Final = (
+    ("log_min_messages", ("log", "fatal", "panic")),
+    ("log_min_error_statement", ("log", "fatal", "panic")),
+    ("log_statement", ("none", "ddl")),
+    ("log_min_duration_statement", ("-1",)),
+)
+"""Settings with the values for which the daemon's rows do not come into PostgreSQL's own log."""
+_RIGHTS: Final = ("rights", "schema", "function")
+
+
+async def examine(session: Reader, config: Config | None) -> list[Line]:
+    """Everything that the database itself tells; `config` is None where it could not be read."""
+    asked = datetime.now(UTC)
+    server = await fitness.server(session)
+    took = datetime.now(UTC) - asked
+    lines = [*_server(server), machine.compared(asked, server.now, took)]
+    lines += _settings(await fitness.settings(session))
+    if config is not None:
+        lines.append(_room(await fitness.room(session), config))
+    if server.may_be_posd is not None:
+        lines += await _schemas(session)
+    return lines
+
+
+def _server(server: Server) -> Iterator[Line]:
+    if server.version < OLDEST:
+        what = f"PostgreSQL {server.version_text} is too old"
+        yield fault("database", what, "upgrade it: posd needs 14 or newer")
+    elif server.is_standby:
+        what = "it is a standby, which nothing can be written to"
+        yield fault("database", what, "name the primary in database.dsn, or promote this one")
+    else:
+        yield ok("database", f"PostgreSQL {server.version_text} answers")
+    if server.encoding != "UTF8":
+        what = f"its encoding is {server.encoding}"
+        yield fault(
+            "database", what, "make a database with ENCODING 'UTF8', as posctl bootstrap does"
+        )
+    if server.may_be_posd is None:
+        yield fault("database", "there is no role posd", "posctl bootstrap, then posctl migrate")
+    elif not server.may_be_posd:
+        what = f"{server.user} may not become posd, as the daemon does with each connection"
+        yield fault("rights", what, f"GRANT posd TO {server.user}")
+    elif server.is_superuser:
+        what = f"database.dsn logs in as {server.user}, a superuser"
+        yield warning("rights", what, "log in as posd: it has all that the daemon needs")
+    else:
+        yield ok("rights", f"{server.user} may become posd, and is no superuser")
+
+
+def _settings(found: Mapping[str, str]) -> list[Line]:
+    wrong = [
+        fault(
+            "settings",
+            f"{name} is {found[name]}: {harm}",
+            f"set {name} = {better} in postgresql.conf",
+        )
+        for name, bad, better, harm in (
+            ("fsync", ("off",), "on", "a crash destroys the database"),
+            ("full_page_writes", ("off",), "on", "a crash destroys the database"),
+            ("default_transaction_read_only", ("on",), "off", "posd can write nothing"),
+            (
+                "default_transaction_isolation",
+                ("repeatable read", "serializable"),
+                "'read committed'",
+                "the sequencer sees an old moment and fails",
+            ),
+        )
+        if found.get(name) in bad
+    ]
+    wrong += [
+        warning(
+            "settings",
+            f"{name} is {found[name]}: {harm}",
+            f"set {name} = {better} in postgresql.conf",
+        )
+        for name, good, better, harm in (
+            (
+                "synchronous_commit",
+                ("on", "local", "remote_write", "remote_apply"),
+                "on",
+                "a crash of the server loses orders that were accepted",
+            ),
+            ("autovacuum", ("on",), "on", "the outbox grows without end"),
+            (
+                "idle_session_timeout",
+                ("0",),
+                "0",
+                "connections that wait are closed again and again",
+            ),
+        )
+        if name in found and found[name] not in good
+    ]
+    loud = [name for name, good in _LOG if name in found and found[name] not in good]
+    if loud:
+        what = f"by {' and '.join(loud)} PostgreSQL's log has customers and orders in it"
+        remedy = "log in as posd, run posctl bootstrap again, and ALTER ROLE posd SET what is left"
+        wrong.append(warning("settings", what, remedy))
+    return wrong or [ok("settings", "none of them does harm")]
+
+
+def _room(room: Room, config: Config) -> Line:
+    wanted = config.database.pool_size + _LINKS
+    limits = [each for each in (room.of_role, room.of_database) if each is not None]
+    left = min([room.most - room.others, *limits])
+    if left >= wanted:
+        return ok("connections", f"{wanted} are wanted, and {left} can be had")
+    what = f"posd wants {wanted} connections, and {max(0, left)} can be had"
+    remedy = "raise max_connections or the limit of role or database, or lower database.pool_size"
+    return fault("connections", what, remedy)
+
+
+async def _schemas(session: Reader) -> list[Line]:
+    """Whether the schemas are this posd's, and the rights on them as they were made."""
+    lines: list[Line] = []
+    main = await _schema(session, None, lines)
+    if main is None:
+        return lines
+    roles = await look(session, audit_main.ROLES, None, 10)
+    lines += [
+        fault("rights", f"{wrong.row} {wrong.what}", "ALTER ROLE … NO…, or REVOKE, as a superuser")
+        for wrong in roles.rows
+    ]
+    nodes, rows = await fitness.waiting(session)
+    lines.append(_waiting(nodes, rows))
+    everyone = await tenants.everyone(session)
+    fine = 0
+    for listed in everyone:
+        before = len(lines)
+        schema = await _schema(session, listed.tenant, lines)
+        if schema is not None:
+            lines += _hooks(listed.tenant, schema)
+        fine += len(lines) == before
+    if everyone:
+        lines.append(ok("tenants", f"{fine} of {len(everyone)} are in order"))
+    else:
+        lines.append(warning("tenants", "there is none", "posctl tenant add SLUG --name NAME"))
+    return lines
+
+
+async def _schema(
+    session: Reader, tenant: Tenant | None, lines: list[Line]
+) -> structure.Schema | None:
+    """A schema that fits this posd; what is wrong with it goes into `lines`."""
+    name = MAIN if tenant is None else tenant.schema
+    try:
+        schema = await audit.read(session, tenant)
+    except Busy as error:
+        lines.append(unknown("schema", f"{name}: {error}"))
+        return None
+    except StatementFailed as error:
+        remedy = _REMEDIES.get(error.sqlstate, "see the log of PostgreSQL")
+        lines.append(fault("schema", f"{name} cannot be looked at: {error}", remedy))
+        return None
+    misfit = schema.misfit()
+    if misfit is not None:
+        lines.append(fault("schema", f"{name}: {misfit.partition('; ')[0]}", _remedy(schema)))
+        return None
+    others = []
+    for difference in schema.differences():
+        if difference.ours and difference.wrong.row.startswith(_RIGHTS):
+            wrong = difference.wrong
+            what = f"{name}: {wrong.row} {wrong.what}"
+            lines.append(fault("rights", what, "GRANT or REVOKE what differs, as a superuser"))
+        elif difference.ours and not _is_hook(difference.wrong.row):
+            others.append(difference)
+    if others:
+        what = f"{name}: {len(others)} things are not as the migrations have made them"
+        lines.append(fault("schema", what, "posctl audit names them; put them back as they were"))
+    elif tenant is None:
+        lines.append(ok("schema", f"{name} is what this posd needs"))
+    return schema
+
+
+def _remedy(schema: structure.Schema) -> str:
+    misfit = schema.misfit() or ""
+    return "posctl migrate" if "posctl migrate" in misfit else "install the newer posd again"
+
+
+def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:
+    """A shop whose tables were hooked, and are not any more."""
+    if hooks().file not in schema.applied:
+        return
+    wrong = [each.wrong.row for each in schema.differences() if _is_hook(each.wrong.row)]
+    if wrong:
+        what = f"{tenant.schema}: {', '.join(wrong)} are missing or disabled, so orders are not noticed"
+        remedy = f"posctl adopt {tenant.slug}; where one is disabled, ALTER TABLE … ENABLE TRIGGER"
+        yield fault("hooks", what, remedy)
+
+
+def _is_hook(row: str) -> bool:
+    return row.startswith(tuple(f"trigger {table}.pos_" for table in structure.SHOPS_OWN))
+
+
+def _waiting(nodes: int, rows: int) -> Line:
+    if rows and nodes:
+        what = f"{rows} rows of the outbox have waited for over a minute, and a daemon runs"
+        return warning("outbox", what, "see `journalctl -u posd`: a shop's tables cannot be read")
+    if rows:
+        what = f"{rows} rows of the outbox wait, and no daemon runs"
+        return warning("outbox", what, "systemctl start posd")
+    return ok("outbox", f"nothing waits; {nodes} daemons are alive")
+
+
+def data_disk(server: Server, found: Mapping[str, str]) -> Line:
+    """Room where the database is, if that is on this machine and may be seen."""
+    folder = found.get("data_directory")
+    if not server.is_local:
+        return unknown("disk", "the database is reached by network: look there")
+    if folder is None:
+        return unknown("disk", "only database.admin_dsn may see where the database is")
+    return machine.disk("disk", Path(folder))
+
+
+async def administration(session: Reader) -> list[Line]:
+    """Whether database.admin_dsn can be used for what it is there for, and what only it can tell."""
+    server = await fitness.server(session)
+    lines = [data_disk(server, await fitness.settings(session))]
+    if server.may_own is None or server.may_own or server.is_superuser:
+        lines.append(ok("admin_dsn", f"{server.user} may change schemas"))
+    else:
+        what = f"{server.user} may not become posd_owner, so `posctl migrate` will fail"
+        lines.append(warning("admin_dsn", what, f"GRANT posd_owner TO {server.user}"))
+    return lines

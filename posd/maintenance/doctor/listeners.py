@@ -1,0 +1,215 @@
+"""The places where the daemon listens: whether they are free, posd's, or somebody else's."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Final
+
+from attrs import frozen
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from posd import __version__
+from posd.config import endpoints as endpoint_syntax
+from posd.config.endpoints import Tcp, Tcp6, Unix
+from posd.config.model import Config, Listener
+from posd.errors import InvalidMessage
+from posd.maintenance.doctor import Line, fault, ok, unknown, warning
+from posd.protocol import jsontext
+from posd.security import pem
+
+_SECONDS: Final = 3.0
+_CERTIFICATE_REQUIRED: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+"""OpenSSL's name for the alert of RFC 8446, 4.4.2.4. posd speaks TLS 1.3 with whoever does."""
+_SERVER: Final = re.compile(r"posd/(\S+)")
+
+
+@frozen
+class _Answered:
+    """What somebody said who listens: the name of the server, the status and the body of its answer."""
+
+    server: str
+    status: int
+    body: bytes
+    certificate: bytes | None
+
+
+class _Silent(Exception):
+    """Somebody listens and does not answer as posd does; why."""
+
+
+class _Choosy(_Silent):
+    """Somebody listens who serves nobody without a client's certificate."""
+
+
+def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
+    """Each listener; who shows a certificate has to show the one that is in the file now.
+
+    `asleep`: systemd holds the sockets of a daemon that does not run, and nobody is to wake it.
+    """
+    chain = pem.Reading().certificates("certificate", settings.tls.certificate)
+    for listener in settings.listen:
+        part = f"listener {listener.name}"
+        endpoint = endpoint_syntax.read(listener.endpoint)
+        if asleep:
+            yield unknown(part, "systemd listens for posd, and whoever connects starts it")
+            continue
+        match endpoint:
+            case Tcp() | Tcp6():
+                yield from _at(part, listener, endpoint, settings, chain)
+            case Unix():
+                yield from _at(part, listener, endpoint, settings, chain)
+            case _:
+                yield unknown(part, f"{listener.endpoint} is looked at by posd alone")
+
+
+def _at(
+    part: str,
+    listener: Listener,
+    endpoint: Tcp | Tcp6 | Unix,
+    settings: Config,
+    chain: Sequence[x509.Certificate] | None,
+) -> Iterator[Line]:
+    try:
+        connection = _connect(endpoint)
+    except PermissionError:
+        yield unknown(part, f"{listener.endpoint} may not be connected to; ask again as root")
+        return
+    except OSError:
+        yield _free(part, listener, endpoint)
+        return
+    with connection:
+        try:
+            answered = _ask(connection, tls=listener.tls)
+        except _Silent as error:
+            if isinstance(error, _Choosy) and settings.tls.client_ca is not None:
+                yield ok(
+                    part, "somebody listens, who asks for a client's certificate, as configured"
+                )
+                return
+            remedy = "see who listens with `ss -ltnp`; stop that, or configure another port"
+            yield fault(part, f"{listener.endpoint} is held by another program: {error}", remedy)
+            return
+    yield from _judged(part, answered, chain)
+
+
+def _judged(
+    part: str, answered: _Answered, chain: Sequence[x509.Certificate] | None
+) -> Iterator[Line]:
+    """What posd says of itself, or that it is not posd who answers."""
+    running = _SERVER.match(answered.server)
+    if running is None:
+        name = answered.server[:60] or "no posd"
+        remedy = "see who listens with `ss -ltnp`; stop that, or configure another port"
+        yield fault(part, f"it is held by another program: {name} answers", remedy)
+        return
+    if answered.status == 200:
+        yield ok(part, f"posd {running[1]} answers that it is ready")
+    else:
+        missing = ", ".join(_missing(answered.body)) or f"it answers {answered.status}"
+        what = f"posd {running[1]} runs and cannot serve: {missing}"
+        yield fault(part, what, "see `journalctl -u posd`", passing=True)
+    if running[1] != __version__:
+        what = f"posd {running[1]} runs, and {__version__} is installed"
+        yield warning(part, what, "systemctl restart posd")
+    in_file = chain[0].public_bytes(Encoding.DER) if chain else None
+    if in_file is not None and answered.certificate not in (None, in_file):
+        what = "it shows another certificate than the file has"
+        yield warning(part, what, "systemctl reload posd, and see `journalctl -u posd`")
+
+
+def _missing(body: bytes) -> list[str]:
+    try:
+        answer = jsontext.decode(body.decode("utf-8", "replace"))
+    except InvalidMessage:
+        return []
+    missing = answer.get("missing", []) if isinstance(answer, dict) else []
+    return [str(each)[:60] for each in missing] if isinstance(missing, list) else []
+
+
+def _connect(endpoint: Tcp | Tcp6 | Unix) -> socket.socket:
+    """Connect as a program of this machine would. Raises `OSError`."""
+    if isinstance(endpoint, Unix):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_SECONDS)
+        try:
+            connection.connect(endpoint.address)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    return socket.create_connection((_reachable(endpoint.interface), endpoint.port), _SECONDS)
+
+
+def _reachable(interface: str) -> str:
+    """The address of this machine by which an interface is reached."""
+    if interface in ("", "localhost"):
+        return "127.0.0.1"
+    address = ip_address(interface)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return interface
+
+
+def _ask(connection: socket.socket, *, tls: bool) -> _Answered:
+    """Ask whether it is ready. Who may answer is no question here: it is this machine."""
+    certificate = None
+    spoken: socket.socket = connection
+    try:
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            secure = context.wrap_socket(connection)
+            certificate = secure.getpeercert(binary_form=True)
+            spoken = secure
+        with spoken:
+            request = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            with suppress(OSError):
+                # Who refuses may be quicker, and what was said of it is still there to be read.
+                spoken.sendall(request.encode())
+            answer = http.client.HTTPResponse(spoken)
+            answer.begin()
+            return _Answered(
+                answer.getheader("Server", ""), answer.status, answer.read(4096), certificate
+            )
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, ssl.SSLError) and error.reason == _CERTIFICATE_REQUIRED:
+            raise _Choosy(str(error)) from error
+        raise _Silent(str(error) or type(error).__name__) from error
+
+
+def _free(part: str, listener: Listener, endpoint: Tcp | Tcp6 | Unix) -> Line:
+    """Nobody listens: whether posd could."""
+    if isinstance(endpoint, Unix):
+        return ok(part, f"{listener.endpoint} is free: nobody listens")
+    try:
+        # As the configuration has it, and left at once.
+        interface = endpoint.interface or "0.0.0.0"  # nosec B104
+        with socket.create_server((interface, endpoint.port), family=_family(endpoint)):
+            return ok(part, f"port {endpoint.port} is free: nobody listens")
+    except OSError as error:
+        match error.errno:
+            case errno.EADDRNOTAVAIL:
+                what = f"no interface of this machine has the address {endpoint.interface}"
+                return fault(
+                    part, what, 'write an address of this machine, or "interface=\\\\:\\\\:"'
+                )
+            case errno.EACCES:
+                what = f"port {endpoint.port} is below 1024, and who asks may not listen there"
+                return warning(part, what, "let posd.socket open it: ListenStream= in that unit")
+            case errno.EADDRINUSE:
+                what = f"port {endpoint.port} is held by a program that does not answer"
+                return fault(part, what, "see who listens with `ss -ltnp`")
+        return fault(part, f"{listener.endpoint}: {error.strerror}", "configure another place")
+
+
+def _family(endpoint: Tcp | Tcp6) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in endpoint.interface else socket.AF_INET

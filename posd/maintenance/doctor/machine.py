@@ -1,0 +1,197 @@
+"""The machine and its service manager: the clock, the unit, how many files may be open, room on the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from attrs import evolve
+
+from posd.config.model import Config
+from posd.maintenance.doctor import Line, fault, ok, unknown, warning
+
+UNIT: Final = "posd.service"
+_UNITS: Final = (UNIT, "posd@*.service", "posd.socket", "posd@*.socket")
+
+_PROPERTIES: Final = (
+    *("Id", "LoadState", "ActiveState", "UnitFileState", "StatusText", "NeedDaemonReload"),
+    *("LimitNOFILE", "Result"),
+)
+_BEFORE: Final = datetime(2026, 1, 1, tzinfo=UTC)
+"""No posd is older than that, so no clock is right that says so."""
+
+_SPARE_FILES: Final = 200
+"""What posd opens besides connections of tills: the database, logs, modules, sockets of others."""
+
+_SCARCE, _FULL = 0.10, 0.02
+_GIB: Final = 1 << 30
+
+_Run = Callable[[Sequence[str]], str | None]
+
+
+def clock(now: datetime, state: Callable[[], int | None] | None = None) -> Iterator[Line]:
+    """Whether the clock can be right, and whether something keeps it so."""
+    if now < _BEFORE:
+        what = f"it is said to be {now:%Y-%m-%d %H:%M} UTC"
+        yield fault(
+            "clock", what, "timedatectl set-ntp true, or set it by hand: no certificate is valid"
+        )
+        return
+    match (state or _kernel_clock)():
+        case None:
+            yield unknown("clock", "the kernel does not say whether the clock is kept right")
+        case 5:  # TIME_ERROR of adjtimex(2)
+            what = "the kernel's clock is not synchronised with any other"
+            yield warning("clock", what, "timedatectl set-ntp true, or install chrony")
+        case _:
+            yield ok("clock", "the kernel's clock is synchronised")
+
+
+def _kernel_clock() -> int | None:
+    """What adjtimex(2) returns, asked for nothing else; None where there is none."""
+    try:
+        # struct timex, all zero: `modes` 0 changes nothing. It has some 200 bytes.
+        return int(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024)))
+    except (AttributeError, OSError):
+        return None
+
+
+def compared(local: datetime, database: datetime, took: timedelta) -> Line:
+    """This machine's clock and that of the database, which was asked meanwhile."""
+    off = abs(database - local)
+    seconds = max(0.0, (off - took).total_seconds())
+    if seconds >= 60:
+        what = f"this machine and the database are {seconds:.0f} seconds apart"
+        return fault("clock", what, "synchronise both with the same time servers")
+    if seconds >= 2:
+        what = f"this machine and the database are {seconds:.1f} seconds apart"
+        return warning("clock", what, "synchronise both with the same time servers")
+    return ok("clock", "this machine and the database agree about the time")
+
+
+def unit(settings: Config | None, run: _Run | None = None) -> Iterator[Line]:
+    """How the service manager sees the daemon, or its instances where there are several."""
+    states = _states(run)
+    if states is None:
+        yield unknown("daemon", "there is no systemd here to ask")
+        return
+    services = [each for each in states if each["Id"].endswith(".service")]
+    used = [each for each in services if each.get("ActiveState") != "inactive"]
+    used = used or [each for each in services if each["Id"] == UNIT]
+    at_boot = any(each.get("UnitFileState") == "enabled" for each in states)
+    for state in used:
+        yield from _judged(state, settings, at_boot=at_boot)
+
+
+def sleeps(run: _Run | None = None) -> bool:
+    """Whether systemd listens in the place of a daemon that does not run: who connects would start it."""
+    active = [each["Id"] for each in _states(run) or () if each.get("ActiveState") == "active"]
+    return bool(active) and all(name.endswith(".socket") for name in active)
+
+
+def _states(run: _Run | None) -> list[dict[str, str]] | None:
+    """The daemon's units as `systemctl show` tells of them; of instances those that systemd has loaded."""
+    asked = [*_UNITS, f"--property={','.join(_PROPERTIES)}"]
+    shown = (run or _systemctl)(["show", *asked])
+    if shown is None:
+        return None
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in shown.split("\n\n")
+    ]
+    return [block for block in blocks if "Id" in block]
+
+
+def _judged(state: Mapping[str, str], settings: Config | None, *, at_boot: bool) -> Iterator[Line]:
+    name = state["Id"]
+    part = "daemon" if name == UNIT else f"daemon {name.removesuffix('.service')}"
+    if state.get("LoadState") == "not-found":
+        yield unknown(part, f"systemd knows no {name}")
+        return
+    yield evolve(_activity(state), part=part)
+    if state.get("NeedDaemonReload") == "yes":
+        what = f"{name} has changed since systemd read it"
+        yield warning(part, what, "systemctl daemon-reload")
+    if not at_boot:
+        yield warning(part, f"{name} is not started at boot", f"systemctl enable {name}")
+    if settings is not None:
+        yield _open_files(settings, state)
+
+
+def _activity(state: Mapping[str, str]) -> Line:
+    status = state.get("StatusText", "")
+    match state.get("ActiveState"):
+        case "active" | "reloading":
+            if status.startswith("waiting for"):
+                return fault(
+                    "daemon", f"it runs, {status}", "see `journalctl -u posd`", passing=True
+                )
+            return ok("daemon", f"it runs{': ' + status if status else ''}")
+        case "activating":
+            what = f"it is being started{': ' + status if status else ''}"
+            return warning("daemon", what, "see `journalctl -u posd`")
+        case "failed":
+            what = f"it has failed ({state.get('Result', 'no reason')})"
+            return fault("daemon", what, "see `journalctl -u posd`, then systemctl start posd")
+        case _:
+            return warning("daemon", "it does not run", "systemctl start posd")
+
+
+def _open_files(settings: Config, state: Mapping[str, str]) -> Line:
+    """Each till is an open file."""
+    allowed = state.get("LimitNOFILE", "")
+    wanted = settings.limits.connections + settings.database.pool_size + _SPARE_FILES
+    if not re.fullmatch("[0-9]+", allowed) or int(allowed) >= wanted:
+        return ok("open files", f"{allowed or 'any number'} may be open, {wanted} are enough")
+    what = f"{allowed} files may be open; limits.connections asks for {wanted}"
+    remedy = f"LimitNOFILE={wanted} by `systemctl edit posd`, or a smaller limits.connections"
+    return fault("open files", what, remedy)
+
+
+def disk(part: str, path: Path) -> Line:
+    """Room where something is written, or at the nearest folder above it that can be looked at."""
+    place = path
+    while True:
+        try:
+            usage = shutil.disk_usage(place)
+            break
+        except OSError as error:
+            if place == place.parent:
+                return unknown(part, f"{path}: {error.strerror}")
+            place = place.parent
+    free = usage.free / usage.total if usage.total else 1.0
+    what = f"{usage.free / _GIB:.1f} GiB are free at {place}, {free:.0%}"
+    if free < _FULL:
+        return fault(part, what, "make room: a full disk stops the database, and with it all tills")
+    if free < _SCARCE and usage.free < 10 * _GIB:
+        return warning(
+            part, what, "make room, or keep events for a shorter time: delivery.retention"
+        )
+    return ok(part, what)
+
+
+def _systemctl(arguments: Sequence[str]) -> str | None:
+    """What systemctl prints; None where there is no systemd, or it does not answer."""
+    program = shutil.which("systemctl")
+    if program is None or not Path("/run/systemd/system").is_dir():
+        return None
+    environ = {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": ""}
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            env=environ,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

@@ -1,0 +1,172 @@
+"""Prunes by itself what is older than it is kept for, on one node at a time.
+
+Every few minutes it looks which tenants have what is due. That is once a day for each, at an hour at
+which the shop is closed; after a night in which no posd ran, within minutes. Where little is kept it is more
+often. What is deleted is in `store.retention`; that a till which comes too late is told so, in `cursor`.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+from uuid import UUID
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from posd.config.units import HOUR, format_duration
+from posd.database.pool import Database
+from posd.errors import Busy, Refusal, StatementFailed
+from posd.events.orders import FINAL_STATUSES
+from posd.store import retention
+from posd.store.retention import Due, Gone
+from posd.values import TenantId
+
+_LOOK_SECONDS: Final = 300.0
+_NIGHT: Final = (3, 4, 5)
+"""The hours in which a restaurant is asleep, by its own clock."""
+_EARLY, _LATE = 20 * HOUR, 28 * HOUR
+"""How much may be due at night, and by day: in the night it is a day's worth, or the night was missed."""
+_LEASE_SECONDS: Final = 60.0
+_PAUSE_SECONDS: Final = 0.1
+_NOTED: Final = (
+    "pruned: tenant={tenant_id} events={events} expired={expired} messages={messages}"
+    " nacks={nacks} orders={orders}"
+)
+
+
+class Retention(Service):
+    """Looks for what is due, and has it deleted in batches with a pause between them.
+
+    `seconds` is how long events are kept; it may be changed at any time.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: IReactorTime, database: Database, node_id: UUID, seconds: float
+    ) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._node_id = node_id
+        self.seconds = seconds
+        # What is wrong with a tenant is told once.
+        self._failed: set[TenantId] = set()
+        self._pauses: set[Deferred[None]] = set()
+        self._loop: Deferred[None] = succeed(None)
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._loop = Deferred.fromCoroutine(self._go_on())
+        self._loop.addErrback(lambda failure: self._log.failure("pruning has ended", failure))
+
+    def stopService(self) -> Deferred[None]:
+        """The batch that is being deleted still is."""
+        Service.stopService(self)
+        for pause in list(self._pauses):
+            pause.cancel()
+        return self._loop
+
+    async def _go_on(self) -> None:
+        while await self._rest(_LOOK_SECONDS):
+            try:
+                await self.look()
+            except Refusal:
+                # The database is away. What is due stays due.
+                continue
+            except Exception:
+                self._log.failure("pruning failed")
+
+    async def look(self) -> None:
+        """Prune all that is due, unless another node is at it."""
+        keep = self.seconds
+        due = await retention.due(
+            self._database,
+            keep,
+            early=min(_EARLY, keep / 4),
+            late=min(_LATE, keep / 4),
+            night=_NIGHT,
+        )
+        if not due or not await self._lease():
+            return
+        self._log.info(
+            "pruning what is older than {kept}: tenants={tenants}",
+            kept=format_duration(keep),
+            tenants=len(due),
+        )
+        try:
+            for each in due:
+                await self._prune_quietly(each)
+                if not self.running:
+                    return
+            await self._prune_answers(due[-1])
+        finally:
+            await retention.leave(self._database, self._node_id)
+
+    async def _prune_quietly(self, due: Due) -> None:
+        """One tenant; what goes wrong with it stops no other."""
+        try:
+            await self._prune(due)
+            self._failed.discard(due.tenant_id)
+        except Busy:
+            # Somebody has its rows or its head; it stays due.
+            return
+        except StatementFailed as error:
+            if due.tenant_id not in self._failed:
+                self._failed.add(due.tenant_id)
+                self._log.error(
+                    "tenant {tenant_id} cannot be pruned: {error}",
+                    tenant_id=due.tenant_id,
+                    error=error,
+                )
+
+    async def _prune(self, due: Due) -> None:
+        total, done = Gone(), False
+        try:
+            while not done and await self._lease():
+                gone, done = await retention.prune(
+                    self._database.of(due.tenant_id), due.tenant_id, due.before, FINAL_STATUSES
+                )
+                total += gone
+                if not done and not await self._rest(_PAUSE_SECONDS):
+                    return
+        finally:
+            if total:
+                self._log.info(
+                    _NOTED,
+                    tenant_id=due.tenant_id,
+                    events=total.events,
+                    expired=total.expired,
+                    messages=total.messages,
+                    nacks=total.nacks,
+                    orders=total.orders,
+                )
+
+    async def _prune_answers(self, due: Due) -> None:
+        total = 0
+        while gone := await retention.prune_answers(self._database, due.before):
+            total += gone
+            if not await self._lease() or not await self._rest(_PAUSE_SECONDS):
+                break
+        if total:
+            self._log.info("pruned: answers={answers}", answers=total)
+
+    async def _lease(self) -> bool:
+        return await retention.lease(self._database, self._node_id, _LEASE_SECONDS)
+
+    async def _rest(self, seconds: float) -> bool:
+        """Let others have their turn; False when there is to be no more."""
+        if not self.running:
+            return False
+        pause: Deferred[None] = deferLater(self._reactor, seconds * random.uniform(0.5, 1.5))
+        self._pauses.add(pause)
+        try:
+            await pause
+        except CancelledError:
+            return False
+        finally:
+            self._pauses.discard(pause)
+        return bool(self.running)

@@ -1,0 +1,158 @@
+"""What the migrations make of a database, held against what there is.
+
+`sql/structure.json` has all that the files of `sql/` make: tables, columns, constraints, indexes, triggers,
+functions and the rights on them, each on a line. It is made by `python -m tests.structure`, and a test holds
+it against a database. What a function does is not in there: its source must stand, as it is, in those files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, cast
+
+from attrs import field, frozen
+
+from posd.database import migrations, resources
+from posd.database import provisioning as provision
+from posd.database.migrations import Kind
+from posd.protocol import jsontext
+from posd.store.audit import Wrong
+from posd.store.audit_structure import Thing
+from posd.values import Tenant
+
+SHOPS_OWN: Final = ("orders", "order_items")
+"""Tables that a shop may have made itself, and hooks that are on them only if it was asked."""
+
+_HOOKS: Final = ("pos_note_orders", "pos_note_order_items", "pos_read_orders")
+_LEDGERS: Final = (
+    ("gift_cards", "pos_gift_card_transactions", "pos_gift_card_"),
+    ("loyalty_accounts", "pos_loyalty_transactions", "pos_loyalty_"),
+)
+_OURS: Final = "owner posd_owner"
+
+
+@frozen
+class Difference:
+    """What is not as the migrations have made it; `ours` is false for what they have not made."""
+
+    wrong: Wrong
+    ours: bool = True
+
+
+@frozen
+class Schema:
+    """A schema as it was found: its parts, and the migrations that it has with their checksums."""
+
+    things: Sequence[Thing]
+    applied: Mapping[str, str]
+    tenant: Tenant | None = None
+    order_id_type: str = "bigint"
+    _made: dict[str, str] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        made = {label(each): each.made for each in self.things if each.kind != "source"}
+        object.__setattr__(self, "_made", made)
+
+    @property
+    def kind(self) -> Kind:
+        return "main" if self.tenant is None else "tenant"
+
+    def misfit(self) -> str | None:
+        """Why this posd cannot work with the schema, or None if it can."""
+        return migrations.misfit([*self.applied], migrations.expected()[self.kind])
+
+    def differences(self) -> Iterator[Difference]:
+        """What is missing or otherwise, what was changed of files that were applied, what is not posd's."""
+        yield from self._files()
+        wanted = self._wanted()
+        for name, made in wanted.items():
+            if name not in self._made:
+                yield Difference(Wrong(name, f"is missing; it was made as: {made}"))
+            elif self._made[name] != made:
+                yield Difference(Wrong(name, f"is: {self._made[name]}; it was made as: {made}"))
+        text = self._text()
+        for thing in self.things:
+            if thing.kind == "source":
+                if f"function {thing.name}" in wanted and f"$${thing.made}$$" not in text:
+                    wrong = Wrong(f"function {thing.name}", "does not do what it was made to do")
+                    yield Difference(wrong)
+            elif label(thing) not in wanted:
+                yield from self._stranger(thing)
+
+    def _files(self) -> Iterator[Difference]:
+        known = {each.file: each.checksum for each in migrations.migrations(self.kind)}
+        for file, checksum in self.applied.items():
+            if known.get(file, checksum) != checksum:
+                wrong = Wrong(file, "was changed after it was applied, so nothing is known of it")
+                yield Difference(wrong)
+
+    def _wanted(self) -> dict[str, str]:
+        """What has to be there, for a shop that has made some of its tables itself too."""
+        wanted = dict(expected(self.kind))
+        if self.tenant is None:
+            return wanted
+        own = [name for name in SHOPS_OWN if not self._is_ours(name)]
+        hooked = migrations.hooks().file in self.applied
+        for cards, movements, prefix in _LEDGERS:
+            if not self._is_ours(movements) and f"{prefix}append" not in self._functions():
+                own += [cards, movements]
+        return {
+            name: made
+            for name, made in wanted.items()
+            if not self._is_left_out(name, own, hooked=hooked)
+        }
+
+    def _is_left_out(self, name: str, own: Iterable[str], *, hooked: bool) -> bool:
+        kind, _, rest = name.partition(" ")
+        if kind == "function":
+            called = rest.partition("(")[0]
+            if called in _HOOKS:
+                return not hooked
+            return any(
+                movements in own and called.startswith(prefix) for _, movements, prefix in _LEDGERS
+            )
+        table = rest.partition(".")[0]
+        if kind == "trigger" and table in SHOPS_OWN:
+            return not hooked
+        return table in own
+
+    def _is_ours(self, table: str) -> bool:
+        return self._made.get(f"table {table}", "").endswith(_OURS)
+
+    def _functions(self) -> set[str]:
+        return {each.name.partition("(")[0] for each in self.things if each.kind == "function"}
+
+    def _text(self) -> str:
+        """All that the migrations say, filled in for this schema."""
+        files = [each.text for each in migrations.migrations(self.kind)]
+        if self.tenant is None:
+            return "\n".join(files)
+        files.append(migrations.hooks().text)
+        return provision.fill("\n".join(files), self.tenant, order_id_type=self.order_id_type)
+
+    def _stranger(self, thing: Thing) -> Iterator[Difference]:
+        """Of what the migrations have not made, what acts with the rights of posd or on its tables."""
+        table = thing.name.partition(".")[0]
+        if thing.kind == "function" and thing.made.startswith(("owner posd", "owner :hook_role")):
+            if thing.name.partition("(")[0] not in _HOOKS:
+                yield Difference(
+                    Wrong(label(thing), "belongs to posd and is none of its own"), False
+                )
+        elif thing.kind == "trigger" and f"table {table}" in expected(self.kind):
+            if table not in SHOPS_OWN:
+                yield Difference(
+                    Wrong(label(thing), "acts on posd's rows and is not posd's"), False
+                )
+        elif thing.kind == "rights" and self._is_ours(table):
+            yield Difference(Wrong(label(thing), f"were not given: {thing.made}"))
+
+
+def label(thing: Thing) -> str:
+    """How a part of a schema is called."""
+    return f"{thing.kind} {thing.name}".rstrip()
+
+
+def expected(kind: Kind) -> Mapping[str, str]:
+    """What the migrations make of a kind of schema, by label."""
+    text = (resources.sql() / "structure.json").read_text("utf-8")
+    return cast("dict[Kind, dict[str, str]]", jsontext.decode(text))[kind]

@@ -1,0 +1,3 @@
+"""What posd counts, logs and reports about itself.
+
+Components report to `posd.monitoring.counters`; nothing here changes what they do."""

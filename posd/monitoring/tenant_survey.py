@@ -1,0 +1,170 @@
+"""What the database knows of every tenant, as metrics; asked no more often than it can be borne.
+
+A scrape that comes soon after another one gets the same numbers. However many tenants there are and
+whoever scrapes, the database spends one part in fifty of a core's time on it, at the most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
+
+from posd.errors import StatementFailed, Unavailable
+from posd.security.rate_limits import Clock
+from posd.store.survey import Shop, TenantSurvey
+
+MOST_TENANTS: Final = 1000
+"""Of how many tenants there are series, so that a scrape and its storage stay bounded."""
+_PAUSE: Final = 10.0
+_SHARE: Final = 50
+
+Read = Callable[[int], Awaitable[Sequence[TenantSurvey]]]
+
+
+class Survey:
+    """Asks `read` for so many tenants. `wall` is the time of day, for how old the numbers are.
+
+    What goes wrong is logged when it begins, and not with every scrape.
+    """
+
+    _log = Logger()
+
+    def __init__(self, read: Read, clock: Clock, wall: Clock = time.time) -> None:
+        self._read = read
+        self._clock = clock
+        self._wall = wall
+        self._turn = DeferredLock()
+        self._known: Sequence[TenantSurvey] = ()
+        self._again = 0.0
+        self._at: float | None = None
+        self._trouble = False
+        self._unreadable: set[str] = set()
+
+    async def families(self) -> list[Metric]:
+        """The metrics; what cannot be read now is left out."""
+        await self._turn.acquire()
+        try:
+            if self._at is None or self._clock() >= self._again:
+                await self._look()
+        except (Unavailable, StatementFailed) as error:
+            self._at = None
+            if not self._trouble:
+                self._trouble = True
+                self._log.warn("it cannot be told how tenants stand: {error}", error=str(error))
+        finally:
+            self._turn.release()
+        return [] if self._at is None else [*_about_all(self._known, self._at), *_of(self._known)]
+
+    async def _look(self) -> None:
+        began = self._clock()
+        self._known = await self._read(MOST_TENANTS)
+        now = self._clock()
+        self._again, self._at = now + max(_PAUSE, _SHARE * (now - began)), self._wall()
+        self._trouble = False
+        failures = {each.slug: each.failure for each in self._known if each.shop is None}
+        for slug in failures.keys() - self._unreadable:
+            self._log.error(
+                "the tables of {tenant} cannot be read: {error}", tenant=slug, error=failures[slug]
+            )
+        self._unreadable = {*failures}
+
+
+def _about_all(tenants: Sequence[TenantSurvey], at: float) -> list[Metric]:
+    return [
+        GaugeMetricFamily(
+            "posd_survey_timestamp_seconds", "When the tenants were looked at last.", value=at
+        ),
+        GaugeMetricFamily(
+            "posd_tenants", "Active tenants that were looked at.", value=len(tenants)
+        ),
+        GaugeMetricFamily(
+            "posd_tenants_unreadable",
+            "Tenants whose tables cannot be read.",
+            value=sum(each.shop is None for each in tenants),
+        ),
+    ]
+
+
+def _of(tenants: Sequence[TenantSurvey]) -> list[Metric]:
+    """What is known of each tenant."""
+    families = _Families()
+    for each in tenants:
+        families.add("posd_stream_last_id", "The last event.", each.slug, each.published)
+        families.add(
+            "posd_undelivered", "Events no terminal has acknowledged.", each.slug, each.undelivered
+        )
+        families.add(
+            "posd_outbox_rows",
+            "What is published and has no position.",
+            each.slug,
+            each.outbox_rows,
+        )
+        families.add(
+            "posd_outbox_oldest_seconds",
+            "How long the oldest of it has waited.",
+            each.slug,
+            each.oldest_outbox,
+        )
+        if each.shop is not None:
+            _add_shop(families, each, each.shop)
+    return families.all
+
+
+def _add_shop(families: _Families, tenant: TenantSurvey, shop: Shop) -> None:
+    slug = tenant.slug
+    for state, count in (
+        ("acknowledged", tenant.acknowledged),
+        ("waiting", shop.waiting),
+        ("expired", tenant.expired),
+    ):
+        families.add("posd_stream_events", "What became of events.", slug, count, state)
+    families.add(
+        "posd_stream_imbalance",
+        "Events that were published and are neither acknowledged, waiting nor expired. Not 0: some are lost.",
+        slug,
+        tenant.published - tenant.acknowledged - shop.waiting - tenant.expired,
+    )
+    families.add(
+        "posd_oldest_unacked_seconds",
+        "How long the oldest event has waited that no terminal has acknowledged.",
+        slug,
+        shop.oldest_unacked,
+    )
+    families.add(
+        "posd_orders_unprinted",
+        "Orders of the last day that are to be made and that no till has printed.",
+        slug,
+        shop.unprinted,
+    )
+    families.add(
+        "posd_orders_unprinted_oldest_seconds",
+        "How long the oldest of these has waited.",
+        slug,
+        shop.oldest_unprinted,
+    )
+    families.add(
+        "posd_tills_print", "1 if tills of this shop say what they have printed.", slug, shop.prints
+    )
+
+
+class _Families:
+    """Families of gauges by tenant, and by state where there are states."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, GaugeMetricFamily] = {}
+
+    def add(self, name: str, about: str, slug: str, value: float, *state: str) -> None:
+        family = self._families.get(name)
+        if family is None:
+            labels = ["tenant", "state"] if state else ["tenant"]
+            family = self._families[name] = GaugeMetricFamily(name, about, labels=labels)
+        family.add_metric([slug, *state], value)
+
+    @property
+    def all(self) -> list[Metric]:
+        return [*self._families.values()]

@@ -1,0 +1,1 @@
+"""The one way in: requests and outbox rows become numbered, stored events."""

@@ -1,0 +1,282 @@
+"""From what was published to what goes into the log: the pure part of the sequencer's work.
+
+Items go in, in the order in which they were published; entries for `store.stream.record` come out.
+An order is followed through the batch, so that its second event sees the snapshot of its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
+from typing import Final, cast
+
+from attrs import evolve, frozen
+
+from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable
+from posd.events import ledger_movements as movements
+from posd.events import normalise as drafts
+from posd.events import orders
+from posd.events.order_transitions import Condition
+from posd.events.timezones import zone
+from posd.protocol import jsontext
+from posd.store.stream import Entry, OrderState, OutboxRow
+from posd.values import Draft, StoredOrder, Tenant, TenantId
+
+OrderKey = tuple[TenantId, str]
+Shops = Mapping[TenantId, Tenant]
+TOUCHED_ORDER: Final = "order"
+"""The `type` of an outbox row by which a hook says that an order was touched."""
+
+
+@frozen
+class Item:
+    """Something to publish for a tenant: a draft, or an order that a hook saw touched.
+
+    `condition` is asked whether a draft about an order may be published.
+    """
+
+    tenant_id: TenantId
+    draft: Draft | None = None
+    touched: str | None = None
+    condition: Condition | None = None
+
+    @property
+    def place(self) -> tuple[TenantId, str | None]:
+        """Where it is going to be stored: the tenant, and the order that it is about if it is."""
+        if self.touched is not None:
+            return self.tenant_id, self.touched
+        if self.draft is not None and self.draft.type in orders.ORDER_TYPES:
+            return self.tenant_id, str(self.draft.data["orderId"])
+        return self.tenant_id, None
+
+
+@frozen
+class Moved:
+    """A row of a ledger, or a gift card, that a hook saw written: `kind` and `key` say which."""
+
+    tenant_id: TenantId
+    kind: str
+    key: str
+
+    @property
+    def place(self) -> tuple[TenantId, str | None]:
+        return self.tenant_id, None
+
+
+@frozen
+class Rejected:
+    """An outbox row that cannot be an event; it is logged with a reason and gets no position."""
+
+    row: OutboxRow
+    reason: str
+    kept: str | None = None
+    """What the log keeps in place of data that it cannot keep, as JSON."""
+
+    @property
+    def place(self) -> tuple[TenantId, str | None]:
+        return self.row.tenant_id, None
+
+    def entry(self, largest: int) -> Entry:
+        data = self.kept or self.row.data or jsontext.encode({"key": self.row.key}).decode()
+        size = len(data.encode())
+        if size > largest:
+            data = jsontext.encode({"bytes": size}).decode()
+        return Entry(self.row.tenant_id, self.row.type[:50] or "?", data, failure=self.reason)
+
+
+class Oversized(TooLarge):
+    """An event with more bytes than the limit allows."""
+
+    code = "event_too_large"
+
+    def __init__(self, entry: Entry, size: int, largest: int) -> None:
+        super().__init__(f"The event has {size} bytes; {largest} are allowed.")
+        self.entry = entry
+        self.size = size
+
+
+def road(item: Item | Moved | Rejected) -> str:
+    """How something came into the outbox: by a hook on the shop's tables, or by `pos_publish()`."""
+    hooked = isinstance(item, Moved) or (isinstance(item, Item) and item.touched is not None)
+    return "hook" if hooked else "sql"
+
+
+def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejected]:
+    """Outbox rows as items; what was touched several times is there once."""
+    items: list[Item | Moved | Rejected] = []
+    touched: set[tuple[TenantId, str, str]] = set()
+    for row in rows:
+        if row.key is None and row.data is None:
+            items.append(Rejected(row, "The event is larger than any may be.", kept="{}"))
+        elif row.key is None:
+            items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
+        elif row.type != TOUCHED_ORDER and row.type not in movements.KINDS:
+            items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
+        elif (place := (row.tenant_id, row.type, row.key)) not in touched:
+            touched.add(place)
+            is_order = row.type == TOUCHED_ORDER
+            items.append(Item(row.tenant_id, touched=row.key) if is_order else Moved(*place))
+    return items
+
+
+class Ledger:
+    """The orders of one batch: as they were stored, and as the batch has changed them so far.
+
+    `moved` has what the rows of ledgers say, as JSON text, by tenant, kind and key.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[OrderKey, OrderState],
+        shops: Shops,
+        largest: int,
+        now: datetime,
+        moved: Mapping[tuple[TenantId, str, str], str] | None = None,
+    ) -> None:
+        self._states = states
+        self._moved = moved or {}
+        self._shops = shops
+        self._largest = largest
+        self._now = now
+        self._changed: dict[OrderKey, StoredOrder] = {}
+
+    def outbox(self, items: Sequence[Item | Moved | Rejected]) -> list[Entry]:
+        """Entries for rows of the outbox. What cannot be published is noted and stops nothing."""
+        entries = []
+        for item in items:
+            entry = item.entry(self._largest) if isinstance(item, Rejected) else self._noted(item)
+            if entry is not None:
+                entries.append(entry)
+        return entries
+
+    def request(self, items: Sequence[Item]) -> list[Entry | None]:
+        """Entries for one publisher's request, None where there is nothing new to say.
+
+        All or nothing: raises a `Refusal`, and then no order has changed.
+        """
+        before = dict(self._changed)
+        try:
+            return [self._entry(item) for item in items]
+        except Refusal:
+            self._changed = before
+            raise
+
+    def order(self, key: OrderKey) -> StoredOrder | None:
+        """An order as this batch leaves it so far; None if there is none."""
+        if key in self._changed:
+            return self._changed[key]
+        state = self._states.get(key)
+        if state is None or state.stored is None:
+            return None
+        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
+        return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
+
+    def _noted(self, item: Item | Moved) -> Entry | None:
+        try:
+            return self._entry(item)
+        except Oversized as refusal:
+            # The order stays whole in posd's own record, where tills that poll will find it.
+            return evolve(
+                refusal.entry,
+                data=jsontext.encode({"bytes": refusal.size}).decode(),
+                beside="{}",
+                failure=refusal.message,
+            )
+        except (Unprocessable, InvalidMessage) as refusal:
+            name, key = ("key", item.key) if isinstance(item, Moved) else ("orderId", item.touched)
+            kind = item.kind if isinstance(item, Moved) else "order_updated"
+            data = jsontext.encode({name: key}).decode()
+            return Entry(item.tenant_id, kind, data, failure=str(refusal))
+
+    def _entry(self, item: Item | Moved) -> Entry | None:
+        tenant_id, order_id = item.place
+        if isinstance(item, Moved):
+            told = self._movement(item)
+            return None if told is None else self._fitting(_plain_entry(tenant_id, told))
+        draft = self._touched(item) if item.touched is not None else item.draft
+        if draft is None:
+            return None
+        if order_id is None:
+            return self._fitting(_plain_entry(tenant_id, draft))
+        key = tenant_id, order_id
+        hooked = item.touched is not None
+        draft = self._priced(tenant_id, draft)
+        stored = self.order(key)
+        change = orders.change(draft, stored, self._now, hooked=hooked)
+        if item.condition is not None:
+            item.condition(stored, change)
+        if change is None:
+            return None
+        self._changed[key] = StoredOrder(order_id, change.snapshot, change.status, change.version)
+        entry = _plain_entry(tenant_id, change.draft)
+        # A new order's data is its snapshot; an update's has what came before beside it.
+        same = change.draft.data is change.snapshot
+        return self._fitting(
+            evolve(
+                entry,
+                order_id=order_id,
+                snapshot=entry.data if same else jsontext.encode(change.snapshot).decode(),
+                status=change.status,
+                version=change.version,
+            )
+        )
+
+    def _movement(self, item: Moved) -> Draft | None:
+        """What the row of a ledger says; None when it is gone."""
+        content = self._moved.get((item.tenant_id, item.kind, item.key))
+        if content is None:
+            return None
+        row = cast("dict[str, object]", jsontext.decode(content))
+        shop = self._shops.get(item.tenant_id)
+        return movements.draft(item.kind, row, shop.currency if shop else "")
+
+    def _touched(self, item: Item) -> Draft | None:
+        """What a touched order is now; None when it is gone."""
+        state = self._states.get((item.tenant_id, cast(str, item.touched)))
+        if state is None or state.row_now is None:
+            return None
+        if not state.row_now:
+            raise Unprocessable("The order is larger than any may be.")
+        row = cast("dict[str, object]", jsontext.decode(state.row_now))
+        shop_zone = zone_of(self._shops, item.tenant_id)
+        return drafts.draft("new_order", orders.from_row(row), zone=shop_zone)
+
+    def _priced(self, tenant_id: TenantId, draft: Draft) -> Draft:
+        """A new order that names no currency is in the shop's."""
+        shop = self._shops.get(tenant_id)
+        if shop is None or draft.type != "new_order" or draft.data.get("currency") is not None:
+            return draft
+        return evolve(draft, data={**draft.data, "currency": shop.currency})
+
+    def _fitting(self, entry: Entry) -> Entry:
+        size = len(entry.data.encode()) + len(entry.beside.encode())
+        if size > self._largest:
+            raise Oversized(entry, size, self._largest)
+        return entry
+
+
+def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
+    """The shop's time zone, for dates that name no offset."""
+    shop = shops.get(tenant_id)
+    return UTC if shop is None else zone(shop.timezone)
+
+
+def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
+    text = row.data or ""
+    try:
+        data = jsontext.decode(text)
+        return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone))
+    except Unprocessable as refusal:
+        return Rejected(row, str(refusal))
+    except InvalidMessage as refusal:
+        # As a string: nested deeply enough it would be one that PostgreSQL can read but not write.
+        return Rejected(row, str(refusal), kept=jsontext.encode({"text": text}).decode())
+
+
+def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:
+    return Entry(
+        tenant_id,
+        draft.type,
+        jsontext.encode(draft.data).decode(),
+        jsontext.encode(draft.beside).decode(),
+    )

@@ -1,0 +1,93 @@
+"""What publishers ask of the sequencer, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+
+from posd.errors import Refusal
+from posd.events.order_transitions import Condition
+from posd.publishing import batch
+from posd.store.idempotency import Idempotency
+from posd.values import Draft, Seq, TenantId
+
+
+@frozen
+class Publication:
+    """One publisher's request: its events are published all together or not at all.
+
+    One with a `condition` is about a single order, and is told how that stands afterwards.
+    """
+
+    tenant_id: TenantId
+    drafts: Sequence[Draft]
+    idempotency: Idempotency | None = None
+    condition: Condition | None = None
+
+
+@frozen
+class OrderOutcome:
+    """How an order stands after a publication; `previous` is the status that it had before."""
+
+    order_id: str
+    version: int
+    status: str
+    previous: str | None
+
+
+@frozen
+class Published:
+    """What became of a publication.
+
+    `ids` has a position for each event, None for one that told nothing new. `connections` counts the
+    tenant's connected tills on all nodes. `replayed`: the answer is that of an earlier, equal call.
+    `order` is there where the publication had a condition.
+    """
+
+    ids: tuple[Seq | None, ...]
+    connections: int
+    replayed: bool = False
+    order: OrderOutcome | None = None
+
+
+@define(eq=False)
+class Request:
+    """A publication and whoever waits for its answer.
+
+    `result` is found out in the transaction, perhaps in several that fail, and is told after the
+    one that did not.
+    """
+
+    publication: Publication
+    answer: Deferred[Published] = field(factory=Deferred)
+    result: Published | Refusal | None = None
+
+    @property
+    def tenant_id(self) -> TenantId:
+        return self.publication.tenant_id
+
+    @property
+    def items(self) -> list[batch.Item]:
+        condition = self.publication.condition
+        return [
+            batch.Item(self.tenant_id, draft, condition=condition)
+            for draft in self.publication.drafts
+        ]
+
+
+def answer(requests: Iterable[Request]) -> None:
+    """Tell each its result."""
+    for request in requests:
+        if isinstance(request.result, Published):
+            request.answer.callback(request.result)
+        elif request.result is not None:
+            request.answer.errback(request.result)
+
+
+def fail(requests: Iterable[Request], error: Exception) -> None:
+    """Tell those who have not been told anything yet."""
+    for request in requests:
+        if not request.answer.called:
+            request.answer.errback(error)

@@ -1,0 +1,312 @@
+"""The one way in: everything that is published is normalised, numbered and stored here.
+
+One loop, one transaction at a time, on a link of its own. While a transaction is in flight whatever
+else arrives is collected for the next one, so concurrent publishers share a commit without waiting
+for a timer. A lock in the database lets one sequencer work at a time, whichever node it is on.
+
+What goes wrong is kept small. A tenant whose tables cannot be read or written is left out for a
+while and keeps its rows. A batch that is refused is done again in halves, and those in halves, until
+what is at fault fails alone. Nothing leaves the outbox without having become an event or a `failed`
+row with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from posd.database.link import Link
+from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
+from posd.monitoring.counters import Instruments
+from posd.publishing.publication import Publication as Publication
+from posd.publishing.publication import Published as Published
+from posd.publishing.publication import Request, answer, fail
+from posd.publishing.quarantine import Aside
+from posd.publishing.transaction import Numbering, OutboxChanged, Outcome, TenantsFailed
+from posd.store import stream
+from posd.values import TenantId
+
+# A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
+# everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
+_MOST_ROWS: Final = 200
+_MOST_EVENTS: Final = 1000
+_MOST_TENANTS: Final = 100
+# pos_take() cuts a batch at 8 MiB; from here on it may have.
+_MANY_BYTES: Final = 1024 * 1024
+_MOST_WAITING: Final = 10_000
+# Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
+# them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
+_LONG_SECONDS: Final = 0.1
+_PAUSE: Final = 20
+
+# data_exception, integrity_constraint_violation, program_limit_exceeded: it is what was to be stored.
+# Anything else (a right that is missing, a table that is gone) is not an event's fault.
+_AT_FAULT: Final = ("22", "23", "54")
+
+
+class Sequencer(Service):
+    """Numbers what `publish` brings and what `wake` says is in the outbox."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        link: Link,
+        node_id: UUID,
+        *,
+        event_bytes: int,
+        connections_here: Callable[[TenantId], int],
+        instruments: Instruments | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._instruments = instruments or Instruments()
+        self._link = link
+        self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
+        # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
+        self._aside = Aside(reactor)
+        self._shut = Aside(reactor)
+        self._queue: deque[Request] = deque()
+        self._outbox_waits = False
+        self._work: Deferred[None] = succeed(None)
+        self._working = False
+        self._running_keys: set[tuple[object, ...]] = set()
+
+    def stopService(self) -> Deferred[None]:
+        """Finish what was accepted. Nothing is accepted afterwards."""
+        Service.stopService(self)
+        return self._work
+
+    @property
+    def event_bytes(self) -> int:
+        """The largest event that is published, from the next transaction on."""
+        return self._numbering.event_bytes
+
+    @event_bytes.setter
+    def event_bytes(self, most: int) -> None:
+        self._numbering.event_bytes = most
+
+    @property
+    def waiting(self) -> int:
+        """How many publications wait for their transaction."""
+        return len(self._queue)
+
+    @property
+    def left_out(self) -> int:
+        """How many tenants are left out for a while."""
+        return len({*self._aside.now(), *self._shut.now()})
+
+    def wake(self) -> None:
+        """Look into the outbox, now or after the transaction that is in flight."""
+        self._outbox_waits = True
+        self._start()
+
+    async def publish(self, publication: Publication) -> Published:
+        """Publish, and return after the COMMIT.
+
+        Raises `Unprocessable`, `TooLarge` and `Conflict` (a first call with this `Idempotency-Key`
+        is still running) about the publication, and `Unavailable` or a subclass when the database
+        does not answer; only with `OutcomeUnknown` the events may be published all the same.
+        """
+        if not self.running or len(self._queue) >= _MOST_WAITING:
+            raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
+        if publication.tenant_id in self._shut:
+            raise _not_served()
+        call = publication.idempotency
+        if call is not None and call.scope in self._running_keys:
+            raise Conflict("The first call with this key is still running.", code="still_running")
+        request = Request(publication)
+        self._queue.append(request)
+        if call is not None:
+            self._running_keys.add(call.scope)
+        try:
+            self._start()
+            return await request.answer
+        finally:
+            if call is not None:
+                self._running_keys.discard(call.scope)
+
+    def _start(self) -> None:
+        if not self._working and self.running:
+            self._working = True
+            self._work = Deferred.fromCoroutine(self._loop())
+
+    async def _loop(self) -> None:
+        try:
+            while self._queue or (self._outbox_waits and self.running):
+                requests = self._next_requests()
+                self._outbox_waits = False
+                try:
+                    await self._settle(requests, _MOST_ROWS)
+                except Unavailable:
+                    # The rows stay in the outbox; the feed wakes us when the database is back.
+                    pass
+                except Exception:
+                    self._log.failure("a batch of {count} requests failed", count=len(requests))
+                # Those of a batch that had to be divided, whose turn did not come.
+                fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
+        finally:
+            self._working = False
+
+    def _next_requests(self) -> list[Request]:
+        requests: list[Request] = []
+        tenant_ids: set[TenantId] = set()
+        events = 0
+        while self._queue and events < _MOST_EVENTS and len(tenant_ids) < _MOST_TENANTS:
+            requests.append(self._queue.popleft())
+            tenant_ids.add(requests[-1].publication.tenant_id)
+            events += len(requests[-1].publication.drafts)
+        return requests
+
+    async def _settle(self, requests: Sequence[Request], rows: int) -> None:
+        """Publish requests and up to `rows` of the outbox; each fails only for its own faults.
+
+        Raises `Unavailable`: what was not done by then can only be done later.
+        """
+        if not requests and not rows:
+            return
+        try:
+            await self._commit(requests, rows)
+        except TenantsFailed as trouble:
+            await self._leave_out(trouble.failures, requests, rows)
+        except Unavailable as error:
+            fail(requests, error)
+            raise
+        except Exception as error:
+            parts = _halves(requests, rows)
+            for part in parts:
+                await self._settle(*part)
+            if not parts:
+                await self._blame(requests, error)
+
+    async def _commit(self, requests: Sequence[Request], rows: int) -> None:
+        began = self._reactor.seconds()
+        try:
+            outcome = await self._link.transaction(
+                lambda session: self._numbering.number(session, requests, rows, self._aside.now())
+            )
+        except Exception:
+            self._instruments.batch_failed()
+            raise
+        self._note(outcome, self._reactor.seconds() - began)
+        size = sum(len(row.data or "") for row in outcome.taken)
+        if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
+            self._outbox_waits = True
+        answer(requests)
+        for tenant_id, seconds in outcome.seconds.items():
+            if seconds > _LONG_SECONDS:
+                self._rest(tenant_id, seconds)
+        for entry in outcome.failed:
+            self._log.error(
+                "an event of tenant {tenant_id} failed: {reason}",
+                tenant_id=entry.tenant_id,
+                event_type=entry.type,
+                reason=entry.failure,
+            )
+
+    async def _leave_out(
+        self, failures: Mapping[TenantId, str], requests: Sequence[Request], rows: int
+    ) -> None:
+        """Do a batch without the tenants that failed.
+
+        It may be that only a shop's own tables cannot be read. So at first a tenant loses its place
+        in the outbox, and what publishers ask is tried once more without that.
+        """
+        spared = {each for each in failures if rows and each not in self._aside}
+        for tenant_id, reason in failures.items():
+            self._leave(self._aside if tenant_id in spared else self._shut, tenant_id, reason)
+        shut = failures.keys() - spared
+        fail((each for each in requests if each.tenant_id in shut), _not_served())
+        await self._settle([each for each in requests if each.tenant_id not in failures], rows)
+        await self._settle([each for each in requests if each.tenant_id in spared], 0)
+
+    async def _blame(self, requests: Sequence[Request], error: Exception) -> None:
+        """A request, or the oldest row of the outbox, has failed alone."""
+        row = self._numbering.oldest
+        badly_made = isinstance(error, StatementFailed) and error.sqlstate.startswith(_AT_FAULT)
+        if not isinstance(error, StatementFailed):
+            self._log.failure("an event could not be worked on")
+        for request in requests:
+            self._log.error(
+                "a publication of tenant {tenant_id} was refused: {error}",
+                tenant_id=request.tenant_id,
+                error=error,
+            )
+            refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
+            fail([request], refusal if badly_made else error)
+        if requests:
+            return
+        if row is None:
+            # There was none yet: the sequencer cannot work at all.
+            raise error
+        if isinstance(error, StatementFailed) and not badly_made:
+            self._leave(self._aside, row.tenant_id, str(error))
+        else:
+            await self._reject(row, str(error) if badly_made else "posd failed at this event")
+
+    async def _reject(self, row: stream.OutboxRow, reason: str) -> None:
+        """Log the outbox row that just failed alone as failed, since it cannot be published."""
+        try:
+            await self._link.transaction(
+                lambda session: self._numbering.reject(session, row, reason, self._aside.now())
+            )
+        except StatementFailed as error:
+            self._leave(self._aside, row.tenant_id, str(error))
+        except OutboxChanged:
+            # It is found out anew which row is at fault.
+            self._outbox_waits = True
+        else:
+            self._instruments.events_failed(1)
+            self._log.error(
+                "an event of tenant {tenant_id} failed: {reason}",
+                tenant_id=row.tenant_id,
+                event_type=row.type,
+                reason=reason,
+            )
+
+    def _note(self, outcome: Outcome, seconds: float) -> None:
+        if outcome.taken or outcome.published:
+            self._instruments.batch(seconds)
+        for road, count in outcome.published.items():
+            self._instruments.published(road, count)
+        self._instruments.events_failed(len(outcome.failed))
+
+    def _rest(self, tenant_id: TenantId, took: float) -> None:
+        self._aside.rest(tenant_id, _PAUSE * took)
+        self._log.warn(
+            "the tables of tenant {tenant_id} took {took:.2f} s to read; it pauses for {seconds:.0f} s",
+            tenant_id=tenant_id,
+            took=took,
+            seconds=_PAUSE * took,
+        )
+
+    def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
+        self._log.error(
+            "tenant {tenant_id} is left out for {seconds} s: {reason}",
+            tenant_id=tenant_id,
+            seconds=aside.add(tenant_id),
+            reason=reason,
+        )
+
+
+def _halves(requests: Sequence[Request], rows: int) -> Sequence[tuple[Sequence[Request], int]]:
+    """A batch in two, what is older first; nothing if it is one thing already."""
+    if requests and rows:
+        return ([], rows), (requests, 0)
+    half = len(requests) // 2 or rows // 2
+    if not half:
+        return ()
+    if requests:
+        return (requests[:half], 0), (requests[half:], 0)
+    return ([], half), ([], rows - half)
+
+
+def _not_served() -> Unavailable:
+    return Unavailable("This tenant cannot be served at the moment.", retry_after=5)

@@ -1,0 +1,243 @@
+"""One batch in one transaction: what was published becomes numbered events, orders and answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+from uuid import UUID
+
+from attrs import asdict, define, evolve, field, frozen
+from twisted.internet.interfaces import IReactorTime
+
+from posd.database.link import Session
+from posd.errors import NotFound, PosdError, Refusal
+from posd.protocol import jsontext
+from posd.publishing import batch
+from posd.publishing.publication import OrderOutcome, Published, Request
+from posd.store import idempotency, movements, presence, stream, tenants
+from posd.values import Tenant, TenantId
+
+_SHOPS_SECONDS: Final = 60.0
+
+
+class TenantsFailed(PosdError):
+    """The tables of some tenants could not be read or written; by tenant why."""
+
+    def __init__(self, failures: Mapping[TenantId, str]) -> None:
+        super().__init__("; ".join(failures.values()))
+        self.failures = failures
+
+
+class OutboxChanged(PosdError):
+    """An older row than the one that failed has come to light."""
+
+
+@frozen
+class Outcome:
+    """What a transaction did: the outbox rows it took, the events it logged as failed."""
+
+    taken: Sequence[stream.OutboxRow] = ()
+    failed: Sequence[stream.Entry] = ()
+    seconds: Mapping[TenantId, float] = field(factory=dict)
+    """How long everybody waited for each tenant's own tables."""
+    published: Mapping[str, int] = field(factory=dict)
+    """How many events have got a position, by the road on which they came."""
+
+
+@define(eq=False)
+class Numbering:
+    """The steps of the sequencer's transaction. Events of up to `event_bytes` are published."""
+
+    clock: IReactorTime
+    node_id: UUID
+    event_bytes: int
+    connections_here: Callable[[TenantId], int]
+    oldest: stream.OutboxRow | None = field(init=False, default=None)
+    """The first row that the last transaction took, whatever became of it."""
+    _shops: dict[TenantId, Tenant] = field(init=False, factory=dict)
+    _shops_since: float = field(init=False, default=0.0)
+
+    async def number(
+        self, session: Session, requests: Sequence[Request], rows: int, aside: Sequence[TenantId]
+    ) -> Outcome:
+        """Publish requests and up to `rows` of the outbox. The requests are given their results.
+
+        Raises `TenantsFailed`, and whatever the database raises; then nothing may be committed.
+        """
+        self.oldest = None
+        taken = await stream.take(session, rows, aside, patient=bool(requests)) or []
+        if not requests and not taken:
+            return Outcome()
+        self.oldest = taken[0] if taken else None
+        shops = await self._shops_of(session, requests, taken)
+        items = batch.read(taken, shops)
+        fresh = await self._replay(session, requests)
+        states = await self._states(session, items, fresh)
+        moved = await self._moved(session, items)
+        ledger = batch.Ledger(states.orders, shops, self.event_bytes, datetime.now(UTC), moved)
+        made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
+        entries = [entry for _, entry in made]
+        failed = [entry for entry in entries if entry.failure is not None]
+        recorded = await self._record(session, ledger, entries, fresh)
+        placed = list(zip(entries, recorded, strict=True))
+        elsewhere = {entry.tenant_id: each.elsewhere for entry, each in placed}
+        await self._count(session, requests, elsewhere)
+        await self._keep_answers(session, fresh)
+        roads = [*(road for road, _ in made), *["rest"] * (len(entries) - len(made))]
+        published = Counter(roads[n] for n, (_, each) in enumerate(placed) if each.seq is not None)
+        return Outcome(taken, failed, states.seconds, published)
+
+    async def reject(
+        self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
+    ) -> None:
+        """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not the next one now."""
+        if await stream.take(session, 1, aside, patient=True) != [row]:
+            raise OutboxChanged
+        entry = batch.Rejected(row, reason).entry(self.event_bytes)
+        await stream.record(session, self.node_id, [entry])
+
+    async def _shops_of(
+        self, session: Session, requests: Sequence[Request], rows: Sequence[stream.OutboxRow]
+    ) -> batch.Shops:
+        """The tenants of a batch. What was read of them is used for a minute."""
+        wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in rows}
+        if self.clock.seconds() - self._shops_since > _SHOPS_SECONDS:
+            self._shops, self._shops_since = {}, self.clock.seconds()
+        if missing := wanted - self._shops.keys():
+            self._shops = self._shops | await tenants.by_id(session, missing)
+        return self._shops
+
+    async def _replay(self, session: Session, requests: Sequence[Request]) -> list[Request]:
+        """Answer those that were made before as they were answered then; those that were not."""
+        calls = [call for each in requests if (call := each.publication.idempotency)]
+        answers = await idempotency.find(session, calls) if calls else {}
+        fresh = []
+        for request in requests:
+            call = request.publication.idempotency
+            answer = answers.get(call.scope) if call is not None else None
+            if call is None or answer is None:
+                fresh.append(request)
+            elif answer.fingerprint != call.fingerprint:
+                request.result = idempotency.mismatch()
+            else:
+                request.result = _told_before(answer.body)
+        return fresh
+
+    async def _states(
+        self,
+        session: Session,
+        items: Sequence[batch.Item | batch.Moved | batch.Rejected],
+        requests: Sequence[Request],
+    ) -> stream.States:
+        """The orders of a batch. Of tenants without any it is asked whether they can be written."""
+        wanted: dict[tuple[TenantId, str | None], bool] = {}
+        for item in (*items, *(item for request in requests for item in request.items)):
+            touched = isinstance(item, batch.Item) and item.touched is not None
+            wanted[item.place] = wanted.get(item.place, False) or touched
+        if not wanted:
+            return stream.States()
+        states = await stream.order_states(
+            session, [(*key, touched) for key, touched in wanted.items()]
+        )
+        if states.failures:
+            raise TenantsFailed(states.failures)
+        return states
+
+    async def _moved(
+        self, session: Session, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
+    ) -> dict[movements.Noted, str]:
+        """What the rows of ledgers say, if there are any in the batch."""
+        noted = [(i.tenant_id, i.kind, i.key) for i in items if isinstance(i, batch.Moved)]
+        if not noted:
+            return {}
+        rows, failures = await movements.states(session, noted)
+        if failures:
+            raise TenantsFailed(failures)
+        return rows
+
+    async def _record(
+        self,
+        session: Session,
+        ledger: batch.Ledger,
+        entries: list[stream.Entry],
+        requests: Sequence[Request],
+    ) -> list[stream.Recorded]:
+        """Store all entries: those of the outbox, and after them those that the requests add."""
+        places: list[tuple[Request, list[int | None], OrderOutcome | None]] = []
+        for request in requests:
+            try:
+                made, order = _asked(ledger, request)
+            except Refusal as refusal:
+                request.result = refusal
+                continue
+            first = len(entries)
+            entries += [entry for entry in made if entry is not None]
+            numbers = iter(range(first, len(entries)))
+            placed = [None if entry is None else next(numbers) for entry in made]
+            places.append((request, placed, order))
+        recorded = await stream.record(session, self.node_id, entries) if entries else []
+        for request, numbers_of, order in places:
+            seqs = [None if number is None else recorded[number].seq for number in numbers_of]
+            if any(n is not None and seq is None for n, seq in zip(numbers_of, seqs, strict=True)):
+                request.result = NotFound("There is no such tenant.", code="unknown_tenant")
+            else:
+                request.result = Published(tuple(seqs), 0, order=order)
+        return recorded
+
+    async def _count(
+        self, session: Session, requests: Sequence[Request], elsewhere: dict[TenantId, int]
+    ) -> None:
+        """Say to those that publish how many tills of theirs are connected, to all nodes."""
+        published = [each for each in requests if isinstance(each.result, Published)]
+        if missing := {request.tenant_id for request in published} - elsewhere.keys():
+            elsewhere |= await presence.elsewhere(session, self.node_id, missing)
+        for request in published:
+            result = cast(Published, request.result)
+            count = self.connections_here(request.tenant_id) + elsewhere.get(request.tenant_id, 0)
+            request.result = evolve(result, connections=count)
+
+    async def _keep_answers(self, session: Session, requests: Sequence[Request]) -> None:
+        answers = [
+            (call, 201, _answer(request.result))
+            for request in requests
+            if (call := request.publication.idempotency) and isinstance(request.result, Published)
+        ]
+        if answers:
+            await idempotency.store(session, answers)
+
+
+def _asked(
+    ledger: batch.Ledger, request: Request
+) -> tuple[list[stream.Entry | None], OrderOutcome | None]:
+    """A request's entries and, where it had a condition, what has become of its order.
+
+    Raises the `Refusal` of either.
+    """
+    items = request.items
+    tenant_id, order_id = items[0].place if items else (request.tenant_id, None)
+    if request.publication.condition is None or order_id is None:
+        return ledger.request(items), None
+    before = ledger.order((tenant_id, order_id))
+    made = ledger.request(items)
+    after = ledger.order((tenant_id, order_id))
+    if after is None:
+        return made, None
+    previous = None if before is None else before.status
+    return made, OrderOutcome(order_id, after.version, after.status, previous)
+
+
+def _answer(published: Published) -> str:
+    """What is kept of an answer. Tills that are connected are counted anew each time."""
+    kept: dict[str, object] = {"ids": published.ids}
+    if published.order is not None:
+        kept["order"] = asdict(published.order)
+    return jsontext.encode(kept).decode()
+
+
+def _told_before(kept: str) -> Published:
+    """The answer that was kept."""
+    body = cast("dict[str, Any]", jsontext.decode(kept))
+    order = OrderOutcome(**body["order"]) if "order" in body else None
+    return Published(tuple(body["ids"]), 0, replayed=True, order=order)

@@ -1,0 +1,107 @@
+"""Whom posd's own clients trust, and by which certificate they are known themselves.
+
+A server has to prove by its certificate that it is the host that was called (RFC 9525): by a name or an
+address in subjectAltName. What cannot be verified is refused, whatever the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+from service_identity.cryptography import extract_patterns
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from posd.security import pem
+from posd.security.dialing import Credentials
+
+if TYPE_CHECKING:
+    from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+_Verify = Callable[[SSL.Connection, X509, int, int, int], bool]
+
+
+def client_context(
+    host: str, ca: Path | None = None, credentials: Credentials | None = None
+) -> IOpenSSLClientConnectionCreator:
+    """What a client needs to call `host`, for `twisted.internet.endpoints.wrapClientTLS`.
+
+    The server must prove to be `host` (a name or an IP address) by a certificate of an authority
+    in the PEM file `ca`, or of one that the platform trusts where that is None. A server that asks
+    for a certificate is shown that of `credentials`. Raises `StartError` for a file that cannot be
+    used, and ValueError for a host that has no such name.
+    """
+    options: dict[str, Any] = {}
+    if credentials is not None:
+        identity = _identity(credentials)
+        first, *issuers = identity.chain
+        options = {"certificate": first, "privateKey": identity.key, "extraCertChain": issuers}
+    # Twisted's trust root takes only its own certificate class, not that of `cryptography`.
+    known = [] if ca is None else [each.public_bytes(Encoding.PEM) for each in pem.authorities(ca)]
+    root = trustRootFromCertificates([Certificate.loadPEM(each) for each in known])
+    calling = optionsForClientTLS(
+        host, trustRoot=None if ca is None else root, extraCertificateOptions=options
+    )
+    return _Strict(calling, _service(host))
+
+
+def _service(host: str) -> DNS_ID | IPAddress_ID:
+    try:
+        ip_address(host)
+    except ValueError:
+        return DNS_ID(host)
+    return IPAddress_ID(host)
+
+
+def _identity(credentials: Credentials) -> pem.Identity:
+    reading = pem.Reading()
+    files = str(credentials.certificate), str(credentials.private_key)
+    identity = reading.identity(("certificate", "private_key"), *files)
+    reading.finish()
+    assert identity is not None
+    return identity
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+@frozen
+class _Strict:
+    """Twisted's way to call a server, with a verification that refuses what it cannot understand.
+
+    Twisted 26.10 logs whatever fails while it compares names, and goes on: a certificate without
+    subjectAltName, of an authority that is trusted, would be taken for any host.
+    """
+
+    calling: IOpenSSLClientConnectionCreator
+    service: DNS_ID | IPAddress_ID
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection: SSL.Connection = self.calling.clientConnectionForTLS(tlsProtocol)
+        connection.set_verify(
+            SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verifier(tlsProtocol)
+        )
+        return connection
+
+    def _verifier(self, protocol: TLSMemoryBIOProtocol) -> _Verify:
+        def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+            if depth or not ok:
+                return bool(ok)
+            try:
+                patterns = extract_patterns(certificate.to_cryptography())
+                verify_service_identity(patterns, [self.service], [])
+            except Exception:
+                # OpenSSL would print and forget it: the connection ends with it as its reason.
+                protocol.failVerification(Failure())
+                return False
+            return True
+
+        return verify

@@ -1,0 +1,235 @@
+"""The stream without a WebSocket: `GET /api/{tenant}/events`, `…/events/stream`, `POST …/events/ack`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, cast
+from uuid import UUID
+
+from attrs import define
+from msgspec import Meta
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.server import Request
+
+from posd.delivery.long_poll import Caller, Hold, Polls, Wish
+from posd.protocol import jsontext
+from posd.values import Position, Seq
+from posd.web.admission import Admission, resume_position
+from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, called, plain
+from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
+from posd.web.http.requests import Answer, Takeover
+from posd.web.http.site import BoundedChannel
+from posd.web.sse import EventStream
+
+_LAST_SEQ: Final = 2**63 - 1
+_TYPE: Final = "[a-z][a-z0-9_]{0,49}"
+
+Place = Annotated[
+    Seq, Meta(ge=0, le=_LAST_SEQ, description="A position in the tenant's stream; 0 is before all.")
+]
+History = Annotated[
+    UUID,
+    Meta(description="The history in which positions are counted.", extra={"also": ("streamId",)}),
+]
+
+
+class PollTaken(Taken, frozen=True, rename=None):
+    """From where on, and how much of what."""
+
+    after: Place | Unset = UNSET
+    limit: Annotated[int, Meta(ge=1, le=500, description="How many events at most.")] = 100
+    wait: Annotated[
+        int, Meta(ge=0, le=60, description="For how many seconds to wait if there is none.")
+    ] = 0
+    types: (
+        Annotated[
+            str,
+            Meta(
+                pattern=f"^{_TYPE}(,{_TYPE})*$",
+                max_length=1000,
+                description="Only events of these types, separated by commas.",
+            ),
+        ]
+        | Unset
+    ) = UNSET
+    stream_id: History | Unset = UNSET
+
+
+class StreamTaken(Taken, frozen=True, rename=None):
+    """From where on. The header `Last-Event-ID` says the same as the parameter."""
+
+    last_event_id: Annotated[Place, called("lastEventId")] | Unset = UNSET
+    stream_id: History | Unset = UNSET
+
+
+class AckTaken(Taken, frozen=True):
+    """Up to where everything is stored."""
+
+    id: Place
+    stream_id: UUID | Unset = UNSET
+
+
+class MessageGiven(Given, frozen=True):
+    """One event, as it is on a WebSocket too. Other members may stand beside `data`."""
+
+    type: Annotated[str, Meta(pattern=f"^{_TYPE}$")]
+    id: Annotated[Seq, Meta(ge=1)]
+    tenant: str
+    timestamp: Moment
+    data: dict[str, Any]
+    replay: Annotated[Literal[True], Meta(description="It is sent to catch up.")] | Unset = UNSET
+
+
+class BatchGiven(Success, frozen=True):
+    """What follows a position. `next` is the `after` of the next call."""
+
+    events: list[MessageGiven]
+    next: Place
+    has_more: bool
+    last_event_id: Place
+    stream_id: UUID
+    resync: Literal["retention", "reset", "ahead"] | None
+
+
+class CursorGiven(Success, frozen=True):
+    """How far the terminal is."""
+
+    id: Place
+
+
+_CONNECTING: Final = (
+    Refused(429, "too_many_connections", "The tenant or the terminal has too many."),
+    Refused(429, "too_many_devices", "The tenant has too many devices for another one."),
+    Refused(503, "overloaded", "posd has as many connections as it can serve."),
+)
+
+
+@define(eq=False)
+class Events:
+    """The endpoints by which a till follows its tenant's stream without a WebSocket."""
+
+    polls: Polls
+    admission: Admission
+    reactor: IReactorTime
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/api/{tenant}/events",
+                self.poll,
+                "Poll for events",
+                TILLS,
+                {200: BatchGiven},
+                takes=PollTaken,
+                refusals=(
+                    Refused(400, "position_required", "No name, so no cursor, and no `after`."),
+                    *_CONNECTING,
+                ),
+                description=(
+                    "Without `after` it goes on from the terminal's cursor. Naming a position"
+                    " acknowledges everything up to it. With `wait` it is answered as soon as there"
+                    " is an event. `resync` is why there is nothing to go on from: reload what is"
+                    " pending, and go on from `next`."
+                ),
+                tag="Stream",
+            ),
+            Operation(
+                "GET",
+                "/api/{tenant}/events/stream",
+                self.stream,
+                "Follow the stream by server-sent events",
+                TILLS,
+                {200: MessageGiven},
+                takes=StreamTaken,
+                refusals=(
+                    Refused(400, "invalid_position", "`Last-Event-ID` is no position."),
+                    *_CONNECTING,
+                ),
+                description=(
+                    "The first event is `connected`, the last one `pos_closing`; neither has an id."
+                    " `Last-Event-ID` says the same as `last_event_id`, which counts where both are"
+                    " sent."
+                ),
+                tag="Stream",
+                media="text/event-stream",
+            ),
+            Operation(
+                "POST",
+                "/api/{tenant}/events/ack",
+                self.acknowledge,
+                "Acknowledge events",
+                TILLS,
+                {200: CursorGiven},
+                takes=AckTaken,
+                refusals=(
+                    Refused(409, "stream_changed", "The position is one in another history."),
+                    Refused(422, "beyond_head", "There is no such event yet."),
+                    Refused(422, "no_device", "A terminal without a name has no cursor."),
+                    _CONNECTING[1],
+                ),
+                tag="Stream",
+                example={"id": 1042},
+            ),
+        )
+
+    async def poll(self, ask: TenantAsk[PollTaken]) -> Answer:
+        """Answered after a wait too, so that the request is a till's meanwhile."""
+        taken = ask.taken
+        position = None
+        if taken.after is not UNSET:
+            position = Position(taken.after, _known(taken.stream_id))
+        types = frozenset(() if taken.types is UNSET else taken.types.split(","))
+        wish = Wish(taken.limit, float(taken.wait), types)
+        batch = await self.polls.answer(_caller(ask), position, wish, _hold(ask.call.request))
+        answer = BatchGiven(
+            events=[],
+            next=batch.position,
+            has_more=batch.position < batch.last,
+            last_event_id=batch.last,
+            stream_id=batch.stream_id,
+            resync=None if batch.resync is None else batch.resync.value,
+        )
+        written = [jsontext.Written(message) for message in batch.messages]
+        return Answer(plain(answer) | {"events": written})
+
+    async def stream(self, ask: TenantAsk[StreamTaken]) -> Answer:
+        """Everything is checked and looked up before the first byte, as it is for a WebSocket."""
+        taken = ask.taken
+        if taken.last_event_id is UNSET:
+            position = resume_position(ask.call)
+        else:
+            position = Position(taken.last_event_id, _known(taken.stream_id))
+        admitted = await self.admission.admit(ask.tenant, ask.principal, ask.device_id, position)
+        line = EventStream(admitted, self.admission.exchange, self.reactor)
+        return Takeover({}, begin=line.begin, forgo=admitted.left)
+
+    async def acknowledge(self, ask: TenantAsk[AckTaken]) -> Answer:
+        """Answered when it is written."""
+        stream_id = _known(ask.taken.stream_id)
+        seq = await self.polls.acknowledge(_caller(ask), ask.taken.id, stream_id)
+        return given(CursorGiven(id=seq))
+
+
+def _caller(ask: TenantAsk[Any]) -> Caller:
+    return Caller(ask.tenant, ask.principal, ask.device_id)
+
+
+def _known(stream_id: UUID | Unset) -> UUID | None:
+    return None if stream_id is UNSET else stream_id
+
+
+def _hold(request: Request) -> Hold:
+    """What a poll calls when it begins to wait."""
+
+    def hold(leave: Callable[[], None]) -> Callable[[], None]:
+        channel = cast("BoundedChannel | None", request.channel)
+        if channel is None:
+            # Whoever asked has gone already.
+            leave()
+            return lambda: None
+        channel.hold(leave)
+        return channel.let_go
+
+    return hold

@@ -1,0 +1,151 @@
+"""What gift cards and loyalty points have in common by HTTP: who moves what, within what time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from attrs import evolve
+from msgspec import Meta, structs
+
+from posd.errors import BadRequest, NotFound
+from posd.store import ledgers
+from posd.store.idempotency import Answered
+from posd.store.ledgers import Cause
+from posd.web.http import idempotency
+from posd.web.http.models import UNSET, Given, Identity, Taken, Unset, called, plain
+from posd.web.http.operations import Refused, TenantAsk, given
+from posd.web.http.requests import Answer
+
+M = TypeVar("M")
+
+MONEY_SECONDS: Final = 7.5
+"""From when a movement is asked for until its COMMIT; with the last grace of that it is eight.
+
+Tills give up after ten, and many send no key: nothing may happen after they have.
+"""
+
+_TRANSACTION: Final = re.compile(r"[0-9]{1,19}")
+
+OrderId = Annotated[
+    str,
+    Meta(extra_json_schema={"maxLength": 255}),
+    called("order_reference", "orderReference"),
+]
+Remark = Annotated[str, Meta(description="For people. 500 characters of it are kept.")]
+TransactionId = Annotated[str, Meta(description="Names the movement in this tenant.")]
+
+MISMATCH: Final = Refused(
+    422, "idempotency_mismatch", "This Idempotency-Key was used to move something else."
+)
+REVERSED: Final = Refused(409, "reversed", "The movement with this Idempotency-Key was reversed.")
+NO_LEDGER: Final = Refused(404, "no_ledger", "The shop keeps its gift cards or points elsewhere.")
+LONG_ORDER: Final = Refused(422, "invalid_order", "`orderId` is longer than 255 characters.")
+BAD_KEY: Final = Refused(
+    400, "invalid_idempotency_key", "It is no key, or there are two that differ."
+)
+TOO_MUCH: Final = Refused(422, "invalid_amount", "It would be more than can be held.")
+REVERSAL_REFUSALS: Final = (
+    Refused(404, "unknown_transaction", "There is no such movement of this card or account."),
+    Refused(403, "forbidden", "A till reverses its own movements only."),
+    Refused(
+        409, "ambiguous_key", "Several movements have this key: name one by its transactionId."
+    ),
+    Refused(409, "still_running", "The first call with this Idempotency-Key is not finished."),
+    Refused(422, "not_reversible", "A reversal cannot be reversed."),
+    MISMATCH,
+    NO_LEDGER,
+    BAD_KEY,
+)
+
+
+class MovementTaken(Taken, frozen=True):
+    """What every movement may say besides what it moves."""
+
+    order_id: OrderId | Unset | None = UNSET
+    idempotency_key: str | Unset | None = UNSET
+
+
+class ReversalTaken(Taken, frozen=True):
+    """Which movement is taken back: the one with this key, or the one of this id."""
+
+    # `$` alone lets a line feed follow.
+    idempotency_key: Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")] | Unset | None = UNSET
+    transaction_id: Identity | Unset | None = UNSET
+    reason: Remark | Unset | None = UNSET
+
+    @property
+    def original(self) -> dict[str, Any]:
+        """What names the movement, for the store. Raises `BadRequest` unless it is one of the two."""
+        if self.idempotency_key and self.transaction_id:
+            message = "idempotencyKey and transactionId are two names: send one."
+            raise BadRequest(message, code="invalid_field", details={"field": "transactionId"})
+        if self.idempotency_key:
+            return {"key": self.idempotency_key}
+        if not self.transaction_id:
+            message = "idempotencyKey or transactionId is missing."
+            raise BadRequest(message, code="missing_field", details={"field": "idempotencyKey"})
+        if _TRANSACTION.fullmatch(self.transaction_id) is None:
+            raise ledgers.unknown_transaction()
+        return {"transaction_id": int(self.transaction_id)}
+
+
+class ReversalGiven(Given, frozen=True, kw_only=True):
+    """What became of a reversal.
+
+    `tombstoned`: no movement has this key so far, and from now on none can. `transactionId` is the
+    reversal's own.
+    """
+
+    success: Literal[True] = True
+    reversed: bool
+    tombstoned: bool
+    transaction_id: TransactionId
+
+
+def cause(ask: TenantAsk[Any], note: str | Unset | None, *, key: str | None = None) -> Cause:
+    """Who moves something and why; the key is the call's unless there is another."""
+    order_id = getattr(ask.taken, "order_id", None)
+    return Cause(ask.who, key, ask.device_id, sent(order_id), sent(note))
+
+
+def key_of(ask: TenantAsk[Any]) -> str | None:
+    """The `Idempotency-Key` of a movement, from a header or from its body. Raises `BadRequest`."""
+    return idempotency.key_of(ask.call, sent(ask.taken.idempotency_key))
+
+
+def deadline(ask: TenantAsk[Any]) -> float:
+    """When a movement that is asked for must be committed, by the reactor's clock."""
+    return ask.arrived + MONEY_SECONDS
+
+
+def sent(value: M | Unset | None) -> M | None:
+    """A member that may be missing, or null, which says the same."""
+    return None if value is UNSET else value
+
+
+def twice(kind: type[Given], data: Given, *, replayed: bool = False) -> Answer:
+    """An answer whose members are there twice, under `data` too, where deployed platforms read them."""
+    known = structs.asdict(data)
+    members = {name: known[name] for name in kind.__struct_fields__ if name in known}
+    answer = given(kind(**members, data=data), replayed=replayed)
+    return evolve(answer, body={"success": True, **answer.body})
+
+
+async def told(reversal: Awaitable[Given]) -> tuple[int, Mapping[str, object]]:
+    """A reversal's answer, to be kept with it."""
+    return 200, plain(await reversal)
+
+
+def again(answered: Answered) -> Answer:
+    """An answer that was kept, or is now."""
+    headers = {"Idempotent-Replayed": "true"} if answered.replayed else {}
+    return Answer(answered.body, answered.status, headers)
+
+
+def unknown_customer(phone: str) -> NotFound:
+    """Nobody collects points under this number, in the words of deployed platforms too."""
+    details = {"data": {"phone": phone, "points": 0, "isNewCustomer": True}}
+    message = "There is no such customer."
+    return NotFound(message, code="unknown_customer", details=details)

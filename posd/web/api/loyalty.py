@@ -1,0 +1,363 @@
+"""Loyalty points by REST: what a customer has, adding, redeeming, taking a movement back.
+
+A customer is named by a telephone number, however it is written: see `posd.events.phones`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from attrs import define
+
+from posd.database.pool import Database
+from posd.events import phones
+from posd.protocol.jsontext import timestamp
+from posd.store import idempotency, loyalty, loyalty_rules
+from posd.store.loyalty import Account, Movement, Transaction
+from posd.store.loyalty_rules import Moving, Rules
+from posd.web.api import ledgers
+from posd.web.api.ledgers import (
+    BAD_KEY,
+    LONG_ORDER,
+    MISMATCH,
+    NO_LEDGER,
+    REVERSAL_REFUSALS,
+    REVERSED,
+    TOO_MUCH,
+    MovementTaken,
+    Remark,
+    ReversalGiven,
+    ReversalTaken,
+    TransactionId,
+)
+from posd.web.http.models import UNSET, Given, Moment, Points, Unset
+from posd.web.http.operations import LEDGERS, Operation, Refused, TenantAsk
+from posd.web.http.requests import Answer
+
+
+class PointsTaken(MovementTaken, frozen=True, kw_only=True):
+    """How many points are moved, and why."""
+
+    points: Points
+    reason: Remark | Unset | None = UNSET
+
+
+class TransactionGiven(Given, frozen=True):
+    """A movement in a customer's list: `points` has its sign, `balance` is what there was after it."""
+
+    transaction_id: TransactionId
+    type: str
+    points: int
+    balance: int
+    order_id: str | None
+    reason: str | None
+    created_at: Moment
+
+
+class SettingsGiven(Given, frozen=True):
+    """A shop's rules: what a point is worth, and how many may be redeemed at once."""
+
+    enabled: bool
+    points_per_pound: Decimal
+    redemption_rate: Decimal
+    minimum_redeem: int
+    increment: int
+
+
+class Standing(Given, frozen=True):
+    """What a customer has. `loyaltyPoints` and `points` are one value, so are the two phones."""
+
+    customer_id: str
+    phone: str
+    customer_phone: str
+    name: str | None
+    loyalty_points: int
+    points: int
+    total_spent: Decimal
+    recent_transactions: list[TransactionGiven]
+    settings: SettingsGiven
+
+
+class StandingData(Standing, frozen=True):
+    """The same, with what platforms call it besides."""
+
+    customer_name: str | None
+    email: str | None
+    member_since: Moment
+
+
+class StandingGiven(Standing, frozen=True, kw_only=True):
+    """What a customer has."""
+
+    success: Literal[True] = True
+    data: StandingData
+
+
+class Addition(Given, frozen=True):
+    """What was added."""
+
+    customer_id: str
+    previous_points: int
+    points_added: int
+    new_points: int
+    transaction_id: TransactionId
+
+
+class AdditionGiven(Addition, frozen=True, kw_only=True):
+    """What was added."""
+
+    success: Literal[True] = True
+    data: Addition
+
+
+class Redemption(Given, frozen=True):
+    """What was redeemed, and what it is worth. `newPoints` and `remainingPoints` are one value."""
+
+    previous_points: int
+    points_redeemed: int
+    new_points: int
+    remaining_points: int
+    discount_amount: Decimal
+    transaction_id: TransactionId
+
+
+class RedemptionGiven(Redemption, frozen=True, kw_only=True):
+    """What was redeemed."""
+
+    success: Literal[True] = True
+    data: Redemption
+
+
+class PointsReversalGiven(ReversalGiven, frozen=True, kw_only=True):
+    """What became of a reversal, and what there is after it. Both numbers of points are one value."""
+
+    new_points: int
+    remaining_points: int
+
+
+class NewCustomer(Given, frozen=True):
+    """Nobody yet."""
+
+    phone: str
+    points: Literal[0]
+    is_new_customer: Literal[True]
+
+
+class UnknownCustomer(Given, frozen=True):
+    """Said so that deployed platforms can go on."""
+
+    data: NewCustomer
+
+
+class InsufficientPoints(Given, frozen=True):
+    """What there is."""
+
+    current_points: int
+
+
+UNKNOWN: Final = Refused(404, "unknown_customer", "Nobody collects points under this number.")
+INVALID_PHONE: Final = Refused(422, "invalid_phone", "This is no telephone number.")
+INVALID_POINTS: Final = Refused(
+    422,
+    "invalid_amount",
+    "It is no whole number above zero, or more than can be moved at once or an account can hold.",
+)
+INSUFFICIENT: Final = Refused(
+    400, "insufficient_points", "There are not so many points.", InsufficientPoints
+)
+DISABLED: Final = Refused(422, "loyalty_disabled", "The shop gives and takes no points.")
+
+
+@define(eq=False)
+class LoyaltyPoints:
+    """The endpoints."""
+
+    database: Database
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        customer = "/api/{tenant}/loyalty/{phone}"
+        either = (INVALID_PHONE, NO_LEDGER)
+        moved = (*either, REVERSED, MISMATCH, BAD_KEY, LONG_ORDER, DISABLED)
+        return (
+            Operation(
+                "GET",
+                f"{customer}/points",
+                self.points,
+                "What points a customer has",
+                LEDGERS,
+                {200: StandingGiven},
+                refusals=(Refused(404, UNKNOWN.code, UNKNOWN.when, UnknownCustomer), *either),
+                tag="Loyalty",
+                description="With the last ten movements, newest first. `totalSpent` is the shop's figure.",
+            ),
+            Operation(
+                "POST",
+                f"{customer}/add",
+                self.add,
+                "Give a customer points",
+                LEDGERS,
+                {200: AdditionGiven},
+                PointsTaken,
+                refusals=(
+                    Refused(404, UNKNOWN.code, "And the shop opens no accounts by itself."),
+                    Refused(409, "already_earned", "This order has earned its points already."),
+                    *(INVALID_POINTS, *moved),
+                ),
+                idempotent=True,
+                tag="Loyalty",
+                description="An order earns once, whatever key it comes with. An unknown number becomes"
+                " an account, unless the shop does not want that.",
+                example={"points": 23, "orderId": "A-17", "reason": "order A-17"},
+            ),
+            Operation(
+                "POST",
+                f"{customer}/redeem",
+                self.redeem,
+                "Redeem a customer's points",
+                LEDGERS,
+                {200: RedemptionGiven},
+                PointsTaken,
+                refusals=(
+                    *(INSUFFICIENT, UNKNOWN),
+                    Refused(
+                        422,
+                        INVALID_POINTS.code,
+                        f"{INVALID_POINTS.when} Or fewer than the shop's minimum, or not a multiple"
+                        " of its increment.",
+                    ),
+                    *moved,
+                ),
+                idempotent=True,
+                tag="Loyalty",
+                description="`discountAmount` is what the points were worth when they were redeemed.",
+                example={"points": 100, "orderId": "A-17"},
+            ),
+            Operation(
+                "POST",
+                f"{customer}/reverse",
+                self.reverse,
+                "Take a movement of points back",
+                LEDGERS,
+                {200: PointsReversalGiven},
+                ReversalTaken,
+                refusals=(*REVERSAL_REFUSALS, INVALID_PHONE, INSUFFICIENT, TOO_MUCH),
+                idempotent=True,
+                tag="Loyalty",
+                description="As with gift cards. Points that were spent meanwhile cannot be taken back.",
+                example={"transactionId": "42"},
+            ),
+        )
+
+    async def points(self, ask: TenantAsk[None]) -> Answer:
+        """What a customer has, and what it is worth."""
+        phone, session = _phone(ask), self.database.of(ask.tenant.id)
+        account, rules = await loyalty_rules.account(session, ask.tenant, phone)
+        if account is None:
+            raise ledgers.unknown_customer(phone)
+        return ledgers.twice(StandingGiven, _standing(account, rules))
+
+    async def add(self, ask: TenantAsk[PointsTaken]) -> Answer:
+        """What a till or a web shop does when somebody has paid."""
+        movement = await self._move(ask, loyalty_rules.add)
+        data = Addition(
+            customer_id=str(movement.account_id),
+            previous_points=movement.before,
+            points_added=movement.points,
+            new_points=movement.after,
+            transaction_id=str(movement.transaction_id),
+        )
+        return ledgers.twice(AdditionGiven, data, replayed=movement.replayed)
+
+    async def redeem(self, ask: TenantAsk[PointsTaken]) -> Answer:
+        """What a till or a web shop does when somebody pays with points."""
+        movement = await self._move(ask, loyalty_rules.redeem)
+        data = Redemption(
+            previous_points=movement.before,
+            points_redeemed=-movement.points,
+            new_points=movement.after,
+            remaining_points=movement.after,
+            discount_amount=movement.discount or Decimal(),
+            transaction_id=str(movement.transaction_id),
+        )
+        return ledgers.twice(RedemptionGiven, data, replayed=movement.replayed)
+
+    async def reverse(self, ask: TenantAsk[ReversalTaken]) -> Answer:
+        """The body names the movement; a key in a header is this call's own."""
+        tenant, phone, original = ask.tenant, _phone(ask), ask.taken.original
+        cause = ledgers.cause(ask, ask.taken.reason)
+        named = ask.named([phone, original])
+        answered = await self.database.transaction(
+            lambda session: idempotency.once(
+                session,
+                named,
+                lambda: ledgers.told(
+                    _reversal(loyalty.reverse(session, tenant, phone, cause, **original))
+                ),
+            ),
+            tenant=tenant.id,
+            deadline=ledgers.deadline(ask),
+        )
+        return ledgers.again(answered)
+
+    async def _move(self, ask: TenantAsk[PointsTaken], move: Moving) -> Movement:
+        tenant, phone, points = ask.tenant, _phone(ask), ask.taken.points
+        cause = ledgers.cause(ask, ask.taken.reason, key=ledgers.key_of(ask))
+        return await self.database.transaction(
+            lambda session: move(session, tenant, phone, points, cause),
+            tenant=tenant.id,
+            deadline=ledgers.deadline(ask),
+        )
+
+
+async def _reversal(reversing: Awaitable[Movement]) -> PointsReversalGiven:
+    movement = await reversing
+    return PointsReversalGiven(
+        reversed=not movement.tombstoned,
+        tombstoned=movement.tombstoned,
+        new_points=movement.after,
+        remaining_points=movement.after,
+        transaction_id=str(movement.transaction_id),
+    )
+
+
+def _phone(ask: TenantAsk[Any]) -> str:
+    """The number in the path, as customers are named."""
+    return phones.normalise(ask.path["phone"], ask.tenant.default_region)
+
+
+def _standing(account: Account, rules: Rules) -> StandingData:
+    return StandingData(
+        customer_id=str(account.id),
+        phone=account.phone,
+        customer_phone=account.phone,
+        name=account.name,
+        customer_name=account.name,
+        email=account.email,
+        member_since=timestamp(account.member_since),
+        loyalty_points=account.points,
+        points=account.points,
+        total_spent=account.total_spent,
+        recent_transactions=[_transaction(each) for each in account.recent],
+        settings=SettingsGiven(
+            enabled=rules.enabled,
+            points_per_pound=rules.points_per_pound,
+            redemption_rate=rules.redemption_rate,
+            minimum_redeem=rules.minimum_redeem,
+            increment=rules.increment,
+        ),
+    )
+
+
+def _transaction(movement: Transaction) -> TransactionGiven:
+    return TransactionGiven(
+        transaction_id=str(movement.transaction_id),
+        type=movement.type,
+        points=movement.points,
+        balance=movement.after,
+        order_id=movement.order_id,
+        reason=movement.reason,
+        created_at=timestamp(movement.created_at),
+    )

@@ -1,0 +1,39 @@
+"""`GET /metrics`: what Prometheus scrapes."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from posd.monitoring.exposition import CONTENT_TYPE, Metrics
+from posd.web.http.operations import ADMINS, Ask, Operation
+from posd.web.http.requests import Answer, Document
+
+
+@define(eq=False)
+class MetricsEndpoint:
+    """The endpoint. It answers while the database is away, with what is known without it."""
+
+    metrics: Metrics
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/metrics",
+                self.scrape,
+                "Metrics, for Prometheus",
+                ADMINS,
+                {200: "Metrics in the text format of Prometheus."},
+                trusted=True,
+                description=(
+                    "Of this node. While the database is away `posd_database_up` is 0, and what is"
+                    " read from it is left out."
+                ),
+                tag="Health",
+                media="text/plain",
+            ),
+        )
+
+    async def scrape(self, ask: Ask[None]) -> Answer:
+        return Document({}, text=await self.metrics.text(), of=CONTENT_TYPE)

@@ -1,0 +1,89 @@
+"""An order's members as a platform sends them by REST: said once, and its money exact.
+
+Elsewhere an order is read tolerantly (`posd.events.normalise`), since nobody is there who could be told. A
+platform that asks by REST is told, before it takes money for what it did not mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from posd.errors import BadRequest, Unprocessable
+from posd.events import money
+from posd.events.coercion import Unreadable, amount, objects
+from posd.events.fields import Member, Table, snake
+from posd.events.normalise import ADDON, ITEM, TABLES
+from posd.web.http.models import differ
+
+WORDS: Final = frozenset(("pending", "received", "accepted", "print"))
+"""What follows `/orders/` in the tills' addresses: an order that is called so could not be looked at."""
+
+_PARTS: Final = (("items", ITEM), ("selectedAddons", ADDON))
+"""The tables of an order's lines, and of their addons."""
+
+
+def check(order: Mapping[str, object], currency: str) -> None:
+    """Each member has one value, and each amount is one of the currency; null says nothing of it.
+
+    Raises `BadRequest` (`invalid_field`) and `Unprocessable` (`invalid_amount`) with the name of the
+    member, as in `items[0].price`.
+    """
+    _check(order, TABLES["new_order"], currency, "", _PARTS)
+
+
+def check_name(order_id: object) -> None:
+    """Raises `Unprocessable` for an id that is a part of the tills' addresses."""
+    if order_id in WORDS:
+        raise Unprocessable(
+            f"No order can be called {order_id}: {', '.join(sorted(WORDS))} are addresses.",
+            code="invalid_event",
+            details={"field": "orderId"},
+        )
+
+
+def _check(
+    sent: Mapping[str, object],
+    table: Table,
+    currency: str,
+    where: str,
+    parts: tuple[tuple[str, Table], ...],
+) -> None:
+    for member in table.members:
+        for name, value in _once(sent, member, where):
+            if member.read is amount and value is not None:
+                money.parse(value, currency, f"{where}{name}")
+    if parts:
+        (name, inner), *deeper = parts
+        for index, part in enumerate(_objects(sent, name)):
+            _check(part, inner, currency, f"{where}{name}[{index}].", tuple(deeper))
+
+
+def _once(sent: Mapping[str, object], member: Member, where: str) -> Iterator[tuple[str, object]]:
+    """A member under its contract's names, each with its value.
+
+    Money is the same under all its names (`total`, `discount`); other members may have names that
+    mean more, as a line's `name` and `displayName`, and are the same in either spelling alone.
+    """
+    names = [
+        name
+        for name in (member.name, *member.others)
+        if name in sent and (member.read is amount or snake(name) == snake(member.name))
+    ]
+    for name in names:
+        if differ(sent[name], sent[names[0]]):
+            raise BadRequest(
+                f"{where}{' and '.join(names)} are the same member and differ.",
+                code="invalid_field",
+                details={"field": f"{where}{member.name}"},
+            )
+        yield member.name if snake(name) == snake(member.name) else name, sent[name]
+
+
+def _objects(sent: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    """The parts of an order. What is no list is left to `posd.events.normalise`."""
+    try:
+        value = sent.get(name, sent.get(snake(name)))
+        return [] if value is None else objects(value)
+    except Unreadable:
+        return []

@@ -1,0 +1,220 @@
+"""Publishing by REST: `POST /api/{tenant}/events` and the deployed `POST /broadcast`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import tzinfo
+from typing import Annotated, Any, Final
+
+from attrs import define, field
+from msgspec import Meta
+
+from posd.errors import BadRequest, Unprocessable
+from posd.events import normalise as drafts
+from posd.events.timezones import zone
+from posd.protocol import jsontext
+from posd.publishing.publication import Publication, Published
+from posd.publishing.sequencer import Sequencer
+from posd.security.auth import of_kind
+from posd.security.rate_limits import Clock, Rates
+from posd.values import SLUG, Draft, KeyKind, Seq, Tenant
+from posd.web.http import idempotency
+from posd.web.http.dispatch import Reception
+from posd.web.http.models import UNSET, Success, Taken, Unset, component
+from posd.web.http.operations import PLATFORMS, Ask, Operation, Refused, TenantAsk, given
+from posd.web.http.requests import Answer, Call
+from posd.web.openapi.event_schemas import ref
+
+_MOST_EVENTS: Final = 500
+Position = Annotated[Seq, Meta(ge=1, description="A position in the tenant's stream.")]
+
+
+EventToPublish = Annotated[dict[str, Any], component("EventToPublish")]
+
+
+class EventsTaken(Taken, frozen=True):
+    """One event, or up to 500 under `events`. Members beside `data` go out beside the data."""
+
+    type: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,49}$")] | Unset = UNSET
+    data: dict[str, Any] | Unset = UNSET
+    events: Annotated[list[EventToPublish], Meta(min_length=1, max_length=500)] | Unset = UNSET
+
+    beyond = {"anyOf": [ref("EventToPublish"), {"required": ["events"]}]}
+
+
+class EventGiven(Success, frozen=True, kw_only=True):
+    """Where one event or several have gone; null for one that told nothing new.
+
+    `connections` counts the tenant's connected tills, on all nodes.
+    """
+
+    id: Position | Unset | None = UNSET
+    ids: list[Position | None] | Unset = UNSET
+    connections: int
+
+
+class BroadcastTaken(Taken, frozen=True):
+    """What the deployed broadcaster sends."""
+
+    tenant: str
+    event: EventToPublish
+
+
+class BroadcastGiven(Success, frozen=True):
+    """What the deployed broadcaster is told."""
+
+    message: str
+    connections: int
+
+
+@define(eq=False)
+class Publisher:
+    """The endpoints by which a platform publishes. `per_second` events of one tenant, on average."""
+
+    reception: Reception
+    sequencer: Sequencer
+    per_second: int
+    clock: Clock
+    _events: Rates = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._events = Rates(self.clock)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/api/{tenant}/events",
+                self.events,
+                "Publish events",
+                PLATFORMS,
+                {201: EventGiven, 200: EventGiven},
+                describes=EventsTaken,
+                refusals=PUBLISHING_REFUSALS,
+                idempotent=True,
+                tag="Platform",
+                example={"type": "new_order", "data": {"orderId": "A-2", "totalAmount": 12.5}},
+            ),
+            Operation(
+                "POST",
+                "/broadcast",
+                self.broadcast,
+                "Publish as the deployed broadcaster does",
+                PLATFORMS,
+                {200: BroadcastGiven},
+                describes=BroadcastTaken,
+                refusals=(
+                    *PUBLISHING_REFUSALS,
+                    Refused(400, "missing_tenant_or_event", "One of them is not there."),
+                    Refused(400, "invalid_tenant", "`tenant` is no tenant's name."),
+                    Refused(403, "tenant_mismatch", "X-Tenant-ID names another tenant."),
+                    Refused(404, "unknown_tenant", "On a trusted listener, which asks for no key."),
+                ),
+                idempotent=True,
+                trusted=True,
+                own_keys=True,
+                tag="Platform",
+                example={
+                    "tenant": "kitchen",
+                    "event": {"type": "new_order", "data": {"orderId": "A-3", "totalAmount": 9.5}},
+                },
+            ),
+        )
+
+    async def events(self, ask: TenantAsk[None]) -> Answer:
+        """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
+        body = ask.call.json()
+        several = "events" in body
+        clock = zone(ask.tenant.timezone)
+        made = _several(body["events"], clock) if several else [one_event(body, "", clock)]
+        published = await self.publish(Publication(ask.tenant.id, made, ask.named(_moved(made))))
+        ids = list(published.ids)
+        answer = EventGiven(connections=published.connections, **_placed(ids, several=several))
+        status = 201 if any(seq is not None for seq in ids) else 200
+        return given(answer, status, replayed=published.replayed)
+
+    async def broadcast(self, ask: Ask[None]) -> Answer:
+        """The deployed broadcaster's call, `{"tenant", "event": {"type", "timestamp", "data", …}}`."""
+        call = ask.call
+        if _asks_for_key(call):
+            authenticator = self.reception.authenticator
+            self.reception.spend(await authenticator.somewhere(call.key, call.address), call)
+        body = call.json()
+        slug, event = body.get("tenant"), body.get("event")
+        if not isinstance(slug, str) or not slug or not isinstance(event, dict):
+            raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
+        tenant = await self._addressed(call, slug)
+        made = [one_event(event, "event.", zone(tenant.timezone))]
+        named = idempotency.named(
+            call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
+        )
+        published = await self.publish(Publication(tenant.id, made, named))
+        answer = BroadcastGiven(
+            message=f"Event broadcasted to {slug}", connections=published.connections
+        )
+        return given(answer, replayed=published.replayed)
+
+    async def publish(self, publication: Publication) -> Published:
+        """Publish within the tenant's rate."""
+        # Ten seconds' worth at once: a platform that was away catches up.
+        burst = max(10 * self.per_second, _MOST_EVENTS)
+        self._events.spend(publication.tenant_id, len(publication.drafts), self.per_second, burst)
+        return await self.sequencer.publish(publication)
+
+    async def _addressed(self, call: Call, slug: str) -> Tenant:
+        """The tenant of a broadcast: with a platform key, or without one on a trusted listener."""
+        if SLUG.fullmatch(slug) is None:
+            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+        call.check_tenant(slug)
+        authenticator = self.reception.authenticator
+        if _asks_for_key(call):
+            credential = await authenticator.at_tenant(slug, call.key, None, call.address)
+            of_kind(credential.principal, KeyKind.PLATFORM)
+            return credential.tenant
+        return await authenticator.unasked(slug)
+
+
+PUBLISHING_REFUSALS: Final = (
+    Refused(400, "invalid_events", "`events` is not a list of 1 to 500."),
+    Refused(400, "invalid_event", "An event is not an object."),
+    Refused(413, "event_too_large", "An event has more than `security.rate_limits.event_bytes`."),
+    Refused(422, "invalid_event", "This cannot be an event."),
+    Refused(429, "too_many_requests", "The tenant publishes more than it may."),
+)
+
+
+def _asks_for_key(call: Call) -> bool:
+    return not call.door.trusted or call.key is not None
+
+
+def _placed(ids: list[Seq | None], *, several: bool) -> dict[str, Any]:
+    return {"ids": ids} if several else {"id": ids[0]}
+
+
+def _moved(made: Sequence[Draft]) -> list[object]:
+    """What a publication moves: its events, however they were spelled."""
+    return [[each.type, each.data, each.beside] for each in made]
+
+
+def _several(events: object, clock: tzinfo) -> list[Draft]:
+    if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
+        raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
+    return [one_event(event, f"events[{index}].", clock) for index, event in enumerate(events)]
+
+
+def one_event(event: object, where: str, clock: tzinfo) -> Draft:
+    """One event in its exact form; a refusal says by `where` which one it was."""
+    if not isinstance(event, Mapping):
+        raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
+    beside = {
+        name: value for name, value in event.items() if name not in ("type", "data", "timestamp")
+    }
+    try:
+        # The body may be deeper, since it wraps them; whoever reads the event again may not.
+        if jsontext.deeper([event.get("data"), beside], jsontext.DEPTH + 1):
+            what = f"data is nested more than {jsontext.DEPTH} levels deep."
+            raise Unprocessable(what, code="invalid_event")
+        return drafts.draft(event.get("type"), event.get("data"), beside, zone=clock)
+    except Unprocessable as refusal:
+        raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal

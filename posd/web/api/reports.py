@@ -1,0 +1,188 @@
+"""`POST /api/{tenant}/reports/daily`: what a till reports of a day."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Final
+
+from attrs import define, evolve
+from msgspec import Meta
+
+from posd.database.pool import Database
+from posd.events import daily_reports as reports
+from posd.events.daily_reports import AMOUNTS, DETAILS, DailyReport, Figures
+from posd.events.timezones import zone
+from posd.store import idempotency
+from posd.store import reports as books
+from posd.store.idempotency import Idempotency
+from posd.web.http.models import UNSET, Amount, Given, Success, Taken, Unset, called, plain
+from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
+from posd.web.http.requests import Answer
+
+Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
+"""How many there are, within what every JSON reader keeps."""
+Kept = Annotated[Any, Meta(description="Kept as it is.")]
+_MESSAGES: Final = {
+    1: "The report is stored.",
+    None: "This is the report that is there already.",
+}
+"""By the revision that a report has become."""
+_REPLACED: Final = "The report is stored; the one that was there is kept as an amendment."
+
+
+class ReportTaken(Taken, frozen=True):
+    """A day's figures. All but the day may be missing, or null; amounts may be zero or negative."""
+
+    report_date: Annotated[
+        str, Meta(max_length=60, description="A day, or a time of which it is the day.")
+    ]
+    total_sales: Amount | Unset | None = UNSET
+    total_orders: Annotated[Count, called("order_count", "orderCount")] | Unset | None = UNSET
+    cash_sales: Amount | Unset | None = UNSET
+    card_sales: Amount | Unset | None = UNSET
+    gift_card_sales: Amount | Unset | None = UNSET
+    online_sales: Amount | Unset | None = UNSET
+    discounts: Amount | Unset | None = UNSET
+    refunds: Amount | Unset | None = UNSET
+    net_sales: Amount | Unset | None = UNSET
+    top_items: Kept = UNSET
+    busy_hours: Kept = UNSET
+    staff_shifts: Kept = UNSET
+    labour: Kept = UNSET
+    data: Kept = UNSET
+    notes: str | Unset | None = UNSET
+
+
+class IssueGiven(Given, frozen=True):
+    """What is odd about a report: `kind` is `missing`, `rounded` or `disagrees`."""
+
+    kind: str
+    field: str
+    message: str
+
+
+class ReportData(Given, frozen=True):
+    """A report as it is stored. `created`: it is the first one of its day."""
+
+    report_date: Annotated[str, Meta(extra_json_schema={"format": "date"})]
+    total_sales: Decimal | None
+    total_orders: int | None
+    created: bool
+    balanced: bool
+    issues: list[IssueGiven]
+
+
+class ReportGiven(Success, frozen=True):
+    """What became of a report."""
+
+    message: str
+    data: ReportData
+
+
+@define(eq=False)
+class DailyReports:
+    """The endpoint."""
+
+    database: Database
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/api/{tenant}/reports/daily",
+                self.daily,
+                "Report a day",
+                TILLS,
+                {200: ReportGiven},
+                ReportTaken,
+                refusals=(
+                    Refused(422, "invalid_amount", "It is no number, or beyond all bounds."),
+                ),
+                idempotent=True,
+                tag="Reports",
+                description="A shop has one report for each day, whichever till sends it. Another one"
+                " of that day replaces it, and the old one is kept as an amendment. What does not add"
+                " up is stored all the same, with `balanced` false and the reasons in `issues`; what"
+                " is finer than the currency is rounded, and noted there.",
+                example={
+                    "reportDate": "2026-11-22",
+                    "totalSales": 1250.75,
+                    "totalOrders": 48,
+                    "cashSales": 310.25,
+                    "cardSales": 640.5,
+                    "giftCardSales": 0,
+                    "onlineSales": 300,
+                },
+            ),
+        )
+
+    async def daily(self, ask: TenantAsk[ReportTaken]) -> Answer:
+        """Store it. The same again changes nothing, with an `Idempotency-Key` or without one."""
+        tenant, taken = ask.tenant, ask.taken
+        day = reports.day_of(taken.report_date, zone(tenant.timezone))
+        report = reports.judged(day, _figures(taken), tenant.currency)
+        call = _this_report(ask.named(_content(report)))
+
+        answered = await self.database.transaction(
+            lambda session: idempotency.once_shown(
+                session,
+                call,
+                lambda: books.keep(session, tenant, report, ask.device_id),
+                lambda revision: (200, plain(_answer(report, revision))),
+            ),
+            tenant=tenant.id,
+        )
+        headers = {"Idempotent-Replayed": "true"} if answered.replayed else {}
+        return Answer(answered.body, answered.status, headers)
+
+
+def _figures(taken: ReportTaken) -> Figures:
+    """What was sent; null is as good as nothing."""
+    sent = {
+        name: value
+        for name in (*AMOUNTS, *DETAILS, "total_orders", "notes")
+        if (value := getattr(taken, name)) is not UNSET and value is not None
+    }
+    return Figures(
+        {name: sent[name] for name in AMOUNTS if name in sent},
+        {name: sent[name] for name in DETAILS if name in sent},
+        sent.get("total_orders"),
+        sent.get("notes"),
+    )
+
+
+def _content(report: DailyReport) -> Mapping[str, object]:
+    figures = report.figures
+    told = {"totalOrders": figures.total_orders, "notes": figures.notes}
+    return {"day": report.day.isoformat(), **figures.amounts, **figures.details, **told}
+
+
+def _this_report(call: Idempotency | None) -> Idempotency | None:
+    """The call, named by what it brings too.
+
+    A till that repeats its key with other figures has counted again and means them: that is another
+    call, and no misuse. One that comes late with the same figures must not replace newer ones.
+    """
+    if call is None:
+        return None
+    return evolve(call, operation=f"{call.operation} {call.fingerprint.hex()}")
+
+
+def _answer(report: DailyReport, revision: int | None) -> ReportGiven:
+    figures = report.figures
+    return ReportGiven(
+        message=_MESSAGES.get(revision, _REPLACED),
+        data=ReportData(
+            report_date=report.day.isoformat(),
+            total_sales=figures.amounts.get("total_sales"),
+            total_orders=figures.total_orders,
+            created=revision == 1,
+            balanced=report.balanced,
+            issues=[
+                IssueGiven(kind=each.kind, field=each.field, message=each.message)
+                for each in report.issues
+            ],
+        ),
+    )

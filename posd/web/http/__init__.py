@@ -1,0 +1,1 @@
+"""How an HTTP request becomes a call of an operation: parsing, routing, authentication, limits, errors."""

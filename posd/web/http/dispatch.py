@@ -1,0 +1,160 @@
+"""Who is let in to an operation, and with what: keys, kinds, tenants, bodies. The same for every one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import define, field
+from twisted.logger import Logger
+
+from posd.errors import BadRequest, Forbidden, Refusal
+from posd.protocol.jsontext import unreadable_numbers
+from posd.security.auth import Authenticator, of_kind
+from posd.security.rate_limits import Clock, Rates
+from posd.store.credentials import Credential
+from posd.values import SLUG, Principal
+from posd.web.http.error_catalog import declared
+from posd.web.http.models import Taken, read, refuse_numbers
+from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
+from posd.web.http.refusal_log import Strangers
+from posd.web.http.requests import Answer, Call
+
+_EVENT_KIBIBYTES: Final = 4
+"""Of bodies for each event that a tenant may publish, on average; orders have one or two."""
+_LEAST_BURST: Final = 500
+_SHUT_OUT: Final = "too_many_attempts"
+
+_log = Logger()
+
+
+@define(eq=False)
+class Reception:
+    """Lets requests in. A key may send the bodies of `per_second` events, on average.
+
+    A megabyte of JSON takes a tenth of a second to read, in which no till is served.
+    """
+
+    authenticator: Authenticator
+    per_second: int
+    clock: Clock
+    strangers: Strangers = field(factory=Strangers)
+    _kibibytes: Rates = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._kibibytes = Rates(self.clock)
+
+    async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+        """The operation's answer. Raises whatever `Refusal` there is.
+
+        One that the operation's row does not say is answered too, and logged as the bug that it is:
+        the description of the API, and with it its clients, do not know of it.
+        """
+        call.operation = f"{operation.method} {operation.path}"
+        try:
+            return await self._answer(operation, path, call)
+        except Refusal as refusal:
+            if refusal.status in (401, 403) or refusal.code == _SHUT_OUT:
+                self.strangers.refused(call, path.get("tenant", ""), refusal.status, refusal.code)
+            if not declared(operation, refusal):
+                _log.failure(
+                    "{method} {path} does not declare {status} {code}",
+                    method=operation.method,
+                    path=operation.path,
+                    status=refusal.status,
+                    code=refusal.code,
+                )
+            raise
+
+    async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+        arrived = self.clock()
+        slug = path.get("tenant")
+        if slug is not None and not operation.own_keys:
+            return await self._at_tenant(operation, slug, path, call, arrived)
+        key_id = None
+        if operation.kinds != NOBODY and not operation.own_keys and not _spared(operation, call):
+            principal = await self.authenticator.anywhere(call.key, call.address)
+            of_kind(principal, *operation.kinds)
+            _at_home(principal, path)
+            key_id = principal.key_id
+        if "slug" in path:
+            call.check_tenant(path["slug"])
+        taken = self._take(operation, call, key_id)
+        return await operation.handler(Ask(call, path, taken, arrived=arrived, key_id=key_id))
+
+    async def _at_tenant(
+        self,
+        operation: Operation,
+        slug: str,
+        path: Mapping[str, str],
+        call: Call,
+        arrived: float,
+    ) -> Answer:
+        credential = await self.admit(operation, slug, call)
+        principal, tenant = credential.principal, credential.tenant
+        taken = self._take(operation, call, principal.key_id)
+        device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
+        called = f"{operation.method} {_address(operation, path)}"
+        return await operation.handler(
+            TenantAsk(
+                *(call, path, taken, tenant, principal, device_id, called),
+                arrived=arrived,
+                key_id=principal.key_id,
+            )
+        )
+
+    async def admit(self, operation: Operation, slug: str, call: Call) -> Credential:
+        """What the caller's key opens, if an operation at this tenant is for its kind."""
+        if SLUG.fullmatch(slug) is None:
+            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+        credential = await self.let_in(slug, call)
+        of_kind(credential.principal, *operation.kinds)
+        call.check_tenant(slug)
+        return credential
+
+    async def let_in(self, slug: str, call: Call) -> Credential:
+        """What the caller's key opens; a till's is looked at with the terminal that it names."""
+        credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
+        if credential.principal.kind in TILLS and call.device is not None:
+            credential = await self.authenticator.at_tenant(
+                slug, call.key, call.device, call.address
+            )
+        return credential
+
+    def spend(self, key_id: int, call: Call) -> None:
+        """Count a body against what its key may send. Raises `TooManyRequests`."""
+        # A platform that was away catches up: ten seconds' worth at once.
+        rate = self.per_second * _EVENT_KIBIBYTES
+        self._kibibytes.spend(key_id, call.size // 1024, rate, max(10 * rate, _LEAST_BURST))
+
+    def _take(self, operation: Operation, call: Call, key_id: int | None) -> object:
+        if operation.has_body and key_id is not None:
+            self.spend(key_id, call)
+        if operation.takes is None:
+            return None
+        if operation.has_body:
+            return read(operation.takes, _object(call, operation.takes))
+        return read(operation.takes, call.parameters, strict=False)
+
+
+def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
+    """The body. One that is refused for a number in it is refused with the number's name."""
+    try:
+        return call.json()
+    except BadRequest:
+        refuse_numbers(kind, unreadable_numbers(call.body))
+        raise
+
+
+def _at_home(principal: Principal, path: Mapping[str, str]) -> None:
+    """Raise `Forbidden` where a key of one tenant is used for another, or for all."""
+    if principal.tenant is not None and path.get("slug") != principal.tenant.slug:
+        raise Forbidden("This key is for one tenant.")
+
+
+def _spared(operation: Operation, call: Call) -> bool:
+    return operation.trusted and call.door.trusted
+
+
+def _address(operation: Operation, path: Mapping[str, str]) -> str:
+    return operation.path.format_map(path)

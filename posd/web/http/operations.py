@@ -1,0 +1,141 @@
+"""What can be asked of posd by HTTP: one row for each address and method.
+
+A row says who may ask, what is taken and given, and which refusals there are. The reception serves
+requests by it, and the description of the API is made of it, so neither can say what the other does not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
+
+from attrs import field, frozen
+
+from posd.store.idempotency import Idempotency
+from posd.values import KeyKind, Principal, Tenant
+from posd.web.http import idempotency
+from posd.web.http.models import Given, Taken, plain
+from posd.web.http.requests import Answer, Call
+
+I = TypeVar("I")  # noqa: E741  input
+
+TILLS: Final = frozenset((KeyKind.TENANT, KeyKind.DEVICE))
+PLATFORMS: Final = frozenset((KeyKind.PLATFORM,))
+ADMINS: Final = frozenset((KeyKind.ADMIN,))
+LEDGERS: Final = TILLS | PLATFORMS
+"""Those who spend from gift cards, and earn and redeem points."""
+ANYBODY_AT_TENANT: Final = frozenset(KeyKind)
+NOBODY: Final[frozenset[KeyKind]] = frozenset()
+"""No key is asked for."""
+
+
+@frozen
+class Refused:
+    """A refusal that an operation may answer with: its status, its code, and when."""
+
+    status: int
+    code: str
+    when: str
+    details: type[Given] | None = None
+    """The members that stand beside the error."""
+
+
+@frozen
+class Ask(Generic[I]):
+    """A request that has been let in: what it brings, read from its query or from its body.
+
+    `path` has the parts of the address that are named in the row, decoded. `arrived` is when it came,
+    by the reactor's clock. `key_id` is the key that it came with, where one was asked for.
+    """
+
+    call: Call
+    path: Mapping[str, str]
+    taken: I
+    arrived: float = field(kw_only=True)
+    key_id: int | None = field(default=None, kw_only=True)
+
+
+@frozen
+class TenantAsk(Ask[I]):
+    """A request about one tenant, from somebody with a key for it.
+
+    `device_id` is the terminal that asks: that of its key, or the one that a tenant's key named.
+    """
+
+    tenant: Tenant
+    principal: Principal
+    device_id: str | None
+    operation: str
+    """`POST /api/kitchen/orders`: the method and the address, as they were called."""
+
+    @property
+    def who(self) -> str:
+        """For whom this is done, whichever key is used for it."""
+        kind = self.principal.kind
+        return kind.value if self.device_id is None else f"device {self.device_id}"
+
+    def named(self, moved: object, key: str | None = None) -> Idempotency | None:
+        """What names this call, if it brought an `Idempotency-Key` or `key` is one.
+
+        `moved` is what the call moves, in values that JSON has. Raises `BadRequest`.
+        """
+        return idempotency.named(
+            self.call, self.tenant.id, self.who, self.operation, moved, key=key
+        )
+
+
+Handler = Callable[[Any], Awaitable[Answer]]
+"""From an `Ask`, or a `TenantAsk` where the address names a tenant, to the answer."""
+
+
+@frozen
+class Operation:
+    """One row: `path` is an OpenAPI template, `kinds` who may ask.
+
+    `takes` is read from the query of a GET or DELETE and from the body of everything else; None: the
+    handler reads what it wants. `gives` has the shape of each success by its status, or a sentence about
+    what is no structure of ours. A `trusted` one needs no key on a trusted listener. `own_keys`: the
+    handler looks at the key by itself.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    kinds: frozenset[KeyKind]
+    gives: Mapping[int, type[Given] | str]
+    takes: type[Taken] | None = None
+    describes: type[Taken] | None = None
+    """The shape of a body that the handler reads by itself, for the description."""
+    refusals: tuple[Refused, ...] = ()
+    idempotent: bool = False
+    """Whether it looks at an `Idempotency-Key`."""
+    trusted: bool = False
+    own_keys: bool = False
+    description: str = ""
+    tag: str = "Tills"
+    media: str = "application/json"
+    """What a success is written in. `text/event-stream`: as many of what it gives as there are."""
+    example: Mapping[str, object] | None = None
+    """What it takes, for instance."""
+
+    @property
+    def has_body(self) -> bool:
+        return self.method not in ("GET", "DELETE")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The address in parts, without the first slash."""
+        return tuple(self.path.split("/")[1:])
+
+
+def given(
+    body: Given,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    *,
+    replayed: bool = False,
+) -> Answer:
+    """An answer of a declared shape; `replayed`: it was given before to an equal call."""
+    repeated = {"Idempotent-Replayed": "true"} if replayed else {}
+    return Answer(plain(body), status, {**(headers or {}), **repeated})

@@ -1,0 +1,303 @@
+"""The description of the API by OpenAPI 3.1, made of the rows that serve it.
+
+https://spec.openapis.org/oas/v3.1.1.html. Three extensions: `x-key-kinds` has the kinds of keys that
+may make a call, `x-also` the other names that a member or a parameter is found under, and what is
+`x-tolerant` refuses no value that it cannot read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from inspect import cleandoc
+from itertools import groupby
+from typing import Any, Final, cast
+
+from posd import __version__
+from posd.errors import Refusal
+from posd.protocol import jsontext
+from posd.web.http import error_catalog as refusals
+from posd.web.http.models import Given
+from posd.web.http.operations import NOBODY, Operation, Refused
+from posd.web.openapi import event_schemas, parameters, schemas
+from posd.web.openapi.event_schemas import Schema, ref
+
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+_ABOUT: Final = cleandoc(
+    """
+    posd brings a shop's orders to its tills, and keeps its gift cards and loyalty points.
+
+    What is sent and answered is JSON in UTF-8. Amounts are JSON numbers and exact decimals; a binary
+    float never sees them. Times are RFC 3339. Members that posd does not know are ignored. Names are
+    in camelCase; snake_case is read as well.
+
+    Every answer to GET is one to HEAD too, without its body. What is not there is 404 `not_found`;
+    a method that an address does not have is 405 `method_not_allowed`, with the others in `Allow`.
+    """
+)
+TAGS: Final = {
+    "Tills": "What a shop's tills ask.",
+    "Orders": "Orders: placed and changed by a platform, received and printed by tills.",
+    "Gift cards": "Gift cards: sold, spent, and taken back.",
+    "Loyalty": "Loyalty points: earned, redeemed, and taken back.",
+    "Stream": "The stream of events, by polling and by server-sent events.",
+    "Reports": "A shop's day.",
+    "Platform": "What the platform that takes the orders calls.",
+    "Operators": "Tenants, keys and terminals.",
+    "Health": "What load balancers and operators ask.",
+    "Description": "This description.",
+}
+_SECURITY: Final = {
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The key, as `posctl key create` has shown it.",
+    },
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The same key."},
+}
+_HEADERS: Final = {
+    "Idempotent-Replayed": {
+        "description": "`true` where this is the first answer again.",
+        "schema": {"const": "true"},
+    },
+    "Retry-After": {
+        "description": "In how many seconds it is worth another try.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "WWW-Authenticate": {
+        "description": "RFC 9110 §11.6.1.",
+        "schema": {"const": "Bearer"},
+    },
+}
+_ERROR: Final = {
+    "type": "object",
+    "description": "Why there is no other answer.",
+    "properties": {
+        "success": {"const": False},
+        "error": {"type": "string", "description": "A sentence for a person."},
+        "code": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "For programs."},
+        "requestId": {
+            "type": "string",
+            "description": "A fault of posd (500) stands by this in its log.",
+        },
+    },
+    "required": ["success", "error", "code", "requestId"],
+}
+_REFUSED_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+_NAMES: Final = {each.status: each.__name__ for each in Refusal.__subclasses__()} | {500: "Failed"}
+"""What responses are called that several operations have in common."""
+_LIST: Final = "\n- "
+_ANSWERS: Final = cast(
+    "dict[str, object]",
+    jsontext.decode(files("posd.web.openapi").joinpath("answers.json").read_bytes()),
+)
+"""What each operation is answered with, for instance: what docs/rest.md shows, where a test sees it."""
+
+
+def document(operations: Sequence[Operation]) -> dict[str, Any]:
+    """All operations as one document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    tags = [{"name": tag, "description": TAGS[tag]} for tag in TAGS if _is_used(tag, operations)]
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "posd",
+            "version": __version__,
+            "description": _ABOUT,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/", "description": "Where this description came from."}],
+        "tags": tags,
+        "paths": paths,
+        "components": {
+            "schemas": {"Error": _ERROR, **event_schemas.components(), **_schemas(operations)},
+            "responses": _shared(paths),
+            "headers": _HEADERS,
+            "securitySchemes": _SECURITY,
+        },
+    }
+
+
+def _is_used(tag: str, operations: Iterable[Operation]) -> bool:
+    return any(operation.tag == tag for operation in operations)
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": _id(operation),
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": _description(operation),
+        "parameters": [*_parameters(operation)],
+        "security": [{"key": []}, {"bearer": []}] if operation.kinds != NOBODY else [],
+        "x-key-kinds": sorted(kind.value for kind in operation.kinds),
+        "responses": _responses(operation),
+    }
+    body = _body(operation)
+    if body is not None:
+        described["requestBody"] = body
+    return {name: value for name, value in described.items() if value not in ("", [])} | {
+        "security": described["security"]
+    }
+
+
+def _id(operation: Operation) -> str:
+    """`getGiftCardsByCardNumberBalance`: the method and the address, in one word."""
+    # A tenant's health is not that of the whole.
+    common = ("api",) if operation.parts[-1] == "health" else ("api", "{tenant}")
+    parts = [part for part in operation.parts if part not in common]
+    words = [f"by-{part.strip('{}')}" if part.startswith("{") else part for part in parts]
+    names = [word for part in words for word in re.split(r"[-._]", part)]
+    return operation.method.lower() + "".join(name[:1].upper() + name[1:] for name in names)
+
+
+def _description(operation: Operation) -> str:
+    sentences = [operation.description]
+    if operation.trusted:
+        sentences.append("On a trusted listener no key is asked for.")
+    return "\n\n".join(sentence for sentence in sentences if sentence)
+
+
+def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:
+    yield from parameters.path_of(operation)
+    if operation.takes is not None and not operation.has_body:
+        yield from schemas.parameters(operation.takes)
+    yield from parameters.headers_of(operation)
+
+
+def _body(operation: Operation) -> dict[str, Any] | None:
+    shape = operation.describes or (operation.takes if operation.has_body else None)
+    if shape is None:
+        return None
+    content: dict[str, Any] = {"schema": ref(shape.__name__)}
+    if operation.example is not None:
+        content["example"] = operation.example
+    return {"required": True, "content": {JSON: content}}
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    found = {str(status): _given(operation, shape) for status, shape in operation.gives.items()}
+    answer = _ANSWERS.get(f"{operation.method} {operation.path}")
+    if answer is not None:
+        # The first one is what it is usually answered with.
+        found[str(next(iter(operation.gives)))]["content"][operation.media]["example"] = answer
+    for status, group in groupby(refusals.every(operation), key=lambda each: each.status):
+        refused = _refused(status, [*group])
+        given = found.get(str(status))
+        found[str(status)] = refused if given is None else _either(given, refused)
+    return dict(sorted(found.items()))
+
+
+def _given(operation: Operation, shape: type[Given] | str) -> dict[str, Any]:
+    if isinstance(shape, str):
+        what, schema = shape, {"type": "object" if operation.media == JSON else "string"}
+    else:
+        what = cleandoc(shape.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+        schema = ref(shape.__name__)
+        if operation.media == EVENTS:
+            schema = _server_sent(schema)
+    content = {operation.media: {"schema": schema}}
+    described: dict[str, Any] = {"description": what, "content": content}
+    if operation.idempotent:
+        described["headers"] = _headers("Idempotent-Replayed")
+    return described
+
+
+def _server_sent(schema: Schema) -> Schema:
+    """One event of a stream, as https://html.spec.whatwg.org/multipage/server-sent-events.html reads."""
+    # The first and the last one are about the stream itself.
+    about = {"properties": {"type": {"enum": ["connected", "pos_closing"]}}, "required": ["type"]}
+    carried = {"anyOf": [schema, about]}
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": carried}
+    return {
+        "type": "object",
+        "description": "One event of the stream.",
+        "properties": {
+            "event": {"type": "string"},
+            "id": {"type": "string"},
+            "data": data,
+            "retry": {"type": "integer"},
+        },
+        "required": ["event", "data"],
+    }
+
+
+def _refused(status: int, group: Sequence[Refused]) -> dict[str, Any]:
+    """One status, with all codes that it comes with."""
+    codes = dict.fromkeys(each.code for each in group)
+    schema: Schema = {
+        "allOf": [ref("Error"), {"properties": {"code": {"enum": [*codes]}}}, *_details(group)]
+    }
+    lines = [f"`{each.code}`: {each.when}" for each in group]
+    described: dict[str, Any] = {
+        "description": lines[0] if len(lines) == 1 else f"- {_LIST.join(lines)}".strip(),
+        "content": {JSON: {"schema": schema}},
+    }
+    if status in _REFUSED_HEADERS:
+        described["headers"] = _headers(_REFUSED_HEADERS[status])
+    return described
+
+
+def _details(group: Iterable[Refused]) -> Iterator[Schema]:
+    """What stands beside an error, which depends on its code."""
+    for each in group:
+        if each.details is not None:
+            yield {
+                "if": {"properties": {"code": {"const": each.code}}},
+                "then": ref(each.details.__name__),
+            }
+
+
+def _either(given: Mapping[str, Any], refused: Mapping[str, Any]) -> dict[str, Any]:
+    """A status that a success and a refusal have in common."""
+    both = [each["content"][JSON]["schema"] for each in (given, refused)]
+    return {
+        **refused,
+        "description": f"{given['description']}\n\n{refused['description']}",
+        "content": {JSON: {"schema": {"anyOf": both}}},
+    }
+
+
+def _headers(name: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"}}
+
+
+def _schemas(operations: Iterable[Operation]) -> dict[str, Schema]:
+    """Of all that is taken in bodies and given."""
+    given: dict[type[Given], None] = {}
+    made: dict[str, Schema] = {}
+    for operation in operations:
+        shapes = (each for each in operation.gives.values() if not isinstance(each, str))
+        details = (each.details for each in refusals.every(operation))
+        given |= dict.fromkeys([*shapes, *(each for each in details if each is not None)])
+        if operation.describes is not None:
+            made |= schemas.components([operation.describes])
+        elif operation.takes is not None and operation.has_body:
+            made |= schemas.components([operation.takes])
+            made[operation.takes.__name__] = schemas.body(operation.takes)
+    return dict(sorted((made | schemas.components(given)).items()))
+
+
+def _shared(paths: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Responses that several operations have, put in one place and referred to."""
+    places: dict[tuple[str, bytes], list[dict[str, Any]]] = {}
+    for path in paths.values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                key = status, jsontext.encode(response)
+                places.setdefault(key, []).append(operation["responses"])
+    shared: dict[str, Any] = {}
+    for (status, _), users in places.items():
+        if len(users) > 1 and status >= "400":
+            stem = _NAMES[int(status)]
+            count = sum(re.sub("[0-9]+$", "", name) == stem for name in shared)
+            name = stem if not count else f"{stem}{count + 1}"
+            shared[name] = users[0][status]
+            for user in users:
+                user[status] = {"$ref": f"#/components/responses/{name}"}
+    return shared

@@ -1,0 +1,63 @@
+"""`GET /openapi.json`, the description of the API for programs, and `GET /docs`, for people."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Final
+
+from posd.protocol import jsontext
+from posd.web.http.operations import NOBODY, Ask, Operation
+from posd.web.http.requests import Answer, Document
+from posd.web.openapi import page
+from posd.web.openapi.document import document
+
+_HTML: Final = "text/html; charset=utf-8"
+
+
+class Description:
+    """The endpoints; each text is made when it is asked for first. `described` are all the others."""
+
+    def __init__(self, described: tuple[Operation, ...]) -> None:
+        self._described = described
+        self._html: bytes | None = None
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/openapi.json",
+                self.for_programs,
+                "The API, for programs",
+                NOBODY,
+                {200: "An OpenAPI 3.1 document: this one."},
+                tag="Description",
+            ),
+            Operation(
+                "GET",
+                "/docs",
+                self.for_people,
+                "The API, for people",
+                NOBODY,
+                {200: "One page, with all that is in `/openapi.json`."},
+                tag="Description",
+                media="text/html",
+                description="It needs no other file, no script and no network.",
+            ),
+        )
+
+    async def for_programs(self, ask: Ask[None]) -> Answer:
+        return Document({}, text=self._json)
+
+    async def for_people(self, ask: Ask[None]) -> Answer:
+        if self._html is None:
+            self._html = await page.rendered(self._document)
+        return Document({}, headers=page.HEADERS, text=self._html, of=_HTML)
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return document((*self._described, *self.operations))
+
+    @cached_property
+    def _json(self) -> bytes:
+        return jsontext.encode(self._document)

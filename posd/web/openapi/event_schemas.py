@@ -1,0 +1,182 @@
+"""JSON Schemas of events, made of the very tables that bring them into their form.
+
+There are two of each: what may be sent, of which almost nothing has to be there, and what tills get,
+which is complete and exact. An order that comes is never refused for one odd value, so what may be
+sent is *tolerant*: what has no safe reading is kept aside under `unreadable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from posd.events import normalise as drafts
+from posd.events import orders
+from posd.events.fields import UNREADABLE, Member
+
+Schema = dict[str, Any]
+
+_WHAT: Final = {
+    "new_order": "An order.",
+    "order_updated": "An order that has changed: all of it, or only what is new.",
+    "gift_card_purchased": "A gift card that was bought.",
+    "gift_card_updated": "A gift card on which something was moved.",
+    "loyalty_updated": "A customer's loyalty points, of which some were moved.",
+}
+_ITEM: Final = "A line of an order."
+_MEMBERS: Final = "Members of an order, as many as one likes."
+_ADDON: Final = "What was chosen with an item."
+_FORMS: Final[Mapping[str, Schema]] = {
+    "string": {"type": "string"},
+    "time": {"type": "string", "format": "date-time"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+}
+
+
+def ref(name: str) -> Schema:
+    """A schema that stands among the components."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def name_of(kind: str) -> str:
+    """What the schema of a type is called: `NewOrder` for `new_order`."""
+    return "".join(word.title() for word in kind.split("_"))
+
+
+def components() -> dict[str, Schema]:
+    """All of them by name: `NewOrder` as tills get it, `NewOrderToPublish` as it may be sent,
+    `Order` as posd keeps it, `OrderMembers` where not even an id is needed."""
+    line = _least("new_order", items=[{"selectedAddons": [{}]}])["items"][0]
+    addon = line.pop("selectedAddons")[0]
+    made = {
+        "Item": _got(drafts.ITEM.members, line, _ITEM),
+        "Addon": _got(drafts.ADDON.members, addon, _ADDON),
+        "ItemToPublish": _sent(drafts.ITEM.members, _ITEM),
+        "AddonToPublish": _sent(drafts.ADDON.members, _ADDON),
+    }
+    made["Item"]["properties"]["id"] = {"type": "integer", "description": "Its number, from 1."}
+    for kind, table in drafts.TABLES.items():
+        made[name_of(kind)] = _of_kind(kind)
+        made[f"{name_of(kind)}ToPublish"] = _sent(table.members, _WHAT[kind], drafts.NAMING[kind])
+    made["Order"] = _snapshot(made["OrderUpdated"])
+    made["OrderMembers"] = _sent(drafts.TABLES["new_order"].members, _MEMBERS)
+    return {**made, "EventToPublish": _event()}
+
+
+def _snapshot(updated: Schema) -> Schema:
+    """An order as it stands, which says nothing of how it was before."""
+    of_change = ("previousStatus", "updatedAt")
+    properties = {
+        name: each for name, each in updated["properties"].items() if name not in of_change
+    }
+    required = [name for name in updated["required"] if name not in of_change]
+    what = "An order as it was last published."
+    return {**updated, "description": what, "properties": properties, "required": required}
+
+
+def _of_kind(kind: str) -> Schema:
+    """The data of a known type as tills get it."""
+    least, naming = _least(kind), drafts.NAMING[kind]
+    if len(naming) > 1:
+        # Each of them may be the one that is not known.
+        least |= dict.fromkeys(naming & least.keys())
+    # What a type does not have is null in the others, but is not there in this one.
+    members = [
+        each for each in drafts.TABLES[kind].members if each.name in least or not each.nullable
+    ]
+    schema = _got(members, least, _WHAT[kind])
+    if kind in drafts.ORDER_TYPES:
+        schema["properties"]["orderSource"] = {"const": "online"}
+        schema["properties"][drafts.SCHEDULED_TEXT] = {
+            "type": "string",
+            "description": "A schedule that names no point in time.",
+        }
+    return {**schema, **_one_of(naming)} if len(naming) > 1 else schema
+
+
+def _least(kind: str, **data: object) -> dict[str, Any]:
+    """The data of an event of which as little as possible is known."""
+    draft = drafts.draft(kind, {drafts.NAMING[kind][-1]: "1", **data})
+    if kind in drafts.ORDER_TYPES:
+        change = orders.change(draft, None, datetime.now(UTC))
+        assert change is not None
+        draft = change.draft
+    return dict(draft.data)
+
+
+def _got(members: Sequence[Member], least: Mapping[str, object], what: str) -> Schema:
+    """An object with its members in the form in which they leave."""
+    properties = {}
+    for each in members:
+        form = _form(each, "")
+        is_null = each.nullable and least.get(each.name) is None
+        properties[each.name] = {**form, "type": [form["type"], "null"]} if is_null else form
+    properties[UNREADABLE] = {
+        "type": "object",
+        "description": "What came and could not be read, by its member.",
+    }
+    return {
+        "type": "object",
+        "description": what,
+        "properties": properties,
+        "required": [name for name in least if name in properties or name == "id"],
+    }
+
+
+def _sent(members: Sequence[Member], what: str, naming: Sequence[str] = ()) -> Schema:
+    """An object as it may be sent."""
+    properties = {}
+    for each in members:
+        form = _form(each, "ToPublish")
+        if each.name not in naming and "type" in form:
+            form = {**form, "type": [form["type"], "null"]}
+        properties[each.name] = {**form, "x-also": list(each.others)} if each.others else form
+    return {
+        "type": "object",
+        "description": f"{what} A value that cannot be read is kept under `{UNREADABLE}`.",
+        "properties": properties,
+        "x-tolerant": True,
+        **({"required": [*naming]} if len(naming) == 1 else _one_of(naming)),
+    }
+
+
+def _one_of(naming: Sequence[str]) -> Schema:
+    return {"anyOf": [{"required": [name]} for name in naming]} if naming else {}
+
+
+def _form(member: Member, suffix: str) -> Schema:
+    """A member by itself."""
+    match drafts.FORMS[member.read]:
+        case "items" | "addons" as parts:
+            part = "Item" if parts == "items" else "Addon"
+            return {"type": "array", "items": ref(f"{part}{suffix}")}
+        case form:
+            return dict(_FORMS[form])
+
+
+def _event() -> Schema:
+    """An event as it may be sent. What its data has to be depends on its type."""
+    return {
+        "type": "object",
+        "description": "An event. Members beside `data` go out beside the data.",
+        "required": ["type", "data"],
+        "properties": {
+            "type": {
+                "type": "string",
+                "pattern": "^[a-z][a-z0-9_]{0,49}$",
+                "not": {"anyOf": [{"enum": sorted(drafts.RESERVED)}, {"pattern": "^pos_"}]},
+                "description": "One of the known types, or any other that is not reserved.",
+                "examples": [*drafts.TABLES],
+            },
+            "data": {"type": "object"},
+        },
+        "allOf": [
+            {
+                "if": {"properties": {"type": {"const": kind}}},
+                "then": {"properties": {"data": ref(f"{name_of(kind)}ToPublish")}},
+            }
+            for kind in drafts.TABLES
+        ],
+    }

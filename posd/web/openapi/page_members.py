@@ -1,0 +1,145 @@
+"""Schemas as people read them: tables of members, types in words, limits in a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from twisted.web.template import Tag, tags
+
+from posd.protocol import jsontext
+
+Content = Tag | str
+Node = Mapping[str, Any]
+
+_CODE: Final = re.compile(r"`([^`]+)`")
+_FORMATS: Final = {"date-time": "time", "date": "date"}
+_LIMITS: Final = {
+    "minimum": "At least {}.",
+    "exclusiveMinimum": "More than {}.",
+    "maximum": "At most {}.",
+    "exclusiveMaximum": "Less than {}.",
+    "minItems": "At least {} of them.",
+    "maxItems": "At most {} of them.",
+    "maxLength": "Up to {} characters.",
+}
+
+
+def prose(text: str) -> Iterator[Tag]:
+    """Paragraphs, with what stands in backticks as code."""
+    for paragraph in text.split("\n\n"):
+        if paragraph.strip():
+            yield tags.p(*line(paragraph))
+
+
+def line(text: str) -> list[Content]:
+    """One paragraph's content."""
+    parts = _CODE.split(" ".join(text.split()))
+    return [tags.code(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def name_in(schema: Node) -> str | None:
+    """The name of the component that a schema refers to."""
+    reference = schema.get("$ref")
+    return None if reference is None else str(reference).rpartition("/")[2]
+
+
+def form(schema: Node) -> list[Content]:
+    """What a value is: `string`, `list of Item`, `number or null`."""
+    name = name_in(schema)
+    if name is not None:
+        return [tags.a(name, href=f"#{name}")]
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return _joined(form(each) for each in schema[several])
+    if "const" in schema or "enum" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return _joined([tags.code(jsontext.encode(value).decode())] for value in values)
+    kinds = schema.get("type", "any value")
+    return _joined(_simple(kind, schema) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+
+
+def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
+    """An object's members as a table, and what holds for them together.
+
+    Of what is `sent` those are marked that are needed, of what is got those that may not be there.
+    """
+    needed = {*schema.get("required", ())}
+    mark = "needed" if sent else "not always"
+    properties = schema.get("properties", {})
+    if properties:
+        yield table(
+            (name, each, mark if (name in needed) == sent else "", each.get("description", ""))
+            for name, each in properties.items()
+        )
+    for sentence in _together(schema):
+        yield tags.p(*sentence)
+
+
+def table(rows: Iterable[tuple[str, Node, str, str]]) -> Tag:
+    """Rows of a name, its schema, a mark beside the name, and what it is."""
+    return tags.table(
+        tags.tr(
+            tags.td(tags.code(name), " ", tags.span(mark, class_="mark")),
+            tags.td(*form(schema)),
+            tags.td(*line(" ".join([what, *_limits(schema)]))),
+        )
+        for name, schema, mark, what in rows
+    )
+
+
+def _simple(kind: str, schema: Node) -> list[Content]:
+    if kind == "array" and "items" in schema:
+        return ["list of ", *form(schema["items"])]
+    if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
+        return ["object of ", *form(schema["additionalProperties"])]
+    if kind == "string":
+        return [_FORMATS.get(schema.get("format", ""), kind)]
+    return [kind]
+
+
+def _limits(schema: Node) -> Iterator[str]:
+    for keyword, sentence in _LIMITS.items():
+        if keyword in schema:
+            yield sentence.format(schema[keyword])
+    if "default" in schema:
+        yield f"`{jsontext.encode(schema['default']).decode()}` unless it is said."
+    if "examples" in schema:
+        yield f"For instance {', '.join(f'`{each}`' for each in schema['examples'])}."
+    if "x-also" in schema:
+        yield f"Also {', '.join(f'`{name}`' for name in schema['x-also'])}."
+    for part in schema.get("anyOf", ()):
+        yield from _limits(part)
+
+
+def _together(schema: Node) -> Iterator[list[Content]]:
+    """What a schema says of several members."""
+    alternatives = [_alternative(each) for each in schema.get("anyOf", ())]
+    if alternatives:
+        yield ["Either ", *_joined(alternatives), "."]
+    for rule in schema.get("allOf", ()):
+        match rule:
+            case {"$ref": _}:
+                yield ["And those of ", *form(rule), "."]
+            case {"if": {"properties": condition}, "then": {"properties": consequence}}:
+                ((name, value),), ((then, what),) = condition.items(), consequence.items()
+                yield [
+                    *("Where ", tags.code(name), " is ", *form(value)),
+                    *(", ", tags.code(then), " is ", *form(what), "."),
+                ]
+
+
+def _alternative(schema: Node) -> list[Content]:
+    names = schema.get("required")
+    if names is None:
+        return ["a ", *form(schema)]
+    codes: list[list[Content]] = [[tags.code(name)] for name in names]
+    return ["with ", *_joined(codes, " and ")]
+
+
+def _joined(parts: Iterable[list[Content]], between: str = " or ") -> list[Content]:
+    joined: list[Content] = []
+    for part in parts:
+        joined += [between, *part] if joined else part
+    return joined

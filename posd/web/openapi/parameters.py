@@ -1,0 +1,107 @@
+"""What stands in addresses and headers: each thing once, for the description of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from posd.values import SLUG
+from posd.web.http.operations import TILLS, Operation
+
+Parameter = dict[str, Any]
+
+
+def _in_path(name: str, description: str, example: str, **schema: object) -> Parameter:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", "minLength": 1, **schema},
+        "example": example,
+    }
+
+
+def _in_header(name: str, description: str, example: str, **schema: object) -> Parameter:
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "schema": {"type": "string", **schema},
+        "example": example,
+    }
+
+
+_SLUG: Final = {"pattern": f"^{SLUG.pattern}$", "maxLength": 48}
+PATH: Final = {
+    each["name"]: each
+    for each in (
+        _in_path("tenant", "The shop, by its slug.", "kitchen", **_SLUG),
+        _in_path("slug", "The shop, by its slug.", "kitchen", **_SLUG),
+        _in_path(
+            "cardNumber",
+            "A gift card's number. Blanks around it and the case of its letters do not matter.",
+            "GC-7Q4M-2XKD",
+            maxLength=64,
+        ),
+        _in_path(
+            "phone",
+            "A customer's telephone number, international or as it is dialled in the shop's country.",
+            "+447700900123",
+            maxLength=40,
+        ),
+        _in_path(
+            "orderId", "The order, by the id that its platform gave it.", "A-2", maxLength=255
+        ),
+        _in_path("deviceId", "The terminal, by its name.", "POS_1", maxLength=128),
+        _in_path("date", "A day of the shop.", "2026-11-22", format="date"),
+    )
+}
+"""Everything that stands in braces in an address."""
+
+TENANT_ID: Final = _in_header(
+    "X-Tenant-ID",
+    "Where it is sent, it must be the tenant that the call is about.",
+    "kitchen",
+    minLength=1,
+)
+DEVICE_ID: Final = _in_header(
+    "X-Device-ID",
+    "Names the terminal that asks, with a tenant's key; with a device's own it must be that one.",
+    "POS_1",
+    minLength=1,
+    maxLength=128,
+)
+LAST_EVENT_ID: Final = _in_header(
+    "Last-Event-ID",
+    "As the parameter `last_event_id`, up to 18 digits. Nothing where that is sent too.",
+    "1042",
+)
+IDEMPOTENCY_KEY: Final = _in_header(
+    "Idempotency-Key",
+    "Names this call. Sent again with the same key it has no second effect and gets the first answer"
+    " again. `X-Idempotency-Key` is the same.",
+    "5f1c9a52-9c55-4f4b-8c0f-1d0c3a2f7b11",
+    minLength=1,
+    maxLength=255,
+    pattern="^[!-~]+$",
+)
+
+
+def path_of(operation: Operation) -> Iterator[Parameter]:
+    """The parts of an operation's address that have a value."""
+    for part in operation.parts:
+        if part.startswith("{"):
+            yield PATH[part.strip("{}")]
+
+
+def headers_of(operation: Operation) -> Iterator[Parameter]:
+    """The headers that an operation looks at, beside those with the key."""
+    if "{tenant}" in operation.path or operation.own_keys:
+        yield TENANT_ID
+    if "{tenant}" in operation.path and operation.kinds & TILLS:
+        yield DEVICE_ID
+    if operation.media == "text/event-stream":
+        yield LAST_EVENT_ID
+    if operation.idempotent:
+        yield IDEMPOTENCY_KEY

@@ -1,0 +1,112 @@
+"""JSON Schemas of the types that requests are read by and that answers are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from inspect import getdoc
+from typing import Any, Final
+
+import msgspec
+from msgspec import inspect
+
+from posd.web.http.models import Given, Taken, members
+from posd.web.openapi.event_schemas import Schema
+
+_REFS: Final = "#/components/schemas/{name}"
+
+
+def components(types: Iterable[type[Given] | type[Taken]]) -> dict[str, Schema]:
+    """The schemas of these types, and of those within them, by the names of the types."""
+    wanted = dict.fromkeys(types)
+    _, made = msgspec.json.schema_components(wanted, ref_template=_REFS)
+    for kind in _structures(wanted):
+        schema = made[kind.cls.__name__] = _numbers(made[kind.cls.__name__])
+        schema.pop("title")
+        schema["description"] = getdoc(kind.cls)
+        if issubclass(kind.cls, Given):
+            _complete(schema, kind)
+        if issubclass(kind.cls, Given | Taken):
+            schema.update(kind.cls.beyond)
+        if not schema["required"]:
+            del schema["required"]
+    return made
+
+
+def body(kind: type[Taken]) -> Schema:
+    """The schema of a body that `shapes.read` reads: with the other names that members come under."""
+    schema = components([kind])[kind.__name__]
+    for member in members(kind):
+        found = schema["properties"][member.name]
+        if member.others:
+            found["x-also"] = [*member.others]
+        if member.is_text:
+            _or_integer(found)
+    return schema
+
+
+def parameters(kind: type[Taken]) -> Iterator[dict[str, Any]]:
+    """The query parameters that are read into a type."""
+    schema = components([kind])[kind.__name__]
+    for member in members(kind):
+        found = schema["properties"][member.name]
+        parameter: dict[str, Any] = {"name": member.name, "in": "query"}
+        if member.name in schema.get("required", ()):
+            parameter["required"] = True
+        if "description" in found:
+            parameter["description"] = found.pop("description")
+        if member.others:
+            parameter["x-also"] = [*member.others]
+        yield {**parameter, "schema": found}
+
+
+def _complete(schema: Schema, kind: inspect.StructType) -> None:
+    """Of an answer everything is there that is not expressly left out."""
+    schema["required"] = [each.encode_name for each in kind.fields if not _may_be_left_out(each)]
+    if "success" in schema["properties"]:
+        schema["properties"] = {"success": {"const": True}, **schema["properties"]}
+    for each in schema["properties"].values():
+        each.pop("default", None)
+
+
+def _may_be_left_out(field: inspect.Field) -> bool:
+    """Whether its default is `UNSET`, which msgspec takes for none."""
+    nothing = msgspec.NODEFAULT
+    return not field.required and field.default is field.default_factory is nothing
+
+
+def _or_integer(schema: Schema) -> None:
+    """A number names something as well as its digits do."""
+    if schema.get("type") == "string":
+        schema["type"] = ["string", "integer"]
+    for each in schema.get("anyOf", ()):
+        _or_integer(each)
+
+
+def _numbers(schema: Any) -> Any:
+    """A schema in which decimals are what they are in JSON."""
+    if isinstance(schema, dict):
+        if schema.get("format") == "decimal":
+            schema = {**schema, "type": "number"}
+            del schema["format"]
+        return {name: _numbers(value) for name, value in schema.items()}
+    return [_numbers(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def _structures(types: Iterable[type]) -> list[inspect.StructType]:
+    """These types and those within them."""
+    found: dict[type, inspect.StructType] = {}
+    waiting: list[Any] = [*inspect.multi_type_info(types)]
+    while waiting:
+        match waiting.pop():
+            case inspect.StructType(cls=kind) as structure if kind not in found:
+                found[kind] = structure
+                waiting += [each.type for each in structure.fields]
+            case inspect.Metadata(type=inner):
+                waiting.append(inner)
+            case inspect.UnionType(types=inner):
+                waiting += inner
+            case inspect.ListType(item_type=inner) | inspect.VarTupleType(item_type=inner):
+                waiting.append(inner)
+            case inspect.DictType(value_type=inner):
+                waiting.append(inner)
+    return [*found.values()]

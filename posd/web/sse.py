@@ -1,0 +1,158 @@
+"""The stream by server-sent events: one response that does not end, with a session behind it.
+
+To the exchange it is a till's connection like a WebSocket, with the same outbox and the same rules.
+What is different is that the till says nothing on it:
+
+- That it is there is known from what it takes. A comment is written whenever there was nothing else
+  for a while, and the kernel ends the connection when nobody has confirmed it for some time.
+- It cannot be asked to hang up: the response is ended with a last message that says why, and the
+  connection with it. What connects again by itself is told to do so later where that would be in vain.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.server import Request
+
+from posd import __version__
+from posd.delivery.hub import Admitted, Exchange
+from posd.delivery.send_queue import Outbox
+from posd.delivery.session import Session
+from posd.monitoring.counters import DROPPED, SILENT
+from posd.protocol import messages
+from posd.protocol.encodings import SERVER_SENT
+from posd.values import FAILED, GOING_AWAY, REVOKED, SUPERSEDED, Closing
+from posd.web.http.site import BoundedChannel
+
+_COMMENT: Final = b":\n\n"
+_RETRY: Final = 2000
+_RETRIES: Final = {GOING_AWAY: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
+"""Milliseconds until a till that knows no better should come back, on average."""
+_UNCONFIRMED_MILLISECONDS: Final = 65_000
+"""As long as a WebSocket may be silent. A slow reader may take nothing for a minute, which the kernel
+counts too."""
+
+
+class EventStream:
+    """One till's response. Implements `delivery.registry.Line`."""
+
+    _log = Logger()
+    dialect = SERVER_SENT
+
+    def __init__(self, admitted: Admitted, exchange: Exchange, reactor: IReactorTime) -> None:
+        self._admitted = admitted
+        self._exchange = exchange
+        self._reactor = reactor
+        self._request: Request | None = None
+        self._channel: BoundedChannel | None = None
+        self._session: Session | None = None
+        self._ending: tuple[str, int | None, str] = ("till", None, "")
+        self._opened_at = self._heard_at = reactor.seconds()
+
+    def begin(self, request: Request) -> None:
+        """Answer the request with the stream, from now on."""
+        self._request, self._channel = request, cast(BoundedChannel, request.channel)
+        self._channel.hold(self._lost)
+        for name, value in (
+            ("Server", f"posd/{__version__}"),
+            ("Content-Type", "text/event-stream"),
+            ("Cache-Control", "no-store"),
+            # nginx would keep events back until it has a buffer full of them.
+            ("X-Accel-Buffering", "no"),
+        ):
+            request.setHeader(name, value)
+        if request.method == b"HEAD":
+            self._finish()
+            return
+        _hasten(self._channel.transport)
+        # It belongs to the event that follows, the greeting.
+        request.write(b"retry: %d\n" % _RETRY)
+        try:
+            self._session = self._exchange.open(
+                self._admitted.terminal, self._admitted.opening, self
+            )
+        except Exception:
+            self._log.failure(
+                "a till's stream failed: tenant={tenant} connection={connection}",
+                tenant=self._admitted.terminal.tenant.slug,
+                connection=str(self._admitted.terminal.connection_id),
+            )
+            self.close(FAILED)
+
+    # -- from the exchange and the session ---------------------------------------------------
+
+    @property
+    def heard_at(self) -> float:
+        """When it last took what was written; until it has enough, that is."""
+        stalled = None if self._session is None else self._session.outbox.stalled_since
+        return max(self._heard_at, stalled or 0.0)
+
+    def attach(self, outbox: Outbox) -> None:
+        if self._request is not None:
+            self._request.registerProducer(outbox, True)
+
+    def write(self, data: bytes) -> None:
+        if self._request is not None:
+            self._exchange.instruments.traffic.sent_bytes += len(data)
+            self._request.write(data)
+
+    def ping(self) -> None:
+        """Write a comment, if everything that was written before has left."""
+        if self._session is not None and self._session.outbox.has_room:
+            self._heard_at = self._reactor.seconds()
+            self._session.outbox.offer(_COMMENT)
+
+    def close(self, closing: Closing) -> None:
+        if self._request is not None:
+            self._ending = ("posd", closing.code, closing.reason)
+            retry = _RETRIES.get(closing, _RETRY) * random.uniform(0.5, 1.5)
+            last = self.dialect.write("pos_closing", messages.closing_text(closing), None)
+            self._request.write(b"retry: %d\n%b" % (retry, last))
+            self._finish()
+
+    def drop(self, *, abort: bool) -> None:
+        if self._request is not None:
+            self._ending = ("posd", None, SILENT if abort else DROPPED)
+            self._finish()
+        if abort and self._channel is not None:
+            self._channel.transport.abortConnection()
+
+    # -- in between --------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """End the response, and the connection when that is written."""
+        request, self._request = self._request, None
+        if request is not None and self._channel is not None:
+            request.unregisterProducer()
+            self._channel.persistent = False
+            request.finish()
+
+    def _lost(self) -> None:
+        """The connection is gone."""
+        self._request = None
+        self._admitted.left()
+        if self._session is not None:
+            by, code, why = self._ending
+            seconds = self._reactor.seconds() - self._opened_at
+            self._exchange.closed(self._session)
+            self._session.log_end(by=by, code=code, why=why, seconds=seconds)
+
+
+def _hasten(transport: Any) -> None:
+    """Have events leave at once, and the connection fail soon when nobody confirms them.
+
+    The kernel would try for a quarter of an hour otherwise (tcp(7), TCP_USER_TIMEOUT).
+    """
+    while (below := getattr(transport, "transport", None)) is not None:
+        transport = below
+    with suppress(AttributeError, OSError):
+        # A unix socket, behind a proxy on this machine, has no such options.
+        transport.setTcpNoDelay(True)
+        handle = transport.getHandle()
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNCONFIRMED_MILLISECONDS)

@@ -1,0 +1,310 @@
+"""The WebSocket face: Autobahn's protocol on an admitted connection, and nothing of the domain.
+
+The only importer of Autobahn in the daemon. Admission (`web.admission`) has checked everything
+before the upgrade; here callbacks become calls of the session, frames go out as they were made, and
+the traps of Autobahn under twisted.web are defused:
+
+- `HTTPChannel` stays the transport's producer after the upgrade, so there would be no
+  back-pressure: the outbox takes its place.
+- An exception in `onOpen` would leave the socket open, one in `onMessage` end it without a word:
+  both are logged and close with 1011.
+- `onOpen` may come after `onClose`, when the peer left during the handshake.
+- Autobahn never sets TCP_NODELAY on Twisted: 40 ms for every second message in a row.
+- Its defaults limit nothing: every limit is set. Frames it does not count at all, and empty ones
+  cost their sender next to nothing: they are counted here.
+- It reads the request a second time, refuses what it does not like without a body, and logs what
+  that was: it gets a handshake of ours, with the key of the handshake and nothing else of the till's.
+- A peer that does not read keeps a connection that was closed open for ever: however a connection
+  ends, two seconds later it is aborted. Autobahn's own timers run on the global reactor only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import Final
+
+import txaio
+from attrs import frozen
+from autobahn.twisted.resource import WebSocketResource
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request
+
+from posd import __version__
+from posd.delivery.hub import Admitted, Exchange
+from posd.delivery.receive_queue import Intake
+from posd.delivery.send_queue import Outbox
+from posd.delivery.session import Session
+from posd.monitoring.counters import DROPPED, SILENT
+from posd.protocol import frames
+from posd.protocol.encodings import WEBSOCKET
+from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
+
+_MESSAGE_BYTES: Final = 64 * 1024
+_MOST_FRAGMENTS: Final = 512
+_CLOSE_SECONDS: Final = 2.0
+_CONTINUATION, _BINARY = 0x0, 0x2
+_HANDSHAKE: Final[dict[bytes, list[bytes]]] = {
+    b"Host": [b"posd"],
+    b"Upgrade": [b"websocket"],
+    b"Connection": [b"Upgrade"],
+    b"Sec-WebSocket-Version": [b"13"],
+}
+
+
+class Options:
+    """Autobahn's options, every one; what is not here would be as it comes, and open."""
+
+    # Nothing is copied from the factory to each connection, and formatted for a log that is off.
+    CONFIG_ATTRS = ()
+
+    versions = (13,)
+    webStatus = False
+    serveFlashSocketPolicy = False
+    flashSocketPolicy = ""
+    # Only a valid key in a header lets anybody in, and no browser can send one.
+    allowedOrigins = ("*",)
+    allowedOriginsPatterns = ()
+    allowNullOrigin = True
+    trustXForwardedFor = 0
+    # Counted by admission, which can still answer.
+    maxConnections = 0
+
+    utf8validateIncoming = True
+    requireMaskedClientFrames = True
+    maxFramePayloadSize = _MESSAGE_BYTES
+    maxMessagePayloadSize = _MESSAGE_BYTES
+    maskServerFrames = False
+    applyMask = True
+    autoFragmentSize = 0
+    tcpNoDelay = True
+
+    # The upgrade is done in one turn; for the rest see `dropConnection` and the roster.
+    openHandshakeTimeout = 0
+    closeHandshakeTimeout = 0
+    autoPingInterval = 0
+    autoPingTimeout = 0
+    autoPingSize = 12
+    autoPingRestartOnAnyTraffic = True
+    failByDrop = False
+    echoCloseCodeReason = False
+
+    logOctets = False
+    logFrames = False
+    trackTimings = False
+    log = txaio.make_logger("none")
+
+    @staticmethod
+    def perMessageCompressionAccept(offers: object) -> None:
+        """One event is one uncompressed frame."""
+
+
+class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
+    """One till's connection. Implements `delivery.registry.Line`."""
+
+    _log = Logger()
+    dialect = WEBSOCKET
+
+    def __init__(self, admitted: Admitted, exchange: Exchange, reactor: IReactorTime) -> None:
+        super().__init__()
+        self._admitted = admitted
+        self._exchange = exchange
+        self._traffic = exchange.instruments.traffic
+        self._reactor = reactor
+        self._session: Session | None = None
+        self._intake: Intake | None = None
+        self._fragments = 0
+        self._deaf = False
+        self._over = False
+        self._dropped = ""
+        self._farewell: IDelayedCall | None = None
+        self._opened_at = self._heard_at = reactor.seconds()
+
+    # -- from the network --------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._deaf:
+            self._heard_at = self._reactor.seconds()
+            self._traffic.received_bytes += len(data)
+            super().dataReceived(data)
+
+    def onFrameBegin(self) -> None:
+        self._traffic.received_frames += 1
+        opcode = self.current_frame.opcode
+        if opcode <= _BINARY:
+            self._fragments = self._fragments + 1 if opcode == _CONTINUATION else 0
+        if self._fragments > _MOST_FRAGMENTS:
+            self._shut_ears(TOO_BIG)
+        elif self._intake is not None and not self._intake.count_frame():
+            self._shut_ears(POLICY)
+        super().onFrameBegin()
+
+    def onOpen(self) -> None:
+        if self._over:
+            return
+        # A unix socket, behind a proxy on this machine, has no such option.
+        with suppress(AttributeError, OSError):
+            self.transport.setTcpNoDelay(True)
+        with self._guard():
+            session = self._exchange.open(self._admitted.terminal, self._admitted.opening, self)
+            self._intake = Intake(self._reactor, self.transport, session.heard, self._fail)
+            self._session = session
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        if self._session is None or self._intake is None:
+            return
+        if isBinary:
+            self._session.end(UNSUPPORTED)
+            return
+        with self._guard():
+            self._exchange.heard(self._session)
+            self._intake.take(payload)
+
+    def onPing(self, payload: bytes) -> None:
+        if self._session is not None:
+            with self._guard():
+                self._exchange.heard(self._session)
+                self._session.pinged(payload)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._farewell is not None and self._farewell.active():
+            self._farewell.cancel()
+        if self._intake is not None:
+            self._intake.stop()
+        self._admitted.left()
+        if self._session is not None:
+            self._exchange.closed(self._session)
+            self._log_end(self._session, code)
+
+    def sendCloseFrame(
+        self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
+    ) -> None:
+        """Close. Nothing may be sent after it (RFC 6455 §5.5.1), whoever closes, posd or Autobahn."""
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self._finish()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """Hang up; gently when both have closed (RFC 6455 §7.1.1), which Autobahn does not."""
+        self._finish()
+        super().dropConnection(abort and not self.wasClean)
+
+    # -- from the exchange and the session ---------------------------------------------------
+
+    @property
+    def heard_at(self) -> float:
+        """When anything was last received. While nothing is read, the silence is not the till's."""
+        if self._intake is not None and self._intake.holding:
+            self._heard_at = self._reactor.seconds()
+        return self._heard_at
+
+    def attach(self, outbox: Outbox) -> None:
+        # HTTPChannel registered itself for the request and never lets go.
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(outbox, True)
+
+    def write(self, data: bytes) -> None:
+        self._traffic.sent_bytes += len(data)
+        self.transport.write(data)
+
+    def ping(self) -> None:
+        if self._session is not None:
+            self._session.outbox.offer(frames.ping_frame())
+
+    def close(self, closing: Closing) -> None:
+        # sendClose() takes only 1000 and 3000 to 4999.
+        self.sendCloseFrame(closing.code, closing.reason.encode(), isReply=False)
+
+    def drop(self, *, abort: bool) -> None:
+        if not self._dropped:
+            self._dropped = SILENT if abort else DROPPED
+            self.dropConnection(abort=abort)
+
+    # -- in between --------------------------------------------------------------------------
+
+    def _shut_ears(self, closing: Closing) -> None:
+        """Close, and look at nothing any more that the peer goes on sending."""
+        self._deaf = True
+        self.data = b""
+        if self._session is not None:
+            self._session.end(closing)
+
+    def _finish(self) -> None:
+        """Give nothing more to the till, and see to it that its socket is gone before long."""
+        if self._session is not None:
+            self._session.closed()
+        if self._farewell is None and not self._over:
+            self._farewell = self._reactor.callLater(_CLOSE_SECONDS, self._abort)
+
+    def _abort(self) -> None:
+        self.transport.abortConnection()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._fail()
+
+    def _fail(self) -> None:
+        terminal = self._admitted.terminal
+        self._log.failure(
+            "a till's connection failed: tenant={tenant} connection={connection}",
+            tenant=terminal.tenant.slug,
+            connection=str(terminal.connection_id),
+        )
+        if self._session is not None:
+            self._session.end(FAILED)
+        else:
+            self.close(FAILED)
+
+    def _log_end(self, session: Session, code: int | None) -> None:
+        by, why = "till", ""
+        if self.closedByMe:
+            by, code, why = "posd", self.localCloseCode, (self.localCloseReason or b"").decode()
+        elif self._dropped:
+            by, why = "posd", self._dropped
+        session.log_end(
+            by=by, code=code, why=why, seconds=self._reactor.seconds() - self._opened_at
+        )
+
+
+class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
+    """Makes protocols for admitted connections."""
+
+    log = Options.log
+
+    def __init__(self, exchange: Exchange, reactor: IReactorTime) -> None:
+        super().__init__(server=f"posd/{__version__}", reactor=reactor)
+        self._exchange = exchange
+        self._clock = reactor
+
+    def upgrade(self, request: Request, admitted: Admitted) -> object:
+        """Turn an admitted request into a WebSocket; the resource's answer to `render`."""
+        (key,) = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Key", [])
+        request.requestHeaders = Headers(_HANDSHAKE | {b"Sec-WebSocket-Key": [key]})
+        request.uri, request.content = b"/", BytesIO()
+        return WebSocketResource(_Upgrade(self, admitted)).render(request)
+
+    def protocol_for(self, admitted: Admitted) -> TillProtocol:
+        """The protocol of one connection."""
+        protocol = TillProtocol(admitted, self._exchange, self._clock)
+        protocol.factory = self
+        return protocol
+
+
+@frozen
+class _Upgrade:
+    """What `WebSocketResource` takes for a factory: it makes one protocol."""
+
+    _factory: TillFactory
+    _admitted: Admitted
+
+    def buildProtocol(self, addr: object) -> TillProtocol:
+        return self._factory.protocol_for(self._admitted)

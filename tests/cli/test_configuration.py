@@ -1,0 +1,177 @@
+"""posctl check-config and make-cert: what can be put right before the daemon starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.security.private_ca import make
+from tests.cli_runner import posctl
+
+PLAIN = """
+[database]
+dsn = "postgresql:///posd"
+[[listen]]
+name = "https"
+endpoint = "tcp:port=9010"
+tls = {tls}
+"""
+
+
+class CheckConfigTests(SynchronousTestCase):
+    """Somebody has edited the configuration."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.path = self.folder.absolute() / "posd.toml"
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text)
+
+    def test_one_that_is_in_order_is_said_to_be(self) -> None:
+        self.write(PLAIN.format(tls="false"))
+        ran = posctl("--config", self.path, "check-config")
+        self.assertEqual((ran.code, ran.out, ran.err), (0, f"{self.path} is in order.\n", ""))
+
+    def test_programs_are_told_so_too(self) -> None:
+        self.write(PLAIN.format(tls="false"))
+        ran = posctl("--config", self.path, "check-config", "--json")
+        self.assertEqual((ran.code, ran.json), (0, {"ok": True, "problems": []}))
+
+    def test_every_problem_is_a_line_of_its_own(self) -> None:
+        self.write("[database]\npoolsize = 3\n[limits]\nconnections = -1\n")
+        ran = posctl("--config", self.path, "check-config")
+        self.assertEqual((ran.code, ran.out), (os.EX_CONFIG, ""))
+        lines = ran.err.splitlines()
+        self.assertTrue(all(line.startswith(f"{self.path}: ") for line in lines), ran.err)
+        for key in ("database.poolsize", "database.dsn", "limits.connections"):
+            self.assertEqual(sum(key in line for line in lines), 1, ran.err)
+
+    def test_programs_get_the_same_lines(self) -> None:
+        self.write("[database]\npoolsize = 3\n")
+        lines = posctl("--config", self.path, "check-config").err.splitlines()
+        ran = posctl("--config", self.path, "check-config", "--json")
+        self.assertEqual((ran.code, ran.err), (os.EX_CONFIG, ""))
+        self.assertEqual(ran.json, {"ok": False, "problems": lines})
+
+    def test_a_certificate_that_is_not_there_is_a_problem(self) -> None:
+        self.write(PLAIN.format(tls="true") + self.tls())
+        ran = posctl("--config", self.path, "check-config")
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        certificate, key = ran.err.splitlines()
+        pattern = r"{}: tls\.{}: .*/{}\.pem cannot be read.*make-cert`"
+        self.assertRegex(certificate, pattern.format(self.path, "certificate", "fullchain"))
+        self.assertRegex(key, pattern.format(self.path, "private_key", "privkey"))
+
+    def test_certificates_are_looked_at_whatever_else_is_wrong(self) -> None:
+        self.write(PLAIN.format(tls="true") + self.tls() + "[limits]\nconnections = -1\n")
+        lines = posctl("--config", self.path, "check-config").err.splitlines()
+        keys = [line.removeprefix(f"{self.path}: ").partition(":")[0] for line in lines]
+        self.assertEqual(keys, ["limits.connections", "tls.certificate", "tls.private_key"])
+
+    def test_a_file_of_a_certificate_is_blamed_on_who_named_it(self) -> None:
+        make(self.path.parent, ["pos.example.com"])
+        self.write(PLAIN.format(tls="true") + self.tls())
+        addition = self.path.parent / "conf.d" / "50-key.toml"
+        addition.parent.mkdir()
+        addition.write_text(f'[tls]\nprivate_key = "{self.path.parent}/fullchain.pem"\n')
+        (line,) = posctl("--config", self.path, "check-config").err.splitlines()
+        self.assertTrue(line.startswith(f"{addition}: tls.private_key: "), line)
+
+    def test_where_nobody_uses_tls_its_files_need_not_be_there(self) -> None:
+        self.write(PLAIN.format(tls="false") + self.tls())
+        self.assertEqual(posctl("--config", self.path, "check-config").code, 0)
+
+    def test_a_certificate_that_is_there_is_none(self) -> None:
+        make(self.path.parent, ["pos.example.com"])
+        self.write(PLAIN.format(tls="true") + self.tls())
+        self.assertEqual(posctl("--config", self.path, "check-config").code, 0)
+
+    def test_only_the_check_and_the_daemon_look_at_certificates(self) -> None:
+        self.write(
+            PLAIN.format(tls="true").replace("postgresql:///posd", "host=/nowhere dbname=posd")
+            + self.tls()
+        )
+        ran = posctl("--config", self.path, "migrate")
+        self.assertEqual(ran.code, os.EX_UNAVAILABLE)
+        self.assertIn("/nowhere", ran.err)
+
+    def test_administration_has_a_connection_of_its_own(self) -> None:
+        self.write(
+            '[database]\ndsn = "host=/nowhere/daemon"\nadmin_dsn = "host=/nowhere/admin"\n'
+            + self.tls()
+        )
+        self.assertIn("/nowhere/admin", posctl("--config", self.path, "migrate").err)
+        self.assertIn("/nowhere/daemon", posctl("--config", self.path, "key", "list").err)
+        given = posctl("--config", self.path, "migrate", dsn="host=/nowhere/given")
+        self.assertIn("/nowhere/given", given.err)
+
+    def tls(self) -> str:
+        folder = self.path.parent
+        return (
+            f'[tls]\ncertificate = "{folder}/fullchain.pem"\nprivate_key = "{folder}/privkey.pem"\n'
+        )
+
+
+class MakeCertTests(SynchronousTestCase):
+    """A shop's network has no authority."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+
+    def test_programs_get_the_paths_and_the_end(self) -> None:
+        ran = posctl("make-cert", "--dir", self.folder, "--name", "pos.lan", "--json")
+        self.assertEqual(ran.code, 0)
+        assert isinstance(ran.json, dict)
+        self.assertEqual(list(ran.json), ["ca", "certificate", "privateKey", "expiresAt"])
+        for member in ("ca", "certificate", "privateKey"):
+            self.assertTrue(Path(str(ran.json[member])).exists())
+
+    def test_people_are_told_which_file_is_for_whom(self) -> None:
+        ran = posctl("make-cert", "--dir", self.folder, "--name", "pos.lan", "--name", "10.0.0.7")
+        self.assertRegex(ran.out, r"(?m)^For the tills: +.*/ca\.pem$")
+        self.assertRegex(ran.out, r"(?m)^tls\.certificate: +.*/fullchain\.pem$")
+
+    def test_what_is_there_is_not_replaced_unasked(self) -> None:
+        command = ("make-cert", "--dir", self.folder, "--name", "pos.lan")
+        posctl(*command)
+        ran = posctl(*command)
+        self.assertEqual((ran.code, ran.out), (os.EX_CANTCREAT, ""))
+        self.assertRegex(
+            ran.err, r"\Aposctl: .*fullchain\.pem exists already; `--replace` replaces it\.\n\Z"
+        )
+        self.assertEqual(posctl(*command, "--replace").code, 0)
+
+    def test_a_name_is_needed_and_must_be_one(self) -> None:
+        self.assertEqual(posctl("make-cert", "--dir", self.folder).code, os.EX_USAGE)
+        ran = posctl("make-cert", "--dir", self.folder, "--name", "not a name")
+        self.assertEqual(ran.code, os.EX_USAGE)
+        self.assertRegex(ran.err, r"\Aposctl: 'not a name' is neither.*\n\Z")
+
+    def test_a_tills_certificate_is_made_by_itself_and_named_after_it(self) -> None:
+        command = ("make-cert", "--dir", self.folder, "--client", "POS_1")
+        ran = posctl(*command)
+        self.assertRegex(ran.out, r"(?m)^tls\.client_ca: +.*/ca\.pem$")
+        self.assertRegex(ran.out, r"(?m)^For the till: +.*/client-POS_1\.pem$")
+        self.assertFalse((self.folder / "fullchain.pem").exists())
+        ran = posctl(*command, "--replace", "--json")
+        assert isinstance(ran.json, dict)
+        self.assertEqual(ran.json["privateKey"], str(self.folder / "client-POS_1-key.pem"))
+
+    def test_a_certificate_is_for_posd_or_for_a_till(self) -> None:
+        both = ("--name", "pos.lan", "--client", "POS_1")
+        ran = posctl("make-cert", "--dir", self.folder, *both)
+        self.assertEqual(ran.code, os.EX_USAGE)
+        ran = posctl("make-cert", "--dir", self.folder, "--client", "../POS_1")
+        self.assertEqual(ran.code, os.EX_USAGE)
+        self.assertIn("is no name for a client", ran.err)
+
+    def test_a_folder_that_cannot_be_made_is_named(self) -> None:
+        blocked = self.folder
+        blocked.write_text("in the way")
+        ran = posctl("make-cert", "--dir", blocked / "tls", "--name", "pos.lan")
+        self.assertEqual(ran.code, os.EX_CANTCREAT)
+        self.assertIn(str(blocked), ran.err)

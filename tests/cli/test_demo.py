@@ -1,0 +1,162 @@
+"""posctl demo: the whole of posd, as a process, from nothing to an order on a till."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.cli.sample_orders import sample_order
+from posd.events import normalise as drafts
+from posd.protocol.jsontext import decode
+
+PATIENCE = 60.0
+
+
+class DemoTests(SynchronousTestCase):
+    """Somebody wants to see it work."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+
+    def demo(self, *options: str, **environ: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "posd.cli", "demo", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environ},
+        )
+
+        def end() -> None:
+            process.kill()
+            process.communicate()
+
+        self.addCleanup(end)
+        return process
+
+    def test_once_is_an_order_each_way_and_the_times(self) -> None:
+        process = self.demo("--once", "--json")
+        out, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, err)
+        times = decode(out)
+        assert isinstance(times, dict)
+        self.assertEqual(list(times), ["sql", "rest"])
+        for number, road in enumerate(times.values(), 1):
+            self.assertEqual(road["id"], number)
+            self.assertTrue(0 < road["milliseconds"] < 15_000, road)
+
+    def test_people_get_the_two_times(self) -> None:
+        out, _ = self.demo("--once").communicate(timeout=PATIENCE)
+        self.assertRegex(out, r"\ASQL → till [\d.]+ ms\nREST → till [\d.]+ ms\n\Z")
+
+    def test_it_goes_on_until_it_is_interrupted_and_leaves_nothing(self) -> None:
+        process = self.demo("--json")
+        assert process.stdout is not None
+        about = decode(process.stdout.readline())
+        assert isinstance(about, dict)
+        self.assertEqual(list(about), ["url", "tenant", "device", "ca", "config", "dsn", "keys"])
+        first, second = (decode(process.stdout.readline()) for _ in range(2))
+        assert isinstance(first, dict)
+        assert isinstance(second, dict)
+        self.assertEqual((first["road"], first["id"]), ("sql", 1))
+        self.assertEqual((second["road"], second["id"]), ("rest", 2))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, err)
+        self.assertTrue(err.endswith("Orders that have reached the till: 2.\n"), err)
+        self.assertFalse(Path(about["config"]).parent.exists())
+
+    def test_what_it_prints_can_be_used_and_goes_even_if_it_is_killed(self) -> None:
+        process = self.demo("--json")
+        assert process.stdout is not None
+        about = decode(process.stdout.readline())
+        assert isinstance(about, dict)
+        listening = subprocess.run(
+            [
+                *(sys.executable, "-m", "posd.cli", "listen", "--json", "--count", "1"),
+                *("--url", about["url"], "--ca", about["ca"], "--tenant", about["tenant"]),
+                *("--key", about["keys"]["till"], "--after", "0"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        event = decode(listening.stdout)
+        assert isinstance(event, dict)
+        self.assertEqual((event["type"], event["id"]), ("new_order", 1))
+
+        host, port = "localhost", int(about["url"].rpartition(":")[2])
+        process.kill()
+        self.soon(lambda: not Path(about["config"]).parent.exists())
+        self.soon(lambda: not _listens(host, port))
+
+    def test_a_port_in_use_is_named_before_anything_is_started(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            process = self.demo("--port", port)
+            _, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, os.EX_UNAVAILABLE)
+        self.assertEqual(err, f"posctl: port {port} is in use: name another by --port\n")
+
+    def test_without_a_postgresql_the_way_to_one_is_shown(self) -> None:
+        process = self.demo(POSD_PG_BIN=str(self.folder))
+        out, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual((process.returncode, out), (os.EX_UNAVAILABLE, ""))
+        self.assertRegex(err, rf"\Aposctl: POSD_PG_BIN={self.folder} has no .*\n\Z")
+
+    def soon(self, holds: Callable[[], bool]) -> None:
+        """Wait for another process; this is no time that a clock of ours could tell."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+
+class SampleOrderTests(SynchronousTestCase):
+    """Orders that nobody will cook are still orders."""
+
+    def test_the_amounts_add_up(self) -> None:
+        for number in range(50):
+            data = sample_order(number).data()
+            items = data["items"]
+            assert isinstance(items, list)
+            self.assertEqual(
+                data["totalAmount"],
+                sum(item["price"] * item["quantity"] for item in items) + Decimal("2.50"),
+            )
+
+    def test_they_are_events_as_they_are(self) -> None:
+        data = sample_order(7).data()
+        draft = drafts.draft("new_order", data)
+        self.assertEqual(
+            {name: draft.data[name] for name in ("orderId", "totalAmount")},
+            {
+                "orderId": "DEMO-0007",
+                "totalAmount": data["totalAmount"],
+            },
+        )
+
+    def test_the_same_number_is_the_same_order(self) -> None:
+        self.assertEqual(sample_order(3), sample_order(3))
+        self.assertNotEqual(sample_order(3), sample_order(4))
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,193 @@
+"""posctl bootstrap, migrate and adopt, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+from psycopg2.extensions import parse_dsn
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database import migrations
+from posd.testing.postgres import test_server
+from tests.cli_runner import as_role, execute, migrated_database, posctl
+
+BREAK_KITCHEN = """
+    UPDATE dinedesk_main.schema_versions SET checksum = 'another'
+     WHERE schema_name = 'dinedesk_kitchen' AND file = 'tenant/001_stream.sql'
+"""
+
+
+class BootstrapTests(SynchronousTestCase):
+    """Somebody has a cluster and wants posd on it."""
+
+    def setUp(self) -> None:
+        self.server = test_server()
+        self.dsn = self.server.fresh_database()
+
+    def test_a_database_that_is_missing_is_made(self) -> None:
+        self.server.drop_database(self.dsn)
+        self.addCleanup(self.server.drop_database, self.dsn)
+        name = parse_dsn(self.dsn)["dbname"]
+        ran = posctl("bootstrap", "--json", dsn=self.dsn)
+        self.assertEqual(ran.json, {"database": name, "created": True})
+        self.assertEqual(posctl("migrate", dsn=self.dsn).code, 0)
+
+    def test_twice_is_as_good_as_once(self) -> None:
+        self.assertEqual(posctl("bootstrap", dsn=self.dsn).code, 0)
+        ran = posctl("bootstrap", dsn=self.dsn)
+        self.assertEqual(ran.code, 0)
+        self.assertIn("was there already", ran.out)
+        self.assertIn("Next: posctl migrate", ran.out)
+
+    def test_who_is_no_superuser_is_told_so(self) -> None:
+        posctl("bootstrap", dsn=self.dsn)
+        ran = posctl("bootstrap", dsn=as_role(self.dsn, "posd"))
+        self.assertEqual(ran.code, os.EX_NOPERM)
+        self.assertRegex(ran.err, r"\Aposctl: bootstrap needs a superuser.*\n\Z")
+
+
+class MigrateTests(SynchronousTestCase):
+    """A new version of posd is installed, and the schemas are to follow."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+
+    def test_a_new_database_gets_its_main_schema(self) -> None:
+        dsn = test_server().fresh_database()
+        posctl("bootstrap", dsn=dsn)
+        ran = posctl("migrate", dsn=dsn)
+        self.assertEqual((ran.code, ran.out), (0, "1 schemas updated, 0 failed\n"))
+
+    def test_what_is_current_is_left_alone(self) -> None:
+        ran = posctl("migrate", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.out), (0, "0 schemas updated, 0 failed\n"))
+
+    def test_programs_read_which_schemas(self) -> None:
+        self.assertEqual(
+            posctl("migrate", "--json", dsn=self.dsn).json,
+            {"updated": [], "current": ["dinedesk_main", "dinedesk_kitchen"], "failed": {}},
+        )
+
+    def test_a_tenant_that_fails_is_named_and_leaves_the_others_updated(self) -> None:
+        execute(self.dsn, BREAK_KITCHEN)
+        execute(
+            self.dsn,
+            "INSERT INTO dinedesk_main.tenants (slug, name, schema_name)"
+            " VALUES ('bistro', 'The Bistro', 'dinedesk_bistro')",
+        )
+        ran = posctl("migrate", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, "1 schemas updated, 1 failed\n"))
+        self.assertRegex(ran.err, r"\Adinedesk_kitchen: tenant/001_stream\.sql was changed.*\n\Z")
+
+    def test_programs_read_the_reason_of_a_failure(self) -> None:
+        execute(self.dsn, BREAK_KITCHEN)
+        ran = posctl("migrate", "--json", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        reason = "tenant/001_stream.sql was changed after it was applied to dinedesk_kitchen"
+        self.assertEqual(
+            ran.json,
+            {"updated": [], "current": ["dinedesk_main"], "failed": {"dinedesk_kitchen": reason}},
+        )
+
+    def test_before_bootstrap_the_way_is_shown(self) -> None:
+        ran = posctl("migrate", dsn=test_server().fresh_database())
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        self.assertRegex(ran.err, r"\Aposctl: .*posctl bootstrap.*\n\Z")
+
+    def test_the_daemons_own_role_may_not(self) -> None:
+        ran = posctl("migrate", dsn=as_role(self.dsn, "posd"))
+        self.assertEqual(ran.code, os.EX_NOPERM)
+        self.assertRegex(ran.err, r"\Aposctl: this needs a superuser or .* posd_owner.*\n\Z")
+
+    def test_a_database_of_a_newer_posd_is_refused(self) -> None:
+        execute(
+            self.dsn,
+            "INSERT INTO dinedesk_main.schema_versions (schema_name, file, checksum)"
+            " VALUES ('dinedesk_main', 'main/999_later.sql', '')",
+        )
+        ran = posctl("migrate", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        self.assertIn("main/999_later.sql", ran.err)
+
+    def test_the_daemons_own_role_can_check_that_it_would_start(self) -> None:
+        ran = posctl("migrate", "--check", dsn=as_role(self.dsn, "posd"))
+        self.assertEqual(
+            (ran.code, ran.out), (0, "The main schema is what this posd needs.\n"), ran.err
+        )
+        self.assertEqual(
+            posctl("migrate", "--check", "--json", dsn=self.dsn).json,
+            {"fits": True, "reason": None},
+        )
+
+    def test_a_check_tells_what_the_daemon_would_lack_and_changes_nothing(self) -> None:
+        last = migrations.expected()["main"][-1]
+        execute(self.dsn, f"DELETE FROM dinedesk_main.schema_versions WHERE file = '{last}'")
+        for _ in range(2):
+            ran = posctl("migrate", "--check", dsn=as_role(self.dsn, "posd"))
+            self.assertEqual(ran.code, os.EX_CONFIG)
+            self.assertRegex(ran.err, rf"\Aposctl: .*lacks {last}; run `posctl migrate`\n\Z")
+        ran = posctl("migrate", "--check", "--json", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        self.assertIn('"fits":false', ran.out.replace(" ", ""))
+        self.assertIn(last, ran.out)
+
+    def test_of_two_at_once_one_is_told_of_the_other(self) -> None:
+        with (
+            closing(migrations.connect(self.dsn)) as other,
+            migrations.administration(other),
+        ):
+            for command in (("migrate",), ("adopt", "kitchen"), ("tenant", "disable", "kitchen")):
+                ran = posctl(*command, dsn=self.dsn)
+                self.assertEqual(ran.code, os.EX_TEMPFAIL)
+                self.assertRegex(ran.err, r"\Aposctl: another posctl .*\n\Z")
+
+
+class AdoptTests(SynchronousTestCase):
+    """A shop has tables of its own, from before posd."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+
+    def test_the_orders_of_a_tenant_are_hooked(self) -> None:
+        execute(self.dsn, "DROP TRIGGER pos_orders_inserted ON dinedesk_kitchen.orders")
+        ran = posctl("adopt", "kitchen", "--json", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.json), (0, {"tenant": "kitchen", "hooked": True}))
+        triggers = execute(
+            self.dsn, "SELECT tgname FROM pg_trigger WHERE tgname = 'pos_orders_inserted'"
+        )
+        self.assertEqual(len(triggers), 1)
+
+    def test_an_unknown_tenant_is_named(self) -> None:
+        ran = posctl("adopt", "kitchn", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertEqual(ran.err, "posctl: there is no tenant 'kitchn'\n")
+
+    def test_columns_that_are_missing_are_listed(self) -> None:
+        execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders DROP COLUMN status")
+        ran = posctl("adopt", "kitchen", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertIn("orders.status", ran.err)
+
+    def test_columns_that_do_not_compare_are_as_wrong_as_none(self) -> None:
+        execute(
+            self.dsn,
+            "ALTER TABLE dinedesk_kitchen.order_items DROP CONSTRAINT order_items_order_id_fkey,"
+            " ALTER order_id TYPE text",
+        )
+        ran = posctl("adopt", "kitchen", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertIn("cannot be compared", ran.err)
+
+    def test_rights_that_lack_are_asked_for_by_the_grants_themselves(self) -> None:
+        execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders OWNER TO postgres")
+        ran = posctl("adopt", "kitchen", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_NOPERM)
+        self.assertIn('GRANT TRIGGER ON "dinedesk_kitchen".orders TO posd_owner;\n', ran.err)
+
+    def test_before_the_first_migration_the_way_is_shown(self) -> None:
+        dsn = test_server().fresh_database()
+        posctl("bootstrap", dsn=dsn)
+        ran = posctl("adopt", "kitchen", dsn=dsn)
+        self.assertEqual(ran.code, os.EX_CONFIG)
+        self.assertIn("run `posctl migrate`", ran.err)

@@ -1,0 +1,150 @@
+"""What is looked at before anything is numbered on a connection, what is started, what is reloaded."""
+
+from __future__ import annotations
+
+from functools import partial
+from uuid import UUID, uuid4
+
+from attrs import evolve, fields_dict
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.config.model import Config, Database, Delivery, Limits
+from posd.daemon.wiring import Parts
+from posd.database.connection import Parameters, Row
+from posd.delivery.channel import Channel
+from posd.values import Event, Head, Seq, Tenant
+
+TENANT = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
+
+
+class ScriptedSession:
+    """Answers as a database with this fingerprint and this head would, and notes what is changed."""
+
+    def __init__(self, head: Head, *, known: bool = True) -> None:
+        self.head = head
+        self.known = known
+        self.changes: list[tuple[str, Parameters]] = []
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        if "pos_fingerprint" in sql:
+            return [("here", "here" if self.known else "elsewhere")]
+        head = self.head
+        return [(head.tenant_id, str(head.stream_id), head.last_seq, head.pruned_seq)]
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        self.changes.append((sql, parameters))
+
+
+class RecognitionTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        self.stream_id = uuid4()
+        delivered = Head(TENANT.id, self.stream_id, 10)
+        self.parts.exchange.channels._by_tenant[TENANT.id] = Channel(
+            TENANT, delivered, self.nothing
+        )
+
+    async def nothing(self, seq: Seq, limit: int) -> list[Event]:
+        return []
+
+    def recognise(self, last_seq: Seq, stream_id: UUID) -> list[tuple[str, Parameters]]:
+        session = ScriptedSession(Head(TENANT.id, stream_id, last_seq))
+        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        return session.changes
+
+    def test_a_head_behind_what_was_delivered_names_the_stream_anew(self) -> None:
+        ((sql, parameters),) = self.recognise(9, self.stream_id)
+        self.assertIn("gen_random_uuid()", sql)
+        self.assertEqual(parameters, {"ids": [TENANT.id]})
+
+    def test_a_head_as_far_as_what_was_delivered_changes_nothing(self) -> None:
+        self.assertEqual(self.recognise(10, self.stream_id), [])
+
+    def test_what_is_delivered_while_the_heads_are_read_changes_nothing(self) -> None:
+        session = ScriptedSession(Head(TENANT.id, self.stream_id, 10))
+        channel, look = self.parts.exchange.channels._by_tenant[TENANT.id], session.query
+
+        async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
+            rows = await look(sql, parameters)
+            if "pos_fingerprint" not in sql:
+                # Another node has numbered an event by now, and this one has delivered it.
+                channel.tail = 11
+            return rows
+
+        self.patch(session, "query", query)
+        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        self.assertEqual(session.changes, [])
+
+    def test_a_stream_that_has_another_name_already_keeps_it(self) -> None:
+        self.assertEqual(self.recognise(3, uuid4()), [])
+
+    def test_another_database_names_every_stream_anew(self) -> None:
+        session = ScriptedSession(Head(TENANT.id, self.stream_id, 10), known=False)
+        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        ((sql, parameters),) = session.changes
+        self.assertIn("pos_incarnation", sql)
+        self.assertEqual(parameters, ("elsewhere", "here"))
+
+
+class LifeTests(SynchronousTestCase):
+    def test_all_that_runs_by_itself_is_started_and_stopped(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        services = {
+            name: part
+            for name in fields_dict(Parts)
+            if isinstance(part := getattr(parts, name), Service)
+        }
+        started: list[str] = []
+        stopped: list[str] = []
+        for name, part in services.items():
+            self.patch(part, "startService", partial(started.append, name))
+            self.patch(part, "stopService", partial(stopped.append, name))
+        parts.start()
+        self.assertCountEqual(started, services)
+        self.assertIn("retention", started)
+        self.successResultOf(Deferred.fromCoroutine(parts.stop(0)))
+        self.assertCountEqual(stopped, services)
+        self.assertEqual((started[0], stopped[-1]), ("database", "database"))
+
+
+class ReloadTests(SynchronousTestCase):
+    """Every limit there is can be changed while posd runs."""
+
+    def setUp(self) -> None:
+        self.settings = Config(database=Database(dsn="dbname=posd"))
+        self.parts = Parts(MemoryReactorClock(), self.settings)
+
+    def limits(self) -> dict[str, object]:
+        """What is in force, by the key that says so."""
+        parts, exchange = self.parts, self.parts.exchange
+        return {
+            "event_bytes": parts.sequencer.event_bytes,
+            "outbox_total": exchange._budget.limit,
+            "connections": parts.connections.total,
+            "connections_per_tenant": parts.connections.per_tenant,
+            "failed_auth_per_minute": parts.failed_attempts.per_minute,
+            "publish_per_second_per_tenant": (
+                parts.publisher.per_second,
+                parts.reception.per_second,
+            ),
+            "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
+            "outbox_bytes": exchange._outbox_bytes,
+            "retention": parts.retention.seconds,
+        }
+
+    def test_each_of_them_alone(self) -> None:
+        before = self.limits()
+        self.assertEqual(before.keys(), {*fields_dict(Limits), *fields_dict(Delivery)})
+        for table in ("limits", "delivery"):
+            for key in fields_dict(type(getattr(self.settings, table))):
+                tables = getattr(self.settings, table)
+                changed = evolve(tables, **{key: getattr(tables, key) + 1})
+                self.parts.apply(evolve(self.settings, **{table: changed}))
+                now = self.limits()
+                self.assertEqual({each for each in now if now[each] != before[each]}, {key})
+                self.assertNotIn(None, now.values())
+        self.parts.apply(self.settings)
+        self.assertEqual(self.limits(), before)

@@ -1,0 +1,601 @@
+"""A connection that heals: nothing done twice, nothing done half, nobody left waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.protocol import Factory, Protocol
+
+from posd.database import link as module
+from posd.database.connection import ConnectionLost
+from posd.database.link import Link, Session
+from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
+from posd.testing.postgres import Server
+from tests.database_case import REACTOR, DatabaseCase, begin, until
+
+
+class LinkCase(DatabaseCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.changes: list[bool] = []
+
+    def new(
+        self,
+        dsn: str | None = None,
+        *,
+        role: str | None = None,
+        statement_timeout: float = 5.0,
+        prepare: Callable[[Session], Awaitable[None]] | None = None,
+        notified: Callable[[str, str], None] | None = None,
+    ) -> Link:
+        return Link(
+            REACTOR,
+            dsn or self.dsn,
+            name="posd test",
+            statement_timeout=statement_timeout,
+            role=role,
+            prepare=prepare,
+            changed=lambda link: self.changes.append(link.up),
+            notified=notified,
+        )
+
+    async def pid(self, link: Link) -> int:
+        ((pid,),) = await link.query("SELECT pg_backend_pid()")
+        return int(pid)
+
+    def terminate(self, name: str = "posd test") -> None:
+        for pid in self.backends(name):
+            self.admin.run("SELECT pg_terminate_backend(%s)", pid)
+
+    async def until_healed(self, link: Link, times: int = 1) -> None:
+        await until(lambda: self.changes.count(False) >= times and link.up, "the link healed")
+
+
+class StatementTests(LinkCase):
+    async def test_a_session_begins_with_posds_settings(self) -> None:
+        self.admin.run("CREATE ROLE posd_test_link NOLOGIN")
+        self.addCleanup(self.admin.run, "DROP ROLE posd_test_link")
+        link = await self.up(self.new(role="posd_test_link", statement_timeout=1.5))
+        for setting, value in (
+            ("application_name", "posd test"),
+            ("role", "posd_test_link"),
+            ("statement_timeout", "1500ms"),
+            ("lock_timeout", "2s"),
+            ("idle_in_transaction_session_timeout", "5s"),
+            ("TimeZone", "UTC"),
+            ("search_path", "pg_catalog"),
+        ):
+            with self.subTest(setting):
+                self.assertEqual(
+                    await link.query("SELECT current_setting(%s)", (setting,)), [(value,)]
+                )
+        await link.stopService()
+
+    async def test_statements_wait_for_each_other_in_their_order(self) -> None:
+        link = await self.up(self.new())
+        done: list[str] = []
+        slow = begin(link.query("SELECT pg_sleep(0.05)")).addCallback(lambda _: done.append("slow"))
+        quick = begin(link.execute("SELECT 1")).addCallback(lambda _: done.append("quick"))
+        await gatherResults([slow, quick])
+        self.assertEqual(done, ["slow", "quick"])
+
+    async def test_whoever_still_waits_may_give_up_and_harms_nobody(self) -> None:
+        link = await self.up(self.new())
+        slow = begin(link.query("SELECT pg_sleep(0.05), 7"))
+        waiting = begin(link.query("SELECT 1"))
+        waiting.cancel()
+        with self.assertRaises(CancelledError):
+            await waiting
+        self.assertEqual([row[1] for row in await slow], [7])
+        self.assertEqual(self.changes, [True])
+
+    async def test_a_statement_that_is_given_up_costs_the_connection_but_nothing_else(self) -> None:
+        link = await self.up(self.new())
+        before = await self.pid(link)
+        running = begin(link.query("SELECT pg_sleep(20)"))
+        waiting = begin(link.query("SELECT 1"))
+        running.cancel()
+        with self.assertRaises(CancelledError):
+            await running
+        with self.assertRaises(Unavailable):
+            await waiting
+        await self.until_healed(link)
+        self.assertNotEqual(await self.pid(link), before)
+
+    async def test_a_statement_over_its_time_is_busy_and_the_connection_stays(self) -> None:
+        link = await self.up(self.new(statement_timeout=0.05))
+        before = await self.pid(link)
+        with self.assertRaises(Busy):
+            await link.query("SELECT pg_sleep(20)")
+        self.assertEqual(await self.pid(link), before)
+
+    async def test_a_lock_that_is_not_had_in_time_is_busy_and_the_connection_stays(self) -> None:
+        self.admin.run("CREATE TABLE public.t (a integer)")
+        link = await self.up(self.new(prepare=hasty))
+        before = await self.pid(link)
+        with self.admin.transaction():
+            self.admin.run("LOCK TABLE public.t")
+            with self.assertRaises(Busy):
+                await link.execute("INSERT INTO public.t VALUES (1)")
+        await link.execute("INSERT INTO public.t VALUES (2)")
+        self.assertEqual(await self.pid(link), before)
+
+
+class TransactionTests(LinkCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.admin.run("CREATE TABLE public.t (a integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+
+    @property
+    def stored(self) -> list[int]:
+        return [a for (a,) in self.admin.rows("SELECT a FROM public.t ORDER BY a")]
+
+    async def test_what_a_transaction_did_is_there_when_it_returns(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> str:
+            await insert(session, 1)
+            await insert(session, 2)
+            self.assertEqual(self.stored, [])
+            return "done"
+
+        self.assertEqual(await link.transaction(work), "done")
+        self.assertEqual(self.stored, [1, 2])
+
+    async def test_others_wait_until_a_transaction_is_over(self) -> None:
+        link = await self.up(self.new())
+        release: Deferred[None] = Deferred()
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await release
+            await insert(session, 2)
+
+        transaction = begin(link.transaction(work))
+        other = begin(link.query("SELECT count(*) FROM public.t"))
+        await until(lambda: self.in_transaction(), "the transaction is open")
+        release.callback(None)
+        await transaction
+        self.assertEqual(await other, [(2,)])
+
+    async def test_what_raises_is_rolled_back_and_raised(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            raise LookupError("nobody")
+
+        with self.assertRaises(LookupError):
+            await link.transaction(work)
+        await insert(link, 2)
+        self.assertEqual(self.stored, [2])
+        self.assertEqual(self.changes, [True])
+
+    async def test_a_transaction_without_statements_says_nothing_to_the_server(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> int:
+            return 5
+
+        self.terminate()
+        self.assertEqual(await link.transaction(work), 5)
+
+    async def test_the_first_statement_may_fail_as_any_other(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await session.execute("SELECT 1/0")
+
+        with self.assertRaises(StatementFailed) as caught:
+            await link.transaction(work)
+        self.assertEqual(caught.exception.sqlstate, "22012")
+        await insert(link, 1)
+        self.assertEqual(self.stored, [1])
+
+    async def test_work_that_goes_on_after_a_failure_does_not_seem_committed(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            try:
+                await session.execute("SELECT 1/0")
+            except StatementFailed:
+                return
+
+        with self.assertRaises(StatementFailed):
+            await link.transaction(work)
+        self.assertEqual(self.stored, [])
+        await insert(link, 2)
+        self.assertEqual(self.stored, [2])
+
+    async def test_a_commit_that_is_refused_is_a_failed_statement(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await insert(session, 1)
+
+        with self.assertRaises(StatementFailed) as caught:
+            await link.transaction(work)
+        self.assertEqual(caught.exception.sqlstate, "23505")
+        await insert(link, 2)
+        self.assertEqual(self.stored, [2])
+
+    async def test_the_loser_of_a_deadlock_is_busy_and_keeps_its_connection(self) -> None:
+        one, other = await self.up(self.new(prepare=hasty)), await self.up(self.new(prepare=hasty))
+        self.admin.run("INSERT INTO public.t VALUES (1), (2)")
+        met = [Deferred[None](), Deferred[None]()]
+
+        def updating(first: int, second: int, mine: int) -> Callable[[Session], Awaitable[None]]:
+            async def work(session: Session) -> None:
+                await session.execute("UPDATE public.t SET a = a WHERE a = %s", (first,))
+                met[mine].callback(None)
+                await met[1 - mine]
+                await session.execute("UPDATE public.t SET a = a WHERE a = %s", (second,))
+
+            return work
+
+        pids = await self.pid(one), await self.pid(other)
+        first = begin(one.transaction(updating(1, 2, 0)))
+        second = begin(other.transaction(updating(2, 1, 1)))
+        failed = [await outcome(first), await outcome(second)]
+        self.assertEqual(sorted(map(type, filter(None, failed)), key=str), [Busy])
+        self.assertEqual((await self.pid(one), await self.pid(other)), pids)
+
+    async def test_a_transaction_does_not_go_on_in_the_next_connection(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            self.terminate()
+            await self.until_healed(link)
+            await insert(session, 2)
+
+        with self.assertRaises(ConnectionLost):
+            await link.transaction(work)
+        self.assertEqual(self.stored, [])
+        await insert(link, 3)
+        self.assertEqual(self.stored, [3])
+
+    async def test_nor_is_it_committed_or_rolled_back_there(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            self.terminate()
+            await self.until_healed(link)
+
+        with self.assertRaises(ConnectionLost) as caught:
+            await link.transaction(work)
+        self.assertNotIsInstance(caught.exception, OutcomeUnknown)
+        self.assertEqual(self.changes, [True, False, True])
+        self.assertEqual(self.stored, [])
+
+    def doze_in_commits(self) -> None:
+        """From now on a COMMIT takes its time."""
+        self.admin.run(
+            "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(20); RETURN NULL; END'",
+        )
+        self.admin.run(
+            "CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON public.t DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION public.doze()"
+        )
+
+    async def test_every_statement_of_a_transaction_has_what_its_deadline_leaves(self) -> None:
+        link = await self.up(self.new(statement_timeout=20.0))
+        asked = "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)"
+
+        async def work(session: Session) -> list[float]:
+            first = await session.query(asked)
+            await session.query("SELECT pg_sleep(0.02)")
+            return [float(rows[0][0]) for rows in (first, await session.query(asked))]
+
+        first, second = await link.transaction(work, deadline=REACTOR.seconds() + 15)
+        self.assertTrue(0 < second < first <= 15, (first, second))
+        (long,) = await link.transaction(lambda s: s.query(asked), deadline=REACTOR.seconds() + 90)
+        ((usual,),) = await link.query(asked)
+        self.assertEqual([float(long[0]), float(usual)], [20, 20])
+
+    async def test_a_statement_that_a_deadline_finds_is_ended_and_all_rolled_back(self) -> None:
+        link = await self.up(self.new())
+        before = await self.pid(link)
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await session.query("SELECT pg_sleep(20)")
+
+        with self.assertRaises(Busy):
+            await link.transaction(work, deadline=REACTOR.seconds() + 0.2)
+        self.assertEqual((self.stored, await self.pid(link)), ([], before))
+
+    async def test_nothing_is_committed_after_the_deadline(self) -> None:
+        link = await self.up(self.new())
+        before = await self.pid(link)
+        deadline = REACTOR.seconds() + 0.2
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await until(lambda: REACTOR.seconds() >= deadline, "the deadline is past")
+
+        with self.assertRaises(Busy):
+            await link.transaction(work, deadline=deadline)
+        self.assertEqual((self.stored, await self.pid(link)), ([], before))
+
+    async def test_nor_is_anything_begun(self) -> None:
+        link = await self.up(self.new())
+        with self.assertRaises(Busy):
+            await link.transaction(
+                lambda session: insert(session, 1), deadline=REACTOR.seconds() - 1
+            )
+        await insert(link, 2)
+        self.assertEqual(self.stored, [2])
+
+    async def test_a_commit_that_goes_on_after_the_deadline_is_not_waited_for(self) -> None:
+        self.patch(module, "_LAST_GRACE_SECONDS", 0.05)
+        self.doze_in_commits()
+        link = await self.up(self.new())
+        with self.assertRaises(OutcomeUnknown):
+            await link.transaction(
+                lambda session: insert(session, 1), deadline=REACTOR.seconds() + 0.5
+            )
+        self.terminate()
+
+    async def test_a_connection_lost_in_a_commit_leaves_the_outcome_unknown(self) -> None:
+        self.doze_in_commits()
+        link = await self.up(self.new())
+        running = begin(link.transaction(lambda session: insert(session, 1)))
+        await until(lambda: "COMMIT" in self.statements(), "it commits")
+        self.terminate()
+        with self.assertRaises(OutcomeUnknown):
+            await running
+        await self.until_healed(link)
+
+    async def test_a_commit_that_times_out_is_busy_since_its_outcome_is_known(self) -> None:
+        self.admin.run(
+            "CREATE TABLE public.other (a integer);"
+            "CREATE FUNCTION public.follow() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN INSERT INTO public.other VALUES (NEW.a); RETURN NULL; END';"
+            "CREATE CONSTRAINT TRIGGER follow AFTER INSERT ON public.t DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION public.follow()"
+        )
+        link = await self.up(self.new(prepare=hasty))
+        with self.admin.transaction():
+            self.admin.run("LOCK TABLE public.other")
+            with self.assertRaises(Busy):
+                await link.transaction(lambda session: insert(session, 1))
+        await link.transaction(lambda session: insert(session, 2))
+        self.assertEqual(self.stored, [2])
+
+    async def test_a_transaction_that_is_given_up_is_rolled_back(self) -> None:
+        link = await self.up(self.new())
+
+        async def work(session: Session) -> None:
+            await insert(session, 1)
+            await session.query("SELECT pg_sleep(20)")
+
+        running = begin(link.transaction(work))
+        await until(lambda: self.in_transaction(), "the transaction is open")
+        running.cancel()
+        with self.assertRaises(CancelledError):
+            await running
+        await self.until_healed(link)
+        self.terminate()
+        self.assertEqual(self.stored, [])
+
+    def statements(self) -> list[str]:
+        rows = self.admin.rows(
+            "SELECT query FROM pg_stat_activity"
+            " WHERE application_name = 'posd test' AND state = 'active'"
+        )
+        return [query for (query,) in rows]
+
+    def in_transaction(self) -> bool:
+        return bool(
+            self.admin.value(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE application_name = 'posd test' AND xact_start IS NOT NULL"
+                " AND (state = 'idle in transaction' OR query LIKE '%%pg_sleep%%')"
+            )
+        )
+
+
+class HealingTests(LinkCase):
+    async def test_an_idle_link_heals_when_its_backend_is_terminated(self) -> None:
+        link = await self.up(self.new())
+        self.terminate()
+        await self.until_healed(link)
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
+        self.assertEqual(self.changes, [True, False, True])
+
+    async def test_a_busy_link_fails_its_statement_and_heals(self) -> None:
+        link = await self.up(self.new())
+        running = begin(link.query("SELECT pg_sleep(20)"))
+        waiting = begin(link.query("SELECT 1"))
+        self.terminate()
+        with self.assertRaises(ConnectionLost):
+            await running
+        with self.assertRaises(Unavailable):
+            await waiting
+        await self.until_healed(link)
+
+    async def test_it_heals_again_and_again(self) -> None:
+        link = await self.up(self.new())
+        for times in range(1, 4):
+            self.terminate()
+            await self.until_healed(link, times)
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
+
+    async def test_while_it_is_down_statements_fail_at_once(self) -> None:
+        link = self.new("host=/nowhere dbname=none")
+        link.startService()
+        self.addCleanup(link.stopService)
+        with self.assertRaises(Unavailable):
+            await link.query("SELECT 1")
+        with self.assertRaises(Unavailable):
+            await link.transaction(lambda session: insert(session, 1))
+
+    async def test_why_it_is_down_is_told_in_libpqs_words_until_it_is_up(self) -> None:
+        link = self.new("host=/nowhere dbname=none")
+        link.startService()
+        self.addCleanup(link.stopService)
+        await until(lambda: link.trouble is not None, "there is trouble")
+        self.assertIn("No such file or directory", link.trouble or "")
+        self.assertIsNone(link.refusal)
+        self.assertIsNone((await self.up(self.new())).trouble)
+
+    async def test_a_server_that_does_not_answer_is_given_up(self) -> None:
+        self.patch(module, "_CONNECT_SECONDS", 0.05)
+        port = REACTOR.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        link = self.new(f"host=127.0.0.1 port={port.getHost().port} dbname=none")
+        link.startService()
+        await until(lambda: link.trouble is not None, "there is trouble")
+        self.assertEqual(link.trouble, "no answer in time")
+        await link.stopService()
+
+    async def test_a_statement_that_never_ends_ends_the_connection(self) -> None:
+        """As when the network is gone, and with it the server's word that the time is over."""
+        link = await self.up(self.new(statement_timeout=20.0))
+        self.patch(module, "_GRACE_SECONDS", -19.9)
+        with self.assertRaises(ConnectionLost):
+            await link.query("SELECT pg_sleep(20)")
+        await self.until_healed(link)
+
+    async def test_nobody_uses_a_connection_that_is_not_prepared(self) -> None:
+        prepared: list[int] = []
+
+        async def prepare(session: Session) -> None:
+            ((pid,),) = await session.query("SELECT pg_backend_pid()")
+            self.assertFalse(link.up)
+            prepared.append(pid)
+            if len(prepared) == 1:
+                raise LookupError("not this one")
+
+        link = self.new(prepare=prepare)
+        await self.up(link)
+        self.assertEqual([await self.pid(link)], prepared[1:])
+        self.terminate()
+        await self.until_healed(link)
+        self.assertEqual([await self.pid(link)], prepared[2:])
+
+    async def test_a_role_that_is_not_there_is_a_refusal_until_it_is(self) -> None:
+        link = self.new(role="posd_test_nobody")
+        link.startService()
+        self.addCleanup(link.stopService)
+        await until(lambda: bool(self.changes), "the refusal was told")
+        assert link.refusal is not None
+        self.assertIn('"posd_test_nobody" does not exist', str(link.refusal))
+        self.assertEqual(link.trouble, str(link.refusal))
+        self.admin.run("CREATE ROLE posd_test_nobody NOLOGIN")
+        self.addCleanup(self.run_elsewhere, "DROP ROLE posd_test_nobody")
+        await until(lambda: link.up, "the link is up")
+        self.assertIsNone(link.refusal)
+        await link.stopService()
+
+    async def test_what_is_listened_for_is_heard_after_healing_too(self) -> None:
+        heard: list[tuple[str, str]] = []
+        link = await self.up(
+            self.new(
+                prepare=lambda session: session.execute("LISTEN news"),
+                notified=lambda channel, payload: heard.append((channel, payload)),
+            )
+        )
+        self.admin.run("NOTIFY news, 'before'")
+        await until(lambda: len(heard) == 1, "it was heard")
+        self.terminate()
+        await self.until_healed(link)
+        self.admin.run("NOTIFY news, 'after'")
+        await until(lambda: len(heard) == 2, "it was heard")
+        self.assertEqual(heard, [("news", "before"), ("news", "after")])
+
+
+class StoppingTests(LinkCase):
+    async def test_a_link_that_was_stopped_fails_at_once_and_makes_no_connection(self) -> None:
+        link = await self.up(self.new())
+        await link.stopService()
+        with self.assertRaises(Unavailable):
+            await link.query("SELECT 1")
+        self.assertEqual(self.changes, [True, False])
+        await until(lambda: not self.backends("posd test"), "the backend is gone")
+
+    async def test_what_runs_when_it_stops_fails(self) -> None:
+        link = await self.up(self.new())
+        running = begin(link.query("SELECT pg_sleep(20)"))
+        await link.stopService()
+        with self.assertRaises(ConnectionLost):
+            await running
+
+    async def test_it_can_be_stopped_while_it_connects(self) -> None:
+        link = self.new()
+        link.startService()
+        await link.stopService()
+        self.assertEqual(self.changes, [])
+
+    async def test_it_can_be_stopped_while_it_waits_for_the_next_try(self) -> None:
+        link = self.new("host=/nowhere dbname=none")
+        link.startService()
+        await until(lambda: link.trouble is not None, "there is trouble")
+        await link.stopService()
+        self.assertFalse(link.up)
+
+    async def test_it_can_be_stopped_while_it_is_prepared(self) -> None:
+        async def prepare(session: Session) -> None:
+            stopped.append(link.stopService())
+
+        stopped: list[Any] = []
+        link = self.new(prepare=prepare)
+        link.startService()
+        await until(lambda: bool(stopped), "it was being prepared")
+        await stopped[0]
+        self.assertEqual(self.changes, [])
+
+
+class RestartTests(LinkCase):
+    """With a server of the test's own."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server = Server.start()
+        self.addCleanup(self.server.stop)
+
+    async def test_an_idle_link_heals_when_the_server_restarts(self) -> None:
+        link = await self.up(self.new(self.server.dsn()))
+        self.server.restart()
+        await self.until_healed(link)
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
+
+    async def test_a_busy_link_heals_when_the_server_crashes(self) -> None:
+        link = await self.up(self.new(self.server.dsn()))
+        running = begin(link.query("SELECT pg_sleep(20)"))
+        self.server.restart("immediate")
+        with self.assertRaises(ConnectionLost):
+            await running
+        await self.until_healed(link)
+
+    async def test_it_waits_for_a_server_that_comes_later(self) -> None:
+        self.server.kill()
+        link = self.new(self.server.dsn())
+        link.startService()
+        self.addCleanup(link.stopService)
+        await until(lambda: link.trouble is not None, "there is trouble")
+        self.server.restart()
+        await until(lambda: link.up, "the link is up")
+
+
+async def hasty(session: Session) -> None:
+    await session.execute("SET lock_timeout = '50ms'; SET deadlock_timeout = '10ms'")
+
+
+async def insert(session: Session, value: int) -> None:
+    await session.execute("INSERT INTO public.t VALUES (%s)", (value,))
+
+
+async def outcome(running: Deferred[None]) -> Exception | None:
+    try:
+        await running
+    except Exception as error:
+        return error
+    return None

@@ -1,0 +1,398 @@
+"""A tenant's stream on one node: read once, encoded once, and written to every till without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.delivery import channel as channels
+from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
+from posd.errors import Busy, Pruned, StatementFailed, Unavailable
+from posd.protocol.encodings import WEBSOCKET, Dialect
+from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, Tenant
+from tests.delivery_case import KITCHEN, OTHER_STREAM, Log, event, head, said
+
+
+@define(eq=False)
+class Listener:
+    """A session that takes what it is given, as long as it has room. Implements `Subscriber`."""
+
+    channel: Channel
+    position: Seq = 0
+    room: bool = True
+    dialect: Dialect = WEBSOCKET
+    taken: list[Chunk] = field(factory=list)
+    looks: int = 0
+    endings: list[Closing] = field(factory=list)
+
+    def deliver(self, chunk: Chunk) -> bool:
+        if self.room:
+            self.taken.append(chunk)
+            self.position = chunk.last
+        return self.room
+
+    def behind(self) -> None:
+        self.looks += 1
+
+    def end(self, closing: Closing) -> None:
+        self.endings.append(closing)
+        self.channel.leave(self)
+
+    @property
+    def ids(self) -> list[Seq]:
+        return [message["id"] for chunk in self.taken for message in said(chunk.data)]
+
+
+class Broken(Listener):
+    """A session with a bug."""
+
+    def deliver(self, chunk: Chunk) -> bool:
+        raise ZeroDivisionError
+
+    def behind(self) -> None:
+        raise ZeroDivisionError
+
+    def end(self, closing: Closing) -> None:
+        raise ZeroDivisionError
+
+
+class ChannelCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.log = Log()
+        self.log.commit(10)
+        self.delivered: list[Seq] = []
+        self.ended: list[Channel] = []
+        self.channel = Channel(
+            KITCHEN, self.log.head, self.log.read, self.note_delivery, self.ended.append
+        )
+
+    def note_delivery(self, tenant: Tenant, seq: Seq) -> None:
+        self.assertEqual(tenant, KITCHEN)
+        self.delivered.append(seq)
+
+    def listener(self, position: Seq = 10, *, live: bool = True) -> Listener:
+        listener = Listener(self.channel, position)
+        subscriber: Subscriber = listener
+        self.channel.enter(subscriber)
+        if live:
+            self.assertTrue(self.channel.go_live(subscriber))
+        return listener
+
+
+class FanOutTests(ChannelCase):
+    def test_every_live_session_gets_what_is_new(self) -> None:
+        first, second = self.listener(), self.listener()
+        self.channel.wake(self.log.commit(3))
+        self.assertEqual((first.ids, second.ids), ([11, 12, 13], [11, 12, 13]))
+        self.assertEqual(self.delivered, [13])
+
+    def test_all_get_the_same_bytes_in_one_write(self) -> None:
+        first, second = self.listener(), self.listener()
+        self.channel.wake(self.log.commit(3))
+        self.assertIs(first.taken[0].data, second.taken[0].data)
+        self.assertEqual(len(first.taken), 1)
+
+    def test_in_each_dialect_an_event_is_written_once_for_all(self) -> None:
+        written: list[str] = []
+
+        def dialect(name: str) -> Dialect:
+            return Dialect(lambda kind, text, seq: written.append(name) or text)  # type: ignore[func-returns-value]
+
+        one, other, unused = dialect("one"), dialect("other"), dialect("unused")
+        listeners = [self.listener() for _ in range(4)]
+        for listener, spoken in zip(listeners, (one, other, one, other), strict=True):
+            listener.dialect = spoken
+        self.listener(9, live=False).dialect = unused
+        self.channel.wake(self.log.commit(2))
+        self.assertEqual(sorted(written), ["one"] * 2 + ["other"] * 2)
+        self.assertIs(listeners[0].taken[0].data, listeners[2].taken[0].data)
+        self.assertEqual([each.position for each in listeners], [12] * 4)
+
+    def test_where_nobody_is_live_nothing_is_written(self) -> None:
+        self.listener(9, live=False)
+        self.channel.wake(self.log.commit())
+        self.assertEqual([each._written for each in self.channel._recent], [{}])
+
+    def test_the_log_is_read_once_for_all(self) -> None:
+        for _ in range(3):
+            self.listener()
+        self.channel.wake(self.log.commit())
+        self.assertEqual(self.log.reads, [10])
+
+    def test_a_wake_that_comes_twice_or_late_changes_nothing(self) -> None:
+        listener = self.listener()
+        for seq in (self.log.commit(), 11, 9, 0):
+            self.channel.wake(seq)
+        self.assertEqual(listener.ids, [11])
+
+    def test_wakes_during_a_read_are_read_after_it(self) -> None:
+        self.log.at_once = False
+        listener = self.listener()
+        self.channel.wake(self.log.commit())
+        self.channel.wake(self.log.commit(2))
+        self.assertEqual(self.log.reads, [10])
+        self.log.answer()
+        self.log.answer()
+        self.assertEqual((self.log.reads, listener.ids), ([10, 11], [11, 12, 13]))
+
+    def test_more_than_a_page_is_read_page_by_page(self) -> None:
+        listener = self.listener()
+        self.channel.wake(self.log.commit(250))
+        self.assertEqual(listener.ids, list(range(11, 261)))
+        self.assertEqual(self.log.reads, [10, 110, 210])
+
+    def test_a_session_without_room_is_told_that_it_is_behind_and_delays_nobody(self) -> None:
+        slow, quick = self.listener(), self.listener()
+        slow.room = False
+        self.channel.wake(self.log.commit())
+        self.assertEqual((slow.ids, quick.ids), ([], [11]))
+        self.assertEqual(slow.looks, 1)
+
+    def test_a_session_with_a_bug_stops_no_other(self) -> None:
+        broken, other = Broken(self.channel, 10), self.listener()
+        self.channel.enter(broken)
+        self.assertTrue(self.channel.go_live(broken))
+        self.channel.wake(self.log.commit())
+        self.assertEqual(other.ids, [11])
+        # When it was to take the event, and when it was to look again.
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_a_session_that_loses_its_place_meanwhile_gets_nothing_more(self) -> None:
+        channel = self.channel
+
+        class Rival(Listener):
+            """Taking something costs all others their place, as by a budget that they share."""
+
+            def deliver(self, chunk: Chunk) -> bool:
+                for other in rivals:
+                    if other is not self:
+                        channel.slow_down(other)
+                return super().deliver(chunk)
+
+        rivals = [Rival(channel, 10) for _ in range(3)]
+        for rival in rivals:
+            channel.enter(rival)
+            channel.go_live(rival)
+        channel.wake(self.log.commit())
+        self.assertEqual(sorted(rival.ids for rival in rivals), [[], [], [11]])
+        self.assertEqual(sorted(rival.looks for rival in rivals), [0, 1, 1])
+
+    def test_nothing_is_delivered_where_nobody_is_live(self) -> None:
+        self.listener(5, live=False)
+        self.channel.wake(self.log.commit())
+        self.assertEqual((self.channel.tail, self.delivered), (11, []))
+
+
+class GoingLiveTests(ChannelCase):
+    def test_a_session_that_has_everything_goes_live(self) -> None:
+        self.listener(10)
+
+    def test_one_that_lacks_something_does_not(self) -> None:
+        self.assertFalse(self.channel.go_live(self.listener(9, live=False)))
+
+    def test_one_that_is_ahead_makes_the_channel_catch_up_and_look_at_it_again(self) -> None:
+        self.log.at_once = False
+        self.log.commit(2)
+        listener = self.listener(12, live=False)
+        self.assertFalse(self.channel.go_live(listener))
+        self.log.answer()
+        self.assertEqual((self.channel.tail, listener.looks), (12, 1))
+        self.log.at_once = True
+        self.assertTrue(self.channel.go_live(listener))
+        self.channel.wake(self.log.commit())
+        self.assertEqual(listener.ids, [13])
+
+    def test_one_that_left_gets_nothing_more(self) -> None:
+        listener = self.listener()
+        self.channel.leave(listener)
+        self.channel.wake(self.log.commit())
+        self.assertEqual((listener.ids, self.channel.sessions), ([], set()))
+
+
+class PageTests(ChannelCase):
+    """What sessions that catch up are given."""
+
+    def ids(self, position: Seq) -> list[Seq]:
+        return [each.seq for each in self.successResultOf(self.channel.page(position))]
+
+    def test_a_page_is_what_follows(self) -> None:
+        self.assertEqual(self.ids(7), [8, 9, 10])
+
+    def test_a_page_has_an_end(self) -> None:
+        self.log.commit(500)
+        self.assertEqual(self.ids(0), list(range(1, 101)))
+
+    def test_there_is_nothing_after_the_end(self) -> None:
+        self.assertEqual(self.ids(10), [])
+
+    def test_events_are_marked_as_replayed_and_are_the_same_otherwise(self) -> None:
+        listener = self.listener()
+        self.channel.wake(self.log.commit())
+        (encoded,) = self.successResultOf(self.channel.page(10))
+        (live,) = said(listener.taken[0].data)
+        (replayed,) = said(encoded.written(WEBSOCKET, replay=True))
+        self.assertEqual(replayed.pop("replay"), True)
+        self.assertEqual(replayed, live)
+
+    def test_what_was_just_delivered_is_not_read_again(self) -> None:
+        self.listener()
+        self.channel.wake(self.log.commit(5))
+        del self.log.reads[:]
+        self.assertEqual(self.ids(12), [13, 14, 15])
+        self.assertEqual(self.log.reads, [])
+
+    def test_little_of_what_was_delivered_is_kept(self) -> None:
+        self.listener()
+        self.channel.wake(self.log.commit(150, size=4000))
+        kept = sum(each.size for each in self.channel._recent)
+        self.assertLessEqual(kept, channels._RECENT_BYTES)
+        self.assertEqual(self.channel._recent[-1].seq, 160)
+
+    def test_after_something_was_erased_it_is_read_again(self) -> None:
+        self.listener()
+        self.channel.wake(self.log.commit(5))
+        del self.log.reads[:]
+        self.channel.forget()
+        self.assertEqual(self.ids(12), [13, 14, 15])
+        self.assertEqual(self.log.reads, [12])
+        self.channel.wake(self.log.commit(1, size=channels._RECENT_BYTES - 1000))
+        self.assertEqual(self.ids(15), [16])
+        self.assertEqual(self.log.reads, [12, 15])
+
+    def asked(self, position: Seq) -> Deferred[Sequence[Encoded]]:
+        return Deferred.fromCoroutine(self.channel.page(position))
+
+    def test_sessions_at_the_same_position_share_one_read(self) -> None:
+        self.log.at_once = False
+        pages = [self.asked(4) for _ in range(3)]
+        self.assertEqual(self.log.reads, [4])
+        self.log.answer()
+        for page in pages:
+            self.assertEqual([each.seq for each in self.successResultOf(page)], [*range(5, 11)])
+
+    def test_and_its_failure(self) -> None:
+        self.log.at_once = False
+        pages = [self.asked(4) for _ in range(2)]
+        self.log.fail()
+        for page in pages:
+            self.failureResultOf(page, Unavailable)
+        self.log.at_once = True
+        self.assertEqual(self.ids(4), [*range(5, 11)])
+
+    def test_a_hole_in_the_log_is_no_page(self) -> None:
+        del self.log.events[7]
+        self.failureResultOf(self.channel.page(5), StreamBroken)
+
+
+class TroubleTests(ChannelCase):
+    def test_a_database_that_is_away_ends_nothing_and_the_next_look_goes_on(self) -> None:
+        listener = self.listener()
+        for trouble in (Unavailable("away"), Busy("busy")):
+            self.log.trouble = trouble
+            self.channel.wake(self.log.commit())
+        self.assertEqual((listener.ids, listener.endings), ([], []))
+        self.log.trouble = None
+        self.channel.check(self.log.head)
+        self.assertEqual(listener.ids, [11, 12])
+
+    def test_a_session_that_could_not_read_on_is_told_to_look_again(self) -> None:
+        listener = self.listener(5, live=False)
+        self.channel.check(self.log.head)
+        self.assertEqual(listener.looks, 1)
+
+    def test_a_notify_of_what_does_not_exist_ends_nothing(self) -> None:
+        listener = self.listener()
+        self.channel.wake(10**9)
+        self.assertEqual((listener.endings, self.log.reads), ([], [10]))
+        self.channel.wake(self.log.commit())
+        self.assertEqual(listener.ids, [11])
+
+    def test_nor_does_one_that_an_event_overtakes(self) -> None:
+        self.log.at_once = False
+        listener = self.listener()
+        self.channel.wake(10**9)
+        self.log.commit()
+        self.channel.check(self.log.head)
+        self.log.answer()
+        self.assertEqual(listener.endings, [])
+        self.log.answer()
+        self.assertEqual(listener.ids, [11])
+
+    def test_nor_does_it_hide_a_wake_that_comes_meanwhile(self) -> None:
+        self.log.at_once = False
+        listener = self.listener()
+        self.channel.wake(10**9)
+        self.channel.wake(self.log.commit())
+        self.log.answer()
+        self.log.answer()
+        self.assertEqual(listener.ids, [11])
+
+    def test_events_that_the_head_counts_and_the_log_lacks_end_every_session(self) -> None:
+        listener = self.listener()
+        self.channel.check(head(12))
+        self.assertEqual(listener.endings, [STREAM_CHANGED])
+        self.assertEqual(self.ended, [self.channel])
+
+    def test_a_node_that_was_cut_off_for_too_long_sends_every_session_to_reload(self) -> None:
+        listener = self.listener()
+        self.log.trouble = Pruned("long ago")
+        with capturedLogs() as logged:
+            self.channel.wake(self.log.commit())
+        self.assertEqual(listener.endings, [PRUNED])
+        self.assertEqual(self.ended, [self.channel])
+        self.assertEqual([each["log_level"].name for each in logged], ["error"])
+
+    def test_a_hole_in_the_log_ends_every_session(self) -> None:
+        listener = self.listener()
+        self.log.events.append(event(12))
+        self.channel.wake(12)
+        self.assertEqual((listener.endings, listener.ids), ([STREAM_CHANGED], []))
+
+    def test_another_history_ends_every_session(self) -> None:
+        listener = self.listener()
+        self.channel.check(head(10, stream_id=OTHER_STREAM))
+        self.assertEqual((listener.endings, self.ended), ([STREAM_CHANGED], [self.channel]))
+
+    def test_a_statement_that_is_refused_ends_every_session_loudly(self) -> None:
+        listener = self.listener()
+        self.log.trouble = StatementFailed("no such column", "42703")
+        self.channel.wake(self.log.commit())
+        self.assertEqual(listener.endings, [FAILED])
+        self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
+
+    def test_a_session_that_does_not_end_keeps_no_other_from_it(self) -> None:
+        self.channel.enter(Broken(self.channel, 10))
+        listeners = [self.listener() for _ in range(3)]
+        self.channel.end(GOING_AWAY)
+        self.assertEqual([each.endings for each in listeners], [[GOING_AWAY]] * 3)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_poll_that_looked_earlier_does_not_set_the_head_back(self) -> None:
+        self.listener()
+        self.channel.wake(self.log.commit(2))
+        self.channel.check(head(11))
+        self.assertEqual(self.channel.head, 12)
+
+
+class ChunkTests(SynchronousTestCase):
+    def test_nothing_makes_no_chunk(self) -> None:
+        self.assertEqual(list(chunks([])), [])
+
+    def test_frames_are_joined_up_to_64_kib(self) -> None:
+        framed = [(b"x" * 30_000, seq) for seq in range(1, 6)]
+        joined = list(chunks(framed))
+        self.assertEqual([(each.first, each.last) for each in joined], [(1, 2), (3, 4), (5, 5)])
+        self.assertEqual([len(each.data) for each in joined], [60_000, 60_000, 30_000])
+
+    def test_a_larger_frame_is_a_chunk_of_its_own(self) -> None:
+        framed = [(b"a", 1), (b"x" * 100_000, 2), (b"b", 3)]
+        self.assertEqual([each.first for each in chunks(framed)], [1, 2, 3])
+
+    def test_nothing_is_lost_or_reordered(self) -> None:
+        framed = [(b"%d," % seq * 900, seq) for seq in range(1, 200)]
+        joined = b"".join(each.data for each in chunks(framed))
+        self.assertEqual(joined, b"".join(frame for frame, _ in framed))

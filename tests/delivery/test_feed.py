@@ -1,0 +1,308 @@
+"""What wakes the others: quick by NOTIFY, sure by the poll, and never put out by nonsense."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+from attrs import define, field
+
+from posd.database import migrations
+from posd.database.pool import Database
+from posd.delivery import feed as module
+from posd.delivery.feed import Feed
+from posd.errors import Unavailable
+from posd.testing.postgres import test_server
+from posd.values import Head, Seq, TenantId
+from tests.database_case import REACTOR, DatabaseCase, until
+from tests.schema_case import two_shops
+
+AS_INSTALLED = module._POLL_SECONDS
+
+
+@define(eq=False)
+class Numbers:
+    """The sequencer's part."""
+
+    woken: int = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+@define(eq=False)
+class Tills:
+    """The exchange's part, with sessions of the kitchen."""
+
+    tenants: list[TenantId] = field(factory=lambda: [1])
+    woken: list[tuple[TenantId, Seq]] = field(factory=list)
+    checked: list[list[Head]] = field(factory=list)
+    rechecked: list[int | None] = field(factory=list)
+    displaced: list[UUID] = field(factory=list)
+    sent_away: list[UUID] = field(factory=list)
+    forgotten: list[TenantId] = field(factory=list)
+    trouble: Exception | None = None
+    troubled: int = 0
+
+    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
+        self.woken.append((tenant_id, seq))
+
+    async def check(self, heads: list[Head]) -> None:
+        if self.trouble is not None:
+            self.troubled += 1
+            raise self.trouble
+        self.checked.append(heads)
+
+    async def recheck(self, key_id: int | None = None) -> None:
+        self.rechecked.append(key_id)
+
+    def superseded(self, connection_id: UUID) -> None:
+        self.displaced.append(connection_id)
+
+    def erased(self, tenant_id: TenantId) -> None:
+        self.forgotten.append(tenant_id)
+
+    def disconnect(self, connection_id: UUID) -> None:
+        self.sent_away.append(connection_id)
+
+
+@define(eq=False)
+class Keys:
+    """The authenticator's part."""
+
+    keys: list[int] = field(factory=list)
+    tenants: list[TenantId] = field(factory=list)
+
+    def forget_key(self, key_id: int) -> None:
+        self.keys.append(key_id)
+
+    def forget_tenant(self, tenant_id: TenantId) -> None:
+        self.tenants.append(tenant_id)
+
+
+class FeedCase(DatabaseCase):
+    def template(self) -> str:
+        return test_server().template(two_shops)
+
+    def setUp(self) -> None:
+        super().setUp()
+        migrations.bootstrap(self.dsn)
+        self.numbers, self.tills, self.keys = Numbers(), Tills(), Keys()
+
+    def new(self, database: Database) -> Feed:
+        return Feed(
+            REACTOR,
+            database,
+            self.dsn,
+            uuid4(),
+            statement_timeout=5.0,
+            numbering=self.numbers,
+            delivery=self.tills,
+            doorkeeper=self.tills,
+            cache=self.keys,
+        )
+
+    async def started(self) -> Feed:
+        """A feed that listens and has looked once."""
+        self.database = Database(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        self.database.startService()
+        self.addCleanup(self.database.stopService)
+        await self.database.when_up()
+        feed = self.new(self.database)
+        feed.startService()
+        self.addCleanup(feed.stopService)
+        await until(lambda: feed.up and bool(self.tills.checked), "the feed is up")
+        return feed
+
+    def notify(self, channel: str, payload: str = "") -> None:
+        self.admin.run("SELECT pg_notify(%s, %s)", channel, payload)
+
+    async def passed(self, feed: Feed) -> None:
+        """Wait until the feed has heard what was notified before."""
+        count = len(self.tills.woken)
+        self.notify("posd_events", "77 77")
+        await until(lambda: (77, 77) in self.tills.woken[count:], "a notification was heard")
+
+
+class NotificationTests(FeedCase):
+    def setUp(self) -> None:
+        super().setUp()
+        # What comes, comes by NOTIFY.
+        self.patch(module, "_POLL_SECONDS", 3600.0)
+        self.patch(module, "_RECHECK_SECONDS", 3600.0)
+
+    async def test_what_is_in_the_outbox_wakes_the_sequencer(self) -> None:
+        await self.started()
+        self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
+        await until(lambda: self.numbers.woken > 0, "the sequencer was woken")
+
+    async def test_what_was_numbered_wakes_the_tills(self) -> None:
+        await self.started()
+        self.notify("posd_events", "1 42")
+        await until(lambda: bool(self.tills.woken), "the tills were woken")
+        self.assertEqual(self.tills.woken, [(1, 42)])
+
+    async def test_a_key_or_tenant_that_changes_is_forgotten_and_looked_at(self) -> None:
+        await self.started()
+        self.notify("posd_control", "key 5")
+        self.notify("posd_control", "tenant 2")
+        await until(lambda: bool(self.keys.tenants), "both were heard")
+        self.assertEqual((self.keys.keys, self.keys.tenants), ([5], [2]))
+        self.assertEqual(self.tills.rechecked, [5, None])
+
+    async def test_a_connection_that_is_superseded_is_told(self) -> None:
+        await self.started()
+        connection_id = uuid4()
+        self.notify("posd_control", f"superseded {connection_id}")
+        await until(lambda: bool(self.tills.displaced), "it was told")
+        self.assertEqual(self.tills.displaced, [connection_id])
+
+    async def test_a_connection_that_an_operator_ends_is_told(self) -> None:
+        await self.started()
+        connection_id = uuid4()
+        self.notify("posd_control", f"disconnect {connection_id}")
+        await until(lambda: bool(self.tills.sent_away), "it was told")
+        self.assertEqual((self.tills.sent_away, self.tills.displaced), ([connection_id], []))
+
+    async def test_a_stream_from_which_something_was_erased_is_told(self) -> None:
+        await self.started()
+        self.notify("posd_control", "erased 1")
+        await until(lambda: bool(self.tills.forgotten), "it was told")
+        self.assertEqual(self.tills.forgotten, [1])
+
+    async def test_nonsense_is_harmless(self) -> None:
+        feed = await self.started()
+        for channel, payload in (
+            ("posd_events", ""),
+            ("posd_events", "1"),
+            ("posd_events", "1 2 3"),
+            ("posd_events", "one two"),
+            ("posd_events", f"1 {'9' * 5000}"),
+            ("posd_control", ""),
+            ("posd_control", "key"),
+            ("posd_control", "key five"),
+            ("posd_control", "superseded nobody"),
+            ("posd_control", "disconnect nobody"),
+            ("posd_control", "erased all"),
+            ("posd_control", "dance now"),
+            ("posd_outbox", "whatever"),
+        ):
+            self.notify(channel, payload)
+        await self.passed(feed)
+        self.assertEqual(self.tills.woken, [(77, 77)])
+        self.assertEqual((self.keys.keys, self.keys.tenants, self.tills.displaced), ([], [], []))
+        self.assertTrue(feed.up)
+
+
+class PollTests(FeedCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(module, "_POLL_SECONDS", 0.05)
+
+    async def deafened(self) -> Feed:
+        """A feed whom no NOTIFY reaches."""
+        feed = await self.started()
+        await feed._link.execute("UNLISTEN *")
+        return feed
+
+    async def test_without_notify_the_poll_finds_what_is_in_the_outbox(self) -> None:
+        await self.deafened()
+        before = self.numbers.woken
+        self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
+        await until(lambda: self.numbers.woken > before, "the sequencer was woken")
+
+    async def test_without_notify_the_poll_finds_where_the_streams_are(self) -> None:
+        await self.deafened()
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 42")
+        await until(
+            lambda: [head.last_seq for head in self.tills.checked[-1]] == [42], "the head was told"
+        )
+        self.assertEqual([head.tenant_id for head in self.tills.checked[-1]], [1])
+
+    async def test_as_installed_it_polls_within_a_second(self) -> None:
+        self.assertLess(1.25 * AS_INSTALLED, 1.0)
+
+    async def test_the_poll_survives_whatever_goes_wrong(self) -> None:
+        await self.started()
+        for trouble in (Unavailable("away"), ZeroDivisionError()):
+            self.tills.trouble, self.tills.troubled = trouble, 0
+            await until(lambda: self.tills.troubled > 2, "it has met the trouble")
+            self.tills.trouble = None
+            self.tills.checked.clear()
+            await until(lambda: bool(self.tills.checked), "it goes on")
+        self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
+
+    async def test_credentials_are_looked_at_from_time_to_time(self) -> None:
+        self.patch(module, "_RECHECK_SECONDS", 0.05)
+        await self.started()
+        await until(lambda: len(self.tills.rechecked) > 2, "they were looked at")
+        self.assertEqual(set(self.tills.rechecked), {None})
+
+
+class FirstCanaryTests(FeedCase):
+    async def test_it_is_known_from_the_beginning_whether_notifications_arrive(self) -> None:
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        self.assertIsNotNone(feed._clock.offset)
+
+    async def test_one_that_may_still_be_on_its_way_is_not_taken_for_lost(self) -> None:
+        self.patch(module, "_CANARY_SECONDS", 3600)
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        await feed._link.execute("UNLISTEN *")
+        await feed._sing()
+        await feed._sing()
+        self.assertEqual((feed.canaries_missed, feed.deaf, feed.up), (0, False, True))
+
+
+class CanaryTests(FeedCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(module, "_CANARY_SECONDS", 0.1)
+
+    async def test_a_canary_that_comes_is_timed(self) -> None:
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        self.assertLess(feed.canary_seconds or 0.0, 5.0)
+
+    async def test_a_canary_that_is_lost_makes_it_listen_anew(self) -> None:
+        feed = await self.started()
+        await until(lambda: feed.canary_seconds is not None, "the canary came")
+        await feed._link.execute("UNLISTEN *")
+        await until(lambda: feed.canaries_missed == 1, "one was missed")
+        self.assertTrue(feed.deaf)
+        await until(lambda: feed.up and feed.canary_seconds is not None, "it hears again")
+        await self.passed(feed)
+        self.assertEqual(feed.canaries_missed, 1)
+        self.assertFalse(feed.deaf)
+
+    async def test_a_connection_that_is_lost_is_not_a_canary_that_is(self) -> None:
+        feed = await self.started()
+        for _ in range(3):
+            await until(lambda: feed.canary_seconds is not None, "the canary came")
+            for pid in self.backends("posd feed"):
+                self.admin.run("SELECT pg_terminate_backend(%s)", pid)
+            await until(lambda: feed.canary_seconds is None, "the connection went")
+            self.tills.checked.clear()
+            await until(lambda: feed.up and bool(self.tills.checked), "it looks what it missed")
+        self.assertEqual(feed.canaries_missed, 0)
+
+
+class StoppingTests(FeedCase):
+    async def test_stopping_waits_for_what_is_being_looked_at_and_cancels_nothing(self) -> None:
+        self.patch(module, "_POLL_SECONDS", 0.001)
+        feed = await self.started()
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_outbox")
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        await until(lambda: self.admin.value(blocked) == 1, "the poll waits")
+        stopping = feed.stopService()
+        self.assertNoResult(stopping)
+        self.admin.run("COMMIT")
+        await stopping
+        self.assertTrue(self.database.up)
+
+    async def test_without_a_database_it_stops_at_once(self) -> None:
+        database = Database(REACTOR, self.dsn, size=1, statement_timeout=5.0)
+        feed = self.new(database)
+        feed.startService()
+        await feed.stopService()

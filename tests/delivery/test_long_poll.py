@@ -1,0 +1,484 @@
+"""The stream by polling: from a position or a cursor on, and waiting without anything held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+
+from posd.delivery import long_poll as polls
+from posd.delivery.hub import Guest
+from posd.delivery.long_poll import Batch, Caller, Poll, Polls, Wish
+from posd.delivery.registry import Line as RosterLine
+from posd.errors import (
+    BadRequest,
+    Conflict,
+    Pruned,
+    Refusal,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+)
+from posd.security.rate_limits import Connections
+from posd.values import KeyKind, Opening, Position, Principal, Resync, Seq
+from tests.delivery_case import (
+    KITCHEN,
+    NOON,
+    OTHER_STREAM,
+    STREAM,
+    Line,
+    event,
+    opening,
+    terminal,
+)
+from tests.exchange_case import ExchangeCase
+
+PATIENT = Wish(seconds=20)
+
+
+class PollCase(ExchangeCase):
+    """A stream with ten events."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connections = Connections(total=10, per_tenant=2, per_device=1)
+        self.polls = Polls(self.clock, self.exchange, self.connections, self.books.settle)
+        self.holding: list[Callable[[], None]] = []
+        """What tells each poll that waits that its caller has gone."""
+        self.stands()
+
+    def stands(self, acked: Seq | None = None, *, legacy: bool = False, pruned: Seq = 0) -> None:
+        """Where the caller is by the books."""
+        head = evolve(self.log.head, pruned_seq=pruned)
+        self.store.opening = Opening(head, acked, legacy, NOON)
+
+    def hold(self, leave: Callable[[], None]) -> Callable[[], None]:
+        self.holding.append(leave)
+        return lambda: self.holding.remove(leave)
+
+    def caller(self, device: str | None = None) -> Caller:
+        return Caller(KITCHEN, Principal(1, KeyKind.TENANT, KITCHEN), device)
+
+    def ask(
+        self,
+        after: Seq | None,
+        wish: Wish = Wish(),  # noqa: B008  frozen
+        *,
+        stream_id: UUID | None = None,
+        device: str | None = None,
+    ) -> Deferred[Batch]:
+        position = None if after is None else Position(after, stream_id)
+        return Deferred.fromCoroutine(
+            self.polls.answer(self.caller(device), position, wish, self.hold)
+        )
+
+    def get(self, *arguments: Any, **more: Any) -> Batch:
+        return self.successResultOf(self.ask(*arguments, **more))
+
+    def refusal(self, asking: Deferred[Any], kind: type[Refusal]) -> str:
+        error = self.failureResultOf(asking, kind).value
+        assert isinstance(error, Refusal)
+        return error.code
+
+    def commit(self, count: int = 1, size: int = 0) -> None:
+        """Commit events, and say so."""
+        self.exchange.channels.wake(KITCHEN.id, self.log.commit(count, size))
+
+    def nothing_is_left(self) -> None:
+        self.assertEqual((self.exchange.channels.tenants, self.exchange._guests), ([], set()))
+        self.assertEqual((self.holding, self.connections.open), ([], 0))
+        self.assertEqual(self.clock.getDelayedCalls(), self.timers)
+
+    @property
+    def timers(self) -> list[Any]:
+        """The exchange's own."""
+        call = self.exchange._roster._rounds.call
+        return [] if call is None else [call]
+
+
+def ids(batch: Batch) -> list[Seq]:
+    return [json.loads(each)["id"] for each in batch.messages]
+
+
+class ReadingTests(PollCase):
+    def test_what_follows_the_position_is_given(self) -> None:
+        batch = self.get(7)
+        self.assertEqual(ids(batch), [8, 9, 10])
+        self.assertEqual((batch.position, batch.last, batch.stream_id), (10, 10, STREAM))
+        self.nothing_is_left()
+
+    def test_each_event_is_the_message_of_a_websocket(self) -> None:
+        _, line = self.connect(at=10)
+        self.commit()
+        self.stands()
+        (message,) = self.get(10).messages
+        self.assertEqual(json.loads(message), line.messages[-1])
+
+    def test_at_the_end_there_is_nothing_and_nothing_is_read(self) -> None:
+        batch = self.get(10)
+        self.assertEqual((batch.messages, batch.position, batch.resync), ([], 10, None))
+        self.assertEqual(self.log.reads, [])
+
+    def test_there_are_no_more_than_were_asked_for(self) -> None:
+        batch = self.get(0, Wish(limit=4))
+        self.assertEqual((ids(batch), batch.position, batch.last), ([1, 2, 3, 4], 4, 10))
+
+    def test_several_pages_are_one_answer(self) -> None:
+        self.log.commit(290)
+        self.stands()
+        self.assertEqual(ids(self.get(0, Wish(limit=250))), list(range(1, 251)))
+
+    def test_an_answer_has_a_bound_in_bytes(self) -> None:
+        self.log.commit(20, size=100_000)
+        self.stands()
+        batch = self.get(10)
+        self.assertEqual(ids(batch), list(range(11, 21)))
+        self.assertLess(sum(map(len, batch.messages)), 1024 * 1024)
+        self.assertEqual(ids(self.get(batch.position)), list(range(21, 31)))
+
+    def test_one_event_always_fits(self) -> None:
+        self.patch(polls, "_MOST_BYTES", 10)
+        self.assertEqual(ids(self.get(7)), [8])
+
+    def test_only_the_types_that_are_wanted_are_given(self) -> None:
+        self.log.events[3] = evolve(event(4), type="new_order")
+        batch = self.get(0, Wish(types=frozenset({"new_order", "other"})))
+        self.assertEqual((ids(batch), batch.position), ([4], 10))
+
+    def test_nobody_looks_for_a_rare_type_for_long(self) -> None:
+        self.patch(polls, "_MOST_LOOKED_AT", 6)
+        batch = self.get(0, Wish(types=frozenset({"rare"}), seconds=20))
+        self.assertEqual((batch.messages, batch.position, batch.last), ([], 6, 10))
+
+    def test_whether_the_wanted_ones_are_all_is_said_when_the_last_was_looked_at(self) -> None:
+        self.patch(polls, "_MOST_LOOKED_AT", 10)
+        batch = self.get(0, Wish(types=frozenset({"rare"})))
+        self.assertEqual((batch.position, batch.last), (10, 10))
+
+    def test_what_was_given_whole_was_sent_to_the_tenants_tills(self) -> None:
+        self.get(7, Wish(types=frozenset({"note"})))
+        self.assertEqual(self.books.furthest, {})
+        self.get(7, Wish(limit=2))
+        self.assertEqual(self.books.furthest, {"kitchen": 9})
+
+    def test_a_database_that_is_away_is_said(self) -> None:
+        self.log.trouble = Unavailable("away")
+        self.assertEqual(self.refusal(self.ask(7), Unavailable), "unavailable")
+        self.nothing_is_left()
+
+
+class PositionTests(PollCase):
+    def test_without_a_name_a_position_is_needed(self) -> None:
+        self.assertEqual(self.refusal(self.ask(None), BadRequest), "position_required")
+
+    def test_a_terminal_goes_on_from_its_cursor(self) -> None:
+        self.stands(acked=6)
+        self.assertEqual(ids(self.get(None, device="BAR")), [7, 8, 9, 10])
+
+    def test_one_that_never_acknowledged_does_too(self) -> None:
+        self.stands(acked=6, legacy=True)
+        self.assertEqual(ids(self.get(None, device="BAR")), [7, 8, 9, 10])
+
+    def test_it_relies_on_its_cursor_from_then_on(self) -> None:
+        self.stands(acked=6, legacy=True)
+        self.get(None, device="BAR")
+        self.assertEqual(self.books.acks, [6])
+
+    def test_naming_a_position_acknowledges_what_is_before_it(self) -> None:
+        self.stands(acked=2)
+        self.assertEqual(ids(self.get(6, device="BAR")), [7, 8, 9, 10])
+        self.assertEqual(self.books.acks, [6])
+
+    def test_what_it_is_given_is_not_acknowledged(self) -> None:
+        self.stands(acked=6)
+        self.get(None, device="BAR")
+        self.assertNotIn(10, self.books.acks)
+
+    def test_without_a_name_nothing_is_noted(self) -> None:
+        self.get(6)
+        self.assertEqual(self.books.acks, [])
+
+    def test_its_last_word_is_written_before_its_cursor_is_asked_for(self) -> None:
+        self.stands(acked=6)
+        self.get(None, device="BAR")
+        self.assertEqual(self.books.settled, [(KITCHEN.id, "BAR")])
+
+    def resync(self, *arguments: Any, **more: Any) -> Resync | None:
+        batch = self.get(*arguments, **more)
+        self.assertEqual((batch.messages, batch.position, batch.last), ([], 10, 10))
+        return batch.resync
+
+    def test_what_is_pruned_cannot_be_given(self) -> None:
+        self.stands(pruned=5)
+        self.assertIs(self.resync(4), Resync.RETENTION)
+
+    def test_a_position_in_another_history_means_nothing(self) -> None:
+        self.assertIs(self.resync(4, stream_id=OTHER_STREAM), Resync.RESET)
+        self.assertEqual(ids(self.get(4, stream_id=STREAM))[0], 5)
+
+    def test_nobody_is_ahead_of_the_stream(self) -> None:
+        self.assertIs(self.resync(11), Resync.AHEAD)
+
+    def test_whoever_must_reload_is_told_at_once(self) -> None:
+        self.assertIs(self.resync(11, PATIENT), Resync.AHEAD)
+        self.nothing_is_left()
+
+    def test_the_head_becomes_its_cursor_then(self) -> None:
+        self.stands(acked=3, pruned=5)
+        self.assertIs(self.resync(None, device="BAR"), Resync.RETENTION)
+        self.assertEqual(self.books.acks, [10])
+
+    def test_what_is_pruned_while_it_is_read_is_told_too(self) -> None:
+        self.stands()
+        self.log.at_once = False
+        asking = self.ask(3)
+        self.stands(pruned=5)
+        self.log.at_once = True
+        self.log.fail(Pruned("long ago"))
+        self.assertIs(self.successResultOf(asking).resync, Resync.RETENTION)
+
+    def test_a_log_that_has_a_hole_is_not_read_over_it(self) -> None:
+        del self.log.events[4]
+        with self.subTest("in a page"):
+            self.refusal(self.ask(3), Unavailable)
+        with self.subTest("before a page"):
+            self.refusal(self.ask(4), Unavailable)
+        self.nothing_is_left()
+
+
+class WaitingTests(PollCase):
+    def test_it_is_answered_when_there_is_an_event(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.assertNoResult(asking)
+        self.commit(2)
+        batch = self.successResultOf(asking)
+        self.assertEqual((ids(batch), batch.position, batch.last), ([11, 12], 12, 12))
+        self.nothing_is_left()
+
+    def test_it_does_not_wait_where_there_is_something(self) -> None:
+        self.assertEqual(ids(self.get(9, PATIENT)), [10])
+
+    def test_when_its_time_is_over_it_has_nothing(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.clock.advance(19.9)
+        self.assertNoResult(asking)
+        self.clock.advance(0.1)
+        batch = self.successResultOf(asking)
+        self.assertEqual((batch.messages, batch.position, batch.resync), ([], 10, None))
+        self.nothing_is_left()
+
+    def test_it_waits_on_where_there_are_only_others(self) -> None:
+        asking = self.ask(10, Wish(seconds=20, types=frozenset({"new_order"})))
+        self.commit(2)
+        self.assertNoResult(asking)
+        self.clock.advance(20)
+        self.assertEqual(self.successResultOf(asking).position, 12)
+
+    def test_many_who_wait_cost_one_read_of_the_log(self) -> None:
+        self.connections.per_tenant = 5
+        self.check(self.log.head)
+        asking = [self.ask(10, PATIENT) for _ in range(5)]
+        del self.log.reads[:]
+        self.commit()
+        self.assertEqual([ids(self.successResultOf(each)) for each in asking], [[11]] * 5)
+        self.assertEqual(self.log.reads, [10])
+
+    def test_they_cost_no_read_where_nothing_happens(self) -> None:
+        self.ask(10, PATIENT)
+        del self.store.asked[:]
+        for _ in range(10):
+            self.check(self.log.head)
+        self.assertEqual((self.log.reads, self.store.asked), ([], []))
+
+    def test_an_event_that_came_while_it_was_looked_up_is_not_missed(self) -> None:
+        self.log.commit()
+        self.assertEqual(ids(self.get(10, PATIENT)), [11])
+
+    def test_a_wake_for_nothing_wakes_nobody(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.exchange.channels.wake(KITCHEN.id, 99)
+        self.assertNoResult(asking)
+        self.commit()
+        self.assertEqual(ids(self.successResultOf(asking)), [11])
+
+    def test_a_database_that_goes_away_meanwhile_is_waited_for(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.log.trouble = Unavailable("away")
+        self.commit()
+        self.assertNoResult(asking)
+        self.log.trouble = None
+        self.check(self.log.head)
+        self.assertEqual(ids(self.successResultOf(asking)), [11])
+
+    def test_whoever_waits_is_counted_like_a_till(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.assertEqual(self.connections.of_tenant(KITCHEN.id), 1)
+        self.ask(10, PATIENT)
+        self.assertEqual(
+            self.refusal(self.ask(10, PATIENT), TooManyRequests), "too_many_connections"
+        )
+        self.commit()
+        self.successResultOf(asking)
+        self.nothing_is_left()
+
+    def test_whoever_does_not_wait_is_not(self) -> None:
+        self.connections.per_tenant = 0
+        self.assertEqual(ids(self.get(9)), [10])
+        self.assertEqual(ids(self.get(9, PATIENT)), [10])
+
+    def test_a_terminal_that_waited_was_there_at_the_end_too(self) -> None:
+        self.stands(acked=10)
+        self.ask(None, PATIENT, device="BAR")
+        self.assertEqual(self.books.acks, [10])
+        self.clock.advance(20)
+        self.assertEqual(self.books.acks, [10, 10])
+
+    def test_it_ends_when_whoever_asked_goes_away(self) -> None:
+        self.stands(acked=10)
+        asking = self.ask(None, PATIENT, device="BAR")
+        (leave,) = self.holding
+        leave()
+        self.assertEqual(self.successResultOf(asking).messages, [])
+        self.assertEqual(self.books.acks, [10])
+        self.nothing_is_left()
+
+    def test_one_who_was_gone_before_does_not_wait(self) -> None:
+        def gone(leave: Callable[[], None]) -> Callable[[], None]:
+            leave()
+            return lambda: None
+
+        polling = self.polls.answer(self.caller(), Position(10), PATIENT, gone)
+        self.successResultOf(Deferred.fromCoroutine(polling))
+        self.nothing_is_left()
+
+    def test_all_are_answered_at_once_when_posd_drains(self) -> None:
+        asking = self.ask(10, PATIENT)
+        Deferred.fromCoroutine(self.exchange.drain(5))
+        self.assertEqual(self.successResultOf(asking).position, 10)
+        self.nothing_is_left()
+
+    def test_nobody_begins_to_wait_then(self) -> None:
+        self.log.at_once = False
+        reading = self.ask(7, Wish(seconds=20, types=frozenset({"rare"})))
+        Deferred.fromCoroutine(self.exchange.drain(5))
+        self.log.answer()
+        self.assertEqual(self.successResultOf(reading).position, 10)
+        self.assertEqual(self.refusal(self.ask(10, PATIENT), Unavailable), "unavailable")
+
+    def test_a_key_that_is_revoked_gets_nothing_more(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.store.ended = {1}
+        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck(1)))
+        self.assertEqual(self.refusal(asking, Unauthorized), "unauthorized")
+        self.nothing_is_left()
+
+    def test_another_history_is_told_as_such(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.log.stream_id = OTHER_STREAM
+        self.stands()
+        self.check(self.log.head)
+        batch = self.successResultOf(asking)
+        self.assertEqual((batch.resync, batch.stream_id), (Resync.RESET, OTHER_STREAM))
+
+    def test_a_bug_in_reading_is_no_answer(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.log.trouble = ZeroDivisionError()
+        self.commit()
+        self.refusal(asking, Unavailable)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_it_is_a_guest(self) -> None:
+        guest: Guest = Poll(terminal(), 10, self.clock)
+        self.assertEqual(guest.terminal.tenant, KITCHEN)
+
+
+class AcknowledgingTests(PollCase):
+    def acknowledge(
+        self, seq: Seq, stream_id: UUID | None = None, device: str | None = "BAR"
+    ) -> Deferred[Seq]:
+        return Deferred.fromCoroutine(self.polls.acknowledge(self.caller(device), seq, stream_id))
+
+    def written(self, acked: Seq) -> None:
+        """The books are written when they are asked to be settled for the second time."""
+        settle = self.books.settle
+
+        def write(tenant_id: int, device_id: str) -> Any:
+            if len(self.books.settled) == 1:
+                self.stands(acked=acked)
+            return settle(tenant_id, device_id)
+
+        self.polls._settle = write
+
+    def test_it_is_answered_with_the_cursor_when_that_is_written(self) -> None:
+        self.stands(acked=3)
+        self.written(acked=7)
+        self.assertEqual(self.successResultOf(self.acknowledge(7)), 7)
+        self.assertEqual(self.books.acks, [7])
+
+    def test_the_cursor_never_goes_back(self) -> None:
+        self.stands(acked=9)
+        self.written(acked=9)
+        self.assertEqual(self.successResultOf(self.acknowledge(7)), 9)
+
+    def test_what_was_not_written_is_no_success(self) -> None:
+        self.stands(acked=3)
+        self.assertEqual(self.refusal(self.acknowledge(7), Unavailable), "unavailable")
+
+    def test_nobody_acknowledges_what_is_not_there_yet(self) -> None:
+        self.stands(acked=3)
+        self.assertEqual(self.refusal(self.acknowledge(11), Unprocessable), "beyond_head")
+        self.assertEqual(self.books.acks, [])
+
+    def test_nobody_acknowledges_without_a_name(self) -> None:
+        refused = self.acknowledge(7, device=None)
+        self.assertEqual(self.refusal(refused, Unprocessable), "no_device")
+
+    def test_an_acknowledgement_of_another_history_is_refused(self) -> None:
+        self.stands(acked=3)
+        refused = self.acknowledge(7, OTHER_STREAM)
+        self.assertEqual(self.refusal(refused, Conflict), "stream_changed")
+        self.assertEqual(self.books.acks, [])
+
+    def test_so_is_one_whose_history_ends_meanwhile(self) -> None:
+        self.stands(acked=3)
+        self.log.stream_id = OTHER_STREAM
+        self.written(acked=7)
+        self.assertEqual(self.refusal(self.acknowledge(7, STREAM), Conflict), "stream_changed")
+
+    def test_a_connection_of_the_same_terminal_knows(self) -> None:
+        session, _ = self.connect(terminal("BAR"), acked=3)
+        self.stands(acked=3)
+        self.written(acked=7)
+        self.successResultOf(self.acknowledge(7))
+        self.assertEqual(session.acked, 7)
+
+    def test_what_it_refused_right_after_is_done_with_too(self) -> None:
+        session, _ = self.connect(terminal("BAR"), acked=3)
+        session.heard(b'{"type":"nack","id":8,"reason":"odd"}')
+        self.stands(acked=3)
+        self.written(acked=8)
+        self.assertEqual(self.successResultOf(self.acknowledge(7)), 8)
+        self.assertEqual(self.books.acks[-1], 8)
+
+    def test_a_connection_in_another_history_does_not(self) -> None:
+        session, _ = self.connect(terminal("BAR", stream_id=OTHER_STREAM), acked=3)
+        self.stands(acked=3)
+        self.written(acked=7)
+        self.successResultOf(self.acknowledge(7))
+        self.assertEqual(session.acked, 3)
+
+    def test_what_a_legacy_connection_was_sent_is_not_vouched_for(self) -> None:
+        line: RosterLine = Line()
+        legacy = opening(10, 3, legacy=True)
+        session = self.exchange.open(terminal(key_device="BAR"), legacy, line)
+        self.assertEqual(session.acked, 10)
+        self.stands(acked=10, legacy=True)
+        self.written(acked=7)
+        self.assertEqual(self.successResultOf(self.acknowledge(7)), 7)
+        self.assertEqual((session.acked, self.books.acks), (7, [7]))
+        self.assertFalse(session.plain)

@@ -1,0 +1,366 @@
+"""The books: what is noted is written in bulk, kept while the database is away, and never a ghost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from twisted.logger import capturedLogs
+
+from posd.database import migrations
+from posd.database.pool import Database
+from posd.delivery.presence import Presence
+from posd.errors import Unavailable
+from posd.store import orders
+from posd.store import presence as books
+from posd.testing.postgres import test_server
+from posd.values import KeyKind, Principal, PrintStatus, Tenant, Terminal
+from tests.database_case import REACTOR, DatabaseCase, begin, until
+from tests.schema_case import two_shops
+
+KITCHEN = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
+GRILL = Tenant(2, "grill", "The grill", "dinedesk_grill")
+NO_STREAM = UUID(int=1)
+BEGINNING = datetime(2026, 11, 22, 10, tzinfo=UTC)
+
+
+class PresenceTests(DatabaseCase):
+    def template(self) -> str:
+        return test_server().template(two_shops)
+
+    def setUp(self) -> None:
+        super().setUp()
+        migrations.bootstrap(self.dsn)
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 100")
+
+    async def database(self) -> Database:
+        database = Database(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        database.startService()
+        self.addCleanup(database.stopService)
+        await database.when_up()
+        return database
+
+    async def presence(self) -> Presence:
+        """One whose timers do not run: it is flushed by hand."""
+        self.pool = await self.database()
+        return Presence(REACTOR, self.pool, uuid4())
+
+    def connected(self) -> list[str | None]:
+        rows = self.admin.rows("SELECT device_id FROM dinedesk_main.pos_connected ORDER BY 1")
+        return [device for (device,) in rows]
+
+    def cursor(self, device: str = "front") -> int:
+        return int(
+            self.admin.value(
+                "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE device_id = %s", device
+            )
+        )
+
+    async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
+        """A terminal that is registered, with its cursor at 100, and noted as connected."""
+        opening = await books.opening(self.pool, KITCHEN, device, 10)
+        assert opening is not None
+        terminal = terminal_of(device, stream_id=opening.head.stream_id)
+        presence.connected(terminal)
+        return terminal
+
+    async def test_who_connects_is_in_the_books_and_who_leaves_is_not(self) -> None:
+        presence = await self.presence()
+        front, nameless = await self.opened(presence), await self.opened(presence, None)
+        await presence.flush()
+        self.assertEqual(self.connected(), ["front", None])
+        presence.disconnected(front)
+        await presence.flush()
+        self.assertEqual(self.connected(), [None])
+        presence.disconnected(nameless)
+        await presence.flush()
+        self.assertEqual(self.connected(), [])
+
+    async def test_who_was_gone_before_anything_was_written_never_was_there(self) -> None:
+        presence = await self.presence()
+        presence.disconnected(await self.opened(presence))
+        self.assertFalse(presence._notes)
+
+    async def test_who_leaves_while_it_is_written_down_is_no_ghost(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+
+        running = begin(presence.flush())
+        await until(lambda: not presence._notes.connected, "it is being written")
+        presence.disconnected(front)
+        await running
+        await presence.flush()
+        self.assertEqual(self.connected(), [])
+        self.lose_the_books()
+        await presence._renew()
+        await presence.flush()
+        self.assertEqual(self.connected(), [])
+
+    async def test_books_that_were_lost_are_written_anew(self) -> None:
+        presence = await self.presence()
+        await self.opened(presence)
+        await presence.flush()
+        self.lose_the_books()
+        await presence._renew()
+        await presence.flush()
+        self.assertEqual(self.connected(), ["front"])
+
+    async def test_a_node_that_was_buried_while_it_wrote_comes_back(self) -> None:
+        presence = await self.presence()
+        await presence.flush()
+        self.lose_the_books()
+        await self.opened(presence)
+        await presence.flush()
+        self.assertEqual(self.connected(), [])
+        await presence._renew()
+        await presence.flush()
+        self.assertEqual(self.connected(), ["front"])
+
+    async def test_an_acknowledgement_moves_the_cursor_and_never_back(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
+        for seq in (8, 7):
+            presence.acknowledged(front, seq)
+        await presence.flush()
+        self.assertEqual(self.cursor(), 8)
+        presence.acknowledged(front, 6)
+        await presence.flush()
+        self.assertEqual(self.cursor(), 8)
+        known = "SELECT first_acked_at IS NOT NULL FROM dinedesk_main.pos_devices"
+        self.assertTrue(self.admin.value(known))
+        self.assertEqual(self.head(), (0, 8))
+
+    async def test_an_acknowledgement_in_a_history_that_was_lost_moves_nothing(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
+        presence.acknowledged(front, 8)
+        presence.followed(front, 9)
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid()")
+        await presence.flush()
+        self.assertEqual(self.cursor(), 5)
+        known = "SELECT first_acked_at IS NULL FROM dinedesk_main.pos_devices"
+        self.assertTrue(self.admin.value(known))
+
+    async def test_a_legacy_terminal_is_followed_without_counting_as_received(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
+        presence.followed(front, 9)
+        presence.delivered(KITCHEN, 9)
+        await presence.flush()
+        self.assertEqual((self.cursor(), self.head()), (9, (9, 0)))
+        known = "SELECT first_acked_at IS NULL FROM dinedesk_main.pos_devices"
+        self.assertTrue(self.admin.value(known))
+
+    async def test_what_tills_say_and_refuse_is_written_down(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        presence.said(front, "status", b'{"type":"status","ok":true}')
+        presence.refused(front, 7, "no paper")
+        presence.refused(front, 8, "no paper")
+        presence.refused(front, 8, "still none")
+        await presence.flush()
+        said = "SELECT event_type, event_data ->> 'ok', device_id FROM dinedesk_kitchen.pos_events"
+        self.assertEqual(self.admin.rows(said), [("pos_status", "true", "front")])
+        nacks = "SELECT seq, device_id, reason FROM dinedesk_kitchen.pos_nacks ORDER BY seq"
+        self.assertEqual(
+            self.admin.rows(nacks), [(7, "front", "no paper"), (8, "front", "no paper")]
+        )
+
+    async def test_no_till_can_fill_the_memory_by_talking(self) -> None:
+        presence = await self.presence()
+        front = terminal_of("front")
+        grill = self.admin.value(
+            "SELECT stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 2"
+        )
+        other = terminal_of("front", tenant=GRILL, stream_id=UUID(grill))
+        for _ in range(10_000):
+            presence.said(front, "status", b"{}")
+            presence.said(front, "status", b'"%b"' % (b"x" * 60_000))
+            presence.refused(front, 1, "no paper")
+        self.assertEqual(presence._notes.sizes[KITCHEN] >> 20, 1)
+        presence.refused(other, 1, "no paper")
+        await presence.flush()
+        self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_grill.pos_nacks"), 1)
+
+    async def test_what_is_written_down_makes_room_also_when_the_rest_is_not(self) -> None:
+        presence = await self.presence()
+        front = terminal_of("front")
+        for _ in range(3):
+            presence.said(front, "status", b'"%b"' % (b"x" * 1_000_000))
+        presence.refused(front, 1, "no paper")
+        with self.assertRaises(Unavailable):
+            self.patch(books, "nacks", _away)
+            await presence.flush()
+        self.assertLess(presence._notes.sizes[KITCHEN], 1000)
+
+    async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        presence.said(front, "status", b"{}")
+        presence.acknowledged(front, 50)
+        await self.pool.stopService()
+        with self.assertRaises(Unavailable):
+            await presence.flush()
+        presence.said(front, "status", b"{}")
+        presence._database = await self.database()
+        await presence.flush()
+        await presence.flush()
+        self.assertEqual(self.connected(), ["front"])
+        count = "SELECT count(*) FROM dinedesk_kitchen.pos_events"
+        self.assertEqual(self.admin.value(count), 2)
+        self.assertEqual(self.cursor(), 50)
+
+    async def test_a_note_that_is_refused_stops_no_other(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        presence.said(front, "status", b"this is no JSON")
+        presence.refused(front, 7, "no paper")
+        await presence.flush()
+        self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_kitchen.pos_nacks"), 1)
+
+    async def test_the_print_of_an_order_is_told_at_once_and_an_unknown_one_refused(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.pos_orders (order_id, snapshot, status, version)"
+            " VALUES ('7', '{}', 'confirmed', 1)"
+        )
+        self.assertTrue(await presence.printed(front, "7", PrintStatus.PRINTED, ""))
+        self.assertTrue(await presence.printed(front, "7", PrintStatus.FAILED, "late"))
+        self.assertFalse(await presence.printed(front, "8", PrintStatus.PRINTED, ""))
+        status = "SELECT print_status FROM dinedesk_kitchen.pos_orders"
+        self.assertEqual(self.admin.value(status), "printed")
+
+    async def test_orders_that_were_sent_are_marked_in_bulk(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        self.place("b", 9)
+        presence.delivered(KITCHEN, 8)
+        await presence.flush()
+        self.assertEqual(self.printing(), [("a", "pending"), ("b", "pending")])
+        await presence.mark()
+        self.assertEqual(self.printing(), [("a", "sent_to_pos"), ("b", "pending")])
+        self.assertEqual(presence._unmarked, set())
+
+    async def test_a_mark_that_has_to_wait_is_tried_again(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        presence.delivered(KITCHEN, 8)
+        await presence.flush()
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
+            await presence.mark()
+        self.patch(orders, "mark", _away)
+        with self.assertRaises(Unavailable):
+            await presence.mark()
+        self.assertEqual(presence._unmarked, {1})
+
+    async def test_a_mark_that_is_refused_is_logged_and_not_tried_for_ever(self) -> None:
+        presence = await self.presence()
+        self.admin.run("ALTER TABLE dinedesk_kitchen.pos_orders RENAME COLUMN pushed_at TO gone")
+        presence.delivered(KITCHEN, 8)
+        await presence.flush()
+        with capturedLogs() as logged:
+            await presence.mark()
+        self.assertIn("42703", " ".join(str(event.get("reason")) for event in logged))
+        self.assertEqual(presence._unmarked, set())
+
+    async def test_what_a_till_says_of_an_order_moves_the_head(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        self.place("b", 9)
+        front = await self.opened(presence)
+        await presence.printed(front, "a", PrintStatus.PRINTED, "")
+        await presence.flush()
+        self.assertEqual(self.head(), (0, 7))
+        await presence.printed(front, "b", PrintStatus.FAILED, "no paper")
+        await presence.flush()
+        self.assertEqual(self.head(), (0, 9))
+
+    def place(self, order_id: str, seq: int) -> None:
+        """An order whose event has this position."""
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.pos_orders"
+            " (order_id, snapshot, status, version, first_seq, last_seq)"
+            " VALUES (%s, '{}', 'confirmed', 1, %s, %s)",
+            *(order_id, seq, seq),
+        )
+
+    def printing(self) -> list[tuple[str, str]]:
+        rows = self.admin.rows(
+            "SELECT order_id, print_status FROM dinedesk_kitchen.pos_orders ORDER BY order_id"
+        )
+        return [(order_id, status) for order_id, status in rows]
+
+    async def test_the_newest_connection_of_a_device_claims_it(self) -> None:
+        presence = await self.presence()
+        old = await self.opened(presence)
+        new = terminal_of("front", BEGINNING + timedelta(seconds=1))
+        presence.connected(new)
+        listener = self.client()
+        listener.run("LISTEN posd_control")
+        self.assertTrue(await presence.claim(new))
+        self.assertEqual(
+            listener.notifications(), [("posd_control", f"superseded {old.connection_id}")]
+        )
+        self.assertFalse(await presence.claim(old))
+
+    async def test_it_flushes_and_renews_by_itself_and_leaves_no_trace(self) -> None:
+        presence = await self.presence()
+        presence.startService()
+        await self.opened(presence)
+        await until(lambda: self.connected() == ["front"], "the books have it")
+        await presence.stopService()
+        self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_main.pos_nodes"), 0)
+
+    async def test_without_a_database_it_stops_in_peace(self) -> None:
+        database = Database(REACTOR, self.dsn, size=1, statement_timeout=5.0)
+        presence = Presence(REACTOR, database, uuid4())
+        presence.startService()
+        presence.connected(terminal_of("front"))
+        await presence.stopService()
+
+    async def test_what_was_seen_of_a_connection_is_renewed(self) -> None:
+        presence = await self.presence()
+        front = await self.opened(presence)
+        await presence.flush()
+        seen = BEGINNING + timedelta(minutes=5)
+        presence.sightings = sighted(front.connection_id, seen, 77)
+        await presence._renew()
+        row = "SELECT last_seen_at, sent_seq FROM dinedesk_main.pos_connections"
+        self.assertEqual(self.admin.rows(row), [(seen, 77)])
+
+    def head(self) -> tuple[int, int]:
+        ((sent, received),) = self.admin.rows(
+            "SELECT sent_seq, received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        )
+        return sent, received
+
+    def lose_the_books(self) -> None:
+        """As a crash of PostgreSQL does: the tables are unlogged."""
+        self.admin.run("DELETE FROM dinedesk_main.pos_nodes")
+
+
+def sighted(
+    connection_id: UUID, when: datetime, seq: int
+) -> Callable[[], list[tuple[UUID, datetime, int]]]:
+    return lambda: [(connection_id, when, seq)]
+
+
+async def _away(*_: object) -> None:
+    raise Unavailable("The database cannot be reached.")
+
+
+def terminal_of(
+    device: str | None,
+    since: datetime = BEGINNING,
+    tenant: Tenant = KITCHEN,
+    stream_id: UUID = NO_STREAM,
+) -> Terminal:
+    principal = Principal(1, KeyKind.TENANT, tenant)
+    return Terminal(uuid4(), tenant, principal, device, None, since, stream_id)

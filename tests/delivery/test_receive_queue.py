@@ -1,0 +1,179 @@
+"""What a till says is taken in order, one message at a time, and no faster than posd can bear."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from attrs import define, field
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.delivery.receive_queue import Intake, Reading
+
+
+@define
+class Transport:
+    """Whether it is read from. Implements `Reading`."""
+
+    read: bool = True
+    pauses: int = 0
+
+    def pauseProducing(self) -> None:
+        self.read = False
+        self.pauses += 1
+
+    def resumeProducing(self) -> None:
+        self.read = True
+
+
+@define
+class Ear:
+    """Hears messages; those that are called slow take until the test says so."""
+
+    heard: list[bytes] = field(factory=list)
+    done: list[bytes] = field(factory=list)
+    slow: list[Deferred[None]] = field(factory=list)
+
+    def __call__(self, message: bytes) -> Coroutine[Deferred[Any], Any, None] | None:
+        self.heard.append(message)
+        if message.startswith(b"bug"):
+            raise ZeroDivisionError
+        if message.startswith(b"slow"):
+            return self.work(message)
+        self.done.append(message)
+        return None
+
+    async def work(self, message: bytes) -> None:
+        answer: Deferred[None] = Deferred()
+        self.slow.append(answer)
+        await answer
+        self.done.append(message)
+
+
+class IntakeCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.transport = Transport()
+        reading: Reading = self.transport
+        self.ear = Ear()
+        self.failures = 0
+        self.intake = Intake(self.clock, reading, self.ear, self.note_failure)
+
+    def note_failure(self) -> None:
+        self.failures += 1
+
+
+class OrderTests(IntakeCase):
+    def test_a_message_is_taken_at_once(self) -> None:
+        self.intake.take(b"a")
+        self.assertEqual(self.ear.done, [b"a"])
+
+    def test_the_next_waits_for_one_that_takes_longer(self) -> None:
+        for message in (b"slow 1", b"a", b"slow 2", b"b"):
+            self.intake.take(message)
+        self.assertEqual(self.ear.heard, [b"slow 1"])
+        self.ear.slow.pop().callback(None)
+        self.assertEqual(self.ear.done, [b"slow 1", b"a"])
+        self.ear.slow.pop().callback(None)
+        self.assertEqual(self.ear.done, [b"slow 1", b"a", b"slow 2", b"b"])
+
+    def test_a_bug_is_told_and_stops_no_other_message(self) -> None:
+        self.intake.take(b"slow")
+        for message in (b"bug", b"a"):
+            self.intake.take(message)
+        self.ear.slow.pop().errback(ZeroDivisionError())
+        self.assertEqual((self.failures, self.ear.done), (2, [b"a"]))
+
+    def test_what_waits_when_nothing_more_comes_is_taken_all_the_same(self) -> None:
+        for message in (b"slow", b"a"):
+            self.intake.take(message)
+        self.intake.stop()
+        self.ear.slow.pop().callback(None)
+        self.assertEqual(self.ear.done, [b"slow", b"a"])
+
+    @given(st.lists(st.sampled_from([b"slow", b"a", b"b"]), max_size=60), st.data())
+    def test_the_order_is_the_tills_whatever_takes_how_long(
+        self, messages: list[bytes], data: st.DataObject
+    ) -> None:
+        self.setUp()
+        numbered = [b"%b %d" % (kind, number) for number, kind in enumerate(messages)]
+        for message in numbered:
+            done: bool = data.draw(st.booleans())
+            if done and self.ear.slow:
+                self.ear.slow.pop().callback(None)
+            self.assertLessEqual(len(self.ear.slow), 1)
+            self.intake.take(message)
+        while self.ear.slow:
+            self.ear.slow.pop().callback(None)
+        self.assertEqual(self.ear.done, numbered)
+        self.assertTrue(self.transport.read)
+
+
+class PauseTests(IntakeCase):
+    def test_nothing_is_read_while_much_waits(self) -> None:
+        self.intake.take(b"slow")
+        for _ in range(15):
+            self.intake.take(b"a")
+        self.assertTrue(self.transport.read)
+        self.intake.take(b"a")
+        self.assertFalse(self.transport.read)
+        self.assertTrue(self.intake.holding)
+        self.ear.slow.pop().callback(None)
+        self.assertTrue(self.transport.read)
+        self.assertFalse(self.intake.holding)
+
+    def test_what_was_read_already_is_still_taken(self) -> None:
+        self.intake.take(b"slow")
+        for _ in range(100):
+            self.intake.take(b"a")
+        self.ear.slow.pop().callback(None)
+        self.assertEqual(len(self.ear.done), 101)
+        self.assertEqual(self.transport.pauses, 1)
+
+    def test_whoever_sends_too_many_frames_is_not_read_for_as_long_as_that_takes(self) -> None:
+        for _ in range(1000):
+            self.assertTrue(self.intake.count_frame())
+        self.assertTrue(self.transport.read)
+        for _ in range(100):
+            self.assertTrue(self.intake.count_frame())
+        self.assertFalse(self.transport.read)
+        # A hundred too many, at two hundred a second.
+        self.clock.pump([0.1] * 4)
+        self.assertFalse(self.transport.read)
+        self.clock.pump([0.1] * 2)
+        self.assertTrue(self.transport.read)
+
+    def test_frames_that_came_before_the_pause_was_felt_make_it_longer(self) -> None:
+        for _ in range(1001):
+            self.intake.count_frame()
+        self.assertFalse(self.transport.read)
+        for _ in range(199):
+            self.intake.count_frame()
+        self.clock.pump([0.1] * 9)
+        self.assertFalse(self.transport.read)
+        self.clock.pump([0.1] * 2)
+        self.assertTrue(self.transport.read)
+
+    def test_a_steady_flow_is_never_paused(self) -> None:
+        for _ in range(60):
+            for _ in range(200):
+                self.assertTrue(self.intake.count_frame())
+            self.clock.advance(1)
+        self.assertEqual(self.transport.pauses, 0)
+
+    def test_so_many_frames_at_once_are_no_tills(self) -> None:
+        counted = [self.intake.count_frame() for _ in range(4001)]
+        self.assertEqual((counted.count(True), counted[-1]), (4000, False))
+
+    def test_a_connection_that_is_gone_is_left_alone(self) -> None:
+        for _ in range(1001):
+            self.intake.count_frame()
+        self.intake.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.intake.count_frame()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertFalse(self.transport.read)

@@ -1,0 +1,223 @@
+"""The outbox: straight through while the transport takes bytes, bounded while it does not."""
+
+from __future__ import annotations
+
+from attrs import define, field
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from posd.delivery.send_queue import Budget, Listener, Outbox, Sink
+
+
+@define
+class Wire:
+    """A transport that has enough once it has taken so many bytes."""
+
+    enough: float = float("inf")
+    producer: Outbox | None = None
+    taken: list[bytes] = field(factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.taken.append(data)
+        if sum(map(len, self.taken)) > self.enough and self.producer is not None:
+            self.producer.pauseProducing()
+
+    def drain(self) -> None:
+        """Everything was sent."""
+        assert self.producer is not None
+        self.enough += sum(map(len, self.taken))
+        self.producer.resumeProducing()
+
+
+@define
+class Filler:
+    """Notes what it is told."""
+
+    told: list[str] = field(factory=list)
+
+    def room(self) -> None:
+        self.told.append("room")
+
+    def given_up(self) -> None:
+        self.told.append("given up")
+
+
+class OutboxCase(SynchronousTestCase):
+    limit = 10
+    total = 1000
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.budget = Budget(self.total)
+        self.wire = Wire()
+        self.filler = Filler()
+        self.outbox = self.box(self.wire, self.filler)
+
+    def box(self, wire: Wire, filler: Filler, tenant_id: int = 1) -> Outbox:
+        sink: Sink = wire
+        listener: Listener = filler
+        outbox = Outbox(
+            sink, self.limit, self.budget, tenant_id, clock=self.clock.seconds, position=100
+        )
+        outbox.listener = listener
+        wire.producer = outbox
+        return outbox
+
+
+class OutboxTests(OutboxCase):
+    def test_it_is_a_push_producer(self) -> None:
+        self.assertTrue(verifyObject(IPushProducer, self.outbox))
+
+    def test_a_transport_that_takes_bytes_gets_them_at_once(self) -> None:
+        self.assertTrue(self.outbox.offer(b"a", 101))
+        self.assertTrue(self.outbox.offer(b"pong"))
+        self.assertEqual(self.wire.taken, [b"a", b"pong"])
+        self.assertEqual((self.outbox.position, self.outbox.written), (101, 101))
+        self.assertEqual((self.outbox.held, self.budget.held), (0, 0))
+
+    def test_what_a_transport_does_not_take_waits(self) -> None:
+        self.outbox.pauseProducing()
+        self.assertTrue(self.outbox.offer(b"a", 101))
+        self.assertEqual(self.wire.taken, [])
+        self.assertEqual((self.outbox.position, self.outbox.written), (101, 100))
+        self.assertEqual((self.outbox.held, self.budget.held), (1, 1))
+
+    def test_it_goes_out_in_its_order_when_there_is_room_again(self) -> None:
+        self.outbox.pauseProducing()
+        for seq in (101, 102, 103):
+            self.outbox.offer(b"%d" % seq, seq)
+        self.outbox.resumeProducing()
+        self.assertEqual(self.wire.taken, [b"101", b"102", b"103"])
+        self.assertEqual((self.outbox.position, self.outbox.written), (103, 103))
+        self.assertEqual((self.outbox.held, self.budget.held), (0, 0))
+
+    def test_nothing_overtakes_what_waits(self) -> None:
+        self.wire.enough = 0
+        self.outbox.offer(b"a", 101)
+        for seq in (102, 103):
+            self.outbox.offer(b"x", seq)
+        self.wire.enough = 1
+        self.outbox.resumeProducing()
+        self.outbox.offer(b"y", 104)
+        self.assertEqual(self.wire.taken, [b"a", b"x"])
+        self.wire.drain()
+        self.assertEqual(self.wire.taken, [b"a", b"x", b"x", b"y"])
+
+    def test_what_is_beyond_the_limit_is_refused_and_moves_nothing(self) -> None:
+        self.outbox.pauseProducing()
+        self.assertTrue(self.outbox.offer(b"x" * 10, 101))
+        self.assertFalse(self.outbox.offer(b"y", 102))
+        self.assertEqual((self.outbox.position, self.outbox.held), (101, 10))
+
+    def test_what_is_larger_than_the_limit_goes_out_when_nothing_waits(self) -> None:
+        self.assertTrue(self.outbox.offer(b"x" * 11, 101))
+        self.assertEqual(len(self.wire.taken), 1)
+
+    def test_it_asks_for_more_only_when_nothing_waits_any_more(self) -> None:
+        self.wire.enough = 0
+        self.outbox.offer(b"a", 101)
+        self.outbox.offer(b"b", 102)
+        self.outbox.resumeProducing()
+        self.assertEqual(self.filler.told, [])
+        self.wire.drain()
+        self.assertEqual(self.filler.told, ["room"])
+
+    def test_the_till_counts_as_stalled_from_the_first_time_the_transport_had_enough(self) -> None:
+        self.clock.advance(5)
+        self.outbox.pauseProducing()
+        self.clock.advance(5)
+        self.outbox.pauseProducing()
+        self.assertEqual(self.outbox.stalled_since, 5)
+        self.outbox.resumeProducing()
+        self.assertIsNone(self.outbox.stalled_since)
+
+    def test_progress_begins_the_stall_anew(self) -> None:
+        self.wire.enough = 0
+        self.outbox.offer(b"a", 101)
+        self.outbox.offer(b"b", 102)
+        self.clock.advance(50)
+        self.outbox.resumeProducing()
+        self.assertEqual(self.outbox.stalled_since, 50)
+
+    def test_what_was_given_up_is_to_be_offered_again(self) -> None:
+        self.outbox.offer(b"a", 101)
+        self.outbox.pauseProducing()
+        self.outbox.offer(b"b", 102)
+        self.outbox.offer(b"pong")
+        self.outbox.shed()
+        self.assertEqual((self.outbox.position, self.outbox.held), (101, 0))
+        self.assertEqual(self.filler.told, ["given up"])
+        self.assertFalse(self.outbox.has_room)
+        self.outbox.resumeProducing()
+        self.assertEqual(self.wire.taken, [b"a"])
+        self.assertEqual(self.filler.told, ["given up", "room"])
+
+    def test_nothing_is_taken_or_told_after_it_was_closed(self) -> None:
+        self.outbox.pauseProducing()
+        self.outbox.offer(b"a", 101)
+        self.outbox.close()
+        self.assertFalse(self.outbox.offer(b"b", 102))
+        self.outbox.resumeProducing()
+        self.assertFalse(self.outbox.offer(b"c", 103))
+        self.assertEqual((self.wire.taken, self.filler.told), ([], []))
+        self.assertEqual((self.outbox.position, self.budget.held), (100, 0))
+
+    def test_a_transport_that_is_gone_closes_it(self) -> None:
+        self.outbox.stopProducing()
+        self.assertFalse(self.outbox.offer(b"a", 101))
+        self.assertEqual(self.wire.taken, [])
+
+
+class BudgetTests(OutboxCase):
+    """The limit of all outboxes together."""
+
+    limit = 100
+    total = 200
+
+    def stalled(self, tenant_id: int, held: int) -> tuple[Outbox, Filler]:
+        filler = Filler()
+        outbox = self.box(Wire(), filler, tenant_id)
+        outbox.pauseProducing()
+        self.assertTrue(outbox.offer(b"x" * held, 101))
+        return outbox, filler
+
+    def test_the_tenant_that_holds_most_gives_way_not_the_fullest_till(self) -> None:
+        many = [self.stalled(1, 40) for _ in range(4)]
+        lone, _ = self.stalled(2, 41)
+        self.assertEqual(lone.held, 41)
+        self.assertEqual(sorted(outbox.held for outbox, _ in many), [0, 40, 40, 40])
+        self.assertEqual(self.budget.held, 161)
+
+    def test_the_fullest_of_a_tenants_tills_gives_way_first(self) -> None:
+        full, told = self.stalled(1, 90)
+        others = [self.stalled(1, 30)[0], self.stalled(1, 40)[0]]
+        self.assertEqual(full.held, 90)
+        self.stalled(2, 50)
+        self.assertEqual(full.held, 0)
+        self.assertEqual(told.told, ["given up"])
+        self.assertEqual([each.held for each in others], [30, 40])
+
+    def test_the_one_that_takes_may_be_the_one_that_gives_way(self) -> None:
+        self.budget.limit = 190
+        full, told = self.stalled(1, 50)
+        for _ in range(2):
+            self.stalled(1, 50)
+        self.assertTrue(full.offer(b"y" * 50, 102))
+        self.assertEqual((full.held, full.position), (0, 100))
+        self.assertEqual(told.told, ["given up"])
+
+    def test_as_many_give_way_as_it_takes(self) -> None:
+        stalled = [self.stalled(1, 50)[0] for _ in range(4)]
+        self.budget.limit = 60
+        self.stalled(2, 10)
+        self.assertEqual(self.budget.held, 60)
+        self.assertEqual(sum(each.held for each in stalled), 50)
+
+    def test_what_went_out_or_was_closed_counts_no_more(self) -> None:
+        first, second = self.stalled(1, 50)[0], self.stalled(2, 50)[0]
+        first.resumeProducing()
+        second.close()
+        self.assertEqual(self.budget.held, 0)
+        self.assertEqual(self.budget._shares, {})

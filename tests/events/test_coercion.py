@@ -1,0 +1,309 @@
+"""What is read from foreign values, and what is left alone because it would be a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC
+from decimal import Decimal
+from functools import partial
+from zoneinfo import ZoneInfo
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.events.coercion import (
+    INT32,
+    Unreadable,
+    address,
+    amount,
+    appointment,
+    array,
+    deadline,
+    identity,
+    moment,
+    objects,
+    text,
+    whole,
+    word,
+)
+from tests.json_strategies import dates, decimals, values
+
+LONDON = ZoneInfo("Europe/London")
+
+
+class ReadingCase(SynchronousTestCase):
+    def assertUnreadable(self, read: Callable[[object], object], *values: object) -> None:
+        for value in values:
+            self.assertRaises(Unreadable, read, value)
+
+
+class TextTests(ReadingCase):
+    def test_a_string_is_itself(self) -> None:
+        self.assertEqual(text(" Zoë "), " Zoë ")
+        self.assertEqual(text(""), "")
+
+    def test_anything_else_is_its_json(self) -> None:
+        for value, expected in (
+            (447700900123, "447700900123"),
+            (Decimal("12.50"), "12.50"),
+            (True, "true"),
+            ({"kind": ["card"]}, '{"kind":["card"]}'),
+        ):
+            self.assertEqual(text(value), expected)
+
+    def test_what_json_does_not_have_is_unreadable(self) -> None:
+        self.assertUnreadable(text, float("nan"), object(), Decimal("Infinity"))
+
+
+class WordTests(ReadingCase):
+    def test_it_is_spelled_as_in_the_contract(self) -> None:
+        for value, expected in (
+            ("delivery", "delivery"),
+            ("Dine-In", "dine_in"),
+            (" OUT FOR  delivery ", "out_for_delivery"),
+            ("dine_in", "dine_in"),
+            ("", None),
+            (" - ", None),
+        ):
+            self.assertEqual(word(value), expected)
+
+    def test_only_a_string_can_be_one(self) -> None:
+        self.assertUnreadable(word, 1, True, {}, [])
+
+
+class IdentityTests(ReadingCase):
+    def test_integers_and_strings_name_the_same_thing(self) -> None:
+        for value in (17, "17", " 17 ", Decimal("17"), Decimal("17.0"), 17.0):
+            self.assertEqual(identity(value), "17")
+
+    def test_leading_zeros_of_a_string_are_part_of_its_name(self) -> None:
+        self.assertEqual(identity("0017"), "0017")
+
+    def test_an_empty_one_is_none(self) -> None:
+        self.assertIsNone(identity("  "))
+
+    def test_anything_else_names_nothing(self) -> None:
+        self.assertUnreadable(
+            identity, True, 1.5, Decimal("1.5"), {}, ["1"], "x" * 256, 10**255, 10**5000
+        )
+
+
+class AmountTests(ReadingCase):
+    def test_numbers_and_numeric_strings_are_exact(self) -> None:
+        for value, expected in (
+            (Decimal("12.30"), "12.30"),
+            (Decimal("12.3"), "12.3"),
+            ("12.30", "12.30"),
+            (" 7 ", "7"),
+            (".5", "0.5"),
+            (12, "12"),
+            (0.1, "0.1"),
+            ("-2.50", "-2.50"),
+            (Decimal("0.1234"), "0.1234"),
+        ):
+            self.assertEqual(str(amount(value)), expected)
+
+    def test_zeros_after_the_second_decimal_are_dropped(self) -> None:
+        for value, expected in (
+            (Decimal("45.990"), "45.99"),
+            (Decimal("12.3400"), "12.34"),
+            (Decimal("12.000"), "12.00"),
+            (Decimal("1.2340"), "1.234"),
+            (Decimal("0E-10"), "0.00"),
+        ):
+            self.assertEqual(str(amount(value)), expected)
+
+    def test_the_noise_of_a_binary_float_is_rounded_away(self) -> None:
+        self.assertEqual(str(amount(Decimal("45.989999999999995"))), "45.99")
+        self.assertEqual(str(amount(0.1 + 0.2)), "0.30")
+
+    def test_an_empty_string_is_unknown(self) -> None:
+        self.assertIsNone(amount(" "))
+
+    def test_what_would_need_a_guess_is_unreadable(self) -> None:
+        self.assertUnreadable(
+            amount,
+            "12,50",
+            "1,234.50",
+            "£5",
+            "1e2",
+            "0x10",
+            "NaN",
+            "١٢",
+            True,
+            {},
+            float("inf"),
+            Decimal("NaN"),
+        )
+
+    def test_what_no_till_can_hold_is_unreadable_at_once(self) -> None:
+        self.assertUnreadable(
+            amount,
+            10**11,
+            -(10**11),
+            10**5000,
+            Decimal("99999999999.9999999"),
+            Decimal("1e300"),
+            Decimal("1E+999999"),
+            "9" * 1_000_000,
+            " " * 1_000_000,
+        )
+
+    @given(decimals | st.decimals(allow_nan=False, allow_infinity=False))
+    def test_an_amount_is_never_off_by_more_than_noise_and_reads_as_itself(
+        self, number: Decimal
+    ) -> None:
+        try:
+            read = amount(number)
+        except Unreadable:
+            self.assertGreaterEqual(abs(number), Decimal("99999999999"))
+            return
+        assert read is not None
+        self.assertLessEqual(abs(read - number), Decimal("0.0000005"))
+        self.assertEqual(str(amount(read)), str(read))
+        self.assertNotIn("E", str(read))
+
+
+class WholeTests(ReadingCase):
+    def test_an_integer_comes_in_many_clothes(self) -> None:
+        for value in (2, 2.0, Decimal("2.00"), "2", " 2.0 "):
+            read = whole(value)
+            self.assertEqual(read, 2)
+            self.assertIs(type(read), int)
+
+    def test_a_fraction_is_no_integer(self) -> None:
+        self.assertUnreadable(
+            whole, 1.5, Decimal("1.5"), "1.5", "2x", True, [], Decimal("1e300"), 2**63
+        )
+
+    def test_the_bounds_are_kept(self) -> None:
+        self.assertEqual(whole(2**31 - 1, INT32), 2**31 - 1)
+        self.assertEqual(whole(-(2**31), INT32), -(2**31))
+        self.assertRaises(Unreadable, whole, 2**31, INT32)
+        self.assertRaises(Unreadable, whole, -(2**31) - 1, INT32)
+
+
+class DateTests(ReadingCase):
+    def test_every_usual_writing_of_one_instant_is_read(self) -> None:
+        for value in (
+            "2026-11-22T10:00:00.123Z",
+            "2026-11-22T10:00:00.123999Z",
+            "2026-11-22t11:00:00.123+01:00",
+            "2026-11-22 10:00:00.123+00",
+            "2026-11-22 05:00:00,123 -0500",
+            1795341600123,
+            Decimal("1795341600.123"),
+        ):
+            self.assertEqual(moment(value, UTC), "2026-11-22T10:00:00.123Z")
+
+    def test_without_an_offset_it_is_the_shops_time(self) -> None:
+        self.assertEqual(moment("2026-07-01 18:30", LONDON), "2026-07-01T17:30:00.000Z")
+        self.assertEqual(moment("2026-12-01T18:30:00", LONDON), "2026-12-01T18:30:00.000Z")
+
+    def test_a_date_alone_is_its_midnight(self) -> None:
+        self.assertEqual(moment("2026-07-01", LONDON), "2026-06-30T23:00:00.000Z")
+
+    def test_a_date_alone_is_a_deadline_to_its_last_instant(self) -> None:
+        self.assertEqual(deadline("2026-07-01", UTC), "2026-07-01T23:59:59.999Z")
+        self.assertEqual(deadline("2026-07-01T12:00Z", UTC), "2026-07-01T12:00:00.000Z")
+        self.assertEqual(deadline(1795341600, UTC), "2026-11-22T10:00:00.000Z")
+
+    def test_a_date_alone_is_no_appointment(self) -> None:
+        self.assertRaises(Unreadable, appointment, "2026-07-01", UTC)
+        self.assertEqual(appointment("2026-07-01 12:00", UTC), "2026-07-01T12:00:00.000Z")
+        self.assertEqual(appointment(1795341600, UTC), "2026-11-22T10:00:00.000Z")
+
+    def test_an_empty_string_is_none(self) -> None:
+        for read in (moment, deadline, appointment):
+            self.assertIsNone(read(" ", UTC))
+
+    def test_anything_else_is_unreadable(self) -> None:
+        for read in (moment, deadline, appointment):
+            self.assertUnreadable(
+                partial(read, zone=UTC),
+                "ASAP",
+                "18:30",
+                "22/11/2026",
+                "2026-13-01",
+                "2026-02-30T10:00",
+                "2026-11-22T25:00",
+                "2026-W47-7",
+                "20261122T100000",
+                "٢٠٢٦-11-22",
+                "0001-01-01T00:00+14:00",
+                "9" * 1_000_000,
+                True,
+                5,
+                10**15,
+                {},
+            )
+
+    @given(dates)
+    def test_what_was_read_reads_as_itself(self, value: object) -> None:
+        try:
+            read = moment(value, LONDON)
+        except Unreadable:
+            return
+        if read is not None:
+            self.assertEqual(moment(read, LONDON), read)
+            self.assertEqual(appointment(read, UTC), read)
+
+
+class ArrayTests(ReadingCase):
+    def test_an_array_may_be_the_text_of_one(self) -> None:
+        self.assertEqual(array([1]), [1])
+        self.assertEqual(array(' [{"a":1.50}]'), [{"a": Decimal("1.50")}])
+
+    def test_other_text_is_its_one_element(self) -> None:
+        self.assertEqual(array("2 x Soup"), ["2 x Soup"])
+        self.assertEqual(array("[not json"), ["[not json"])
+        self.assertEqual(array(" "), [])
+
+    def test_anything_else_is_no_array(self) -> None:
+        self.assertUnreadable(array, 1, {}, True)
+
+    def test_what_is_no_object_is_the_name_of_one(self) -> None:
+        self.assertEqual(
+            objects([{"a": 1}, "Rice", None, 7]), [{"a": 1}, {"name": "Rice"}, {"name": 7}]
+        )
+
+
+class AddressTests(ReadingCase):
+    def test_a_string_is_left_as_it_is(self) -> None:
+        self.assertEqual(address("1 High Street\nLeeds"), "1 High Street\nLeeds")
+
+    def test_parts_are_put_as_on_an_envelope(self) -> None:
+        self.assertEqual(
+            address(
+                {
+                    "postcode": "LS1 1AA",
+                    "city": "Leeds",
+                    "address_line1": "1 High Street",
+                    "flat": "Flat 2",
+                    "country": None,
+                }
+            ),
+            "Flat 2, 1 High Street, Leeds, LS1 1AA",
+        )
+
+    def test_words_that_no_name_explains_are_kept_and_bare_numbers_are_not(self) -> None:
+        self.assertEqual(
+            address({"gate": "green door", "distance": 3, "id": "a-9", "houseNumber": 12}),
+            "12, green door",
+        )
+
+    def test_nested_parts_and_lists_are_joined_and_repetitions_dropped(self) -> None:
+        self.assertEqual(
+            address({"street": ["1 High Street", "Leeds"], "place": {"city": "Leeds"}}),
+            "1 High Street, Leeds",
+        )
+
+    def test_without_any_words_it_is_unknown(self) -> None:
+        empty: tuple[object, ...] = ({}, [], {"lat": Decimal("53.8")}, True)
+        for value in empty:
+            self.assertIsNone(address(value))
+
+    @given(values.filter(lambda value: value is not None))
+    def test_any_json_is_one_string_or_unknown(self, value: object) -> None:
+        self.assertIsInstance(address(value), str | None)

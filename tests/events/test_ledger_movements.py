@@ -1,0 +1,156 @@
+"""What movements tell the tills, by the rows that the hooks have noted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.events import ledger_movements as movements
+from posd.protocol import jsontext
+from posd.publishing import batch
+from posd.store.stream import OutboxRow
+from posd.values import Tenant
+
+AT = "2026-11-22T10:00:00.123456+00:00"
+CARD: Mapping[str, object] = {
+    "card_number": "GC-1",
+    "type": "purchase",
+    "amount": Decimal("25.500"),
+    "balance": Decimal("25.500"),
+    "purchased_by": "Ann",
+    "recipient_name": None,
+    "recipient_email": None,
+    "expiry_date": "2027-11-22T23:59:59+00:00",
+    "created_at": AT,
+}
+POINTS: Mapping[str, object] = {
+    "account_id": 7,
+    "phone": "+447700900123",
+    "type": "add",
+    "points": 20,
+    "balance": 120,
+    "reason": None,
+    "created_at": AT,
+}
+
+
+def told(kind: str, row: Mapping[str, object], currency: str = "GBP") -> list[str]:
+    """Type, data and what stands beside, as they leave."""
+    draft = movements.draft(kind, row, currency)
+    parts = (jsontext.encode(part).decode() for part in (draft.data, draft.beside))
+    return [draft.type, *parts]
+
+
+class DraftTests(SynchronousTestCase):
+    def test_a_sale_is_a_purchase(self) -> None:
+        for moved in ("purchase", "activate"):
+            kind, data, beside = told("gift_card_movement", {**CARD, "type": moved})
+            self.assertEqual((kind, beside), ("gift_card_purchased", "{}"))
+            self.assertEqual(
+                data,
+                '{"cardNumber":"GC-1","initialBalance":25.50,"currentBalance":25.50,'
+                '"purchasedBy":"Ann","recipientName":null,"recipientEmail":null,'
+                '"expiryDate":"2027-11-22T23:59:59.000Z","purchasedAt":"2026-11-22T10:00:00.123Z"}',
+            )
+
+    def test_every_other_movement_says_what_it_changed(self) -> None:
+        for moved, amount in (("deduct", "-5.250"), ("top_up", "5.250"), ("reverse", "5.250")):
+            row = {**CARD, "type": moved, "amount": Decimal(amount)}
+            kind, data, beside = told("gift_card_movement", row)
+            self.assertEqual(
+                (kind, beside), ("gift_card_updated", '{"card_number":"GC-1","balance":25.50}')
+            )
+            self.assertEqual(
+                data,
+                f'{{"cardNumber":"GC-1","balance":25.50,"change":{amount[:-1]},'
+                f'"transactionType":"{moved}","updatedAt":"2026-11-22T10:00:00.123Z"}}',
+            )
+
+    def test_amounts_are_in_the_decimals_of_the_shops_currency(self) -> None:
+        for currency, stored, shown in (
+            ("JPY", "500.000", "500"),
+            ("KWD", "500.125", "500.125"),
+            ("GBP", "500.000", "500.00"),
+        ):
+            row = {**CARD, "amount": Decimal(stored), "balance": Decimal(stored)}
+            _, data, _ = told("gift_card_movement", row, currency)
+            self.assertIn(f'"initialBalance":{shown},"currentBalance":{shown}', data)
+
+    def test_a_card_that_was_changed_says_whether_it_can_be_used(self) -> None:
+        row = {
+            "card_number": "GC-1",
+            "balance": 0,
+            "status": "blocked",
+            "expiry_date": None,
+            "now": AT,
+        }
+        kind, data, beside = told("gift_card", row)
+        self.assertEqual(
+            (kind, beside), ("gift_card_updated", '{"card_number":"GC-1","balance":0.00}')
+        )
+        self.assertEqual(
+            data,
+            '{"cardNumber":"GC-1","balance":0.00,"change":0.00,"transactionType":"status",'
+            '"updatedAt":"2026-11-22T10:00:00.123Z","status":"blocked","expiryDate":null}',
+        )
+
+    def test_points_are_added_redeemed_or_else_adjusted(self) -> None:
+        for moved, shown in (
+            *(("add", "add"), ("redeem", "redeem"), ("adjust", "adjust")),
+            ("reverse", "adjust"),
+        ):
+            kind, data, beside = told("loyalty_movement", {**POINTS, "type": moved})
+            self.assertEqual(
+                (kind, beside),
+                ("loyalty_updated", '{"customer_phone":"+447700900123","points":120}'),
+            )
+            self.assertEqual(
+                data,
+                '{"customerId":"7","customerPhone":"+447700900123","pointsChange":20,'
+                f'"newBalance":120,"transactionType":"{shown}","reason":null,'
+                '"updatedAt":"2026-11-22T10:00:00.123Z"}',
+            )
+
+
+class BatchTests(SynchronousTestCase):
+    """Movements among all else that is published."""
+
+    shops = {1: Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen", currency="JPY")}
+
+    def rows(self, *noted: tuple[str, str]) -> list[batch.Item | batch.Moved | batch.Rejected]:
+        return batch.read([OutboxRow(n, 1, *row, None) for n, row in enumerate(noted)], self.shops)
+
+    def test_each_movement_is_an_item_and_a_changed_card_one(self) -> None:
+        noted = [("gift_card_movement", "1"), ("loyalty_movement", "1"), ("gift_card", "GC-1")]
+        self.assertEqual(
+            self.rows(*noted, ("gift_card", "GC-1")), [batch.Moved(1, *row) for row in noted]
+        )
+
+    def test_a_movement_is_told_in_its_turn_and_one_that_is_gone_not_at_all(self) -> None:
+        items = self.rows(("gift_card_movement", "2"), ("gift_card_movement", "1"))
+        moved = {(1, "gift_card_movement", "1"): jsontext.encode(CARD).decode()}
+        ledger = batch.Ledger({}, self.shops, 1000, datetime.now(UTC), moved)
+        (entry,) = ledger.outbox(items)
+        self.assertEqual((entry.type, entry.failure), ("gift_card_purchased", None))
+        self.assertIn('"initialBalance":26,', entry.data)
+
+    def test_what_is_too_long_to_be_told_is_noted_as_failed(self) -> None:
+        (item,) = self.rows(("loyalty_movement", "1"))
+        long = jsontext.encode({**POINTS, "reason": "x" * 400}).decode()
+        moved = {(1, "loyalty_movement", "1"): long}
+        ledger = batch.Ledger({}, self.shops, 300, datetime.now(UTC), moved)
+        (entry,) = ledger.outbox([item])
+        self.assertRegex(entry.failure or "", "300 are allowed")
+        self.assertRegex(entry.data, r'^{"bytes":\d+}$')
+
+    def test_what_cannot_be_an_event_is_noted_as_failed(self) -> None:
+        (item,) = self.rows(("gift_card", ""))
+        row = {"card_number": "", "balance": 0, "status": "active", "expiry_date": None, "now": AT}
+        moved = {(1, "gift_card", ""): jsontext.encode(row).decode()}
+        ledger = batch.Ledger({}, self.shops, 1000, datetime.now(UTC), moved)
+        (entry,) = ledger.outbox([item])
+        self.assertEqual((entry.type, entry.data), ("gift_card", '{"key":""}'))
+        self.assertRegex(entry.failure or "", "no usable cardNumber")

@@ -1,0 +1,382 @@
+"""What an order that comes by any road changes, and what tills are told of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.errors import Unprocessable
+from posd.events.normalise import draft
+from posd.events.orders import FINAL_STATUSES, OrderChange, change, from_row, is_final
+from posd.protocol.jsontext import decode, encode
+from posd.values import Draft, StoredOrder
+from tests import strict_till
+from tests.json_strategies import named_orders
+
+NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
+SOUP = {"name": "Soup", "price": Decimal("4.50"), "quantity": 2}
+ORDER: dict[str, Any] = {
+    "orderId": "17",
+    "orderNumber": "K-17",
+    "customerName": "Ann Brook",
+    "customerEmail": "ann@example.org",
+    "status": "confirmed",
+    "totalAmount": Decimal("12.30"),
+    "notes": "ring",
+    "items": [SOUP],
+    "createdAt": "2026-11-22T09:59:00.000Z",
+}
+
+
+def new(**members: object) -> Draft:
+    return draft("new_order", {**ORDER, **members})
+
+
+def updated(**members: object) -> Draft:
+    return draft("order_updated", {"orderId": "17", **members})
+
+
+def stored(made: OrderChange | None) -> StoredOrder:
+    """What the database gives back of an order after `made`: JSON text, decoded."""
+    assert made is not None
+    snapshot = decode(encode(made.snapshot))
+    assert isinstance(snapshot, dict)
+    return StoredOrder(snapshot["orderId"], snapshot, made.status, made.version)
+
+
+class OrderCase(SynchronousTestCase):
+    def published(
+        self, event: Draft, before: StoredOrder | None = None, *, hooked: bool = False
+    ) -> OrderChange:
+        made = change(event, before, NOW, hooked=hooked)
+        assert made is not None
+        strict_till.receive(made.draft)
+        return made
+
+    def silent(
+        self, event: Draft, before: StoredOrder | None = None, *, hooked: bool = False
+    ) -> None:
+        self.assertIsNone(change(event, before, NOW, hooked=hooked))
+
+    def setUp(self) -> None:
+        self.known = stored(change(new(), None, NOW))
+
+
+class FirstSeenTests(OrderCase):
+    def test_a_new_order_is_published_as_one(self) -> None:
+        made = self.published(new())
+        self.assertEqual(made.draft.type, "new_order")
+        self.assertEqual((made.status, made.version), ("confirmed", 1))
+        self.assertEqual(made.draft.data, made.snapshot)
+        self.assertEqual(made.draft.beside, {})
+
+    def test_what_every_till_expects_is_there_in_the_contracts_order(self) -> None:
+        made = self.published(draft("new_order", {"orderId": 17, "tip": 1}))
+        self.assertEqual(
+            encode(made.draft.data).decode(),
+            '{"orderId":"17","orderNumber":"17","customerName":null,"customerPhone":null,'
+            '"customerEmail":null,"orderType":"pickup","orderSource":"online",'
+            '"status":"confirmed","paymentMethod":null,"paymentStatus":"pending",'
+            '"voucherCode":null,"currency":null,"items":[],"specialInstructions":null,'
+            '"notes":null,"deliveryAddress":null,"scheduledFor":null,"scheduledTime":null,'
+            '"createdAt":"2026-11-22T10:00:00.000Z","version":1,"tip":1}',
+        )
+
+    def test_an_order_with_an_address_is_delivered(self) -> None:
+        made = self.published(new(deliveryAddress="1 High Street"))
+        self.assertEqual(made.snapshot["orderType"], "delivery")
+
+    def test_only_online_orders_are_pushed(self) -> None:
+        for elsewhere in ("pos", "phone", "in-store", "onlineish"):
+            self.silent(new(orderSource=elsewhere))
+            self.silent(updated(orderSource=elsewhere))
+            self.silent(new(orderSource=elsewhere), hooked=True)
+        for online in ("online", "ONLINE", " Online ", None, ""):
+            self.published(new(orderSource=online))
+
+    def test_an_update_of_an_unknown_order_is_an_update(self) -> None:
+        made = self.published(updated(status="ready", previousStatus="confirmed"))
+        self.assertEqual(made.draft.type, "order_updated")
+        self.assertEqual(made.version, 1)
+        self.assertEqual(made.draft.data["previousStatus"], "confirmed")
+        self.assertIsNone(made.draft.data["createdAt"])
+        self.assertEqual(made.draft.beside, {"order_id": "17", "status": "ready"})
+
+    def test_a_hook_that_sees_an_unknown_order_has_seen_a_new_one(self) -> None:
+        for event in (new(), updated(status="confirmed")):
+            self.assertEqual(self.published(event, hooked=True).draft.type, "new_order")
+
+    def test_a_hooked_order_that_is_over_is_not_published(self) -> None:
+        for status in ("Completed", "delivered", "cancelled", "picked-up"):
+            self.silent(new(status=status), hooked=True)
+            self.published(new(status=status))
+
+    def test_a_hooked_order_of_yesterday_is_not_published(self) -> None:
+        day_ago = NOW - timedelta(hours=24)
+        for age, publishes in ((timedelta(0), True), (timedelta(seconds=1), False)):
+            event = new(createdAt=(day_ago - age).isoformat())
+            self.assertEqual(change(event, None, NOW, hooked=True) is not None, publishes)
+            self.published(event)
+
+    def test_a_hooked_order_without_a_date_is_of_now(self) -> None:
+        made = self.published(new(createdAt=None), hooked=True)
+        self.assertEqual(made.snapshot["createdAt"], "2026-11-22T10:00:00.000Z")
+
+    def test_anything_but_an_order_is_a_mistake_of_the_caller(self) -> None:
+        self.assertRaises(ValueError, change, draft("table_called", {}), None, NOW)
+
+
+class KnownOrderTests(OrderCase):
+    def test_the_same_again_publishes_nothing(self) -> None:
+        self.silent(new(), self.known)
+        self.silent(new(), self.known, hooked=True)
+        self.silent(updated(status="confirmed"), self.known)
+
+    def test_the_same_in_other_clothes_publishes_nothing(self) -> None:
+        self.silent(new(totalAmount="12.3"), self.known)
+        self.silent(new(totalAmount=Decimal("12.300")), self.known)
+        self.silent(new(orderId=17, createdAt="2026-11-22 10:59:00+01:00"), self.known)
+        self.silent(new(version=9, updatedAt="2026-11-22T11:00:00Z"), self.known)
+        self.silent(updated(previousStatus="pending", version=3), self.known)
+
+    def test_a_new_order_that_says_more_is_an_update(self) -> None:
+        made = self.published(new(customerPhone="0113 496 0000"), self.known)
+        self.assertEqual(made.draft.type, "order_updated")
+        self.assertEqual(made.version, 2)
+        self.assertEqual(made.draft.data["previousStatus"], "confirmed")
+
+    def test_a_second_road_that_says_less_is_silent(self) -> None:
+        self.silent(draft("new_order", {"orderId": "17", "customerEmail": None}), self.known)
+
+    def test_an_update_carries_the_whole_order(self) -> None:
+        made = self.published(updated(status="ready", updatedAt="2026-11-22T10:05:00Z"), self.known)
+        self.assertEqual(
+            made.draft.data,
+            {
+                **self.known.snapshot,
+                "status": "ready",
+                "version": 2,
+                "previousStatus": "confirmed",
+                "updatedAt": "2026-11-22T10:05:00.000Z",
+            },
+        )
+        self.assertEqual(list(made.draft.data)[-3:], ["version", "previousStatus", "updatedAt"])
+        self.assertEqual(made.draft.beside, {"order_id": "17", "status": "ready"})
+        self.assertEqual((made.status, made.version), ("ready", 2))
+
+    def test_an_update_is_dated_now_unless_it_says_when(self) -> None:
+        made = self.published(updated(status="ready"), self.known)
+        self.assertEqual(made.draft.data["updatedAt"], "2026-11-22T10:00:00.000Z")
+
+    def test_the_snapshot_has_no_clocks(self) -> None:
+        made = self.published(updated(status="ready"), self.known)
+        self.assertNotIn("previousStatus", made.snapshot)
+        self.assertNotIn("updatedAt", made.snapshot)
+        self.assertEqual(made.snapshot["version"], 2)
+
+    def test_an_update_that_does_not_name_the_status_repeats_it_beside(self) -> None:
+        made = self.published(updated(notes="knock"), self.known)
+        self.assertEqual(made.draft.beside, {"order_id": "17", "status": "confirmed"})
+
+    def test_what_else_stood_beside_is_kept(self) -> None:
+        event = draft("new_order", {**ORDER, "tax": 1}, {"source": "web-1"})
+        self.assertEqual(
+            self.published(event, self.known).draft.beside,
+            {"order_id": "17", "status": "confirmed", "source": "web-1"},
+        )
+
+    def test_an_update_replaces_the_items_as_a_whole(self) -> None:
+        made = self.published(updated(items=[{"name": "Rice"}]), self.known)
+        self.assertEqual(made.snapshot["items"], [{"id": 1, "name": "Rice", "quantity": 1}])
+
+    def test_unknown_members_stay_and_change(self) -> None:
+        known = stored(change(new(table={"n": 4}, tip=True), None, NOW))
+        made = self.published(updated(status="ready"), known)
+        self.assertEqual(made.draft.data["table"], {"n": 4})
+        self.assertEqual(list(made.draft.data)[-2:], ["table", "tip"])
+        self.silent(updated(tip=True, table={"n": Decimal("4.0")}), known)
+        for tip in (1, False, None, "true", Decimal("1.0")):
+            self.assertEqual(self.published(updated(tip=tip), known).snapshot["tip"], tip)
+
+    def test_a_null_erases_in_an_update_and_in_a_row_but_not_in_a_new_order(self) -> None:
+        self.silent(new(customerEmail=None), self.known)
+        for event, hooked in (
+            (updated(customerEmail=None), False),
+            (new(customerEmail=None), True),
+        ):
+            made = self.published(event, self.known, hooked=hooked)
+            self.assertIsNone(made.snapshot["customerEmail"])
+
+    def test_the_day_an_order_was_made_is_not_forgotten(self) -> None:
+        self.silent(updated(createdAt=None), self.known)
+        self.silent(new(createdAt=None), self.known, hooked=True)
+
+    def test_an_order_that_left_online_is_no_longer_pushed(self) -> None:
+        self.silent(updated(orderSource="pos", status="ready"), self.known)
+
+    def test_a_known_order_that_is_over_or_old_still_changes(self) -> None:
+        known = stored(change(new(createdAt="2026-11-01T10:00:00Z"), None, NOW))
+        event = new(createdAt="2026-11-01T10:00:00Z", status="cancelled")
+        self.assertEqual(self.published(event, known, hooked=True).status, "cancelled")
+
+    def test_each_change_counts_one(self) -> None:
+        known = self.known
+        for count, status in enumerate(("preparing", "ready", "preparing"), 2):
+            made = self.published(updated(status=status), known)
+            self.assertEqual(made.version, count)
+            self.assertEqual(made.draft.data["previousStatus"], known.status)
+            known = stored(made)
+
+    def test_a_readable_schedule_takes_the_place_of_a_text(self) -> None:
+        known = stored(change(new(scheduledFor="this evening"), None, NOW))
+        self.assertEqual(known.snapshot["scheduledText"], "this evening")
+        made = self.published(updated(status="ready"), known)
+        self.assertEqual(made.snapshot["scheduledText"], "this evening")
+        made = self.published(updated(scheduledTime="2026-11-22T18:30Z"), known)
+        self.assertNotIn("scheduledText", made.snapshot)
+        made = self.published(new(scheduledFor="at seven"), stored(made))
+        self.assertIsNone(made.snapshot["scheduledFor"])
+        self.assertEqual(made.snapshot["scheduledText"], "at seven")
+
+    def test_what_cannot_be_read_leaves_what_was_known(self) -> None:
+        made = self.published(updated(totalAmount="a lot", createdAt="today"), self.known)
+        self.assertEqual(made.snapshot["totalAmount"], Decimal("12.30"))
+        self.assertEqual(made.snapshot["createdAt"], ORDER["createdAt"])
+        self.assertEqual(
+            made.snapshot["unreadable"], {"totalAmount": "a lot", "createdAt": "today"}
+        )
+
+    def test_what_is_read_at_last_is_no_longer_unreadable(self) -> None:
+        known = stored(change(new(tax="a bit", subtotal="less"), None, NOW))
+        made = self.published(updated(tax=1), known)
+        self.assertEqual(made.snapshot["unreadable"], {"subtotal": "less"})
+        made = self.published(updated(subtotal=11), stored(made))
+        self.assertNotIn("unreadable", made.snapshot)
+
+    def test_what_is_stored_is_not_changed(self) -> None:
+        before = encode(self.known.snapshot)
+        self.published(updated(items=[], tax="?", status="ready"), self.known)
+        self.assertEqual(encode(self.known.snapshot), before)
+
+
+class AnyOrderTests(OrderCase):
+    @given(named_orders, st.booleans())
+    def test_the_strictest_till_reads_any_order_and_hears_it_once(
+        self, data: dict[str, object], hooked: bool
+    ) -> None:
+        for kind in ("new_order", "order_updated"):
+            event = draft(kind, data)
+            made = change(event, None, NOW, hooked=hooked)
+            if made is None:
+                continue
+            strict_till.receive(made.draft)
+            self.assertIsNone(change(event, stored(made), NOW, hooked=hooked))
+
+    @given(named_orders, named_orders, st.booleans())
+    def test_any_change_is_read_and_told_once(
+        self, first: dict[str, object], second: dict[str, object], hooked: bool
+    ) -> None:
+        second = {**second, "orderId": first["orderId"]}
+        known = change(draft("new_order", first), None, NOW)
+        if known is None:
+            return
+        for kind in ("new_order", "order_updated"):
+            event = draft(kind, second)
+            made = change(event, stored(known), NOW, hooked=hooked)
+            if made is None:
+                continue
+            strict_till.receive(made.draft)
+            self.assertEqual(made.version, 2)
+            self.assertIsNone(change(event, stored(made), NOW, hooked=hooked))
+            for name in known.snapshot:
+                self.assertTrue(name in made.snapshot or name in ("scheduledText", "unreadable"))
+
+
+class RowTests(OrderCase):
+    row: dict[str, Any] = {
+        "id": 17,
+        "order_number": None,
+        "customer_name": "Ann Brook",
+        "order_source": "online",
+        "status": "confirmed",
+        "total_amount": Decimal("12.300"),
+        "discount_amount": Decimal("0.000"),
+        "special_instructions": "ring",
+        "created_at": "2026-11-22T09:59:00.123456+00:00",
+        "updated_at": None,
+        "internal_cost": Decimal("3.10"),
+        "tenant_id": 4,
+        "items": [
+            {
+                "id": 901,
+                "order_id": 17,
+                "menu_item_id": "m-7",
+                "name": "Soup",
+                "price": Decimal("4.500"),
+                "quantity": 2,
+                "selected_addons": [{"id": 3, "name": "Bread", "price": 1, "cost": Decimal("0.2")}],
+                "internal_cost": Decimal("1.05"),
+                "variant_id": None,
+            },
+            {"id": 902, "order_id": 17, "name": "Rice", "selected_addons": None, "quantity": 1},
+        ],
+    }
+
+    def test_a_row_becomes_a_new_order(self) -> None:
+        made = self.published(draft("new_order", from_row(self.row)), hooked=True)
+        self.assertEqual(made.draft.type, "new_order")
+        self.assertEqual(made.snapshot["orderId"], "17")
+        self.assertEqual(made.snapshot["orderNumber"], "17")
+        self.assertEqual(encode(made.snapshot["totalAmount"]), b"12.30")
+        self.assertEqual(made.snapshot["createdAt"], "2026-11-22T09:59:00.123Z")
+        self.assertEqual(
+            encode(made.snapshot["items"]),
+            b'[{"id":1,"menuItemId":"m-7","name":"Soup","price":4.50,"quantity":2,'
+            b'"selectedAddons":[{"addon_id":"3","name":"Bread","price":1,"id":3}]},'
+            b'{"id":2,"name":"Rice","quantity":1}]',
+        )
+
+    def test_columns_that_are_not_the_contracts_never_leave(self) -> None:
+        made = self.published(draft("new_order", from_row(self.row)), hooked=True)
+        text = encode(made.draft.data)
+        for secret in (b"cost", b"3.10", b"1.05", b"tenant_id", b"901", b"order_id"):
+            self.assertNotIn(secret, text)
+
+    def test_the_same_row_again_is_silent_and_a_null_is_believed(self) -> None:
+        known = stored(change(draft("new_order", from_row(self.row)), None, NOW, hooked=True))
+        self.silent(draft("new_order", from_row(self.row)), known, hooked=True)
+        row = {**self.row, "special_instructions": None}
+        made = self.published(draft("new_order", from_row(row)), known, hooked=True)
+        self.assertIsNone(made.snapshot["notes"])
+
+    def test_a_row_without_items_or_with_odd_ones_is_an_order_still(self) -> None:
+        odd: tuple[object, ...] = (None, [], {}, 7, "[]", [{"selected_addons": {"a": 1}}], [None])
+        for items in odd:
+            made = self.published(draft("new_order", from_row({**self.row, "items": items})))
+            self.assertIsInstance(made.snapshot["items"], list)
+
+    def test_addons_may_be_the_text_of_an_array(self) -> None:
+        items = [{"name": "Soup", "selected_addons": '[{"addon_id":3,"name":"Bread","cost":1}]'}]
+        self.assertEqual(
+            from_row({"items": items})["items"],
+            [{"name": "Soup", "selectedAddons": [{"addon_id": 3, "name": "Bread"}]}],
+        )
+
+    def test_a_row_of_nothing_known_is_no_order(self) -> None:
+        self.assertRaises(Unprocessable, draft, "new_order", from_row({"cost": 1}))
+
+
+class FinalStatusTests(SynchronousTestCase):
+    def test_what_is_over_is_over_in_the_contracts_spelling(self) -> None:
+        self.assertTrue(is_final("completed"))
+        self.assertFalse(is_final("confirmed"))
+        for status in FINAL_STATUSES:
+            data = draft(
+                "new_order", {"orderId": 1, "status": status.replace("_", "-").title()}
+            ).data
+            self.assertTrue(is_final(str(data["status"])))

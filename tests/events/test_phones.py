@@ -1,0 +1,55 @@
+"""Telephone numbers: what names one customer, and what names nobody."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.errors import Unprocessable
+from posd.events.phones import is_region, mentioned, normalise
+
+
+class RegionTests(SynchronousTestCase):
+    def test_a_region_is_one_whose_numbers_are_known(self) -> None:
+        self.assertTrue(all(is_region(code) for code in ("GB", "FR", "JM")))
+        self.assertFalse(any(is_region(code) for code in ("QQ", "ZZ", "gb", "001", "")))
+
+
+class NormaliseTests(SynchronousTestCase):
+    def test_however_it_is_typed_a_number_names_one_customer(self) -> None:
+        for text in (
+            *("07700 900123", "07700-900-123", "(07700) 900123", "+44 7700 900123"),
+            *("0044 7700 900123", "+44 (0)7700 900123", "447700900123", " 07700900123 "),
+        ):
+            with self.subTest(text=text):
+                self.assertEqual(normalise(text, "GB"), "+447700900123")
+
+    def test_a_number_without_a_country_is_where_the_shop_is(self) -> None:
+        self.assertEqual(normalise("5000 1234", "KW"), "+96550001234")
+        self.assertEqual(normalise("03-1234-5678", "JP"), "+81312345678")
+
+    def test_a_number_of_another_country_is_that_countrys(self) -> None:
+        self.assertEqual(normalise("+81 3 1234 5678", "GB"), "+81312345678")
+
+    def test_what_names_nobody_is_refused_without_being_repeated(self) -> None:
+        for text in ("", "abc", "+", "1", "12345", "+1", "0" * 300, "+44 7700 9001234567", "\0"):
+            with self.subTest(text=text):
+                error = self.assertRaises(Unprocessable, normalise, text, "GB")
+                self.assertEqual(error.code, "invalid_phone")
+                self.assertEqual(error.message, "This is not a telephone number.")
+
+    def test_in_an_unknown_region_only_international_numbers_are_understood(self) -> None:
+        self.assertRaises(Unprocessable, normalise, "07700 900123", "ZZ")
+        self.assertEqual(normalise("+447700900123", "ZZ"), "+447700900123")
+
+    def test_all_numbers_in_a_text_are_found(self) -> None:
+        for text, numbers in (
+            ("07700 900123", {"+447700900123"}),
+            ("07700 900123/020 7946 0000", {"+447700900123", "+442079460000"}),
+            (
+                "call 07700-900-123 at the gate, or +81 3 1234 5678",
+                {"+447700900123", "+81312345678"},
+            ),
+            ("two of number 5, for 18:30", set()),
+        ):
+            with self.subTest(text=text):
+                self.assertEqual(mentioned(text, "GB"), numbers)

@@ -1,0 +1,178 @@
+"""What the doctor says of the places where the daemon listens, with real sockets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+from attrs import evolve
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import __version__
+from posd.config.model import TLS, Config, Database, Listener
+from posd.maintenance.doctor import Line, State, listeners
+from posd.security.private_ca import Made, make
+from posd.testing.ports import reserve
+
+NOTHING = Config(Database("postgresql:///posd"))
+
+
+class Answering(HTTPServer):
+    """Somebody who listens, and answers each request alike."""
+
+    server_name_told = f"posd/{__version__}"
+    status = 200
+    body = b'{"status":"ok"}'
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, Answering)
+        self.send_response_only(server.status)
+        self.send_header("Server", server.server_name_told)
+        self.send_header("Content-Length", str(len(server.body)))
+        self.end_headers()
+        self.wfile.write(server.body)
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+class ListenerCase(SynchronousTestCase):
+    def somebody(self, made: Made | None = None, *, mutual: bool = False) -> Answering:
+        server = Answering(("127.0.0.1", 0), _Handler)
+        if made is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(made.certificate_path, made.key_path)
+            if mutual:
+                context.load_verify_locations(made.ca_path)
+                context.verify_mode = ssl.CERT_REQUIRED
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        return server
+
+    def found(self, endpoint: str, *, made: Made | None = None, mutual: bool = False) -> list[Line]:
+        listener = Listener("https", endpoint, tls=made is not None)
+        tls = TLS()
+        if made is not None:
+            tls = TLS(
+                certificate=str(made.certificate_path),
+                private_key=str(made.key_path),
+                client_ca=str(made.ca_path) if mutual else None,
+            )
+        return [*listeners.examine(evolve(NOTHING, listen=(listener,), tls=tls))]
+
+    def only(
+        self, endpoint: str, state: State, made: Made | None = None, *, mutual: bool = False
+    ) -> Line:
+        (line,) = self.found(endpoint, made=made, mutual=mutual)
+        self.assertEqual((line.part, line.state), ("listener https", state), line)
+        return line
+
+    def made(self, name: str = "tls") -> Made:
+        return make(Path(self.mktemp()) / name, ["localhost"])
+
+
+def unused() -> int:
+    """A port where nobody listens."""
+    with reserve() as reservation:
+        return reservation.number
+
+
+def at(server: Answering) -> str:
+    return f"tcp:port={server.server_address[1]}:interface=127.0.0.1"
+
+
+class FreeTests(ListenerCase):
+    def test_a_port_where_nobody_listens_is_free(self) -> None:
+        line = self.only(f"tcp:port={unused()}:interface=127.0.0.1", State.OK)
+        self.assertIn("is free", line.what)
+
+    def test_an_address_that_this_machine_does_not_have(self) -> None:
+        line = self.only(f"tcp:port={unused()}:interface=192.0.2.1", State.FAULT)
+        self.assertIn("no interface of this machine has the address 192.0.2.1", line.what)
+
+    def test_a_socket_in_the_file_system(self) -> None:
+        line = self.only("unix:/nowhere/posd.sock:mode=660", State.OK)
+        self.assertIn("is free", line.what)
+
+    def test_what_systemd_hands_over_is_for_posd_alone(self) -> None:
+        self.only("systemd:domain=INET:name=https", State.UNKNOWN)
+
+    def test_a_daemon_that_sleeps_is_not_woken(self) -> None:
+        listener = Listener("https", at(self.somebody()))
+        (line,) = listeners.examine(evolve(NOTHING, listen=(listener,)), asleep=True)
+        self.assertEqual(line.state, State.UNKNOWN)
+
+
+class HeldTests(ListenerCase):
+    def test_posd_that_is_ready_is_good(self) -> None:
+        self.assertIn("ready", self.only(at(self.somebody()), State.OK).what)
+
+    def test_over_tls_too(self) -> None:
+        made = self.made()
+        self.assertIn("ready", self.only(at(self.somebody(made)), State.OK, made).what)
+
+    def test_posd_that_lacks_something_is_nobodys_mistake(self) -> None:
+        server = self.somebody()
+        server.status, server.body = 503, b'{"status":"unavailable","missing":["database"]}'
+        line = self.only(at(server), State.FAULT)
+        self.assertTrue(line.passing)
+        self.assertIn("cannot serve: database", line.what)
+
+    def test_posd_of_another_version_waits_for_a_restart(self) -> None:
+        server = self.somebody()
+        server.server_name_told = "posd/0.0.1"
+        _, line = self.found(at(server))
+        self.assertEqual((line.state, line.remedy), (State.WARNING, "systemctl restart posd"))
+
+    def test_another_certificate_than_that_of_the_file_waits_for_a_reload(self) -> None:
+        _, line = self.found(at(self.somebody(self.made("old"))), made=self.made("new"))
+        self.assertEqual(line.state, State.WARNING)
+        self.assertIn("shows another certificate", line.what)
+
+    def test_another_program_is_named_as_it_names_itself(self) -> None:
+        server = self.somebody()
+        server.server_name_told = "nginx"
+        self.assertIn("nginx answers", self.only(at(server), State.FAULT).what)
+
+    def test_a_program_that_speaks_no_tls(self) -> None:
+        line = self.only(at(self.somebody()), State.FAULT, self.made())
+        self.assertIn("is held by another program", line.what)
+
+    def test_who_wants_a_clients_certificate_is_as_configured(self) -> None:
+        made = self.made()
+        line = self.only(at(self.somebody(made, mutual=True)), State.OK, made, mutual=True)
+        self.assertIn("asks for a client's certificate, as configured", line.what)
+
+    def test_who_wants_one_that_is_not_configured_is_another_program(self) -> None:
+        made = self.made()
+        line = self.only(at(self.somebody(made, mutual=True)), State.FAULT, made)
+        self.assertIn("is held by another program", line.what)
+
+    def test_who_only_hangs_up_is_not_taken_for_one_who_wants_a_certificate(self) -> None:
+        line = self.only(at(self.somebody()), State.FAULT, self.made(), mutual=True)
+        self.assertIn("is held by another program", line.what)
+
+    def test_a_program_that_speaks_no_http(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            thread = threading.Thread(target=_hang_up, args=(server,))
+            thread.start()
+            line = self.only(f"tcp:port={server.getsockname()[1]}:interface=127.0.0.1", State.FAULT)
+            thread.join()
+        self.assertIn("is held by another program", line.what)
+
+
+def _hang_up(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1024)
+        connection.sendall(b"220 mail.example.net\r\n")

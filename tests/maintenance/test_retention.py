@@ -1,0 +1,156 @@
+"""Pruning that nobody asks for: what is due goes, quietly, on one node, and tenants in trouble wait alone."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from twisted.logger import capturedLogs
+
+from posd.database.pool import Database
+from posd.errors import Unavailable
+from posd.maintenance import retention as module
+from posd.maintenance.retention import Retention
+from posd.store import retention as store
+from tests.database_case import REACTOR, until
+from tests.schema_case import Entry
+from tests.store_case import StoreCase
+
+MONTH = 30 * 86400.0
+LOGS = """
+    SELECT (SELECT count(*) FROM dinedesk_kitchen.pos_events),
+           (SELECT count(*) FROM dinedesk_grill.pos_events)
+"""
+
+
+class RetentionTests(StoreCase):
+    async def retention(self, seconds: float = MONTH, *, runs: bool = True) -> Retention:
+        """One that looks when it is told to, and rests hardly at all between two batches."""
+        self.patch(module, "_PAUSE_SECONDS", 0.001)
+        self.database = Database(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        self.database.startService()
+        self.addCleanup(self.database.stopService)
+        await self.database.when_up()
+        retention = Retention(REACTOR, self.database, uuid4(), seconds)
+        if runs:
+            retention.startService()
+            self.addCleanup(retention.stopService)
+        return retention
+
+    def overdue(self, days: float = 40) -> None:
+        """Five events of each shop, so old, and nothing was pruned since."""
+        self.admin.record(*[Entry(shop) for shop in (1, 2) for _ in range(5)])
+        for slug in ("kitchen", "grill"):
+            self.admin.run(
+                f"UPDATE dinedesk_{slug}.pos_events SET created_at = now() - %s * interval '1 day'",
+                days,
+            )
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_heads SET pruned_before = now() - interval '60 days'"
+        )
+
+    async def test_all_that_is_due_goes_batch_by_batch_and_is_counted_in_the_log(self) -> None:
+        self.overdue()
+        self.patch(store, "BATCH", 2)
+        retention = await self.retention()
+        with capturedLogs() as logged:
+            await retention.look()
+        self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+        counts = {each["tenant_id"]: each["events"] for each in logged if "events" in each}
+        self.assertEqual(counts, {1: 5, 2: 5})
+
+    async def test_what_is_not_old_enough_stays(self) -> None:
+        self.overdue(29)
+        await (await self.retention()).look()
+        self.assertEqual(self.admin.rows(LOGS), [(5, 5)])
+
+    async def test_where_little_is_kept_it_goes_on_the_same_day(self) -> None:
+        self.overdue(0.1)
+        retention = await self.retention()
+        await retention.look()
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_heads SET pruned_before = now() - interval '2 hours'"
+        )
+        retention.seconds = 3600.0
+        await retention.look()
+        self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+
+    async def test_nothing_is_done_twice_in_a_night(self) -> None:
+        self.overdue()
+        retention = await self.retention()
+        await retention.look()
+        with capturedLogs() as logged:
+            await retention.look()
+        self.assertEqual(logged, [])
+
+    async def test_while_another_node_prunes_this_one_does_not(self) -> None:
+        self.overdue()
+        retention, other = await self.retention(), uuid4()
+        await store.lease(self.database, other, 60)
+        await retention.look()
+        self.assertEqual(self.admin.rows(LOGS), [(5, 5)])
+        await store.leave(self.database, other)
+        await retention.look()
+        self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+        self.assertTrue(await store.lease(self.database, other, 60), "it lets others")
+
+    async def test_a_tenant_that_cannot_be_pruned_is_told_of_once_and_stops_no_other(self) -> None:
+        self.overdue()
+        self.admin.run("DROP TABLE dinedesk_kitchen.pos_nacks CASCADE")
+        retention = await self.retention()
+        with capturedLogs() as logged:
+            await retention.look()
+            await retention.look()
+        told = [each["log_format"] for each in logged if each["log_level"].name == "error"]
+        self.assertEqual(told, ["tenant {tenant_id} cannot be pruned: {error}"])
+        self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+
+    async def test_a_tenant_that_somebody_has_locked_stays_due(self) -> None:
+        self.overdue()
+        retention, other = await self.retention(), self.client()
+        with other.transaction():
+            other.run("SELECT FROM dinedesk_main.pos_heads WHERE tenant_id = 1 FOR UPDATE")
+            await retention.look()
+            self.assertEqual(self.admin.rows(LOGS), [(5, 0)])
+        await retention.look()
+        self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+
+    async def test_stored_answers_go_too(self) -> None:
+        self.overdue()
+        self.admin.run(
+            "INSERT INTO dinedesk_main.idempotency_keys VALUES (NULL, 'platform', 'POST /', 'k',"
+            " sha256(''), 200, '{}', now() - interval '31 days')"
+        )
+        await (await self.retention()).look()
+        count = "SELECT count(*) FROM dinedesk_main.idempotency_keys"
+        self.assertEqual(self.admin.value(count), 0)
+
+    async def test_it_looks_by_itself_and_goes_on_after_trouble(self) -> None:
+        self.overdue()
+        self.patch(module, "_LOOK_SECONDS", 0.01)
+        retention = await self.retention(runs=False)
+        looked: list[int] = []
+        look = retention.look
+
+        async def troubled() -> None:
+            looked.append(1)
+            if len(looked) == 1:
+                raise Unavailable("The database is away.")
+            if len(looked) == 2:
+                raise ZeroDivisionError
+            await look()
+
+        retention.look = troubled  # type: ignore[method-assign]
+        retention.startService()
+        self.addCleanup(retention.stopService)
+        await until(lambda: self.admin.rows(LOGS) == [(0, 0)], "the logs are empty")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    async def test_it_ends_at_once_when_it_is_to_stop(self) -> None:
+        self.overdue()
+        self.patch(store, "BATCH", 1)
+        retention = await self.retention(runs=False)
+        await retention.look()
+        self.assertEqual(sum(self.admin.rows(LOGS)[0]), 9, "the batch that was begun, and no other")
+        self.assertTrue(await store.lease(self.database, uuid4(), 60), "another node may go on")
+        retention.startService()
+        await retention.stopService()

@@ -1,0 +1,238 @@
+"""What the migrations make, as a list; and whatever is taken off, changed or put in is found."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database import migrations
+from posd.testing.postgres import test_server
+from tests import structure
+from tests.audit_case import AuditCase
+from tests.cli_runner import execute, migrated_database, posctl
+
+CARDS = "pos_gift_card_transactions"
+
+
+class ListTests(SynchronousTestCase):
+    def test_the_list_is_what_the_migrations_make(self) -> None:
+        dsn = migrated_database()
+        self.addCleanup(test_server().drop_database, dsn)
+        written = structure.FILE.read_text("utf-8")
+        self.assertEqual(
+            structure.text(structure.made(dsn)), written, "run python -m tests.structure"
+        )
+
+
+class SchemaCase(AuditCase):
+    def lacks(self, *damages: str, warns: bool = False) -> dict[str, str]:
+        """What an audit finds about the schemas, by part."""
+        return {
+            wrong.row: wrong.what
+            for each in self.audited(*damages)
+            if each.check == "schema" and each.warns is warns
+            for wrong in each.found.rows
+        }
+
+    def check(self, row: str, what: str, *damages: str) -> None:
+        with self.subTest(row=row):
+            found = self.lacks(*damages)
+            self.assertEqual([*found], [row], found)
+            self.assertRegex(found[row], what)
+
+
+class DamageTests(SchemaCase):
+    def test_a_constraint_that_was_dropped(self) -> None:
+        self.check(
+            f"constraint {CARDS}.gift_card_not_overdrawn",
+            r"is missing; it was made as: CHECK \(\(balance_after >= \(0\)::numeric\)\)",
+            f"ALTER TABLE {CARDS} DROP CONSTRAINT gift_card_not_overdrawn",
+        )
+        self.check(
+            "constraint pos_heads.pos_heads_check",
+            "is missing",
+            "ALTER TABLE pos_heads DROP CONSTRAINT pos_heads_check",
+        )
+
+    def test_a_constraint_that_means_nothing_any_more(self) -> None:
+        again = f"ALTER TABLE {CARDS} ADD CONSTRAINT gift_card_sum CHECK"
+        drop = f"ALTER TABLE {CARDS} DROP CONSTRAINT gift_card_sum"
+        row = f"constraint {CARDS}.gift_card_sum"
+        self.check(row, r"is: CHECK \(true\); it was made as", drop, f"{again} (true)")
+        same = "(balance_after = balance_before + amount) NOT VALID"
+        self.check(row, "NOT VALID never validated;", drop, f"{again} {same}")
+
+    def test_a_column_that_may_be_null(self) -> None:
+        self.check(
+            f"column {CARDS}.balance_before",
+            r"is: numeric\(14,3\); it was made as: numeric\(14,3\) not null",
+            f"ALTER TABLE {CARDS} ALTER balance_before DROP NOT NULL",
+        )
+
+    def test_an_index_that_was_dropped(self) -> None:
+        self.check(
+            "index pos_loyalty_transactions.loyalty_earned_once",
+            "is missing; it was made as: CREATE UNIQUE INDEX",
+            "DROP INDEX loyalty_earned_once",
+        )
+
+    def test_a_trigger_that_is_disabled_or_gone(self) -> None:
+        row = f"trigger {CARDS}.pos_insert_only"
+        disable = f"ALTER TABLE {CARDS} DISABLE TRIGGER pos_insert_only"
+        self.check(row, r"pos_insert_only\(\) disabled;", disable)
+        self.check(row, "is missing", f"DROP TRIGGER pos_insert_only ON {CARDS}")
+        self.check(
+            "trigger orders.pos_orders_updated",
+            "is: pos_note_orders disabled;",
+            "ALTER TABLE orders DISABLE TRIGGER pos_orders_updated",
+        )
+
+    def test_foreign_keys_that_are_not_enforced(self) -> None:
+        found = self.lacks("ALTER TABLE pos_order_terminals DISABLE TRIGGER ALL")
+        self.assertEqual(
+            [*found], ["constraint pos_order_terminals.pos_order_terminals_order_id_fkey"]
+        )
+
+    def test_rows_that_are_hidden(self) -> None:
+        self.check(
+            "table pos_events",
+            "is: table, owner posd_owner, row security;",
+            "ALTER TABLE pos_events ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY all_rows ON pos_events USING (true)",
+        )
+
+    def test_what_belongs_to_somebody_else(self) -> None:
+        self.check(
+            "table pos_order_terminals",
+            "is: table, owner pg_monitor;",
+            "ALTER TABLE pos_order_terminals OWNER TO pg_monitor",
+            "GRANT SELECT, INSERT, UPDATE ON pos_order_terminals TO posd",
+        )
+        self.check(
+            "function pos_insert_only()",
+            "is: owner pg_monitor,",
+            "ALTER FUNCTION pos_insert_only() OWNER TO pg_monitor",
+        )
+
+    def test_rights_that_were_given_or_taken(self) -> None:
+        row = "rights pos_events"
+        self.check(row, "is: posd DELETE, posd INSERT", "GRANT DELETE ON pos_events TO posd")
+        self.check(row, "is: PUBLIC SELECT,", "GRANT SELECT ON pos_events TO PUBLIC")
+        self.check(row, "is: posd SELECT;", "REVOKE INSERT ON pos_events FROM posd")
+        self.check(
+            "rights pos_tenant_files",
+            "were not given: posd INSERT",
+            "GRANT INSERT ON pos_tenant_files TO posd",
+        )
+        self.check("schema", "posd CREATE,", "GRANT CREATE ON SCHEMA dinedesk_kitchen TO posd")
+
+    def test_rights_of_others_than_posd_are_the_operators_affair(self) -> None:
+        self.assertEqual(self.lacks("GRANT SELECT ON pos_events TO pg_monitor"), {})
+
+    def test_a_function_that_everybody_may_call(self) -> None:
+        self.check(
+            "function pos_publish(slug text, type text, data jsonb)",
+            "for PUBLIC, for posd, for posd_publisher;",
+            "GRANT EXECUTE ON FUNCTION pos_publish TO PUBLIC",
+        )
+
+    def test_a_function_that_looks_names_up_where_others_can_write(self) -> None:
+        self.check(
+            "function pos_insert_only()",
+            r"is: owner posd_owner, set search_path=public; it was made as: .*pg_catalog, pg_temp",
+            "ALTER FUNCTION pos_insert_only() SET search_path = public",
+        )
+
+    def test_a_function_that_does_something_else(self) -> None:
+        self.check(
+            "function pos_insert_only()",
+            "does not do what it was made to do",
+            "CREATE OR REPLACE FUNCTION dinedesk_main.pos_insert_only() RETURNS trigger"
+            " LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
+        )
+        # That of the other tenant is none of the kitchen's.
+        self.check(
+            "function pos_enqueue(kind text, keys text[])",
+            "does not do what it was made to do",
+            "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('pos_enqueue'::regproc),"
+            " 'SELECT 1, kind', 'SELECT 2, kind'); END $$",
+        )
+
+    def test_a_file_that_was_changed_after_it_was_applied(self) -> None:
+        self.check(
+            "tenant/003_ledgers.sql",
+            "was changed after it was applied",
+            "UPDATE schema_versions SET checksum = '0' WHERE file = 'tenant/003_ledgers.sql'"
+            " AND schema_name = 'dinedesk_kitchen'",
+        )
+
+    def test_a_schema_that_is_too_old_is_all_that_is_said_of_a_tenant(self) -> None:
+        newest = migrations.expected()["tenant"][-1]
+        (found,) = self.audited(
+            f"DELETE FROM schema_versions WHERE file = '{newest}' AND schema_name = 'dinedesk_kitchen'",
+            "DELETE FROM pos_events",
+        )
+        self.assertIn(newest, found.found.rows[0].what)
+
+
+class StrangerTests(SchemaCase):
+    """What the migrations have not made."""
+
+    def test_a_trigger_on_rows_of_posd_is_worth_a_warning(self) -> None:
+        found = self.lacks(
+            "CREATE TRIGGER mine BEFORE INSERT ON pos_events"
+            " FOR EACH ROW EXECUTE FUNCTION pos_insert_only()",
+            warns=True,
+        )
+        self.assertEqual([*found], ["trigger pos_events.mine"])
+
+    def test_so_is_a_function_with_rights_of_posd(self) -> None:
+        make = "CREATE FUNCTION door() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
+        own = "ALTER FUNCTION door() OWNER TO posd_owner"
+        self.assertEqual([*self.lacks(make, own, warns=True)], ["function door()"])
+
+    def test_tables_and_functions_of_the_shop_are_not(self) -> None:
+        self.assertEqual(
+            self.audited(
+                "CREATE TABLE menu (id int PRIMARY KEY)",
+                "CREATE FUNCTION total() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                "CREATE TRIGGER mine AFTER INSERT ON orders"
+                " FOR EACH ROW EXECUTE FUNCTION pos_note_orders()",
+            ),
+            [],
+        )
+
+
+class ShopTests(SynchronousTestCase):
+    """Shops that had tables of their own before posd came."""
+
+    def audited(self, *tables: str, adopted: bool = False) -> object:
+        dsn = migrated_database()
+        self.addCleanup(test_server().drop_database, dsn)
+        execute(dsn, "CREATE SCHEMA dinedesk_bistro AUTHORIZATION posd_owner")
+        for table in tables:
+            execute(dsn, f"CREATE TABLE dinedesk_bistro.{table}")
+        posctl("tenant", "add", "bistro", "--name", "The Bistro", dsn=dsn)
+        if adopted:
+            for name in ("orders", "order_items"):
+                table = f"dinedesk_bistro.{name}"
+                execute(dsn, f"GRANT SELECT ON {table} TO posd_hook_bistro")
+                execute(dsn, f"GRANT TRIGGER ON {table} TO posd_owner")
+            self.assertEqual(posctl("adopt", "bistro", dsn=dsn).code, 0)
+        ran = posctl("audit", "--tenant", "bistro", "--json", dsn=dsn)
+        assert isinstance(ran.json, dict)
+        return ran.json["faults"]
+
+    def test_own_orders_are_not_held_against_what_posd_would_have_made(self) -> None:
+        orders = ("orders (number text)", "order_items (number text)")
+        self.assertEqual(self.audited(*orders), [])
+
+    def test_nor_are_those_that_were_adopted_but_their_hooks_have_to_be_there(self) -> None:
+        own = (
+            "orders (id int PRIMARY KEY, status text, total_amount numeric, created_at timestamptz)",
+            "order_items (id int, order_id int, name text, price numeric, quantity int)",
+        )
+        self.assertEqual(self.audited(*own, adopted=True), [])
+
+    def test_nor_is_a_ledger_of_the_shops_own(self) -> None:
+        own = ("gift_cards (number text)", "loyalty_accounts (number text)")
+        self.assertEqual(self.audited(*own), [])

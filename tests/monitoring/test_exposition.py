@@ -1,0 +1,75 @@
+"""What Prometheus is told, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client.core import Metric
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import __version__
+from posd.config.model import Config, Database
+from posd.daemon.wiring import Parts
+from posd.monitoring.counters import Instruments
+from posd.monitoring.exposition import READINGS, Metrics
+from posd.monitoring.tenant_survey import MOST_TENANTS
+from tests.scrapes import Series, read
+
+
+async def nothing() -> Sequence[Metric]:
+    return []
+
+
+class MetricsTests(SynchronousTestCase):
+    def scraped(self, **more: Any) -> dict[Series, float]:
+        """Values by name and labels."""
+        self.instruments = Instruments()
+        default: dict[str, Any] = {
+            "readings": {"database_up": lambda: True, "ready": lambda: False},
+            "counted": self.instruments.registry,
+            "connections": lambda: {"kitchen": 2},
+            "survey": nothing,
+        }
+        metrics = Metrics(**(default | more))
+        return read(self.successResultOf(Deferred.fromCoroutine(metrics.text())).decode())
+
+    def test_it_has_the_node_and_its_tills(self) -> None:
+        found = self.scraped()
+        for series, value in (
+            (("posd_build_info", __version__), 1),
+            (("posd_database_up",), 1),
+            (("posd_ready",), 0),
+            (("posd_connections", "kitchen"), 2),
+        ):
+            self.assertEqual(found[series], value, series)
+
+    def test_it_has_what_was_counted(self) -> None:
+        self.assertEqual(self.scraped()["posd_events_failed_total",], 0)
+
+    def test_it_tells_of_no_counter_since_when_it_counts(self) -> None:
+        self.assertEqual([name for name, *_ in self.scraped() if name.endswith("_created")], [])
+
+    def test_it_has_the_process_and_its_garbage(self) -> None:
+        found = self.scraped()
+        self.assertIn(("python_gc_collections_total", "0"), found)
+        self.assertGreater(found["process_resident_memory_bytes",], 0)
+
+    def test_what_has_nothing_to_say_has_no_value(self) -> None:
+        found = self.scraped(readings={"feed_canary_seconds": lambda: None})
+        self.assertNotIn(("posd_feed_canary_seconds",), found)
+
+    def test_what_only_grows_is_a_counter(self) -> None:
+        found = self.scraped(readings={"feed_missed": lambda: 3})
+        self.assertEqual(found["posd_feed_missed_total",], 3)
+
+    def test_there_are_series_of_so_many_tenants_only(self) -> None:
+        many = {f"shop-{number}": 1 for number in range(MOST_TENANTS + 5)}
+        found = self.scraped(connections=lambda: many)
+        self.assertEqual(sum(name == "posd_connections" for name, *_ in found), MOST_TENANTS)
+
+    def test_a_posd_is_asked_everything_that_has_a_meaning(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        self.assertEqual(parts.metrics().readings.keys(), READINGS.keys())

@@ -1,0 +1,127 @@
+"""How far a terminal is by its own word, and where it goes on from."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.protocol.cursor import Cursor, resume
+from posd.values import Head, Opening, Position, Resync, Seq
+
+THIS = UUID("5a1c2e00-0000-4000-8000-000000000001")
+OTHER = UUID("5a1c2e00-0000-4000-8000-000000000002")
+
+HEAD = Head(7, THIS, last_seq=100, pruned_seq=20)
+STRANGER = Opening(HEAD, acked=None, legacy=False, at=datetime(2026, 11, 22, tzinfo=UTC))
+NAMED = evolve(STRANGER, acked=60)
+LEGACY = evolve(NAMED, legacy=True)
+
+
+class CursorTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.cursor = Cursor(10, legacy=False)
+
+    def test_an_acknowledgement_covers_everything_before_it(self) -> None:
+        self.assertEqual(self.cursor.acknowledge(15), 15)
+
+    def test_it_never_moves_backwards(self) -> None:
+        self.cursor.acknowledge(15)
+        self.assertEqual(self.cursor.acknowledge(12), 15)
+
+    def test_a_refused_event_that_is_the_next_one_is_passed(self) -> None:
+        self.assertEqual(self.cursor.refuse(11), 11)
+
+    def test_a_refused_event_is_passed_when_everything_before_it_is_stored(self) -> None:
+        self.assertEqual([self.cursor.refuse(13), self.cursor.refuse(12)], [10, 10])
+        self.assertEqual(self.cursor.acknowledge(11), 13)
+
+    def test_what_was_refused_on_an_earlier_connection_is_passed_like_what_is_now(self) -> None:
+        cursor = Cursor(10, False, frozenset({12, 14}))
+        self.assertEqual([cursor.acknowledge(11), cursor.refuse(13)], [12, 14])
+
+    def test_refusing_what_is_stored_changes_nothing(self) -> None:
+        self.assertEqual(self.cursor.refuse(9), 10)
+        self.assertEqual(self.cursor._refused, set())
+
+    def test_one_that_speaks_does_not_follow(self) -> None:
+        self.assertFalse(self.cursor.follow(20))
+        self.assertEqual(self.cursor.acked, 10)
+
+    def test_that_of_a_legacy_terminal_follows_what_it_is_sent(self) -> None:
+        cursor = Cursor(10, legacy=True)
+        self.assertTrue(cursor.follow(20))
+        self.assertEqual((cursor.acked, cursor.legacy), (20, True))
+
+    def test_a_word_on_another_road_counts_like_one_on_this(self) -> None:
+        self.cursor.refuse(16)
+        self.assertEqual(
+            [self.cursor.hear(12), self.cursor.hear(15), self.cursor.hear(9)], [12, 16, 16]
+        )
+
+    def test_there_a_legacy_terminal_vouches_for_what_it_says_alone(self) -> None:
+        cursor = Cursor(10, legacy=True)
+        cursor.follow(20)
+        self.assertEqual(cursor.hear(7), 7)
+        self.assertFalse(cursor.legacy)
+        self.assertEqual(cursor.acknowledge(9), 9)
+
+    def test_the_first_word_takes_back_what_was_merely_followed(self) -> None:
+        cursor = Cursor(10, legacy=True)
+        cursor.follow(20)
+        self.assertEqual(cursor.acknowledge(12), 12)
+        self.assertFalse(cursor.legacy)
+
+    def test_the_first_word_does_not_go_back_behind_the_beginning(self) -> None:
+        for speak in (Cursor.acknowledge, Cursor.refuse):
+            cursor = Cursor(10, legacy=True)
+            cursor.follow(20)
+            self.assertEqual(speak(cursor, 5), 10)
+
+    @given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=60))
+    def test_everything_up_to_it_was_stored_or_refused(self, words: list[tuple[bool, Seq]]) -> None:
+        cursor, done, before = Cursor(0, legacy=False), {0}, 0
+        for refused, seq in words:
+            now = cursor.refuse(seq) if refused else cursor.acknowledge(seq)
+            done |= {seq} if refused else set(range(seq + 1))
+            furthest = next(each for each in range(32) if each + 1 not in done)
+            self.assertEqual(now, furthest)
+            self.assertGreaterEqual(now, before)
+            before = now
+
+
+class ResumeTests(SynchronousTestCase):
+    def test_a_terminal_without_a_name_begins_at_the_head(self) -> None:
+        self.assertEqual(resume(STRANGER, None), (100, None))
+
+    def test_one_that_never_acknowledged_begins_at_the_head(self) -> None:
+        self.assertEqual(resume(LEGACY, None), (100, None))
+
+    def test_one_that_acknowledges_goes_on_from_its_cursor(self) -> None:
+        self.assertEqual(resume(NAMED, None), (60, None))
+
+    def test_whoever_asks_goes_on_from_there(self) -> None:
+        for opening in (STRANGER, LEGACY, NAMED):
+            self.assertEqual(resume(opening, Position(50)), (50, None))
+            self.assertEqual(resume(opening, Position(80, THIS)), (80, None))
+
+    def test_the_head_itself_is_a_position(self) -> None:
+        self.assertEqual(resume(STRANGER, Position(100)), (100, None))
+
+    def test_a_position_of_another_history_is_none(self) -> None:
+        self.assertEqual(resume(STRANGER, Position(50, OTHER)), (100, Resync.RESET))
+
+    def test_there_is_nothing_beyond_the_head(self) -> None:
+        self.assertEqual(resume(STRANGER, Position(101)), (100, Resync.AHEAD))
+        self.assertEqual(resume(evolve(NAMED, acked=101), None), (100, Resync.AHEAD))
+
+    def test_a_terminal_behind_the_floor_is_told_retention(self) -> None:
+        self.assertEqual(resume(STRANGER, Position(19)), (100, Resync.RETENTION))
+        self.assertEqual(resume(evolve(NAMED, acked=19), None), (100, Resync.RETENTION))
+
+    def test_whoever_has_the_last_event_that_was_pruned_misses_nothing(self) -> None:
+        self.assertEqual(resume(STRANGER, Position(20)), (20, None))

@@ -1,0 +1,44 @@
+"""One message in each dialect: the same JSON, and around it what its road wants."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.protocol.encodings import PLAIN, SERVER_SENT, WEBSOCKET
+from tests.delivery_case import said
+from tests.server_sent import events_in
+
+TEXT = '{"type":"note","id":7,"data":{"name":"Zoë"}}'.encode()
+
+
+class DialectTests(SynchronousTestCase):
+    def test_on_a_websocket_it_is_a_frame(self) -> None:
+        self.assertEqual(said(WEBSOCKET.write("note", TEXT, 7)), [json.loads(TEXT)])
+
+    def test_in_the_answer_to_a_poll_it_is_as_it_is(self) -> None:
+        self.assertEqual(PLAIN.write("note", TEXT, 7), TEXT)
+
+    def test_a_server_sent_event_has_type_and_position_beside_it(self) -> None:
+        self.assertEqual(
+            SERVER_SENT.write("note", TEXT, 7), b"id: 7\nevent: note\ndata: " + TEXT + b"\n\n"
+        )
+
+    def test_what_is_no_event_of_the_stream_has_no_position(self) -> None:
+        self.assertEqual(
+            SERVER_SENT.write("connected", b"{}", None), b"event: connected\ndata: {}\n\n"
+        )
+
+    @given(text=st.lists(st.sampled_from(["a", "\u2028", "\x85", "\r", "\n", "\r\n", "data: "])))
+    def test_lines_in_a_text_end_no_event(self, text: list[str]) -> None:
+        (event,) = events_in(SERVER_SENT.write("note", "".join(text).encode() + b".", 7))
+        self.assertEqual(
+            event.data.split("\n"),
+            ("".join(text) + ".").replace("\r\n", "\n").replace("\r", "\n").split("\n"),
+        )
+
+    def test_only_where_proxies_forget_is_silence_limited(self) -> None:
+        self.assertEqual((WEBSOCKET.silence, SERVER_SENT.silence), (float("inf"), 15.0))

@@ -1,0 +1,194 @@
+"""The pure part of numbering: what goes in, and what is to be stored of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from attrs import evolve
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.errors import Conflict, TooLarge
+from posd.events import normalise as drafts
+from posd.events.orders import OrderChange
+from posd.publishing import batch
+from posd.store.stream import Entry, OrderState, OutboxRow, StoredText
+from posd.values import StoredOrder, Tenant
+
+NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
+SHOPS: Final = {
+    1: Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen", "EUR", "Europe/Paris"),
+    2: Tenant(2, "grill", "The grill", "dinedesk_grill", "GBP", "no/such zone"),
+}
+LARGEST: Final = 2000
+
+
+def row(number: int, kind: str, data: object, tenant_id: int = 1) -> OutboxRow:
+    return OutboxRow(number, tenant_id, kind, None, json.dumps(data))
+
+
+def touched(number: int, order_id: str, tenant_id: int = 1) -> OutboxRow:
+    return OutboxRow(number, tenant_id, "order", order_id, None)
+
+
+def order(order_id: str = "7", **more: object) -> batch.Item:
+    return batch.Item(1, drafts.draft("new_order", {"orderId": order_id, "totalAmount": 5, **more}))
+
+
+def notice(text: str = "") -> batch.Item:
+    return batch.Item(1, drafts.draft("notice", {"text": text}))
+
+
+def ledger(states: Mapping[batch.OrderKey, OrderState] = {}) -> batch.Ledger:
+    return batch.Ledger(states, SHOPS, LARGEST, NOW)
+
+
+def data_of(entry: Entry | None) -> dict[str, Any]:
+    assert entry is not None
+    data = json.loads(entry.data)
+    assert isinstance(data, dict)
+    return data
+
+
+class ReadingTests(SynchronousTestCase):
+    def test_rows_become_items_in_their_order(self) -> None:
+        items = batch.read([row(1, "notice", {"n": 1}), touched(2, "7")], SHOPS)
+        kinds = [isinstance(item, batch.Item) and item.touched for item in items]
+        self.assertEqual(kinds, [None, "7"])
+
+    def test_an_order_that_was_touched_several_times_is_there_once_a_tenant(self) -> None:
+        rows = [touched(1, "7"), touched(2, "7"), touched(3, "8"), touched(4, "7", tenant_id=2)]
+        places = [item.place for item in batch.read(rows, SHOPS)]
+        self.assertEqual(places, [(1, "7"), (1, "8"), (2, "7")])
+
+    def test_what_cannot_be_an_event_is_rejected_with_a_reason(self) -> None:
+        items = batch.read(
+            [
+                row(1, "Not A Type", {}),
+                row(2, "notice", "no object"),
+                OutboxRow(3, 1, "card", "9", None),
+            ],
+            SHOPS,
+        )
+        reasons = [item.reason for item in items if isinstance(item, batch.Rejected)]
+        self.assertEqual(len(reasons), 3)
+        self.assertIn("'card'", reasons[2])
+
+    def test_a_date_without_an_offset_is_read_by_the_shops_clock(self) -> None:
+        data = {"orderId": "7", "createdAt": "2026-07-01T12:00:00"}
+        paris, unknown = batch.read(
+            [row(1, "new_order", data), row(2, "new_order", data, tenant_id=2)], SHOPS
+        )
+        assert isinstance(paris, batch.Item)
+        assert isinstance(unknown, batch.Item)
+        assert paris.draft is not None
+        assert unknown.draft is not None
+        self.assertEqual(paris.draft.data["createdAt"], "2026-07-01T10:00:00.000Z")
+        self.assertEqual(unknown.draft.data["createdAt"], "2026-07-01T12:00:00.000Z")
+
+    def test_what_is_rejected_is_logged_as_it_was_or_by_its_size(self) -> None:
+        small = batch.Rejected(row(1, "Not A Type", {"a": 1}), "bad").entry(LARGEST)
+        self.assertEqual((data_of(small), small.failure), ({"a": 1}, "bad"))
+        large = batch.Rejected(row(1, "x" * 80, {"a": "b" * LARGEST}), "bad").entry(LARGEST)
+        self.assertEqual(list(data_of(large)), ["bytes"])
+        self.assertEqual(len(large.type), 50)
+        nameless = batch.Rejected(OutboxRow(1, 1, "", "9", None), "bad").entry(LARGEST)
+        self.assertEqual((nameless.type, data_of(nameless)), ("?", {"key": "9"}))
+
+
+class LedgerTests(SynchronousTestCase):
+    def test_an_order_is_followed_through_the_batch(self) -> None:
+        book = ledger()
+        first, same, changed = book.request([order(), order(), order(status="ready")])
+        self.assertIsNone(same)
+        assert first is not None
+        assert changed is not None
+        self.assertEqual((first.type, first.version), ("new_order", 1))
+        self.assertEqual((changed.type, changed.version), ("order_updated", 2))
+        self.assertEqual(data_of(changed)["previousStatus"], first.status)
+        self.assertEqual(json.loads(changed.snapshot or "")["version"], 2)
+
+    def test_an_order_goes_on_from_what_is_stored(self) -> None:
+        (entry,) = ledger().request([order(status="pending")])
+        assert entry is not None
+        assert entry.snapshot is not None
+        stored = OrderState(StoredText(entry.snapshot, "pending", 4), None)
+        (changed,) = ledger({(1, "7"): stored}).request([order(status="ready")])
+        assert changed is not None
+        self.assertEqual(
+            (changed.type, changed.version, changed.status), ("order_updated", 5, "ready")
+        )
+
+    def test_a_new_order_without_a_currency_has_the_shops(self) -> None:
+        named, unnamed = ledger().request([order("1", currency="USD"), order("2")])
+        self.assertEqual((data_of(named)["currency"], data_of(unnamed)["currency"]), ("USD", "EUR"))
+
+    def test_a_request_that_is_refused_leaves_no_trace(self) -> None:
+        book = ledger()
+        with self.assertRaises(TooLarge):
+            book.request([order("1"), notice("x" * LARGEST)])
+        (entry,) = book.request([order("1")])
+        assert entry is not None
+        self.assertEqual((entry.type, entry.version), ("new_order", 1))
+
+    def test_a_condition_is_asked_of_the_order_as_the_batch_leaves_it(self) -> None:
+        book = ledger()
+        asked: list[tuple[int | None, str | None]] = []
+
+        def note(stored: StoredOrder | None, change: OrderChange | None) -> None:
+            version = None if stored is None else stored.version
+            asked.append((version, None if change is None else change.status))
+
+        items = [order(), order(), order(status="ready")]
+        book.request([evolve(item, condition=note) for item in items])
+        self.assertEqual(asked, [(None, "confirmed"), (1, None), (1, "ready")])
+        after = book.order((1, "7"))
+        assert after is not None
+        self.assertEqual((after.version, after.status), (2, "ready"))
+
+    def test_what_a_condition_refuses_has_not_happened(self) -> None:
+        book = ledger()
+        book.request([order("7")])
+
+        def never(stored: StoredOrder | None, change: OrderChange | None) -> None:
+            raise Conflict("no")
+
+        with self.assertRaises(Conflict):
+            book.request([order("8"), evolve(order("7", status="ready"), condition=never)])
+        kept = book.order((1, "7"))
+        assert kept is not None
+        self.assertEqual((kept.version, book.order((1, "8"))), (1, None))
+
+    def test_the_limit_counts_bytes_of_utf8_and_what_stands_beside(self) -> None:
+        (entry,) = ledger().request([notice("é" * 900)])
+        assert entry is not None
+        with self.assertRaises(TooLarge) as caught:
+            ledger().request([notice("é" * 1000)])
+        self.assertEqual(caught.exception.code, "event_too_large")
+        self.assertIn(str(LARGEST), str(caught.exception))
+
+    def test_what_the_outbox_brings_too_large_is_noted_and_the_order_kept(self) -> None:
+        (entry,) = ledger().outbox([order(customerName="A" * LARGEST)])
+        self.assertIsNotNone(entry.failure)
+        self.assertEqual(list(data_of(entry)), ["bytes"])
+        self.assertEqual(json.loads(entry.snapshot or "")["customerName"], "A" * LARGEST)
+
+    def test_a_touched_order_is_published_as_it_is_now(self) -> None:
+        now = OrderState(None, '{"id": 7, "total_amount": 5, "items": [], "secret": 1}')
+        (entry,) = ledger({(1, "7"): now}).outbox([batch.Item(1, touched="7")])
+        self.assertEqual((entry.type, data_of(entry)["orderId"]), ("new_order", "7"))
+        self.assertNotIn("secret", data_of(entry))
+
+    def test_a_touched_order_that_is_gone_publishes_nothing(self) -> None:
+        self.assertEqual(ledger().outbox([batch.Item(1, touched="7")]), [])
+        gone = {(1, "7"): OrderState(None, None)}
+        self.assertEqual(ledger(gone).outbox([batch.Item(1, touched="7")]), [])
+
+    def test_a_touched_order_that_cannot_be_read_is_noted_and_stops_nothing(self) -> None:
+        odd = {(1, "7"): OrderState(None, '{"total_amount": 5}')}
+        failed, good = ledger(odd).outbox([batch.Item(1, touched="7"), notice("hello")])
+        self.assertIn("orderId", failed.failure or "")
+        self.assertEqual(data_of(failed), {"orderId": "7"})
+        self.assertIsNone(good.failure)

@@ -1,0 +1,592 @@
+"""The one way in: what is shared, what fails alone, and what is neither lost nor done twice."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from uuid import uuid4
+
+from twisted.internet.defer import Deferred, gatherResults
+
+from posd.errors import (
+    Conflict,
+    NotFound,
+    OutcomeUnknown,
+    StatementFailed,
+    TooLarge,
+    Unavailable,
+    Unprocessable,
+)
+from posd.events import normalise as drafts
+from posd.publishing.publication import Published
+from posd.publishing.sequencer import Sequencer
+from tests.database_case import begin, until
+from tests.sequencer_case import (
+    EVENT_BYTES,
+    GRILL,
+    KITCHEN,
+    SCHEMAS,
+    SequencerCase,
+    first,
+    notice,
+    order,
+    publication,
+)
+
+
+class PublishingTests(SequencerCase):
+    async def test_a_publication_returns_its_position_after_the_commit(self) -> None:
+        sequencer = await self.started()
+        published = await sequencer.publish(publication(notice(1)))
+        self.assertEqual(published, Published((1,), 0))
+        ((logged),) = self.log_of()
+        self.assertEqual((logged.seq, logged.type, logged.data), (1, "notice", {"number": 1}))
+
+    async def test_several_events_of_one_publication_follow_each_other(self) -> None:
+        sequencer = await self.started()
+        published = await sequencer.publish(publication(*(notice(n) for n in range(5))))
+        self.assertEqual(published.ids, (1, 2, 3, 4, 5))
+
+    async def test_each_tenant_has_positions_of_its_own(self) -> None:
+        sequencer = await self.started()
+        await sequencer.publish(publication(notice()))
+        self.assertEqual(first(await sequencer.publish(publication(notice(), tenant_id=GRILL))), 1)
+
+    async def test_those_who_publish_while_a_transaction_is_in_flight_share_the_next(self) -> None:
+        link = await self.linked()
+        sequencer = await self.started(link)
+        running = [begin(sequencer.publish(publication(notice(n)))) for n in range(20)]
+        published = await gatherResults(running)
+        self.assertEqual([first(each) for each in published], list(range(1, 21)))
+        self.assertEqual(link.transactions, 2)
+
+    async def test_the_same_order_again_says_nothing_new(self) -> None:
+        sequencer = await self.started()
+        self.assertEqual(first(await sequencer.publish(publication(order("7")))), 1)
+        self.assertIsNone(first(await sequencer.publish(publication(order("7")))))
+        changed = await sequencer.publish(publication(order("7", status="ready")))
+        self.assertEqual(first(changed), 2)
+        self.assertEqual([each.type for each in self.log_of()], ["new_order", "order_updated"])
+
+    async def test_tills_on_other_nodes_count_also_where_nothing_was_new(self) -> None:
+        sequencer = await self.started()
+        node = str(uuid4())
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_nodes VALUES (%s, now() + interval '1 minute')", node
+        )
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_connections"
+            " (connection_id, node_id, tenant_id, connected_at, last_seen_at)"
+            " SELECT gen_random_uuid(), %s, 1, now(), now() FROM generate_series(1, 3)",
+            node,
+        )
+        call = publication(order("7"), key="k")
+        answers = [
+            await sequencer.publish(call),
+            await sequencer.publish(publication(order("7"))),
+            await sequencer.publish(call),
+        ]
+        self.assertEqual([each.connections for each in answers], [3, 3, 3])
+
+    async def test_a_tenant_that_is_gone_is_not_found(self) -> None:
+        sequencer = await self.started()
+        with self.assertRaises(NotFound):
+            await sequencer.publish(publication(notice(), tenant_id=99))
+
+    async def test_a_sequencer_that_was_stopped_takes_nothing(self) -> None:
+        sequencer = await self.started()
+        await sequencer.stopService()
+        with self.assertRaises(Unavailable):
+            await sequencer.publish(publication(notice()))
+
+    async def test_stopping_finishes_what_was_accepted(self) -> None:
+        sequencer = await self.started()
+        running = [begin(sequencer.publish(publication(notice(n)))) for n in range(5)]
+        await sequencer.stopService()
+        self.assertEqual([first(self.successResultOf(each)) for each in running], list(range(1, 6)))
+
+    async def test_a_row_with_a_time_zone_unknown_to_python_is_published(self) -> None:
+        self.admin.run("UPDATE dinedesk_main.tenants SET timezone = 'europe/LONDON' WHERE id = 1")
+        sequencer = await self.started()
+        self.publish("new_order", {"orderId": "7", "totalAmount": 5})
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1])
+
+
+class OutboxTests(SequencerCase):
+    async def test_what_was_published_by_sql_and_what_was_touched_are_numbered(self) -> None:
+        sequencer = await self.started()
+        order_id = self.place_order()
+        self.publish("notice", {"number": 1})
+        self.publish("notice", {"number": 2}, GRILL)
+        await self.emptied(sequencer)
+        placed, told = self.log_of()
+        self.assertEqual((placed.seq, placed.type), (1, "new_order"))
+        self.assertEqual(placed.data["orderId"], order_id)
+        self.assertEqual((told.seq, told.data), (2, {"number": 1}))
+        self.assertEqual(self.seqs(GRILL), [1])
+
+    async def test_an_order_that_is_gone_publishes_nothing(self) -> None:
+        sequencer = await self.started()
+        self.place_order()
+        self.admin.run("DELETE FROM dinedesk_kitchen.orders")
+        await self.emptied(sequencer)
+        self.assertEqual(self.log_of(), [])
+
+    async def test_more_rows_than_one_batch_takes_are_all_published(self) -> None:
+        sequencer = await self.started()
+        self.admin.run(
+            "SELECT dinedesk_main.pos_publish('kitchen', 'notice', jsonb_build_object('n', n))"
+            " FROM generate_series(1, 1203) AS n"
+        )
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), list(range(1, 1204)))
+        self.assertEqual([each.data["n"] for each in self.log_of()], list(range(1, 1204)))
+
+    async def test_what_cannot_be_an_event_is_logged_as_failed_and_stops_nothing(self) -> None:
+        sequencer = await self.started()
+        self.publish("notice", {"number": 1})
+        self.publish("Not A Type", {})
+        self.publish("new_order", {"no": "order id"})
+        self.publish("notice", {"text": "x" * EVENT_BYTES})
+        self.publish("notice", {"number": 2})
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1, None, None, None, 2])
+        reasons = [each.failure for each in self.log_of() if each.failure]
+        self.assertIn("type must be", reasons[0])
+        self.assertIn("orderId", reasons[1])
+        self.assertIn(f"{EVENT_BYTES} are allowed", reasons[2])
+
+    async def test_data_that_cannot_be_read_is_logged_as_the_text_that_it_was(self) -> None:
+        sequencer = await self.started()
+        nested: object = []
+        for _ in range(40):
+            nested = [nested]
+        self.publish("notice", {"nested": nested})
+        self.admin.run(
+            "SELECT dinedesk_main.pos_publish('kitchen', 'notice',"
+            " jsonb_build_array(repeat('x', 3000000)))"
+        )
+        self.publish("notice", {"number": 1})
+        await self.emptied(sequencer)
+        deep, bomb, fine = self.log_of()
+        self.assertEqual(deep.data, {"text": '{"nested": ' + "[" * 41 + "]" * 41 + "}"})
+        self.assertIn("nested more than", deep.failure or "")
+        self.assertEqual(bomb.data, {})
+        self.assertIn("larger than any", bomb.failure or "")
+        self.assertEqual(fine.seq, 1)
+
+    async def test_a_touched_order_that_is_too_large_stays_whole_where_tills_poll(self) -> None:
+        sequencer = await self.started()
+        self.place_order(name="A" * EVENT_BYTES)
+        await self.emptied(sequencer)
+        ((logged),) = self.log_of()
+        self.assertIsNone(logged.seq)
+        self.assertIn("are allowed", logged.failure or "")
+        name = "SELECT snapshot ->> 'customerName' FROM dinedesk_kitchen.pos_orders"
+        self.assertEqual(self.admin.value(name), "A" * EVENT_BYTES)
+
+    async def test_a_touched_order_that_nobody_could_read_is_logged_as_failed(self) -> None:
+        sequencer = await self.started()
+        self.place_order(name="A" * 5_000_000)
+        self.publish("notice", {"number": 1})
+        await self.emptied(sequencer)
+        order, notice = self.log_of()
+        self.assertIn("larger than any", order.failure or "")
+        self.assertEqual(notice.seq, 1)
+
+    async def test_a_row_that_the_database_refuses_fails_alone(self) -> None:
+        link = await self.linked()
+        sequencer = await self.started(link)
+        refuse_poison(self)
+        for number in range(60):
+            self.publish("notice", {"number": number, "poison": number == 31})
+        await self.emptied(sequencer)
+        self.assertEqual(
+            self.seqs(), [*range(1, 32), None, *range(32, 60)], "each but one, in their order"
+        )
+        self.assertIn("no_poison", self.log_of()[31].failure or "")
+        self.assertLess(link.transactions, 60)
+
+    async def test_a_row_that_posd_itself_fails_at_fails_alone(self) -> None:
+        sequencer = await self.started()
+        known = drafts.draft
+
+        def draft(kind: object, data: object, *more: Any, **other: Any) -> object:
+            if data == {"number": 2}:
+                raise ZeroDivisionError
+            return known(kind, data, *more, **other)
+
+        self.patch(drafts, "draft", draft)
+        for number in range(1, 5):
+            self.publish("notice", {"number": number})
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1, None, 2, 3])
+        self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
+
+    async def test_a_row_that_cannot_even_be_logged_is_kept_and_others_go_on(self) -> None:
+        sequencer = await self.started()
+        self.admin.run(
+            "ALTER TABLE dinedesk_kitchen.pos_events ADD CONSTRAINT none CHECK (seq < 0 AND id < 0)"
+        )
+        self.publish("notice", {"number": 1})
+        self.publish("notice", {"number": 1}, GRILL)
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([], [1], 1))
+        self.admin.run("ALTER TABLE dinedesk_kitchen.pos_events DROP CONSTRAINT none")
+        self.clock.advance(1.5)
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1])
+
+    async def test_a_right_that_is_missing_costs_no_row(self) -> None:
+        sequencer = await self.started()
+        self.publish("notice", {"number": 1})
+        self.admin.run("REVOKE INSERT ON dinedesk_kitchen.pos_events FROM posd")
+        await self.rested(sequencer)
+        self.assertEqual((self.log_of(), self.waiting), ([], 1))
+        self.admin.run("GRANT INSERT ON dinedesk_kitchen.pos_events TO posd")
+        self.clock.advance(1.5)
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1])
+
+
+class FailingAloneTests(SequencerCase):
+    """Of several publishers in one transaction."""
+
+    async def published(
+        self, sequencer: Sequencer, *calls: object
+    ) -> list[Published | BaseException]:
+        """Publish all of these in one transaction."""
+        ahead = begin(sequencer.publish(publication(notice(0))))
+        running = [begin(sequencer.publish(call)) for call in calls]  # type: ignore[arg-type]
+        await ahead
+        return [await outcome(each) for each in running]
+
+    async def test_who_publishes_too_much_at_once_is_told_and_nobody_else(self) -> None:
+        sequencer = await self.started()
+        good, bad, other = await self.published(
+            sequencer,
+            publication(notice(1)),
+            publication(notice(2), notice(3, text="x" * EVENT_BYTES)),
+            publication(notice(4)),
+        )
+        self.assertIsInstance(bad, TooLarge)
+        self.assertEqual((good, other), (Published((2,), 0), Published((3,), 0)))
+        self.assertEqual([each.data["number"] for each in self.log_of()], [0, 1, 4])
+
+    async def test_a_request_that_the_database_refuses_fails_alone_and_as_a_whole(self) -> None:
+        sequencer = await self.started()
+        refuse_poison(self)
+        self.publish("notice", {"number": 5})
+        good, bad, other = await self.published(
+            sequencer,
+            publication(notice(1)),
+            publication(notice(2), notice(3, poison=True)),
+            publication(notice(4)),
+        )
+        self.assertIsInstance(bad, Unprocessable)
+        self.assertIsInstance(good, Published)
+        self.assertIsInstance(other, Published)
+        self.assertEqual([each.data["number"] for each in self.log_of()], [5, 0, 1, 4])
+
+    async def test_an_event_without_a_fault_is_not_called_invalid(self) -> None:
+        sequencer = await self.started()
+        self.admin.run(
+            "CREATE FUNCTION dinedesk_kitchen.odd() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RAISE EXCEPTION ''odd'' USING ERRCODE = ''42P01''; END'"
+        )
+        self.admin.run(
+            "CREATE TRIGGER odd BEFORE INSERT ON dinedesk_kitchen.pos_events"
+            " FOR EACH ROW EXECUTE FUNCTION dinedesk_kitchen.odd()"
+        )
+        with self.assertRaises(StatementFailed):
+            await sequencer.publish(publication(notice(1)))
+
+
+class LeftOutTests(SequencerCase):
+    async def test_a_tenant_whose_orders_cannot_be_read_keeps_its_rows_and_publishes(self) -> None:
+        sequencer = await self.started()
+        self.admin.run("ALTER TABLE dinedesk_kitchen.orders RENAME TO put_away")
+        self.admin.run("INSERT INTO dinedesk_kitchen.put_away (total_amount) VALUES (5)")
+        self.place_order(GRILL)
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([], [1], 1))
+        self.assertEqual(first(await sequencer.publish(publication(notice()))), 1)
+        self.admin.run("ALTER TABLE dinedesk_kitchen.put_away RENAME TO orders")
+        await self.rested(sequencer)
+        self.assertEqual(self.waiting, 1)
+        self.clock.advance(1.5)
+        await self.emptied(sequencer)
+        self.assertEqual([each.type for each in self.log_of()], ["notice", "new_order"])
+
+    async def test_a_request_beside_rows_that_cannot_be_read_is_published(self) -> None:
+        sequencer = await self.started()
+        self.place_order()
+        with self.client().transaction():
+            self.admin.run("BEGIN; LOCK TABLE dinedesk_kitchen.orders")
+            self.assertEqual(first(await sequencer.publish(publication(notice()))), 1)
+            self.admin.run("COMMIT")
+        self.clock.advance(1.5)
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1, 2])
+
+    async def test_a_tenant_whose_tables_are_slow_pauses_afterwards(self) -> None:
+        sequencer = await self.started()
+        self.slow_down("kitchen", 0.11)
+        self.place_order()
+        await self.rested(sequencer)
+        self.assertEqual(self.seqs(), [1])
+        self.place_order()
+        self.place_order(GRILL)
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([1], [1], 1))
+        self.clock.advance(60)
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1, 2])
+
+    async def test_tenants_whose_tables_are_never_read_hold_nobody_up(self) -> None:
+        sequencer = await self.started()
+        self.slow_down("kitchen", 60)
+        self.place_order()
+        self.publish("notice", {"number": 1}, GRILL)
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([], [1], 1))
+        published = await sequencer.publish(publication(notice(), tenant_id=GRILL))
+        self.assertEqual(published.ids, (2,))
+
+    def slow_down(self, slug: str, seconds: float) -> None:
+        """Put a view in the place of a shop's items, which takes its time to be read."""
+        self.admin.run(
+            f"DROP TABLE dinedesk_{slug}.order_items;"
+            f"CREATE FUNCTION dinedesk_{slug}.slowly() RETURNS bigint LANGUAGE sql AS"
+            f" 'SELECT 1::bigint FROM pg_sleep({seconds})';"
+            f"CREATE VIEW dinedesk_{slug}.order_items AS"
+            f" SELECT 1::bigint AS id, dinedesk_{slug}.slowly() AS order_id;"
+            f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
+        )
+
+    async def test_a_tenant_whose_log_is_locked_is_refused_and_the_others_are_not(self) -> None:
+        sequencer = await self.started()
+        self.publish("notice", {"number": 1})
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_kitchen.pos_events")
+        running = [
+            begin(sequencer.publish(publication(notice(), tenant_id=tenant_id)))
+            for tenant_id in (GRILL, KITCHEN, GRILL)
+        ]
+        grill, kitchen, other = [await outcome(each) for each in running]
+        self.assertIsInstance(kitchen, Unavailable)
+        self.assertEqual([grill, other], [Published((1,), 0), Published((2,), 0)])
+        self.failureResultOf(begin(sequencer.publish(publication(notice()))), Unavailable)
+        self.admin.run("COMMIT")
+        self.clock.advance(1.5)
+        await sequencer.publish(publication(notice()))
+        await self.emptied(sequencer)
+        self.assertEqual(sorted(map(int, filter(None, self.seqs()))), [1, 2])
+
+
+class IdempotencyTests(SequencerCase):
+    async def test_a_retry_gets_the_first_answer_and_publishes_nothing(self) -> None:
+        sequencer = await self.started()
+        call = publication(notice(1), notice(2), key="k")
+        self.assertEqual(await sequencer.publish(call), Published((1, 2), 0))
+        self.assertEqual(await sequencer.publish(call), Published((1, 2), 0, replayed=True))
+        self.assertEqual(self.seqs(), [1, 2])
+
+    async def test_another_movement_under_the_same_key_is_refused(self) -> None:
+        sequencer = await self.started()
+        await sequencer.publish(publication(notice(1), key="k"))
+        with self.assertRaises(Unprocessable) as caught:
+            await sequencer.publish(publication(notice(2), key="k", fingerprint=b"other"))
+        self.assertEqual(caught.exception.code, "idempotency_mismatch")
+
+    async def test_a_first_call_that_is_still_running_is_a_conflict(self) -> None:
+        sequencer = await self.started()
+        call = publication(notice(1), key="k")
+        running = begin(sequencer.publish(call))
+        with self.assertRaises(Conflict):
+            await sequencer.publish(call)
+        self.assertEqual(first(await running), 1)
+        self.assertTrue((await sequencer.publish(call)).replayed)
+
+    async def test_the_same_call_at_two_nodes_is_made_once(self) -> None:
+        one, other = await self.started(), await self.started()
+        call = publication(notice(1), key="k")
+        answers = await gatherResults([begin(each.publish(call)) for each in (one, other)])
+        self.assertEqual([each.ids for each in answers], [(1,), (1,)])
+        self.assertEqual(sorted(each.replayed for each in answers), [False, True])
+        self.assertEqual(self.seqs(), [1])
+
+    async def test_a_call_that_was_refused_may_be_made_again(self) -> None:
+        sequencer = await self.started()
+        with self.assertRaises(TooLarge):
+            await sequencer.publish(publication(notice(1, text="x" * EVENT_BYTES), key="k"))
+        self.assertFalse((await sequencer.publish(publication(notice(1), key="k"))).replayed)
+
+
+class OutageTests(SequencerCase):
+    async def test_without_a_database_it_is_unavailable_and_later_not(self) -> None:
+        link = await self.linked()
+        sequencer = await self.started(link)
+        link.drop()
+        with self.assertRaises(Unavailable):
+            await sequencer.publish(publication(notice()))
+        await until(lambda: link.up, "the link is up")
+        self.assertEqual(first(await sequencer.publish(publication(notice()))), 1)
+
+    async def test_a_connection_lost_in_a_batch_loses_nothing_and_does_nothing_twice(self) -> None:
+        link = await self.linked()
+        sequencer = await self.started(link)
+        self.publish("notice", {"number": 1})
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_heads")
+        call = publication(notice(2), key="k")
+        running = [begin(sequencer.publish(each)) for each in (call, publication(notice(3)))]
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        await until(lambda: self.admin.value(blocked) == 1, "the batch is on its way")
+        for pid in self.backends("posd sequencer"):
+            self.admin.run("SELECT pg_terminate_backend(%s)", pid)
+        for each in running:
+            self.assertIsInstance(await outcome(each), Unavailable)
+        self.admin.run("COMMIT")
+        self.assertEqual((self.log_of(), self.waiting), ([], 1))
+        await until(lambda: link.up, "the link is up")
+        self.assertFalse((await sequencer.publish(call)).replayed)
+        await self.emptied(sequencer)
+        self.assertEqual(sorted(each.data["number"] for each in self.log_of()), [1, 2])
+
+    async def test_a_commit_without_an_answer_is_found_by_the_retry(self) -> None:
+        link = await self.linked()
+        sequencer = await self.started(link)
+        call = publication(notice(1), key="k")
+        # The connection goes after the COMMIT has been obeyed and before its answer is read.
+        execute = link.transaction
+
+        async def cut_off(work: object) -> object:
+            await execute(work)  # type: ignore[arg-type]
+            link.drop()
+            raise OutcomeUnknown("lost")
+
+        self.patch(link, "transaction", cut_off)
+        with self.assertRaises(OutcomeUnknown):
+            await sequencer.publish(call)
+        self.patch(link, "transaction", execute)
+        await until(lambda: link.up, "the link is up")
+        self.assertEqual(await sequencer.publish(call), Published((1,), 0, replayed=True))
+
+
+class TwoNodesTests(SequencerCase):
+    async def test_two_sequencers_number_without_a_gap_and_without_deadlock(self) -> None:
+        nodes = [await self.started(), await self.started()]
+        running = []
+        for number in range(200):
+            tenant_id = KITCHEN if number % 3 else GRILL
+            call = publication(notice(number), tenant_id=tenant_id)
+            running.append(begin(nodes[number % 2].publish(call)))
+            if number % 10 == 0:
+                self.publish("notice", {"number": 1000 + number})
+                nodes[0].wake()
+                nodes[1].wake()
+        await gatherResults(running)
+        await self.emptied(nodes[0])
+        await self.rested(nodes[1])
+        for tenant_id in (KITCHEN, GRILL):
+            count = len(self.log_of(tenant_id))
+            self.assertEqual(self.seqs(tenant_id), list(range(1, count + 1)))
+        numbers = [each.data["number"] for t in (KITCHEN, GRILL) for each in self.log_of(t)]
+        self.assertEqual(len(numbers), len(set(numbers)))
+        self.assertEqual(len(numbers), 220)
+
+
+class AnyOrderTests(SequencerCase):
+    async def test_whatever_the_order_exactly_what_was_committed_is_numbered(self) -> None:
+        for seed in range(6):
+            with self.subTest(seed=seed):
+                await self.one_history(random.Random(seed))
+
+    async def one_history(self, chance: random.Random) -> None:
+        nodes = [await self.started(), await self.started()]
+        shops = [self.client() for _ in range(4)]
+        # By shop: whether a transaction is open, and what it has published so far.
+        open_with: list[list[str] | None] = [None] * len(shops)
+        committed: set[str] = set()
+        running = []
+        prefix = f"{chance.random()}"
+        for step in range(150):
+            which = chance.randrange(len(shops))
+            shop, pending = shops[which], open_with[which]
+            name = f"{prefix}-{step}"
+            match chance.choice(["publish", "publish", "order", "rest", "wake", "end", "end"]):
+                case "publish" | "order" if pending is None:
+                    shop.run("BEGIN")
+                    open_with[which] = []
+                case "publish" if pending is not None:
+                    data = f'{{"name": "{name}"}}'
+                    shop.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', %s)", data)
+                    pending.append(name)
+                case "order" if pending is not None:
+                    shop.run(
+                        "INSERT INTO dinedesk_kitchen.orders (customer_name, total_amount)"
+                        " VALUES (%s, 5)",
+                        name,
+                    )
+                    pending.append(name)
+                case "rest":
+                    call = publication(("notice", {"name": name}))
+                    running.append(begin(chance.choice(nodes).publish(call)))
+                    committed.add(name)
+                case "wake":
+                    chance.choice(nodes).wake()
+                case "end" if pending is not None:
+                    keep = chance.random() < 0.7
+                    shop.run("COMMIT" if keep else "ROLLBACK")
+                    committed.update(pending if keep else ())
+                    open_with[which] = None
+            if chance.random() < 0.3:
+                await until(lambda: True, "a turn of the reactor has passed")
+        for shop, pending in zip(shops, open_with, strict=True):
+            if pending is not None:
+                shop.run("ROLLBACK")
+        await gatherResults(running)
+        await self.emptied(nodes[0])
+        await self.rested(nodes[1])
+        log = self.log_of()
+        self.assertEqual([each.seq for each in log], list(range(1, len(log) + 1)))
+        names = [each.data.get("name") or each.data["customerName"] for each in log]
+        mine = [name for name in names if name.startswith(prefix)]
+        self.assertEqual(sorted(mine), sorted(committed))
+
+    async def test_the_events_of_an_order_keep_the_order_of_its_changes(self) -> None:
+        nodes = [await self.started(), await self.started()]
+        order_id = self.place_order()
+        for number in range(30):
+            self.admin.run(
+                "UPDATE dinedesk_kitchen.orders SET special_instructions = %s WHERE id = %s",
+                str(number),
+                order_id,
+            )
+            nodes[number % 2].wake()
+            if number % 4 == 0:
+                await until(lambda: True, "a turn of the reactor has passed")
+        await self.emptied(nodes[0])
+        await self.rested(nodes[1])
+        log = self.log_of()
+        versions = [each.data["version"] for each in log]
+        self.assertEqual(versions, list(range(1, len(log) + 1)))
+        notes = [int(each.data["notes"]) for each in log if each.data["notes"]]
+        self.assertEqual(notes, sorted(notes))
+        self.assertEqual(notes[-1], 29)
+        self.assertEqual([each.seq for each in log], list(range(1, len(log) + 1)))
+
+
+def refuse_poison(case: SequencerCase) -> None:
+    """Make the database refuse events that have a member `poison` which is true."""
+    case.admin.run(
+        f"ALTER TABLE {SCHEMAS[KITCHEN]}.pos_events ADD CONSTRAINT no_poison"
+        " CHECK (failure IS NOT NULL OR event_data ->> 'poison' IS DISTINCT FROM 'true')"
+    )
+
+
+async def outcome(running: Deferred[Published]) -> Published | BaseException:
+    try:
+        return await running
+    except Exception as error:
+        return error

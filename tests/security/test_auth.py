@@ -1,0 +1,326 @@
+"""Who is calling: one answer for all that does not fit, and nothing remembered for too long."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Awaitable
+from typing import Any
+
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import Clock
+
+from posd.database import migrations
+from posd.database.link import Parameters, Row
+from posd.database.pool import Database
+from posd.errors import Busy, Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable
+from posd.security.auth import Authenticator, of_kind
+from posd.security.rate_limits import FailedAttempts
+from posd.store.credentials import Credential
+from posd.testing.postgres import test_server
+from posd.values import KeyKind, Principal, TenantId
+from tests.database_case import REACTOR, DatabaseCase, begin, until
+from tests.schema_case import two_shops
+
+HERE = "192.0.2.1"
+
+
+class CountingDatabase(Database):
+    """A pool that counts its statements."""
+
+    statements = 0
+
+    async def query(
+        self, sql: str, parameters: Parameters = (), *, tenant: TenantId | None = None
+    ) -> list[Row]:
+        self.statements += 1
+        return await Database.query(self, sql, parameters, tenant=tenant)
+
+
+class AuthCase(DatabaseCase):
+    def template(self) -> str:
+        return test_server().template(two_shops)
+
+    def setUp(self) -> None:
+        super().setUp()
+        migrations.bootstrap(self.dsn)
+        self.clock = Clock()
+
+    async def authenticator(self, *, per_minute: int = 20) -> Authenticator:
+        self.database = CountingDatabase(REACTOR, self.dsn, size=2, statement_timeout=5.0)
+        self.database.startService()
+        self.addCleanup(self.database.stopService)
+        await self.database.when_up()
+        attempts = FailedAttempts(per_minute, self.clock.seconds)
+        return Authenticator(self.clock, self.database, attempts)
+
+    def key(
+        self, kind: str = "tenant", slug: str | None = "kitchen", device: str | None = None
+    ) -> str:
+        secret = f"pos_{secrets.token_hex(32)}"
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, device_id, key_sha256, preview)"
+            " VALUES ((SELECT id FROM dinedesk_main.tenants WHERE slug = %s), %s, %s, %s, 'test')",
+            slug,
+            kind,
+            device,
+            hashlib.sha256(secret.encode()).digest(),
+        )
+        return secret
+
+    def change(self, key: str, what: str) -> None:
+        self.admin.run(
+            f"UPDATE dinedesk_main.pos_api_keys SET {what} WHERE key_sha256 = %s",
+            hashlib.sha256(key.encode()).digest(),
+        )
+
+    async def refusal(self, call: Awaitable[Any]) -> Exception:
+        try:
+            await call
+        except Exception as error:
+            return error
+        raise AssertionError("it was let in")
+
+
+class OneAnswerTests(AuthCase):
+    async def test_whatever_does_not_fit_gets_one_answer_for_one_statement(self) -> None:
+        authenticator = await self.authenticator(per_minute=100)
+        revoked, expired, later, of_grill = (self.key() for _ in range(4))
+        self.change(revoked, "revoked_at = now()")
+        self.change(expired, "expires_at = now()")
+        self.change(later, "not_before = now() + interval '1 hour'")
+        of_grill = self.key(slug="grill")
+        closed = self.key(slug="grill")
+        answers = []
+        for slug, key in (
+            ("kitchen", "pos_" + "0" * 64),
+            ("nowhere", "pos_" + "0" * 64),
+            ("nowhere", self.key()),
+            ("kitchen", revoked),
+            ("kitchen", expired),
+            ("kitchen", later),
+            ("kitchen", of_grill),
+            ("kitchen", "kéy"),
+        ):
+            before = self.database.statements
+            answers.append(await self.refusal(authenticator.at_tenant(slug, key, None, HERE)))
+            self.assertEqual(self.database.statements - before, 1)
+        self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = 'grill'")
+        answers.append(await self.refusal(authenticator.at_tenant("grill", closed, None, HERE)))
+        self.assertEqual({type(each) for each in answers}, {Unauthorized})
+        self.assertEqual(len({str(each) for each in answers}), 1)
+
+    async def test_what_cannot_be_a_key_is_not_even_looked_up(self) -> None:
+        authenticator = await self.authenticator()
+        for key in (None, "", "x" * 256):
+            refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+            self.assertIsInstance(refusal, Unauthorized)
+        self.assertEqual(self.database.statements, 0)
+
+    async def test_a_key_opens_its_own_tenant_and_one_of_all_tenants_each(self) -> None:
+        authenticator = await self.authenticator()
+        credential = await authenticator.at_tenant("kitchen", self.key(), None, HERE)
+        self.assertEqual(credential.tenant.slug, "kitchen")
+        self.assertEqual(credential.principal.tenant, credential.tenant)
+        everywhere = self.key("platform", None)
+        for slug in ("kitchen", "grill"):
+            credential = await authenticator.at_tenant(slug, everywhere, None, HERE)
+            self.assertEqual(credential.tenant.slug, slug)
+            self.assertIsNone(credential.principal.tenant)
+
+    async def test_where_no_tenant_is_named_a_key_says_of_which_one_it_is(self) -> None:
+        authenticator = await self.authenticator()
+        principal = await authenticator.anywhere(self.key("admin", None), HERE)
+        self.assertEqual((principal.kind, principal.tenant), (KeyKind.ADMIN, None))
+        principal = await authenticator.anywhere(self.key("admin", "kitchen"), HERE)
+        assert principal.tenant is not None
+        self.assertEqual(principal.tenant.slug, "kitchen")
+        for key in (None, "pos_wrong"):
+            refusal = await self.refusal(authenticator.anywhere(key, HERE))
+            self.assertIsInstance(refusal, Unauthorized)
+
+    async def test_without_a_database_it_is_unavailable_and_no_failed_attempt(self) -> None:
+        authenticator = await self.authenticator(per_minute=1)
+        key = self.key()
+        await self.database.stopService()
+        for _ in range(3):
+            refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+            self.assertIsInstance(refusal, Unavailable)
+
+    async def test_a_tenant_whose_schema_does_not_fit_is_not_served(self) -> None:
+        authenticator = await self.authenticator()
+        self.admin.run(
+            "DELETE FROM dinedesk_main.schema_versions"
+            " WHERE schema_name = 'dinedesk_kitchen' AND file = 'tenant/001_stream.sql'"
+        )
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", self.key(), None, HERE))
+        self.assertIsInstance(refusal, Unavailable)
+        key = self.key(slug="grill")
+        self.assertIsInstance(await authenticator.at_tenant("grill", key, None, HERE), Credential)
+
+    async def test_on_a_trusted_listener_the_tenant_has_to_be_there(self) -> None:
+        authenticator = await self.authenticator()
+        self.assertEqual((await authenticator.unasked("kitchen")).slug, "kitchen")
+        self.assertIsInstance(await self.refusal(authenticator.unasked("nowhere")), NotFound)
+
+
+class RememberingTests(AuthCase):
+    async def test_a_key_is_looked_up_once_in_ten_seconds(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        for _ in range(3):
+            await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 1)
+        self.clock.advance(10.5)
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 2)
+
+    async def test_a_stampede_asks_once_and_a_failure_reaches_everybody(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        calls = [begin(authenticator.at_tenant("kitchen", key, None, HERE)) for _ in range(50)]
+        self.assertEqual({each.tenant.slug for each in await gatherResults(calls)}, {"kitchen"})
+        self.assertEqual(self.database.statements, 1)
+        calls = [begin(authenticator.at_tenant("grill", key, None, HERE)) for _ in range(5)]
+        await self.database.stopService()
+        for call in calls:
+            self.assertIsInstance(await self.refusal(call), Unavailable)
+
+    async def test_a_key_that_changes_is_looked_up_anew(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        credential = await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.change(key, "revoked_at = now()")
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        authenticator.forget_key(credential.principal.key_id)
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        self.assertIsInstance(refusal, Unauthorized)
+
+    async def test_all_keys_are_looked_up_anew_when_everything_is_read_again(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.change(key, "revoked_at = now()")
+        authenticator.forget_all()
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        self.assertIsInstance(refusal, Unauthorized)
+
+    async def test_a_tenant_that_changes_is_looked_up_anew(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        credential = await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = 'kitchen'")
+        authenticator.forget_tenant(credential.tenant.id)
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        self.assertIsInstance(refusal, Unauthorized)
+
+    async def test_what_changes_while_it_is_looked_up_is_not_remembered(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        asking = begin(authenticator.at_tenant("kitchen", key, None, HERE))
+        authenticator.forget_key(1)
+        await asking
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 2)
+
+    async def test_who_has_waited_too_long_is_told_and_what_is_found_is_for_the_next_call(
+        self,
+    ) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
+        waiting = [
+            begin(self.refusal(authenticator.at_tenant("kitchen", key, None, HERE)))
+            for _ in range(2)
+        ]
+        self.clock.advance(3.5)
+        for each in waiting:
+            self.assertIsInstance(await each, Busy)
+        self.admin.run("COMMIT")
+        await until(lambda: bool(authenticator._valid), "the key is found")
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 1)
+
+    async def test_a_key_that_expires_while_it_is_remembered_is_not_valid(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        self.change(key, "expires_at = clock_timestamp() + interval '300 milliseconds'")
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        expired = "SELECT expires_at < clock_timestamp() FROM dinedesk_main.pos_api_keys"
+        await until(lambda: bool(self.admin.value(expired)), "the key has expired")
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        self.assertIsInstance(refusal, Unauthorized)
+
+    async def test_which_keys_were_used_is_written_down_from_time_to_time(self) -> None:
+        authenticator = await self.authenticator()
+        used, unused = self.key(), self.key()
+        await authenticator.at_tenant("kitchen", used, None, HERE)
+        await authenticator.note_used()
+        found = "SELECT key_sha256 FROM dinedesk_main.pos_api_keys WHERE last_used_at IS NOT NULL"
+        self.assertEqual(bytes(self.admin.value(found)), hashlib.sha256(used.encode()).digest())
+        self.assertNotEqual(used, unused)
+
+
+class AttemptsTests(AuthCase):
+    async def test_only_who_fails_too_often_is_told_to_wait_and_never_a_valid_key(self) -> None:
+        authenticator = await self.authenticator(per_minute=3)
+        key = self.key()
+        refusals = [
+            await self.refusal(authenticator.at_tenant("kitchen", "wrong", None, HERE))
+            for _ in range(5)
+        ]
+        self.assertEqual(
+            [type(each) for each in refusals], [Unauthorized] * 3 + [TooManyRequests] * 2
+        )
+        assert isinstance(refusals[-1], TooManyRequests)
+        self.assertEqual(refusals[-1].retry_after, 60)
+        self.assertEqual(refusals[-1].code, "too_many_attempts")
+        self.assertEqual(
+            (await authenticator.at_tenant("kitchen", key, None, HERE)).tenant.slug, "kitchen"
+        )
+        elsewhere = await self.refusal(
+            authenticator.at_tenant("kitchen", "wrong", None, "192.0.2.2")
+        )
+        self.assertIsInstance(elsewhere, Unauthorized)
+        self.clock.advance(61)
+        again = await self.refusal(authenticator.at_tenant("kitchen", "wrong", None, HERE))
+        self.assertIsInstance(again, Unauthorized)
+
+
+class DeviceTests(AuthCase):
+    async def test_a_devices_key_speaks_for_it_and_for_no_other(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key("device", device="front")
+        for named in (None, "front"):
+            credential = await authenticator.at_tenant("kitchen", key, named, HERE)
+            self.assertEqual(credential.principal.device_id, "front")
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, "back", HERE))
+        self.assertIsInstance(refusal, Forbidden)
+        self.assertEqual(getattr(refusal, "code", None), "device_mismatch")
+
+    async def test_a_device_that_ever_had_a_key_needs_one(self) -> None:
+        authenticator = await self.authenticator()
+        self.change(self.key("device", device="front"), "revoked_at = now()")
+        tenant_key = self.key()
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", tenant_key, "front", HERE))
+        self.assertEqual(getattr(refusal, "code", None), "device_key_required")
+        credential = await authenticator.at_tenant("kitchen", tenant_key, "back", HERE)
+        self.assertIsNone(credential.principal.device_id)
+
+    async def test_a_device_that_is_disabled_is_refused_by_either_key(self) -> None:
+        authenticator = await self.authenticator()
+        own, tenant_key = self.key("device", device="front"), self.key()
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id) VALUES (1, 'b')"
+        )
+        self.admin.run("UPDATE dinedesk_main.pos_devices SET is_active = false")
+        for key, named in ((own, None), (tenant_key, "b")):
+            refusal = await self.refusal(authenticator.at_tenant("kitchen", key, named, HERE))
+            self.assertEqual(getattr(refusal, "code", None), "device_disabled")
+
+    async def test_a_kind_that_may_not_is_forbidden(self) -> None:
+        principal = Principal(1, KeyKind.DEVICE, None)
+        of_kind(principal, KeyKind.TENANT, KeyKind.DEVICE)
+        with self.assertRaises(Forbidden) as raised:
+            of_kind(principal, KeyKind.PLATFORM)
+        self.assertEqual(raised.exception.message, "A key of kind device may not do this.")

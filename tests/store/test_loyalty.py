@@ -1,0 +1,238 @@
+"""Loyalty points: what moves them, what is refused, and what a retry is told."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import psycopg2
+from attrs import evolve
+
+from posd.database.link import Session
+from posd.errors import BadRequest, Conflict, Forbidden, NotFound, Unprocessable
+from posd.store import loyalty
+from posd.store.ledgers import Cause
+from posd.store.loyalty import Account
+from tests.database_case import begin
+from tests.store_case import GRILL, KITCHEN, StoreCase
+
+ANN = "+447700900123"
+BOB = "+447700900124"
+SHOP = Cause("platform")
+TILL = Cause("device POS_1", device_id="POS_1")
+
+
+class LoyaltyCase(StoreCase):
+    async def joined(self, points: int = 100) -> Session:
+        """A session, and Ann's account with that many points."""
+        session = await self.session()
+        await loyalty.add(session, KITCHEN, ANN, points, SHOP, joining=True)
+        return session
+
+    async def account(self, session: Session, phone: str = ANN) -> Account:
+        account = await loyalty.account(session, KITCHEN, phone)
+        assert account is not None
+        return account
+
+
+class AccountTests(LoyaltyCase):
+    async def test_an_account_has_what_is_known_of_a_customer(self) -> None:
+        session = await self.session()
+        number = await loyalty.open_account(session, KITCHEN, ANN, name="Ann")
+        again = await loyalty.open_account(session, KITCHEN, ANN, email="ann@example.com")
+        self.assertEqual(number, again)
+        account = await self.account(session)
+        self.assertEqual((account.id, account.phone, account.points), (number, ANN, 0))
+        self.assertEqual((account.name, account.email), ("Ann", "ann@example.com"))
+        self.assertEqual((str(account.total_spent), account.recent), ("0.00", ()))
+
+    async def test_the_last_ten_movements_are_shown_newest_first(self) -> None:
+        session = await self.joined()
+        for number in range(1, 12):
+            cause = evolve(TILL, order_id=str(number), note="lunch")
+            await loyalty.redeem(session, KITCHEN, ANN, number, cause)
+        account = await self.account(session)
+        self.assertEqual([each.points for each in account.recent], [-n for n in range(11, 1, -1)])
+        newest = account.recent[0]
+        self.assertEqual((newest.type, newest.after, newest.order_id), ("redeem", 34, "11"))
+        self.assertEqual((newest.reason, account.points), ("lunch", 34))
+
+    async def test_what_was_reversed_counts_neither_as_earned_nor_as_redeemed(self) -> None:
+        session = await self.joined()
+        await loyalty.redeem(session, KITCHEN, ANN, 30, TILL)
+        await loyalty.redeem(session, KITCHEN, ANN, 20, evolve(TILL, key="k"))
+        await loyalty.adjust(session, KITCHEN, ANN, -5, TILL)
+        await loyalty.reverse(session, KITCHEN, ANN, TILL, key="k")
+        account = await self.account(session)
+        self.assertEqual((account.total_earned, account.total_redeemed), (100, 30))
+        self.assertEqual(account.points, 65)
+
+    async def test_who_never_joined_has_no_account(self) -> None:
+        session = await self.joined()
+        self.assertIsNone(await loyalty.account(session, KITCHEN, BOB))
+        for call in (
+            loyalty.add(session, KITCHEN, BOB, 5, TILL),
+            loyalty.redeem(session, KITCHEN, BOB, 5, TILL),
+            loyalty.adjust(session, KITCHEN, BOB, 5, TILL),
+            loyalty.redeem(session, GRILL, ANN, 5, TILL),
+        ):
+            await self.refused("unknown_customer", call, NotFound)
+
+    async def test_a_shop_with_points_of_its_own_has_none_here(self) -> None:
+        session = await self.session()
+        self.admin.run("DROP TABLE dinedesk_kitchen.pos_loyalty_transactions CASCADE")
+        self.admin.run("DROP TABLE dinedesk_kitchen.loyalty_accounts CASCADE")
+        await self.refused("no_ledger", loyalty.account(session, KITCHEN, ANN), NotFound)
+        await self.refused("no_ledger", loyalty.redeem(session, KITCHEN, ANN, 5, TILL))
+
+
+class MovementTests(LoyaltyCase):
+    async def test_points_are_earned_redeemed_and_corrected(self) -> None:
+        session = await self.session()
+        earned = await loyalty.add(session, KITCHEN, ANN, 100, TILL, joining=True)
+        self.assertEqual((earned.type, earned.before, earned.points), ("add", 0, 100))
+        spent = await loyalty.redeem(session, KITCHEN, ANN, Decimal("30.00"), TILL)
+        self.assertEqual((spent.type, spent.points, spent.after), ("redeem", -30, 70))
+        corrected = await loyalty.adjust(session, KITCHEN, ANN, -70, TILL)
+        self.assertEqual((corrected.type, corrected.after, corrected.seq), ("adjust", 0, 3))
+        self.assertEqual(corrected.account_id, (await self.account(session)).id)
+
+    async def test_no_points_are_spent_that_are_not_there(self) -> None:
+        session = await self.joined()
+        for move, points in ((loyalty.redeem, 101), (loyalty.adjust, -101)):
+            error = await self.refused(
+                "insufficient_points", move(session, KITCHEN, ANN, points, TILL), BadRequest
+            )
+            self.assertEqual(error.details, {"currentPoints": 100})
+        self.assertEqual((await self.account(session)).points, 100)
+
+    async def test_an_order_earns_once(self) -> None:
+        session = await self.joined()
+        cause = evolve(TILL, order_id="17")
+        await loyalty.add(session, KITCHEN, ANN, 10, evolve(cause, key="one"))
+        for other in (cause, evolve(SHOP, order_id="17", key="two")):
+            await self.refused(
+                "already_earned", loyalty.add(session, KITCHEN, ANN, 10, other), Conflict
+            )
+        again = await loyalty.add(session, KITCHEN, ANN, 10, evolve(cause, key="one"))
+        self.assertTrue(again.replayed)
+        await loyalty.add(session, KITCHEN, BOB, 10, cause, joining=True)
+        self.assertEqual((await self.account(session)).points, 110)
+
+    async def test_an_account_holds_no_more_than_every_reader_of_json_can(self) -> None:
+        session = await self.joined()
+        spent = await loyalty.redeem(session, KITCHEN, ANN, 1, TILL)
+        move = "SELECT (pos_loyalty_move).outcome FROM (SELECT dinedesk_kitchen.pos_loyalty_move("
+        sent = f"'{ANN}', 'add', {{}}, 'shop', NULL, NULL, NULL, NULL, false)) AS m"
+        self.assertEqual(self.admin.value(move + sent.format(2**53 - 1)), "too_much")
+        self.assertEqual(self.admin.value(move + sent.format(2**53 - 1 - 99)), "made")
+        for call in (
+            loyalty.add(session, KITCHEN, ANN, 1, TILL),
+            loyalty.adjust(session, KITCHEN, ANN, 1, TILL),
+            loyalty.reverse(session, KITCHEN, ANN, SHOP, transaction_id=spent.transaction_id),
+        ):
+            error = await self.refused("invalid_amount", call, Unprocessable)
+            self.assertEqual(error.details, {"field": "points"})
+        self.assertEqual((await self.account(session)).points, 2**53 - 1)
+        more = (
+            "INSERT INTO dinedesk_kitchen.pos_loyalty_transactions (account_id, seq, prev_seq,"
+            " balance_before, points, balance_after, transaction_type)"
+            " SELECT account_id, seq + 1, seq, balance_after, 1, balance_after + 1, 'add'"
+            " FROM dinedesk_kitchen.pos_loyalty_transactions ORDER BY seq DESC LIMIT 1"
+        )
+        refused = self.assertRaises(psycopg2.errors.CheckViolation, self.admin.run, more)
+        self.assertEqual(refused.diag.constraint_name, "loyalty_readable")
+
+    async def test_points_are_whole_and_more_than_none(self) -> None:
+        session = await self.joined()
+        for points in (0, -1, Decimal("1.5"), True, "5", None, Decimal("Infinity"), 10**9 + 1):
+            for move in (loyalty.add, loyalty.redeem):
+                with self.subTest(points=points, move=move.__name__):
+                    error = await self.refused(
+                        "invalid_amount", move(session, KITCHEN, ANN, points, TILL), Unprocessable
+                    )
+                    self.assertEqual(error.details, {"field": "points"})
+        await self.refused("invalid_amount", loyalty.adjust(session, KITCHEN, ANN, 0, TILL))
+
+
+class RetryTests(LoyaltyCase):
+    async def test_the_same_call_is_answered_with_the_same_movement(self) -> None:
+        session = await self.joined()
+        first = await loyalty.redeem(session, KITCHEN, ANN, 90, evolve(TILL, key="k"))
+        again = await loyalty.redeem(session, KITCHEN, ANN, 90, evolve(TILL, key="k", note="x"))
+        self.assertEqual(again, evolve(first, replayed=True))
+        self.assertEqual((await self.account(session)).points, 10)
+
+    async def test_a_key_names_one_movement_of_one_principal(self) -> None:
+        session = await self.joined()
+        await loyalty.redeem(session, KITCHEN, ANN, 9, evolve(TILL, key="k"))
+        for call in (
+            loyalty.redeem(session, KITCHEN, ANN, 8, evolve(TILL, key="k")),
+            loyalty.adjust(session, KITCHEN, ANN, -9, evolve(TILL, key="k")),
+        ):
+            await self.refused("idempotency_mismatch", call, Unprocessable)
+        other = await loyalty.redeem(session, KITCHEN, ANN, 9, evolve(SHOP, key="k"))
+        self.assertFalse(other.replayed)
+
+    async def test_two_first_earnings_at_once_make_one_account(self) -> None:
+        sessions = [await self.session() for _ in range(3)]
+        calls = [begin(loyalty.add(s, KITCHEN, BOB, 5, TILL, joining=True)) for s in sessions]
+        afters = [(await call).after for call in calls]
+        self.assertEqual(sorted(afters), [5, 10, 15])
+
+
+class ReversalTests(LoyaltyCase):
+    async def test_a_reversal_gives_back_what_was_redeemed_once(self) -> None:
+        session = await self.joined()
+        moved = await loyalty.redeem(session, KITCHEN, ANN, 60, evolve(TILL, key="k"))
+        undone = await loyalty.reverse(session, KITCHEN, ANN, TILL, key="k")
+        self.assertEqual((undone.type, undone.points, undone.after), ("reverse", 60, 100))
+        again = await loyalty.reverse(
+            session, KITCHEN, ANN, SHOP, transaction_id=moved.transaction_id
+        )
+        self.assertEqual(again, evolve(undone, replayed=True))
+        await self.refused(
+            "reversed", loyalty.redeem(session, KITCHEN, ANN, 60, evolve(TILL, key="k")), Conflict
+        )
+
+    async def test_points_that_were_spent_are_not_taken_back(self) -> None:
+        session = await self.session()
+        await loyalty.add(session, KITCHEN, ANN, 100, evolve(TILL, key="k"), joining=True)
+        await loyalty.redeem(session, KITCHEN, ANN, 60, TILL)
+        error = await self.refused(
+            "insufficient_points", loyalty.reverse(session, KITCHEN, ANN, TILL, key="k"), BadRequest
+        )
+        self.assertEqual(error.details, {"currentPoints": 40})
+
+    async def test_a_reversal_that_comes_first_keeps_its_original_from_coming(self) -> None:
+        session = await self.joined()
+        stone = await loyalty.reverse(session, KITCHEN, ANN, TILL, key="k")
+        self.assertTrue(stone.tombstoned)
+        again = await loyalty.reverse(session, KITCHEN, ANN, TILL, key="k")
+        self.assertEqual(again, evolve(stone, replayed=True))
+        await self.refused("reversed", loyalty.add(session, KITCHEN, ANN, 5, evolve(TILL, key="k")))
+        self.assertEqual(len((await self.account(session)).recent), 1)
+
+    async def test_a_reversal_before_the_account_makes_no_member(self) -> None:
+        session = await self.session()
+        await loyalty.reverse(session, KITCHEN, BOB, SHOP, key="k")
+        self.assertIsNone(await loyalty.account(session, KITCHEN, BOB))
+        cause = evolve(TILL, key="k")
+        await self.refused("reversed", loyalty.add(session, KITCHEN, BOB, 5, cause, joining=True))
+        await self.refused("unknown_customer", loyalty.add(session, KITCHEN, BOB, 5, TILL))
+        await loyalty.add(session, KITCHEN, BOB, 5, TILL, joining=True)
+        self.assertEqual((await self.account(session, BOB)).points, 5)
+
+    async def test_who_may_reverse_what_is_as_for_gift_cards(self) -> None:
+        session = await self.joined()
+        moved = await loyalty.redeem(session, KITCHEN, ANN, 5, evolve(TILL, key="k"))
+        other = Cause("device B", key=None)
+        call = loyalty.reverse(session, KITCHEN, ANN, other, transaction_id=moved.transaction_id)
+        await self.refused("forbidden", call, Forbidden)
+        await loyalty.redeem(session, KITCHEN, ANN, 5, evolve(other, key="k"))
+        await self.refused("ambiguous_key", loyalty.reverse(session, KITCHEN, ANN, SHOP, key="k"))
+        undone = await loyalty.reverse(session, KITCHEN, ANN, other, key="k")
+        again = loyalty.reverse(session, KITCHEN, ANN, SHOP, transaction_id=undone.transaction_id)
+        await self.refused("not_reversible", again, Unprocessable)
+        for phone, number in ((BOB, moved.transaction_id), (ANN, 10**6)):
+            unknown = loyalty.reverse(session, KITCHEN, phone, SHOP, transaction_id=number)
+            await self.refused("unknown_transaction", unknown, NotFound)

@@ -1,0 +1,218 @@
+"""How far orders are: marks that are set in bulk, and what tills' reports confirm."""
+
+from __future__ import annotations
+
+from posd.events.orders import FINAL_STATUSES
+from posd.events.print_status import Report, Said
+from posd.store import orders
+from posd.values import PrintStatus
+from tests.schema_case import Entry
+from tests.store_case import GRILL, KITCHEN, StoreCase
+
+MARKS = """
+    SELECT order_id, print_status, pushed_at IS NOT NULL, received_at IS NOT NULL
+      FROM dinedesk_kitchen.pos_orders ORDER BY order_id
+"""
+PLACES = "SELECT order_id, first_seq, last_seq FROM dinedesk_kitchen.pos_orders ORDER BY order_id"
+
+
+def entry(order_id: str, tenant_id: int = 1, **more: object) -> Entry:
+    values = {"order_id": order_id, "snapshot": "{}", "status": "confirmed", "version": 1}
+    return Entry(tenant_id, **(values | more))  # type: ignore[arg-type]
+
+
+class OrdersCase(StoreCase):
+    def record(self, *order_ids: str) -> None:
+        """Events about these orders, one after the other."""
+        self.admin.record(*map(entry, order_ids))
+
+    def head(self, *, sent: int = 0, received: int = 0) -> None:
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_heads SET sent_seq = %s, received_seq = %s WHERE tenant_id = 1",
+            sent,
+            received,
+        )
+
+
+class PlaceTests(OrdersCase):
+    async def test_an_order_knows_its_first_and_its_last_event(self) -> None:
+        self.record("a", "b", "a", "a")
+        self.assertEqual(self.admin.rows(PLACES), [("a", 1, 4), ("b", 2, 2)])
+        self.record("b")
+        self.assertEqual(self.admin.rows(PLACES), [("a", 1, 4), ("b", 2, 5)])
+
+    async def test_events_without_a_position_give_it_none(self) -> None:
+        failed = entry("a", failure="too large")
+        self.admin.record(failed)
+        self.assertEqual(self.admin.rows(PLACES), [("a", None, None)])
+        self.admin.record(entry("b"), entry("a"), failed)
+        self.assertEqual(self.admin.rows(PLACES), [("a", 2, 2), ("b", 1, 1)])
+        self.admin.record(failed)
+        self.assertEqual(self.admin.rows(PLACES), [("a", 2, 2), ("b", 1, 1)])
+
+
+class MarkTests(OrdersCase):
+    async def test_what_was_sent_and_what_was_acknowledged_is_marked(self) -> None:
+        session = await self.session()
+        self.record("a", "b", "c")
+        self.head(sent=2, received=1)
+        self.assertEqual(await orders.mark(session, [1, 2]), {})
+        self.assertEqual(
+            self.admin.rows(MARKS),
+            [
+                ("a", "sent_to_pos", True, True),
+                ("b", "sent_to_pos", True, False),
+                ("c", "pending", False, False),
+            ],
+        )
+
+    async def test_what_was_acknowledged_without_a_socket_was_sent_all_the_same(self) -> None:
+        session = await self.session()
+        self.record("a")
+        self.head(received=1)
+        await orders.mark(session, [1])
+        self.assertEqual(self.admin.rows(MARKS), [("a", "sent_to_pos", True, True)])
+
+    async def test_a_mark_leads_nowhere_back(self) -> None:
+        session = await self.session()
+        self.record("a", "b")
+        await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
+        await orders.note(session, KITCHEN, Report("b", Said.FAILED), "front")
+        times = "SELECT received_at, pushed_at FROM dinedesk_kitchen.pos_orders ORDER BY order_id"
+        before = self.admin.rows(times)
+        self.head(sent=2, received=2)
+        await orders.mark(session, [1])
+        self.assertEqual(self.admin.rows(times), before)
+        self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["printed", "failed"])
+
+    async def test_it_waits_for_no_row_and_finds_it_the_next_time(self) -> None:
+        session = await self.session()
+        self.record("a", "b")
+        self.head(sent=2)
+        other = self.client()
+        with other.transaction():
+            other.run("UPDATE dinedesk_kitchen.pos_orders SET version = 2 WHERE order_id = 'a'")
+            await orders.mark(session, [1])
+        self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["pending", "sent_to_pos"])
+        await orders.mark(session, [1])
+        self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["sent_to_pos"] * 2)
+
+    async def test_a_tenant_whose_orders_are_locked_stops_no_other(self) -> None:
+        session = await self.session()
+        self.record("a")
+        self.admin.record(entry("a", tenant_id=2))
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET sent_seq = 1")
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
+            failures = await orders.mark(session, [1, 2])
+        self.assertEqual([*failures], [1])
+        self.assertTrue(failures[1].startswith("55P03"))
+        self.assertEqual(self.admin.rows(MARKS), [("a", "pending", False, False)])
+        grill = "SELECT print_status FROM dinedesk_grill.pos_orders"
+        self.assertEqual(self.admin.value(grill), "sent_to_pos")
+
+
+class ConfirmedTests(OrdersCase):
+    async def begin(self) -> None:
+        self.books = await self.session()
+        self.record("a", "b", "c")
+        self.admin.record(Entry(1, "notice"))
+        self.record("d")
+
+    async def received(self, *order_ids: str) -> None:
+        for order_id in order_ids:
+            await orders.note(self.books, KITCHEN, Report(order_id, Said.RECEIVED), None)
+
+    async def confirmed(self) -> dict[int, int]:
+        return await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+
+    async def test_a_report_confirms_what_came_before_it(self) -> None:
+        await self.begin()
+        self.assertEqual(await self.confirmed(), {})
+        await self.received("a", "b")
+        self.assertEqual(await self.confirmed(), {1: 2})
+        await self.received("c", "d")
+        self.assertEqual(await self.confirmed(), {1: 5})
+
+    async def test_but_not_an_order_that_nobody_has(self) -> None:
+        await self.begin()
+        await self.received("a", "c", "d")
+        self.assertEqual(await self.confirmed(), {1: 1})
+        await self.received("b")
+        self.assertEqual(await self.confirmed(), {1: 5})
+
+    async def test_nobody_waits_for_an_order_that_is_over(self) -> None:
+        await self.begin()
+        self.admin.run(
+            "UPDATE dinedesk_kitchen.pos_orders SET status = 'completed' WHERE order_id = 'b'"
+        )
+        await self.received("a", "c")
+        self.assertEqual(await self.confirmed(), {1: 3})
+
+    async def test_what_was_acknowledged_further_is_no_news(self) -> None:
+        await self.begin()
+        self.head(received=3)
+        await self.received("a", "b")
+        self.assertEqual(await self.confirmed(), {})
+
+    async def test_nobody_waits_for_an_order_whose_event_was_pruned(self) -> None:
+        await self.begin()
+        await self.received("a", "c")
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 2 WHERE tenant_id = 1")
+        self.assertEqual(await self.confirmed(), {1: 3})
+
+
+class OpenTests(OrdersCase):
+    async def test_the_index_has_the_statuses_of_the_rules(self) -> None:
+        definition = self.admin.value(
+            "SELECT indexdef FROM pg_indexes"
+            " WHERE schemaname = 'dinedesk_kitchen' AND indexname = 'pos_orders_open'"
+        )
+        words = str(definition).partition("{")[2].partition("}")[0]
+        self.assertEqual({*words.split(",")}, FINAL_STATUSES)
+
+    async def test_open_orders_are_found_by_the_index(self) -> None:
+        session = await self.session()
+        self.admin.run("SET enable_seqscan = off")
+        values = {"final": sorted(FINAL_STATUSES), "since": None, "limit": 50}
+        with self.admin.connection.cursor() as cursor:
+            cursor.execute("EXPLAIN " + orders._OPEN.format(schema="dinedesk_kitchen"), values)
+            plan = cursor.fetchall()
+        self.assertIn("pos_orders_open", str(plan))
+        self.assertEqual(await orders.still_open(session, GRILL, FINAL_STATUSES, None, 50), [])
+
+
+class NoteTests(OrdersCase):
+    async def test_every_terminal_has_its_own_first_times(self) -> None:
+        session = await self.session()
+        self.record("a")
+        for device, said in (
+            ("front", Said.RECEIVED),
+            ("bar", Said.FAILED),
+            ("front", Said.PRINTED),
+            ("bar", Said.PRINTED),
+        ):
+            await orders.note(session, KITCHEN, Report("a", said, reason="why"), device)
+        kept = await orders.one(session, KITCHEN, "a")
+        assert kept is not None
+        self.assertEqual(kept.print_status, PrintStatus.PRINTED)
+        self.assertEqual([each.device_id for each in kept.terminals], ["front", "bar"])
+        self.assertEqual([each.failed_at is None for each in kept.terminals], [True, False])
+        self.assertNotIn(None, [each.printed_at for each in kept.terminals])
+        self.assertIsNone(await orders.one(session, GRILL, "a"))
+
+    async def test_a_repetition_writes_nothing(self) -> None:
+        session = await self.session()
+        self.record("a")
+        row = (
+            "SELECT o.xmin, t.xmin FROM dinedesk_kitchen.pos_orders AS o"
+            " JOIN dinedesk_kitchen.pos_order_terminals AS t USING (order_id)"
+        )
+        await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
+        before = self.admin.rows(row)
+        for said in (Said.PRINTED, Said.RECEIVED, Said.FAILED, Said.OTHER):
+            now = await orders.note(session, KITCHEN, Report("a", said), None)
+            self.assertEqual(now, PrintStatus.PRINTED)
+        await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
+        self.assertEqual(self.admin.rows(row), before)

@@ -1,0 +1,62 @@
+"""Whether a node can take tills and orders, as a load balancer asks."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.config.model import Config, Database
+from posd.daemon.wiring import Parts
+from posd.monitoring.health import Health
+from posd.web.api.health import HealthEndpoints
+from posd.web.http.dispatch import Reception
+from posd.web.http.operations import Ask
+from posd.web.http.requests import Answer
+
+
+async def nobody() -> list[tuple[str, int]]:
+    return []
+
+
+class ReadyTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.there = {"database": True, "feed": True, "notifications": True}
+        self.health = Health(
+            {name: lambda name=name: self.there[name] for name in ("database", "feed")},  # type: ignore[misc]
+            {"notifications": lambda: self.there["notifications"]},
+        )
+
+    def ready(self) -> Answer:
+        endpoints = HealthEndpoints(self.health, cast(Reception, None), nobody)
+        return self.successResultOf(Deferred.fromCoroutine(endpoints.ready(cast("Ask[Any]", None))))
+
+    def test_a_node_that_has_everything_is_ready(self) -> None:
+        answer = self.ready()
+        self.assertEqual((answer.status, answer.body), (200, {"status": "ok"}))
+
+    def test_one_that_lacks_a_part_says_which_and_when_to_ask_again(self) -> None:
+        self.there["feed"] = False
+        answer = self.ready()
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.body, {"status": "unavailable", "missing": ["feed"]})
+        self.assertIn("Retry-After", answer.headers)
+
+    def test_one_that_does_without_something_is_ready_and_says_so(self) -> None:
+        self.there["notifications"] = False
+        answer = self.ready()
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(answer.body, {"status": "ok", "degraded": ["notifications"]})
+
+
+class StartTests(SynchronousTestCase):
+    def test_a_posd_is_not_ready_before_it_listens_and_knows_that_the_schema_fits(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        self.assertLessEqual({"listeners", "schema"}, {*parts.health.missing()})
+        parts.listening = True
+        self.assertNotIn("listeners", parts.health.missing())
+        parts.fitting = True
+        self.assertNotIn("schema", parts.health.missing())
+        self.assertEqual(parts.health.degraded(), [])

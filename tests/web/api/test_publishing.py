@@ -1,0 +1,352 @@
+"""Publishing by REST: every answer that it can give, with the sequencer and the keys played."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from io import BytesIO
+from typing import Any, Final, cast
+
+from attrs import define, evolve, field
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.test.requesthelper import DummyRequest
+
+from posd.errors import (
+    Conflict,
+    NotFound,
+    Refusal,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+)
+from posd.protocol import jsontext
+from posd.publishing.publication import Publication, Published
+from posd.publishing.sequencer import Sequencer
+from posd.security.auth import Authenticator
+from posd.store.credentials import Credential
+from posd.values import KeyKind, Principal, Tenant
+from posd.web.api.publishing import Publisher
+from posd.web.http.dispatch import Reception
+from posd.web.http.requests import Answer, Call, Door, answer
+
+PUBLISHED: Final = Published((1042,), 3)
+OPEN: Final = Door()
+KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
+
+
+@define(eq=False)
+class Keys:
+    """The authenticator, who knows one tenant and the keys that are named after their kind."""
+
+    async def at_tenant(
+        self, slug: str, key: str | None, device_id: str | None, address: str
+    ) -> Credential:
+        if slug != "kitchen" or key not in {kind.value for kind in KeyKind}:
+            raise Unauthorized
+        principal = Principal(1, KeyKind(key), KITCHEN)
+        return Credential(principal, KITCHEN, None, False, True, ())
+
+    async def somewhere(self, key: str | None, address: str) -> int:
+        if key not in {kind.value for kind in KeyKind}:
+            raise Unauthorized
+        return 1
+
+    async def unasked(self, slug: str) -> Tenant:
+        if slug != "kitchen":
+            raise NotFound("There is no such tenant.", code="unknown_tenant")
+        return KITCHEN
+
+
+@define(eq=False)
+class Numbers:
+    """The sequencer, which answers as it is told to."""
+
+    asked: list[Publication] = field(factory=list)
+    result: Published | Refusal = PUBLISHED
+
+    async def publish(self, publication: Publication) -> Published:
+        self.asked.append(publication)
+        if isinstance(self.result, Refusal):
+            raise self.result
+        return self.result
+
+
+class PublishingCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.numbers = Numbers()
+        self.reception = Reception(cast(Authenticator, Keys()), 10, self.clock.seconds)
+        self.publisher = Publisher(
+            self.reception, cast(Sequencer, self.numbers), 10, self.clock.seconds
+        )
+
+    def call(
+        self,
+        path: str,
+        body: object,
+        key: str | None = "platform",
+        *,
+        door: Door = OPEN,
+        headers: Mapping[str, str] = {},
+    ) -> Answer:
+        """The answer to a POST; `body` is sent as JSON, bytes as they are."""
+        request: Any = DummyRequest([part.encode() for part in path.strip("/").split("/")])
+        request.method = b"POST"
+        request.path = path.encode()
+        request.content = BytesIO(body if isinstance(body, bytes) else jsontext.encode(body))
+        sent = {"Host": "localhost", "Content-Type": "application/json", **headers}
+        if key is not None:
+            sent["X-API-Key"] = key
+        for name, value in sent.items():
+            request.requestHeaders.setRawHeaders(name, [value])
+        call = Call(request, door)
+        events, broadcast = self.publisher.operations
+        if path == "/broadcast":
+            handler = partial(self.reception.serve, broadcast, {})
+        else:
+            handler = partial(self.reception.serve, events, {"tenant": path.split("/")[2]})
+        return self.successResultOf(Deferred.fromCoroutine(answer(call, handler)))
+
+    def events(self, body: object, key: str | None = "platform", **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.call("/api/kitchen/events", body, key, headers=named)
+
+    def assertRefused(self, given: Answer, status: int, code: str) -> None:
+        self.assertEqual((given.status, given.body["code"]), (status, code))
+        self.assertIs(given.body["success"], False)
+
+
+class EventsTests(PublishingCase):
+    def test_one_event_is_told_its_position(self) -> None:
+        given = self.events({"type": "notice", "data": {"a": 1}})
+        self.assertEqual(given.status, 201)
+        self.assertEqual(given.body, {"success": True, "id": 1042, "connections": 3})
+        ((publication),) = self.numbers.asked
+        self.assertEqual(publication.tenant_id, 1)
+        self.assertEqual([draft.data for draft in publication.drafts], [{"a": 1}])
+        self.assertIsNone(publication.idempotency)
+
+    def test_several_events_are_told_theirs(self) -> None:
+        self.numbers.result = Published((7, None), 0)
+        given = self.events({"events": [{"type": "notice", "data": {}}] * 2})
+        self.assertEqual(given.status, 201)
+        self.assertEqual(given.body["ids"], [7, None])
+
+    def test_what_says_nothing_new_is_200(self) -> None:
+        self.numbers.result = Published((None,), 3)
+        given = self.events({"type": "notice", "data": {}})
+        self.assertEqual((given.status, given.body["id"]), (200, None))
+
+    def test_a_replayed_answer_says_so(self) -> None:
+        self.numbers.result = Published((1042,), 3, replayed=True)
+        given = self.events({"type": "notice", "data": {}}, Idempotency_Key="k")
+        self.assertEqual((given.status, given.headers), (201, {"Idempotent-Replayed": "true"}))
+
+    def test_what_stands_beside_the_data_is_kept(self) -> None:
+        self.events({"type": "notice", "data": {}, "timestamp": "now", "priority": 2})
+        self.assertEqual(self.numbers.asked[0].drafts[0].beside, {"priority": 2})
+
+    def test_no_key_or_a_wrong_one_is_401(self) -> None:
+        for key in (None, "wrong"):
+            given = self.events({"type": "notice", "data": {}}, key)
+            self.assertRefused(given, 401, "unauthorized")
+
+    def test_only_a_platform_may(self) -> None:
+        for key in ("tenant", "device", "admin"):
+            self.assertRefused(self.events({"type": "notice", "data": {}}, key), 403, "forbidden")
+        self.assertEqual(self.numbers.asked, [])
+
+    def test_another_tenant_in_the_header_is_403(self) -> None:
+        given = self.events({"type": "notice", "data": {}}, X_Tenant_ID="grill")
+        self.assertRefused(given, 403, "tenant_mismatch")
+
+    def test_what_is_malformed_is_400(self) -> None:
+        for body, code in (
+            (b"{", "invalid_json"),
+            (b"[]", "invalid_json"),
+            ({"events": []}, "invalid_events"),
+            ({"events": {}}, "invalid_events"),
+            ({"events": [{"type": "notice", "data": {}}] * 501}, "invalid_events"),
+            ({"events": ["notice"]}, "invalid_event"),
+        ):
+            with self.subTest(code=code):
+                self.assertRefused(self.events(body), 400, code)
+
+    def test_another_content_type_is_415(self) -> None:
+        given = self.events({"type": "notice", "data": {}}, Content_Type="text/plain")
+        self.assertRefused(given, 415, "unsupported_media_type")
+
+    def test_what_cannot_be_an_event_is_422_and_which_one_it_is(self) -> None:
+        self.assertRefused(self.events({"type": "Nope", "data": {}}), 422, "invalid_event")
+        self.assertRefused(self.events({"type": "ping", "data": {}}), 422, "invalid_event")
+        self.assertRefused(self.events({"type": "notice"}), 422, "invalid_event")
+        given = self.events({"events": [{"type": "notice", "data": {}}, {"type": "notice"}]})
+        self.assertRefused(given, 422, "invalid_event")
+        self.assertTrue(str(given.body["error"]).startswith("events[1]."))
+
+    def test_what_the_sequencer_refuses_is_passed_on(self) -> None:
+        for refusal, status in (
+            (TooLarge("too large", code="event_too_large"), 413),
+            (Conflict("still running", code="still_running"), 409),
+            (Unprocessable("another call", code="idempotency_mismatch"), 422),
+            (Unavailable("the database is away", retry_after=2), 503),
+        ):
+            self.numbers.result = refusal
+            given = self.events({"type": "notice", "data": {}})
+            self.assertRefused(given, status, refusal.code)
+        self.assertEqual(given.headers, {"Retry-After": "2"})
+
+    def test_more_events_than_the_rate_allows_are_429_with_a_time(self) -> None:
+        many = {"events": [{"type": "notice", "data": {}}] * 500}
+        self.assertEqual(self.events(many).status, 201)
+        given = self.events({"type": "notice", "data": {}})
+        self.assertRefused(given, 429, "too_many_requests")
+        self.assertEqual(given.headers["Retry-After"], "1")
+        self.clock.advance(0.2)
+        self.assertEqual(self.events({"type": "notice", "data": {}}).status, 201)
+
+    def test_a_key_may_send_so_many_bytes_whatever_is_in_them(self) -> None:
+        """Ten events a second are forty kibibytes; half a mebibyte may come at once."""
+        bomb = b'{"type":"note","data":{"a":[' + b"[]," * 100_000 + b"0]}}"
+        self.assertEqual([self.events(bomb).status for _ in range(3)], [201, 429, 429])
+        given = self.call("/broadcast", bomb)
+        self.assertRefused(given, 429, "too_many_requests")
+        self.assertEqual(self.events({"type": "notice", "data": {}}).status, 201)
+        self.clock.advance(int(given.headers["Retry-After"]))
+        self.assertEqual(self.events(bomb).status, 201)
+
+    def test_a_rate_that_was_reloaded_counts_for_known_tenants_too(self) -> None:
+        self.events({"type": "notice", "data": {}})
+        self.publisher.per_second = 1000
+        many = {"events": [{"type": "notice", "data": {}}] * 500}
+        self.events({"type": "notice", "data": {}})
+        self.clock.advance(10)
+        self.assertEqual([self.events(many).status for _ in range(4)], [201] * 4)
+
+
+class IdempotencyTests(PublishingCase):
+    def fingerprint(self, body: object, **headers: str) -> bytes:
+        self.events(body, **(headers or {"Idempotency_Key": "k"}))
+        idempotency = self.numbers.asked[-1].idempotency
+        assert idempotency is not None
+        return idempotency.fingerprint
+
+    def test_a_key_names_the_call_of_any_platform_at_this_address(self) -> None:
+        self.events({"type": "notice", "data": {}}, X_Idempotency_Key="k")
+        idempotency = self.numbers.asked[0].idempotency
+        assert idempotency is not None
+        scope = (1, "platform", "POST /api/kitchen/events", "k")
+        self.assertEqual(idempotency.scope, scope)
+
+    def test_keys_that_differ_or_cannot_be_one_are_400(self) -> None:
+        event = {"type": "notice", "data": {}}
+        for headers in (
+            {"Idempotency_Key": "a", "X_Idempotency_Key": "b"},
+            {"Idempotency_Key": ""},
+            {"Idempotency_Key": "two words"},
+            {"Idempotency_Key": "x" * 256},
+        ):
+            self.assertRefused(self.events(event, **headers), 400, "invalid_idempotency_key")
+        same = {"Idempotency_Key": "a", "X_Idempotency_Key": "a"}
+        self.assertEqual(self.events(event, **same).status, 201)
+
+    def test_clocks_the_order_of_members_and_spellings_change_no_fingerprint(self) -> None:
+        order = {"orderId": "7", "totalAmount": 12.5, "updatedAt": "2026-11-22T10:00:00Z"}
+        first = self.fingerprint({"type": "new_order", "data": order, "timestamp": "1"})
+        again = {"updated_at": "2026-11-22T11:00:00Z", "total_amount": 12.5, "order_id": 7}
+        self.assertEqual(
+            self.fingerprint({"timestamp": "2", "data": again, "type": "new_order"}), first
+        )
+
+    def test_zeros_at_the_end_of_a_number_change_no_fingerprint(self) -> None:
+        for one, other in ((b"12.5", b"12.500"), (b"1", b"1.00"), (b"0", b"-0.0"), (b"10", b"1e1")):
+            body = b'{"type": "notice", "data": {"a": [%s]}}'
+            first = self.fingerprint(body % one)
+            self.assertEqual(self.fingerprint(body % other), first, other)
+        digits = b"1." + b"0" * 40
+        for one, other in ((b"1", b"true"), (b"10", b"1"), (b"1", digits + b"1")):
+            self.assertNotEqual(self.fingerprint(body % one), self.fingerprint(body % other), other)
+
+    def test_what_is_moved_does(self) -> None:
+        base = {"type": "notice", "data": {"a": [1, {"b": 2}]}, "x": 1}
+        first = self.fingerprint(base)
+        for other in (
+            base | {"type": "other"},
+            base | {"data": {"a": [1, {"b": 3}]}},
+            base | {"x": 2},
+        ):
+            self.assertNotEqual(self.fingerprint(other), first)
+
+
+class BroadcastTests(PublishingCase):
+    event: Final = {"tenant": "kitchen", "event": {"type": "notice", "data": {"a": 1}}}
+
+    def test_the_deployed_call_gets_the_deployed_answer(self) -> None:
+        given = self.call("/broadcast", self.event)
+        self.assertEqual(given.status, 200)
+        self.assertEqual(
+            given.body,
+            {"success": True, "message": "Event broadcasted to kitchen", "connections": 3},
+        )
+
+    def test_without_tenant_or_event_it_is_400_in_the_deployed_words(self) -> None:
+        bodies: list[dict[str, object]] = [
+            {},
+            {"tenant": "kitchen"},
+            {"event": {}},
+            {"tenant": "", "event": {}},
+        ]
+        for body in bodies:
+            given = self.call("/broadcast", body)
+            self.assertRefused(given, 400, "missing_tenant_or_event")
+            self.assertEqual(given.body["error"], "Missing tenant or event")
+
+    def test_a_name_that_no_tenant_can_have_is_400(self) -> None:
+        given = self.call("/broadcast", self.event | {"tenant": "../etc"})
+        self.assertRefused(given, 400, "invalid_tenant")
+
+    def test_a_platform_key_is_needed(self) -> None:
+        self.assertRefused(self.call("/broadcast", self.event, None), 401, "unauthorized")
+        self.assertRefused(self.call("/broadcast", self.event, "tenant"), 403, "forbidden")
+        unknown = self.event | {"tenant": "nowhere"}
+        self.assertRefused(self.call("/broadcast", unknown), 401, "unauthorized")
+
+    def test_on_a_trusted_listener_no_key_is_needed_but_one_that_is_given_must_fit(self) -> None:
+        trusted = Door(trusted=True)
+        self.assertEqual(self.call("/broadcast", self.event, None, door=trusted).status, 200)
+        given = self.call("/broadcast", self.event, "wrong", door=trusted)
+        self.assertRefused(given, 401, "unauthorized")
+        unknown = self.event | {"tenant": "nowhere"}
+        given = self.call("/broadcast", unknown, None, door=trusted)
+        self.assertRefused(given, 404, "unknown_tenant")
+
+    def test_a_trusted_listener_listens_to_no_web_page(self) -> None:
+        trusted = Door(trusted=True)
+        for headers in ({"Origin": "http://localhost"}, {"Host": "evil.example"}):
+            request = {"Host": "localhost"} | headers
+            given = self.call("/broadcast", self.event, None, door=trusted, headers=request)
+            self.assertRefused(given, 403, "forbidden")
+        given = self.call(
+            "/broadcast", self.event, None, door=trusted, headers={"Content-Type": "text/plain"}
+        )
+        self.assertEqual(given.status, 415)
+        self.assertEqual(self.numbers.asked, [])
+
+    def test_an_event_that_cannot_be_one_is_422(self) -> None:
+        given = self.call("/broadcast", {"tenant": "kitchen", "event": {"type": "notice"}})
+        self.assertRefused(given, 422, "invalid_event")
+        self.assertTrue(str(given.body["error"]).startswith("event."))
+
+    def test_a_key_of_a_broadcast_is_not_one_of_the_events_endpoint(self) -> None:
+        self.call("/broadcast", self.event, headers={"Idempotency-Key": "k"})
+        idempotency = self.numbers.asked[0].idempotency
+        assert idempotency is not None
+        self.assertEqual(idempotency.operation, "POST /broadcast")
+
+    def test_a_replayed_answer_says_so(self) -> None:
+        self.numbers.result = evolve(Published((1,), 3), replayed=True)
+        given = self.call("/broadcast", self.event, headers={"Idempotency-Key": "k"})
+        self.assertEqual(given.headers, {"Idempotent-Replayed": "true"})

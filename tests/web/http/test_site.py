@@ -1,0 +1,293 @@
+"""HTTP within bounds: what must come soon, what is refused, and who has to go when there are too many."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web import http
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from posd.web.http.site import BODY_BYTES, BoundedChannel, BoundedSite
+
+_GET = b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n"
+_POST = b"POST / HTTP/1.1\r\nHost: posd\r\n"
+
+
+class Echo(Resource):
+    """Answers with how long the body was, at once or, where `waiting` is a list, never."""
+
+    isLeaf = True
+    waiting: list[Request] | None = None
+    taken = 0
+
+    def render(self, request: Request) -> bytes | int:
+        self.taken += 1
+        if self.waiting is not None:
+            self.waiting.append(request)
+            return NOT_DONE_YET
+        assert request.content is not None
+        return b"%d" % len(request.content.read())
+
+
+class HeldTests(SynchronousTestCase):
+    """Requests that take long, since they are a till's."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.resource = Echo()
+        self.resource.waiting = []
+        self.site = BoundedSite(self.resource, self.clock, most_channels=1)
+        self.losses = 0
+
+    def held(self) -> tuple[BoundedChannel, StringTransport]:
+        channel = cast(BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)))
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        channel.dataReceived(_GET)
+        channel.hold(self.lost)
+        return channel, transport
+
+    def lost(self) -> None:
+        self.losses += 1
+
+    def test_they_are_not_counted_and_have_to_go_for_nobody(self) -> None:
+        held = [self.held() for _ in range(3)]
+        self.assertEqual(self.site.open_channels, 0)
+        self.assertFalse(any(transport.disconnected for _, transport in held))
+
+    def test_they_have_no_deadline(self) -> None:
+        _, transport = self.held()
+        self.clock.pump([10.0] * 360)
+        self.assertFalse(transport.disconnected)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_that_the_connection_is_gone_is_told_once(self) -> None:
+        channel, _ = self.held()
+        channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.losses, 1)
+        channel.let_go()
+        self.assertEqual(self.site.open_channels, 0)
+
+    def test_once_let_go_it_is_a_connection_like_any_other(self) -> None:
+        channel, transport = self.held()
+        channel.let_go()
+        self.assertEqual(self.site.open_channels, 1)
+        assert self.resource.waiting is not None
+        self.resource.waiting[0].finish()
+        self.clock.pump([10.0] * 5)
+        self.assertTrue(transport.disconnecting)
+        channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((self.losses, self.site.open_channels), (0, 0))
+
+
+class SiteTests(SynchronousTestCase):
+    """Connections to a site of which at most three may be open."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.resource = Echo()
+        self.site = BoundedSite(self.resource, self.clock, most_channels=3)
+
+    def connect(self) -> tuple[BoundedChannel, StringTransport]:
+        channel = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 4711))
+        transport = StringTransport()
+        channel = cast(BoundedChannel, channel)
+        channel.makeConnection(transport)
+        return channel, transport
+
+    def said(self, transport: StringTransport) -> tuple[bytes, bytes]:
+        """The status line of the only answer, and its body."""
+        head, _, body = transport.value().partition(b"\r\n\r\n")
+        self.assertEqual(body.count(b"HTTP/1.1"), 0)
+        return head.partition(b"\r\n")[0], body
+
+    def test_a_request_is_answered(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_POST + b"Content-Length: 5\r\n\r\nnaan!")
+        self.assertEqual(self.said(transport), (b"HTTP/1.1 200 OK", b"5"))
+        self.assertFalse(transport.disconnecting)
+
+    def test_a_body_can_be_read_when_whoever_sent_it_has_gone(self) -> None:
+        self.resource.waiting = []
+        for body in (b"naan!", b"x" * BODY_BYTES):
+            channel, _ = self.connect()
+            channel.dataReceived(_POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            channel.connectionLost(Failure(ConnectionDone()))
+            content = self.resource.waiting.pop().content
+            assert content is not None
+            self.assertEqual(content.read(), body)
+            content.close()
+
+    def test_a_first_request_has_twenty_seconds_whatever_comes_meanwhile(self) -> None:
+        channel, transport = self.connect()
+        for byte in _GET[:-1]:
+            channel.dataReceived(bytes((byte,)))
+            self.clock.advance(19.9 / len(_GET))
+        self.assertFalse(transport.disconnecting)
+        self.clock.advance(1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_every_later_request_has_twenty_seconds_from_its_first_byte(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_GET)
+        self.clock.advance(25)
+        for _ in range(19):
+            channel.dataReceived(_GET[:1])
+            self.clock.advance(1)
+        self.assertFalse(transport.disconnecting)
+        self.clock.advance(1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_an_answer_may_take_as_long_as_it_takes(self) -> None:
+        self.resource.waiting = []
+        channel, transport = self.connect()
+        channel.dataReceived(_GET)
+        self.clock.advance(300)
+        self.assertFalse(transport.disconnecting)
+        self.resource.waiting.pop().finish()
+        self.assertEqual(self.said(transport)[0], b"HTTP/1.1 200 OK")
+
+    def test_of_requests_that_do_not_wait_for_answers_the_first_is_answered(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_GET * 1000)
+        self.assertEqual(self.said(transport)[0], b"HTTP/1.1 200 OK")
+        self.assertEqual(self.resource.taken, 1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_a_request_does_not_overtake_one_that_is_still_answered(self) -> None:
+        self.resource.waiting = []
+        channel, transport = self.connect()
+        channel.dataReceived(_GET)
+        channel.dataReceived(_GET)
+        self.resource.waiting.pop().finish()
+        self.assertEqual(self.resource.taken, 1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_a_connection_serves_one_request_after_the_other(self) -> None:
+        channel, transport = self.connect()
+        for _ in range(3):
+            channel.dataReceived(_GET)
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200 OK"), 3)
+        self.assertFalse(transport.disconnecting)
+
+    def test_a_peer_that_does_not_hang_up_is_cut_off(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_GET.replace(b"Host", b"Connection: close\r\nHost"))
+        self.assertTrue(transport.disconnecting)
+        self.clock.advance(14)
+        channel.dataReceived(_GET)
+        self.assertFalse(transport.disconnected)
+        self.clock.advance(1)
+        self.assertTrue(transport.disconnected)
+        channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.site.open_channels, 0)
+
+    def test_what_is_no_http_is_refused_in_json_and_nothing_after_it_is_taken(self) -> None:
+        for wrong in (
+            b"Nonsense\r\n",
+            _POST + b"No colon\r\n",
+            _POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+            _POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n",
+            _POST + b"Content-Length: -2\r\n\r\n",
+            _POST + b"Transfer-Encoding: identity\r\n\r\n",
+            _POST + b"X-Long: " + bytes(20_000),
+        ):
+            with self.subTest(wrong=wrong[:60]):
+                channel, transport = self.connect()
+                channel.dataReceived(wrong)
+                channel.dataReceived(b"\r\n\r\n0\r\n\r\n")
+                channel.dataReceived(_GET)
+                status, body = self.said(transport)
+                self.assertEqual(status, b"HTTP/1.1 400 Bad Request")
+                self.assertEqual(json.loads(body)["code"], "bad_request")
+                self.assertTrue(transport.disconnecting)
+                channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.resource.taken, 0)
+
+    def test_a_body_that_is_too_large_is_refused_before_it_has_come(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_POST + b"Content-Length: %d\r\n\r\n" % (BODY_BYTES + 1))
+        status, body = self.said(transport)
+        self.assertEqual(status, b"HTTP/1.1 413 Content Too Large")
+        self.assertEqual(json.loads(body)["code"], "too_large")
+        self.assertTrue(transport.disconnecting)
+
+    def test_what_is_refused_here_looks_like_every_other_refusal(self) -> None:
+        for wrong in (b"Nonsense\r\n\r\n", _POST + b"Content-Length: 9999999\r\n\r\n"):
+            channel, transport = self.connect()
+            channel.dataReceived(wrong)
+            head, _, body = transport.value().partition(b"\r\n\r\n")
+            self.assertIn(b"\r\nCache-Control: no-store", head)
+            self.assertIn(b"\r\nServer: posd/", head)
+            self.assertEqual([*json.loads(body)], ["success", "error", "code", "requestId"])
+            self.assertRegex(json.loads(body)["requestId"], "^[0-9a-f]{16}$")
+
+    def test_a_body_in_chunks_is_refused_when_it_gets_too_large(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+        for _ in range(BODY_BYTES // 0x10000):
+            channel.dataReceived(chunk)
+            self.assertEqual(transport.value(), b"")
+        channel.dataReceived(b"1\r\n.\r\n0\r\n\r\n")
+        self.assertEqual(self.said(transport)[0], b"HTTP/1.1 413 Content Too Large")
+        self.assertEqual(self.resource.taken, 0)
+
+    def test_the_largest_body_is_taken(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_POST + b"Content-Length: %d\r\n\r\n" % BODY_BYTES + bytes(BODY_BYTES))
+        self.assertEqual(self.said(transport), (b"HTTP/1.1 200 OK", b"%d" % BODY_BYTES))
+
+    def test_where_there_are_too_many_the_oldest_that_asks_for_nothing_goes(self) -> None:
+        self.resource.waiting = []
+        asking, other = self.connect(), self.connect()
+        asking[0].dataReceived(_GET)
+        third, newest = self.connect(), self.connect()
+        self.assertEqual(self.site.open_channels, 3)
+        gone = [each[1].disconnecting for each in (asking, other, third, newest)]
+        self.assertEqual(gone, [False, True, False, False])
+
+    def test_where_all_others_wait_for_answers_the_newest_goes(self) -> None:
+        self.resource.waiting = []
+        for channel, _ in [self.connect() for _ in range(3)]:
+            channel.dataReceived(_GET)
+        _, newest = self.connect()
+        self.assertTrue(newest.disconnecting)
+        self.assertEqual(self.site.open_channels, 3)
+
+    def test_a_connection_that_is_gone_counts_no_more(self) -> None:
+        channels = [self.connect()[0] for _ in range(3)]
+        for channel in channels:
+            channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.site.open_channels, 0)
+
+    def test_an_upgraded_connection_counts_no_more_and_has_all_the_time(self) -> None:
+        channel, transport = self.connect()
+        channel.left()
+        self.clock.advance(1000)
+        self.assertFalse(transport.disconnecting)
+        self.assertEqual(self.site.open_channels, 0)
+
+    def test_http_2_is_never_offered_nor_spoken(self) -> None:
+        self.patch(http, "H2_ENABLED", True)
+        self.assertEqual(self.site.acceptableProtocols(), [b"http/1.1"])
+        channel, transport = self.connect()
+        self.assertIs(type(channel), BoundedChannel)
+        channel.dataReceived(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        self.assertTrue(transport.disconnecting)
+
+    def test_nothing_of_a_request_is_logged(self) -> None:
+        channel, _ = self.connect()
+        with capturedLogs() as events:
+            channel.dataReceived(b"GET /?apiKey=pos_secret HTTP/1.1\r\nHost: posd\r\n\r\n")
+        self.assertEqual(events, [])

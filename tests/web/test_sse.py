@@ -1,0 +1,337 @@
+"""The stream by server-sent events: a till's connection by the rules of a WebSocket, that says nothing."""
+
+from __future__ import annotations
+
+import socket as sockets
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, capturedLogs
+
+from posd.delivery.registry import Line
+from posd.delivery.session import Session
+from posd.errors import StatementFailed
+from posd.web.sse import EventStream, _hasten
+from tests.delivery_case import NOON, OTHER_STREAM, STREAM
+from tests.road_case import RoadCase, positions, reply, sent_to
+from tests.socket_case import Socket, text
+
+STREAMED = "/api/kitchen/events/stream"
+
+
+class StreamCase(RoadCase):
+    def follow(self, query: str = "", **headers: Any) -> Socket:
+        socket = self.send(f"{STREAMED}{query}", **headers)
+        self.assertEqual(reply(socket.value()).status, 200, socket.value())
+        return socket
+
+    def greeting(self, socket: Socket) -> Any:
+        first = sent_to(socket)[0]
+        self.assertEqual((first.type, first.id), ("connected", None))
+        return first.message
+
+    def last(self, socket: Socket) -> tuple[int, str, int | None]:
+        """What the response ended with; it has, and the connection is closed."""
+        last = sent_to(socket)[-1]
+        self.assertEqual((last.type, last.id), ("pos_closing", None))
+        self.assertTrue(socket.value().endswith(b"\r\n0\r\n\r\n"))
+        self.assertTrue(socket.disconnecting)
+        return last.message["code"], last.message["reason"], last.retry
+
+
+class BeginningTests(StreamCase):
+    def test_it_is_an_event_stream_that_nobody_keeps(self) -> None:
+        head = reply(self.follow().value()).headers
+        self.assertEqual(head["content-type"], "text/event-stream")
+        self.assertEqual((head["cache-control"], head["x-accel-buffering"]), ("no-store", "no"))
+
+    def test_a_till_is_greeted_like_on_a_websocket(self) -> None:
+        by_websocket = self.websocket()
+        greeting = self.greeting(self.follow())
+        expected = by_websocket.messages[0]
+        self.assertEqual(greeting.keys(), expected.keys())
+        self.assertEqual(greeting["lastEventId"], 10)
+        self.assertEqual(greeting["heartbeatSeconds"], 15)
+
+    def test_it_is_told_how_soon_to_come_back(self) -> None:
+        self.assertEqual(sent_to(self.follow())[0].retry, 2000)
+
+    def test_events_have_their_position_and_type_and_the_message_of_a_websocket(self) -> None:
+        by_websocket, socket = self.websocket(), self.follow()
+        self.commit()
+        event = sent_to(socket)[-1]
+        self.assertEqual((event.id, event.type), ("11", "note"))
+        self.assertEqual(event.message, by_websocket.messages[-1])
+
+    def test_it_goes_on_from_where_it_is_told_to(self) -> None:
+        for query, header in (
+            ("?last_event_id=7", None),
+            ("", "7"),
+            ("?lastEventId=7", "3"),
+            (f"?last_event_id=7&stream_id={STREAM}", None),
+        ):
+            with self.subTest(query=query, header=header):
+                socket = self.follow(query, Last_Event_ID=header)
+                self.assertEqual(self.greeting(socket)["resumedFrom"], 7)
+                self.assertEqual(positions(socket), [8, 9, 10])
+                socket.hang_up()
+
+    def test_the_header_goes_with_a_stream_id_too(self) -> None:
+        socket = self.follow(f"?stream_id={OTHER_STREAM}", Last_Event_ID="7")
+        self.assertEqual(self.greeting(socket)["resync"], "reset")
+        self.assertEqual(positions(socket), [])
+
+    def test_what_is_sent_to_catch_up_says_so(self) -> None:
+        socket = self.follow("?last_event_id=9")
+        self.commit()
+        replay = [each.message.get("replay") for each in sent_to(socket)[1:]]
+        self.assertEqual(replay, [True, None])
+
+    def test_a_terminal_goes_on_from_its_cursor(self) -> None:
+        self.stands(acked=8)
+        socket = self.follow(X_Device_ID="BAR")
+        self.assertEqual(self.greeting(socket)["deviceId"], "BAR")
+        self.assertEqual(positions(socket), [9, 10])
+
+    def test_a_position_acknowledges_what_is_before_it(self) -> None:
+        self.stands(acked=2)
+        self.follow("?last_event_id=8", X_Device_ID="BAR")
+        self.assertEqual(self.books.acks, [8])
+
+    def test_a_header_that_is_no_position_is_refused(self) -> None:
+        self.assertEqual(self.refusal(STREAMED, Last_Event_ID="x"), (400, "invalid_position"))
+        self.assertEqual(self.refusal(f"{STREAMED}?last_event_id=x"), (400, "invalid_field"))
+
+    def test_whoever_asks_for_the_head_alone_gets_that(self) -> None:
+        socket = self.send(STREAMED, method="HEAD")
+        answer = reply(socket.value())
+        self.assertEqual((answer.headers["content-type"], answer.body), ("text/event-stream", b""))
+        self.assertEqual(len(self.exchange), 0)
+        socket.hang_up()
+        self.assertEqual(self.connections.open, 0)
+
+    def test_by_http_1_0_it_ends_with_the_connection(self) -> None:
+        socket = self.follow(version="HTTP/1.0")
+        self.commit()
+        self.assertNotIn("transfer-encoding", reply(socket.value()).headers)
+        self.assertEqual(positions(socket), [11])
+
+    def test_an_event_of_two_lines_is_one(self) -> None:
+        socket = self.follow()
+        self.log.events.append(self.odd(b'{"n":1,\n"text":"x"}'))
+        self.exchange.channels.wake(7, 11)
+        self.assertEqual(sent_to(socket)[-1].message["data"], {"n": 1, "text": "x"})
+
+    def odd(self, data: bytes) -> Any:
+        self.log.commit()
+        event = self.log.events.pop()
+        return type(event)(event.seq, event.type, data, event.created_at)
+
+    def test_it_is_a_line(self) -> None:
+        line: Line = EventStream(None, self.exchange, self.clock)  # type: ignore[arg-type]
+        self.assertEqual(line.heard_at, 0.0)
+
+
+class LastingTests(StreamCase):
+    """What a connection is that says nothing."""
+
+    def test_it_is_a_connection_of_its_tenant_and_of_no_site(self) -> None:
+        socket = self.follow(X_Device_ID="BAR")
+        self.assertEqual((self.connections.open, self.site.open_channels), (1, 0))
+        self.assertEqual((len(self.exchange), len(self.books.here)), (1, 1))
+        socket.hang_up()
+        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
+        self.assertEqual((self.books.here, self.exchange.channels.tenants), ([], []))
+
+    def test_there_may_be_only_so_many(self) -> None:
+        for _ in range(3):
+            self.follow()
+        self.assertEqual(self.ask(STREAMED).json["code"], "too_many_connections")
+
+    def test_it_lasts_though_nothing_happens(self) -> None:
+        socket = self.follow()
+        self.clock.pump([1.0] * 3600)
+        self.assertFalse(socket.disconnecting or socket.disconnected)
+        self.commit()
+        self.assertEqual(positions(socket), [11])
+
+    def test_it_is_never_silent_for_more_than_fifteen_seconds(self) -> None:
+        socket = self.follow()
+        lengths = []
+        for _ in range(300):
+            lengths.append(len(socket.value()))
+            self.clock.advance(1)
+        self.assertTrue(all(lengths[n] < lengths[n + 15] for n in range(285)))
+        self.assertIn(b"\r\n:\n\n\r\n", socket.value())
+        self.assertEqual([each.type for each in sent_to(socket)], ["connected"])
+
+    def test_whoever_takes_it_was_there_then(self) -> None:
+        self.follow()
+        line = self.line()
+        self.clock.pump([1.0] * 60)
+        self.assertGreaterEqual(line.heard_at, 45)
+
+    def line(self) -> Any:
+        (attendance,) = self.exchange._roster
+        return attendance.line
+
+    def test_whoever_does_not_take_it_is_not(self) -> None:
+        socket = self.follow()
+        socket.stall()
+        before = len(socket.value())
+        self.clock.pump([1.0] * 58)
+        self.assertEqual((self.line().heard_at, len(socket.value())), (0.0, before))
+
+    def test_after_a_minute_it_is_too_slow(self) -> None:
+        socket = self.follow()
+        socket.stall()
+        self.clock.pump([1.0] * 66)
+        self.assertEqual(self.last(socket)[:2], (1013, "too far behind"))
+
+    def test_so_it_is_where_it_had_been_quick_for_long(self) -> None:
+        socket = self.follow()
+        self.clock.pump([1.0] * 44)
+        socket.stall()
+        self.clock.pump([1.0] * 59)
+        self.assertFalse(socket.disconnecting or socket.disconnected)
+        self.clock.pump([1.0] * 6)
+        self.assertEqual(self.last(socket)[:2], (1013, "too far behind"))
+
+    def test_who_never_takes_the_end_is_cut_off(self) -> None:
+        socket = self.follow()
+        socket.stall()
+        self.clock.pump([1.0] * 90)
+        self.assertTrue(socket.disconnected)
+
+    def test_a_slow_one_costs_its_bound_and_gets_everything(self) -> None:
+        socket = self.follow()
+        socket.stall()
+        before = len(socket.value())
+        self.commit(30, size=200)
+        self.assertLessEqual(self.session().outbox.held, 1000)
+        self.assertEqual(len(socket.value()), before)
+        socket.drain()
+        self.assertEqual(positions(socket), list(range(11, 41)))
+
+    def test_the_kernel_is_asked_to_notice_who_has_vanished(self) -> None:
+        class Inner:
+            """A transport below TLS."""
+
+            def __init__(self) -> None:
+                self.socket = sockets.socket()
+
+            def setTcpNoDelay(self, enabled: bool) -> None:
+                self.socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, enabled)
+
+            def getHandle(self) -> sockets.socket:
+                return self.socket
+
+        class Outer:
+            transport = Inner()
+
+        self.addCleanup(Outer.transport.socket.close)
+        _hasten(Outer())
+        option = Outer.transport.socket.getsockopt
+        self.assertTrue(option(sockets.IPPROTO_TCP, sockets.TCP_NODELAY))
+        self.assertEqual(option(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT), 65_000)
+
+
+class EndingTests(StreamCase):
+    def setUp(self) -> None:
+        super().setUp()
+        captured = capturedLogs()
+        self.logged: Sequence[LogEvent] = captured.__enter__()
+        self.addCleanup(captured.__exit__, None, None, None)
+
+    def gone(self) -> LogEvent:
+        (line,) = (each for each in self.logged if "till gone" in (each["log_format"] or ""))
+        return line
+
+    def test_posd_goes_down(self) -> None:
+        socket = self.follow()
+        drained = Deferred.fromCoroutine(self.exchange.drain(5))
+        code, reason, retry = self.last(socket)
+        self.assertEqual((code, reason), (1001, "posd is restarting"))
+        assert retry is not None
+        self.assertLess(retry, 1000)
+        self.assertNoResult(drained)
+        socket.hang_up()
+        self.clock.advance(0.1)
+        self.successResultOf(drained)
+        self.assertEqual((self.gone()["by"], self.gone()["code"]), ("posd", 1001))
+
+    def test_not_even_one_without_a_name_is_dropped_without_a_word(self) -> None:
+        self.follow()
+        self.assertFalse(self.session().plain)
+
+    def test_a_revoked_key_ends_it(self) -> None:
+        socket = self.follow()
+        self.store.ended = {1}
+        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck(1)))
+        code, _, retry = self.last(socket)
+        self.assertEqual(code, 4001)
+        assert retry is not None
+        self.assertGreaterEqual(retry, 30_000)
+
+    def test_a_newer_connection_of_the_device_takes_its_place(self) -> None:
+        self.stands(acked=10)
+        socket = self.follow(X_Device_ID="BAR")
+        self.stands(acked=10, at=NOON + timedelta(seconds=1))
+        self.websocket("BAR").send(text(b'{"type":"ping"}'))
+        self.assertEqual(self.last(socket)[0], 4009)
+
+    def test_it_takes_the_place_of_an_older_one_when_it_has_lasted(self) -> None:
+        self.stands(acked=10)
+        older = self.websocket("BAR")
+        self.stands(acked=10, at=NOON + timedelta(seconds=1))
+        socket = self.follow(X_Device_ID="BAR")
+        self.assertIsNone(older.close_code)
+        self.clock.pump([1.0] * 15)
+        self.assertEqual(older.close_code, 4009)
+        self.assertFalse(socket.disconnecting)
+
+    def test_another_history_ends_it(self) -> None:
+        socket = self.follow()
+        self.log.stream_id = OTHER_STREAM
+        self.check(self.log.head)
+        self.assertEqual(self.last(socket)[:2], (1013, "the stream has changed"))
+
+    def test_a_till_that_hangs_up_is_noted_like_any_other(self) -> None:
+        socket = self.follow("?last_event_id=8", X_Device_ID="BAR")
+        socket.hang_up()
+        line = self.gone()
+        told = {name: line[name] for name in ("tenant", "device", "by", "sent", "position")}
+        self.assertEqual(
+            told, {"tenant": "kitchen", "device": "BAR", "by": "till", "sent": 2, "position": 10}
+        )
+
+    def test_a_bug_at_the_opening_is_logged_and_ends_it(self) -> None:
+        self.patch(Session, "begin", self.fail_to)
+        socket = self.follow()
+        self.assertEqual(self.last(socket)[0], 1011)
+        socket.hang_up()
+        self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
+        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
+        self.assertNotIn(b"secret", socket.value())
+
+    def fail_to(self, *_: Any) -> None:
+        raise StatementFailed("secret", "XX000")
+
+    def test_one_that_left_while_it_was_looked_up_is_no_ghost(self) -> None:
+        self.store.pending = []
+        socket = self.send(STREAMED)
+        socket.hang_up()
+        self.store.pending.pop().callback(None)
+        self.assertEqual((self.connections.open, len(self.exchange)), (0, 0))
+
+    def test_nothing_is_written_after_the_end(self) -> None:
+        socket = self.follow()
+        session = self.session()
+        Deferred.fromCoroutine(self.exchange.drain(5))
+        before = len(socket.value())
+        self.commit()
+        self.clock.pump([1.0] * 10)
+        self.assertEqual(len(socket.value()), before)
+        self.assertFalse(session.outbox.has_room)

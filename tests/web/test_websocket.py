@@ -1,0 +1,447 @@
+"""The WebSocket face: Autobahn's callbacks become the session's, its traps are sprung here."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any, cast
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import LogEvent, capturedLogs
+from twisted.web.server import Request
+
+from posd import __version__
+from posd.delivery.hub import Admitted
+from posd.delivery.registry import Line
+from posd.delivery.session import Session
+from posd.errors import StatementFailed
+from posd.values import POLICY, SUPERSEDED, Position
+from posd.web.websocket import Options, TillProtocol
+from tests.delivery_case import PING, PONG, TEXT, opening, terminal
+from tests.socket_case import Socket, SocketCase, masked, text
+
+
+class UpgradeTests(SocketCase):
+    def test_the_answer_is_that_of_rfc_6455(self) -> None:
+        head = self.open().value().partition(b"\r\n\r\n")[0].split(b"\r\n")
+        self.assertEqual(head[0], b"HTTP/1.1 101 Switching Protocols")
+        self.assertEqual(
+            {*head[1:]},
+            {
+                b"Upgrade: WebSocket",
+                b"Connection: Upgrade",
+                # RFC 6455 §1.3 has this key and this answer.
+                b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+                b"Server: posd/%b" % __version__.encode(),
+            },
+        )
+
+    def test_a_till_is_greeted(self) -> None:
+        socket = self.open(terminal("BAR"), acked=10)
+        self.assertEqual([each["type"] for each in socket.messages], ["connected"])
+        self.assertEqual(len(self.exchange), 1)
+
+    def test_what_the_till_offers_besides_is_not_taken_up(self) -> None:
+        socket = self.open(
+            headers=b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
+            b"Sec-WebSocket-Protocol: pos\r\nOrigin: https://elsewhere.example\r\n"
+        )
+        self.assertNotIn(b"Sec-WebSocket-Extensions", socket.value())
+        self.assertNotIn(b"Sec-WebSocket-Protocol", socket.value())
+
+    def test_autobahn_sees_nothing_that_the_till_sent_but_the_key(self) -> None:
+        socket = self.open(headers=b"X-API-Key: pos_secret\r\nCookie: a=b\r\n")
+        kept = repr({name: repr(value) for name, value in vars(socket.protocol).items()})
+        self.assertNotIn("pos_secret", kept)
+        self.assertNotIn("Cookie", kept)
+
+    def test_small_messages_are_not_delayed(self) -> None:
+        self.assertTrue(self.open().no_delay)
+
+    def test_a_transport_without_that_option_is_as_good(self) -> None:
+        self.patch(Socket, "setTcpNoDelay", None)
+        del Socket.setTcpNoDelay
+        self.addCleanup(setattr, Socket, "setTcpNoDelay", lambda self, enabled: None)
+        self.assertEqual(len(self.open().messages), 1)
+
+    def test_no_option_of_autobahn_is_as_it_comes(self) -> None:
+        missing = {*WebSocketServerProtocol.CONFIG_ATTRS} - {*vars(Options)}
+        self.assertEqual(missing, set())
+        self.assertFalse({*WebSocketServerProtocol.CONFIG_ATTRS} & {*vars(self.open().protocol)})
+
+    def test_the_request_is_not_kept(self) -> None:
+        kept: list[weakref.ref[Any]] = []
+        render = self.upgrades.render
+
+        def remember(request: Request) -> object:
+            kept.extend([weakref.ref(request), weakref.ref(cast(Any, request.channel))])
+            return render(request)
+
+        self.patch(self.upgrades, "render", remember)
+        socket = self.open()
+        gc.collect()
+        self.assertEqual([each() for each in kept], [None, None])
+        self.assertEqual(len(socket.messages), 1)
+
+    def test_a_connection_that_is_gone_is_not_kept(self) -> None:
+        socket = self.open(terminal("BAR"), acked=10)
+        session = self.session()
+        kept = [weakref.ref(each) for each in (socket.protocol, session, session.outbox)]
+        socket.hang_up()
+        socket.protocol = None
+        del session, socket
+        gc.collect()
+        self.assertEqual([each() for each in kept], [None] * 3)
+
+    def test_it_is_no_timers_business_any_more(self) -> None:
+        idle = len(self.clock.getDelayedCalls())
+        self.open()
+        self.assertEqual(len(self.clock.getDelayedCalls()), idle)
+        self.clock.advance(40)
+
+
+class TrapTests(SocketCase):
+    """Traps of Autobahn under twisted.web."""
+
+    def test_the_outbox_is_the_transports_producer(self) -> None:
+        socket = self.open()
+        self.assertTrue(IPushProducer.providedBy(socket.producer))
+        self.assertIs(socket.producer, self.session().outbox)
+        self.assertTrue(socket.streaming)
+
+    def test_a_transport_that_pauses_it_gets_nothing_until_it_resumes(self) -> None:
+        socket = self.open()
+        socket.stall()
+        self.exchange.channels.wake(7, self.log.commit(3))
+        self.assertEqual(socket.ids, [])
+        socket.drain()
+        self.assertEqual(socket.ids, [11, 12, 13])
+
+    def test_an_opening_after_the_end_opens_nothing(self) -> None:
+        protocol = self.protocol()
+        protocol.makeConnection(socket := Socket())
+        socket.protocol = protocol
+        socket.hang_up()
+        protocol.onOpen()
+        self.assertEqual((len(self.exchange), self.left), (0, 1))
+        self.assertEqual(self.books.here, [])
+
+    def test_an_end_without_an_opening_gives_the_place_back_once(self) -> None:
+        protocol = self.protocol()
+        protocol.makeConnection(Socket())
+        protocol.onClose(False, 1006, "gone")
+        protocol.onClose(False, 1006, "gone")
+        self.assertEqual(self.left, 1)
+
+    def test_an_exception_at_the_opening_closes_with_1011_and_is_logged(self) -> None:
+        def fail_to_open(*arguments: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(self.exchange, "open", fail_to_open)
+        socket = self.open()
+        self.assertEqual(socket.close_code, 1011)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.clock.advance(2)
+        self.assertTrue(socket.disconnected)
+
+    def test_an_exception_at_a_message_closes_with_1011_and_is_logged(self) -> None:
+        socket = self.open(terminal("BAR"), acked=10)
+        self.books.printing.append(fail(StatementFailed("no such column", "42703")))
+        socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
+        self.assertEqual(socket.close_code, 1011)
+        self.assertEqual(len(self.flushLoggedErrors(StatementFailed)), 1)
+
+    def test_so_does_one_in_the_books(self) -> None:
+        def fail_to_hear(session: Session) -> None:
+            raise ZeroDivisionError
+
+        self.patch(self.exchange, "heard", fail_to_hear)
+        for frame in (text(b'{"type":"pong"}'), masked(PING)):
+            socket = self.open()
+            socket.send(frame)
+            self.assertEqual(socket.close_code, 1011)
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_nothing_of_an_exceptions_text_goes_out(self) -> None:
+        def fail_to_open(*arguments: object) -> None:
+            raise ValueError("the key is pos_secret")
+
+        self.patch(self.exchange, "open", fail_to_open)
+        socket = self.open()
+        self.assertNotIn(b"secret", socket.value())
+        self.flushLoggedErrors(ValueError)
+
+    def protocol(self) -> TillProtocol:
+        self.left = 0
+
+        def leave() -> None:
+            self.left += 1
+
+        return self.factory.protocol_for(Admitted(terminal(), opening(10), leave))
+
+    def test_it_is_a_line(self) -> None:
+        line: Line = self.protocol()
+        self.assertEqual(line.heard_at, self.clock.seconds())
+
+
+class MessageTests(SocketCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.socket = self.open(terminal("BAR"), acked=10)
+
+    def test_messages_reach_the_session(self) -> None:
+        self.socket.send(text(b'{"type":"ack","id":10}'))
+        self.assertEqual(self.books.acks, [10])
+
+    def test_each_is_answered_in_a_frame_of_its_own(self) -> None:
+        self.socket.send(text(b'{"type":"ping","id":1}') + text(b'{"type":"ping","id":2}'))
+        self.assertEqual([each.get("echo") for each in self.socket.messages[1:]], [1, 2])
+
+    def test_a_frame_may_come_byte_by_byte(self) -> None:
+        for byte in text(b'{"type":"ping","id":1}'):
+            self.socket.send(bytes([byte]))
+        self.assertEqual(self.socket.messages[1]["echo"], 1)
+
+    def test_a_message_may_come_in_fragments(self) -> None:
+        self.socket.send(masked(TEXT, b'{"type":', final=False))
+        self.socket.send(masked(PING, b"between"))
+        self.socket.send(masked(0, b'"ping"}'))
+        self.assertEqual(self.socket.frames[1], (PONG, b"between"))
+        self.assertEqual(self.socket.messages[1]["type"], "pong")
+
+    def test_a_message_waits_for_the_one_before_it(self) -> None:
+        answer: Deferred[bool] = Deferred()
+        self.books.printing.append(answer)
+        self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
+        self.socket.send(text(b'{"type":"ack","id":10}'))
+        self.assertEqual(self.books.acks, [])
+        answer.callback(True)
+        self.assertEqual(self.books.acks, [10])
+
+    def test_nothing_is_read_while_too_many_wait(self) -> None:
+        answer: Deferred[bool] = Deferred()
+        self.books.printing.append(answer)
+        self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
+        for _ in range(16):
+            self.socket.send(text(b'{"type":"ping"}'))
+        self.assertEqual(self.socket.producerState, "paused")
+        answer.callback(True)
+        self.assertEqual(self.socket.producerState, "producing")
+        self.assertEqual(len(self.socket.messages), 17)
+
+    def test_the_silence_of_a_till_that_is_not_read_is_not_its_own(self) -> None:
+        self.books.printing.append(Deferred())
+        for _ in range(18):
+            self.socket.send(text(b'{"type":"print","orderId":"A","status":"printed"}'))
+        self.clock.pump([1.0] * 200)
+        self.assertFalse(self.socket.disconnected)
+
+    def test_what_it_said_before_it_left_is_taken(self) -> None:
+        answer: Deferred[bool] = Deferred()
+        self.books.printing.append(answer)
+        for order in (b"A", b"B"):
+            self.socket.send(text(b'{"type":"print","orderId":"%b","status":"printed"}' % order))
+        self.socket.send(text(b'{"type":"ack","id":10}') + masked(8, b"\x03\xe8"))
+        self.socket.hang_up()
+        answer.callback(True)
+        self.assertEqual([order for order, _, _ in self.books.prints], ["A", "B"])
+        self.assertEqual(self.books.acks, [10])
+
+    def test_a_ping_of_the_protocol_is_answered_with_what_it_carries(self) -> None:
+        self.socket.send(masked(PING, b"are you there"))
+        self.assertEqual(self.socket.frames[-1], (PONG, b"are you there"))
+
+    def test_both_kinds_of_frames_take_the_devices_place(self) -> None:
+        self.socket.send(masked(PING))
+        self.assertEqual(len(self.books.claims), 1)
+        self.open(terminal("KITCHEN"), acked=10).send(text(b'{"type":"pong"}'))
+        self.assertEqual(len(self.books.claims), 2)
+
+    def test_it_pings(self) -> None:
+        for _ in range(35):
+            self.clock.advance(1)
+        self.assertIn((PING, b""), self.socket.frames)
+
+
+class LimitTests(SocketCase):
+    """What a till may not send, and what it is told with the Close frame."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.socket = self.open(terminal("BAR"), acked=10)
+
+    def assert_closed(self, code: int) -> None:
+        """The Close frame is there, nothing follows it, and the socket is gone before long."""
+        self.assertEqual(self.socket.close_code, code)
+        before = self.socket.value()
+        self.exchange.channels.wake(7, self.log.commit())
+        self.assertEqual(self.socket.value(), before)
+        self.clock.advance(2)
+        self.assertTrue(self.socket.disconnected)
+
+    def test_a_binary_message_is_1003(self) -> None:
+        self.socket.send(masked(2, b"{}"))
+        self.assert_closed(1003)
+
+    def test_a_message_of_64_kib_is_taken(self) -> None:
+        self.socket.send(text(b'{"type":"x","y":"%b"}' % (b"y" * (64 * 1024 - 20))))
+        self.assertEqual(len(self.books.words), 1)
+
+    def test_a_larger_one_is_1009(self) -> None:
+        self.socket.send(text(b"x" * (64 * 1024 + 1)))
+        self.assert_closed(1009)
+
+    def test_so_is_a_larger_one_in_fragments(self) -> None:
+        for opcode in (TEXT, 0, 0):
+            self.socket.send(masked(opcode, b"x" * 30_000, final=False))
+        self.assert_closed(1009)
+
+    def test_it_is_refused_by_its_length_alone(self) -> None:
+        self.socket.send(text(b"x" * (1 << 20))[:14])
+        self.assert_closed(1009)
+
+    def test_a_frame_without_a_mask_is_1002(self) -> None:
+        self.socket.send(masked(TEXT, b"{}", mask=False))
+        self.assert_closed(1002)
+
+    def test_text_that_is_not_utf_8_is_1007(self) -> None:
+        self.socket.send(text(b'{"type":"\xff"}'))
+        self.assert_closed(1007)
+
+    def test_the_tenth_mistake_in_a_minute_is_1008(self) -> None:
+        for _ in range(10):
+            self.socket.send(text(b"{"))
+        self.assert_closed(1008)
+
+    def test_endless_fragments_of_one_message_are_1009(self) -> None:
+        self.socket.send(masked(TEXT, b"", final=False))
+        self.socket.send(masked(0, b"", final=False) * 600)
+        self.assert_closed(1009)
+
+    def test_a_flood_of_empty_frames_is_1008_and_the_rest_of_it_is_not_looked_at(self) -> None:
+        self.socket.send(masked(PONG) * 5000)
+        self.socket.send(text(b'{"type":"ack","id":10}'))
+        self.assert_closed(1008)
+        self.assertEqual(self.books.acks, [])
+
+    def test_whoever_acknowledges_a_long_replay_one_by_one_is_read_more_slowly(self) -> None:
+        self.exchange.channels.wake(7, self.log.commit(2000))
+        for seq in range(11, 2011):
+            self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
+        self.assertEqual(self.books.acks[-1], 2010)
+        self.assertEqual(self.socket.producerState, "paused")
+        for _ in range(10):
+            self.clock.advance(1)
+        self.assertEqual(self.socket.producerState, "producing")
+        self.assertIsNone(self.socket.close_code)
+
+
+class EndingTests(SocketCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.logged = self.enterContext(capturedLogs())
+        self.socket = self.open(terminal("BAR"), acked=10)
+
+    def end(self) -> LogEvent:
+        """The connection is gone: what is left of it, and the one line that was logged."""
+        self.socket.hang_up()
+        self.assertEqual((len(self.exchange), self.books.here), (0, []))
+        self.assertEqual(len(self.upgrades.left), 1)
+        self.assertEqual(self.timers(), 0)
+        (line,) = (each for each in self.logged if "till gone" in (each["log_format"] or ""))
+        return line
+
+    def timers(self) -> int:
+        """How many calls are left of connections; one is the roster's."""
+        return len(self.clock.getDelayedCalls()) - 1
+
+    def test_a_till_that_is_lost(self) -> None:
+        self.clock.advance(12.5)
+        line = self.end()
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("till", 1006, ""))
+        self.assertEqual(
+            (line["tenant"], line["device"], line["seconds"]), ("kitchen", "BAR", 12.5)
+        )
+
+    def test_a_till_that_closes(self) -> None:
+        self.socket.send(masked(8, b"\x03\xe8whatever it may say"))
+        self.assertEqual(self.socket.close_code, 1000)
+        self.assertTrue(self.socket.disconnecting)
+        line = self.end()
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("till", 1000, ""))
+
+    def test_one_that_closes_and_does_not_hang_up_is_aborted(self) -> None:
+        self.socket.send(masked(8, b"\x03\xe8"))
+        self.assertFalse(self.socket.disconnected)
+        self.clock.advance(2)
+        self.assertTrue(self.socket.disconnected)
+        self.assertEqual(self.end()["by"], "till")
+
+    def test_one_that_closes_and_does_not_read_is_given_nothing_more(self) -> None:
+        self.socket.send(masked(8, b"\x03\xe8"))
+        self.exchange.channels.wake(7, self.log.commit())
+        self.assertEqual(self.socket.ids, [])
+
+    def test_one_that_answers_the_close_frame_is_let_go_gently(self) -> None:
+        self.session().end(SUPERSEDED)
+        self.assertEqual(self.socket.close_code, 4009)
+        self.socket.send(masked(8, b"\x0f\xa9"))
+        self.assertTrue(self.socket.disconnecting)
+        self.assertFalse(self.socket.disconnected)
+        line = self.end()
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("posd", 4009, "superseded"))
+
+    def test_one_that_does_not_answer_it_is_aborted(self) -> None:
+        self.session().end(POLICY)
+        self.clock.advance(1.9)
+        self.assertFalse(self.socket.disconnected)
+        self.clock.advance(0.1)
+        self.assertTrue(self.socket.disconnected)
+
+    def test_one_that_stalls_is_aborted_as_soon(self) -> None:
+        self.socket.stall()
+        self.session().end(POLICY)
+        self.clock.advance(2)
+        self.assertTrue(self.socket.disconnected)
+
+    def test_one_that_is_silent_is_aborted_at_once(self) -> None:
+        for _ in range(71):
+            self.clock.advance(1)
+        self.assertTrue(self.socket.disconnected)
+        line = self.end()
+        self.assertEqual((line["by"], line["code"], line["reason"]), ("posd", 1006, "not heard of"))
+
+    def test_a_deployed_one_is_dropped_without_a_close_frame_at_a_drain(self) -> None:
+        deployed = self.open()
+        Deferred.fromCoroutine(self.exchange.drain(5))
+        self.clock.pump([0.1] * 10)
+        self.assertTrue(deployed.disconnecting)
+        self.assertIsNone(deployed.close_code)
+        self.assertEqual(self.socket.close_code, 1001)
+
+    def test_what_autobahn_objects_to_is_posds_end(self) -> None:
+        self.socket.send(text(b"x" * (64 * 1024 + 1)))
+        line = self.end()
+        self.assertEqual((line["by"], line["code"]), ("posd", 1009))
+        self.assertIn("65537", line["reason"])
+
+    def test_the_line_tells_how_far_it_was(self) -> None:
+        self.exchange.channels.wake(7, self.log.commit(2))
+        self.socket.send(text(b'{"type":"ack","id":11}'))
+        self.socket.stall()
+        self.exchange.channels.wake(7, self.log.commit(3))
+        line = self.end()
+        kept = {name: line[name] for name in ("sent", "position", "acked", "behind")}
+        self.assertEqual(kept, {"sent": 2, "position": 12, "acked": 11, "behind": 3})
+
+    def test_nothing_that_a_till_says_is_logged(self) -> None:
+        self.socket.send(text(b"pos_secret") + text(b'{"type":"\xff"}'))
+        self.socket.send(masked(8, b"\x03\xe8pos_secret"))
+        line = self.end()
+        self.assertNotIn("pos_secret", repr(line))
+
+    def test_a_till_that_went_back_to_catch_up_is_where_it_was_written_to(self) -> None:
+        late = self.open(terminal(position=Position(4)))
+        self.assertEqual(late.ids, [5, 6, 7, 8, 9, 10])
