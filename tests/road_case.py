@@ -11,7 +11,7 @@ from attrs import define, evolve, field, frozen
 from posd.delivery.long_poll import Polls
 from posd.errors import Refusal, Unauthorized
 from posd.security.auth import Authenticator
-from posd.security.rate_limits import Connections
+from posd.security.connection_limits import Connections
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Opening, Principal, Seq
 from posd.web.admission import Admission, Gate

@@ -22,7 +22,7 @@ from posd.events import normalise as drafts
 from posd.events import orders
 from posd.events.fields import Table as Members
 from posd.protocol import encodings as dialect
-from posd.security import rate_limits as limits
+from posd.security import connection_limits as limits
 from posd.values import Closing, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws

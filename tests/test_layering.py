@@ -187,9 +187,9 @@ def objections(importer: str, target: str) -> Iterator[str]:
         return  # which is a test of its own
     if within(target, *row.never):
         yield f"{importer} must not import {target}"
-    elif within(target, "posd") and target != "posd" and row.only is not None:
-        if not within(target, *row.only, row.name):
-            yield f"{importer} may import of posd only {row.only}, not {target}"
+    elif row.only is not None and within(target, "posd") and target != "posd":
+        allowed = within(target, *row.only, row.name)
+        yield from [] if allowed else [f"{importer} may import only {row.only}, not {target}"]
     for guarded, importers in IMPORTERS.items():
         if within(target, guarded) and not within(importer, *importers):
             yield f"{importer} is not one of those who import {guarded}"

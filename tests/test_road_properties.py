@@ -38,7 +38,7 @@ from posd.delivery.session import Session
 from posd.errors import Unavailable
 from posd.protocol.encodings import SERVER_SENT, WEBSOCKET, Dialect
 from posd.protocol.jsontext import decode
-from posd.security.rate_limits import Connections
+from posd.security.connection_limits import Connections
 from posd.store import credentials, presence, stream
 from posd.values import KeyKind, Opening, Position, Principal, Seq, Tenant, Terminal
 from tests.delivery_case import KITCHEN, NOON, Line, said, terminal

@@ -17,7 +17,7 @@ from posd.delivery.hub import Exchange
 from posd.monitoring.database_clock import DatabaseClock
 from posd.monitoring.health import Health
 from posd.publishing.sequencer import Sequencer
-from posd.security.rate_limits import Connections
+from posd.security.connection_limits import Connections
 from posd.security.validity import Validity
 
 _WATCHED: Final = ("database", "feed", "sequencer")

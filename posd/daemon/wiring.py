@@ -31,7 +31,8 @@ from posd.monitoring.reactor_lag import Lag
 from posd.monitoring.tenant_survey import Survey
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
-from posd.security.rate_limits import Connections, FailedAttempts
+from posd.security.connection_limits import Connections
+from posd.security.rate_limits import FailedAttempts
 from posd.security.validity import Validity
 from posd.store import presence, standing, stream, survey
 from posd.values import Tenant

@@ -25,7 +25,7 @@ from posd.delivery.session import Register, Session
 from posd.errors import TooManyRequests, Unavailable
 from posd.monitoring.counters import Instruments
 from posd.protocol.cursor import resume
-from posd.security.rate_limits import MOST_DEVICES
+from posd.security.connection_limits import MOST_DEVICES
 from posd.store import presence as books
 from posd.store import replay
 from posd.values import (

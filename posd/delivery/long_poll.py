@@ -31,7 +31,7 @@ from posd.errors import (
 )
 from posd.protocol.cursor import resume
 from posd.protocol.encodings import PLAIN
-from posd.security.rate_limits import Connections, Lease
+from posd.security.connection_limits import Connections, Lease
 from posd.values import (
     GOING_AWAY,
     PRUNED,

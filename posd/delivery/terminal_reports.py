@@ -15,7 +15,7 @@ from posd.events.order_transitions import unknown_order
 from posd.events.print_status import Report, Said, meaning
 from posd.protocol import jsontext
 from posd.publishing.publication import Publication, Published
-from posd.security.rate_limits import MOST_DEVICES
+from posd.security.connection_limits import MOST_DEVICES
 from posd.store import devices, orders
 from posd.store import presence as books
 from posd.values import PrintStatus, Tenant, TenantId

@@ -84,17 +84,17 @@ class LogObserver:
 
 
 def journal() -> LogObserver:
-    """For the systemd journal, as `twistd --logger=posd.logs.journal` wants it."""
+    """For the systemd journal, as `twistd --logger=posd.monitoring.logs.journal` wants it."""
     return LogObserver(format_name="journal")
 
 
 def json() -> LogObserver:
-    """One JSON object a line, as `twistd --logger=posd.logs.json` wants it."""
+    """One JSON object a line, as `twistd --logger=posd.monitoring.logs.json` wants it."""
     return LogObserver(format_name="json")
 
 
 def text() -> LogObserver:
-    """For a terminal, as `twistd --logger=posd.logs.text` wants it."""
+    """For a terminal, as `twistd --logger=posd.monitoring.logs.text` wants it."""
     return LogObserver(format_name="text")
 
 

@@ -103,8 +103,8 @@ def make_client(
 ) -> Made:
     """Make a certificate for a client of this name, of the authority in `directory`; see `make`.
 
-    It proves to a server with `security.server_tls.client_ca` that its owner is one of the shop's; who that is and
-    what it may do, its key for posd says. Nobody takes it for a server's.
+    A server with `client_ca` (`security.server_tls`) accepts it as one of the shop's. Who the client is and
+    what it may do is decided by its API key. It cannot serve as a server's certificate.
     """
     begins = (now or datetime.now(UTC)) - _CLOCK_SKEW
     if not _CLIENT.fullmatch(name):

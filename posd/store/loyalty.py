@@ -1,7 +1,7 @@
 """Loyalty points: customers' accounts, and every way in which their points change.
 
-A customer is named by a telephone number in E.164 (`posd.events.phones`). What the movements raise in common is
-said in `giftcards`; an unknown customer is `NotFound` (`unknown_customer`).
+A customer is named by a telephone number in E.164 (`posd.events.phones`). `giftcards` documents the errors
+that all movements share; an unknown customer is `NotFound` (`unknown_customer`).
 """
 
 from __future__ import annotations

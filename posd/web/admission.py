@@ -17,7 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from posd.delivery.hub import Admitted, Exchange
 from posd.errors import BadRequest, NotFound, Refusal
 from posd.security.auth import Authenticator, of_kind
-from posd.security.rate_limits import Connections
+from posd.security.connection_limits import Connections
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import Answer, Call, Door, answer, unanswered, write

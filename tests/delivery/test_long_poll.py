@@ -24,7 +24,7 @@ from posd.errors import (
     Unavailable,
     Unprocessable,
 )
-from posd.security.rate_limits import Connections
+from posd.security.connection_limits import Connections
 from posd.values import KeyKind, Opening, Position, Principal, Resync, Seq
 from tests.delivery_case import (
     KITCHEN,

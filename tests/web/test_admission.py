@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 
 from posd.errors import Forbidden, Refusal, TooManyRequests, Unauthorized, Unavailable
 from posd.security.auth import Authenticator
-from posd.security.rate_limits import Connections
+from posd.security.connection_limits import Connections
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Position, Principal
 from posd.web.admission import Admission, Gate, WebSocketDoor

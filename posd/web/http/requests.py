@@ -32,7 +32,7 @@ from posd.errors import (
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
-from posd.security.rate_limits import Network, client_address
+from posd.security.addresses import Network, client_address
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {

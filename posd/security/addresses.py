@@ -1,0 +1,54 @@
+"""Addresses of clients: who is behind a proxy, and what one address counts as."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Network = IPv4Network | IPv6Network
+
+
+def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Network]) -> str:
+    """Tell the address of the client behind a connection, believing nobody but our proxies.
+
+    `peer` is the address of the other end of the connection, `forwarded` the X-Forwarded-For
+    headers as they came, in order. Each proxy adds the address it was called from at the end, and
+    what a client writes there itself stands before. So the client is the last hop that is no proxy
+    of ours. Where a proxy's word cannot be understood, that proxy is the client. The peer of a
+    unix socket has no address, and counts as a proxy if there are any: who may connect there is a
+    matter of the socket's mode.
+
+    An IPv4 address that came in through IPv6 is told as IPv4.
+    """
+    address = _parse(peer)
+    hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()]
+    while proxies and hops and (address is None or any(address in proxy for proxy in proxies)):
+        hop = _parse(hops.pop())
+        if hop is None:
+            break
+        address = hop
+    return peer if address is None else str(address)
+
+
+def place(address: str) -> str:
+    """Name what an address counts as: itself or its /64."""
+    parsed = _parse(address)
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((parsed, 64), strict=False))
+    return address if parsed is None else str(parsed)
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """Read an address, with a port or in brackets too, as some proxies write it."""
+    written = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+|(.+)", text.strip())
+    if written is None:
+        return None
+    try:
+        address = ip_address(next(filter(None, written.groups())))
+    except ValueError:
+        return None
+    if isinstance(address, IPv4Address):
+        return address
+    # Without its zone, which only names the interface that this machine was reached through.
+    return address.ipv4_mapped or IPv6Address(int(address))

@@ -1,0 +1,125 @@
+"""Limits on open connections: in all, of a tenant, of a device."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.errors import TooManyRequests, Unavailable
+from posd.security.connection_limits import Connections, Lease
+
+Held = tuple[Lease, int, str | None]
+
+
+class ConnectionsTests(SynchronousTestCase):
+    def test_a_device_may_have_a_few_at_once(self) -> None:
+        connections = Connections(100, 50)
+        leases = [connections.admit(1, "POS_1") for _ in range(4)]
+        error = self.assertRaises(TooManyRequests, connections.admit, 1, "POS_1")
+        self.assertEqual((error.code, error.retry_after), ("too_many_connections", 60))
+        self.assertIn("terminal", error.message)
+        connections.admit(1, "POS_2")
+        connections.admit(2, "POS_1")
+        connections.admit(1, None)
+        leases[0].release()
+        connections.admit(1, "POS_1")
+
+    def test_a_tenant_that_is_full_is_told_so_and_others_come_in(self) -> None:
+        connections = Connections(100, 2)
+        connections.admit(1, None)
+        connections.admit(1, "POS_1")
+        error = self.assertRaises(TooManyRequests, connections.admit, 1, None)
+        self.assertEqual((error.code, error.retry_after), ("too_many_connections", 60))
+        self.assertIn("tenant", error.message)
+        connections.admit(2, None)
+
+    def test_a_full_server_is_overloaded_for_everybody(self) -> None:
+        connections = Connections(2, 2)
+        lease = connections.admit(1, None)
+        connections.admit(2, None)
+        error = self.assertRaises(Unavailable, connections.admit, 3, "POS_1")
+        self.assertEqual((error.status, error.code, error.retry_after), (503, "overloaded", 10))
+        lease.release()
+        connections.admit(3, "POS_1")
+
+    def test_a_lease_is_given_back_once(self) -> None:
+        connections = Connections(100, 50)
+        first, _ = connections.admit(1, "POS_1"), connections.admit(1, "POS_1")
+        first.release()
+        first.release()
+        counts = (connections.open, connections.of_tenant(1), connections.of_device(1, "POS_1"))
+        self.assertEqual(counts, (1, 1, 1))
+
+    def test_a_lower_limit_closes_nothing_and_lets_nobody_in(self) -> None:
+        connections = Connections(100, 50)
+        leases = [connections.admit(1, None) for _ in range(3)]
+        connections.per_tenant = 2
+        leases[0].release()
+        self.assertRaises(TooManyRequests, connections.admit, 1, None)
+        leases[1].release()
+        connections.admit(1, None)
+
+
+class ConnectionsMachine(RuleBasedStateMachine):
+    """Comings and goings in any order, held against a plain list of who is there."""
+
+    leases: Bundle[Held] = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections = Connections(6, 4, 2)
+        self.present: list[tuple[int, str | None]] = []
+
+    @rule(
+        target=leases,
+        tenant=st.integers(1, 3),
+        device=st.none() | st.sampled_from(["POS_1", "POS_2"]),
+    )
+    def admit(self, tenant: int, device: str | None) -> Held | MultipleResults[Held]:
+        of_tenant = sum(who == tenant for who, _ in self.present)
+        try:
+            lease = self.connections.admit(tenant, device)
+        except TooManyRequests:
+            assert of_tenant == 4 or self.present.count((tenant, device)) == 2
+            return multiple()
+        except Unavailable:
+            assert len(self.present) == 6
+            return multiple()
+        assert len(self.present) < 6
+        assert of_tenant < 4
+        assert device is None or self.present.count((tenant, device)) < 2
+        self.present.append((tenant, device))
+        return lease, tenant, device
+
+    @rule(held=consumes(leases), times=st.integers(1, 3))
+    def release(self, held: Held, times: int) -> None:
+        lease, tenant, device = held
+        for _ in range(times):
+            lease.release()
+        self.present.remove((tenant, device))
+
+    @invariant()
+    def counts_are_those_of_who_is_there(self) -> None:
+        assert self.connections.open == len(self.present)
+        tenants = Counter(tenant for tenant, _ in self.present)
+        devices = Counter(each for each in self.present if each[1] is not None)
+        assert self.connections._of_tenant == tenants
+        assert dict(self.connections._of_tenant) == dict(tenants)  # no zeros stay behind
+        assert dict(self.connections._of_device) == dict(devices)
+
+
+class ConnectionsLifeTests(SynchronousTestCase):
+    def test_counts_are_right_whoever_comes_and_goes(self) -> None:
+        run_state_machine_as_test(ConnectionsMachine)
