@@ -87,8 +87,8 @@ TABLE = (
     row("web.openapi", f"{WORDS} protocol events web.http web.openapi"),
     row("daemon", None),
     # Other programs than the daemon.
-    row("broadcaster", f"{WORDS} protocol security"),
-    row("client", f"{WORDS} protocol security", ("twisted.web",)),
+    row("broadcaster", f"{WORDS} files protocol security"),
+    row("client", f"{WORDS} files protocol security", ("twisted.web",)),
     row("cli", None),
     row("testing", "errors"),
 )

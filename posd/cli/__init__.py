@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from posd import __version__
+from posd.cli import terminal
 from posd.cli.commands import Commands
 from posd.cli.installation import DEFAULT_CONFIG, Dsn, Installation
 
@@ -66,4 +67,5 @@ def posctl(context: click.Context, config_path: Path, dsn: str | None) -> None:
 
 def main() -> None:
     """What the console script runs."""
+    terminal.prepare()
     posctl(prog_name="posctl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TextIO
+from typing import BinaryIO, Final
 
 import click
 from attrs import define, frozen
@@ -14,10 +14,11 @@ from click.core import ParameterSource
 from posd.cli.event_lines import event_line
 from posd.cli.failures import Failure
 from posd.cli.output import as_json, printable
-from posd.cli.parameters import SLUG
+from posd.cli.parameters import POSITION, SLUG, read_secret
 from posd.cli.reactor import CommandReactor, run
 from posd.client import Connected, Credentials, Ending, Next, ReceivedEvent, Summary, Till
 from posd.errors import StartError
+from posd.files import trimmed
 from posd.values import Resync, Seq
 
 _REVOKED: Final = 4001
@@ -53,7 +54,9 @@ class Subscription:
     show_envvar=True,
     help="The key. Other users of this machine can read a command line: prefer --key-file.",
 )
-@click.option("--key-file", type=click.File(), help="A file with the key in it, or - for stdin.")
+@click.option(
+    "--key-file", type=click.File("rb"), help="A file with the key in it, or - for stdin."
+)
 @click.option("--device", help="The name of the terminal, for a key that names none.")
 @click.option(
     "--ca",
@@ -72,7 +75,7 @@ class Subscription:
 )
 @click.option(
     "--after",
-    type=click.IntRange(min=0),
+    type=POSITION,
     metavar="N",
     help="First get everything after this position.",
 )
@@ -82,14 +85,16 @@ class Subscription:
     help="Leave the terminal's position at the server as it is; only look.",
 )
 @as_json
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
+@click.option(
+    "--count", type=click.IntRange(1, 2**63 - 1), metavar="N", help="End after so many events."
+)
 @click.pass_context
 def listen(
     context: click.Context,
     url: str,
     tenant: str,
     key: str | None,
-    key_file: TextIO | None,
+    key_file: BinaryIO | None,
     device: str | None,
     ca: Path | None,
     client_cert: Path | None,
@@ -210,12 +215,13 @@ def _till(reactor: CommandReactor, wanted: Subscription, screen: Screen) -> Till
         raise Failure(str(error), os.EX_NOINPUT) from error
 
 
-def _key(context: click.Context, key: str | None, key_file: TextIO | None) -> str:
+def _key(context: click.Context, key: str | None, key_file: BinaryIO | None) -> str:
     """The key that was given in one of the three ways; a file counts more than the environment."""
     if key_file is not None:
         if context.get_parameter_source("key") is ParameterSource.COMMANDLINE:
             raise click.UsageError("Give --key or --key-file, not both.", context)
-        key = key_file.read().strip()
+        return read_secret(key_file, "the key")
+    key = trimmed(key or "")
     if not key:
         raise click.UsageError("A key is needed: --key-file, --key or $POSD_KEY.", context)
     return key
