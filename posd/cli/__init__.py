@@ -59,7 +59,8 @@ def posctl(context: click.Context, config_path: Path, dsn: str | None) -> None:
     `posctl COMMAND --help` explains a command and has examples.
 
     Exit codes are those of sysexits: 0 done, 64 wrong usage, 65 unusable data or an unknown name,
-    69 no database or server, 73 exists already, 75 try again later, 77 not allowed, 78 wrong
+    66 a file that cannot be read, 68 no such host, 69 no database or server, 73 exists already, 74 a
+    file that cannot be written, 75 try again later, 76 no posd answers, 77 not allowed, 78 wrong
     configuration or schema.
     """
     context.obj = Installation(config_path, dsn, os.environ)
