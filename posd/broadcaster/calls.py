@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 
 from posd.broadcaster.subjects import data_of, is_offline, plain
 from posd.errors import InvalidMessage, PosdError
+from posd.files import trimmed
 from posd.protocol.jsontext import decode, encode
 from posd.security.dialing import Backoff, Random, Server, distrust, explain, retry_after
 
@@ -170,6 +171,7 @@ class Calls:
     @classmethod
     def to(cls, url: str, key: str) -> Calls:
         """Raises ValueError for a URL or a key that cannot be used."""
+        key = trimmed(key)  # often a file's content, which ends with a newline
         if not _is_visible(key):
             raise ValueError("the key must be visible ASCII")
         return cls(Server.at(url, "https", "http"), key)

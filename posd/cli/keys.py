@@ -12,7 +12,7 @@ from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
-from posd.cli.parameters import DURATION, SLUG
+from posd.cli.parameters import DURATION, ID, SLUG
 from posd.cli.tenants import known
 from posd.security import api_keys as keys
 from posd.store import credentials
@@ -124,7 +124,7 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
 
 
 @key.command()
-@click.argument("key_id", metavar="ID", type=click.IntRange(min=1))
+@click.argument("key_id", metavar="ID", type=ID)
 @as_json
 @pass_installation
 def revoke(installation: Installation, key_id: int, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from posd.cli.tenants import known
 from posd.database.link import Link
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
+from posd.files import LONGEST
 from posd.protocol import jsontext
 from posd.publishing.sequencer import Publication, Published, Sequencer
 
@@ -52,7 +53,10 @@ def publish(
         posctl publish --tenant kitchen --type new_order --data order.json
         echo '{"message":"Closing early"}' | posctl publish --tenant kitchen --type notice --data -
     """
-    content = jsontext.decode(data.read())
+    written = data.read(LONGEST + 1)
+    if len(written) > LONGEST:
+        raise Failure(f"{data.name}: an event is no longer than {LONGEST} bytes", os.EX_DATAERR)
+    content = jsontext.decode(written)
     with database.session(installation.dsn()) as session:
         tenant = known(session, slug)
     draft = drafts.draft(kind, content, zone=zone(tenant.timezone))
