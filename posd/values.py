@@ -138,12 +138,29 @@ class Event:
 
 
 @frozen
+class PublishWarning:
+    """A value of an event that was repaired, or that could not be read.
+
+    `member` is its path (`items[0].price`), `code` one of `events.warnings.CODES`, `message` a
+    sentence for a person, without the value.
+    """
+
+    member: str
+    code: str
+    message: str
+
+
+@frozen
 class Draft:
-    """An event that has not been numbered yet, with its data in the exact form of the contract."""
+    """An event that has not been numbered yet, with its data in the exact form of the contract.
+
+    `warnings` tell how it was read. They are no part of the event.
+    """
 
     type: str
     data: Mapping[str, object]
     beside: Mapping[str, object] = field(factory=dict)
+    warnings: tuple[PublishWarning, ...] = field(default=(), eq=False)
 
 
 @frozen

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from attrs import frozen
 
-from posd.events.coercion import Unreadable, objects
+from posd.events.coercion import Unreadable
 from posd.events.fields import UNREADABLE, snake
 from posd.events.normalise import (
     ADDON_SPELLINGS,
@@ -21,6 +21,7 @@ from posd.events.normalise import (
     repeats,
 )
 from posd.events.normalise import ORDER_TYPES as ORDER_TYPES
+from posd.events.parts import choices, objects
 from posd.protocol.jsontext import timestamp
 from posd.values import Draft, StoredOrder
 
@@ -90,7 +91,7 @@ def change(
         updated = draft.data.get("updatedAt") or timestamp(now)
         data = _ordered({**snapshot, "previousStatus": previous, "updatedAt": updated})
     kind = "new_order" if is_new else "order_updated"
-    event = Draft(kind, data, repeats(kind, data, draft.beside))
+    event = Draft(kind, data, repeats(kind, data, draft.beside), draft.warnings)
     return OrderChange(event, snapshot, str(content["status"]), version)
 
 
@@ -118,10 +119,15 @@ def from_row(row: Mapping[str, object]) -> dict[str, object]:
 
 def _from_item_row(row: Mapping[str, object]) -> dict[str, object]:
     item = {name: row[column] for column, name in _ITEM_COLUMNS.items() if column in row}
-    item["selectedAddons"] = [
-        {name: value for name, value in addon.items() if name in ADDON_SPELLINGS}
-        for addon in _objects(row.get("selected_addons"))
-    ] or None
+    addons = row.get("selected_addons")
+    try:
+        item["selectedAddons"] = [
+            {name: value for name, value in addon.items() if name in ADDON_SPELLINGS}
+            for addon in ([] if addons is None else choices(addons, ADDON_SPELLINGS))
+        ] or None
+    except Unreadable:
+        # It may be an allergy: `unreadable` of the line keeps it, whatever it is.
+        item["selectedAddons"] = addons
     return item
 
 

@@ -11,9 +11,10 @@ from typing import Final
 
 from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.events.coercion import Unreadable, amount, objects
+from posd.events.coercion import Unreadable, amount
 from posd.events.fields import Member, Table, snake
 from posd.events.normalise import ADDON, ITEM, TABLES
+from posd.events.parts import objects
 from posd.web.http.models import differ
 
 WORDS: Final = frozenset(("pending", "received", "accepted", "print"))
