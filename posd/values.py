@@ -137,11 +137,19 @@ class Event:
     beside: bytes = b"{}"
 
 
+WARNING_CODES: Final = (
+    *("unreadable", "schedule_as_text", "quantity_replaced", "name_missing", "character_replaced"),
+)
+"""What a `PublishWarning` may be about."""
+LEFT_OUT: Final = ("not_online", "over", "old", "unchanged", "gone")
+"""Why an order that was published, or touched in a shop's tables, became no event."""
+
+
 @frozen
 class PublishWarning:
     """A value of an event that was repaired, or that could not be read.
 
-    `member` is its path (`items[0].price`), `code` one of `events.warnings.CODES`, `message` a
+    `member` is its path (`items[0].price`), `code` one of `WARNING_CODES`, `message` a
     sentence for a person, without the value.
     """
 

@@ -11,20 +11,9 @@ from typing import Final
 
 from attrs import evolve
 
-from posd.values import PublishWarning
+from posd.values import WARNING_CODES, PublishWarning
 
-UNREADABLE: Final = "unreadable"
-SCHEDULE_AS_TEXT: Final = "schedule_as_text"
-QUANTITY_REPLACED: Final = "quantity_replaced"
-NAME_MISSING: Final = "name_missing"
-CHARACTER_REPLACED: Final = "character_replaced"
-CODES: Final = (
-    UNREADABLE,
-    SCHEDULE_AS_TEXT,
-    QUANTITY_REPLACED,
-    NAME_MISSING,
-    CHARACTER_REPLACED,
-)
+UNREADABLE, SCHEDULE_AS_TEXT, QUANTITY_REPLACED, NAME_MISSING, CHARACTER_REPLACED = WARNING_CODES
 
 MOST: Final = 20
 """How many warnings an event has at most; one that has more is wrong everywhere."""
