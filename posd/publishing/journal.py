@@ -74,7 +74,7 @@ class Journal:
     def _warned(self, entry: stream.Entry) -> None:
         for code, count in Counter(each.code for each in entry.warnings).items():
             self.instruments.warned(code, count)
-        self._log.warn(
+        self._log.info(
             "an event of tenant {tenant} was published with values that were repaired or not read:"
             " {codes}; type {event_type}, order {order}",
             tenant=self.name_of(entry.tenant_id),

@@ -114,7 +114,7 @@ class WarnedTests(JournalCase):
         await self.emptied(sequencer)
         counted = self.counted("publish_warnings")
         self.assertEqual(counted, {"unreadable": 3, "quantity_replaced": 2, "name_missing": 2})
-        lines = self.lines(LogLevel.warn)
+        lines = self.lines(LogLevel.info)
         for order_id in ("rest-1", "sql-1", "77"):
             self.assertEqual(len([line for line in lines if line.endswith(f"order {order_id}")]), 1)
         self.assertIn("tenant kitchen", lines[0])

@@ -33,6 +33,16 @@ def check(order: Mapping[str, object], currency: str) -> None:
     _check(order, TABLES["new_order"], currency, "", _PARTS)
 
 
+def check_content(order: Mapping[str, object]) -> None:
+    """Raises `Unprocessable` for an order without any member that posd knows.
+
+    It would be a ticket without a word on it, from a platform that sends something else.
+    """
+    known = TABLES["new_order"].members
+    if not any(order.get(name) is not None for each in known for name in (each.name, *each.others)):
+        raise Unprocessable("The order has no member that posd knows.", code="invalid_event")
+
+
 def check_name(order_id: object) -> None:
     """Raises `Unprocessable` for an id that is a part of the tills' addresses."""
     if order_id in WORDS:
