@@ -27,6 +27,7 @@ TENANT_RULES: Final = {
     " hyphens at either end",
     "tenants_slug_reserved": "this slug is reserved for paths of posd itself",
     "tenants_name_given": "a tenant needs a name",
+    "tenants_timezone_known": "a time zone is a name of the IANA database, such as Europe/London",
     "tenants_currency_form": "a currency is three capital letters, as in ISO 4217",
 }
 """What is asked of a tenant, by the constraint of the table `tenants` that asks it."""

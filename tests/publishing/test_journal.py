@@ -176,7 +176,7 @@ class ClockTests(JournalCase):
 class TimeZoneTests(JournalCase):
     async def test_an_unknown_time_zone_is_told_once(self) -> None:
         sequencer = await self.watched()
-        self.admin.run("ALTER TABLE dinedesk_main.tenants DISABLE TRIGGER USER")
+        self.admin.run("ALTER TABLE dinedesk_main.tenants DISABLE TRIGGER pos_tenant_zone_update")
         self.admin.run("UPDATE dinedesk_main.tenants SET timezone = 'MST7MDT8' WHERE id = 1")
         for number in range(3):
             self.publish("notice", {"number": number})
