@@ -17,10 +17,11 @@ from posd import (
 from posd.delivery import long_poll as polls
 from posd.delivery import receive_queue as intake
 from posd.delivery import session
+from posd.events import addresses, orders
 from posd.events import coercion as readings
 from posd.events import normalise as drafts
-from posd.events import orders
 from posd.events.fields import Table as Members
+from posd.events.warnings import Warnings
 from posd.protocol import encodings as dialect
 from posd.security import connection_limits as limits
 from posd.values import Closing, KeyKind, Resync
@@ -37,7 +38,7 @@ _FORMS: Mapping[Callable[..., object], str] = {
     readings.text: "string",
     readings.identity: "string",
     readings.word: "string",
-    readings.address: "string",
+    addresses.address: "string",
     readings.amount: "number",
     readings.whole: "integer",
     drafts._small: "integer",
@@ -131,8 +132,8 @@ class MemberTests(SynchronousTestCase):
 
     def test_items_and_addons(self) -> None:
         items, addons = (each for each in documents.tables(PAGE) if each.section == "items")
-        (item,) = drafts._lines([{}])
-        (addon,) = drafts._addons([{}])
+        (item,) = drafts._lines([{}], Warnings())
+        (addon,) = drafts._addons([{}], Warnings())
         self.check(items, drafts._ITEM, item, "id")
         self.check(addons, drafts._ADDON, addon)
 

@@ -73,7 +73,7 @@ TABLE = (
     # Blocking: posctl asks these, on one connection and without a reactor.
     row(
         "maintenance.doctor",
-        f"{WORDS} protocol config database store security maintenance",
+        f"{WORDS} protocol events config database store security maintenance",
         ("twisted.web", "twisted.internet.reactor"),
     ),
     # What is open to the network. An operation hands the pool on to the store.

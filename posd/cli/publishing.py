@@ -7,6 +7,7 @@ from typing import BinaryIO, Final
 from uuid import uuid4
 
 import click
+from attrs import asdict
 from twisted.internet import defer
 
 from posd.cli import database
@@ -46,7 +47,8 @@ def publish(
     The data is brought into the form of the protocol, stored and numbered in one transaction, as
     with POST /api/{tenant}/events; tills that are connected have it at once, the others when they
     come back. The answer is its position in the stream. An order that says nothing new about one
-    that was published already is not published again, and has no position.
+    that was published already is not published again, and has no position. Values that were repaired,
+    or could not be read, are named on standard error.
 
     \b
     Examples:
@@ -59,12 +61,16 @@ def publish(
     content = jsontext.decode(written)
     with database.session(installation.dsn()) as session:
         tenant = known(session, slug)
-    draft = drafts.draft(kind, content, zone=zone(tenant.timezone))
+    repaired = jsontext.needs_repair(written)
+    draft = drafts.draft(kind, content, zone=zone(tenant.timezone), repaired=repaired)
     publication = Publication(tenant.id, [draft])
     published = run(lambda reactor: _publish(reactor, installation, publication))
     (seq,) = published.ids
+    for each in draft.warnings:
+        click.echo(f"posctl: warning: {each.member} ({each.code}): {each.message}", err=True)
     if as_json:
-        print_json({"id": seq})
+        warnings = [asdict(each) for each in draft.warnings]
+        print_json({"id": seq, **({"warnings": warnings} if warnings else {})})
     elif seq is None:
         click.echo("Nothing new: there is nothing in it that was not published before.")
     else:

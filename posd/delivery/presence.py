@@ -9,7 +9,6 @@ they can be, and written when it is back.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -57,8 +56,8 @@ class Presence(Service):
         # Tenants whose orders are to be told how far their head is.
         self._unmarked: set[TenantId] = set()
         self._here: dict[UUID, Terminal] = {}
-        self.sightings: Callable[[], list[tuple[UUID, datetime, Seq]]] = list
-        """Tells what to renew of the connections: id, last heard of, last sent."""
+        self.sightings: Callable[[], list[tuple[UUID, float, Seq]]] = list
+        """Tells what to renew of the connections: id, seconds since it was heard of, last sent."""
 
     def startService(self) -> None:
         Service.startService(self)

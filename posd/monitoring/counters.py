@@ -21,6 +21,7 @@ from posd.values import (
     DISCONNECTED,
     FAILED,
     GOING_AWAY,
+    LEFT_OUT,
     POLICY,
     PRUNED,
     REVOKED,
@@ -29,6 +30,7 @@ from posd.values import (
     TOO_BIG,
     TOO_SLOW,
     UNSUPPORTED,
+    WARNING_CODES,
 )
 
 DELIVERY_BUCKETS: Final = (
@@ -99,6 +101,8 @@ class Instruments:
     _delivered: Mapping[str, Counter] = field(init=False)
     _stages: Mapping[str, Histogram] = field(init=False)
     _events_failed: Counter = field(init=False)
+    _warnings: Counter = field(init=False)
+    _left_out: Counter = field(init=False)
     _batches: Histogram = field(init=False)
     _batches_failed: Counter = field(init=False)
     _nacks: Counter = field(init=False)
@@ -127,6 +131,16 @@ class Instruments:
         )
         self._stages = {stage: delivery.labels(stage) for stage in STAGES}
         self._events_failed = self._counter("events_failed", "Events that could not be published.")
+        self._warnings = self._counter(
+            "publish_warnings",
+            "Values of published events that were repaired, or could not be read.",
+            "code",
+        )
+        self._left_out = self._counter(
+            "orders_left_out",
+            "Orders that were published or touched and became no event.",
+            "reason",
+        )
         self._batches = self._histogram(
             "batch_seconds", "How long the sequencer's transactions took.", _SHORT_BUCKETS
         )
@@ -175,6 +189,14 @@ class Instruments:
         """So many events are in the log as failed."""
         self._events_failed.inc(count)
 
+    def warned(self, code: str, count: int) -> None:
+        """So many values of published events have a warning of this code."""
+        self._warnings.labels(code).inc(count)
+
+    def left_out(self, reason: str, count: int) -> None:
+        """So many orders became no event."""
+        self._left_out.labels(reason).inc(count)
+
     def delivered(self, way: str, count: int) -> None:
         """So many events, times tills, were given to connections."""
         self._delivered[way].inc(count)
@@ -221,6 +243,10 @@ class Instruments:
             self._published.labels(road)
         for code in ATTEMPTS:
             self._attempts.labels(code)
+        for code in WARNING_CODES:
+            self._warnings.labels(code)
+        for reason in LEFT_OUT:
+            self._left_out.labels(reason)
         for by, reason in _endings():
             self._ended.labels(by, reason)
 

@@ -1,8 +1,8 @@
 """JSON text to values and back, exactly: no number passes through a binary float.
 
 An integer is an `int`, any other number a `Decimal` that keeps its digits (`12.30` stays `12.30`).
-What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 becomes U+FFFD, lone surrogates and
-numbers of absurd length are refused. Of members that repeat a name the last one counts, as in
+What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 and halves of surrogate pairs become U+FFFD,
+and numbers of absurd length are refused. Of members that repeat a name the last one counts, as in
 `jsonb` (RFC 8259 §4 leaves it open).
 """
 
@@ -31,28 +31,43 @@ Written = msgspec.Raw
 _TOO_LONG = f"A number has more than {DIGITS} digits before or after its point."
 _CONTAINERS = (dict, list)
 _UNREADABLE = object()
-_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
 _NUL, _ESCAPED_NUL, _REPLACEMENT = "\0", b"\\u0000", "\N{REPLACEMENT CHARACTER}"
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_PAIR = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_ESCAPED_BACKSLASH, _NEVER_IN_JSON = b"\\\\", b"\0\0"
 
 
 def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
     """Read one JSON text (RFC 8259), UTF-8 without a byte order mark, nested up to `depth`.
 
+    Half of a surrogate pair, which software makes that cuts a text within an emoji, is read as U+FFFD.
     Raises `InvalidMessage`, whose text says what is wrong without quoting the input.
     """
     try:
         text = raw.encode() if isinstance(raw, str) else raw
-        value: object = _decoder.decode(text)
+        try:
+            value: object = _decoder.decode(text)
+        except msgspec.DecodeError:
+            whole = _without_halves(text)
+            if whole == text:
+                raise
+            value = _decoder.decode(whole)
     except UnicodeError:
         raise InvalidMessage("The text is not valid UTF-8.") from None
     except msgspec.DecodeError as error:
-        raise InvalidMessage(f"The text is not valid JSON: {_what(error, text)}.") from None
+        raise InvalidMessage(f"The text is not valid JSON: {error}.") from None
     except RecursionError:
         raise InvalidMessage(_too_deep(depth)) from None
     # Both searches look at the bytes alone, so that an ordinary text costs no walk.
     if text.count(b"{") + text.count(b"[") > depth and deeper(value, depth):
         raise InvalidMessage(_too_deep(depth))
     return _without_nul(value) if _ESCAPED_NUL in text else value
+
+
+def needs_repair(raw: bytes | str) -> bool:
+    """Whether `decode` replaces characters of this text, if it is one that it can read."""
+    text = raw.encode(errors="replace") if isinstance(raw, str) else raw
+    return _ESCAPED_NUL in text or (b"\\u" in text and _without_halves(text) != text)
 
 
 def unreadable_numbers(raw: bytes) -> set[str]:
@@ -73,11 +88,15 @@ def encode(value: object) -> bytes:
     """Write a value as compact JSON: raw UTF-8, members in their order, numbers in plain notation.
 
     Takes what `decode` gives, and besides floats (by their shortest digits), tuples, `Written` and
-    any mapping with string keys. Raises `ValueError` for NaN, infinities, lone surrogates, numbers
-    longer than `DIGITS` allows and endless nesting, `TypeError` for what JSON does not have.
+    any mapping with string keys. Characters that JSON cannot carry to PostgreSQL become U+FFFD, as they
+    do in `decode`. Raises `ValueError` for NaN, infinities, numbers longer than `DIGITS` allows and
+    endless nesting, `TypeError` for what JSON does not have.
     """
     try:
-        raw = _encoder.encode(value if _is_plain((value,)) else _plain(value))
+        try:
+            raw = _encoder.encode(value if _is_plain((value,)) else _plain(value))
+        except UnicodeEncodeError:
+            return _encoder.encode(_plain(value))
         return _encoder.encode(_plain(value)) if _ESCAPED_NUL in raw else raw
     except RecursionError:
         raise ValueError("The value is nested too deeply for JSON.") from None
@@ -132,14 +151,15 @@ def _number(text: str) -> Decimal:
     raise InvalidMessage(_TOO_LONG)
 
 
-def _what(error: msgspec.DecodeError, raw: bytes) -> str:
-    """What is wrong, in msgspec's words where they are true.
+def _without_halves(text: bytes) -> bytes:
+    """A JSON text with U+FFFD for each escape that is half of a surrogate pair, in linear time.
 
-    Half of a surrogate pair near the end is a truncated text to it.
+    Escaped backslashes are set aside, so that each backslash that is left begins an escape.
     """
-    if "truncated" in str(error) and _HALF_PAIR.search(raw):
-        return "a character is half of a surrogate pair"
-    return str(error)
+    if _NEVER_IN_JSON in text:
+        return text
+    apart = text.replace(_ESCAPED_BACKSLASH, _NEVER_IN_JSON)
+    return _HALF_PAIR.sub(rb"\\ufffd", apart).replace(_NEVER_IN_JSON, _ESCAPED_BACKSLASH)
 
 
 def _too_deep(depth: int) -> str:
@@ -180,7 +200,7 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, int | Written):
         return value
     if isinstance(value, str):
-        return value.replace(_NUL, _REPLACEMENT)
+        return _storable(value)
     if isinstance(value, float):
         value = Decimal(repr(value))
     if isinstance(value, Decimal):
@@ -195,7 +215,17 @@ def _plain(value: object) -> object:
 def _name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"A JSON member cannot be named by a {type(name).__name__}.")
-    return name.replace(_NUL, _REPLACEMENT)
+    return _storable(name)
+
+
+def _storable(text: str) -> str:
+    """A text without U+0000 and without halves of surrogate pairs; two that make a pair become one."""
+    text = text.replace(_NUL, _REPLACEMENT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _or_unreadable(read: Callable[[str], object]) -> Callable[[str], object]:

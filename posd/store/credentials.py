@@ -62,7 +62,7 @@ _CREATE: Final = """
 """
 _LIST: Final = """
     SELECT k.id, t.slug, k.kind, k.device_id, k.preview, k.weak, k.not_before, k.expires_at,
-           k.revoked_at, k.last_used_at
+           k.revoked_at, k.last_used_at, clock_timestamp()
       FROM dinedesk_main.pos_api_keys AS k LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id
      WHERE %(slug)s::text IS NULL OR t.slug = %(slug)s ORDER BY t.slug NULLS FIRST, k.id
 """
@@ -102,7 +102,10 @@ class Created:
 
 @frozen
 class Listed:
-    """A key in an operator's list; `slug` is None for a key of all tenants."""
+    """A key in an operator's list; `slug` is None for a key of all tenants.
+
+    `now` is when it was read, by the database's clock, which decides whether a key is valid.
+    """
 
     id: int
     slug: str | None
@@ -114,14 +117,16 @@ class Listed:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    now: datetime
 
-    def state(self, now: datetime) -> str:
+    @property
+    def state(self) -> str:
         """`valid`, or why it is not."""
         if self.revoked_at is not None:
             return "revoked"
-        if self.expires_at is not None and self.expires_at <= now:
+        if self.expires_at is not None and self.expires_at <= self.now:
             return "expired"
-        return "valid" if self.not_before <= now else "not yet valid"
+        return "valid" if self.not_before <= self.now else "not yet valid"
 
 
 async def find(

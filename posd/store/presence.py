@@ -36,8 +36,9 @@ _CONNECTED: Final = """
     ON CONFLICT (connection_id) DO NOTHING
 """
 _SEEN: Final = """
-    UPDATE dinedesk_main.pos_connections AS c SET last_seen_at = s.last_seen_at, sent_seq = s.sent_seq
-      FROM unnest(%s::uuid[], %s::timestamptz[], %s::bigint[]) AS s(connection_id, last_seen_at, sent_seq)
+    UPDATE dinedesk_main.pos_connections AS c
+       SET last_seen_at = clock_timestamp() - s.ago * interval '1 second', sent_seq = s.sent_seq
+      FROM unnest(%s::uuid[], %s::float8[], %s::bigint[]) AS s(connection_id, ago, sent_seq)
      WHERE c.connection_id = s.connection_id
 """
 _DISCONNECTED: Final = """
@@ -188,10 +189,11 @@ async def connected(
     await session.execute(_CONNECTED, (str(node_id), *columns))
 
 
-async def seen(session: Session, sightings: Sequence[tuple[UUID, datetime, Seq]]) -> None:
-    """Renew what is known of connections: id, when last heard of, up to where events were sent."""
-    ids, when, sent = zip(*sightings, strict=True)
-    await session.execute(_SEEN, ([str(each) for each in ids], list(when), list(sent)))
+async def seen(session: Session, sightings: Sequence[tuple[UUID, float, Seq]]) -> None:
+    """Renew what is known of connections: id, how many seconds ago it was last heard of, up to where
+    events were sent."""
+    ids, ago, sent = zip(*sightings, strict=True)
+    await session.execute(_SEEN, ([str(each) for each in ids], list(ago), list(sent)))
 
 
 async def disconnected(session: Session, ids: Iterable[UUID]) -> None:

@@ -18,6 +18,7 @@ from posd.testing.postgres import test_server
 from posd.values import KeyKind, Principal, PrintStatus, Tenant, Terminal
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 from tests.schema_case import two_shops
+from tests.shifted_clock import shift
 
 KITCHEN = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 GRILL = Tenant(2, "grill", "The grill", "dinedesk_grill")
@@ -329,11 +330,13 @@ class PresenceTests(DatabaseCase):
         presence = await self.presence()
         front = await self.opened(presence)
         await presence.flush()
-        seen = BEGINNING + timedelta(minutes=5)
-        presence.sightings = sighted(front.connection_id, seen, 77)
+        presence.sightings = sighted(front.connection_id, 300.0, 77)
+        shift(self, timedelta(days=1))
         await presence._renew()
-        row = "SELECT last_seen_at, sent_seq FROM dinedesk_main.pos_connections"
-        self.assertEqual(self.admin.rows(row), [(seen, 77)])
+        row = "SELECT clock_timestamp() - last_seen_at, sent_seq FROM dinedesk_main.pos_connections"
+        ((ago, sent),) = self.admin.rows(row)
+        self.assertEqual(sent, 77)
+        self.assertLess(abs(ago - timedelta(seconds=300)), timedelta(seconds=60))
 
     def head(self) -> tuple[int, int]:
         ((sent, received),) = self.admin.rows(
@@ -347,9 +350,9 @@ class PresenceTests(DatabaseCase):
 
 
 def sighted(
-    connection_id: UUID, when: datetime, seq: int
-) -> Callable[[], list[tuple[UUID, datetime, int]]]:
-    return lambda: [(connection_id, when, seq)]
+    connection_id: UUID, ago: float, seq: int
+) -> Callable[[], list[tuple[UUID, float, int]]]:
+    return lambda: [(connection_id, ago, seq)]
 
 
 async def _away(*_: object) -> None:

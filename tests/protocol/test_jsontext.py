@@ -18,6 +18,7 @@ from posd.protocol.jsontext import (
     DIGITS,
     decode,
     encode,
+    needs_repair,
     plain_number,
     timestamp,
     unreadable_numbers,
@@ -99,14 +100,48 @@ class DecodeTests(SynchronousTestCase):
         for text in (b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', "\ud800"):
             self.assertIn("UTF-8", self.refused(text))
 
-    def test_a_lone_surrogate_is_refused_and_a_pair_is_one_character(self) -> None:
-        for text in (b'"\\ud800"', b'"\\udc00"', b'"\\ud800\\u0041"'):
-            self.refused(text)
-        self.assertEqual(decode(b'"\\ud83c\\udf55"'), "\N{SLICE OF PIZZA}")
+    def test_half_of_a_surrogate_pair_is_replaced_and_a_pair_is_one_character(self) -> None:
+        lost, pizza = "\N{REPLACEMENT CHARACTER}", "\N{SLICE OF PIZZA}"
+        for text, read in (
+            (rb'"\ud800"', lost),
+            (rb'"\uDC00"', lost),
+            (rb'"\ud800\u0041"', f"{lost}A"),
+            (rb'"Anna \ud83d"', f"Anna {lost}"),
+            (rb'"\ud83c\udf55"', pizza),
+            (rb'"\ud83c\ud83c\udf55\udf55"', f"{lost}{pizza}{lost}"),
+            (rb'"\udf55\ud83c"', lost + lost),
+            (rb'"\ud83c\n\udf55"', f"{lost}\n{lost}"),
+            (rb'"\\ud83c\ud83c"', rf"\ud83c{lost}"),
+            (rb'"\\\ud83c\\"', rf"\{lost}" + "\\"),
+            (rb'"\ud83c\u0000"', lost + lost),
+        ):
+            with self.subTest(text=text):
+                self.assertEqual(decode(text), read)
+                self.assertEqual(decode(text.decode()), read)
+                self.assertEqual(needs_repair(text), lost in read)
+        self.assertEqual(decode(rb'{"a":{"\ud800":[1,"\udbff"]}}'), {"a": {lost: [1, lost]}})
 
-    def test_half_of_a_surrogate_pair_is_not_called_a_truncated_text(self) -> None:
-        for text in (b'"\\ud800"', b'{"a":"\\udbff"}', b'{"a":"\\ud800","b":"and so it goes on"}'):
-            self.assertIn("surrogate", self.refused(text))
+    def test_what_is_no_text_is_not_made_one_by_the_repair(self) -> None:
+        for text in (rb'"\ud83', rb'"\ud83c', rb'{"a":"\ud800"', rb'"\ud83g"', b'"\\ud800\0\0"'):
+            self.refused(text)
+
+    def test_a_megabyte_of_halves_is_repaired_in_linear_time(self) -> None:
+        for part in (rb"\ud83d", rb"\udc00", b"\\\\", rb"\ud83d\ude00"):
+            text = b'["' + part * (2**20 // len(part)) + rb'\ud83d"]'
+            self.assertIsInstance(decode(text), list)
+            self.assertTrue(needs_repair(text))
+
+    @given(st.lists(st.sampled_from((*r"\u0dD8cC9fF", '"', "\ud83c", r"\ud83c", r"\udf55", "\0"))))
+    def test_any_escapes_are_read_as_another_reader_reads_them(self, parts: list[str]) -> None:
+        text = f'"{"".join(parts)}"'.encode(errors="replace")
+        try:
+            expected = json.loads(text)
+        except ValueError:
+            self.refused(text)
+        else:
+            self.assertEqual(decode(text), storable(expected))
+
+    def test_a_text_that_ends_too_early_is_called_truncated(self) -> None:
         for text in (b'"\\ud8', b'{"a":', b'{"a":"\\ud83c\\udf55"'):
             self.assertIn("truncated", self.refused(text))
 
@@ -196,7 +231,6 @@ class EncodeTests(SynchronousTestCase):
             Decimal("-Infinity"),
             Decimal("1E+999999999"),
             Decimal("1E-999999"),
-            "\ud800",
         ):
             self.assertRaises(ValueError, encode, {"a": [value]})
         for strange in (object(), b"bytes", {1, 2}, datetime.now(UTC), {"a": 1, 2: 1.5}):
@@ -206,6 +240,14 @@ class EncodeTests(SynchronousTestCase):
         circle: list[object] = []
         circle.append(circle)
         self.assertRaises(ValueError, encode, circle)
+
+    def test_half_of_a_surrogate_pair_never_leaves(self) -> None:
+        for value, written in (
+            ("Anna \ud83d", '"Anna \ufffd"'),
+            ("\ud83c\udf55\0", '"\U0001f355\ufffd"'),
+            ({"\udc00": ["\ud83d", Decimal("1.50"), 0.5]}, '{"\ufffd":["\ufffd",1.50,0.5]}'),
+        ):
+            self.assertEqual(encode(value), written.encode())
 
     def test_a_nul_never_leaves(self) -> None:
         self.assertEqual(
@@ -234,3 +276,10 @@ class TimestampTests(SynchronousTestCase):
 
     def test_a_naive_time_is_refused(self) -> None:
         self.assertRaises(ValueError, timestamp, datetime(2026, 11, 22))
+
+
+def storable(text: object) -> str:
+    """What decoding makes of a text with surrogates and U+0000."""
+    assert isinstance(text, str)
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -55,7 +55,7 @@ class ReportTaken(Taken, frozen=True):
 
 
 class IssueGiven(Given, frozen=True):
-    """What is odd about a report: `kind` is `missing`, `rounded` or `disagrees`."""
+    """What is odd about a report: `kind` is `missing`, `rounded`, `disagrees` or `unlikely_day`."""
 
     kind: str
     field: str
@@ -105,7 +105,8 @@ class DailyReports:
                 description="A shop has one report for each day, whichever till sends it. Another one"
                 " of that day replaces it, and the old one is kept as an amendment. What does not add"
                 " up is stored all the same, with `balanced` false and the reasons in `issues`; what"
-                " is finer than the currency is rounded, and noted there.",
+                " is finer than the currency is rounded, and noted there. A day before 2000 or after 2199 is"
+                " stored and noted too.",
                 example={
                     "reportDate": "2026-11-22",
                     "totalSales": 1250.75,

@@ -185,6 +185,11 @@ class Call:
         """How many bytes the body has."""
         return len(self.body)
 
+    @property
+    def repaired(self) -> bool:
+        """Whether characters of the JSON body were replaced when it was read."""
+        return jsontext.needs_repair(self.body)
+
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
 

@@ -119,6 +119,11 @@ class PublishingCase(SynchronousTestCase):
         self.assertIs(given.body["success"], False)
 
 
+def members(given: Answer) -> list[str]:
+    """The members that an answer warns of."""
+    return [each["member"] for each in cast("list[dict[str, str]]", given.body["warnings"])]
+
+
 class EventsTests(PublishingCase):
     def test_one_event_is_told_its_position(self) -> None:
         given = self.events({"type": "notice", "data": {"a": 1}})
@@ -128,6 +133,46 @@ class EventsTests(PublishingCase):
         self.assertEqual(publication.tenant_id, 1)
         self.assertEqual([draft.data for draft in publication.drafts], [{"a": 1}])
         self.assertIsNone(publication.idempotency)
+
+    def test_what_could_not_be_read_is_told_without_its_value(self) -> None:
+        event = {"type": "new_order", "data": {"orderId": 7, "totalAmount": "£14.20"}}
+        given = self.events(event)
+        self.assertEqual(given.status, 201)
+        (warning,) = cast("list[dict[str, str]]", given.body["warnings"])
+        self.assertEqual((warning["member"], warning["code"]), ("totalAmount", "unreadable"))
+        self.assertNotIn("14.20", jsontext.encode(given.body).decode())
+        self.numbers.result = Published((7, 8), 0)
+        several = self.events({"events": [{"type": "notice", "data": {}}, event]})
+        self.assertEqual(members(several), ["events[1].totalAmount"])
+        self.assertEqual(
+            members(self.call("/broadcast", {"tenant": "kitchen", "event": event})), ["totalAmount"]
+        )
+
+    def test_a_replayed_answer_has_its_warnings(self) -> None:
+        self.numbers.result = Published((7,), 0, replayed=True)
+        event = {"type": "new_order", "data": {"orderId": 7, "totalAmount": "ten"}}
+        self.assertEqual(members(self.events(event)), ["totalAmount"])
+
+    def test_characters_that_were_replaced_are_told(self) -> None:
+        for body in (
+            rb'{"type": "notice", "data": {"text": "Anna \ud83d"}}',
+            rb'{"type": "notice", "data": {"text": "Anna \u0000"}}',
+        ):
+            given = self.events(body)
+            self.assertEqual(given.status, 201)
+            self.assertEqual(members(given), ["text"])
+            draft = self.numbers.asked[-1].drafts[0]
+            self.assertEqual(draft.data["text"], "Anna \N{REPLACEMENT CHARACTER}")
+        for body in (
+            rb'{"type": "notice", "data": {"text": "\ud83d\ude00 \\ud83d"}}',
+            '{"type": "notice", "data": {"text": "\N{REPLACEMENT CHARACTER}"}}'.encode(),
+        ):
+            self.assertNotIn("warnings", self.events(body).body)
+
+    def test_an_answer_has_an_end(self) -> None:
+        self.numbers.result = Published((None,) * 500, 0)
+        event = {"type": "new_order", "data": {"orderId": 7, "total": "ten", "tax": "ten"}}
+        self.assertEqual(len(members(self.events({"events": [event] * 500}))), 100)
 
     def test_several_events_are_told_theirs(self) -> None:
         self.numbers.result = Published((7, None), 0)
