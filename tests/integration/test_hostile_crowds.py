@@ -239,7 +239,7 @@ class NoTLSTests(HostileCase):
         self.assertEqual(self.knock(self.key).status, 101)
 
 
-_CHUNKED: Final = b"POST /broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_CHUNKED: Final = b"POST /broadcast HTTP/1.1\r\nHost: posd\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def _drip(data: bytes) -> Iterator[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -10,16 +12,26 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from posd import __version__
 from posd.protocol import jsontext
+from posd.web.http.headers import Target, is_host, members, read_target
 
 BODY_BYTES: Final = 1024 * 1024
-_IDLE_SECONDS: Final = 30
+_IDLE_SECONDS: Final = 75
+"""Longer than nginx and AWS ALB keep an idle connection to a server, which is 60 s.
+
+A proxy that sends a request on a connection that posd has just closed answers its client with 502.
+"""
 _REQUEST_SECONDS: Final = 20.0
 _HANG_UP_SECONDS: Final = 15.0
+_LONGEST_LENGTH: Final = 20
+"""Digits of a Content-Length that are worth reading. int() raises for some thousands of them."""
+# RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class BoundedRequest(Request):
@@ -27,18 +39,23 @@ class BoundedRequest(Request):
 
     channel: BoundedChannel
     _received = 0
+    _target: Target
     refused = False
 
     def gotLength(self, length: int | None) -> None:
-        if length is not None and self.requestHeaders.hasHeader(b"Transfer-Encoding"):
-            # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
-            self._refuse(b"400 Bad Request", "bad_request", "Transfer-Encoding must be chunked.")
-        elif len(self.requestHeaders.getRawHeaders(b"Host", ())) > 1:
-            # RFC 9112 §3.2. A proxy may have judged by the other one.
-            self._refuse(b"400 Bad Request", "bad_request", "A request is for one Host.")
+        command, target, version = self.channel.request_line
+        read = read_target(command, target)
+        fault = _fault(self.requestHeaders, version, length)
+        if read is None:
+            fault = "The request target is not valid."
+        else:
+            self._target = read
+        if fault is not None:
+            self.refuse(b"400 Bad Request", "bad_request", fault)
         elif length is not None and length > BODY_BYTES:
             self._refuse_body()
-        Request.gotLength(self, 0 if self.refused else length)
+        # For 100,000 bytes or an unknown length Twisted would put the body into a temporary file.
+        Request.gotLength(self, 0)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
@@ -48,8 +65,13 @@ class BoundedRequest(Request):
             Request.handleContentChunk(self, data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if not self.refused:
-            Request.requestReceived(self, command, path, version)
+        target = self._target
+        if target.authority is not None:
+            # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
+            self.requestHeaders.setRawHeaders(b"Host", [target.authority])
+        # Twisted answers `*` by itself, and with its own name in Server.
+        path = b"/" if target.origin == b"*" else target.origin
+        Request.requestReceived(self, command, path, version)
 
     def connectionLost(self, reason: Failure) -> None:
         """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
@@ -63,9 +85,10 @@ class BoundedRequest(Request):
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
         sentence = f"The body has more than {BODY_BYTES} bytes."
-        self._refuse(b"413 Content Too Large", "too_large", sentence)
+        self.refuse(b"413 Content Too Large", "too_large", sentence)
 
-    def _refuse(self, status: bytes, code: str, sentence: str) -> None:
+    def refuse(self, status: bytes, code: str, sentence: str) -> None:
+        """Answer, hang up, and do not process the request."""
         if not self.refused and self.channel is not None:
             self.refused = True
             self.channel.refuse(status, code, sentence)
@@ -91,6 +114,11 @@ class BoundedChannel(HTTPChannel):
         self._expect(_REQUEST_SECONDS)
         self.site.enter(self)
 
+    @property
+    def request_line(self) -> tuple[bytes, bytes, bytes]:
+        """Method, target and version of the request whose head was read last."""
+        return self._command, self._path, self._version
+
     def dataReceived(self, data: bytes) -> None:
         if self._leaving:
             # Twisted would read on, and take a request that it has refused for a good one.
@@ -99,13 +127,50 @@ class BoundedChannel(HTTPChannel):
             self._expect(_REQUEST_SECONDS)
         HTTPChannel.dataReceived(self, data)
 
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of a head, unless no valid head has it.
+
+        RFC 9112 §5.2: a folded header is refused, since programs read it differently.
+        """
+        if line.startswith((b" ", b"\t")) or _CONTROL.search(line) is not None:
+            self._respondToBadRequestAndDisconnect()
+        else:
+            HTTPChannel.lineReceived(self, line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length" and len(value.strip(b" \t")) > _LONGEST_LENGTH:
+            self._respondToBadRequestAndDisconnect()
+            return False
+        return bool(HTTPChannel.headerReceived(self, line))
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Tell whether another request may follow (RFC 9112 §9.3).
+
+        Connection is a list, of which Twisted reads the first line only and splits that at blanks.
+        """
+        lines = request.requestHeaders.getRawHeaders(b"Connection", ())
+        if version == b"HTTP/1.1" and "close" not in members(map(_text, lines)):
+            return True
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return False
+
+    def _send100Continue(self) -> None:
+        """Ask for the body, unless its head was refused."""
+        if not self._leaving:
+            HTTPChannel._send100Continue(self)
+
     def allContentReceived(self) -> None:
+        if self._leaving:
+            # The request was refused by its head; the time to hang up runs on.
+            return
         self.idle = False
         self._on_time()
         HTTPChannel.allContentReceived(self)
 
     def requestDone(self, request: Any) -> None:
         self.idle = True
+        self.site.answered(self)
         if self._buffer or any(self._dataBuffer):
             # One request at a time: thousands in one segment would be answered in one turn of the
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
@@ -113,7 +178,9 @@ class BoundedChannel(HTTPChannel):
         HTTPChannel.requestDone(self, request)
 
     def refuse(self, status: bytes, code: str, sentence: str) -> None:
-        """Answer what cannot become a request, and hang up."""
+        """Answer what cannot become a request, and hang up. Only the first refusal is sent."""
+        if self._leaving:
+            return
         self.site.refused(int(status.split()[0]))
         said = {"success": False, "error": sentence, "code": code}
         body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
@@ -138,6 +205,10 @@ class BoundedChannel(HTTPChannel):
             self._leaving = True
             self._expect(_HANG_UP_SECONDS)
         HTTPChannel.loseConnection(self)
+
+    def timeoutConnection(self) -> None:
+        """Hang up after an idle time. Twisted would log a line for each connection."""
+        self.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_time()
@@ -208,19 +279,19 @@ class BoundedSite(Site):
         self.clock = reactor
         self.most_channels = most_channels
         self.refused = refused
-        # In the order in which they came.
-        self._channels: dict[BoundedChannel, None] = {}
+        # The one that has been idle for longest comes first, among those that are idle.
+        self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
 
     @property
     def open_channels(self) -> int:
-        """How many connections there are that are no till's."""
+        """How many connections there are that are not a till's."""
         return len(self._channels)
 
     def enter(self, channel: BoundedChannel) -> None:
-        """Count one more. Where there are too many, the oldest that asks for nothing has to go.
+        """Count one more. Where there are too many, abort the one that has been idle for longest.
 
-        Who holds connections open to keep others out holds old ones; a till that connects needs
-        its own for some milliseconds.
+        A client that holds connections open to keep others out leaves them idle. A till that connects
+        needs its connection for some milliseconds, and a proxy uses its connections again and again.
         """
         self._channels[channel] = None
         if len(self._channels) > self.most_channels:
@@ -228,8 +299,13 @@ class BoundedSite(Site):
             self.leave(superfluous)
             superfluous.transport.abortConnection()
 
+    def answered(self, channel: BoundedChannel) -> None:
+        """Note that a request on this connection was answered: it becomes idle only now."""
+        if channel in self._channels:
+            self._channels.move_to_end(channel)
+
     def come_back(self, channel: BoundedChannel) -> None:
-        """Count it again. It goes like any other when it is idle and there are too many."""
+        """Count a connection again that was a till's. It may be aborted when it is idle."""
         self._channels[channel] = None
 
     def leave(self, channel: BoundedChannel) -> None:
@@ -242,3 +318,27 @@ class BoundedSite(Site):
 
     def log(self, request: object) -> None:
         """Query strings and keys belong in no log."""
+
+
+def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
+    """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
+    hosts = headers.getRawHeaders(b"Host", ())
+    coded = headers.hasHeader(b"Transfer-Encoding")
+    if coded and length is not None:
+        # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
+        return "Transfer-Encoding must be chunked."
+    if coded and version != b"HTTP/1.1":
+        return "HTTP/1.0 has no Transfer-Encoding."
+    if not hosts and version == b"HTTP/1.1":
+        # RFC 9112 §3.2.
+        return "The Host header is missing."
+    if len(hosts) > 1:
+        # A proxy may have judged by the other one.
+        return "There is more than one Host header."
+    if hosts and not is_host(_text(hosts[0])):
+        return "The Host header is not valid."
+    return None
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
