@@ -73,7 +73,7 @@ _ABSENT: Stamp = (0, 0, 0, 0, 0)
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTLS:
-    """The server's side of TLS, for `twisted.internet.endpoints.wrapServerTLS`.
+    """The server's side of TLS, for `posd.web.http.tls_endpoint.TLSEndpoint`.
 
     The files are read when it is made: `StartError` has a line for each that cannot be used, which
     names the file and the remedy. A certificate that has ended, or not begun, is used: a shop whose

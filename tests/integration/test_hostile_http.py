@@ -7,6 +7,7 @@ from typing import Final
 
 from tests.integration.hostile_case import HostileCase
 from tests.integration.peer import PING, Answer, HungUp, Peer, frame, handshake, request
+from tests.integration.wire_case import until
 
 _MIB: Final = 1024 * 1024
 _GET: Final = b"GET /health/live HTTP/1.1\r\nHost: posd\r\n"
@@ -386,3 +387,44 @@ class SizeTests(HostileCase):
             self.assertEqual(peer.answer().status, 101)
             self.assertEqual(peer.message()["type"], "connected")
             self.assert_alive(peer)
+
+
+class WrongProtocolTests(HostileCase):
+    """What is spoken on a port that speaks something else: both ends learn which."""
+
+    def assert_logged(self, words: str) -> None:
+        until(lambda: words in self.posd.log()[self._logged :], words)
+
+    def test_http_on_a_port_with_tls_is_answered_in_http(self) -> None:
+        for raw in (
+            request("GET", "/health/live"),
+            request("GET", f"/ws/pos/{self.slug}", [*handshake(), ("X-API-Key", self.key)]),
+            b"POST http://posd/ HTTP/1.1\r\n",
+        ):
+            with self.peer(bare=True) as peer:
+                peer.send(raw)
+                answer = peer.answer()
+                self.assert_refused(answer, 400, "bad_request")
+                self.assertIn("https://", answer.json["error"])
+                self.assert_quiet(answer)
+                self.assertEqual(peer.rest(), b"")
+        self.assert_logged("a client speaks HTTP without TLS on port")
+
+    def test_a_proxy_header_before_tls_is_told_in_the_log(self) -> None:
+        for header in (
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+            b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12),
+        ):
+            with self.peer(bare=True) as peer:
+                peer.send(header + b"\x16\x03\x01\x02\x00\x01")
+                self.assertEqual(peer.rest(), b"")
+        self.assert_logged("a client speaks the PROXY protocol on port")
+
+    def test_tls_is_spoken_whatever_comes_in_pieces(self) -> None:
+        """The first piece may be one byte; what it begins is left to OpenSSL."""
+        with self.peer(bare=True) as peer:
+            peer.send(b"\x16")
+            peer.send(b"\x03\x01\x00\x01\x00")
+            self.assertNotIn(b"HTTP", peer.rest())
+        with self.peer() as peer:
+            self.assertEqual(peer.ask("GET", "/health/live").status, 200)

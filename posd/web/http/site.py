@@ -12,15 +12,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
-from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from posd import __version__
 from posd.protocol import jsontext
-from posd.web.http.headers import Target, is_host, members, read_target
+from posd.web.http.bounded_request import BoundedRequest
+from posd.web.http.headers import members
+from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
-BODY_BYTES: Final = 1024 * 1024
 _IDLE_SECONDS: Final = 75
 """Longer than nginx and AWS ALB keep an idle connection to a server, which is 60 s.
 
@@ -34,66 +34,6 @@ _LONGEST_LENGTH: Final = 20
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-class BoundedRequest(Request):
-    """A request whose body is refused as soon as it is too large, with Content-Length or without."""
-
-    channel: BoundedChannel
-    _received = 0
-    _target: Target
-    refused = False
-
-    def gotLength(self, length: int | None) -> None:
-        command, target, version = self.channel.request_line
-        read = read_target(command, target)
-        fault = _fault(self.requestHeaders, version, length)
-        if read is None:
-            fault = "The request target is not valid."
-        else:
-            self._target = read
-        if fault is not None:
-            self.refuse(b"400 Bad Request", "bad_request", fault)
-        elif length is not None and length > BODY_BYTES:
-            self._refuse_body()
-        # For 100,000 bytes or an unknown length Twisted would put the body into a temporary file.
-        Request.gotLength(self, 0)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > BODY_BYTES:
-            self._refuse_body()
-        elif not self.refused:
-            Request.handleContentChunk(self, data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        target = self._target
-        if target.authority is not None:
-            # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
-            self.requestHeaders.setRawHeaders(b"Host", [target.authority])
-        # Twisted answers `*` by itself, and with its own name in Server.
-        path = b"/" if target.origin == b"*" else target.origin
-        Request.requestReceived(self, command, path, version)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
-
-        Twisted closes that. Here it is closed when the request is forgotten.
-        """
-        content, self.content = self.content, None
-        Request.connectionLost(self, reason)
-        self.content = content
-
-    def _refuse_body(self) -> None:
-        """Answer and hang up, instead of reading on what is thrown away."""
-        sentence = f"The body has more than {BODY_BYTES} bytes."
-        self.refuse(b"413 Content Too Large", "too_large", sentence)
-
-    def refuse(self, status: bytes, code: str, sentence: str) -> None:
-        """Answer, hang up, and do not process the request."""
-        if not self.refused and self.channel is not None:
-            self.refused = True
-            self.channel.refuse(status, code, sentence)
-
-
 class BoundedChannel(HTTPChannel):
     """A connection that has to bring each of its requests soon, and to go when it is told to.
 
@@ -105,6 +45,8 @@ class BoundedChannel(HTTPChannel):
     transport: Any
     idle = True
     """Whether there is no request that is being answered."""
+    _opening: bytes | None = b""
+    """The first bytes of the connection, until they are enough to tell its protocol."""
     _deadline: IDelayedCall | None = None
     _leaving = False
     _lost: Callable[[], None] | None = None
@@ -123,9 +65,29 @@ class BoundedChannel(HTTPChannel):
         if self._leaving:
             # Twisted would read on, and take a request that it has refused for a good one.
             return
+        if self._opening is not None and self._begins_wrongly(data):
+            return
         if self.idle and self._deadline is None:
             self._expect(_REQUEST_SECONDS)
         HTTPChannel.dataReceived(self, data)
+
+    def _begins_wrongly(self, data: bytes) -> bool:
+        """Refuse a connection whose first bytes are not HTTP's, and tell whether they are not."""
+        opening = self._opening = (self._opening or b"") + data[:LONGEST_OPENING]
+        if len(opening) >= LONGEST_OPENING:
+            self._opening = None
+        spoken = recognise(opening)
+        if spoken in (None, Spoken.HTTP):
+            return False
+        self.site.mistaken(spoken, self.transport)
+        self.refuse(b"400 Bad Request", "bad_request", HINTS[spoken])
+        return True
+
+    def wrong_protocol(self, spoken: Spoken) -> bytes:
+        """Note that this came where TLS is spoken. Returns an answer that is to be sent without TLS."""
+        self.site.mistaken(spoken, self.transport)
+        self.site.refused(400)
+        return _refusal(b"400 Bad Request", "bad_request", HINTS[spoken])
 
     def lineReceived(self, line: bytes) -> None:
         """Take a line of a head, unless no valid head has it.
@@ -150,7 +112,9 @@ class BoundedChannel(HTTPChannel):
         Connection is a list, of which Twisted reads the first line only and splits that at blanks.
         """
         lines = request.requestHeaders.getRawHeaders(b"Connection", ())
-        if version == b"HTTP/1.1" and "close" not in members(map(_text, lines)):
+        if version == b"HTTP/1.1" and "close" not in members(
+            each.decode("latin-1") for each in lines
+        ):
             return True
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         return False
@@ -182,14 +146,7 @@ class BoundedChannel(HTTPChannel):
         if self._leaving:
             return
         self.site.refused(int(status.split()[0]))
-        said = {"success": False, "error": sentence, "code": code}
-        body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
-        head = (
-            b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
-            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
-        )
-        values = (status, __version__.encode(), datetimeToString(), len(body))
-        self.transport.write(head % values + body)
+        self.transport.write(_refusal(status, code, sentence))
         self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -256,7 +213,11 @@ class BoundedChannel(HTTPChannel):
 
 
 class BoundedSite(Site):
-    """A site with bounds. There is no access log: what is worth a line is logged where it happens."""
+    """A site with bounds. There is no access log: what is worth a line is logged where it happens.
+
+    `refused` is told the status of what was refused before it became a request, `mistaken` which
+    other protocol was spoken on a connection.
+    """
 
     # Twisted's own would switch to HTTP/2, on which a WebSocket is refused with 426.
     protocol = BoundedChannel  # type: ignore[assignment]
@@ -267,6 +228,7 @@ class BoundedSite(Site):
         reactor: Any,
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
+        mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
     ) -> None:
         Site.__init__(
             self,
@@ -279,6 +241,7 @@ class BoundedSite(Site):
         self.clock = reactor
         self.most_channels = most_channels
         self.refused = refused
+        self.mistaken = mistaken
         # The one that has been idle for longest comes first, among those that are idle.
         self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
 
@@ -320,25 +283,12 @@ class BoundedSite(Site):
         """Query strings and keys belong in no log."""
 
 
-def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
-    """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
-    hosts = headers.getRawHeaders(b"Host", ())
-    coded = headers.hasHeader(b"Transfer-Encoding")
-    if coded and length is not None:
-        # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
-        return "Transfer-Encoding must be chunked."
-    if coded and version != b"HTTP/1.1":
-        return "HTTP/1.0 has no Transfer-Encoding."
-    if not hosts and version == b"HTTP/1.1":
-        # RFC 9112 §3.2.
-        return "The Host header is missing."
-    if len(hosts) > 1:
-        # A proxy may have judged by the other one.
-        return "There is more than one Host header."
-    if hosts and not is_host(_text(hosts[0])):
-        return "The Host header is not valid."
-    return None
-
-
-def _text(value: bytes) -> str:
-    return value.decode("latin-1")
+def _refusal(status: bytes, code: str, sentence: str) -> bytes:
+    """A whole answer to what cannot become a request; like all others, and the last on its connection."""
+    said = {"success": False, "error": sentence, "code": code}
+    body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
+    head = (
+        b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
+        b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
+    )
+    return head % (status, __version__.encode(), datetimeToString(), len(body)) + body

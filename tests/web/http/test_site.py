@@ -17,7 +17,9 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from posd.web.http.site import BODY_BYTES, BoundedChannel, BoundedSite
+from posd.web.http.bounded_request import BODY_BYTES
+from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.wrong_protocol import HINTS, Spoken
 
 _GET = b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n"
 _POST = b"POST / HTTP/1.1\r\nHost: posd\r\n"
@@ -385,6 +387,40 @@ class SiteTests(SynchronousTestCase):
         self.assertIs(type(channel), BoundedChannel)
         channel.dataReceived(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self.assertTrue(transport.disconnecting)
+
+    def test_another_protocol_is_refused_at_once_and_noticed(self) -> None:
+        noticed: list[Spoken] = []
+        site = BoundedSite(
+            self.resource, self.clock, 3, mistaken=lambda spoken, transport: noticed.append(spoken)
+        )
+        self.site = site
+        for opening, spoken in (
+            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", Spoken.TLS),
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + _GET, Spoken.PROXY),
+            (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12) + _GET, Spoken.PROXY),
+        ):
+            channel, transport = self.connect()
+            channel.dataReceived(opening)
+            channel.dataReceived(_GET)
+            status, body = self.said(transport)
+            self.assertEqual(status, b"HTTP/1.1 400 Bad Request")
+            self.assertEqual(json.loads(body)["error"], HINTS[spoken])
+            self.assertTrue(transport.disconnecting)
+            channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(noticed, [Spoken.TLS, Spoken.PROXY, Spoken.PROXY])
+        self.assertEqual(self.resource.taken, 0)
+
+    def test_a_protocol_is_recognised_however_its_bytes_come(self) -> None:
+        channel, transport = self.connect()
+        for byte in b"PROXY TCP4 192":
+            channel.dataReceived(bytes((byte,)))
+        self.assertIn(b"PROXY protocol", self.said(transport)[1])
+
+    def test_later_requests_may_begin_as_they_like(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_GET)
+        channel.dataReceived(b"PROXY / HTTP/1.1\r\nHost: posd\r\n\r\n")
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200 OK"), 2)
 
     def test_nothing_of_a_request_is_logged(self) -> None:
         channel, _ = self.connect()
