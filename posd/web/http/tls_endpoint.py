@@ -7,7 +7,9 @@ from typing import Any
 from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from posd.security.server_tls import ServerTLS
@@ -39,9 +41,20 @@ class SniffingTransport(BufferingTLSTransport):
             self.transport.write(answer)
         self.transport.loseConnection()
 
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # What OpenSSL raised, if it ended this. Twisted tells nobody but the wrapped protocol.
+        error = getattr(self._reason, "value", None)
+        if isinstance(self.factory, _Factory) and error is not None:
+            self.factory.failed(error, getattr(self.transport.getPeer(), "host", "-"))
+        super().connectionLost(reason)
+
 
 class _Factory(TLSMemoryBIOFactory):
     protocol = SniffingTransport
+
+    def __init__(self, tls: ServerTLS, factory: IProtocolFactory) -> None:
+        super().__init__(tls, False, factory)
+        self.failed = tls.refusals.failed
 
 
 @implementer(IStreamServerEndpoint)
@@ -54,7 +67,7 @@ class TLSEndpoint:
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and speak TLS on each connection before the factory's protocol."""
-        return self.endpoint.listen(_Factory(self.tls, False, factory))
+        return self.endpoint.listen(_Factory(self.tls, factory))
 
 
 def _ignore(data: bytes) -> None:
