@@ -160,7 +160,11 @@ class NoTLSTests(HostileCase):
             self.assert_no_answer(data)
 
     def test_cipher_suites_without_authentication(self) -> None:
-        for suite in ("ECDHE+AES+SHA256", "ECDHE+AES+SHA1", "ALL:!AESGCM:!AESCCM:!CHACHA20:!ARIAGCM:!aNULL"):
+        for suite in (
+            "ECDHE+AES+SHA256",
+            "ECDHE+AES+SHA1",
+            "ALL:!AESGCM:!AESCCM:!CHACHA20:!ARIAGCM:!aNULL",
+        ):
             context = self.posd.tls()
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.set_ciphers(suite)

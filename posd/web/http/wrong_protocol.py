@@ -75,7 +75,7 @@ class WrongProtocols:
         if unsaid is None:
             return
         _log.info(
-            "a client speaks {spoken} on port {port}, which does not; connection closed:"
+            "a client speaks {spoken} on port {port}, which does not speak it; the connection is closed:"
             " address={address} remedy={remedy!r} unsaid={unsaid}",
             spoken=spoken.value,
             port=getattr(transport.getHost(), "port", "-"),
