@@ -14,6 +14,7 @@ from posd import (
     errors,
     values,
 )
+from posd.daemon import wiring
 from posd.delivery import long_poll as polls
 from posd.delivery import receive_queue as intake
 from posd.delivery import session
@@ -28,7 +29,7 @@ from posd.values import Closing, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws
 from posd.web.api import publishing
-from posd.web.http import site
+from posd.web.http import bounded_request, site
 from tests import documents
 from tests.documents import words_in_code
 
@@ -210,7 +211,9 @@ class NumberTests(SynchronousTestCase):
             f"registered, up to {limits.MOST_DEVICES} in a tenant",
             f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
             f"more than {intake._FRAMES_PER_SECOND:g} frames a second, after {intake._FRAMES_AT_ONCE}",
-            f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",
+            f"A body may have {bounded_request.BODY_BYTES // 1024 // 1024} MiB",
+            f"must bring a request within {site._REQUEST_SECONDS:g} seconds",
+            f"closed after {site._IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",
             f"with 1 to {publishing._MOST_EVENTS} of these",
             f"An answer has up to {polls._MOST_BYTES // 1024 // 1024} MiB of events",
             f"One call looks at up to {polls._MOST_LOOKED_AT} events",

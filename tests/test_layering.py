@@ -100,7 +100,11 @@ IMPORTERS = {
     "txaio": ("posd.web.websocket", "posd.client"),
     "txpostgres": ("posd.database.connection",),
     "psycopg2": (*("posd.database", "posd.cli", "posd.testing", "posd.maintenance.doctor"),),
-    "OpenSSL": ("posd.security.server_tls", "posd.security.client_tls"),
+    "OpenSSL": (
+        "posd.security.server_tls",
+        "posd.security.tls_refusals",
+        "posd.security.client_tls",
+    ),
     "cryptography": (*("posd.security", "posd.maintenance.doctor"),),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.

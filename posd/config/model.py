@@ -70,11 +70,15 @@ class Listener:
 
 @frozen
 class TLS:
-    """`[tls]`: paths of PEM files, and the oldest version of TLS that is spoken."""
+    """`[tls]`: paths of PEM files, and which versions and cipher suites of TLS are spoken.
+
+    `legacy_ciphers` adds suites of TLS 1.2 without authenticated encryption or forward secrecy.
+    """
 
     certificate: Annotated[str | None, File()] = None
     private_key: Annotated[str | None, File()] = None
     minimum_version: Annotated[Literal["1.2", "1.3"], OneOf("1.2", "1.3")] = "1.2"
+    legacy_ciphers: Annotated[bool, Flag()] = False
     client_ca: Annotated[str | None, File()] = None
 
 

@@ -55,6 +55,7 @@ from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import UNKNOWN, Door
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
+from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
 
@@ -94,6 +95,7 @@ class Parts:
     reception: Reception = field(init=False)
     publisher: Publisher = field(init=False)
     strangers: Strangers = field(init=False)
+    wrong_protocols: WrongProtocols = field(init=False)
     lag: Lag = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
@@ -139,6 +141,7 @@ class Parts:
             reactor, self.database, self.failed_attempts, self.instruments.attempt_failed
         )
         self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
+        self.wrong_protocols = WrongProtocols(reactor.seconds)
         self.lag = Lag(reactor, self.instruments.lagged)
         self.connections = Connections(limits.connections, limits.connections_per_tenant)
         self.admission = Admission(self.exchange, self.connections)
@@ -254,6 +257,7 @@ class Parts:
             self.reactor,
             _SPARE_CHANNELS,
             lambda status: served(UNKNOWN, status, 0.0),
+            self.wrong_protocols.noticed,
         )
 
     @property

@@ -19,6 +19,7 @@ from posd.database.pool import Database
 from posd.delivery import revocations as dismissals
 from posd.delivery.channel import Channel, Watcher
 from posd.delivery.channels import Channels
+from posd.delivery.connection_log import ConnectionLog
 from posd.delivery.registry import Attendance, Line, Roster, Sighting
 from posd.delivery.send_queue import Budget, Outbox
 from posd.delivery.session import Register, Session
@@ -106,6 +107,7 @@ class Exchange(Service):
         self._heartbeat = heartbeat
         self._outbox_bytes = outbox_bytes
         self.instruments = instruments or Instruments()
+        self.connection_log = ConnectionLog(reactor.seconds, self.instruments)
         self._budget = Budget(outbox_total)
         self.channels = Channels(database, presence.delivered, self.instruments)
         self._guests: set[Guest] = set()

@@ -23,6 +23,7 @@ from posd.delivery.pending_writes import Nack, Notes, Subscription, Word, subscr
 from posd.errors import StatementFailed, Unavailable
 from posd.events.orders import FINAL_STATUSES
 from posd.events.print_status import print_report
+from posd.monitoring.log_sampler import LogSampler
 from posd.store import orders
 from posd.store import presence as books
 from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
@@ -53,6 +54,7 @@ class Presence(Service):
         self._flushing.clock = self._renewing.clock = self._marking.clock = reactor
         self._leased = False
         self._notes = Notes()
+        self._sampler = LogSampler(reactor.seconds)
         # Tenants whose orders are to be told how far their head is.
         self._unmarked: set[TenantId] = set()
         self._here: dict[UUID, Terminal] = {}
@@ -253,8 +255,14 @@ class Presence(Service):
             self._log.failure("the lease could not be renewed")
 
     def _kept(self, terminal: Terminal, kept: bool) -> None:
-        if not kept:
-            self._log.warn("a message of a till of {slug} is not kept", slug=terminal.tenant.slug)
+        unsaid = None if kept else self._sampler.take(terminal.tenant.id)
+        if unsaid is not None:
+            self._log.warn(
+                "a message of a till was not stored, since too many wait for the database:"
+                " tenant={tenant} unsaid={unsaid}",
+                tenant=terminal.tenant.slug,
+                unsaid=unsaid,
+            )
 
     async def _lease(self) -> None:
         if await books.lease(self._database, self._node_id, _LEASE_SECONDS):

@@ -267,26 +267,6 @@ class Session:
         self._channel.leave(self)
         self.outbox.close()
 
-    def log_end(self, *, by: str, code: int | None, why: str, seconds: float) -> None:
-        """The one line that tells how a connection was; a till's own words are no part of it."""
-        self._channel.instruments.ended(by, code, why)
-        self._log.info(
-            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
-            " reason={reason!r} seconds={seconds} sent={sent} position={position} acked={acked}"
-            " behind={behind}",
-            tenant=self.terminal.tenant.slug,
-            device=self.terminal.device_id,
-            connection=str(self.terminal.connection_id),
-            by=by,
-            code=code,
-            reason=why,
-            seconds=round(seconds, 3),
-            sent=self.sent,
-            position=self.position,
-            acked=self.acked,
-            behind=self.backlog,
-        )
-
     async def _catch_up(self) -> None:
         try:
             while self.state is State.CATCHING_UP and self.outbox.has_room:

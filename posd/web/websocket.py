@@ -270,9 +270,8 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             by, code, why = "posd", self.localCloseCode, (self.localCloseReason or b"").decode()
         elif self._dropped:
             by, why = "posd", self._dropped
-        session.log_end(
-            by=by, code=code, why=why, seconds=self._reactor.seconds() - self._opened_at
-        )
+        seconds = self._reactor.seconds() - self._opened_at
+        self._exchange.connection_log.ended(session, by=by, code=code, why=why, seconds=seconds)
 
 
 class TillFactory(WebSocketServerFactory):  # type: ignore[misc]

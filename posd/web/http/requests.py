@@ -8,10 +8,9 @@ PostgreSQL must not be cancelled from here, and only the answer is dropped.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
@@ -33,6 +32,7 @@ from posd.errors import (
 )
 from posd.protocol import jsontext
 from posd.security.addresses import Network, client_address
+from posd.web.http.headers import is_loopback, members
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {
@@ -40,7 +40,6 @@ _PHRASES: Final = {
     426: b"Upgrade Required",
     429: b"Too Many Requests",
 }
-_LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _LONGEST_DEVICE: Final = 128
 UNKNOWN: Final = "none"
 """The operation of a request that asks for none that there is."""
@@ -130,12 +129,16 @@ class Call:
 
     @property
     def key(self) -> str | None:
-        """The credential, from either header that tills send; an empty one is none."""
-        key = (self.header("x-api-key") or "").strip()
-        if key:
-            return key
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
+        """The credential, from X-API-Key or else Authorization; an empty one is none.
+
+        Raises `BadRequest` for two that differ in one of the headers.
+        """
+        keys = [key for value in self.headers("x-api-key") if (key := value.strip())]
+        if not keys:
+            given = [value.partition(" ") for value in self.headers("authorization")]
+            bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
+            keys = [token for token in bearers if token]
+        return _only(keys, "An API key")
 
     @property
     def address(self) -> str:
@@ -150,14 +153,22 @@ class Call:
         if not raw:
             return None
         try:
-            name = raw[0].decode()
-        except UnicodeDecodeError:
+            # Two names that differ are as bad as none.
+            (name,) = {value.decode().strip() for value in raw}
+        except ValueError:
             name = ""
         return device_name(name, "X-Device-ID")
 
     def header(self, name: str) -> str | None:
-        """A header's value, the first where there are several."""
-        return next(iter(self.headers(name)), None)
+        """The value of a header that takes one value. The same value on several lines is one value.
+
+        Raises `BadRequest` for values that differ: a proxy may have used another one than posd would.
+        """
+        return _only(self.headers(name), name.title())
+
+    def members(self, name: str) -> set[str]:
+        """The members of a header whose value is a list, from all of its lines, in lower case."""
+        return members(self.headers(name))
 
     def headers(self, name: str) -> list[str]:
         """A header's values, a character for each byte: not everybody sends UTF-8."""
@@ -209,9 +220,10 @@ class Call:
         return cast("dict[str, object]", body)
 
     def check_tenant(self, slug: str) -> None:
-        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does."""
-        named = self.header("x-tenant-id")
-        if named is not None and named != slug:
+        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does, on any line."""
+        named = self.headers("x-tenant-id")
+        # A proxy may have joined two lines by a comma (RFC 9110 §5.3), which no slug has.
+        if any(each.strip() != slug for value in named for each in value.split(",")):
             raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
 
 
@@ -344,9 +356,8 @@ def write(request: Request, outcome: Answer) -> None:
 
 
 def _check_local(call: Call) -> None:
-    """No web page in a browser on this machine may use a trusted door (DNS rebinding, CSRF)."""
-    local = _LOCAL_HOST.fullmatch(call.header("host") or "")
-    if call.header("origin") is not None or local is None or _of_a_page(call):
+    """Refuse what a web page in a browser on this machine asks for (DNS rebinding, CSRF)."""
+    if call.headers("origin") or not is_loopback(call.header("host") or "") or _of_a_page(call):
         raise Forbidden("This listener is for programs on this machine only.")
     kind = (call.header("content-type") or "").lower()
     if call.request.method == b"POST" and not kind.startswith("application/json"):
@@ -354,11 +365,21 @@ def _check_local(call: Call) -> None:
 
 
 def _of_a_page(call: Call) -> bool:
-    """Whether a browser says that a page wants this, of a picture too, for which there is no Origin.
+    """Whether a browser says that a page asks, also for a picture, for which it sends no Origin.
 
-    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/).
+    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/). A browser
+    sends the header once, so two of them come from something else.
     """
-    return call.header("sec-fetch-site") not in (None, "none")
+    return call.headers("sec-fetch-site") not in ([], ["none"])
+
+
+def _only(values: Iterable[str], what: str) -> str | None:
+    """The one value there is, None where there is none. Raises `BadRequest` for values that differ."""
+    found = iter(dict.fromkeys(values))
+    first = next(found, None)
+    if next(found, None) is not None:
+        raise BadRequest(f"{what} is sent twice, with different values.")
+    return first
 
 
 async def _missing(call: Call) -> Answer:
