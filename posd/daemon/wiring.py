@@ -249,11 +249,13 @@ class Parts:
         rooms = Rooms(gate, self.reception, self.operations)
         served = self.instruments.served
         door = Door(listener.trusted, listener.proxies, served)
+        root = Root(door, rooms)
         return BoundedSite(
-            Root(door, rooms),
+            root,
             self.reactor,
             _SPARE_CHANNELS,
             lambda status: served(UNKNOWN, status, 0.0),
+            root.body_bytes,
         )
 
     @property

@@ -226,7 +226,7 @@ class Ledger:
         content = self._moved.get((item.tenant_id, item.kind, item.key))
         if content is None:
             return None
-        row = cast("dict[str, object]", jsontext.decode(content))
+        row = cast("dict[str, object]", jsontext.decode_stored(content))
         shop = self._shops.get(item.tenant_id)
         return movements.draft(item.kind, row, shop.currency if shop else "")
 
@@ -237,7 +237,7 @@ class Ledger:
             return None
         if not state.row_now:
             raise Unprocessable("The order is larger than any may be.")
-        row = cast("dict[str, object]", jsontext.decode(state.row_now))
+        row = cast("dict[str, object]", jsontext.decode_stored(state.row_now))
         shop_zone = zone_of(self._shops, item.tenant_id)
         return drafts.draft("new_order", orders.from_row(row), zone=shop_zone)
 
@@ -264,7 +264,7 @@ def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
 def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
     text = row.data or ""
     try:
-        data = jsontext.decode(text)
+        data = jsontext.decode_stored(text)
         return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone))
     except Unprocessable as refusal:
         return Rejected(row, str(refusal))

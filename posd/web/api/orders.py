@@ -24,7 +24,14 @@ from posd.web.api import order_fields as order_members
 from posd.web.api.publishing import PUBLISHING_REFUSALS, Position, Publisher, one_event
 from posd.web.http.error_catalog import FieldGiven
 from posd.web.http.models import UNSET, Given, Identity, Moment, Success, Taken, Unset, component
-from posd.web.http.operations import PLATFORMS, Operation, Refused, TenantAsk, given
+from posd.web.http.operations import (
+    LONG_BODY_BYTES,
+    PLATFORMS,
+    Operation,
+    Refused,
+    TenantAsk,
+    given,
+)
 from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
@@ -159,6 +166,7 @@ class Orders:
                     Refused(409, "order_exists", "The id is another order's.", OtherOrderGiven),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 description=(
                     "Without an `orderId` posd makes one that nobody can guess. `pending`, `received`,"
                     " `accepted` and `print` are parts of other addresses, and no order's id."
@@ -185,6 +193,7 @@ class Orders:
                     ),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Orders",
                 example={"status": "preparing", "expectedVersion": 1},
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -17,6 +18,7 @@ from posd import __version__
 from posd.protocol import jsontext
 
 BODY_BYTES: Final = 1024 * 1024
+"""The longest body of any request."""
 _IDLE_SECONDS: Final = 30
 _REQUEST_SECONDS: Final = 20.0
 _HANG_UP_SECONDS: Final = 15.0
@@ -27,6 +29,7 @@ class BoundedRequest(Request):
 
     channel: BoundedChannel
     _received = 0
+    _most = BODY_BYTES
     refused = False
 
     def gotLength(self, length: int | None) -> None:
@@ -36,13 +39,16 @@ class BoundedRequest(Request):
         elif len(self.requestHeaders.getRawHeaders(b"Host", ())) > 1:
             # RFC 9112 §3.2. A proxy may have judged by the other one.
             self._refuse(b"400 Bad Request", "bad_request", "A request is for one Host.")
-        elif length is not None and length > BODY_BYTES:
-            self._refuse_body()
-        Request.gotLength(self, 0 if self.refused else length)
+        else:
+            self._most = self.channel.body_bytes()
+            if length is not None and length > self._most:
+                self._refuse_body()
+        # Twisted would put a body of 100,000 bytes or of unknown length into a file.
+        self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
-        if self._received > BODY_BYTES:
+        if self._received > self._most:
             self._refuse_body()
         elif not self.refused:
             Request.handleContentChunk(self, data)
@@ -62,7 +68,7 @@ class BoundedRequest(Request):
 
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
-        sentence = f"The body has more than {BODY_BYTES} bytes."
+        sentence = f"The body has more than {self._most} bytes."
         self._refuse(b"413 Content Too Large", "too_large", sentence)
 
     def _refuse(self, status: bytes, code: str, sentence: str) -> None:
@@ -103,6 +109,10 @@ class BoundedChannel(HTTPChannel):
         self.idle = False
         self._on_time()
         HTTPChannel.allContentReceived(self)
+
+    def body_bytes(self) -> int:
+        """How long the body of the request may be whose headers have come."""
+        return self.site.body_bytes(self._command, self._path)
 
     def requestDone(self, request: Any) -> None:
         self.idle = True
@@ -196,6 +206,7 @@ class BoundedSite(Site):
         reactor: Any,
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
+        body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
     ) -> None:
         Site.__init__(
             self,
@@ -208,6 +219,7 @@ class BoundedSite(Site):
         self.clock = reactor
         self.most_channels = most_channels
         self.refused = refused
+        self.body_bytes = body_bytes
         # In the order in which they came.
         self._channels: dict[BoundedChannel, None] = {}
 
