@@ -76,6 +76,14 @@ def decode_stored(raw: bytes | str) -> object:
     return _checked(_parsed(_stored_decoder, text, DEPTH), text, DEPTH)
 
 
+def decode_own(raw: bytes | str, *, depth: int = DEPTH) -> object:
+    """Read a JSON text that `encode` wrote, here or in another posd: it may have any number of values.
+
+    An order whose text had as many values as `decode` allows has some more once it is stored.
+    """
+    return _decoded(_utf8(raw), depth)
+
+
 def decode_in_pieces(raw: bytes, *, depth: int = DEPTH) -> Generator[None, None, object]:
     """Read a long JSON text as `decode` does, and yield after each part of some 16 KiB.
 

@@ -168,7 +168,7 @@ class Ledger:
         state = self._states.get(key)
         if state is None or state.stored is None:
             return None
-        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
+        snapshot = cast("dict[str, object]", jsontext.decode_own(state.stored.snapshot))
         return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _noted(self, item: Item | Moved) -> Entry | None:

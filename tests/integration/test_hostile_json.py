@@ -221,7 +221,13 @@ class FromPlatformsTests(HostileCase):
         size = 1_000_000
         statuses: set[int] = set()
         dense = (b"[],", b'{"a":1},', b"1.5,", b"1e399,", b"1e9,", b'{"":{"":[]}},')
-        for part in (*dense, b'"\\u0000",', b"1e9        ,", b"{}              ,", b'"abcdefghij",'):
+        for part in (
+            b'"abcdefghij",',
+            *dense,
+            b'"\\u0000",',
+            b"1e9        ,",
+            b"{}              ,",
+        ):
             body = b'{"type":"note","data":{"a":[' + part * (size // len(part)) + b"0]}}"
             for _ in range(3):
                 statuses.add(self.post(body).status)

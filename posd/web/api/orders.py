@@ -255,7 +255,7 @@ class Orders:
         kept = await orders.one(session, ask.tenant, _addressed(ask))
         if kept is None:
             raise unknown_order()
-        snapshot = cast("dict[str, Any]", jsontext.decode(kept.snapshot))
+        snapshot = cast("dict[str, Any]", jsontext.decode_own(kept.snapshot))
         answer = given(
             OrderGiven(
                 order_id=kept.order_id,
