@@ -46,6 +46,10 @@ class InvalidMessage(PosdError):
     """Bytes that are not a message of the protocol; the text may be shown to who sent them."""
 
 
+class NumberOutOfRange(InvalidMessage):
+    """A number in a message has more digits than posd reads."""
+
+
 class Pruned(PosdError):
     """The events after a position are kept no more: who wants them is too far behind."""
 

@@ -44,6 +44,7 @@ from posd.web.api.keys import OperatorKeys
 from posd.web.api.loyalty import LoyaltyPoints
 from posd.web.api.metrics import MetricsEndpoint
 from posd.web.api.orders import Orders
+from posd.web.api.pending import PendingOrders
 from posd.web.api.publishing import Publisher
 from posd.web.api.reports import DailyReports
 from posd.web.api.status import Monitor
@@ -252,12 +253,14 @@ class Parts:
         rooms = Rooms(gate, self.reception, self.operations)
         served = self.instruments.served
         door = Door(listener.trusted, listener.proxies, served)
+        root = Root(door, rooms)
         return BoundedSite(
-            Root(door, rooms),
+            root,
             self.reactor,
             _SPARE_CHANNELS,
             lambda status: served(UNKNOWN, status, 0.0),
             self.wrong_protocols.noticed,
+            root.body_bytes,
         )
 
     @property
@@ -275,6 +278,7 @@ class Parts:
             *self.publisher.operations,
             *self.events.operations,
             *Orders(self.publisher, self.database).operations,
+            *PendingOrders(self.database).operations,
             *terminals.operations,
             *self.monitor.operations,
             *DailyReports(self.database).operations,

@@ -185,7 +185,7 @@ class Ledger:
         state = self._states.get(key)
         if state is None or state.stored is None:
             return None
-        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
+        snapshot = cast("dict[str, object]", jsontext.decode_own(state.stored.snapshot))
         return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _noted(self, item: Item | Moved) -> Entry | None:
@@ -250,7 +250,7 @@ class Ledger:
         content = self._moved.get((item.tenant_id, item.kind, item.key))
         if content is None:
             return None
-        row = cast("dict[str, object]", jsontext.decode(content))
+        row = cast("dict[str, object]", jsontext.decode_stored(content))
         shop = self._shops.get(item.tenant_id)
         return movements.draft(item.kind, row, shop.currency if shop else "")
 
@@ -261,7 +261,7 @@ class Ledger:
             return None
         if not state.row_now:
             raise Unprocessable("The order is larger than any may be.")
-        row = cast("dict[str, object]", jsontext.decode(state.row_now))
+        row = cast("dict[str, object]", jsontext.decode_stored(state.row_now))
         shop_zone = zone_of(self._shops, item.tenant_id)
         repaired = jsontext.needs_repair(state.row_now)
         data = orders.from_row(row)
@@ -291,7 +291,7 @@ def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
     text = row.data or ""
     data: object = None
     try:
-        data = jsontext.decode(text)
+        data = jsontext.decode_stored(text)
         repaired = jsontext.needs_repair(text)
         return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone, repaired=repaired))
     except Unprocessable as refusal:

@@ -270,6 +270,6 @@ def _answer(published: Published) -> str:
 
 def _told_before(kept: str) -> Published:
     """The answer that was kept."""
-    body = cast("dict[str, Any]", jsontext.decode(kept))
+    body = cast("dict[str, Any]", jsontext.decode_own(kept))
     order = OrderOutcome(**body["order"]) if "order" in body else None
     return Published(tuple(body["ids"]), 0, replayed=True, order=order)

@@ -32,7 +32,14 @@ from posd.web.api.publishing import (
 )
 from posd.web.http.error_catalog import FieldGiven
 from posd.web.http.models import UNSET, Given, Identity, Moment, Success, Taken, Unset, component
-from posd.web.http.operations import PLATFORMS, Operation, Refused, TenantAsk, given
+from posd.web.http.operations import (
+    LONG_BODY_BYTES,
+    PLATFORMS,
+    Operation,
+    Refused,
+    TenantAsk,
+    given,
+)
 from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
@@ -169,6 +176,7 @@ class Orders:
                     Refused(409, "order_exists", "The id is another order's.", OtherOrderGiven),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 description=(
                     "Without an `orderId` posd makes one that nobody can guess. `pending`, `received`,"
                     " `accepted` and `print` are parts of other addresses, and no order's id."
@@ -195,6 +203,7 @@ class Orders:
                     ),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Orders",
                 example={"status": "preparing", "expectedVersion": 1},
             ),
@@ -259,7 +268,7 @@ class Orders:
         kept = await orders.one(session, ask.tenant, _addressed(ask))
         if kept is None:
             raise unknown_order()
-        snapshot = cast("dict[str, Any]", jsontext.decode(kept.snapshot))
+        snapshot = cast("dict[str, Any]", jsontext.decode_own(kept.snapshot))
         answer = given(
             OrderGiven(
                 order_id=kept.order_id,

@@ -21,7 +21,15 @@ from posd.values import SLUG, WARNING_CODES, Draft, KeyKind, Seq, Tenant
 from posd.web.http import idempotency
 from posd.web.http.dispatch import Reception
 from posd.web.http.models import UNSET, Given, Success, Taken, Unset, component
-from posd.web.http.operations import PLATFORMS, Ask, Operation, Refused, TenantAsk, given
+from posd.web.http.operations import (
+    LONG_BODY_BYTES,
+    PLATFORMS,
+    Ask,
+    Operation,
+    Refused,
+    TenantAsk,
+    given,
+)
 from posd.web.http.requests import Answer, Call
 from posd.web.openapi.event_schemas import ref
 
@@ -121,6 +129,7 @@ class Publisher:
                 describes=EventsTaken,
                 refusals=PUBLISHING_REFUSALS,
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Platform",
                 example={"type": "new_order", "data": {"orderId": "A-2", "totalAmount": 12.5}},
             ),
@@ -140,6 +149,7 @@ class Publisher:
                     Refused(404, "unknown_tenant", "On a trusted listener, which asks for no key."),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 trusted=True,
                 own_keys=True,
                 tag="Platform",
@@ -172,6 +182,7 @@ class Publisher:
         if _asks_for_key(call):
             authenticator = self.reception.authenticator
             self.reception.spend(await authenticator.somewhere(call.key, call.address), call)
+        await call.parse()
         body = call.json()
         slug, event = body.get("tenant"), body.get("event")
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):

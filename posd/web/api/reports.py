@@ -17,7 +17,7 @@ from posd.store import idempotency
 from posd.store import reports as books
 from posd.store.idempotency import Idempotency
 from posd.web.http.models import UNSET, Amount, Given, Success, Taken, Unset, called, plain
-from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
+from posd.web.http.operations import LONG_BODY_BYTES, TILLS, Operation, Refused, TenantAsk
 from posd.web.http.requests import Answer
 
 Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
@@ -101,6 +101,7 @@ class DailyReports:
                     Refused(422, "invalid_amount", "It is no number, or beyond all bounds."),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Reports",
                 description="A shop has one report for each day, whichever till sends it. Another one"
                 " of that day replaces it, and the old one is kept as an amendment. What does not add"

@@ -11,6 +11,7 @@ from twisted.web.server import Request
 from posd.web.http.headers import Target, is_host, read_target
 
 BODY_BYTES: Final = 1024 * 1024
+"""The longest body of any request."""
 
 
 class Channel(Protocol):
@@ -19,6 +20,9 @@ class Channel(Protocol):
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
         """Method, target and version of the request whose head was read last."""
+
+    def body_bytes(self, method: bytes, path: bytes) -> int:
+        """How long the body of such a request may be."""
 
     def refuse(self, status: bytes, code: str, sentence: str) -> None:
         """Answer what cannot become a request, and hang up."""
@@ -29,6 +33,7 @@ class BoundedRequest(Request):
 
     channel: Channel  # type: ignore[assignment]
     _received = 0
+    _most = BODY_BYTES
     _target: Target
     refused = False
 
@@ -42,14 +47,16 @@ class BoundedRequest(Request):
             self._target = read
         if fault is not None:
             self.refuse(b"400 Bad Request", "bad_request", fault)
-        elif length is not None and length > BODY_BYTES:
-            self._refuse_body()
+        else:
+            self._most = self.channel.body_bytes(command, self._target.origin)
+            if length is not None and length > self._most:
+                self._refuse_body()
         # For 100,000 bytes or an unknown length Twisted would put the body into a temporary file.
         Request.gotLength(self, 0)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
-        if self._received > BODY_BYTES:
+        if self._received > self._most:
             self._refuse_body()
         elif not self.refused:
             Request.handleContentChunk(self, data)
@@ -74,7 +81,7 @@ class BoundedRequest(Request):
 
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
-        sentence = f"The body has more than {BODY_BYTES} bytes."
+        sentence = f"The body has more than {self._most} bytes."
         self.refuse(b"413 Content Too Large", "too_large", sentence)
 
     def refuse(self, status: bytes, code: str, sentence: str) -> None:

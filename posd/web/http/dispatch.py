@@ -9,7 +9,7 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from posd.errors import BadRequest, Forbidden, Refusal
-from posd.protocol.jsontext import unreadable_numbers
+from posd.protocol.jsontext import not_numbers
 from posd.security.auth import Authenticator, of_kind
 from posd.security.rate_limits import Clock, Rates
 from posd.store.credentials import Credential
@@ -79,7 +79,7 @@ class Reception:
             key_id = principal.key_id
         if "slug" in path:
             call.check_tenant(path["slug"])
-        taken = self._take(operation, call, key_id)
+        taken = await self._take(operation, call, key_id)
         return await operation.handler(Ask(call, path, taken, arrived=arrived, key_id=key_id))
 
     async def _at_tenant(
@@ -92,7 +92,7 @@ class Reception:
     ) -> Answer:
         credential = await self.admit(operation, slug, call)
         principal, tenant = credential.principal, credential.tenant
-        taken = self._take(operation, call, principal.key_id)
+        taken = await self._take(operation, call, principal.key_id)
         device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
         called = f"{operation.method} {_address(operation, path)}"
         return await operation.handler(
@@ -127,9 +127,10 @@ class Reception:
         rate = self.per_second * _EVENT_KIBIBYTES
         self._kibibytes.spend(key_id, call.size // 1024, rate, max(10 * rate, _LEAST_BURST))
 
-    def _take(self, operation: Operation, call: Call, key_id: int | None) -> object:
+    async def _take(self, operation: Operation, call: Call, key_id: int | None) -> object:
         if operation.has_body and key_id is not None:
             self.spend(key_id, call)
+            await call.parse()
         if operation.takes is None:
             return None
         if operation.has_body:
@@ -138,11 +139,11 @@ class Reception:
 
 
 def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
-    """The body. One that is refused for a number in it is refused with the number's name."""
+    """The body. NaN or an infinity is refused with the name of the member that it stands in."""
     try:
         return call.json()
     except BadRequest:
-        refuse_numbers(kind, unreadable_numbers(call.body))
+        refuse_numbers(kind, not_numbers(call.body))
         raise
 
 

@@ -17,7 +17,7 @@ from twisted.web.server import Request, Site
 
 from posd import __version__
 from posd.protocol import jsontext
-from posd.web.http.bounded_request import BoundedRequest
+from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest
 from posd.web.http.headers import members
 from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
@@ -132,6 +132,10 @@ class BoundedChannel(HTTPChannel):
         self._on_time()
         HTTPChannel.allContentReceived(self)
 
+    def body_bytes(self, method: bytes, path: bytes) -> int:
+        """How long the body of such a request may be."""
+        return self.site.body_bytes(method, path)
+
     def requestDone(self, request: Any) -> None:
         self.idle = True
         self.site.answered(self)
@@ -229,6 +233,7 @@ class BoundedSite(Site):
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
         mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
+        body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
     ) -> None:
         Site.__init__(
             self,
@@ -244,6 +249,7 @@ class BoundedSite(Site):
         self.mistaken = mistaken
         # The one that has been idle for longest comes first, among those that are idle.
         self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
+        self.body_bytes = body_bytes
 
     @property
     def open_channels(self) -> int:
