@@ -47,10 +47,6 @@ _MOST_WAITING: Final = 10_000
 _LONG_SECONDS: Final = 0.1
 _PAUSE: Final = 20
 
-# data_exception, integrity_constraint_violation, program_limit_exceeded: it is what was to be stored.
-# Anything else (a right that is missing, a table that is gone) is not an event's fault.
-_AT_FAULT: Final = ("22", "23", "54")
-
 
 class Sequencer(Service):
     """Numbers what `publish` brings and what `wake` says is in the outbox."""
@@ -225,7 +221,7 @@ class Sequencer(Service):
     async def _blame(self, requests: Sequence[Request], error: Exception) -> None:
         """A request, or the oldest row of the outbox, has failed alone."""
         row = self._numbering.oldest
-        badly_made = isinstance(error, StatementFailed) and error.sqlstate.startswith(_AT_FAULT)
+        badly_made = isinstance(error, StatementFailed) and error.about_data
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         for request in requests:

@@ -222,9 +222,14 @@ async def still_open(
 
 async def confirmed(
     session: Session, ids: Iterable[TenantId], final: Collection[str]
-) -> dict[TenantId, Seq]:
-    """Up to where what tills said about orders confirms everything, where that is news."""
-    return dict(await session.query(_CONFIRMED, (list(ids), sorted(final))))
+) -> tuple[dict[TenantId, Seq], dict[TenantId, str]]:
+    """Up to where what tills said about orders confirms everything, where that is news.
+
+    And by tenant why that could not be read: the SQLSTATE, then the message.
+    """
+    rows = await session.query(_CONFIRMED, (list(ids), sorted(final)))
+    found = {tenant_id: seq for tenant_id, seq, _ in rows if seq is not None}
+    return found, {tenant_id: returned(why) for tenant_id, _, why in rows if why is not None}
 
 
 async def mark(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, str]:

@@ -127,7 +127,26 @@ class ConfirmedTests(OrdersCase):
             await orders.note(self.books, KITCHEN, Report(order_id, Said.RECEIVED), None)
 
     async def confirmed(self) -> dict[int, int]:
-        return await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        found, failures = await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        self.assertEqual(failures, {})
+        return found
+
+    async def test_a_tenant_that_cannot_be_read_stops_no_other(self) -> None:
+        await self.begin()
+        await self.received("a", "b")
+        self.admin.run("ALTER TABLE dinedesk_grill.pos_orders RENAME COLUMN first_seq TO gone")
+        found, failures = await orders.confirmed(self.books, [2, 1], FINAL_STATUSES)
+        self.assertEqual((found, failures.keys()), ({1: 2}, {2}))
+        self.assertTrue(failures[2].startswith("42703"))
+
+    async def test_a_tenant_that_is_locked_is_not_waited_for_long(self) -> None:
+        await self.begin()
+        await self.received("a", "b")
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_grill.pos_orders")
+            found, failures = await orders.confirmed(self.books, [2, 1], FINAL_STATUSES)
+        self.assertEqual((found, failures[2][:5]), ({1: 2}, "55P03"))
 
     async def test_a_report_confirms_what_came_before_it(self) -> None:
         await self.begin()
