@@ -23,6 +23,7 @@ from posd.events import orders
 from posd.events.fields import Table as Members
 from posd.protocol import encodings as dialect
 from posd.security import connection_limits as limits
+from posd.security import request_rates
 from posd.values import Closing, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws
@@ -204,11 +205,13 @@ class NumberTests(SynchronousTestCase):
     def test_they_are_those_of_the_code(self) -> None:
         page = " ".join(documents.text(PAGE).split())
         for sentence in (
-            f"more than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
             f"registered, up to {limits.MOST_DEVICES} in a tenant",
             f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
-            f"more than {intake._FRAMES_PER_SECOND:g} frames a second, after {intake._FRAMES_AT_ONCE}",
+            "A frame costs a quarter of a request",
+            f"together {request_rates.TOGETHER} times",
+            f"what {request_rates.BURST_SECONDS} seconds give at once",
+            f"goes on for {intake._FRAMES_TOO_MANY} frames more",
             f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",
             f"with 1 to {publishing._MOST_EVENTS} of these",
             f"An answer has up to {polls._MOST_BYTES // 1024 // 1024} MiB of events",
@@ -217,6 +220,7 @@ class NumberTests(SynchronousTestCase):
             f"{streaming._UNCONFIRMED_MILLISECONDS // 1000} seconds go by in which nothing was confirmed",
         ):
             self.assertIn(sentence, page)
+        self.assertEqual(request_rates.FRAME, 0.25)
         self.assertEqual(session._INVALID_A_MINUTE, 10)
         self.assertEqual(limits.Connections(1, 1).per_device, 4)
 

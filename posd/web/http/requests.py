@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
+from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -131,17 +132,18 @@ class Call:
     @property
     def key(self) -> str | None:
         """The credential, from either header that tills send; an empty one is none."""
-        key = (self.header("x-api-key") or "").strip()
-        if key:
-            return key
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
+        return key_in(self.request.requestHeaders)
 
     @property
     def address(self) -> str:
         """Where the client is, by IP; empty on a unix socket."""
-        peer = getattr(self.request.getClientAddress(), "host", "")
-        return client_address(peer, self.headers("x-forwarded-for"), self.door.proxies)
+        return address_of(self.request, self.door)
+
+    def check_rate(self) -> None:
+        """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
+        refusal: Refusal | None = getattr(self.request, "over_rate", None)
+        if refusal is not None:
+            raise refusal
 
     @property
     def device(self) -> str | None:
@@ -251,6 +253,22 @@ class Missing(Resource):
         return NOT_DONE_YET
 
 
+def key_in(headers: Headers) -> str | None:
+    """The credential in the headers of a request, None if there is none."""
+    key = (_first(headers, b"x-api-key") or "").strip()
+    if key:
+        return key
+    scheme, _, token = (_first(headers, b"authorization") or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def address_of(request: Request, door: Door) -> str:
+    """Where the client is, by IP; empty on a unix socket."""
+    peer = getattr(request.getClientAddress(), "host", "")
+    forwarded = request.requestHeaders.getRawHeaders(b"x-forwarded-for", [])
+    return client_address(peer, [each.decode("latin-1") for each in forwarded], door.proxies)
+
+
 def device_name(given: str, where: str) -> str:
     """A terminal's name without blanks around it. Raises `BadRequest` for what is none."""
     name = given.strip()
@@ -356,5 +374,11 @@ def _of_a_page(call: Call) -> bool:
     return call.header("sec-fetch-site") not in (None, "none")
 
 
+def _first(headers: Headers, name: bytes) -> str | None:
+    found = headers.getRawHeaders(name, [])
+    return found[0].decode("latin-1") if found else None
+
+
 async def _missing(call: Call) -> Answer:
+    call.check_rate()
     raise NotFound("There is nothing at this address.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -14,20 +14,42 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from posd import __version__
+from posd.errors import TooManyRequests
 from posd.protocol import jsontext
+from posd.security.request_rates import Account
 
 BODY_BYTES: Final = 1024 * 1024
 _IDLE_SECONDS: Final = 30
 _REQUEST_SECONDS: Final = 20.0
 _HANG_UP_SECONDS: Final = 15.0
+_BODY_READ_IN_VAIN: Final = 64 * 1024
+"""A longer body of a request that is refused for its rate is not read, and its connection is closed."""
+_PAUSE_SECONDS: Final = 1.0
+"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy."""
+
+
+class RateGate(Protocol):
+    """Charges requests (`posd.web.http.rate_gate`)."""
+
+    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
+        """Charge a request. Raises `TooManyRequests`."""
+
+    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+        """Charge bytes of its body that were not announced."""
 
 
 class BoundedRequest(Request):
-    """A request whose body is refused as soon as it is too large, with Content-Length or without."""
+    """A request whose body is refused as soon as it is too large, with Content-Length or without.
+
+    `over_rate` is the answer to a request that is one too many.
+    """
 
     channel: BoundedChannel
     _received = 0
     refused = False
+    over_rate: TooManyRequests | None = None
+    _account: Account | None = None
+    _announced = True
 
     def gotLength(self, length: int | None) -> None:
         if length is not None and self.requestHeaders.hasHeader(b"Transfer-Encoding"):
@@ -38,13 +60,17 @@ class BoundedRequest(Request):
             self._refuse(b"400 Bad Request", "bad_request", "A request is for one Host.")
         elif length is not None and length > BODY_BYTES:
             self._refuse_body()
+        else:
+            self._charge(length)
         Request.gotLength(self, 0 if self.refused else length)
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > BODY_BYTES:
             self._refuse_body()
-        elif not self.refused:
+        elif not self._announced and self.over_rate is None:
+            self._charge_more(len(data))
+        if not self.refused and self.over_rate is None:
             Request.handleContentChunk(self, data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
@@ -60,15 +86,41 @@ class BoundedRequest(Request):
         Request.connectionLost(self, reason)
         self.content = content
 
+    def _charge(self, length: int | None) -> None:
+        """Charge the request, and its body as far as its size is known."""
+        gate = self.channel.site.gate
+        if gate is None:
+            return
+        self._announced = length is not None
+        try:
+            self._account = gate.enter(self, self.channel.path, length or 0)
+        except TooManyRequests as refusal:
+            self._be_over(refusal, length)
+
+    def _charge_more(self, size: int) -> None:
+        gate = self.channel.site.gate
+        refusal = None if gate is None else gate.go_on(self._account, size)
+        if refusal is not None:
+            self._be_over(refusal, None)
+
+    def _be_over(self, refusal: TooManyRequests, length: int | None) -> None:
+        """Answer with a refusal: when the request has come whole, or at once where its body is long."""
+        self.over_rate = refusal
+        if length is None or length > _BODY_READ_IN_VAIN:
+            sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
+            self._refuse(b"429 Too Many Requests", refusal.code, sentence, headers)
+
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
         sentence = f"The body has more than {BODY_BYTES} bytes."
         self._refuse(b"413 Content Too Large", "too_large", sentence)
 
-    def _refuse(self, status: bytes, code: str, sentence: str) -> None:
+    def _refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
         if not self.refused and self.channel is not None:
             self.refused = True
-            self.channel.refuse(status, code, sentence)
+            self.channel.refuse(status, code, sentence, headers)
 
 
 class BoundedChannel(HTTPChannel):
@@ -84,6 +136,7 @@ class BoundedChannel(HTTPChannel):
     """Whether there is no request that is being answered."""
     _deadline: IDelayedCall | None = None
     _leaving = False
+    _rest: IDelayedCall | None = None
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -111,17 +164,28 @@ class BoundedChannel(HTTPChannel):
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
+        if request.code == 429 and not self._leaving:
+            self._networkProducer.pauseProducing()
+            self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
 
-    def refuse(self, status: bytes, code: str, sentence: str) -> None:
+    @property
+    def path(self) -> bytes:
+        """The target of the request whose headers have come, as it was sent."""
+        return self._path
+
+    def refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
         """Answer what cannot become a request, and hang up."""
         self.site.refused(int(status.split()[0]))
         said = {"success": False, "error": sentence, "code": code}
         body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
         head = (
             b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
-            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
+            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n%b\r\n"
         )
-        values = (status, __version__.encode(), datetimeToString(), len(body))
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        values = (status, __version__.encode(), datetimeToString(), len(body), more)
         self.transport.write(head % values + body)
         self.loseConnection()
 
@@ -141,6 +205,8 @@ class BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_time()
+        if self._rest is not None and self._rest.active():
+            self._rest.cancel()
         self.site.leave(self)
         lost, self._lost = self._lost, None
         HTTPChannel.connectionLost(self, reason)
@@ -166,6 +232,11 @@ class BoundedChannel(HTTPChannel):
         if self._lost is not None:
             self._lost = None
             self.site.come_back(self)
+
+    def _rested(self) -> None:
+        self._rest = None
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
 
     def _expect(self, seconds: float) -> None:
         """What comes next has to come soon."""
@@ -196,6 +267,7 @@ class BoundedSite(Site):
         reactor: Any,
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
+        gate: RateGate | None = None,
     ) -> None:
         Site.__init__(
             self,
@@ -208,6 +280,7 @@ class BoundedSite(Site):
         self.clock = reactor
         self.most_channels = most_channels
         self.refused = refused
+        self.gate = gate
         # In the order in which they came.
         self._channels: dict[BoundedChannel, None] = {}
 

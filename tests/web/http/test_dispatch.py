@@ -103,7 +103,7 @@ class Rows:
 class ReceptionCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.rows = Rows()
-        self.reception = Reception(cast(Authenticator, Keys()), 10, Clock().seconds)
+        self.reception = Reception(cast(Authenticator, Keys()), Clock().seconds)
 
     def ask(
         self,
@@ -258,11 +258,6 @@ class TakenTests(ReceptionCase):
             answer = self.ask("POST", "/api/kitchen/sales", body=body)
             self.assertRefused(answer, 400, "invalid_json")
         self.assertEqual(self.rows.asked, [])
-
-    def test_a_key_may_send_so_many_bytes(self) -> None:
-        large = {"amount": 1, "notes": "x" * 700_000}
-        answers = [self.ask("POST", "/api/kitchen/sales", body=large) for _ in range(2)]
-        self.assertEqual([status for status, _ in answers], [200, 429])
 
 
 class NameTests(ReceptionCase):
