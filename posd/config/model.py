@@ -101,6 +101,9 @@ class Limits:
     connections_per_tenant: Annotated[int, Whole()] = 200
     failed_auth_per_minute: Annotated[int, Whole()] = 20
     publish_per_second_per_tenant: Annotated[int, Whole()] = 200
+    requests_per_second_per_credential: Annotated[int, Whole()] = 50
+    bytes_per_second_per_credential: Annotated[int, Size("16KiB", "1GiB")] = MIB
+    requests_per_second_per_address: Annotated[int, Whole()] = 200
 
 
 @frozen

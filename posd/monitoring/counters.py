@@ -46,6 +46,8 @@ WAYS: Final = ("live", "replay", "poll")
 """How an event went out: as it came, to a till that catches up, as the answer to a poll."""
 STAGES: Final = ("socket", "ack")
 ATTEMPTS: Final = ("unauthorized", "too_many_attempts")
+LIMITED: Final = ("credential", "address", "till")
+"""Whose rate was exceeded: a credential's or an address's request was refused, a till is read more slowly."""
 
 SILENT: Final = "not heard of"
 DROPPED: Final = "dropped"
@@ -109,6 +111,7 @@ class Instruments:
     _ended: Counter = field(init=False)
     _handshakes: Counter = field(init=False)
     _attempts: Counter = field(init=False)
+    _limited: Counter = field(init=False)
     _requests: Counter = field(init=False)
     _request_seconds: Histogram = field(init=False)
     _waits: Histogram = field(init=False)
@@ -156,6 +159,11 @@ class Instruments:
         )
         self._attempts = self._counter(
             "failed_authentications", "Requests and handshakes with a bad key.", "code"
+        )
+        self._limited = self._counter(
+            "rate_limited",
+            "Requests that were refused for a rate, and frames that came too fast.",
+            "by",
         )
         self._requests = self._counter(
             "http_requests", "Requests that were answered.", "operation", "status"
@@ -224,6 +232,10 @@ class Instruments:
         """Somebody has come with a bad key."""
         self._attempts.labels(code).inc()
 
+    def rate_limited(self, by: str) -> None:
+        """Somebody was over a rate; `by` is one of `LIMITED`."""
+        self._limited.labels(by).inc()
+
     def served(self, operation: str, status: int, seconds: float) -> None:
         """A request was answered; `operation` is a method and a template of an address."""
         self._requests.labels(operation, f"{status // 100}xx").inc()
@@ -247,6 +259,8 @@ class Instruments:
             self._warnings.labels(code)
         for reason in LEFT_OUT:
             self._left_out.labels(reason)
+        for by in LIMITED:
+            self._limited.labels(by)
         for by, reason in _endings():
             self._ended.labels(by, reason)
 

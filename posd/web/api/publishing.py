@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
 from typing import Annotated, Any, Final
@@ -9,14 +10,15 @@ from typing import Annotated, Any, Final
 from attrs import define, field, frozen
 from msgspec import Meta
 
-from posd.errors import BadRequest, Unprocessable
+from posd.errors import BadRequest, TooManyRequests, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import of_kind
-from posd.security.rate_limits import Clock, Rates
+from posd.security.rate_limits import Buckets, Clock
+from posd.security.request_rates import BURST_SECONDS
 from posd.values import SLUG, WARNING_CODES, Draft, KeyKind, Seq, Tenant
 from posd.web.http import idempotency
 from posd.web.http.dispatch import Reception
@@ -111,10 +113,10 @@ class Publisher:
     sequencer: Sequencer
     per_second: int
     clock: Clock
-    _events: Rates = field(init=False)
+    _events: Buckets = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._events = Rates(self.clock)
+        self._events = Buckets(self.clock)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -180,8 +182,8 @@ class Publisher:
         """The deployed broadcaster's call, `{"tenant", "event": {"type", "timestamp", "data", …}}`."""
         call = ask.call
         if _asks_for_key(call):
-            authenticator = self.reception.authenticator
-            self.reception.spend(await authenticator.somewhere(call.key, call.address), call)
+            # Before the body is read, which takes longer than all the rest.
+            await self.reception.authenticator.somewhere(call.key, call.address)
         await call.parse()
         body = call.json()
         slug, event = body.get("tenant"), body.get("event")
@@ -202,9 +204,13 @@ class Publisher:
 
     async def publish(self, publication: Publication) -> Published:
         """Publish within the tenant's rate."""
-        # Ten seconds' worth at once: a platform that was away catches up.
-        burst = max(10 * self.per_second, _MOST_EVENTS)
-        self._events.spend(publication.tenant_id, len(publication.drafts), self.per_second, burst)
+        # A platform that was away catches up.
+        seconds = max(BURST_SECONDS, _MOST_EVENTS / self.per_second)
+        bucket = self._events.get(publication.tenant_id, self.per_second, seconds)
+        count = len(publication.drafts)
+        if not bucket.take(count):
+            what, wait = "This tenant publishes more than it may.", bucket.wait(count)
+            raise TooManyRequests(what, retry_after=max(1, math.ceil(wait)))
         return await self.sequencer.publish(publication)
 
     async def _addressed(self, call: Call, slug: str) -> Tenant:

@@ -26,6 +26,7 @@ _ALWAYS: Final = (
     Refused(400, "bad_request", "This is not HTTP as it should be."),
     Refused(403, "forbidden", "A key of another kind, or nothing for a trusted listener."),
     Refused(413, "too_large", "The body is longer than the operation allows."),
+    Refused(429, "too_many_requests", "This key, or this address without one, asks too much."),
     Refused(500, "internal_error", "A bug of posd; its log has the `requestId`."),
 )
 _KEY: Final = (
@@ -57,7 +58,6 @@ _MEMBERS: Final = (
     Refused(400, "invalid_field", "A member cannot be that, or came twice.", FieldGiven),
     Refused(400, "missing_field", "A member that is needed is not there.", FieldGiven),
 )
-_RATE: Final = Refused(429, "too_many_requests", "This key sends more than it may.")
 _IDEMPOTENT: Final = (
     Refused(400, "invalid_idempotency_key", "`Idempotency-Key` is none, or there are two."),
     Refused(409, "still_running", "The first call with this `Idempotency-Key` is not finished."),
@@ -69,7 +69,7 @@ _AMOUNT: Final = Refused(422, "invalid_amount", "So much cannot be moved.", Fiel
 EVERYWHERE: Final = frozenset(
     (each.status, each.code, each.when)
     for each in (
-        *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, *_BODY, _PATH, _QUERY, *_MEMBERS, _RATE),
+        *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, *_BODY, _PATH, _QUERY, *_MEMBERS),
         *(*_IDEMPOTENT, _MUTATING, _AMOUNT),
     )
 )
@@ -118,7 +118,6 @@ def _taken(operation: Operation) -> Iterator[Refused]:
     shape = operation.takes
     if operation.has_body:
         yield _TYPE
-        yield _RATE
         if shape is not None or operation.describes is not None:
             yield from _BODY
     elif shape is not None:

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
+from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -141,18 +142,18 @@ class Call:
 
         Raises `BadRequest` for two that differ in one of the headers.
         """
-        keys = [key for value in self.headers("x-api-key") if (key := value.strip())]
-        if not keys:
-            given = [value.partition(" ") for value in self.headers("authorization")]
-            bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
-            keys = [token for token in bearers if token]
-        return _only(keys, "An API key")
+        return _only(keys_in(self.request.requestHeaders), "An API key")
 
     @property
     def address(self) -> str:
         """Where the client is, by IP; empty on a unix socket."""
-        peer = getattr(self.request.getClientAddress(), "host", "")
-        return client_address(peer, self.headers("x-forwarded-for"), self.door.proxies)
+        return address_of(self.request, self.door)
+
+    def check_rate(self) -> None:
+        """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
+        refusal: Refusal | None = getattr(self.request, "over_rate", None)
+        if refusal is not None:
+            raise refusal
 
     @property
     def device(self) -> str | None:
@@ -179,9 +180,8 @@ class Call:
         return members(self.headers(name))
 
     def headers(self, name: str) -> list[str]:
-        """A header's values, a character for each byte: not everybody sends UTF-8."""
-        raw = self.request.requestHeaders.getRawHeaders(name.encode(), [])
-        return [value.decode("latin-1") for value in raw]
+        """A header's values, a character for each byte: not every client sends UTF-8."""
+        return _values(self.request.requestHeaders, name)
 
     def parameter(self, name: str) -> str | None:
         """A query parameter's value, the first where there are several."""
@@ -298,6 +298,22 @@ def _as_refusal() -> Iterator[None]:
         raise BadRequest(str(error), code="invalid_json") from error
 
 
+def keys_in(headers: Headers) -> list[str]:
+    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
+    keys = [key for value in _values(headers, "x-api-key") if (key := value.strip())]
+    if keys:
+        return keys
+    given = [value.partition(" ") for value in _values(headers, "authorization")]
+    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
+    return [token for token in bearers if token]
+
+
+def address_of(request: Request, door: Door) -> str:
+    """Where the client is, by IP; empty on a unix socket."""
+    peer = getattr(request.getClientAddress(), "host", "")
+    return client_address(peer, _values(request.requestHeaders, "x-forwarded-for"), door.proxies)
+
+
 def device_name(given: str, where: str) -> str:
     """A terminal's name without blanks around it. Raises `BadRequest` for what is none."""
     name = given.strip()
@@ -412,5 +428,11 @@ def _only(values: Iterable[str], what: str) -> str | None:
     return first
 
 
+def _values(headers: Headers, name: str) -> list[str]:
+    """A header's values, a character for each byte: not every client sends UTF-8."""
+    return [value.decode("latin-1") for value in headers.getRawHeaders(name.encode(), [])]
+
+
 async def _missing(call: Call) -> Answer:
+    call.check_rate()
     raise NotFound("There is nothing at this address.")

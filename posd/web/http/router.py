@@ -141,4 +141,5 @@ def _is_text(parts: Iterable[bytes]) -> bool:
 
 
 async def _unreadable(call: Call) -> Answer:
+    call.check_rate()
     raise BadRequest("The address must be UTF-8.", code="invalid_path")

@@ -105,7 +105,7 @@ class ReceptionCase(SynchronousTestCase):
     def setUp(self) -> None:
         do_at_once(self)
         self.rows = Rows()
-        self.reception = Reception(cast(Authenticator, Keys()), 10, Clock().seconds)
+        self.reception = Reception(cast(Authenticator, Keys()), Clock().seconds)
 
     def ask(
         self,
@@ -268,11 +268,6 @@ class TakenTests(ReceptionCase):
                 self.assertRefused(answer, 400, "number_out_of_range")
         self.assertEqual(self.rows.asked, [])
         self.assertEqual(self.flushLoggedErrors(), [])
-
-    def test_a_key_may_send_so_many_bytes(self) -> None:
-        large = {"amount": 1, "notes": "x" * 700_000}
-        answers = [self.ask("POST", "/api/kitchen/sales", body=large) for _ in range(2)]
-        self.assertEqual([status for status, _ in answers], [200, 429])
 
 
 class NameTests(ReceptionCase):
