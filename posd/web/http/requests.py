@@ -8,6 +8,7 @@ PostgreSQL must not be cancelled from here, and only the answer is dropped.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ from posd.errors import (
     InvalidMessage,
     NotFound,
     Refusal,
+    Unavailable,
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
@@ -41,6 +43,7 @@ _PHRASES: Final = {
     429: b"Too Many Requests",
 }
 _LONGEST_DEVICE: Final = 128
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 UNKNOWN: Final = "none"
 """The operation of a request that asks for none that there is."""
 _WRAPPING: Final = 3
@@ -306,8 +309,11 @@ async def _outcome(call: Call, handler: Handler) -> Answer:
         return await handler(call)
     except Refusal as refusal:
         return refused(refusal, call)
-    except Exception:
+    except Exception as error:
         _log.failure("request {id} failed", id=call.id)
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+            # It passes when others have closed theirs.
+            return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
         return Answer(error_body("posd failed at this.", "internal_error", call), 500)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Any, cast
@@ -246,6 +248,16 @@ class RefusalTests(RenderCase):
         self.site.resource = Missing(self.door)
         reply = self.ask(target="/nowhere?key=pos_secret")
         self.assertEqual((reply.status, reply.json["code"]), (404, "not_found"))
+
+    def test_no_descriptor_left_is_503_and_no_fault_of_the_caller(self) -> None:
+        for number in (errno.EMFILE, errno.ENFILE):
+            self.handler.outcome = OSError(number, os.strerror(number))
+            reply = self.ask()
+            self.assertEqual((reply.status, reply.json["code"]), (503, "unavailable"))
+            self.assertEqual(reply.headers["retry-after"], "5")
+        self.handler.outcome = OSError(errno.EACCES, "no")
+        self.assertEqual(self.ask().status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 3)
 
 
 class CallTests(RenderCase):
