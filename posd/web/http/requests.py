@@ -43,6 +43,7 @@ _PHRASES: Final = {
     429: b"Too Many Requests",
 }
 _LONGEST_DEVICE: Final = 128
+_NO_PREFLIGHT: Final = "posd answers no web page (CORS). Call it from a program that is not a page, such as the page's server."
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 UNKNOWN: Final = "none"
 """The operation of a request that asks for none that there is."""
@@ -243,8 +244,11 @@ class Endpoint(Resource):
         handler = self._handlers.get(method)
         call = Call(request, self._door)
         if handler is None:
-            allowed = ", ".join(sorted(self._handlers))
-            body = error_body("This method is not allowed here.", "method_not_allowed", call)
+            # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+            methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
+            allowed = ", ".join(sorted(methods))
+            said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+            body = error_body(said, "method_not_allowed", call)
             self._door.served(call.operation, 405, 0.0)
             write(request, Answer(body, 405, {"Allow": allowed}))
         else:
@@ -363,6 +367,11 @@ def _check_local(call: Call) -> None:
     kind = (call.header("content-type") or "").lower()
     if call.request.method == b"POST" and not kind.startswith("application/json"):
         raise UnsupportedMediaType("The body must be application/json.")
+
+
+def _is_preflight(call: Call) -> bool:
+    """Whether a browser asks for a page of another origin (https://fetch.spec.whatwg.org, CORS)."""
+    return call.request.method == b"OPTIONS" and bool(call.headers("access-control-request-method"))
 
 
 def _of_a_page(call: Call) -> bool:

@@ -241,8 +241,16 @@ class RefusalTests(RenderCase):
 
     def test_a_method_that_is_not_there_is_405_and_says_which_are(self) -> None:
         reply = self.ask("DELETE")
-        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, POST"))
+        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, HEAD, POST"))
         self.assertEqual(reply.json["code"], "method_not_allowed")
+
+    def test_a_page_of_another_origin_is_told_why_it_may_not_call(self) -> None:
+        headers = {"Origin": "https://till.example", "Access-Control-Request-Method": "POST"}
+        reply = self.ask("OPTIONS", headers=headers)
+        self.assertEqual((reply.status, reply.json["code"]), (405, "method_not_allowed"))
+        self.assertIn("CORS", reply.json["error"])
+        self.assertNotIn("access-control-allow-origin", reply.headers)
+        self.assertNotIn("CORS", self.ask("OPTIONS").json["error"])
 
     def test_an_address_that_leads_nowhere_is_404(self) -> None:
         self.site.resource = Missing(self.door)
