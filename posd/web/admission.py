@@ -123,6 +123,7 @@ class WebSocketDoor(Resource):
 
     async def _admit(self, call: Call) -> Admitted:
         """Check everything, in an order that tells a stranger nothing about tenants."""
+        call.check_rate()
         slug = self._slug(call)
         _check_handshake(call)
         position = resume_position(call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -17,7 +17,7 @@ from twisted.web.server import Request, Site
 
 from posd import __version__
 from posd.protocol import jsontext
-from posd.web.http.bounded_request import BoundedRequest
+from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, RateGate
 from posd.web.http.headers import members
 from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
@@ -32,6 +32,8 @@ _LONGEST_LENGTH: Final = 20
 """Digits of a Content-Length that are worth reading. int() raises for some thousands of them."""
 # RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_PAUSE_SECONDS: Final = 1.0
+"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy."""
 
 
 class BoundedChannel(HTTPChannel):
@@ -49,6 +51,7 @@ class BoundedChannel(HTTPChannel):
     """The first bytes of the connection, until they are enough to tell its protocol."""
     _deadline: IDelayedCall | None = None
     _leaving = False
+    _rest: IDelayedCall | None = None
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -140,13 +143,18 @@ class BoundedChannel(HTTPChannel):
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
+        if request.code == 429 and not self._leaving:
+            self._networkProducer.pauseProducing()
+            self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
 
-    def refuse(self, status: bytes, code: str, sentence: str) -> None:
+    def refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
         """Answer what cannot become a request, and hang up. Only the first refusal is sent."""
         if self._leaving:
             return
         self.site.refused(int(status.split()[0]))
-        self.transport.write(_refusal(status, code, sentence))
+        self.transport.write(_refusal(status, code, sentence, headers))
         self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -169,6 +177,8 @@ class BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_time()
+        if self._rest is not None and self._rest.active():
+            self._rest.cancel()
         self.site.leave(self)
         lost, self._lost = self._lost, None
         HTTPChannel.connectionLost(self, reason)
@@ -194,6 +204,11 @@ class BoundedChannel(HTTPChannel):
         if self._lost is not None:
             self._lost = None
             self.site.come_back(self)
+
+    def _rested(self) -> None:
+        self._rest = None
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
 
     def _expect(self, seconds: float) -> None:
         """What comes next has to come soon."""
@@ -229,6 +244,8 @@ class BoundedSite(Site):
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
         mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
+        body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
+        gate: RateGate | None = None,
     ) -> None:
         Site.__init__(
             self,
@@ -244,6 +261,8 @@ class BoundedSite(Site):
         self.mistaken = mistaken
         # The one that has been idle for longest comes first, among those that are idle.
         self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
+        self.body_bytes = body_bytes
+        self.gate = gate
 
     @property
     def open_channels(self) -> int:
@@ -283,12 +302,14 @@ class BoundedSite(Site):
         """Query strings and keys belong in no log."""
 
 
-def _refusal(status: bytes, code: str, sentence: str) -> bytes:
+def _refusal(status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}) -> bytes:
     """A whole answer to what cannot become a request; like all others, and the last on its connection."""
     said = {"success": False, "error": sentence, "code": code}
     body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
     head = (
         b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
-        b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
+        b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n%b\r\n"
     )
-    return head % (status, __version__.encode(), datetimeToString(), len(body)) + body
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+    values = (status, __version__.encode(), datetimeToString(), len(body), more)
+    return head % values + body
