@@ -31,7 +31,8 @@ from posd.errors import (
     Unavailable,
     Unprocessable,
 )
-from posd.web.http.requests import Answer, Call, Door, Endpoint, Missing, Takeover
+from posd.web.http.call import Call, Door
+from posd.web.http.requests import Answer, Endpoint, Missing, Takeover
 from posd.web.http.site import BoundedChannel, BoundedSite
 
 
