@@ -52,11 +52,11 @@ from posd.web.api.reports import DailyReports
 from posd.web.api.status import Monitor
 from posd.web.api.tenants import Operators
 from posd.web.api.terminals import TerminalEndpoints
+from posd.web.http.call import UNKNOWN, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.operations import Operation
 from posd.web.http.rate_gate import RateGate
 from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import UNKNOWN, Door
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
 from posd.web.http.wrong_protocol import WrongProtocols
