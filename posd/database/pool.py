@@ -138,6 +138,11 @@ class Database(Service):
             lambda link: link.transaction(work, deadline=deadline), tenant, deadline
         )
 
+    @property
+    def for_all(self) -> Session:
+        """The pool for statements that many callers wait for: they go before those of single callers."""
+        return _ForAll(self)
+
     def of(self, tenant: TenantId) -> Session:
         """The pool for what is done on behalf of one tenant, within its share."""
         return _OfTenant(self, tenant)
@@ -147,6 +152,8 @@ class Database(Service):
         work: Callable[[Link], Awaitable[T]],
         tenant: TenantId | None,
         until: float | None = None,
+        *,
+        urgent: bool = False,
     ) -> T:
         began = self._reactor.seconds()
         deadline = began + _CHECKOUT_SECONDS
@@ -155,7 +162,7 @@ class Database(Service):
         try:
             if not self.up:
                 raise _unreachable()
-            link = await self._checkout.acquire(tenant, deadline)
+            link = await self._checkout.acquire(tenant, deadline, urgent=urgent)
         finally:
             self._waited(self._reactor.seconds() - began)
         try:
@@ -196,3 +203,20 @@ class _OfTenant:
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._database.execute(sql, parameters, tenant=self._tenant)
+
+
+@frozen
+class _ForAll:
+    """A pool, before all who wait. Implements `database.link.Session`."""
+
+    _database: Database
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._database._with_link(
+            lambda link: link.query(sql, parameters), None, urgent=True
+        )
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._database._with_link(
+            lambda link: link.execute(sql, parameters), None, urgent=True
+        )

@@ -64,7 +64,8 @@ class BulkWriter:
         moved: Callable[[set[TenantId]], None],
         lease: Callable[[], Awaitable[None]],
     ) -> None:
-        self._database = database
+        # Everybody waits for these statements.
+        self._database = database.for_all
         self._node_id = node_id
         self._moved = moved
         self._lease = lease

@@ -217,7 +217,7 @@ class Presence(Service):
         self._writer.troubles.over("the lease and the books")
 
     async def _lease(self) -> None:
-        if await books.lease(self._database, self._node_id, _LEASE_SECONDS):
+        if await books.lease(self._database.for_all, self._node_id, _LEASE_SECONDS):
             # The books were lost: PostgreSQL crashed, or this node was taken for dead.
             self._notes.connected = dict(self._here)
         self._leased, self._renewed_at = True, self._reactor.seconds()

@@ -78,6 +78,8 @@ class Intake:
             self._rest = None
 
     def _work_off(self) -> None:
+        """Take messages until one takes longer. The one loop: it is never run from inside itself."""
+        self._busy = True
         while self._waiting:
             try:
                 work = self._hear(self._waiting.popleft())
@@ -85,16 +87,19 @@ class Intake:
                 self._failed()
                 continue
             if work is not None:
-                self._busy = True
-                Deferred.fromCoroutine(self._finish(work))
-                return
+                done = Deferred.fromCoroutine(self._finish(work))
+                if not done.called:
+                    done.addCallback(self._go_on)
+                    return
+        self._busy = False
 
     async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Exception:
             self._failed()
-        self._busy = False
+
+    def _go_on(self, _: None) -> None:
         self._work_off()
         self._regulate()
 

@@ -128,6 +128,18 @@ class TurnTests(CheckoutCase):
             self.give_back()
         self.assertEqual(order, [None, 1, None, 2, None, 3, 1, 1])
 
+    def test_what_many_wait_for_goes_before_all(self) -> None:
+        for tenant in (None, 1, None):
+            self.ask(tenant)
+        urgent = self.checkout.acquire(None, 5.0, urgent=True)
+        late = self.checkout.acquire(None, 5.0, urgent=True)
+        late.cancel()
+        self.failureResultOf(late, CancelledError)
+        self.checkout.add("a")
+        self.assertEqual((self.successResultOf(urgent), self.granted), ("a", []))
+        self.checkout.release("a", None, usable=True)
+        self.assertEqual(self.granted, [(None, "a")])
+
     def test_a_tenant_that_comes_late_waits_for_one_turn_of_a_long_queue(self) -> None:
         for _ in range(100):
             self.ask(1)
