@@ -41,9 +41,10 @@ class MessageWriter:
 
     def begin(self) -> None:
         """Begin to write the messages of each tenant for which that is not under way."""
-        for tenant in self._pending.tenants - self._writing.keys():
-            self._writing[tenant] = writing = Deferred.fromCoroutine(self._write(tenant))
-            writing.addBoth(self._ended, tenant)
+        for tenant in self._pending.tenants:
+            if tenant not in self._writing:
+                self._writing[tenant] = writing = Deferred.fromCoroutine(self._write(tenant))
+                writing.addBoth(self._ended, tenant)
 
     async def write(self) -> None:
         """Write everything, as far as the database can be reached."""

@@ -152,9 +152,9 @@ class Messages:
     """How many bytes the words and nacks of each tenant take, until they are written."""
 
     @property
-    def tenants(self) -> set[Tenant]:
-        """Whose there are."""
-        return {*self.words, *self.nacks}
+    def tenants(self) -> list[Tenant]:
+        """The tenants that have any, each once, the one first that has waited longest."""
+        return list(self.words | self.nacks)
 
     def say(self, tenant: Tenant, word: Word) -> bool:
         """Note what a till said; False if it cannot be kept, since there is too much already."""
