@@ -22,7 +22,8 @@ from posd.values import Seq, Tenant, TenantId
 class Books:
     """What the statements of `posd.store.presence` write. `pending` keeps them back.
 
-    `trouble` fails a statement by its name; `bad` rows are refused for their data, by device.
+    `trouble` fails a statement by its name; `bad` rows are refused for their data, by device, and for rows
+    of the devices in `away` the database cannot be reached.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Books:
         self.pending: list[Deferred[None]] | None = None
         self.trouble: dict[str, Exception] = {}
         self.bad: set[str | None] = set()
+        self.away: set[str | None] = set()
         self.nodes: set[UUID] = set()
         self.entered: dict[UUID, store.Connection] = {}
         self.cursors: dict[tuple[TenantId, str], Seq] = {}
@@ -49,7 +51,10 @@ class Books:
             await turn
         if name in self.trouble:
             raise self.trouble[name]
-        if self.bad & {*devices}:
+        named = {*devices}
+        if self.away & named and not self.bad & named:
+            raise Unavailable("The database is away.")
+        if self.bad & named:
             raise StatementFailed("invalid byte sequence", "22021")
 
     async def lease(self, _: Any, node: UUID, seconds: float) -> bool:

@@ -137,8 +137,12 @@ class TurnTests(CheckoutCase):
         self.failureResultOf(late, CancelledError)
         self.checkout.add("a")
         self.assertEqual((self.successResultOf(urgent), self.granted), ("a", []))
-        self.checkout.release("a", None, usable=True)
-        self.assertEqual(self.granted, [(None, "a")])
+        self.checkout.add("b")
+        self.assertEqual(self.granted, [(None, "b")])
+        for link in "cde":
+            self.checkout.add(link)
+        # One that nobody waits for is granted at once.
+        self.successResultOf(self.checkout.acquire(None, 5.0, urgent=True))
 
     def test_a_tenant_that_comes_late_waits_for_one_turn_of_a_long_queue(self) -> None:
         for _ in range(100):
@@ -153,13 +157,14 @@ class TurnTests(CheckoutCase):
 
         def come_again(link: str) -> str:
             order.append("first")
+            # A link that comes up meanwhile is the second one's.
+            self.checkout.add("b")
             self.checkout.acquire(None, 5.0).addCallback(lambda _: order.append("again"))
             return link
 
         self.checkout.acquire(None, 5.0).addCallback(come_again)
         self.checkout.acquire(None, 5.0).addCallback(lambda _: order.append("second"))
         self.checkout.add("a")
-        self.checkout.add("b")
         self.checkout.add("c")
         self.assertEqual(order, ["first", "second", "again"])
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
 from posd.errors import Busy, StatementFailed, Unavailable
-from posd.values import Tenant, Terminal
+from posd.values import Seq, Tenant, Terminal
 from tests.books_case import BooksCase
 from tests.database.test_checkout import stack_depth
 from tests.delivery_case import KITCHEN, NOON, terminal
@@ -93,6 +94,7 @@ class CrowdTests(BooksCase):
 
 class WaitingTests(BooksCase):
     def test_a_flush_under_way_is_waited_for(self) -> None:
+        self.flush()
         front = terminal("front")
         self.presence.acknowledged(front, 7)
         self.books.pending = []
@@ -148,6 +150,7 @@ class WaitingTests(BooksCase):
         self.books.trouble.clear()
         self.flush()
         self.assertEqual(self.books.entered, {})
+        self.assertEqual(self.books.statements.count("connected"), 1)
 
     def test_a_claim_of_one_that_is_gone_is_not_made(self) -> None:
         front = terminal("front")
@@ -168,27 +171,35 @@ class KeepingTests(BooksCase):
         self.failureResultOf(flush, Unavailable)
         self.books.trouble.clear()
 
-    def test_later_notes_win_over_those_that_could_not_be_written(self) -> None:
-        front = terminal("front")
-        self.presence.acknowledged(front, 7)
-        self.presence.delivered(KITCHEN, 7)
+    def away_while(self, noted: Callable[[], None]) -> None:
+        """A flush fails, and meanwhile something is noted."""
+        self.books.pending = []
+        flush = Deferred.fromCoroutine(self.presence.flush())
+        self.assertFalse(self.presence._notes)
+        noted()
         self.fails("acknowledged")
-        self.away()
-        self.presence.acknowledged(front, 9)
-        self.presence.delivered(KITCHEN, 9)
+        self.answer()
+        self.failureResultOf(flush, Unavailable)
+        self.books.pending = None
+        self.books.trouble.clear()
+
+    def note(self, seq: Seq) -> None:
+        self.presence.acknowledged(terminal("front"), seq)
+        self.presence.delivered(KITCHEN, seq)
+
+    def test_later_notes_win_over_those_that_could_not_be_written(self) -> None:
+        self.flush()
+        self.note(7)
+        self.away_while(lambda: self.note(9))
         self.flush()
         self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 9})
-        self.assertEqual(self.books.sent, {KITCHEN.id: 9})
+        self.assertEqual((self.books.sent, self.books.received), ({7: 9}, {7: 9}))
 
     def test_but_an_earlier_position_takes_back_none(self) -> None:
-        front = terminal("front")
-        self.presence.acknowledged(front, 9)
-        self.presence.delivered(KITCHEN, 9)
-        self.fails("acknowledged")
-        self.away()
-        # By a poll that names an earlier one, and by a till that catches up.
-        self.presence.acknowledged(front, 7)
-        self.presence.delivered(KITCHEN, 7)
+        """One that is noted by a poll, or by a till that catches up."""
+        self.flush()
+        self.note(9)
+        self.away_while(lambda: self.note(7))
         self.flush()
         self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 9})
         self.assertEqual((self.books.sent, self.books.received), ({7: 9}, {7: 9}))
@@ -298,6 +309,18 @@ class MessageTests(BooksCase):
         self.flush()
         self.flush()
         self.assertEqual([device for _, device in self.books.logged], ["one", "two", "three"])
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
+    def test_of_messages_that_were_written_in_part_only_the_others_are_kept(self) -> None:
+        for name in ("one", "two", "three", "four"):
+            self.presence.said(terminal(name), "status", b"{}")
+        self.books.bad, self.books.away = {"two"}, {"three"}
+        with capturedLogs():
+            self.flush()
+        self.assertEqual(self.books.logged, [("kitchen", "one")])
+        self.books.away.clear()
+        self.flush()
+        self.assertEqual([device for _, device in self.books.logged], ["one", "three", "four"])
         self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
 
     def test_one_bad_message_is_lost_by_name_and_no_other(self) -> None:
