@@ -68,6 +68,13 @@ class Checkout(Generic[R]):
         """How many callers wait."""
         return len(self._urgent) + len(self._own) + self._waiting_of_tenants
 
+    @property
+    def held_back(self) -> int:
+        """How many of these wait since their tenant has its share, whether a resource is idle or not."""
+        return sum(
+            len(queue) for tenant, queue in self._queues.items() if tenant not in self._turns
+        )
+
     def acquire(self, tenant: int | None, deadline: float, *, urgent: bool = False) -> Deferred[R]:
         """Borrow a resource: now, or when it is this caller's turn. Call `release` in the end.
 

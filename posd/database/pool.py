@@ -28,13 +28,14 @@ _TENANT_SHARE: Final = 2
 class Use:
     """Of a pool: connections that are idle, lent and down, and how many statements wait for one.
 
-    A statement of a tenant that has its share lent waits too.
+    Statements that are `held_back` wait too, but for their own tenant, which has its share of them.
     """
 
     idle: int
     lent: int
     down: int
     waiting: int
+    held_back: int
 
 
 class Database(Service):
@@ -85,7 +86,13 @@ class Database(Service):
         """How much of the pool is in use now."""
         standing = sum(link.up for link in self._links)
         checkout = self._checkout
-        return Use(checkout.idle, checkout.lent, len(self._links) - standing, checkout.waiting)
+        return Use(
+            idle=checkout.idle,
+            lent=checkout.lent,
+            down=len(self._links) - standing,
+            waiting=checkout.waiting - checkout.held_back,
+            held_back=checkout.held_back,
+        )
 
     @property
     def trouble(self) -> str | None:

@@ -114,6 +114,7 @@ class TurnTests(CheckoutCase):
         self.assertEqual([each.called for each in waiting], [True, True, False, False])
         self.successResultOf(self.ask(2))
         self.assertEqual((self.checkout.idle, self.checkout.lent, self.checkout.waiting), (1, 3, 2))
+        self.assertEqual(self.checkout.held_back, 2)
         self.give_back()
         self.assertTrue(waiting[2].called)
         self.assertFalse(waiting[3].called)
