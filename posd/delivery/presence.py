@@ -55,9 +55,9 @@ class Presence(Service):
         self._reactor = reactor
         self._database = database
         self._node_id = node_id
-        self._marks = OrderMarks(database)
+        self._marks = OrderMarks(database, self._confirmed)
         self._messages = MessageWriter(database)
-        self._writer = BulkWriter(database, node_id, moved=self._marks.wanted, lease=self._lease)
+        self._writer = BulkWriter(database, node_id, moved=self._marks.moved, lease=self._lease)
         self._flushes: Coalescer[None, None] = Coalescer(
             reactor, self._write, seconds=_WAIT_SECONDS
         )
@@ -128,14 +128,15 @@ class Presence(Service):
     ) -> bool:
         """Written at once: the till is told if there is no such order, or no database."""
         report = print_report(order_id, status, reason)
-        now = await orders.note(self._database, terminal.tenant, report, terminal.device_id)
+        session = self._database.of(terminal.tenant.id)
+        now = await orders.note(session, terminal.tenant, report, terminal.device_id)
         if now is not None:
             self.reported(terminal.tenant.id)
         return now is not None
 
     def reported(self, tenant_id: TenantId) -> None:
         """A till of this tenant has said something about an order: more may be confirmed now."""
-        self._notes.reported.add(tenant_id)
+        self._marks.reported(tenant_id)
 
     async def claim(self, terminal: Terminal) -> bool:
         """Make this connection its device's one; False if a newer one already is.
@@ -166,8 +167,11 @@ class Presence(Service):
         await self._messages.write()
 
     async def mark(self) -> None:
-        """Update the orders of tenants whose heads were moved; see `OrderMarks.mark`."""
+        """Read what tills confirmed, and update orders whose events were sent; see `OrderMarks.mark`."""
         await self._marks.mark()
+
+    def _confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
+        self._notes.confirmed(tenant_id, seq)
 
     async def _write(self, keys: Sequence[None]) -> Mapping[None, None]:
         """One flush, for all who wait for it."""
@@ -226,6 +230,9 @@ class Presence(Service):
         try:
             await self.flush()
             await self.mark()
+            if self._notes:
+                # What tills said of orders has confirmed more.
+                await self.flush()
             await books.leave(self._database, self._node_id)
         except (Unavailable, StatementFailed):
             # The lease runs out by itself, if there are any books.
