@@ -56,7 +56,7 @@ class Presence(Service):
         self._database = database
         self._node_id = node_id
         self._marks = OrderMarks(database, self._confirmed)
-        self._messages = MessageWriter(database)
+        self._messages = MessageWriter(reactor, database)
         self._writer = BulkWriter(database, node_id, moved=self._marks.moved, lease=self._lease)
         self._flushes: Coalescer[None, None] = Coalescer(
             reactor, self._write, seconds=_WAIT_SECONDS
@@ -150,13 +150,14 @@ class Presence(Service):
         return claim.won
 
     async def settle(self, tenant_id: TenantId, device_id: str) -> None:
-        """Write down what a device acknowledged, now that it comes back and asks how far it is.
+        """Write down what a device acknowledged and refused, now that it asks how far it is.
 
         Waits for the flush that is under way if that writes it, and for nothing if nothing is noted.
         """
         device = (tenant_id, device_id)
         if device in self._notes.acknowledging or device in self._in_flight.acknowledging:
             await self._flushes.ask(None)
+        await self._messages.settle(device)
 
     async def flush(self) -> None:
         """Write everything that was noted. Raises `Unavailable` if the books cannot be written now.

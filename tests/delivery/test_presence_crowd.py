@@ -108,6 +108,25 @@ class WaitingTests(BooksCase):
         self.successResultOf(flush)
         self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 7})
 
+    def test_what_the_device_has_refused_is_waited_for_too(self) -> None:
+        self.flush()
+        front = terminal("front")
+        self.presence.refused(front, 7, "no paper")
+        self.presence.refused(terminal("back"), 7, "no paper")
+        for under_way in (False, True):
+            self.books.pending = []
+            if under_way:
+                self.presence.refused(front, 8, "no paper")
+                self.presence._messages.begin()
+            settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+            other = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "till"))
+            self.assertNoResult(settled)
+            self.successResultOf(other)
+            self.answer()
+            self.successResultOf(settled)
+            self.assertIn(("front", 8 if under_way else 7), self.books.nacked)
+        self.assertEqual(self.presence._messages._refusing, {})
+
     def test_who_has_nothing_noted_waits_for_nothing(self) -> None:
         self.fails("lease")
         self.presence.acknowledged(terminal("back"), 7)
