@@ -195,6 +195,7 @@ class Parts:
                 "sequencer": lambda: self.numbering.up,
                 "listeners": lambda: self.listening,
                 "schema": lambda: self.fitting,
+                "books": lambda: not self.presence.overdue,
                 "not draining": lambda: not self.exchange.draining,
             },
             # Everything is found by polling then, up to a second later.
@@ -319,7 +320,7 @@ class Parts:
             reload_failed=self.reload_failed,
         )
         surveyed = Survey(
-            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor.seconds
+            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor
         )
         counted = self.instruments.registry
         return Metrics(gauges.readings(), counted, self.exchange.counts, surveyed.families)

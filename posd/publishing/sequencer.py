@@ -19,6 +19,7 @@ from uuid import UUID
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.link import Link
@@ -147,6 +148,9 @@ class Sequencer(Service):
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
                 # Those of a batch that had to be divided, whose turn did not come.
                 fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
+                if self._queue:
+                    # While the database is away a batch fails at once, and thousands may wait.
+                    await deferLater(self._reactor, 0)
         finally:
             self._working = False
 

@@ -60,3 +60,13 @@ class StartTests(SynchronousTestCase):
         parts.fitting = True
         self.assertNotIn("schema", parts.health.missing())
         self.assertEqual(parts.health.degraded(), [])
+
+    def test_one_whose_books_cannot_be_written_for_half_a_minute_is_not_ready(self) -> None:
+        reactor = MemoryReactorClock()
+        parts = Parts(reactor, Config(database=Database(dsn="dbname=posd")))
+        parts.presence.startService()
+        self.addCleanup(parts.presence.stopService)
+        reactor.pump([1.0] * 30)
+        self.assertNotIn("books", parts.health.missing())
+        reactor.pump([1.0] * 10)
+        self.assertIn("books", parts.health.missing())
