@@ -181,8 +181,11 @@ class Parts:
                 "schema": lambda: self.fitting,
                 "not draining": lambda: not self.exchange.draining,
             },
-            # Everything is found by polling then, up to a second later.
-            {"notifications": lambda: not self.feed.deaf},
+            {
+                # Everything is found by polling then, up to a second later.
+                "notifications": lambda: not self.feed.deaf,
+                "tenants": lambda: self.sequencer.serves_all,
+            },
         )
 
     async def _recognise(self, session: Session) -> None:

@@ -97,7 +97,8 @@ class Terminals:
         except (TooLarge, Unprocessable) as refusal:
             # When it was paid is noted all the same, and the till can do nothing about this.
             self._log.warn(
-                "that an order of {slug} was paid was not published: {reason}",
+                "that order {order} of tenant {slug} was paid was not published: {reason}",
                 slug=tenant.slug,
+                order=order_id,
                 reason=refusal.message,
             )
