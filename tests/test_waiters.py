@@ -184,7 +184,11 @@ class CrowdTests(SynchronousTestCase):
             def resumeProducing(self) -> None: ...
 
         intake = Intake(
-            self.clock, Transport(), lambda m: first() if m == b"first" else work(m), self.fail
+            self.clock,
+            Transport(),
+            lambda m: first() if m == b"first" else work(m),
+            self.fail,
+            lambda requests, size: 0.0,
         )
         messages = [b"%d" % number for number in range(_CROWD)]
         for each in (b"first", *messages):

@@ -66,6 +66,9 @@ from posd.web.websocket import TillFactory
 # Connections that have not become a till's yet: handshakes and REST calls.
 _SPARE_CHANNELS: Final = 2000
 
+# Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
+_OUTBOX_SECONDS: Final = 60.0
+
 _log = Logger()
 
 
@@ -198,8 +201,12 @@ class Parts:
                 "books": lambda: not self.presence.overdue,
                 "not draining": lambda: not self.exchange.draining,
             },
-            # Everything is found by polling then, up to a second later.
-            {"notifications": lambda: not self.feed.deaf},
+            {
+                # Everything is found by polling then, up to a second later.
+                "notifications": lambda: not self.feed.deaf,
+                "outbox": lambda: self.feed.outbox_seconds < _OUTBOX_SECONDS,
+                "tenants": lambda: self.sequencer.serves_all,
+            },
         )
 
     async def _recognise(self, session: Session) -> None:

@@ -99,6 +99,11 @@ class Sequencer(Service):
         """How many tenants are left out for a while."""
         return len({*self._aside.now(), *self._shut.now()})
 
+    @property
+    def serves_all(self) -> bool:
+        """Whether no tenant is left out because its tables cannot be read or written."""
+        return not self._aside.troubled() and not self._shut.troubled()
+
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
         self._outbox_waits = True

@@ -70,3 +70,12 @@ class StartTests(SynchronousTestCase):
         self.assertNotIn("books", parts.health.missing())
         reactor.pump([1.0] * 10)
         self.assertIn("books", parts.health.missing())
+
+    def test_what_stands_still_degrades_and_does_not_end_readiness(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        before = parts.health.missing()
+        parts.feed.outbox_seconds = 61.0
+        self.assertEqual(parts.health.degraded(), ["outbox"])
+        parts.sequencer._shut.add(1)
+        self.assertEqual(parts.health.degraded(), ["outbox", "tenants"])
+        self.assertEqual(parts.health.missing(), before)
