@@ -60,7 +60,6 @@ def reserve(port: int = 0, address: str = "127.0.0.1") -> Reservation:
         if sys.platform == "linux":
             # There, two that have SO_REUSEADDR and do not listen may share a port: a name in the
             # abstract namespace, which belongs to one socket and ends with it, keeps them apart.
-            sockets.enter_context(socket.socket(socket.AF_UNIX)).bind(
-                f"\0posd-port-{address}-{number}"
-            )
+            owner = str(number) if address == "127.0.0.1" else f"{address}-{number}"
+            sockets.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0posd-port-{owner}")
         return Reservation(number, sockets.pop_all())
