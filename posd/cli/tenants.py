@@ -96,8 +96,9 @@ def add(
     click.echo(f"Tenant {slug} has the schema {added.schema}.")
     click.echo(
         f"Amounts are in {added.currency}, times of {added.timezone}, telephone numbers of"
-        f" {added.default_region}. A key for its first till:"
+        f" {added.default_region}."
     )
+    click.echo("A key for its first till:")
     click.echo(f"    posctl key create --kind device --tenant {slug} --device POS_1")
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from posd.config.model import Config
 from posd.database.link import Reader
-from posd.database.migrations import MAIN, hooks
+from posd.database.migrations import MAIN, OLDEST, hooks
 from posd.database.regions import country_of
 from posd.errors import Busy, StatementFailed
 from posd.maintenance import audit
@@ -20,7 +20,6 @@ from posd.store.audit import look
 from posd.store.fitness import Room, Server
 from posd.values import Tenant
 
-OLDEST: Final = 140000
 _LINKS: Final = 2
 """Connections besides the pool's: the sequencer's, and that of who listens."""
 
