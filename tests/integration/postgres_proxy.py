@@ -1,4 +1,4 @@
-"""A proxy between posd and PostgreSQL that can lose every NOTIFY, and nothing else.
+"""A proxy between posd and PostgreSQL that can lose every NOTIFY, and nothing else, and that counts.
 
 It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
 a length that counts itself. On a unix socket no negotiation of encryption comes before them.
@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,10 +24,15 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, whoever connects through it hears no NOTIFY; `lost` counts those."""
+    """While `deaf`, whoever connects through it hears no NOTIFY; `lost` counts those.
+
+    `asked` counts how often the statements that pass have a text in them, by that text.
+    """
 
     server: Path
     deaf: bool = False
+    asked: Counter[bytes] = field(init=False, factory=Counter)
+    watched: tuple[bytes, ...] = ()
     lost: int = field(init=False, default=0)
     folder: Path = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(init=False, factory=asyncio.new_event_loop)
@@ -61,7 +67,9 @@ class Proxy:
             asyncio.create_task(self._requests(reader, downstream)),
             asyncio.create_task(self._answers(upstream, writer)),
         }
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        # At the end of the tests it is cancelled here.
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for pump in pumps:
             pump.cancel()
         for each in (writer, downstream):
@@ -70,6 +78,8 @@ class Proxy:
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                for text in self.watched:
+                    self.asked[text] += data.count(text)
                 writer.write(data)
                 await writer.drain()
 

@@ -228,15 +228,14 @@ class Endpoint(Resource):
     def render(self, request: Request) -> int:
         method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
         handler = self._handlers.get(method)
-        call = Call(request, self._door)
-        if handler is None:
-            allowed = ", ".join(sorted(self._handlers))
-            body = error_body("This method is not allowed here.", "method_not_allowed", call)
-            self._door.served(call.operation, 405, 0.0)
-            write(request, Answer(body, 405, {"Allow": allowed}))
-        else:
-            respond(call, handler)
+        respond(Call(request, self._door), handler or self._not_allowed)
         return NOT_DONE_YET
+
+    async def _not_allowed(self, call: Call) -> Answer:
+        call.check_rate()
+        allowed = ", ".join(sorted(self._handlers))
+        body = error_body("This method is not allowed here.", "method_not_allowed", call)
+        return Answer(body, 405, {"Allow": allowed})
 
 
 class Missing(Resource):
