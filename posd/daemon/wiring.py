@@ -59,6 +59,7 @@ from posd.web.http.rate_gate import RateGate
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
+from posd.web.http.turns import Turns
 from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
@@ -183,7 +184,9 @@ class Parts:
         self.retention = Retention(
             reactor, self.database, node_id, self.settings.delivery.retention
         )
-        self.reception = Reception(self.authenticator, reactor.seconds, self.strangers)
+        self.reception = Reception(
+            self.authenticator, reactor.seconds, self.strangers, Turns(reactor)
+        )
         self.publisher = Publisher(
             self.reception,
             self.sequencer,

@@ -57,7 +57,7 @@ class Channel(Protocol):
 class BoundedRequest(Request):
     """A request whose body is refused as soon as it is too large, with Content-Length or without.
 
-    `over_rate` is the answer to a request that is one too many.
+    `over_rate` is the answer to a request that is one too many for its credential or its address.
     """
 
     channel: Channel  # type: ignore[assignment]
@@ -66,7 +66,8 @@ class BoundedRequest(Request):
     _target: Target
     refused = False
     over_rate: TooManyRequests | None = None
-    _account: Account | None = None
+    account: Account | None = None
+    """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
 
     def gotLength(self, length: int | None) -> None:
@@ -122,13 +123,13 @@ class BoundedRequest(Request):
             return
         self._announced = length is not None
         try:
-            self._account = gate.enter(self, self._target.origin, length or 0)
+            self.account = gate.enter(self, self._target.origin, length or 0)
         except TooManyRequests as refusal:
             self._be_over(refusal, length)
 
     def _charge_more(self, size: int) -> None:
         gate = self.channel.site.gate
-        refusal = None if gate is None else gate.go_on(self._account, size)
+        refusal = None if gate is None else gate.go_on(self.account, size)
         if refusal is not None:
             self._be_over(refusal, None)
 

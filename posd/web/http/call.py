@@ -22,6 +22,7 @@ from posd.errors import (
 )
 from posd.protocol import jsontext
 from posd.security.addresses import Network, client_address
+from posd.security.request_rates import Account
 from posd.web.http.headers import members
 from posd.web.http.pieces import in_pieces
 
@@ -83,6 +84,11 @@ class Call:
     def address(self) -> str:
         """Where the client is, by IP; empty on a unix socket."""
         return address_of(self.request, self.door)
+
+    @property
+    def account(self) -> Account | None:
+        """The credential that is charged for this, None where an address or nobody is."""
+        return getattr(self.request, "account", None)
 
     def check_rate(self) -> None:
         """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""

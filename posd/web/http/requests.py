@@ -107,18 +107,16 @@ class Endpoint(Resource):
     def render(self, request: Request) -> int:
         method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
         handler = self._handlers.get(method)
-        call = Call(request, self._door)
-        if handler is None:
-            # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
-            methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
-            allowed = ", ".join(sorted(methods))
-            said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
-            body = error_body(said, "method_not_allowed", call)
-            self._door.served(call.operation, 405, 0.0)
-            write(request, Answer(body, 405, {"Allow": allowed}))
-        else:
-            respond(call, handler)
+        respond(Call(request, self._door), handler or self._not_allowed)
         return NOT_DONE_YET
+
+    async def _not_allowed(self, call: Call) -> Answer:
+        call.check_rate()
+        # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+        methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
+        said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+        body = error_body(said, "method_not_allowed", call)
+        return Answer(body, 405, {"Allow": ", ".join(sorted(methods))})
 
 
 class Missing(Resource):
