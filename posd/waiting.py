@@ -1,15 +1,37 @@
-"""Waiting that ends: for a result, but no longer than so many seconds, whatever becomes of it."""
+"""Waiting that ends, and telling a loop that still tries from one that does not."""
 
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
+
+_STALLED_SECONDS: Final = 60.0
+
+
+class Pulse:
+    """When something that goes on for ever last made an attempt, a refused one included.
+
+    By the monotonic clock: the reactor's is the clock on the wall, which may be set.
+    """
+
+    def __init__(self) -> None:
+        self._last = monotonic()
+
+    def beat(self) -> None:
+        """An attempt begins now."""
+        self._last = monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether there was none for a minute: it is waiting for what will never come."""
+        return monotonic() - self._last > _STALLED_SECONDS
 
 
 def within(

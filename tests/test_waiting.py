@@ -7,7 +7,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.waiting import within
+from posd import waiting
+from posd.waiting import Pulse, within
 
 
 class WithinTests(SynchronousTestCase):
@@ -79,3 +80,16 @@ class WithinTests(SynchronousTestCase):
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         self.assertEqual((cancelled, self.clock.getDelayedCalls()), ([work], []))
+
+
+class PulseTests(SynchronousTestCase):
+    def test_it_has_stalled_after_a_minute_without_an_attempt(self) -> None:
+        clock = Clock()
+        self.patch(waiting, "monotonic", clock.seconds)
+        pulse = Pulse()
+        clock.advance(60)
+        self.assertFalse(pulse.stalled)
+        clock.advance(0.1)
+        self.assertTrue(pulse.stalled)
+        pulse.beat()
+        self.assertFalse(pulse.stalled)

@@ -24,14 +24,13 @@ from posd.database.connection import DatabaseReactor as DatabaseReactor
 from posd.database.connection import Parameters as Parameters
 from posd.database.connection import Row as Row
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
-from posd.waiting import within
+from posd.waiting import Pulse, within
 
 T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
-_STALLED_SECONDS: Final = 60.0
 _MOST_WAITING: Final = 5000
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0
@@ -110,18 +109,17 @@ class Link(Service):
         """Why the link is not up, as PostgreSQL or libpq said it; None while it is."""
         self.refusal: StatementFailed | None = None
         """What a server that is there has against the link; None if it has been up since."""
-        self.attempted = reactor.seconds()
-        """When a connection or a statement was last begun, by the reactor's clock."""
+        self.pulse = Pulse()
+        """Beats when a connection or a statement is begun."""
 
     @property
     def stalled(self) -> bool:
-        """Whether it is down and has not tried to connect for a minute: it never will again."""
-        silent = self._reactor.seconds() - self.attempted
-        return bool(self.running) and not self.up and silent > _STALLED_SECONDS
+        """Whether it is down and has not tried to connect for a minute."""
+        return bool(self.running) and not self.up and self.pulse.stalled
 
     def startService(self) -> None:
         Service.startService(self)
-        self.attempted = self._reactor.seconds()
+        self.pulse.beat()
         self._loop = Deferred.fromCoroutine(self._keep_up())
         self._loop.addErrback(lambda failure: self._log.failure("link ended", failure=failure))
 
@@ -239,7 +237,7 @@ class Link(Service):
         """Run a statement on that very connection; on its successor it would mean another thing."""
         if not self._holds(connection):
             raise ConnectionLost
-        self.attempted = self._reactor.seconds()
+        self.pulse.beat()
         if patience is None:
             patience = self._statement_timeout + _GRACE_SECONDS
         watchdog = self._watch(connection, patience)
@@ -273,7 +271,7 @@ class Link(Service):
             pause = min(pause * 2, _LAST_RETRY_SECONDS)
 
     async def _connect(self, gone: Deferred[None]) -> bool:
-        self.attempted = self._reactor.seconds()
+        self.pulse.beat()
         self._connection = connection = Connection(self._reactor, self._end, self._notified)
         try:
             await within(self._reactor, _CONNECT_SECONDS, self._open(connection))

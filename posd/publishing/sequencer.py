@@ -32,6 +32,7 @@ from posd.publishing.quarantine import Aside
 from posd.publishing.transaction import Numbering, OutboxChanged, Outcome, TenantsFailed
 from posd.store import stream
 from posd.values import TenantId
+from posd.waiting import Pulse
 
 # A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
 # everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
@@ -77,6 +78,7 @@ class Sequencer(Service):
         self._outbox_waits = False
         self._work: Deferred[None] = succeed(None)
         self._working = False
+        self._pulse = Pulse()
         self._running_keys: set[tuple[object, ...]] = set()
 
     def stopService(self) -> Deferred[None]:
@@ -102,6 +104,12 @@ class Sequencer(Service):
     def left_out(self) -> int:
         """How many tenants are left out for a while."""
         return len({*self._aside.now(), *self._shut.now()})
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has work, or no connection, and has tried nothing for a minute."""
+        idle = not self._working or not self._pulse.stalled or not self._link.pulse.stalled
+        return self._link.stalled or not idle
 
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
@@ -136,6 +144,7 @@ class Sequencer(Service):
     def _start(self) -> None:
         if not self._working and self.running:
             self._working = True
+            self._pulse.beat()
             self._work = Deferred.fromCoroutine(self._loop())
 
     async def _loop(self) -> None:
@@ -187,6 +196,7 @@ class Sequencer(Service):
                 await self._blame(requests, error)
 
     async def _commit(self, requests: Sequence[Request], rows: int) -> None:
+        self._pulse.beat()
         began = self._reactor.seconds()
         try:
             outcome = await self._link.transaction(

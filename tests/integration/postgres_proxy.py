@@ -1,4 +1,4 @@
-"""A proxy between posd and PostgreSQL that can lose every NOTIFY, and nothing else.
+"""A proxy between posd and PostgreSQL that can lose every NOTIFY, or swallow everything.
 
 It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
 a length that counts itself. On a unix socket no negotiation of encryption comes before them.
@@ -23,10 +23,11 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, whoever connects through it hears no NOTIFY; `lost` counts those."""
+    """While `deaf`, no NOTIFY passes, and `lost` counts them; while `mute`, nothing passes at all."""
 
     server: Path
     deaf: bool = False
+    mute: bool = False
     lost: int = field(init=False, default=0)
     folder: Path = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(init=False, factory=asyncio.new_event_loop)
@@ -70,6 +71,7 @@ class Proxy:
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                await self._pause()
                 writer.write(data)
                 await writer.drain()
 
@@ -81,5 +83,10 @@ class Proxy:
                 if self.deaf and head[:1] == _NOTIFICATION:
                     self.lost += 1
                     continue
+                await self._pause()
                 writer.write(head + body)
                 await writer.drain()
+
+    async def _pause(self) -> None:
+        while self.mute:
+            await asyncio.sleep(0.01)
