@@ -44,6 +44,12 @@ class TheUnit(SynchronousTestCase):
         self.unit = parsed("posd.service")
         self.service = self.unit["Service"]
 
+    def test_a_stop_has_ended_by_itself_before_systemd_kills(self) -> None:
+        for name in SERVICES:
+            patience = float(parsed(name)["Service"]["TimeoutStopSec"].removesuffix("s"))
+            self.assertLess(daemon._STOP_SECONDS, daemon._LAST_RESORT_SECONDS)
+            self.assertLess(daemon._LAST_RESORT_SECONDS, patience)
+
     def test_systemd_is_told_of_readiness_and_of_life_by_the_daemon_itself(self) -> None:
         self.assertEqual(self.service["Type"], "notify")
         self.assertEqual(self.service["NotifyAccess"], "main")

@@ -51,7 +51,7 @@ _STATES: Final = """
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[], %s::boolean[])
 """
 _RECORD: Final = """
-    SET LOCAL statement_timeout TO DEFAULT;
+    SELECT set_config('statement_timeout', current_setting('posd.statement_timeout'), true);
     SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])
 """

@@ -158,6 +158,21 @@ class TheWatchdog(SynchronousTestCase):
         self.clock.pump([0.2, 15.0])
         self.assertEqual(self.manager.told(), ["WATCHDOG=1", "WATCHDOG=1"])
 
+    def test_it_gives_none_while_the_daemon_says_that_it_is_not_alive(self) -> None:
+        alive = True
+        watchdog = systemd.Watchdog(
+            self.clock, systemd.Notifier(self.manager.environ), 30.0, lambda: alive
+        )
+        watchdog.startService()
+        self.manager.told()
+        alive = False
+        self.clock.pump([15.0, 15.0])
+        self.assertEqual(self.manager.told(), [])
+        alive = True
+        self.clock.pump([15.0])
+        self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
+        watchdog.stopService()
+
     def test_it_gives_none_before_the_start_nor_after_the_stop(self) -> None:
         self.clock.advance(60)
         self.assertEqual(self.manager.told(), [])

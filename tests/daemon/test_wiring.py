@@ -12,6 +12,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.model import Config, Database, Delivery, Limits
+from posd.daemon.stopping import Stopping
 from posd.daemon.wiring import Parts
 from posd.database.connection import Parameters, Row
 from posd.delivery.channel import Channel
@@ -105,7 +106,7 @@ class LifeTests(SynchronousTestCase):
         parts.start()
         self.assertCountEqual(started, services)
         self.assertIn("retention", started)
-        self.successResultOf(Deferred.fromCoroutine(parts.stop(0)))
+        self.successResultOf(Deferred.fromCoroutine(parts.stop(Stopping(parts.reactor, 30.0), 0)))
         self.assertCountEqual(stopped, services)
         self.assertEqual((started[0], stopped[-1]), ("database", "database"))
 

@@ -148,7 +148,7 @@ class MainSchemaTests(SynchronousTestCase):
         self.folder = Path(self.mktemp())
         shutil.copytree(str(resources.sql()), self.folder)
         self.patch(resources, "sql", lambda: self.folder)
-        self.patch(migrations, "_LOCK_TIMEOUT", "50ms")
+        self.patch(migrations, "_LOCK_SECONDS", 0.05)
         server = test_server()
         self.dsn = server.fresh_database()
         self.addCleanup(server.drop_database, self.dsn)

@@ -1,4 +1,4 @@
-"""A proxy between posd and PostgreSQL that loses every NOTIFY, slows statements, cuts connections, or counts.
+"""A proxy between posd and PostgreSQL that loses NOTIFY, slows, cuts or swallows everything, or counts.
 
 It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
 a length that counts itself. On a unix socket no negotiation of encryption comes before them.
@@ -24,7 +24,7 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, it drops every NOTIFY and counts them in `lost`.
+    """While `deaf`, it drops every NOTIFY and counts them in `lost`; while `mute`, nothing passes at all.
 
     It waits `delay` seconds before it passes a request on. While it is `cut`, it refuses connections.
     `asked` counts how often the requests that pass contain each of the texts that are `watched`.
@@ -32,6 +32,7 @@ class Proxy:
 
     server: Path
     deaf: bool = False
+    mute: bool = False
     delay: float = 0.0
     watched: tuple[bytes, ...] = ()
     asked: Counter[bytes] = field(init=False, factory=Counter)
@@ -104,6 +105,7 @@ class Proxy:
                 for text in self.watched:
                     self.asked[text] += data.count(text)
                 await asyncio.sleep(self.delay)
+                await self._pause()
                 writer.write(data)
                 await writer.drain()
 
@@ -115,5 +117,10 @@ class Proxy:
                 if self.deaf and head[:1] == _NOTIFICATION:
                     self.lost += 1
                     continue
+                await self._pause()
                 writer.write(head + body)
                 await writer.drain()
+
+    async def _pause(self) -> None:
+        while self.mute:
+            await asyncio.sleep(0.01)
