@@ -56,6 +56,7 @@ from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import UNKNOWN, Door
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
+from posd.web.http.unsent import UnsentAnswers
 from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
 
@@ -98,6 +99,7 @@ class Parts:
     lag: Lag = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
+    unsent: UnsentAnswers = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
@@ -173,6 +175,7 @@ class Parts:
             reactor.seconds,
         )
         self.monitor = Monitor(self._report)
+        self.unsent = UnsentAnswers(reactor)
         self.health = Health(
             {
                 "database": lambda: self.database.up,
@@ -249,7 +252,7 @@ class Parts:
         )
         rooms = Rooms(gate, self.reception, self.operations)
         served = self.instruments.served
-        door = Door(listener.trusted, listener.proxies, served)
+        door = Door(listener.trusted, listener.proxies, served, self.unsent)
         root = Root(door, rooms)
         return BoundedSite(
             root,

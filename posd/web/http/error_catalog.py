@@ -26,6 +26,7 @@ _ALWAYS: Final = (
     Refused(400, "bad_request", "This is not HTTP as it should be."),
     Refused(403, "forbidden", "A key of another kind, or nothing for a trusted listener."),
     Refused(413, "too_large", "The body is longer than the operation allows."),
+    Refused(503, "overloaded", "Too many long bodies are being sent."),
     Refused(500, "internal_error", "A bug of posd; its log has the `requestId`."),
 )
 _KEY: Final = (

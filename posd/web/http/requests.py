@@ -36,6 +36,7 @@ from posd.errors import (
 from posd.protocol import jsontext
 from posd.security.addresses import Network, client_address
 from posd.web.http.pieces import in_pieces
+from posd.web.http.unsent import LONG, UnsentAnswers
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {
@@ -70,6 +71,8 @@ class Door:
     trusted: bool = False
     proxies: tuple[Network, ...] = ()
     served: Served = lambda operation, status, seconds: None
+    unsent: UnsentAnswers | None = None
+    """Where long answers are written as clients take them; None writes them at once."""
 
 
 @frozen
@@ -135,6 +138,10 @@ class Call:
     def __attrs_post_init__(self) -> None:
         content = cast(BinaryIO | None, self.request.content)
         self.body = b"" if content is None else content.read()
+        if content is not None:
+            # There is one copy of it now, which `forget_body` frees.
+            content.seek(0)
+            content.truncate()
 
     @property
     def key(self) -> str | None:
@@ -218,6 +225,10 @@ class Call:
             raise BadRequest("The body must be a JSON object.", code="invalid_json")
         return cast("dict[str, object]", body)
 
+    def forget_body(self) -> None:
+        """Free it. A call and its request are freed later, by the garbage collector."""
+        self.body, self._parsed = b"", None
+
     def _check_type(self) -> None:
         kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
@@ -251,7 +262,7 @@ class Endpoint(Resource):
             allowed = ", ".join(sorted(self._handlers))
             body = error_body("This method is not allowed here.", "method_not_allowed", call)
             self._door.served(call.operation, 405, 0.0)
-            write(request, Answer(body, 405, {"Allow": allowed}))
+            write(call, Answer(body, 405, {"Allow": allowed}))
         else:
             respond(call, handler)
         return NOT_DONE_YET
@@ -303,7 +314,7 @@ def respond(call: Call, handler: Handler) -> None:
         if isinstance(outcome, Takeover):
             outcome.forgo() if gone else outcome.begin(call.request)
         elif not gone:
-            write(call.request, outcome)
+            write(call, outcome)
 
     answered = Deferred.fromCoroutine(answer(call, handler))
     answered.addCallback(send)
@@ -313,6 +324,7 @@ def respond(call: Call, handler: Handler) -> None:
 async def answer(call: Call, handler: Handler) -> Answer:
     """A handler's answer, or the one that its failure is."""
     outcome = await _outcome(call, handler)
+    call.forget_body()
     call.door.served(call.operation, outcome.status, time.monotonic() - call.began)
     return outcome
 
@@ -349,9 +361,9 @@ def error_body(message: str, code: str, call: Call) -> dict[str, object]:
     return {"success": False, "error": message, "code": code, "requestId": call.id}
 
 
-def write(request: Request, outcome: Answer) -> None:
-    """Send an answer."""
-    body = outcome.encoded()
+def write(call: Call, outcome: Answer) -> None:
+    """Send an answer; a long one as the client takes it."""
+    request, body = call.request, outcome.encoded()
     phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
     request.setResponseCode(outcome.status, phrase)
     headers = {
@@ -363,9 +375,13 @@ def write(request: Request, outcome: Answer) -> None:
     }
     for name, value in headers.items():
         request.setHeader(name, value)
-    if request.method != b"HEAD":
+    if request.method == b"HEAD":
+        request.finish()
+    elif len(body) > LONG and call.door.unsent is not None:
+        call.door.unsent.send(request, body, call.key or call.address)
+    else:
         request.write(body)
-    request.finish()
+        request.finish()
 
 
 def _check_local(call: Call) -> None:

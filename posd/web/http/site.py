@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final
 
+from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -19,9 +22,14 @@ from posd.protocol import jsontext
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
+MOST_UNFINISHED_BYTES: Final = 64 * 1024 * 1024
+"""Of long bodies that are still coming, on one listener."""
+_SHORT_BODY_BYTES: Final = 64 * 1024
 _IDLE_SECONDS: Final = 30
 _REQUEST_SECONDS: Final = 20.0
 _HANG_UP_SECONDS: Final = 15.0
+_KERNEL_BYTES: Final = 256 * 1024
+"""Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
 
 class BoundedRequest(Request):
@@ -52,8 +60,11 @@ class BoundedRequest(Request):
             self._refuse_body()
         elif not self.refused:
             Request.handleContentChunk(self, data)
+            if self._received > _SHORT_BODY_BYTES:
+                self.channel.site.bodies.grown(self, self._received)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.channel.site.bodies.done(self)
         if not self.refused:
             Request.requestReceived(self, command, path, version)
 
@@ -63,8 +74,15 @@ class BoundedRequest(Request):
         Twisted closes that. Here it is closed when the request is forgotten.
         """
         content, self.content = self.content, None
+        self.channel.site.bodies.done(self)
         Request.connectionLost(self, reason)
         self.content = content
+
+    def give_way(self) -> None:
+        """Answer that there is no room for the body, which has not come whole."""
+        self._refuse(
+            b"503 Service Unavailable", "overloaded", "Too many long bodies are being sent."
+        )
 
     def _refuse_body(self) -> None:
         """Answer and hang up, instead of reading on what is thrown away."""
@@ -74,7 +92,33 @@ class BoundedRequest(Request):
     def _refuse(self, status: bytes, code: str, sentence: str) -> None:
         if not self.refused and self.channel is not None:
             self.refused = True
+            self.content = BytesIO()
+            self.channel.site.bodies.done(self)
             self.channel.refuse(status, code, sentence)
+
+
+@define(eq=False)
+class LongBodies:
+    """The bodies of more than 64 KiB that have not come whole, of which a stranger may send many.
+
+    Where they are too many bytes together, the one that was begun first gives way: a body that a
+    platform sends is here within moments.
+    """
+
+    _sizes: dict[BoundedRequest, int] = field(factory=dict, init=False)
+    total: int = field(default=0, init=False)
+    """The bytes of all of them."""
+
+    def grown(self, request: BoundedRequest, size: int) -> None:
+        """Count a request whose body has so many bytes by now."""
+        self.total += size - self._sizes.get(request, 0)
+        self._sizes[request] = size
+        while self.total > MOST_UNFINISHED_BYTES:
+            next(iter(self._sizes)).give_way()
+
+    def done(self, request: BoundedRequest) -> None:
+        """It has come whole, or never will."""
+        self.total -= self._sizes.pop(request, 0)
 
 
 class BoundedChannel(HTTPChannel):
@@ -94,6 +138,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
+        _bound_kernel_buffer(self.transport)
         self._expect(_REQUEST_SECONDS)
         self.site.enter(self)
 
@@ -129,9 +174,10 @@ class BoundedChannel(HTTPChannel):
         body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
         head = (
             b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
-            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
+            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\n%bContent-Length: %d\r\n\r\n"
         )
-        values = (status, __version__.encode(), datetimeToString(), len(body))
+        again = b"Retry-After: 1\r\n" if status.startswith(b"503") else b""
+        values = (status, __version__.encode(), datetimeToString(), again, len(body))
         self.transport.write(head % values + body)
         self.loseConnection()
 
@@ -194,6 +240,18 @@ class BoundedChannel(HTTPChannel):
             deadline.cancel()
 
 
+def _bound_kernel_buffer(transport: Any) -> None:
+    """Bound what the kernel takes of what posd writes, and with it what a client costs that does not read.
+
+    Linux gives a connection up to 4 MiB for it (tcp(7), tcp_wmem), which count as posd's memory in its
+    control group, and which no limit of posd's own would see. It doubles the value.
+    """
+    while (below := getattr(transport, "transport", None)) is not None:
+        transport = below
+    with suppress(AttributeError, OSError):
+        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
+
+
 class BoundedSite(Site):
     """A site with bounds. There is no access log: what is worth a line is logged where it happens."""
 
@@ -220,6 +278,7 @@ class BoundedSite(Site):
         self.most_channels = most_channels
         self.refused = refused
         self.body_bytes = body_bytes
+        self.bodies = LongBodies()
         # In the order in which they came.
         self._channels: dict[BoundedChannel, None] = {}
 
