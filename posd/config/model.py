@@ -97,6 +97,7 @@ class Limits:
     connections_per_tenant: Annotated[int, Whole()] = 200
     failed_auth_per_minute: Annotated[int, Whole()] = 20
     publish_per_second_per_tenant: Annotated[int, Whole()] = 200
+    points_per_day_per_till: Annotated[int, Whole()] = 100_000
 
 
 @frozen

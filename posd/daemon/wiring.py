@@ -100,6 +100,7 @@ class Parts:
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
     unsent: UnsentAnswers = field(init=False)
+    loyalty: LoyaltyPoints = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
@@ -176,6 +177,7 @@ class Parts:
         )
         self.monitor = Monitor(self._report)
         self.unsent = UnsentAnswers(reactor)
+        self.loyalty = LoyaltyPoints(self.database, limits.points_per_day_per_till)
         self.health = Health(
             {
                 "database": lambda: self.database.up,
@@ -282,7 +284,7 @@ class Parts:
             *self.monitor.operations,
             *DailyReports(self.database).operations,
             *GiftCards(self.database).operations,
-            *LoyaltyPoints(self.database).operations,
+            *self.loyalty.operations,
             *Operators(self.database, migrations.expected()["tenant"]).operations,
             *OperatorKeys(self.database).operations,
             *health.operations,
@@ -324,6 +326,7 @@ class Parts:
         self.connections.per_tenant = limits.connections_per_tenant
         self.reception.per_second = limits.publish_per_second_per_tenant
         self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.loyalty.points_per_day = limits.points_per_day_per_till
         self.retention.seconds = delivery.retention
         self.settings = settings
         self.authenticator.forget_all()

@@ -100,6 +100,7 @@ class DefaultsTests(LoadCase):
                     "connections_per_tenant": 200,
                     "failed_auth_per_minute": 20,
                     "publish_per_second_per_tenant": 200,
+                    "points_per_day_per_till": 100_000,
                 },
                 "logging": {"level": "info", "format": "journal"},
             },

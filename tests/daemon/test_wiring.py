@@ -130,6 +130,7 @@ class ReloadTests(SynchronousTestCase):
                 parts.publisher.per_second,
                 parts.reception.per_second,
             ),
+            "points_per_day_per_till": parts.loyalty.points_per_day,
             "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
             "outbox_bytes": exchange._outbox_bytes,
             "retention": parts.retention.seconds,
