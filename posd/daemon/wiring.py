@@ -61,6 +61,7 @@ from posd.web.http.refusal_log import Strangers
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
 from posd.web.http.turns import Turns
+from posd.web.http.unsent import UnsentAnswers
 from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
@@ -112,6 +113,8 @@ class Parts:
     lag: Lag = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
+    unsent: UnsentAnswers = field(init=False)
+    loyalty: LoyaltyPoints = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
@@ -197,6 +200,8 @@ class Parts:
             reactor.seconds,
         )
         self.monitor = Monitor(self._report)
+        self.unsent = UnsentAnswers(reactor)
+        self.loyalty = LoyaltyPoints(self.database, limits.points_per_day_per_till)
         self.health = Health(
             {
                 "database": lambda: self.database.up and not self.database.stalled,
@@ -283,7 +288,7 @@ class Parts:
         )
         rooms = Rooms(gate, self.reception, self.operations)
         served = self.instruments.served
-        door = Door(listener.trusted, listener.proxies, served)
+        door = Door(listener.trusted, listener.proxies, served, self.unsent)
         root = Root(door, rooms)
         return BoundedSite(
             root,
@@ -315,7 +320,7 @@ class Parts:
             *self.monitor.operations,
             *DailyReports(self.database).operations,
             *GiftCards(self.database).operations,
-            *LoyaltyPoints(self.database).operations,
+            *self.loyalty.operations,
             *Operators(self.database, migrations.expected()["tenant"]).operations,
             *OperatorKeys(self.database).operations,
             *health.operations,
@@ -359,6 +364,7 @@ class Parts:
         self.rates.bytes_per_credential = limits.bytes_per_second_per_credential
         self.rates.requests_per_address = limits.requests_per_second_per_address
         self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.loyalty.points_per_day = limits.points_per_day_per_till
         self.retention.seconds = delivery.retention
         self.settings = settings
         self.authenticator.forget_all()

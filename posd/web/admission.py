@@ -108,7 +108,7 @@ class WebSocketDoor(Resource):
         elif admitted:
             self._upgrade(call.request, admitted[0])
         else:
-            write(call.request, outcome)
+            write(call, outcome)
 
     def _upgrade(self, request: Request, admitted: Admitted) -> None:
         channel = cast(BoundedChannel, request.channel)

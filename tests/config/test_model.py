@@ -104,6 +104,7 @@ class DefaultsTests(LoadCase):
                     "requests_per_second_per_credential": 50,
                     "bytes_per_second_per_credential": 1024 * 1024,
                     "requests_per_second_per_address": 200,
+                    "points_per_day_per_till": 100_000,
                 },
                 "logging": {"level": "info", "format": "journal"},
             },

@@ -131,6 +131,7 @@ class ReloadTests(SynchronousTestCase):
             "requests_per_second_per_credential": parts.rates.requests_per_credential,
             "bytes_per_second_per_credential": parts.rates.bytes_per_credential,
             "requests_per_second_per_address": parts.rates.requests_per_address,
+            "points_per_day_per_till": parts.loyalty.points_per_day,
             "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
             "outbox_bytes": exchange._outbox_bytes,
             "retention": parts.retention.seconds,

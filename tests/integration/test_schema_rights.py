@@ -46,6 +46,7 @@ ON_KITCHEN = {
     "pos_nacks": {"posd": "INSERT, SELECT"},
     "pos_order_terminals": {"posd": WRITE},
     "pos_orders": {"posd": WRITE},
+    "pos_points_given": {"posd": WRITE},
     "pos_sync_logs": {"posd": READ},
 }
 """What each role has been granted, but for owners and the roles that tests log in as."""

@@ -25,6 +25,7 @@ from posd.security.addresses import Network, client_address
 from posd.security.request_rates import Account
 from posd.web.http.headers import members
 from posd.web.http.pieces import in_pieces
+from posd.web.http.unsent import UnsentAnswers
 
 _LONGEST_DEVICE: Final = 128
 UNKNOWN: Final = "none"
@@ -50,6 +51,8 @@ class Door:
     trusted: bool = False
     proxies: tuple[Network, ...] = ()
     served: Served = lambda operation, status, seconds: None
+    unsent: UnsentAnswers | None = None
+    """Where long answers are written as clients take them; None writes them at once."""
 
 
 @define(eq=False)
@@ -71,6 +74,10 @@ class Call:
     def __attrs_post_init__(self) -> None:
         content = cast(BinaryIO | None, self.request.content)
         self.body = b"" if content is None else content.read()
+        if content is not None:
+            # There is one copy of it now, which `forget_body` frees.
+            content.seek(0)
+            content.truncate()
 
     @property
     def key(self) -> str | None:
@@ -174,6 +181,10 @@ class Call:
         if not isinstance(body, dict):
             raise BadRequest("The body must be a JSON object.", code="invalid_json")
         return cast("dict[str, object]", body)
+
+    def forget_body(self) -> None:
+        """Free it. A call and its request are freed later, by the garbage collector."""
+        self.body, self._parsed = b"", None
 
     def _check_type(self) -> None:
         kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()

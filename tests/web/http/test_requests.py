@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from ipaddress import ip_network
 from typing import Any, cast
 
@@ -112,6 +113,22 @@ class RenderCase(SynchronousTestCase):
         self.handler.outcome = Deferred()
         self.send(*arguments, **more)
         return self.handler.calls[-1]
+
+
+class BodyTests(RenderCase):
+    def test_a_body_is_freed_with_the_answer(self) -> None:
+        """Call and request refer to each other: else it would wait for the garbage collector."""
+        for outcome in (Answer({"ok": True}), Unauthorized(), ValueError("a bug")):
+            self.handler.outcome = outcome
+            self.send("POST", body=b"x" * 1000)
+            call = self.handler.calls[-1]
+            self.assertEqual((call.body, call._parsed), (b"", None))
+        self.flushLoggedErrors(ValueError)
+
+    def test_until_then_there_is_one_copy_of_it(self) -> None:
+        call = self.call("POST", body=b"x" * 1000)
+        self.assertEqual(len(call.body), 1000)
+        self.assertEqual(cast(BytesIO, call.request.content).getvalue(), b"")
 
 
 class TakeoverTests(RenderCase):
