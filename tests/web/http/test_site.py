@@ -453,7 +453,7 @@ class LongBodyTests(SynchronousTestCase):
         for _, transport in begun[:10]:
             head, _, body = transport.value().partition(b"\r\n\r\n")
             self.assertIn(b"503 Service Unavailable\r\n", head)
-            self.assertIn(b"\r\nRetry-After: 1\r\n", head)
+            self.assertIn(b"\r\nRetry-After: 1", head)
             self.assertEqual(json.loads(body)["code"], "overloaded")
             self.assertTrue(transport.disconnecting)
         channel, transport = begun[-1]
