@@ -41,6 +41,7 @@ from posd.testing.postgres import Server, test_server
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 30.0
+TWISTD = (str(Path(sys.executable).with_name("twistd")),)
 
 
 def prepare(dsn: str) -> None:
@@ -146,10 +147,11 @@ class Shop:
         port: int | None = None,
         wait: bool = True,
         dsn: str | None = None,
+        twistd: Sequence[str] = TWISTD,
     ) -> Daemon:
         """Start a daemon. `more` is further configuration, `wait` until it is ready.
 
-        `dsn` is another way to the database, or to none.
+        `dsn` is another way to the database, or to none; `twistd` another command in place of twistd.
         """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
@@ -160,7 +162,7 @@ class Shop:
             f"private_key = {json.dumps(str(self._private_key))}\n"
             f'[logging]\nformat = "text"\nlevel = "info"\n{more}\n'
         )
-        daemon = Daemon.start(path, port, self.ca, self.folder / f"posd-{port}.log")
+        daemon = Daemon.start(path, port, self.ca, self.folder / f"posd-{port}.log", twistd)
         self._daemons.append(daemon)
         if wait:
             daemon.wait_ready()
@@ -188,11 +190,17 @@ class Daemon:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, config: Path, port: int, ca: Path, log_path: Path) -> Self:
-        command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
+    def start(
+        cls,
+        config: Path,
+        port: int,
+        ca: Path,
+        log_path: Path,
+        twistd: Sequence[str] = TWISTD,
+    ) -> Self:
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [*command, "posd", "--config", str(config)],
+                [*twistd, "-n", "--pidfile=", "posd", "--config", str(config)],
                 cwd=config.parent,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
