@@ -2,12 +2,14 @@
 
 An integer is an `int`, any other number a `Decimal` that keeps its digits (`12.30` stays `12.30`).
 What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 becomes U+FFFD, lone surrogates and
-numbers of absurd length are refused. Of members that repeat a name the last one counts, as in
+numbers of absurd length are refused. A byte order mark before the text is ignored (RFC 8259 §8.1): programs
+on Windows write one. Of members that repeat a name the last one counts, as in
 `jsonb` (RFC 8259 §4 leaves it open).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -41,7 +43,7 @@ def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
     Raises `InvalidMessage`, whose text says what is wrong without quoting the input.
     """
     try:
-        text = raw.encode() if isinstance(raw, str) else raw
+        text = (raw.encode() if isinstance(raw, str) else raw).removeprefix(codecs.BOM_UTF8)
         value: object = _decoder.decode(text)
     except UnicodeError:
         raise InvalidMessage("The text is not valid UTF-8.") from None
@@ -61,7 +63,7 @@ def unreadable_numbers(raw: bytes) -> set[str]:
     It says why a text was refused, and reads nothing for use. Members further down do not count.
     """
     try:
-        value = _lenient.decode(raw.decode())
+        value = _lenient.decode(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return set()
     if not isinstance(value, dict):

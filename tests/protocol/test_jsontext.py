@@ -74,6 +74,11 @@ class DecodeTests(SynchronousTestCase):
     def test_an_integer_of_a_million_digits_is_refused(self) -> None:
         self.refused(b"9" * 1_000_000)
 
+    def test_a_byte_order_mark_before_it_is_ignored(self) -> None:
+        self.assertEqual(decode(b'\xef\xbb\xbf{"a":"\xef\xbb\xbf"}'), {"a": "\ufeff"})
+        self.assertEqual(decode('\ufeff{"a":1}'), {"a": 1})
+        self.assertEqual(unreadable_numbers(b'\xef\xbb\xbf{"a":1e999999999}'), {"a"})
+
     def test_text_that_is_not_json_is_refused(self) -> None:
         for text in (
             b"",
@@ -90,7 +95,9 @@ class DecodeTests(SynchronousTestCase):
             b"1 2",
             b'"a\nb"',
             b'"a\0b"',
-            b"\xef\xbb\xbf1",
+            b"\xef\xbb\xbf",
+            b"\xef\xbb\xbf\xef\xbb\xbf1",
+            b"1\xef\xbb\xbf",
             b"/* c */1",
         ):
             self.assertIn("JSON", self.refused(text), text)

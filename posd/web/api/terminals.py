@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, cast
@@ -37,6 +38,8 @@ _LIMIT: Final = 50
 _MOST: Final = 500
 
 _LONGEST_TEXT: Final = 500
+# A "+" that was not written %2B is a space when a query is read: "…T10:00:00 01:00".
+_UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 Told = Annotated[Any, Meta(description="RFC 3339; what cannot be read means now.")]
 Free = Annotated[str, Meta(description="Of more than 500 characters the first 500 are kept.")]
@@ -160,7 +163,7 @@ class TerminalEndpoints:
         limit = min(max(ask.taken.limit, 1), _MOST)
         since = None
         if ask.taken.since is not UNSET:
-            since = _moment(ask.taken.since, ask.tenant)
+            since = _moment(_UNENCODED_PLUS.sub(r"\1+", ask.taken.since), ask.tenant)
             if since is None:
                 raise BadRequest(
                     "since must be a point in time or a day.",

@@ -152,7 +152,8 @@ class Call:
         try:
             name = raw[0].decode()
         except UnicodeDecodeError:
-            name = ""
+            # Node, Deno and .NET send ISO-8859-1, the older character set of headers (RFC 9110 §5.5).
+            name = raw[0].decode("latin-1")
         return device_name(name, "X-Device-ID")
 
     def header(self, name: str) -> str | None:
@@ -188,9 +189,11 @@ class Call:
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
 
-        Raises `UnsupportedMediaType` for another content type and `BadRequest` for what is no
-        object.
+        Raises `UnsupportedMediaType` for another content type and for a compressed body, and `BadRequest`
+        for what is no object.
         """
+        if (self.header("content-encoding") or "identity").strip().lower() != "identity":
+            raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
         kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The body must be application/json.")
@@ -208,6 +211,12 @@ class Call:
         named = self.header("x-tenant-id")
         if named is not None and named != slug:
             raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
+
+
+class _Compressed(UnsupportedMediaType):
+    """A body with a content coding. The header says that none is accepted (RFC 9110 §12.5.3)."""
+
+    headers = {"Accept-Encoding": "identity"}
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
