@@ -203,6 +203,13 @@ class Sequencer(Service):
         for tenant_id, seconds in outcome.seconds.items():
             if seconds > _LONG_SECONDS:
                 self._rest(tenant_id, seconds)
+        for slug, order_id in outcome.reused:
+            self._log.warn(
+                "an order id was used again: tenant={tenant} order={order}. The new order is published as"
+                " new_order. A till that knows the id may take it for the earlier order: do not reuse ids",
+                tenant=slug,
+                order=order_id,
+            )
         for entry in outcome.failed:
             self._log.error(
                 "an event of tenant {tenant_id} failed: {reason}",

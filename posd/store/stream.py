@@ -103,6 +103,8 @@ class Entry:
     snapshot: str | None = None
     status: str | None = None
     version: int | None = None
+    reuses_id: bool = False
+    """Whether its order is another one than the stored one of this id."""
 
 
 @frozen

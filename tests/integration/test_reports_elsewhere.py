@@ -195,6 +195,34 @@ class OrderTests(ReportsCase):
         self.assertEqual(self.pending(), [order_id])
         self.assertEqual(self.events()[-1][2]["previousStatus"], "cancelled")
 
+    def test_a_new_order_under_the_id_of_an_earlier_one_is_made(self) -> None:
+        """alphabit-technology/erpnext-restaurant#57, litedb-org/LiteDB#256: ids of deleted rows came again.
+
+        The new order was a change of the old one, which was printed already: no till made it.
+        """
+        order_id = self.hooked()
+        self.published(1)
+        report = {"orderId": order_id, "status": "printed", "deviceId": "POS_1"}
+        self.assertEqual(self.ask("POST", "/orders/print", report).status, 200)
+        self.rows("UPDATE {schema}.orders SET status = 'completed'")
+        self.published(2)
+        self.rows("TRUNCATE {schema}.orders RESTART IDENTITY CASCADE")
+        self.assertEqual(self.hooked(customer_name="Bob", total_amount=20), order_id)
+        self.published(3)
+        _, kind, data = self.events()[-1]
+        self.assertEqual((kind, data["customerName"], data["version"]), ("new_order", "Bob", 3))
+        self.assertNotIn("previousStatus", data)
+        (shown,) = self.ask("GET", "/orders/pending").json["orders"]
+        self.assertEqual((shown["customerName"], shown["printStatus"]), ("Bob", "pending"))
+        self.assertEqual(self.shown(order_id)["delivery"]["terminals"], [])
+        self.assertIn(f"tenant={self.slug} order={order_id}", self.posd.log())
+        # It goes on like any other.
+        self.ask("POST", "/orders/print", report)
+        self.assertEqual(self.pending(), [])
+        self.rows("UPDATE {schema}.orders SET status = 'ready'")
+        self.published(4)
+        self.assertEqual(self.events()[-1][1], "order_updated")
+
     def test_an_order_that_begins_as_failed_is_new_when_it_is_paid(self) -> None:
         """woocommerce-mercadopago#21: an order that the payment reached later was announced to nobody."""
         order_id = self.hooked(status="failed")
