@@ -11,6 +11,7 @@ import json
 import socket
 import ssl
 import sys
+import threading
 import time
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from tests.integration.harness import Reply, Shop
 from tests.integration.peer import Peer
 from tests.integration.rest_case import RestCase
 from tests.integration.roads import Response
-from tests.integration.wire import WAIT, Till
+from tests.integration.wire import WAIT, Ended, Till
 from tests.integration.wire_case import until
 
 _DEVICE = "POS_BAR_1"
@@ -336,6 +337,35 @@ class ConnectionTests(ReportsCase):
         self.publish(1)
         self.assertEqual(new.receive()["id"], 1)
         self.assertEqual(connected(), [_DEVICE])
+
+    def test_two_machines_with_one_key_do_not_send_each_other_away_without_end(self) -> None:
+        """emqx/emqx#935, mqttjs/MQTT.js#684: they did, here 140 times a second, and no log said why."""
+        key = self.shop.key("device", self.slug, _DEVICE)
+        until_when = time.monotonic() + 4
+        endings: list[int] = []
+
+        def till() -> None:
+            while (left := until_when - time.monotonic()) > 0:
+                line = Till.dial(self.posd, f"/ws/pos/{self.slug}", {"X-API-Key": key})
+                line.send({"type": "ping"})
+                try:
+                    while True:
+                        line.receive(left)
+                except Ended as ended:
+                    endings.append(ended.code)
+                except TimeoutError:
+                    pass
+                line.hang_up()
+
+        machines = [threading.Thread(target=till) for _ in range(2)]
+        for machine in machines:
+            machine.start()
+        for machine in machines:
+            machine.join()
+        self.assertEqual(endings, [4009] * len(endings))
+        self.assertIn(len(endings), range(5, 8))
+        told = f"a device is contested: tenant={self.slug} device={_DEVICE}"
+        self.assertEqual(self.posd.log().count(told), 1)
 
     def test_a_ping_is_answered_while_a_long_history_is_sent(self) -> None:
         """crossbario/autobahn-python#1327, WebSocket-Node#229: the pong stood behind all that was queued."""
