@@ -17,8 +17,8 @@ from posd.values import Terminal
 
 _MANY: Final = 5
 _SECONDS: Final = 60.0
-"""So many displacements within so many seconds. A till with a poor network displaces its own dead connections,
-less often."""
+"""So many displacements within so many seconds. A till with a poor network displaces its own dead
+connections, less often."""
 
 
 class ContestedDevices:
