@@ -89,7 +89,7 @@ class RoadCase(SocketCase):
                 Door(),
                 Rooms(
                     Gate(authenticator, admission, self.factory),
-                    Reception(authenticator, 100, self.clock.seconds),
+                    Reception(authenticator, self.clock.seconds),
                     Events(polls, admission, self.clock).operations,
                 ),
             )

@@ -21,7 +21,7 @@ from typing import Any, Final
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import ILogObserver, Logger
@@ -37,6 +37,7 @@ from posd.monitoring import health, logs
 from posd.security.certificate_watch import Renewal
 from posd.security.server_tls import ServerTLS
 from posd.security.validity import Validity
+from posd.web.http.tls_endpoint import TLSEndpoint
 
 EX_CONFIG: Final = 78
 # Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
@@ -178,7 +179,7 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = wrapServerTLS(self._tls, endpoint)
+                endpoint = TLSEndpoint(self._tls, endpoint)
             port = await endpoint.listen(site)
             self._ports.append(port)
             if listener.trusted and not is_local(port.getHost()):

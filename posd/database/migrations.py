@@ -11,7 +11,7 @@ indexes concurrently.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Final, Literal
 
@@ -25,6 +25,8 @@ from posd.database import resources
 from posd.errors import SchemaBusy, SchemaError
 
 MAIN: Final = "dinedesk_main"
+HOOKS: Final = "hooks.sql"
+"""What `schema_versions` calls the hooks on a shop's own tables."""
 OWNER: Final = "posd_owner"
 Kind = Literal["main", "tenant"]
 
@@ -121,10 +123,13 @@ def check_bootstrapped(connection: Connection) -> None:
             raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
 
 
-def misfit(applied: list[str], wanted: tuple[str, ...]) -> str | None:
-    """Why a schema with these files does not fit one that wants those, or None if it does."""
+def misfit(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
+    """Why a schema with these files does not fit one that wants those, or None if it does.
+
+    It reads no file, since every request to a tenant's addresses asks this.
+    """
     missing = [file for file in wanted if file not in applied]
-    unknown = [file for file in applied if file not in wanted and file != hooks().file]
+    unknown = [file for file in applied if file not in wanted and file != HOOKS]
     if unknown:
         return f"the schema is newer than this posd: it has {unknown[0]}; upgrade posd"
     if missing:
@@ -211,7 +216,7 @@ def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
     )
     applied = dict(cursor.fetchall())
     known = migrations(kind)
-    for file in sorted(applied.keys() - {m.file for m in known} - {hooks().file}):
+    for file in sorted(applied.keys() - {m.file for m in known} - {HOOKS}):
         raise SchemaError(f"{schema} is newer than this posd: it has {file}")
     for migration in known:
         if migration.file not in applied:
@@ -281,4 +286,4 @@ def record(cursor: Any, schema: str, migration: Migration) -> None:
 
 def hooks() -> Migration:
     """The hooks on a shop's own tables, applied anew to hooked tenants whenever they change."""
-    return Migration("hooks.sql", (resources.sql() / "hooks.sql").read_text("utf-8"))
+    return Migration(HOOKS, (resources.sql() / HOOKS).read_text("utf-8"))

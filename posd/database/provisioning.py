@@ -106,19 +106,20 @@ def add_tenant(
             try:
                 cursor.execute(
                     f"INSERT INTO {MAIN}.tenants (slug, name, schema_name, currency, timezone)"
-                    " VALUES (%s, %s, %s, %s, %s) RETURNING id",
+                    " VALUES (%s, %s, %s, %s, %s) RETURNING id, timezone",
                     (slug, name, schema, currency, timezone),
                 )
             except psycopg2.errors.UniqueViolation as error:
                 raise SchemaError(f"there is a tenant {slug!r} already") from error
             except psycopg2.errors.CheckViolation as error:
                 broken = error.diag.constraint_name
+                if broken == "tenants_timezone_known":
+                    raise SchemaError(f"there is no time zone {timezone!r}") from error
                 raise SchemaError(
                     TENANT_RULES.get(broken, f"not a usable tenant: {line(error)}")
                 ) from error
-            except psycopg2.errors.InvalidParameterValue as error:
-                raise SchemaError(f"there is no time zone {timezone!r}") from error
-            tenant = Tenant(cursor.fetchone()[0], slug, name, schema, currency, timezone)
+            tenant_id, zone = cursor.fetchone()
+            tenant = Tenant(tenant_id, slug, name, schema, currency, zone)
         try:
             _prepare(connection, tenant)
         except psycopg2.Error as error:

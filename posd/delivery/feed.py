@@ -28,6 +28,8 @@ from posd.values import Head, Seq, TenantId
 _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
+_KEYS_SECONDS: Final = 0.8
+"""With the random part of a pause, a key whose notification was lost is known within a second."""
 _SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
 """The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
 
@@ -70,7 +72,13 @@ class Doorkeeper(Protocol):
 
 
 class Cache(Protocol):
-    """The authenticator, as far as the feed tells it what to forget."""
+    """What is known of keys, as far as the feed tells it what to forget and when to look."""
+
+    def distrust(self) -> None:
+        """The database may be another one than before."""
+
+    async def look(self) -> None:
+        """Keys or tenants may have changed."""
 
     def forget_key(self, key_id: int) -> None:
         """A key has changed."""
@@ -137,6 +145,7 @@ class Feed(Service):
                 (_POLL_SECONDS, self._poll),
                 (_CANARY_SECONDS, self._sing),
                 (_RECHECK_SECONDS, self._doorkeeper.recheck),
+                (_KEYS_SECONDS, self._cache.look),
             )
         ]
 
@@ -158,6 +167,8 @@ class Feed(Service):
         if link.up:
             # What was notified before we listened is found by looking.
             self._later(self._poll())
+            self._cache.distrust()
+            self._later(self._cache.look())
             # And it is known from the beginning whether we hear, and what time it is there.
             self._later(self._sing())
         else:
@@ -184,9 +195,13 @@ class Feed(Service):
         match kind:
             case "key":
                 self._cache.forget_key(int(subject))
+                self._later(self._cache.look())
                 self._later(self._doorkeeper.recheck(int(subject)))
+            case "keys":
+                self._later(self._cache.look())
             case "tenant":
                 self._cache.forget_tenant(int(subject))
+                self._later(self._cache.look())
                 self._later(self._doorkeeper.recheck())
             case "superseded":
                 self._doorkeeper.superseded(UUID(subject))

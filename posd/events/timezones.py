@@ -20,8 +20,9 @@ def is_zone(name: str) -> bool:
 def zone(name: str) -> tzinfo:
     """The time zone of this name; UTC where Python knows none.
 
-    PostgreSQL, which guards `tenants.timezone`, takes more: abbreviations, offsets, any case. A shop
-    that has such a one still gets its orders, with dates that name no offset read as UTC.
+    A trigger on `tenants` refuses such names (sql/main/040_timezones.sql), but PostgreSQL's database of
+    time zones may be newer than Python's. The shop still gets its orders; the sequencer's log and
+    `posctl doctor` name it.
     """
     try:
         return ZoneInfo(name)

@@ -25,11 +25,12 @@ from twisted.logger import Logger
 from posd.database.link import Link
 from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
 from posd.monitoring.counters import Instruments
+from posd.publishing.journal import Journal
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
 from posd.publishing.publication import Request, answer, fail
 from posd.publishing.quarantine import Aside
-from posd.publishing.transaction import Numbering, OutboxChanged, Outcome, TenantsFailed
+from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
 from posd.values import TenantId
 
@@ -45,10 +46,6 @@ _MOST_WAITING: Final = 10_000
 # them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
 _LONG_SECONDS: Final = 0.1
 _PAUSE: Final = 20
-
-# data_exception, integrity_constraint_violation, program_limit_exceeded: it is what was to be stored.
-# Anything else (a right that is missing, a table that is gone) is not an event's fault.
-_AT_FAULT: Final = ("22", "23", "54")
 
 
 class Sequencer(Service):
@@ -70,6 +67,7 @@ class Sequencer(Service):
         self._instruments = instruments or Instruments()
         self._link = link
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
+        self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
         self._aside = Aside(reactor)
         self._shut = Aside(reactor)
@@ -195,7 +193,7 @@ class Sequencer(Service):
         except Exception:
             self._instruments.batch_failed()
             raise
-        self._note(outcome, self._reactor.seconds() - began)
+        self._journal.committed(outcome, self._reactor.seconds() - began)
         size = sum(len(row.data or "") for row in outcome.taken)
         if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
             self._outbox_waits = True
@@ -203,20 +201,6 @@ class Sequencer(Service):
         for tenant_id, seconds in outcome.seconds.items():
             if seconds > _LONG_SECONDS:
                 self._rest(tenant_id, seconds)
-        for slug, order_id in outcome.reused:
-            self._log.warn(
-                "an order id was used again: tenant={tenant} order={order}. The new order is published as"
-                " new_order. A till that knows the id may take it for the earlier order: do not reuse ids",
-                tenant=slug,
-                order=order_id,
-            )
-        for entry in outcome.failed:
-            self._log.error(
-                "an event of tenant {tenant_id} failed: {reason}",
-                tenant_id=entry.tenant_id,
-                event_type=entry.type,
-                reason=entry.failure,
-            )
 
     async def _leave_out(
         self, failures: Mapping[TenantId, str], requests: Sequence[Request], rows: int
@@ -237,15 +221,11 @@ class Sequencer(Service):
     async def _blame(self, requests: Sequence[Request], error: Exception) -> None:
         """A request, or the oldest row of the outbox, has failed alone."""
         row = self._numbering.oldest
-        badly_made = isinstance(error, StatementFailed) and error.sqlstate.startswith(_AT_FAULT)
+        badly_made = isinstance(error, StatementFailed) and error.about_data
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         for request in requests:
-            self._log.error(
-                "a publication of tenant {tenant_id} was refused: {error}",
-                tenant_id=request.tenant_id,
-                error=error,
-            )
+            self._journal.refused(request, error)
             refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
             fail([request], refusal if badly_made else error)
         if requests:
@@ -270,34 +250,22 @@ class Sequencer(Service):
             # It is found out anew which row is at fault.
             self._outbox_waits = True
         else:
-            self._instruments.events_failed(1)
-            self._log.error(
-                "an event of tenant {tenant_id} failed: {reason}",
-                tenant_id=row.tenant_id,
-                event_type=row.type,
-                reason=reason,
-            )
-
-    def _note(self, outcome: Outcome, seconds: float) -> None:
-        if outcome.taken or outcome.published:
-            self._instruments.batch(seconds)
-        for road, count in outcome.published.items():
-            self._instruments.published(road, count)
-        self._instruments.events_failed(len(outcome.failed))
+            self._journal.rejected(row, reason)
 
     def _rest(self, tenant_id: TenantId, took: float) -> None:
         self._aside.rest(tenant_id, _PAUSE * took)
         self._log.warn(
-            "the tables of tenant {tenant_id} took {took:.2f} s to read; it pauses for {seconds:.0f} s",
-            tenant_id=tenant_id,
+            "the tables of tenant {tenant} took {took:.2f} s to read; its outbox is not read for"
+            " {seconds:.0f} s",
+            tenant=self._numbering.name_of(tenant_id),
             took=took,
             seconds=_PAUSE * took,
         )
 
     def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
         self._log.error(
-            "tenant {tenant_id} is left out for {seconds} s: {reason}",
-            tenant_id=tenant_id,
+            "tenant {tenant} is left out for {seconds} s: {reason}",
+            tenant=self._numbering.name_of(tenant_id),
             seconds=aside.add(tenant_id),
             reason=reason,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from attrs import field, frozen
 from posd.database.link import Row, Session
 from posd.errors import Pruned, returned
 from posd.store import schema
-from posd.values import Event, Head, Seq, Tenant, TenantId
+from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
 _HEADS: Final = f"SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads WHERE tenant_id = ANY (%s)"
@@ -29,7 +30,10 @@ _AFTER: Final = """
 _FLOOR: Final = """
     SELECT pruned_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid
 """
-_TAKE: Final = "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)"
+# The function is called once, and the clock is read after it: after the wait for the lock.
+_TAKE: Final = """
+    SELECT *, clock_timestamp() FROM dinedesk_main.pos_take(%s, %s::integer[], %s)
+"""
 # In here the shops' own code may run, and everybody waits for it.
 _STATES: Final = """
     SET LOCAL statement_timeout = '1s';
@@ -65,6 +69,14 @@ class OutboxRow:
     type: str
     key: str | None
     data: str | None
+
+
+@frozen
+class Taken:
+    """What was taken out of the outbox, and when, by the database's clock."""
+
+    rows: Sequence[OutboxRow]
+    now: datetime
 
 
 @frozen
@@ -105,6 +117,9 @@ class Entry:
     version: int | None = None
     reuses_id: bool = False
     """Whether its order is another one than the stored one of this id."""
+    about: str | None = None
+    """The id of the order, for the log, where the entry has no `order_id`."""
+    warnings: tuple[PublishWarning, ...] = ()
 
 
 @frozen
@@ -154,7 +169,7 @@ async def after(
 
 async def take(
     session: Session, limit: int, aside: Iterable[TenantId], *, patient: bool
-) -> list[OutboxRow] | None:
+) -> Taken | None:
     """Take up to `limit` rows out of the outbox under the sequencer's lock.
 
     None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
@@ -163,7 +178,7 @@ async def take(
     rows = await session.query(_TAKE, (limit, list(aside), patient))
     if not rows[0][0]:
         return None
-    return [OutboxRow(*row[1:]) for row in rows if row[1] is not None]
+    return Taken([OutboxRow(*row[1:-1]) for row in rows if row[1] is not None], rows[0][-1])
 
 
 @frozen

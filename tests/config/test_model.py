@@ -86,6 +86,7 @@ class DefaultsTests(LoadCase):
                     "certificate": "/c.pem",
                     "private_key": "/k.pem",
                     "minimum_version": "1.2",
+                    "legacy_ciphers": False,
                     "client_ca": None,
                 },
                 "delivery": {
@@ -178,6 +179,7 @@ class ValuesTests(LoadCase):
             certificate = "/c.pem"
             private_key = "/k.pem"
             minimum_version = "1.3"
+            legacy_ciphers = true
             client_ca = "/a.pem"
             [delivery]
             heartbeat = "1s"
@@ -204,7 +206,7 @@ class ValuesTests(LoadCase):
                     Listener("inside", "tcp6:9443", tls=True, proxies=proxies),
                     Listener("local", "tcp:9011:interface=127.0.0.1", trusted=True),
                 ),
-                TLS("/c.pem", "/k.pem", "1.3", "/a.pem"),
+                TLS("/c.pem", "/k.pem", "1.3", True, "/a.pem"),
                 Delivery(1.0, 524_288, 43_200.0),
                 Limits(262_144, 1_048_576, 1, 2, 3, 4),
                 Logging("debug", "json"),

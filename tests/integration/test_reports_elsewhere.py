@@ -216,7 +216,8 @@ class OrderTests(ReportsCase):
         (shown,) = self.ask("GET", "/orders/pending").json["orders"]
         self.assertEqual((shown["customerName"], shown["printStatus"]), ("Bob", "pending"))
         self.assertEqual(self.shown(order_id)["delivery"]["terminals"], [])
-        self.assertIn(f"tenant={self.slug} order={order_id}", self.posd.log())
+        told = f"an order id was used again: tenant={self.slug} order={order_id}"
+        until(lambda: told in self.posd.log(), "the operators are told")
         # It goes on like any other.
         self.ask("POST", "/orders/print", report)
         self.assertEqual(self.pending(), [])

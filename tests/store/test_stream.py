@@ -50,13 +50,18 @@ class StreamTests(StoreCase):
         session = await self.session()
         self.publish()
         self.publish("grill")
-        rows = await stream.take(session, 10, [2], patient=False)
-        assert rows is not None
+        taken = await stream.take(session, 10, [2], patient=False)
+        assert taken is not None
         self.assertEqual(
-            [(row.tenant_id, row.type, row.key) for row in rows], [(1, "notice", None)]
+            [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        self.assertEqual(await stream.take(session, 10, [2], patient=False), [])
-        self.assertEqual(len(await stream.take(session, 10, [], patient=False) or ()), 1)
+        again = await stream.take(session, 10, [2], patient=False)
+        assert again is not None
+        self.assertEqual(again.rows, [])
+        self.assertLess(taken.now, again.now)
+        rest = await stream.take(session, 10, [], patient=False)
+        assert rest is not None
+        self.assertEqual(len(rest.rows), 1)
 
     async def test_there_is_one_sequencer_at_a_time(self) -> None:
         session = await self.session()

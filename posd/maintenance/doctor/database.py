@@ -11,6 +11,7 @@ from posd.config.model import Config
 from posd.database.link import Reader
 from posd.database.migrations import MAIN, hooks
 from posd.errors import Busy, StatementFailed
+from posd.events.timezones import is_zone
 from posd.maintenance import audit
 from posd.maintenance import schema_diff as structure
 from posd.maintenance.doctor import Line, fault, machine, ok, unknown, warning
@@ -160,6 +161,7 @@ async def _schemas(session: Reader) -> list[Line]:
         schema = await _schema(session, listed.tenant, lines)
         if schema is not None:
             lines += _hooks(listed.tenant, schema)
+            lines += _zone(listed.tenant)
         fine += len(lines) == before
     if everyone:
         lines.append(ok("tenants", f"{fine} of {len(everyone)} are in order"))
@@ -216,6 +218,16 @@ def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:
         what = f"{tenant.schema}: {', '.join(wrong)} are missing or disabled, so orders are not noticed"
         remedy = f"posctl adopt {tenant.slug}; where one is disabled, ALTER TABLE … ENABLE TRIGGER"
         yield fault("hooks", what, remedy)
+
+
+def _zone(tenant: Tenant) -> Iterator[Line]:
+    """A shop whose times are read by another clock than its own."""
+    if not is_zone(tenant.timezone):
+        what = (
+            f"{tenant.slug} has the unknown time zone {tenant.timezone}: its times are read as UTC"
+        )
+        remedy = "UPDATE dinedesk_main.tenants SET timezone = 'Europe/London', or what is right,"
+        yield warning("time zone", what, f"{remedy} WHERE slug = '{tenant.slug}'")
 
 
 def _is_hook(row: str) -> bool:

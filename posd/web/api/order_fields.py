@@ -11,9 +11,10 @@ from typing import Final
 
 from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.events.coercion import Unreadable, amount, objects
+from posd.events.coercion import Unreadable, amount
 from posd.events.fields import Member, Table, snake
 from posd.events.normalise import ADDON, ITEM, TABLES
+from posd.events.parts import objects
 from posd.web.http.models import differ
 
 WORDS: Final = frozenset(("pending", "received", "accepted", "print"))
@@ -30,6 +31,16 @@ def check(order: Mapping[str, object], currency: str) -> None:
     member, as in `items[0].price`.
     """
     _check(order, TABLES["new_order"], currency, "", _PARTS)
+
+
+def check_content(order: Mapping[str, object]) -> None:
+    """Raises `Unprocessable` for an order without any member that posd knows.
+
+    It would be a ticket without a word on it, from a platform that sends something else.
+    """
+    known = TABLES["new_order"].members
+    if not any(order.get(name) is not None for each in known for name in (each.name, *each.others)):
+        raise Unprocessable("The order has no member that posd knows.", code="invalid_event")
 
 
 def check_name(order_id: object) -> None:

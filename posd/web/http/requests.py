@@ -8,10 +8,10 @@ PostgreSQL must not be cancelled from here, and only the answer is dropped.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
+from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -28,11 +29,14 @@ from posd.errors import (
     Forbidden,
     InvalidMessage,
     NotFound,
+    NumberOutOfRange,
     Refusal,
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
 from posd.security.addresses import Network, client_address
+from posd.web.http.headers import is_loopback, members
+from posd.web.http.pieces import in_pieces
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {
@@ -40,11 +44,13 @@ _PHRASES: Final = {
     426: b"Upgrade Required",
     429: b"Too Many Requests",
 }
-_LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _LONGEST_DEVICE: Final = 128
 UNKNOWN: Final = "none"
 """The operation of a request that asks for none that there is."""
-_WRAPPING: Final = 3
+# What is published may be nested as deeply as anywhere, and an event wraps it.
+_DEPTH: Final = jsontext.DEPTH + 3
+_AT_ONCE: Final = 32 * 1024
+"""A longer body is read in pieces."""
 
 _log = Logger()
 
@@ -123,6 +129,8 @@ class Call:
     body: bytes = field(init=False)
     """Read at once: Twisted closes a request's content when the client goes away, who may do so while
     its key is still being looked up."""
+    _parsed: object = field(default=None, init=False)
+    """What `parse` has read."""
 
     def __attrs_post_init__(self) -> None:
         content = cast(BinaryIO | None, self.request.content)
@@ -130,18 +138,22 @@ class Call:
 
     @property
     def key(self) -> str | None:
-        """The credential, from either header that tills send; an empty one is none."""
-        key = (self.header("x-api-key") or "").strip()
-        if key:
-            return key
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
+        """The credential, from X-API-Key or else Authorization; an empty one is none.
+
+        Raises `BadRequest` for two that differ in one of the headers.
+        """
+        return _only(keys_in(self.request.requestHeaders), "An API key")
 
     @property
     def address(self) -> str:
         """Where the client is, by IP; empty on a unix socket."""
-        peer = getattr(self.request.getClientAddress(), "host", "")
-        return client_address(peer, self.headers("x-forwarded-for"), self.door.proxies)
+        return address_of(self.request, self.door)
+
+    def check_rate(self) -> None:
+        """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
+        refusal: Refusal | None = getattr(self.request, "over_rate", None)
+        if refusal is not None:
+            raise refusal
 
     @property
     def device(self) -> str | None:
@@ -150,20 +162,26 @@ class Call:
         if not raw:
             return None
         try:
-            name = raw[0].decode()
-        except UnicodeDecodeError:
-            # Node, Deno and .NET send ISO-8859-1, the older character set of headers (RFC 9110 §5.5).
-            name = raw[0].decode("latin-1")
+            # Two names that differ are as bad as none.
+            (name,) = {_text(value).strip() for value in raw}
+        except ValueError:
+            name = ""
         return device_name(name, "X-Device-ID")
 
     def header(self, name: str) -> str | None:
-        """A header's value, the first where there are several."""
-        return next(iter(self.headers(name)), None)
+        """The value of a header that takes one value. The same value on several lines is one value.
+
+        Raises `BadRequest` for values that differ: a proxy may have used another one than posd would.
+        """
+        return _only(self.headers(name), name.title())
+
+    def members(self, name: str) -> set[str]:
+        """The members of a header whose value is a list, from all of its lines, in lower case."""
+        return members(self.headers(name))
 
     def headers(self, name: str) -> list[str]:
-        """A header's values, a character for each byte: not everybody sends UTF-8."""
-        raw = self.request.requestHeaders.getRawHeaders(name.encode(), [])
-        return [value.decode("latin-1") for value in raw]
+        """A header's values, a character for each byte: not every client sends UTF-8."""
+        return _values(self.request.requestHeaders, name)
 
     def parameter(self, name: str) -> str | None:
         """A query parameter's value, the first where there are several."""
@@ -186,30 +204,48 @@ class Call:
         """How many bytes the body has."""
         return len(self.body)
 
+    @property
+    def repaired(self) -> bool:
+        """Whether characters of the JSON body were replaced when it was read."""
+        return jsontext.needs_repair(self.body)
+
+    async def parse(self) -> None:
+        """Read a long body in pieces, so that `json` has it at once. Raises what `json` does.
+
+        A mebibyte of orders takes some twenty milliseconds, in which no till would be served.
+        """
+        if self.size > _AT_ONCE:
+            self._check_type()
+            with _as_refusal():
+                self._parsed = await in_pieces(jsontext.decode_in_pieces(self.body, depth=_DEPTH))
+
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
 
         Raises `UnsupportedMediaType` for another content type and for a compressed body, and `BadRequest`
-        for what is no object.
+        for what is no object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
         """
-        if (self.header("content-encoding") or "identity").strip().lower() != "identity":
-            raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
-        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise UnsupportedMediaType("The body must be application/json.")
-        try:
-            # What is published may be nested as deeply as anywhere, and an event wraps it.
-            body = jsontext.decode(self.body, depth=jsontext.DEPTH + _WRAPPING)
-        except InvalidMessage as error:
-            raise BadRequest(str(error), code="invalid_json") from error
+        self._check_type()
+        body = self._parsed
+        if body is None:
+            with _as_refusal():
+                body = jsontext.decode(self.body, depth=_DEPTH)
         if not isinstance(body, dict):
             raise BadRequest("The body must be a JSON object.", code="invalid_json")
         return cast("dict[str, object]", body)
 
+    def _check_type(self) -> None:
+        if self.members("content-encoding") - {"identity"}:
+            raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
+        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMediaType("The body must be application/json.")
+
     def check_tenant(self, slug: str) -> None:
-        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does."""
-        named = self.header("x-tenant-id")
-        if named is not None and named != slug:
+        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does, on any line."""
+        named = self.headers("x-tenant-id")
+        # A proxy may have joined two lines by a comma (RFC 9110 §5.3), which no slug has.
+        if any(each.strip() != slug for value in named for each in value.split(",")):
             raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
 
 
@@ -258,6 +294,40 @@ class Missing(Resource):
     def render(self, request: Request) -> int:
         respond(Call(request, self._door), _missing)
         return NOT_DONE_YET
+
+
+def _text(raw: bytes) -> str:
+    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    try:
+        yield
+    except NumberOutOfRange as error:
+        raise BadRequest(str(error), code="number_out_of_range") from error
+    except InvalidMessage as error:
+        raise BadRequest(str(error), code="invalid_json") from error
+
+
+def keys_in(headers: Headers) -> list[str]:
+    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
+    keys = [key for value in _values(headers, "x-api-key") if (key := value.strip())]
+    if keys:
+        return keys
+    given = [value.partition(" ") for value in _values(headers, "authorization")]
+    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
+    return [token for token in bearers if token]
+
+
+def address_of(request: Request, door: Door) -> str:
+    """Where the client is, by IP; empty on a unix socket."""
+    peer = getattr(request.getClientAddress(), "host", "")
+    return client_address(peer, _values(request.requestHeaders, "x-forwarded-for"), door.proxies)
 
 
 def device_name(given: str, where: str) -> str:
@@ -348,9 +418,8 @@ def write(request: Request, outcome: Answer) -> None:
 
 
 def _check_local(call: Call) -> None:
-    """No web page in a browser on this machine may use a trusted door (DNS rebinding, CSRF)."""
-    local = _LOCAL_HOST.fullmatch(call.header("host") or "")
-    if call.header("origin") is not None or local is None or _of_a_page(call):
+    """Refuse what a web page in a browser on this machine asks for (DNS rebinding, CSRF)."""
+    if call.headers("origin") or not is_loopback(call.header("host") or "") or _of_a_page(call):
         raise Forbidden("This listener is for programs on this machine only.")
     kind = (call.header("content-type") or "").lower()
     if call.request.method == b"POST" and not kind.startswith("application/json"):
@@ -358,12 +427,28 @@ def _check_local(call: Call) -> None:
 
 
 def _of_a_page(call: Call) -> bool:
-    """Whether a browser says that a page wants this, of a picture too, for which there is no Origin.
+    """Whether a browser says that a page asks, also for a picture, for which it sends no Origin.
 
-    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/).
+    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/). A browser
+    sends the header once, so two of them come from something else.
     """
-    return call.header("sec-fetch-site") not in (None, "none")
+    return call.headers("sec-fetch-site") not in ([], ["none"])
+
+
+def _only(values: Iterable[str], what: str) -> str | None:
+    """The one value there is, None where there is none. Raises `BadRequest` for values that differ."""
+    found = iter(dict.fromkeys(values))
+    first = next(found, None)
+    if next(found, None) is not None:
+        raise BadRequest(f"{what} is sent twice, with different values.")
+    return first
+
+
+def _values(headers: Headers, name: str) -> list[str]:
+    """A header's values, a character for each byte: not every client sends UTF-8."""
+    return [value.decode("latin-1") for value in headers.getRawHeaders(name.encode(), [])]
 
 
 async def _missing(call: Call) -> Answer:
+    call.check_rate()
     raise NotFound("There is nothing at this address.")
