@@ -33,6 +33,7 @@ from posd.daemon import systemd
 from posd.daemon.reload import Reload
 from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
+from posd.events import phones
 from posd.monitoring import health, logs
 from posd.security.certificate_watch import Renewal
 from posd.security.server_tls import ServerTLS
@@ -87,6 +88,8 @@ class Daemon(Service):
         Service.setServiceParent(self, parent)
 
     def startService(self) -> None:
+        # Before anybody waits: nothing on a request's path may read a file.
+        phones.load()
         Service.startService(self)
         self._reactor.callWhenRunning(self._take_signals)
         self._parts.start()
@@ -210,7 +213,7 @@ class Daemon(Service):
     def _troubles(self) -> Iterator[str]:
         """What posd does its work with, and somebody has to see to all the same."""
         if degraded := self._parts.health.degraded():
-            yield f"without {', '.join(degraded)}"
+            yield f"degraded: {', '.join(degraded)}"
         if self._reloaded.trouble:
             yield f"not reloaded: {self._reloaded.trouble}"
         if self._renewal is not None and self._renewal.trouble:

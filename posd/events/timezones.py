@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, tzinfo
-from functools import cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Final
+from zoneinfo import ZoneInfo, available_timezones
+
+_ZONES: Final = {name: ZoneInfo(name) for name in available_timezones()}
+"""All time zones of the IANA database, read when posd starts.
+
+Read when it is first needed, a zone would be a file on the path of a request; with no descriptor left it
+could not be read, and that shop's dates would be read as UTC.
+"""
 
 
 def is_zone(name: str) -> bool:
     """Whether this is a name of the IANA database."""
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
+    return name in _ZONES
 
 
-@cache
 def zone(name: str) -> tzinfo:
     """The time zone of this name; UTC where Python knows none.
 
@@ -24,7 +26,4 @@ def zone(name: str) -> tzinfo:
     time zones may be newer than Python's. The shop still gets its orders; the sequencer's log and
     `posctl doctor` name it.
     """
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC
+    return _ZONES.get(name, UTC)

@@ -147,11 +147,13 @@ class Shop:
         port: int | None = None,
         wait: bool = True,
         dsn: str | None = None,
+        environ: Mapping[str, str] = {},
         twistd: Sequence[str] = TWISTD,
     ) -> Daemon:
         """Start a daemon. `more` is further configuration, `wait` until it is ready.
 
-        `dsn` is another way to the database, or to none; `twistd` another command in place of twistd.
+        `dsn` is another way to the database, or to none. `environ` is added to its environment. `twistd` is
+        another command in place of twistd.
         """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
@@ -162,7 +164,8 @@ class Shop:
             f"private_key = {json.dumps(str(self._private_key))}\n"
             f'[logging]\nformat = "text"\nlevel = "info"\n{more}\n'
         )
-        daemon = Daemon.start(path, port, self.ca, self.folder / f"posd-{port}.log", twistd)
+        log_path = self.folder / f"posd-{port}.log"
+        daemon = Daemon.start(path, port, self.ca, log_path, environ, twistd)
         self._daemons.append(daemon)
         if wait:
             daemon.wait_ready()
@@ -196,13 +199,19 @@ class Daemon:
         port: int,
         ca: Path,
         log_path: Path,
+        environ: Mapping[str, str] = {},
         twistd: Sequence[str] = TWISTD,
     ) -> Self:
         with log_path.open("ab") as log:
             process = subprocess.Popen(
                 [*twistd, "-n", "--pidfile=", "posd", "--config", str(config)],
                 cwd=config.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "PYTHONUNBUFFERED": "1",
+                    **environ,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -182,7 +182,7 @@ class DisguiseTests(HostileCase):
 
     def test_methods_that_an_address_does_not_know(self) -> None:
         for method in ("OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "PROPFIND", "get", "CONNECT"):
-            for path, allowed in (("/health/live", "GET"), ("/broadcast", "POST")):
+            for path, allowed in (("/health/live", "GET, HEAD"), ("/broadcast", "POST")):
                 with self.subTest(method=method, path=path):
                     answer = self.ask(method, path, key=self.key, headers={"X-Secret": self.secret})
                     self.assert_refused(answer, 405, "method_not_allowed")
@@ -428,3 +428,66 @@ class WrongProtocolTests(HostileCase):
             self.assertNotIn(b"HTTP", peer.rest())
         with self.peer() as peer:
             self.assertEqual(peer.ask("GET", "/health/live").status, 200)
+
+
+class BrowserTests(HostileCase):
+    """People who type an address, and pages that would be tills."""
+
+    def test_what_browsers_ask_for_by_themselves_is_404_and_no_noise(self) -> None:
+        headers = {
+            "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+            "Sec-Fetch-Site": "none",
+            "Upgrade-Insecure-Requests": "1",
+            "Cookie": "a=b; c",
+            "If-None-Match": '"x"',
+            "Range": "bytes=0-10",
+        }
+        for path in ("/", "/favicon.ico", "/robots.txt", "/apple-touch-icon.png", "/.well-known/x"):
+            answer = self.ask("GET", path, headers=headers)
+            self.assert_refused(answer, 404, "not_found")
+            self.assertEqual(answer.headers["cache-control"], "no-store")
+        self.assertNotIn("not let in", self.posd.log()[self._logged :])
+
+    def test_a_person_can_read_what_needs_no_key(self) -> None:
+        for path, kind in (
+            ("/docs", "text/html; charset=utf-8"),
+            ("/health/live", "application/json"),
+        ):
+            answer = self.ask(
+                "GET", path, headers={"Accept": "text/html", "Sec-Fetch-Site": "none"}
+            )
+            self.assertEqual((answer.status, answer.headers["content-type"]), (200, kind))
+
+    def test_head_tells_what_get_would_and_no_more(self) -> None:
+        for path, key in (
+            ("/docs", None),
+            (f"/api/{self.slug}/pos-status", self.key),
+            ("/x", None),
+        ):
+            lines = (
+                [("Connection", "close")]
+                if key is None
+                else [("Connection", "close"), ("X-API-Key", key)]
+            )
+            got = self.ask("GET", path, headers=lines)
+            with self.peer() as peer:
+                peer.send(request("HEAD", path, lines))
+                head, _, body = peer.rest().partition(b"\r\n\r\n")
+            self.assertEqual(body, b"")
+            self.assertIn(f"Content-Length: {got.headers['content-length']}".encode(), head)
+            self.assertIn(f" {got.status} ".encode(), head.partition(b"\r\n")[0])
+
+    def test_a_page_cannot_be_a_till(self) -> None:
+        """It can send no header with a handshake, so it has no key; and a preflight is not answered."""
+        page = [("Origin", "https://till.example"), ("Sec-Fetch-Site", "cross-site")]
+        path = f"/ws/pos/{self.slug}?apiKey={self.key}"
+        self.assert_refused(self.knock(None, path=path, headers=page), 401, "unauthorized")
+        preflight = [*page, ("Access-Control-Request-Method", "POST")]
+        answer = self.ask("OPTIONS", f"/api/{self.slug}/events/ack", headers=preflight)
+        self.assert_refused(answer, 405, "method_not_allowed")
+        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+
+    def test_a_program_in_an_electron_app_is_a_till(self) -> None:
+        """Its main process sends headers, and an Origin that means nothing here."""
+        till = self.till(headers={"Origin": "file://"})
+        self.assert_alive(till)

@@ -16,7 +16,7 @@ from posd.security.connection_limits import Connections
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Position, Principal
 from posd.web.admission import Admission, Gate, WebSocketDoor
-from posd.web.http.requests import Door
+from posd.web.http.call import Door
 from posd.web.websocket import TillProtocol
 from tests.delivery_case import KITCHEN, NOON, STREAM, opening
 from tests.socket_case import Socket, SocketCase

@@ -21,6 +21,7 @@ from posd.security.rate_limits import Buckets, Clock
 from posd.security.request_rates import BURST_SECONDS
 from posd.values import SLUG, WARNING_CODES, Draft, KeyKind, Seq, Tenant
 from posd.web.http import idempotency
+from posd.web.http.call import Call
 from posd.web.http.dispatch import Reception
 from posd.web.http.models import UNSET, Given, Success, Taken, Unset, component
 from posd.web.http.operations import (
@@ -32,7 +33,7 @@ from posd.web.http.operations import (
     TenantAsk,
     given,
 )
-from posd.web.http.requests import Answer, Call
+from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
 _MOST_EVENTS: Final = 500

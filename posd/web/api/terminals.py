@@ -19,6 +19,7 @@ from posd.protocol import jsontext
 from posd.security.auth import Authenticator
 from posd.store.devices import Heartbeat
 from posd.values import Tenant
+from posd.web.http.call import device_name
 from posd.web.http.models import (
     UNSET,
     Identity,
@@ -28,7 +29,7 @@ from posd.web.http.models import (
     Unset,
 )
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer, device_name
+from posd.web.http.requests import Answer
 
 _LONGEST_TEXT: Final = 500
 

@@ -14,11 +14,12 @@ from posd.security.auth import Authenticator, of_kind
 from posd.security.rate_limits import Clock
 from posd.store.credentials import Credential
 from posd.values import SLUG, Principal
+from posd.web.http.call import Call
 from posd.web.http.error_catalog import declared
 from posd.web.http.models import Taken, read, refuse_numbers
 from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import Answer, Call
+from posd.web.http.requests import Answer
 
 _SHUT_OUT: Final = ("too_many_attempts", "too_many_requests")
 

@@ -15,8 +15,9 @@ from posd.store.idempotency import Idempotency
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.http import idempotency
 from posd.web.http.bounded_request import BODY_BYTES
+from posd.web.http.call import Call
 from posd.web.http.models import Given, Taken, plain
-from posd.web.http.requests import Answer, Call
+from posd.web.http.requests import Answer
 
 I = TypeVar("I")  # noqa: E741  input
 

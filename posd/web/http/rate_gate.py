@@ -16,7 +16,7 @@ from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
 from posd.security.request_rates import Account, RequestRates, account
 from posd.values import RESERVED
-from posd.web.http.requests import Door, address_of, keys_in
+from posd.web.http.call import Door, address_of, keys_in
 
 _HEALTH: Final = (b"/health/live", b"/health/ready")
 """What load balancers ask, perhaps from the address that strangers come from through them."""

@@ -8,35 +8,30 @@ PostgreSQL must not be cancelled from here, and only the answer is dropped.
 
 from __future__ import annotations
 
-import secrets
+import errno
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import BinaryIO, Final, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
-from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from posd import __version__
 from posd.errors import (
-    BadRequest,
     Forbidden,
-    InvalidMessage,
     NotFound,
-    NumberOutOfRange,
     Refusal,
+    Unavailable,
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
-from posd.security.addresses import Network, client_address
-from posd.web.http.headers import is_loopback, members
-from posd.web.http.pieces import in_pieces
+from posd.web.http.call import Call, Door
+from posd.web.http.headers import is_loopback
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {
@@ -44,32 +39,12 @@ _PHRASES: Final = {
     426: b"Upgrade Required",
     429: b"Too Many Requests",
 }
-_LONGEST_DEVICE: Final = 128
-UNKNOWN: Final = "none"
-"""The operation of a request that asks for none that there is."""
-# What is published may be nested as deeply as anywhere, and an event wraps it.
-_DEPTH: Final = jsontext.DEPTH + 3
-_AT_ONCE: Final = 32 * 1024
-"""A longer body is read in pieces."""
+_NO_PREFLIGHT: Final = (
+    "posd answers no web page of another origin (CORS); call it from that page's server."
+)
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
-
-
-Served = Callable[[str, int, float], None]
-"""Told of an answer: to which operation, its status, and how many seconds it took."""
-
-
-@frozen
-class Door:
-    """The listener that a request came in by.
-
-    A `trusted` one is a unix socket or loopback, where /broadcast, /health and /metrics need no
-    key. `proxies` may speak for a client by X-Forwarded-For. `served` is told of every answer.
-    """
-
-    trusted: bool = False
-    proxies: tuple[Network, ...] = ()
-    served: Served = lambda operation, status, seconds: None
 
 
 @frozen
@@ -116,145 +91,6 @@ class Takeover(Answer):
     forgo: Callable[[], None] = field(kw_only=True)
 
 
-@define(eq=False)
-class Call:
-    """A request, as endpoints see it."""
-
-    request: Request
-    door: Door
-    id: str = field(factory=lambda: secrets.token_hex(8))
-    operation: str = field(default=UNKNOWN, init=False)
-    """Method and template of the address, once that is known: what it is called in metrics and logs."""
-    began: float = field(factory=time.monotonic, init=False)
-    body: bytes = field(init=False)
-    """Read at once: Twisted closes a request's content when the client goes away, who may do so while
-    its key is still being looked up."""
-    _parsed: object = field(default=None, init=False)
-    """What `parse` has read."""
-
-    def __attrs_post_init__(self) -> None:
-        content = cast(BinaryIO | None, self.request.content)
-        self.body = b"" if content is None else content.read()
-
-    @property
-    def key(self) -> str | None:
-        """The credential, from X-API-Key or else Authorization; an empty one is none.
-
-        Raises `BadRequest` for two that differ in one of the headers.
-        """
-        return _only(keys_in(self.request.requestHeaders), "An API key")
-
-    @property
-    def address(self) -> str:
-        """Where the client is, by IP; empty on a unix socket."""
-        return address_of(self.request, self.door)
-
-    def check_rate(self) -> None:
-        """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
-        refusal: Refusal | None = getattr(self.request, "over_rate", None)
-        if refusal is not None:
-            raise refusal
-
-    @property
-    def device(self) -> str | None:
-        """The terminal that the caller names, free UTF-8 up to 128 characters."""
-        raw = self.request.requestHeaders.getRawHeaders(b"x-device-id")
-        if not raw:
-            return None
-        try:
-            # Two names that differ are as bad as none.
-            (name,) = {_text(value).strip() for value in raw}
-        except ValueError:
-            name = ""
-        return device_name(name, "X-Device-ID")
-
-    def header(self, name: str) -> str | None:
-        """The value of a header that takes one value. The same value on several lines is one value.
-
-        Raises `BadRequest` for values that differ: a proxy may have used another one than posd would.
-        """
-        return _only(self.headers(name), name.title())
-
-    def members(self, name: str) -> set[str]:
-        """The members of a header whose value is a list, from all of its lines, in lower case."""
-        return members(self.headers(name))
-
-    def headers(self, name: str) -> list[str]:
-        """A header's values, a character for each byte: not every client sends UTF-8."""
-        return _values(self.request.requestHeaders, name)
-
-    def parameter(self, name: str) -> str | None:
-        """A query parameter's value, the first where there are several."""
-        raw: bytes | None = self.request.args.get(name.encode(), [None])[0]
-        return None if raw is None else raw.decode("latin-1")
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        """All query parameters that are UTF-8, the first value of each."""
-        read: dict[str, object] = {}
-        for name, values in self.request.args.items():
-            try:
-                read[name.decode()] = values[0].decode()
-            except UnicodeDecodeError as error:
-                raise BadRequest("The query must be UTF-8.", code="invalid_query") from error
-        return read
-
-    @property
-    def size(self) -> int:
-        """How many bytes the body has."""
-        return len(self.body)
-
-    @property
-    def repaired(self) -> bool:
-        """Whether characters of the JSON body were replaced when it was read."""
-        return jsontext.needs_repair(self.body)
-
-    async def parse(self) -> None:
-        """Read a long body in pieces, so that `json` has it at once. Raises what `json` does.
-
-        A mebibyte of orders takes some twenty milliseconds, in which no till would be served.
-        """
-        if self.size > _AT_ONCE:
-            self._check_type()
-            with _as_refusal():
-                self._parsed = await in_pieces(jsontext.decode_in_pieces(self.body, depth=_DEPTH))
-
-    def json(self) -> dict[str, object]:
-        """The body as a JSON object.
-
-        Raises `UnsupportedMediaType` for another content type and for a compressed body, and `BadRequest`
-        for what is no object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
-        """
-        self._check_type()
-        body = self._parsed
-        if body is None:
-            with _as_refusal():
-                body = jsontext.decode(self.body, depth=_DEPTH)
-        if not isinstance(body, dict):
-            raise BadRequest("The body must be a JSON object.", code="invalid_json")
-        return cast("dict[str, object]", body)
-
-    def _check_type(self) -> None:
-        if self.members("content-encoding") - {"identity"}:
-            raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
-        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise UnsupportedMediaType("The body must be application/json.")
-
-    def check_tenant(self, slug: str) -> None:
-        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does, on any line."""
-        named = self.headers("x-tenant-id")
-        # A proxy may have joined two lines by a comma (RFC 9110 §5.3), which no slug has.
-        if any(each.strip() != slug for value in named for each in value.split(",")):
-            raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
-
-
-class _Compressed(UnsupportedMediaType):
-    """A body with a content coding. The header says that none is accepted (RFC 9110 §12.5.3)."""
-
-    headers = {"Accept-Encoding": "identity"}
-
-
 Handler = Callable[[Call], Awaitable[Answer]]
 
 
@@ -273,8 +109,11 @@ class Endpoint(Resource):
         handler = self._handlers.get(method)
         call = Call(request, self._door)
         if handler is None:
-            allowed = ", ".join(sorted(self._handlers))
-            body = error_body("This method is not allowed here.", "method_not_allowed", call)
+            # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+            methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
+            allowed = ", ".join(sorted(methods))
+            said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+            body = error_body(said, "method_not_allowed", call)
             self._door.served(call.operation, 405, 0.0)
             write(request, Answer(body, 405, {"Allow": allowed}))
         else:
@@ -294,48 +133,6 @@ class Missing(Resource):
     def render(self, request: Request) -> int:
         respond(Call(request, self._door), _missing)
         return NOT_DONE_YET
-
-
-def _text(raw: bytes) -> str:
-    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-@contextmanager
-def _as_refusal() -> Iterator[None]:
-    try:
-        yield
-    except NumberOutOfRange as error:
-        raise BadRequest(str(error), code="number_out_of_range") from error
-    except InvalidMessage as error:
-        raise BadRequest(str(error), code="invalid_json") from error
-
-
-def keys_in(headers: Headers) -> list[str]:
-    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
-    keys = [key for value in _values(headers, "x-api-key") if (key := value.strip())]
-    if keys:
-        return keys
-    given = [value.partition(" ") for value in _values(headers, "authorization")]
-    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
-    return [token for token in bearers if token]
-
-
-def address_of(request: Request, door: Door) -> str:
-    """Where the client is, by IP; empty on a unix socket."""
-    peer = getattr(request.getClientAddress(), "host", "")
-    return client_address(peer, _values(request.requestHeaders, "x-forwarded-for"), door.proxies)
-
-
-def device_name(given: str, where: str) -> str:
-    """A terminal's name without blanks around it. Raises `BadRequest` for what is none."""
-    name = given.strip()
-    if not 0 < len(name) <= _LONGEST_DEVICE or not name.isprintable():
-        raise BadRequest(f"{where} must be 1 to 128 characters.", code="invalid_device")
-    return name
 
 
 def respond(call: Call, handler: Handler) -> None:
@@ -373,8 +170,11 @@ async def _outcome(call: Call, handler: Handler) -> Answer:
         return await handler(call)
     except Refusal as refusal:
         return refused(refusal, call)
-    except Exception:
+    except Exception as error:
         _log.failure("request {id} failed", id=call.id)
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+            # It passes when others have closed theirs.
+            return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
         return Answer(error_body("posd failed at this.", "internal_error", call), 500)
 
 
@@ -426,6 +226,11 @@ def _check_local(call: Call) -> None:
         raise UnsupportedMediaType("The body must be application/json.")
 
 
+def _is_preflight(call: Call) -> bool:
+    """Whether a browser asks for a page of another origin (https://fetch.spec.whatwg.org, CORS)."""
+    return call.request.method == b"OPTIONS" and bool(call.headers("access-control-request-method"))
+
+
 def _of_a_page(call: Call) -> bool:
     """Whether a browser says that a page asks, also for a picture, for which it sends no Origin.
 
@@ -433,20 +238,6 @@ def _of_a_page(call: Call) -> bool:
     sends the header once, so two of them come from something else.
     """
     return call.headers("sec-fetch-site") not in ([], ["none"])
-
-
-def _only(values: Iterable[str], what: str) -> str | None:
-    """The one value there is, None where there is none. Raises `BadRequest` for values that differ."""
-    found = iter(dict.fromkeys(values))
-    first = next(found, None)
-    if next(found, None) is not None:
-        raise BadRequest(f"{what} is sent twice, with different values.")
-    return first
-
-
-def _values(headers: Headers, name: str) -> list[str]:
-    """A header's values, a character for each byte: not every client sends UTF-8."""
-    return [value.decode("latin-1") for value in headers.getRawHeaders(name.encode(), [])]
 
 
 async def _missing(call: Call) -> Answer:

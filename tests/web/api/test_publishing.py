@@ -29,8 +29,9 @@ from posd.security.auth import Authenticator
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.api.publishing import Publisher
+from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
-from posd.web.http.requests import Answer, Call, Door, answer
+from posd.web.http.requests import Answer, answer
 from tests.at_once import do_at_once
 
 PUBLISHED: Final = Published((1042,), 3)

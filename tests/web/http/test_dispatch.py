@@ -18,6 +18,7 @@ from posd.security.auth import Authenticator
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.admission import Gate
+from posd.web.http.call import Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.error_catalog import every
 from posd.web.http.models import Amount, Success, Taken
@@ -32,7 +33,7 @@ from posd.web.http.operations import (
     TenantAsk,
     given,
 )
-from posd.web.http.requests import Answer, Door
+from posd.web.http.requests import Answer
 from posd.web.http.router import Rooms, Root
 from tests.at_once import do_at_once
 

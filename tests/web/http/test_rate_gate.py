@@ -17,8 +17,9 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.security.key_index import KeyIndex, KnownKey
 from posd.security.request_rates import RequestRates
+from posd.web.http.call import Call, Door
 from posd.web.http.rate_gate import RateGate
-from posd.web.http.requests import Answer, Call, Door, respond
+from posd.web.http.requests import Answer, respond
 from posd.web.http.site import BoundedChannel, BoundedSite
 
 TILL, PLATFORM, DEVICE = "pos_till", "pos_platform", "pos_device"

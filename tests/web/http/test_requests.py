@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Any, cast
@@ -29,7 +31,8 @@ from posd.errors import (
     Unavailable,
     Unprocessable,
 )
-from posd.web.http.requests import Answer, Call, Door, Endpoint, Missing, Takeover
+from posd.web.http.call import Call, Door
+from posd.web.http.requests import Answer, Endpoint, Missing, Takeover
 from posd.web.http.site import BoundedChannel, BoundedSite
 
 
@@ -239,13 +242,31 @@ class RefusalTests(RenderCase):
 
     def test_a_method_that_is_not_there_is_405_and_says_which_are(self) -> None:
         reply = self.ask("DELETE")
-        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, POST"))
+        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, HEAD, POST"))
         self.assertEqual(reply.json["code"], "method_not_allowed")
+
+    def test_a_page_of_another_origin_is_told_why_it_may_not_call(self) -> None:
+        headers = {"Origin": "https://till.example", "Access-Control-Request-Method": "POST"}
+        reply = self.ask("OPTIONS", headers=headers)
+        self.assertEqual((reply.status, reply.json["code"]), (405, "method_not_allowed"))
+        self.assertIn("CORS", reply.json["error"])
+        self.assertNotIn("access-control-allow-origin", reply.headers)
+        self.assertNotIn("CORS", self.ask("OPTIONS").json["error"])
 
     def test_an_address_that_leads_nowhere_is_404(self) -> None:
         self.site.resource = Missing(self.door)
         reply = self.ask(target="/nowhere?key=pos_secret")
         self.assertEqual((reply.status, reply.json["code"]), (404, "not_found"))
+
+    def test_no_descriptor_left_is_503_and_no_fault_of_the_caller(self) -> None:
+        for number in (errno.EMFILE, errno.ENFILE):
+            self.handler.outcome = OSError(number, os.strerror(number))
+            reply = self.ask()
+            self.assertEqual((reply.status, reply.json["code"]), (503, "unavailable"))
+            self.assertEqual(reply.headers["retry-after"], "5")
+        self.handler.outcome = OSError(errno.EACCES, "no")
+        self.assertEqual(self.ask().status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 3)
 
 
 class CallTests(RenderCase):
