@@ -126,6 +126,8 @@ class Entry:
     snapshot: str | None = None
     status: str | None = None
     version: int | None = None
+    reuses_id: bool = False
+    """Whether its order is another one than the stored one of this id."""
     about: str | None = None
     """The id of the order, for the log, where the entry has no `order_id`."""
     warnings: tuple[PublishWarning, ...] = ()

@@ -44,7 +44,7 @@ ON_KITCHEN = {
     "pos_gift_card_transactions": {"posd": "INSERT, SELECT"},
     "pos_loyalty_transactions": {"posd": "INSERT, SELECT"},
     "pos_nacks": {"posd": "INSERT, SELECT"},
-    "pos_order_terminals": {"posd": WRITE},
+    "pos_order_terminals": {"posd": "DELETE, INSERT, SELECT, UPDATE"},
     "pos_orders": {"posd": WRITE},
     "pos_points_given": {"posd": WRITE},
     "pos_sync_logs": {"posd": READ},

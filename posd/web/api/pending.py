@@ -37,6 +37,8 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", re.ASCII)
 _LONGEST_ID: Final = 255
 _SHORT_BYTES: Final = 64 * 1024
 _MOST_LONG: Final = 4
+# A "+" that was not written %2B is a space when a query is read: "…T10:00:00 01:00".
+_UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 
 class PendingTaken(Taken, frozen=True):
@@ -178,7 +180,7 @@ def _place(cursor: str) -> Place:
 
 def _since(told: str, tenant: Tenant) -> datetime:
     try:
-        read = moment(told, zone(tenant.timezone))
+        read = moment(_UNENCODED_PLUS.sub(r"\1+", told), zone(tenant.timezone))
     except Unreadable:
         read = None
     if read is None:

@@ -111,7 +111,7 @@ class Call:
             return None
         try:
             # Two names that differ are as bad as none.
-            (name,) = {value.decode().strip() for value in raw}
+            (name,) = {_text(value).strip() for value in raw}
         except ValueError:
             name = ""
         return device_name(name, "X-Device-ID")
@@ -170,8 +170,8 @@ class Call:
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
 
-        Raises `UnsupportedMediaType` for another content type and `BadRequest` for what is no
-        object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
+        Raises `UnsupportedMediaType` for another content type and for a compressed body, and `BadRequest`
+        for what is no object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
         """
         self._check_type()
         body = self._parsed
@@ -187,6 +187,8 @@ class Call:
         self.body, self._parsed = b"", None
 
     def _check_type(self) -> None:
+        if self.members("content-encoding") - {"identity"}:
+            raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
         kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The body must be application/json.")
@@ -207,6 +209,20 @@ def _as_refusal() -> Iterator[None]:
         raise BadRequest(str(error), code="number_out_of_range") from error
     except InvalidMessage as error:
         raise BadRequest(str(error), code="invalid_json") from error
+
+
+class _Compressed(UnsupportedMediaType):
+    """A body with a content coding. The header says that none is accepted (RFC 9110 §12.5.3)."""
+
+    headers = {"Accept-Encoding": "identity"}
+
+
+def _text(raw: bytes) -> str:
+    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def keys_in(headers: Headers) -> list[str]:

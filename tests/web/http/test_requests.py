@@ -335,8 +335,13 @@ class CallTests(RenderCase):
         self.assertIsNone(self.call().device)
         self.assertEqual(self.call(headers={"X-Device-ID": "é" * 128}).device, "é" * 128)
 
+    def test_a_device_is_named_in_iso_8859_1_too(self) -> None:
+        """crossbario/autobahn-python#533 and oven-sh/bun#41482: clients differ in how they write a header."""
+        name = "POS_Küche_0a1b2c3d"
+        self.assertEqual(self.call(headers={"X-Device-ID": name.encode("latin-1")}).device, name)
+
     def test_a_name_that_is_none_is_refused(self) -> None:
-        for name in ("", "x" * 129, b"\xff", "a\tb", "a\u0085b"):
+        for name in ("", "x" * 129, b"\x80\xff", "a\tb", "a\u0085b"):
             call = self.call(headers={"X-Device-ID": name})
             refusal = self.assertRaises(Refusal, lambda call=call: call.device)
             self.assertEqual((refusal.status, refusal.code), (400, "invalid_device"), name)
