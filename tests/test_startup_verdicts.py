@@ -186,6 +186,24 @@ class DsnTests(VerdictCase):
             with self.subTest(dsn=dsn):
                 self.judged(evolve(self.sound, dsn=dsn), False)
 
+    def test_files_that_libpq_passes_over_are_warned_of(self) -> None:
+        password = self.folder / "pgpass"
+        password.write_text("*:*:*:*:x")
+        password.chmod(0o644)
+        for option, word in (
+            (f"passfile={self.folder}/none", "No such file or directory"),
+            (f"passfile={password}", "others can read"),
+            (f"sslrootcert={self.folder}/root.pem", "sslrootcert"),
+        ):
+            with self.subTest(option=option):
+                said = self.judged(evolve(self.sound, dsn=f"host=/nowhere {option}"), False, word)
+                self.assertRegex(said, r"\Awarning: files: database\.dsn names ")
+        password.chmod(0o600)
+        sound = evolve(self.sound, dsn=f"host=/nowhere passfile={password} sslrootcert=system")
+        self.assertEqual(
+            self.judged(evolve(sound, dsn=f"{sound.dsn} sslmode=verify-full"), False), ""
+        )
+
     def test_a_credential_that_is_not_there(self) -> None:
         (self.folder / "credentials").mkdir()
         environ = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
