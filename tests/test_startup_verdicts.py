@@ -265,6 +265,7 @@ class ListenerTests(VerdictCase):
             (f"tcp:port={port}:interface=127.0.0.1", f"tcp:port={port}:interface=localhost"),
             (f"tcp:port={port}", f"tcp:port={port}:interface=127.0.0.1"),
             (f"tcp:port={port}:interface=127.0.0.1", rf"tcp:port={port}:interface=\:\:"),
+            (f"haproxy:tcp:{port}:interface=127.0.0.1", f"tcp:port={port}:interface=127.0.0.1"),
             (f"unix:{self.folder}/s", f"unix:address={self.folder}/s:mode=660"),
         ):
             with self.subTest(second=second):
@@ -288,6 +289,10 @@ class ListenerTests(VerdictCase):
     def test_an_address_that_this_machine_does_not_have(self) -> None:
         # TEST-NET-1 (RFC 5737) is nobody's.
         self.judged(evolve(self.plain, endpoints=("tcp:port=0:interface=192.0.2.1",)), True)
+
+    def test_an_address_behind_a_proxy_that_this_machine_does_not_have(self) -> None:
+        elsewhere = "haproxy:tcp:port=0:interface=192.0.2.1"
+        self.judged(evolve(self.plain, endpoints=(elsewhere,)), True, "192.0.2.1")
 
     def test_a_kind_of_endpoint_that_there_is_not(self) -> None:
         self.judged(evolve(self.plain, endpoints=("carrier-pigeon:coop=3",)), True, "pigeon")

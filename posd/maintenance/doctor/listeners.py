@@ -74,6 +74,8 @@ def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
                 yield from _at(part, listener, endpoint, settings, chain)
             case Unix():
                 yield from _at(part, listener, endpoint, settings, chain)
+            case Other(inner=Tcp() | Tcp6() | Unix() as inner):
+                yield _wrapped(part, listener, inner)
             case Other():
                 yield _plugin(part, listener)
             case _:
@@ -249,6 +251,17 @@ def _free_path(part: str, path: Path) -> Line:
         return ok(part, f"{path} is left from a posd that has ended, and will be replaced")
     what = f"{path} exists and nobody listens on it"
     return fault(part, what, f"rm {path}, or configure another path", stops=True)
+
+
+def _wrapped(part: str, listener: Listener, inner: Tcp | Tcp6 | Unix) -> Line:
+    """A listener behind a proxy, which would have to say first for whom it asks."""
+    try:
+        with _connect(inner):
+            return unknown(part, f"somebody listens at {listener.endpoint}, for a proxy alone")
+    except PermissionError:
+        return unknown(part, f"{listener.endpoint} may not be connected to; ask again as root")
+    except OSError:
+        return _free(part, listener, inner)
 
 
 def _plugin(part: str, listener: Listener) -> Line:
