@@ -53,7 +53,7 @@ class AddTenantTests(ProvisionCase):
             self.connection, "bistro", "Le Bistro", currency="EUR", timezone="Europe/Paris"
         )
         self.assertEqual(
-            made, Tenant(3, "bistro", "Le Bistro", "dinedesk_bistro", "EUR", "Europe/Paris", "GB")
+            made, Tenant(3, "bistro", "Le Bistro", "dinedesk_bistro", "EUR", "Europe/Paris", "FR")
         )
         self.assertEqual(
             [name for (name,) in self.admin.rows(OBJECTS, "dinedesk_bistro")],

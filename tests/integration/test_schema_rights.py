@@ -25,6 +25,7 @@ ON_MAIN = {
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
     "pos_pruning": {"posd": WRITE},
     "pos_sequencing": {"posd": "UPDATE"},
+    "pos_tenant_changes": {"posd": READ},
     "schema_versions": {"posd": READ},
     "tenants": {"posd": READ},
 }
@@ -78,6 +79,7 @@ FUNCTIONS_OF_MAIN = {
     ),
     "pos_take(integer, integer[], boolean)": ("posd_owner", False, {"posd"}),
     "pos_tell_nodes()": ("posd_owner", False, set()),
+    "pos_note_tenant_change()": ("posd_owner", True, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
     "pos_tell_of_keys()": ("posd_owner", False, set()),
     "pos_note_change()": ("posd_owner", False, set()),
