@@ -38,6 +38,7 @@ PAGE = "docs/protocol.md"
 _OTHER_PROGRAMS = ("broadcaster", "cli", "client", "testing")
 _FORMS: Mapping[Callable[..., object], str] = {
     readings.text: "string",
+    readings.label: "string",
     readings.identity: "string",
     readings.word: "string",
     addresses.address: "string",

@@ -14,6 +14,7 @@ from posd.cli.failures import Failure
 from posd.config.types import suggestion
 from posd.config.units import DAY, parse_duration
 from posd.events.money import is_currency
+from posd.events.phones import is_region
 from posd.files import secret
 
 _LONGEST_SECRET: Final = 64 * 1024
@@ -48,6 +49,22 @@ class _Currency(click.ParamType[str]):
         if not is_currency(code):
             self.fail(
                 f"{value!r} is no currency: write three letters of ISO 4217, such as GBP.",
+                param,
+                ctx,
+            )
+        return code
+
+
+class _Region(click.ParamType[str]):
+    """A region of ISO 3166 that has telephone numbers."""
+
+    name = "region"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        code = value.upper()
+        if not is_region(code):
+            self.fail(
+                f"{value!r} is no region: write two letters of ISO 3166, such as GB or FR.",
                 param,
                 ctx,
             )
@@ -133,6 +150,7 @@ class _Moment(click.ParamType[datetime | float]):
 SLUG: Final = _Slug()
 CURRENCY: Final = _Currency()
 TIMEZONE: Final = _Timezone()
+REGION: Final = _Region()
 DURATION: Final = _Duration()
 MOMENT: Final = _Moment()
 POSITION: Final = click.IntRange(0, 2**63 - 1)

@@ -213,7 +213,7 @@ class Daemon(Service):
     def _troubles(self) -> Iterator[str]:
         """What posd does its work with, and somebody has to see to all the same."""
         if degraded := self._parts.health.degraded():
-            yield f"without {', '.join(degraded)}"
+            yield f"degraded: {', '.join(degraded)}"
         if self._reloaded.trouble:
             yield f"not reloaded: {self._reloaded.trouble}"
         if self._renewal is not None and self._renewal.trouble:

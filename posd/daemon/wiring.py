@@ -66,6 +66,9 @@ from posd.web.websocket import TillFactory
 # Connections that have not become a till's yet: handshakes and REST calls.
 _SPARE_CHANNELS: Final = 2000
 
+# Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
+_OUTBOX_SECONDS: Final = 60.0
+
 _log = Logger()
 
 
@@ -195,10 +198,15 @@ class Parts:
                 "sequencer": lambda: self.numbering.up,
                 "listeners": lambda: self.listening,
                 "schema": lambda: self.fitting,
+                "books": lambda: not self.presence.overdue,
                 "not draining": lambda: not self.exchange.draining,
             },
-            # Everything is found by polling then, up to a second later.
-            {"notifications": lambda: not self.feed.deaf},
+            {
+                # Everything is found by polling then, up to a second later.
+                "notifications": lambda: not self.feed.deaf,
+                "outbox": lambda: self.feed.outbox_seconds < _OUTBOX_SECONDS,
+                "tenants": lambda: self.sequencer.serves_all,
+            },
         )
 
     async def _recognise(self, session: Session) -> None:
@@ -319,7 +327,7 @@ class Parts:
             reload_failed=self.reload_failed,
         )
         surveyed = Survey(
-            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor.seconds
+            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor
         )
         counted = self.instruments.registry
         return Metrics(gauges.readings(), counted, self.exchange.counts, surveyed.families)

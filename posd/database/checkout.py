@@ -31,7 +31,8 @@ class Checkout(Generic[R]):
 
     There is one queue for posd's own statements (`tenant` of None) and one for each tenant. Idle
     resources go in turn to posd's own and to the tenants, and among the tenants in turn to each that
-    has fewer than `share` of them. So a long queue of one tenant delays that tenant only.
+    has fewer than `share` of them. So a long queue of one tenant delays that tenant only. Before all of
+    them come those that are `urgent`: one statement that many callers wait for.
 
     Waiters are granted their resource by one loop. What a waiter releases while the loop runs is
     granted by the same loop, so the stack does not grow with the number of waiters.
@@ -43,6 +44,7 @@ class Checkout(Generic[R]):
         self._idle: list[R] = []
         self._lent: set[R] = set()
         self._held: Counter[int] = Counter()
+        self._urgent: OrderedDict[Deferred[R], None] = OrderedDict()
         self._own: OrderedDict[Deferred[R], None] = OrderedDict()
         self._queues: dict[int, OrderedDict[Deferred[R], None]] = {}
         # Tenants that have a waiter and less than their share, the one whose turn is next first.
@@ -64,17 +66,24 @@ class Checkout(Generic[R]):
     @property
     def waiting(self) -> int:
         """How many callers wait."""
-        return len(self._own) + self._waiting_of_tenants
+        return len(self._urgent) + len(self._own) + self._waiting_of_tenants
 
-    def acquire(self, tenant: int | None, deadline: float) -> Deferred[R]:
+    @property
+    def held_back(self) -> int:
+        """How many of these wait since their tenant has its share, whether a resource is idle or not."""
+        return sum(
+            len(queue) for tenant, queue in self._queues.items() if tenant not in self._turns
+        )
+
+    def acquire(self, tenant: int | None, deadline: float, *, urgent: bool = False) -> Deferred[R]:
         """Borrow a resource: now, or when it is this caller's turn. Call `release` in the end.
 
-        The Deferred fails with `Busy` at the `deadline`, a time of the clock. Raises `Busy` at once if
-        too many callers wait already.
+        What is `urgent` is no tenant's. The Deferred fails with `Busy` at the `deadline`, a time of the
+        clock. Raises `Busy` at once if too many callers wait already.
         """
-        if self._idle and not self._must_wait(tenant):
+        if self._idle and not self._must_wait(tenant, urgent):
             return succeed(self._lend(self._idle.pop(), tenant))
-        queue = self._queue(tenant)
+        queue = self._urgent if urgent else self._queue(tenant)
         waiter: Deferred[R] = Deferred(lambda waiter: self._forget(waiter, tenant))
         queue[waiter] = None
         if tenant is not None:
@@ -110,7 +119,12 @@ class Checkout(Generic[R]):
 
     def fail(self, reason: Callable[[], Exception]) -> None:
         """Answer everybody who waits with an exception."""
-        waiters = [*self._own, *(each for queue in self._queues.values() for each in queue)]
+        waiters = [
+            *self._urgent,
+            *self._own,
+            *(each for queue in self._queues.values() for each in queue),
+        ]
+        self._urgent.clear()
         self._own.clear()
         self._queues.clear()
         self._turns.clear()
@@ -131,12 +145,14 @@ class Checkout(Generic[R]):
             raise _busy()
         return self._queues.setdefault(tenant, queue)
 
-    def _must_wait(self, tenant: int | None) -> bool:
+    def _must_wait(self, tenant: int | None, urgent: bool) -> bool:
         """Whether a new caller has to wait although a resource is idle."""
+        if urgent:
+            return bool(self._urgent)
         if tenant is not None and self._held[tenant] >= self._share:
             return True
         # Only while the loop runs may a resource be idle that somebody waits for.
-        return bool(self._own or self._turns)
+        return bool(self._urgent or self._own or self._turns)
 
     def _lend(self, resource: R, tenant: int | None) -> R:
         self._lent.add(resource)
@@ -150,8 +166,10 @@ class Checkout(Generic[R]):
             return
         self._granting = True
         try:
-            while self._idle and (self._own or self._turns):
-                if self._own and (self._own_is_next or not self._turns):
+            while self._idle and (self._urgent or self._own or self._turns):
+                if self._urgent:
+                    tenant, (waiter, _) = None, self._urgent.popitem(last=False)
+                elif self._own and (self._own_is_next or not self._turns):
                     self._own_is_next = False
                     tenant, (waiter, _) = None, self._own.popitem(last=False)
                 else:
@@ -175,6 +193,7 @@ class Checkout(Generic[R]):
     def _forget(self, waiter: Deferred[R], tenant: int | None) -> None:
         """A caller waits no more."""
         if tenant is None:
+            self._urgent.pop(waiter, None)
             self._own.pop(waiter, None)
             return
         queue = self._queues.get(tenant)

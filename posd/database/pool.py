@@ -28,13 +28,14 @@ _TENANT_SHARE: Final = 2
 class Use:
     """Of a pool: connections that are idle, lent and down, and how many statements wait for one.
 
-    A statement of a tenant that has its share lent waits too.
+    Statements that are `held_back` wait too, but for their own tenant, which has its share of them.
     """
 
     idle: int
     lent: int
     down: int
     waiting: int
+    held_back: int
 
 
 class Database(Service):
@@ -85,7 +86,13 @@ class Database(Service):
         """How much of the pool is in use now."""
         standing = sum(link.up for link in self._links)
         checkout = self._checkout
-        return Use(checkout.idle, checkout.lent, len(self._links) - standing, checkout.waiting)
+        return Use(
+            idle=checkout.idle,
+            lent=checkout.lent,
+            down=len(self._links) - standing,
+            waiting=checkout.waiting - checkout.held_back,
+            held_back=checkout.held_back,
+        )
 
     @property
     def trouble(self) -> str | None:
@@ -138,6 +145,11 @@ class Database(Service):
             lambda link: link.transaction(work, deadline=deadline), tenant, deadline
         )
 
+    @property
+    def for_all(self) -> Session:
+        """The pool for statements that many callers wait for: they go before those of single callers."""
+        return _ForAll(self)
+
     def of(self, tenant: TenantId) -> Session:
         """The pool for what is done on behalf of one tenant, within its share."""
         return _OfTenant(self, tenant)
@@ -147,6 +159,8 @@ class Database(Service):
         work: Callable[[Link], Awaitable[T]],
         tenant: TenantId | None,
         until: float | None = None,
+        *,
+        urgent: bool = False,
     ) -> T:
         began = self._reactor.seconds()
         deadline = began + _CHECKOUT_SECONDS
@@ -155,7 +169,7 @@ class Database(Service):
         try:
             if not self.up:
                 raise _unreachable()
-            link = await self._checkout.acquire(tenant, deadline)
+            link = await self._checkout.acquire(tenant, deadline, urgent=urgent)
         finally:
             self._waited(self._reactor.seconds() - began)
         try:
@@ -196,3 +210,20 @@ class _OfTenant:
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._database.execute(sql, parameters, tenant=self._tenant)
+
+
+@frozen
+class _ForAll:
+    """A pool, before all who wait. Implements `database.link.Session`."""
+
+    _database: Database
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._database._with_link(
+            lambda link: link.query(sql, parameters), None, urgent=True
+        )
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._database._with_link(
+            lambda link: link.execute(sql, parameters), None, urgent=True
+        )

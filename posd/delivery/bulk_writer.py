@@ -14,8 +14,6 @@ from twisted.logger import Logger
 from posd.database.pool import Database
 from posd.delivery.pending_writes import Notes, Subscription
 from posd.errors import StatementFailed, Unavailable
-from posd.events.orders import FINAL_STATUSES
-from posd.store import orders
 from posd.store import presence as books
 from posd.values import Seq, TenantId
 
@@ -23,8 +21,6 @@ R = TypeVar("R")
 
 _MOST_BLAMED: Final = 16
 """Rows that are looked for in one batch, at some ten statements each; the rest of the part goes unwritten."""
-LOCKED: Final = "55P03"
-"""lock_not_available: somebody has the table locked, and will be done soon."""
 
 
 class Troubles:
@@ -64,7 +60,8 @@ class BulkWriter:
         moved: Callable[[set[TenantId]], None],
         lease: Callable[[], Awaitable[None]],
     ) -> None:
-        self._database = database
+        # Everybody waits for these statements.
+        self._database = database.for_all
         self._node_id = node_id
         self._moved = moved
         self._lease = lease
@@ -153,34 +150,15 @@ class BulkWriter:
 
     async def _progress(self, notes: Notes) -> None:
         """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
-        received, retry = dict(notes.received), set[TenantId]()
-        if notes.reported:
-            retry = await self._confirm(notes.reported, received)
-        moved = sorted(notes.sent.keys() | received.keys())
-        progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in moved]
+        moved = sorted(notes.sent.keys() | notes.received.keys())
+        heads = [(each, notes.sent.get(each, 0), notes.received.get(each, 0)) for each in moved]
         await in_parts(
-            progress,
+            heads,
             lambda rows: books.progress(self._database, rows),
             self._blame("the head {row} of a stream was not moved"),
         )
         self._moved({*moved})
-        notes.sent, notes.received, notes.reported = {}, {}, retry
-
-    async def _confirm(
-        self, tenants: set[TenantId], received: dict[TenantId, Seq]
-    ) -> set[TenantId]:
-        """Put into `received` what is confirmed by what tills said about orders; whom to ask again."""
-        found, failures = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
-        for tenant_id, seq in found.items():
-            received[tenant_id] = max(seq, received.get(tenant_id, 0))
-        for tenant_id, why in failures.items():
-            if not why.startswith(LOCKED):
-                self._log.error(
-                    "orders of tenant {tenant_id} cannot be read, so its stream is not confirmed: {reason}",
-                    tenant_id=tenant_id,
-                    reason=why,
-                )
-        return {each for each, why in failures.items() if why.startswith(LOCKED)}
+        notes.sent, notes.received = {}, {}
 
     def _blame(self, text: str) -> Callable[[Sequence[R], Exception], None]:
         def blame(rows: Sequence[R], error: Exception) -> None:

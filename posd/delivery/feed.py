@@ -119,6 +119,8 @@ class Feed(Service):
         self.canaries_missed = 0
         self.deaf = False
         """Whether the last canary that was sent did not come back."""
+        self.outbox_seconds = 0.0
+        """How long the first row of the outbox had waited when the outbox was last looked at."""
         self._loops: list[Deferred[None]] = []
         self._pauses: set[Deferred[None]] = set()
         self._link = Link(
@@ -211,8 +213,9 @@ class Feed(Service):
                 self._delivery.erased(int(subject))
 
     async def _poll(self) -> None:
-        waiting, heads = await stream.poll(self._database, self._delivery.tenants)
-        if waiting:
+        waited, heads = await stream.poll(self._database, self._delivery.tenants)
+        self.outbox_seconds = waited or 0.0
+        if waited is not None:
             self._numbering.wake()
         await self._delivery.check(heads)
 

@@ -6,18 +6,25 @@ the books.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
 from posd.delivery.bulk_writer import in_parts
-from posd.delivery.pending_writes import Messages, Nack, T, Word
+from posd.delivery.pending_writes import Device, Messages, Nack, T, Word
 from posd.errors import StatementFailed, Unavailable
 from posd.monitoring.log_sampler import LogSampler
 from posd.store import presence as books
-from posd.values import Tenant, Terminal
+from posd.values import Seq, Tenant, TenantId, Terminal
+
+_WAIT_SECONDS: Final = 5.0
+"""How long a till that comes back waits for what it refused to be written."""
 
 
 class MessageWriter:
@@ -25,44 +32,69 @@ class MessageWriter:
 
     _log = Logger()
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: IReactorTime, database: Database) -> None:
+        self._clock = clock
         self._database = database
-        self._sampler = LogSampler(clock)
+        self._sampler = LogSampler(clock.seconds)
         self._pending = Messages()
-        self._writing: dict[Tenant, Deferred[None]] = {}
+        self._writes: dict[TenantId, Coalescer[None, None]] = {}
+        self._refusing: Counter[Device] = Counter()
+        """How many refusals of each device are still to be written."""
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
         """A till sent a message that is only logged."""
         word = Word(f"pos_{kind}", body.decode(), terminal.device_id)
         self._kept(terminal, self._pending.say(terminal.tenant, word))
 
-    def refused(self, terminal: Terminal, seq: int, reason: str) -> None:
+    def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         """A till cannot process event `seq`."""
-        nack = Nack(seq, terminal.device_id or "", reason, terminal.stream_id)
-        self._kept(terminal, self._pending.refuse(terminal.tenant, nack))
+        device = terminal.device_id or ""
+        nack = Nack(seq, device, reason, terminal.stream_id)
+        kept = self._pending.refuse(terminal.tenant, nack)
+        if kept:
+            self._of(terminal.tenant)
+            self._refusing[terminal.tenant.id, device] += 1
+        self._kept(terminal, kept)
 
     def begin(self) -> None:
         """Begin to write the messages of each tenant for which that is not under way."""
-        for tenant in self._pending.tenants - self._writing.keys():
-            self._writing[tenant] = writing = Deferred.fromCoroutine(self._write(tenant))
-            writing.addBoth(self._ended, tenant)
+        for tenant in self._pending.tenants:
+            if not self._of(tenant).running:
+                Deferred.fromCoroutine(self._quietly(tenant.id))
 
     async def write(self) -> None:
         """Write everything, as far as the database can be reached."""
-        self.begin()
-        await gatherResults(list(self._writing.values()))
+        for tenant in self._pending.tenants:
+            self._of(tenant)
+        work = [self._quietly(each) for each in self._writes]
+        await gatherResults([Deferred.fromCoroutine(each) for each in work])
 
-    def _ended(self, result: object, tenant: Tenant) -> None:
-        self._writing.pop(tenant, None)
+    async def settle(self, device: Device) -> None:
+        """Wait until what a device has refused is written. Raises `Unavailable` if that takes too long."""
+        if self._refusing[device]:
+            await self._writes[device[0]].ask(None)
 
-    async def _write(self, tenant: Tenant) -> None:
+    def _of(self, tenant: Tenant) -> Coalescer[None, None]:
+        if tenant.id not in self._writes:
+
+            async def write(keys: Sequence[None]) -> Mapping[None, None]:
+                await self._all_of(tenant)
+                return {None: None}
+
+            self._writes[tenant.id] = Coalescer(self._clock, write, seconds=_WAIT_SECONDS)
+        return self._writes[tenant.id]
+
+    async def _quietly(self, tenant_id: TenantId) -> None:
         try:
-            await self._all_of(tenant)
+            await self._writes[tenant_id].ask(None)
         except Unavailable:
             # The database is away or busy: what is not written yet is kept.
             return
         except Exception:
-            self._log.failure("messages of tills of {slug} could not be written", slug=tenant.slug)
+            self._log.failure(
+                "messages of tills of tenant {tenant_id} were not written, and are kept",
+                tenant_id=tenant_id,
+            )
 
     async def _all_of(self, tenant: Tenant) -> None:
         session = self._database.of(tenant.id)
@@ -90,12 +122,12 @@ class MessageWriter:
         async def write_part(part: Sequence[T]) -> None:
             nonlocal done
             await write(part)
-            self._pending.written(tenant, part)
+            self._done(tenant, part)
             done += len(part)
 
         def blame(part: Sequence[T], error: Exception) -> None:
             nonlocal done
-            self._pending.written(tenant, part)
+            self._done(tenant, part)
             done += len(part)
             self._log.error(
                 "{count} messages of {slug}, the first from {device}, were not written and are lost: {error}",
@@ -113,6 +145,16 @@ class MessageWriter:
         except BaseException:
             kept[tenant] = messages[done:] + kept.get(tenant, [])
             raise
+
+    def _done(self, tenant: Tenant, part: Sequence[Word | Nack]) -> None:
+        """These messages are written, or lost."""
+        self._pending.written(tenant, part)
+        for each in part:
+            if isinstance(each, Nack):
+                device = (tenant.id, each.device_id)
+                self._refusing[device] -= 1
+                if not self._refusing[device]:
+                    del self._refusing[device]
 
     def _kept(self, terminal: Terminal, kept: bool) -> None:
         unsaid = None if kept else self._sampler.take(terminal.tenant.id)

@@ -57,7 +57,7 @@ class Openings:
         return evolve(opening, acked=acked, refused=refused)
 
     async def _look_up(self, wanted: Sequence[books.Place]) -> Mapping[books.Place, Opening | None]:
-        found = await books.openings(self._database, wanted, self._most_devices)
+        found = await books.openings(self._database.for_all, wanted, self._most_devices)
         return {place: found.get(place) for place in wanted}
 
     def _refused_after(self, tenant: Tenant, cursor: _Cursor) -> Awaitable[frozenset[Seq]]:

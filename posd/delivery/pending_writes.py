@@ -54,9 +54,7 @@ class Notes:
     follows: dict[Subscription, Seq] = field(factory=dict)
     sent: dict[TenantId, Seq] = field(factory=dict)
     received: dict[TenantId, Seq] = field(factory=dict)
-    """Acknowledgements whose cursors are written, for the heads."""
-    reported: set[TenantId] = field(factory=set)
-    """Tenants whose tills have said something about orders."""
+    """How far each tenant's best till is: by cursors that are written, and by what tills said of orders."""
     acknowledging: set[Device] = field(factory=set)
     """The devices of `acks`."""
 
@@ -64,7 +62,7 @@ class Notes:
         return any(
             (
                 *(self.connected, self.gone, self.claims, self.seen, self.acks, self.follows),
-                *(self.sent, self.received, self.reported),
+                *(self.sent, self.received),
             )
         )
 
@@ -80,10 +78,14 @@ class Notes:
         self.acks[key] = max(seq, self.acks.get(key, 0))
         self.acknowledging.add(key[:2])
 
+    def confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
+        """A tenant's tills have everything up to `seq`."""
+        self.received[tenant_id] = max(seq, self.received.get(tenant_id, 0))
+
     def acks_are_written(self) -> None:
         """The cursors stand where `acks` wants them; their heads are still to be moved."""
         for (tenant_id, _, _), seq in self.acks.items():
-            self.received[tenant_id] = max(seq, self.received.get(tenant_id, 0))
+            self.confirmed(tenant_id, seq)
         self.acks, self.acknowledging = {}, set()
 
     def merged(self, later: Notes) -> Notes:
@@ -103,7 +105,6 @@ class Notes:
             follows=self.follows | later.follows,
             sent=_furthest(self.sent, later.sent),
             received=_furthest(self.received, later.received),
-            reported=self.reported | later.reported,
             acknowledging=self.acknowledging | later.acknowledging,
         )
 
@@ -152,9 +153,9 @@ class Messages:
     """How many bytes the words and nacks of each tenant take, until they are written."""
 
     @property
-    def tenants(self) -> set[Tenant]:
-        """Whose there are."""
-        return {*self.words, *self.nacks}
+    def tenants(self) -> list[Tenant]:
+        """The tenants that have any, each once, the one first that has waited longest."""
+        return list(self.words | self.nacks)
 
     def say(self, tenant: Tenant, word: Word) -> bool:
         """Note what a till said; False if it cannot be kept, since there is too much already."""

@@ -55,9 +55,9 @@ class Presence(Service):
         self._reactor = reactor
         self._database = database
         self._node_id = node_id
-        self._marks = OrderMarks(database)
-        self._messages = MessageWriter(database, reactor.seconds)
-        self._writer = BulkWriter(database, node_id, moved=self._marks.wanted, lease=self._lease)
+        self._marks = OrderMarks(database, self._confirmed)
+        self._messages = MessageWriter(reactor, database)
+        self._writer = BulkWriter(database, node_id, moved=self._marks.moved, lease=self._lease)
         self._flushes: Coalescer[None, None] = Coalescer(
             reactor, self._write, seconds=_WAIT_SECONDS
         )
@@ -128,14 +128,15 @@ class Presence(Service):
     ) -> bool:
         """Written at once: the till is told if there is no such order, or no database."""
         report = print_report(order_id, status, reason)
-        now = await orders.note(self._database, terminal.tenant, report, terminal.device_id)
+        session = self._database.of(terminal.tenant.id)
+        now = await orders.note(session, terminal.tenant, report, terminal.device_id)
         if now is not None:
             self.reported(terminal.tenant.id)
         return now is not None
 
     def reported(self, tenant_id: TenantId) -> None:
         """A till of this tenant has said something about an order: more may be confirmed now."""
-        self._notes.reported.add(tenant_id)
+        self._marks.reported(tenant_id)
 
     async def claim(self, terminal: Terminal) -> bool:
         """Make this connection its device's one; False if a newer one already is.
@@ -149,13 +150,14 @@ class Presence(Service):
         return claim.won
 
     async def settle(self, tenant_id: TenantId, device_id: str) -> None:
-        """Write down what a device acknowledged, now that it comes back and asks how far it is.
+        """Write down what a device acknowledged and refused, now that it asks how far it is.
 
         Waits for the flush that is under way if that writes it, and for nothing if nothing is noted.
         """
         device = (tenant_id, device_id)
         if device in self._notes.acknowledging or device in self._in_flight.acknowledging:
             await self._flushes.ask(None)
+        await self._messages.settle(device)
 
     async def flush(self) -> None:
         """Write everything that was noted. Raises `Unavailable` if the books cannot be written now.
@@ -166,8 +168,11 @@ class Presence(Service):
         await self._messages.write()
 
     async def mark(self) -> None:
-        """Update the orders of tenants whose heads were moved; see `OrderMarks.mark`."""
+        """Read what tills confirmed, and update orders whose events were sent; see `OrderMarks.mark`."""
         await self._marks.mark()
+
+    def _confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
+        self._notes.confirmed(tenant_id, seq)
 
     async def _write(self, keys: Sequence[None]) -> Mapping[None, None]:
         """One flush, for all who wait for it."""
@@ -217,7 +222,7 @@ class Presence(Service):
         self._writer.troubles.over("the lease and the books")
 
     async def _lease(self) -> None:
-        if await books.lease(self._database, self._node_id, _LEASE_SECONDS):
+        if await books.lease(self._database.for_all, self._node_id, _LEASE_SECONDS):
             # The books were lost: PostgreSQL crashed, or this node was taken for dead.
             self._notes.connected = dict(self._here)
         self._leased, self._renewed_at = True, self._reactor.seconds()
@@ -226,6 +231,9 @@ class Presence(Service):
         try:
             await self.flush()
             await self.mark()
+            if self._notes:
+                # What tills said of orders has confirmed more.
+                await self.flush()
             await books.leave(self._database, self._node_id)
         except (Unavailable, StatementFailed):
             # The lease runs out by itself, if there are any books.

@@ -86,9 +86,12 @@ class Intake:
             self._rest = None
 
     def _work_off(self) -> None:
+        # Busy from here on, so that what hears a message does not start a second loop within this one.
+        self._busy = True
         work = self._next()
-        if work is not None:
-            self._busy = True
+        if work is None:
+            self._busy = False
+        else:
             Deferred.fromCoroutine(self._go_on(work))
 
     def _next(self) -> Coroutine[Any, Any, None] | None:

@@ -103,8 +103,9 @@ class Terminals:
             if unsaid is not None:
                 self._log.warn(
                     "that an order was paid was not published to the other tills: tenant={tenant}"
-                    " reason={reason!r} unsaid={unsaid}",
+                    " order={order} reason={reason!r} unsaid={unsaid}",
                     tenant=tenant.slug,
+                    order=order_id,
                     reason=refusal.message,
                     unsaid=unsaid,
                 )

@@ -32,7 +32,7 @@ _DATE = re.compile(
     r"(?:[Tt ](\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?) ?([Zz]|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
-_NO_TIME = frozenset(("null", "none", "nil", "undefined", "n/a", "-", "0"))
+_NO_TIME = frozenset(("null", "none", "nil", "undefined", "n/a", "-", "0", "infinity", "-infinity"))
 _NO_DAYS = (
     *("0000-", "0001-", "9999-"),
     *("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01", "1969-12-31", "1970-01-01"),
@@ -58,6 +58,12 @@ def text(value: object) -> str:
         return encode(value).decode()
     except (TypeError, ValueError):
         raise Unreadable from None
+
+
+def label(value: object) -> str | None:
+    """As `text`, but one without a visible character is None."""
+    written = text(value)
+    return None if not written or written.isspace() else written
 
 
 def word(value: object) -> str | None:
@@ -127,9 +133,10 @@ def deadline(value: object, zone: tzinfo) -> str | None:
 def means_none(value: object) -> bool:
     """Whether software writes this value where it has no time.
 
-    That is a word (`null`), false, 0, and a day on which some calendar begins or ends: the year 1
-    (.NET, Go), the year 0 (MySQL), 1753 and 1900 (SQL Server), 1899 (OLE, Delphi, spreadsheets), the
-    Unix epoch by any zone's clock, and the year 9999. `ASAP` is not among them: it says when.
+    That is a word (`null`, and PostgreSQL's `infinity`), false, 0, and a day on which some calendar
+    begins or ends: the year 1 (.NET, Go), the year 0 (MySQL), 1753 and 1900 (SQL Server), 1899 (OLE,
+    Delphi, spreadsheets), the Unix epoch by any zone's clock, and the year 9999. `ASAP` is not among
+    them: it says when.
     """
     if isinstance(value, str):
         written = value[:_NUMERAL_LENGTH].strip().lower()

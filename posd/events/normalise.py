@@ -25,6 +25,7 @@ from posd.events.coercion import (
     appointment,
     deadline,
     identity,
+    label,
     moment,
     text,
     whole,
@@ -202,6 +203,10 @@ def _addons(value: object, warnings: Warnings) -> list[dict[str, object]]:
     for part in choices(value, ADDON_SPELLINGS):
         since = warnings.count()
         addons.append(shape(part, _ADDON, sparse=True, warnings=warnings))
+        quantity = _first(part, "quantity", "qty")
+        if quantity is not None and "quantity" not in addons[-1]:
+            # An addon has no instructions in which a cook could be told.
+            addons[-1]["name"] = f"{addons[-1]['name']} (quantity: {text(quantity)})"
         _note_name(addons[-1], part, _ADDON_NAME, warnings)
         if warnings.count() > since:
             warnings.within(since, f"selectedAddons[{len(addons) - 1}]")
@@ -251,7 +256,7 @@ _NOTES = frozenset(("notes", "note", "instructions", "comment", "comments"))
 
 _ADDON = table(
     member("addon_id", identity, "addonId", "id", "optionId", "option_id"),
-    member("name", text, "title", "label", "optionName", "option_name", default=_ADDON_NAME),
+    member("name", label, "title", "label", "optionName", "option_name", default=_ADDON_NAME),
     member("price", amount),
     member("quantity", _small, "qty"),
     also=("addonId",),
@@ -260,7 +265,7 @@ _ITEM = table(
     member("menuItemId", identity),
     member(
         "name",
-        text,
+        label,
         *("displayName", "display_name", "title", "productName", "product_name"),
         *("itemName", "item_name"),
         default=_ITEM_NAME,
@@ -350,7 +355,7 @@ TABLES: Mapping[str, Table] = _TABLES
 ITEM, ADDON = _ITEM, _ADDON
 
 FORMS: Mapping[Callable[..., object], str] = {
-    **dict.fromkeys((text, identity, word, address), "string"),
+    **dict.fromkeys((text, label, identity, word, address), "string"),
     **dict.fromkeys((moment, appointment, deadline), "time"),
     **dict.fromkeys((whole, _small), "integer"),
     amount: "number",

@@ -62,6 +62,32 @@ def normalise(text: str, region: str) -> str:
     return phonenumbers.format_number(number, PhoneNumberFormat.E164)
 
 
+def reread(number: str, before: str, after: str) -> str | None:
+    """Return what the digits of a number mean in another region, in E.164.
+
+    `number` was stored while numbers without a country code were read as of `before`. None for a
+    number that was typed with its country code: of another country, or one that is given out there
+    and would not be one in `after`.
+    """
+    try:
+        parsed = phonenumbers.parse(number)
+    except NumberParseException:
+        return None
+    if parsed.country_code != phonenumbers.country_code_for_region(before):
+        return None
+    national = phonenumbers.format_number(parsed, PhoneNumberFormat.NATIONAL)
+    try:
+        elsewhere = phonenumbers.parse(national, after)
+    except NumberParseException:
+        return None
+    is_real_there = phonenumbers.is_valid_number(elsewhere)
+    if phonenumbers.is_valid_number(parsed) and not is_real_there:
+        return None
+    if phonenumbers.is_possible_number_with_reason(elsewhere) != ValidationResult.IS_POSSIBLE:
+        return None
+    return phonenumbers.format_number(elsewhere, PhoneNumberFormat.E164)
+
+
 def mentioned(text: str, region: str) -> frozenset[str]:
     """All numbers in a text, in E.164: the text may be one, or have some among other words."""
     found = {

@@ -12,7 +12,6 @@ row with a reason.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
@@ -20,6 +19,7 @@ from uuid import UUID
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.link import Link
@@ -30,6 +30,7 @@ from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
 from posd.publishing.publication import Request, answer, fail
 from posd.publishing.quarantine import Aside
+from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
 from posd.values import TenantId
@@ -37,11 +38,8 @@ from posd.values import TenantId
 # A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
 # everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
 _MOST_ROWS: Final = 200
-_MOST_EVENTS: Final = 1000
-_MOST_TENANTS: Final = 100
 # pos_take() cuts a batch at 8 MiB; from here on it may have.
 _MANY_BYTES: Final = 1024 * 1024
-_MOST_WAITING: Final = 10_000
 # Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
 # them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
 _LONG_SECONDS: Final = 0.1
@@ -71,7 +69,7 @@ class Sequencer(Service):
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
         self._aside = Aside(reactor)
         self._shut = Aside(reactor)
-        self._queue: deque[Request] = deque()
+        self._queue = RequestQueue()
         self._outbox_waits = False
         self._work: Deferred[None] = succeed(None)
         self._working = False
@@ -101,6 +99,11 @@ class Sequencer(Service):
         """How many tenants are left out for a while."""
         return len({*self._aside.now(), *self._shut.now()})
 
+    @property
+    def serves_all(self) -> bool:
+        """Whether no tenant is left out because its tables cannot be read or written."""
+        return not self._aside.troubled() and not self._shut.troubled()
+
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
         self._outbox_waits = True
@@ -113,7 +116,7 @@ class Sequencer(Service):
         is still running) about the publication, and `Unavailable` or a subclass when the database
         does not answer; only with `OutcomeUnknown` the events may be published all the same.
         """
-        if not self.running or len(self._queue) >= _MOST_WAITING:
+        if not self.running:
             raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
         if publication.tenant_id in self._shut:
             raise _not_served()
@@ -139,7 +142,7 @@ class Sequencer(Service):
     async def _loop(self) -> None:
         try:
             while self._queue or (self._outbox_waits and self.running):
-                requests = self._next_requests()
+                requests = self._queue.next_batch()
                 self._outbox_waits = False
                 try:
                     await self._settle(requests, _MOST_ROWS)
@@ -150,18 +153,11 @@ class Sequencer(Service):
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
                 # Those of a batch that had to be divided, whose turn did not come.
                 fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
+                if self._queue:
+                    # While the database is away a batch fails at once, and thousands may wait.
+                    await deferLater(self._reactor, 0)
         finally:
             self._working = False
-
-    def _next_requests(self) -> list[Request]:
-        requests: list[Request] = []
-        tenant_ids: set[TenantId] = set()
-        events = 0
-        while self._queue and events < _MOST_EVENTS and len(tenant_ids) < _MOST_TENANTS:
-            requests.append(self._queue.popleft())
-            tenant_ids.add(requests[-1].publication.tenant_id)
-            events += len(requests[-1].publication.drafts)
-        return requests
 
     async def _settle(self, requests: Sequence[Request], rows: int) -> None:
         """Publish requests and up to `rows` of the outbox; each fails only for its own faults.

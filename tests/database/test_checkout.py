@@ -114,6 +114,7 @@ class TurnTests(CheckoutCase):
         self.assertEqual([each.called for each in waiting], [True, True, False, False])
         self.successResultOf(self.ask(2))
         self.assertEqual((self.checkout.idle, self.checkout.lent, self.checkout.waiting), (1, 3, 2))
+        self.assertEqual(self.checkout.held_back, 2)
         self.give_back()
         self.assertTrue(waiting[2].called)
         self.assertFalse(waiting[3].called)
@@ -128,6 +129,22 @@ class TurnTests(CheckoutCase):
             self.give_back()
         self.assertEqual(order, [None, 1, None, 2, None, 3, 1, 1])
 
+    def test_what_many_wait_for_goes_before_all(self) -> None:
+        for tenant in (None, 1, None):
+            self.ask(tenant)
+        urgent = self.checkout.acquire(None, 5.0, urgent=True)
+        late = self.checkout.acquire(None, 5.0, urgent=True)
+        late.cancel()
+        self.failureResultOf(late, CancelledError)
+        self.checkout.add("a")
+        self.assertEqual((self.successResultOf(urgent), self.granted), ("a", []))
+        self.checkout.add("b")
+        self.assertEqual(self.granted, [(None, "b")])
+        for link in "cde":
+            self.checkout.add(link)
+        # One that nobody waits for is granted at once.
+        self.successResultOf(self.checkout.acquire(None, 5.0, urgent=True))
+
     def test_a_tenant_that_comes_late_waits_for_one_turn_of_a_long_queue(self) -> None:
         for _ in range(100):
             self.ask(1)
@@ -141,13 +158,14 @@ class TurnTests(CheckoutCase):
 
         def come_again(link: str) -> str:
             order.append("first")
+            # A link that comes up meanwhile is the second one's.
+            self.checkout.add("b")
             self.checkout.acquire(None, 5.0).addCallback(lambda _: order.append("again"))
             return link
 
         self.checkout.acquire(None, 5.0).addCallback(come_again)
         self.checkout.acquire(None, 5.0).addCallback(lambda _: order.append("second"))
         self.checkout.add("a")
-        self.checkout.add("b")
         self.checkout.add("c")
         self.assertEqual(order, ["first", "second", "again"])
 

@@ -229,6 +229,14 @@ class PollTests(FeedCase):
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
         await until(lambda: self.numbers.woken > before, "the sequencer was woken")
 
+    async def test_it_is_known_how_long_the_outbox_has_waited(self) -> None:
+        feed = await self.started()
+        self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
+        self.admin.run("UPDATE dinedesk_main.pos_outbox SET created_at = now() - interval '1 hour'")
+        await until(lambda: feed.outbox_seconds > 3000, "what waits was seen")
+        self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
+        await until(lambda: feed.outbox_seconds == 0, "the empty outbox was seen")
+
     async def test_without_notify_the_poll_finds_where_the_streams_are(self) -> None:
         await self.deafened()
         self.admin.run("UPDATE dinedesk_main.pos_heads SET last_seq = 42")

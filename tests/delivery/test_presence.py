@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+from twisted.internet.defer import gatherResults
 from twisted.logger import LogLevel, capturedLogs
 
 from posd.database import migrations
@@ -278,11 +279,35 @@ class PresenceTests(DatabaseCase):
         self.place("b", 9)
         front = await self.opened(presence)
         await presence.printed(front, "a", PrintStatus.PRINTED, "")
+        await presence.mark()
         await presence.flush()
         self.assertEqual(self.head(), (0, 7))
         await presence.printed(front, "b", PrintStatus.FAILED, "no paper")
+        await presence.mark()
         await presence.flush()
         self.assertEqual(self.head(), (0, 9))
+
+    async def test_what_a_till_said_of_an_order_at_the_end_moves_the_head_too(self) -> None:
+        presence = await self.presence()
+        presence.startService()
+        self.place("a", 7)
+        front = await self.opened(presence)
+        await presence.printed(front, "a", PrintStatus.PRINTED, "")
+        await presence.stopService()
+        self.assertEqual(self.head(), (0, 7))
+
+    async def test_prints_of_one_shop_leave_the_others_their_connections(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        front = await self.opened(presence)
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
+            prints = [
+                begin(presence.printed(front, "a", PrintStatus.PRINTED, "")) for _ in range(3)
+            ]
+            await until(lambda: self.pool.use.held_back == 1, "one waits for its own shop")
+        self.assertEqual(await gatherResults(prints), [True] * 3)
 
     def place(self, order_id: str, seq: int) -> None:
         """An order whose event has this position."""

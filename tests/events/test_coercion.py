@@ -222,7 +222,7 @@ class DateTests(ReadingCase):
             *("1753-01-01T00:00:00", "1899-12-30T00:00:00.000Z", "1899-12-31", "1900-01-01"),
             *("1970-01-01T00:00:00Z", "1970-01-01 01:00", "1969-12-31T19:00:00-05:00"),
             *("9999-12-31", "9999-12-31T23:59:59.9999999", "null", "NULL", "None", "undefined"),
-            *("n/a", "-", "0", 0, Decimal("0.0"), False),
+            *("n/a", "-", "0", "infinity", "-infinity", 0, Decimal("0.0"), False),
         )
         for value in nothing:
             for read in (moment, deadline, appointment):

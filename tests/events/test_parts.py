@@ -179,6 +179,18 @@ class AllergyTests(SynchronousTestCase):
             line = only_line(made.data)
             self.assertIs(type(line["selectedAddons"][0]["quantity"]), int)
 
+    def test_an_addons_quantity_that_is_none_is_told_to_the_cook(self) -> None:
+        line = ordered(
+            [{"name": "Soup", "selectedAddons": [{"name": "Nuts", "quantity": "none!"}]}]
+        )
+        (addon,) = line["selectedAddons"]
+        self.assertEqual(addon["name"], "Nuts (quantity: none!)")
+        self.assertEqual(addon["unreadable"], {"quantity": "none!"})
+
+    def test_a_blank_name_is_none(self) -> None:
+        line = ordered([{"name": " ", "displayName": "Soup", "selectedAddons": [{"name": ""}]}])
+        self.assertEqual((line["name"], line["selectedAddons"][0]["name"]), ("Soup", "Addon"))
+
     def test_other_names_of_a_lines_instructions_are_added_to_them(self) -> None:
         for name in ("notes", "note", "instructions", "comment", "comments"):
             item = {"name": "Soup", "specialInstructions": "hot", name: ALLERGY}

@@ -108,6 +108,30 @@ class FromTillsTests(HostileCase):
         self.assertEqual((kept[2]["big"], kept[2]["plain"]), (int("9" * 40), Decimal("150")))
         self.assertNotIn("e", texts[2].split('"small"')[1])
 
+    def test_half_an_emoji_is_repaired_and_no_error(self) -> None:
+        self.publish({"orderId": "E-1"}, "new_order")
+        till = self.till(headers=[("X-Device-ID", "front")])
+        self.assertEqual(till.message()["type"], "new_order")
+        for text in (
+            rb'{"type":"print","orderId":"E-1","status":"failed","reason":"paper \ud83d"}',
+            rb'{"type":"nack","id":1,"reason":"\ude00 odd"}',
+            rb'{"type":"odd","text":"half \ud83d"}',
+        ):
+            till.send(frame(TEXT, text))
+        self.assert_alive(till)
+        for sql, told in (
+            (
+                f"SELECT print_reason FROM {self.schema}.pos_orders",
+                "paper \N{REPLACEMENT CHARACTER}",
+            ),
+            (f"SELECT reason FROM {self.schema}.pos_nacks", "\N{REPLACEMENT CHARACTER} odd"),
+            (
+                f"SELECT event_data->>'text' FROM {self.schema}.pos_events WHERE event_type = 'pos_odd'",
+                "half \N{REPLACEMENT CHARACTER}",
+            ),
+        ):
+            self.assertEqual(self.wait_for(sql, 1), [(told,)])
+
 
 class FromPlatformsTests(HostileCase):
     """What a platform publishes by REST: a refusal, or exactly what it said."""
@@ -196,6 +220,38 @@ class FromPlatformsTests(HostileCase):
         till = self.till()
         self.assertEqual(self.post(b'{"type":"note","data":{"a\\u0000":"\\u0000"}}').status, 201)
         self.assertEqual(till.message()["data"], {"a\ufffd": "\ufffd"})
+
+    def test_half_an_emoji_is_repaired_in_every_body(self) -> None:
+        half, whole = rb'"half \ud83d"', "half \N{REPLACEMENT CHARACTER}"
+        base = f"/api/{self.slug}"
+        order = rb'{"tenant":"%b","event":{"type":"new_order","data":{"orderId":"E-2","notes":%b}}}'
+        for path, body, key in (
+            ("/broadcast", order % (self.slug.encode(), half), self.platform),
+            (f"{base}/reports/daily", rb'{"reportDate":"2026-11-22","notes":%b}' % half, self.key),
+            (f"{base}/gift-cards", rb'{"amount":5,"recipientName":%b}' % half, self.platform),
+            (
+                f"{base}/loyalty/+441632960001/add",
+                rb'{"points":5,"reason":%b}' % half,
+                self.platform,
+            ),
+            (
+                f"{base}/orders/print",
+                rb'{"orderId":"E-2","status":"failed","reason":%b,"deviceId":"front"}' % half,
+                self.key,
+            ),
+        ):
+            with self.subTest(path=path):
+                answer = self.ask("POST", path, body, key=key)
+                self.assertLess(answer.status, 300, answer)
+        for sql in (
+            "SELECT snapshot->>'notes' FROM {}.pos_orders",
+            "SELECT print_reason FROM {}.pos_orders",
+            "SELECT notes FROM {}.pos_daily_reports",
+            "SELECT recipient_name FROM {}.gift_cards",
+            "SELECT reason FROM {}.pos_loyalty_transactions",
+        ):
+            with self.subTest(sql=sql):
+                self.assertEqual(self.wait_for(sql.format(self.schema), 1), [(whole,)])
 
     def test_of_members_that_repeat_a_name_the_last_counts(self) -> None:
         till = self.till()

@@ -107,8 +107,8 @@ class ConnectingTests(NamedCrowdCase):
 
     def test_two_thousand_named_tills_while_postgresql_is_slow(self) -> None:
         posd = self.start()
-        self.proxy.delay = 0.05
-        crowd = self.timed("50 ms a statement", posd)
+        self.proxy.delay = 0.02
+        crowd = self.timed("20 ms a statement", posd)
         crowd.say(b'{"type":"ping"}')
         self.assert_all_claimed(_TILLS)
         self.proxy.delay = 0.0
@@ -160,10 +160,10 @@ class CutTests(NamedCrowdCase):
         self.assert_in_order(posd)
 
     def queued(self, posd: Daemon) -> int:
-        """How many calls wait for a connection of the pool."""
+        """How many calls wait for the shop's share of the pool."""
         key = self.shop.key("admin", None)
         text = posd.request("GET", "/metrics", key=key).content.decode()
         (line,) = [
-            each for each in text.splitlines() if each.startswith("posd_database_pool_waiting ")
+            each for each in text.splitlines() if each.startswith("posd_database_pool_held_back ")
         ]
         return int(float(line.split()[1]))

@@ -43,6 +43,12 @@ NO_MONEY: Final[tuple[tuple[dict[str, Any], str], ...]] = (
     ({"items": [{"price": "5"}]}, "items[0].price"),
     ({"items": [{}, {"selectedAddons": [{"price": False}]}]}, "items[1].selectedAddons[0].price"),
     ({"items": '[{"price": 1.001}]'}, "items[0].price"),
+    ({"items": {"name": "Soup", "price": "5"}}, "items[0].price"),
+    ({"items": {"7": {"name": "Soup", "price": "5"}}}, "items[0].price"),
+    (
+        {"items": [{"selectedAddons": [{"group": "Sauce", "options": [{"price": "1"}]}]}]},
+        "items[0].selectedAddons[0].price",
+    ),
 )
 """What has an amount that is none, and where."""
 

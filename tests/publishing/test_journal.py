@@ -144,6 +144,21 @@ class WarnedTests(JournalCase):
             self.assertIn(("posd_orders_left_out_total", reason), text)
 
 
+class TroubleTests(JournalCase):
+    async def test_a_tenant_that_cannot_be_read_is_named_and_degrades_the_node(self) -> None:
+        sequencer = await self.watched()
+        self.assertTrue(sequencer.serves_all)
+        self.place_order()
+        self.admin.run("ALTER TABLE dinedesk_kitchen.orders RENAME TO put_away")
+        await self.rested(sequencer)
+        self.assertFalse(sequencer.serves_all)
+        self.assertIn("tenant kitchen is left out", "".join(self.lines(LogLevel.error)))
+        self.admin.run("ALTER TABLE dinedesk_kitchen.put_away RENAME TO orders")
+        self.clock.advance(2)
+        await self.emptied(sequencer)
+        self.assertTrue(sequencer.serves_all)
+
+
 class ClockTests(JournalCase):
     """The daemon's clock is wrong by a day, and the database's is right."""
 

@@ -9,7 +9,8 @@ from typing import Final
 
 from posd.config.model import Config
 from posd.database.link import Reader
-from posd.database.migrations import MAIN, hooks
+from posd.database.migrations import MAIN, OLDEST, hooks
+from posd.database.regions import country_of
 from posd.errors import Busy, StatementFailed
 from posd.events.timezones import is_zone
 from posd.maintenance import audit
@@ -20,7 +21,6 @@ from posd.store.audit import look
 from posd.store.fitness import Room, Server
 from posd.values import Tenant
 
-OLDEST: Final = 140000
 _LINKS: Final = 2
 """Connections besides the pool's: the sequencer's, and that of who listens."""
 
@@ -50,6 +50,7 @@ async def examine(session: Reader, config: Config | None) -> list[Line]:
         lines.append(_room(await fitness.room(session), config))
     if server.may_be_posd is not None:
         lines += await _schemas(session)
+        lines += await _regions(session)
     return lines
 
 
@@ -139,6 +140,25 @@ def _room(room: Room, config: Config) -> Line:
     what = f"posd wants {wanted} connections, and {max(0, left)} can be had"
     remedy = "raise max_connections or the limit of role or database, or lower database.pool_size"
     return fault("connections", what, remedy)
+
+
+async def _regions(session: Reader) -> list[Line]:
+    """Whether telephone numbers are read as of the country that a shop is in."""
+    try:
+        everyone = await tenants.everyone(session)
+    except (StatementFailed, Busy):
+        # What is missing is told by `_schemas`.
+        return []
+    return [
+        warning(
+            "region",
+            f"telephone numbers of {each.tenant.slug} are of {each.tenant.default_region}, and its time"
+            f" zone {each.tenant.timezone} is of {country}",
+            f"posctl tenant region {each.tenant.slug} {country}, unless it is meant",
+        )
+        for each in everyone
+        if (country := country_of(each.tenant)) not in (None, each.tenant.default_region)
+    ]
 
 
 async def _schemas(session: Reader) -> list[Line]:
