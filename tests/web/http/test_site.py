@@ -219,7 +219,7 @@ class SiteTests(SynchronousTestCase):
             b"POST / HTTP/1.1\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a b\r\n\r\n",
-            b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nnaan!\r\n0\r\n\r\n",
             b"GET example.org:80 HTTP/1.1\r\nHost: posd\r\n\r\n",
             b"GET * HTTP/1.1\r\nHost: posd\r\n\r\n",
             b"GET /#fragment HTTP/1.1\r\nHost: posd\r\n\r\n",
