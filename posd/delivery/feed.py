@@ -123,7 +123,7 @@ class Feed(Service):
         self.deaf = False
         """Whether the last canary that was sent did not come back."""
         self.outbox_seconds = 0.0
-        """How long the first row of the outbox had waited when the outbox was last looked at."""
+        """How long a row of the outbox had waited when the outbox was last looked at."""
         self._loops: list[Deferred[None]] = []
         self._pulses: list[Pulse] = []
         self._pauses: set[Deferred[None]] = set()
