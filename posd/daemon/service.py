@@ -30,6 +30,7 @@ from twisted.python.components import Componentized
 from posd.config import endpoints as endpoint_syntax
 from posd.config.model import Config, Listener
 from posd.daemon import systemd
+from posd.daemon.accepting import Rests
 from posd.daemon.reload import Reload
 from posd.daemon.stopping import Stopping
 from posd.daemon.wiring import Parts
@@ -197,6 +198,7 @@ class Daemon(Service):
                 endpoint = TLSEndpoint(self._tls, endpoint)
             port = await endpoint.listen(site)
             self._ports.append(port)
+            Rests(self._reactor, port)
             if listener.trusted and not is_local(port.getHost()):
                 raise StartError("others can reach it, so it cannot be trusted")
             address = port.getHost()

@@ -43,6 +43,11 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
+        self._out: socket.socket | None = None
+        if self._address is not None:
+            # Kept open: with no descriptor left, a sign of life could not be given otherwise.
+            self._out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._out.settimeout(_PATIENCE)
 
     @property
     def enabled(self) -> bool:
@@ -74,12 +79,10 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
-        if self._address is None:
+        if self._address is None or self._out is None:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.settimeout(_PATIENCE)
-                out.sendto(message.encode(errors="replace"), self._address)
+            self._out.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
             _log.warn("systemd was not told {message!r}: {error}", message=message, error=error)
 

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
 from posd.database import session_settings
-from posd.database.watch import NoSocket, Watch
+from posd.database.watch import NoSocket, Watch, shortage
 from posd.errors import Busy, StatementFailed, Unavailable
 
 T = TypeVar("T")
@@ -92,8 +92,10 @@ class Connection:
                 if self._raw.escapes_backslashes:
                     raise Unavailable(session_settings.UNQUOTABLE)
             self._raw.watch.settled = self._open = True
-        except (psycopg2.Error, _Ended) as error:
-            raise Unavailable(line(error)) from error
+        except (psycopg2.Error, OSError, _Ended) as error:
+            # OSError: no descriptor is left to watch the connection with.
+            # libpq says nothing where it cannot open a socket.
+            raise Unavailable(line(error if str(error) else shortage() or error)) from error
         except (CancelledError, Unavailable):
             raise
         except Exception as error:

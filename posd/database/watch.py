@@ -9,6 +9,7 @@ given a duplicate of the descriptor, which only this module closes, and a new on
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -200,6 +201,15 @@ class _Watched:
     def connectionLost(self, reason: Failure) -> None:
         if self._watch is not None:
             self._watch.lost(reason)
+
+
+def shortage() -> OSError | None:
+    """Why no socket can be opened, mostly because no file descriptor is left; None if one can."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _identity(number: int) -> tuple[int, int]:

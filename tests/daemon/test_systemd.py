@@ -82,6 +82,14 @@ class WithSystemd(SynchronousTestCase):
         self.assertEqual(len(datagram.splitlines()), 1)
         self.assertTrue(datagram.startswith("STATUS="))
 
+    def test_it_is_told_also_when_no_descriptor_is_left(self) -> None:
+        def none_left(*_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        self.patch(socket, "socket", none_left)
+        self.notifier.watchdog()
+        self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
+
     def test_a_manager_that_does_not_read_is_given_up_with_a_warning(self) -> None:
         self.patch(systemd, "_PATIENCE", 0.001)
         with capturedLogs() as logs:

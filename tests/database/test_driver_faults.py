@@ -281,7 +281,6 @@ class FaultTests(DatabaseCase):
         link.startService()
         await until(lambda: link.trouble is not None, "there is trouble")
         self.assertIn("Too many open files", link.trouble or "")
-        self.flushLoggedErrors(OSError)
         self.patch(os, "dup", DUP)
         await self.heals(link)
 
