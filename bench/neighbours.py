@@ -1,6 +1,6 @@
 """How long another tenant's publishing takes while somebody keeps posd busy.
 
-    python bench/neighbours.py [SECONDS]
+    python bench/neighbours.py [SECONDS [LOAD]]
 
 A daemon and its PostgreSQL run on this machine, and so do those who load them, each in a process of its own:
 the figures are for comparison with each other. A line for each load: requests a second and their answers,
@@ -156,13 +156,15 @@ def main() -> Iterator[str]:
         wrong = request("GET", "/api/bad/orders/pending", "pos_NUMBER")
         asked = request("GET", "/api/bad/orders/pending", till)
         yield f"{'':24}{'/s':>8} {'p50':>8} {'p99':>8} {'max':>8}  answers"
-        for name, what in (
-            ("quiet", None),
-            ("1000 wrong keys", (1000, 1.0, wrong, True)),
-            ("quiet", None),
-            ("GETs, 50 connections", (50, 0.0, asked, False)),
-            ("quiet", None),
-        ):
+        loads: dict[str, tuple[int, float, bytes, bool] | None] = {
+            "quiet": None,
+            "1000 wrong keys": (1000, 1.0, wrong, True),
+            "GETs, 50 connections": (50, 0.0, asked, False),
+            "quiet again": None,
+        }
+        for name, what in loads.items():
+            if len(sys.argv) > 2 and sys.argv[2] not in name:
+                continue
             yield f"{name:24}{measured(daemon, platform, seconds, what)}"
     finally:
         shop.close()

@@ -21,7 +21,7 @@ from typing import Any, Final
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import ILogObserver, Logger
@@ -34,7 +34,9 @@ from posd.daemon.reload import Reload
 from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
 from posd.monitoring import health, logs
+from posd.security import handshakes
 from posd.security.certificate_watch import Renewal
+from posd.security.handshakes import PacedTLSEndpoint
 from posd.security.server_tls import ServerTLS
 from posd.security.validity import Validity
 
@@ -71,6 +73,7 @@ class Daemon(Service):
             LoopingCall(self._tell_status): _STATUS_SECONDS,
             LoopingCall(self._note_used): _USED_SECONDS,
         }
+        self._handshakes = handshakes.Turns(reactor)
         self._watchdog: Service | None = None
         self._ports: list[IListeningPort] = []
         self._ready = False
@@ -178,7 +181,7 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = wrapServerTLS(self._tls, endpoint)
+                endpoint = PacedTLSEndpoint(self._tls, endpoint, turns=self._handshakes)
             port = await endpoint.listen(site)
             self._ports.append(port)
             if listener.trusted and not is_local(port.getHost()):
