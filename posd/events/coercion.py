@@ -9,10 +9,11 @@ than its input is long, and none is ever called with None.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import count
 from operator import itemgetter
 
 from posd.errors import InvalidMessage
@@ -31,6 +32,9 @@ _AMOUNT_LIMIT = 10**11
 
 _DEPTH_IN_TEXT = 16
 """How deep the JSON in a text may be: it takes the text's place within other JSON."""
+
+_ADDRESS_PARTS = 200
+"""Values of the structure that an address may be."""
 
 _NUMERAL_LENGTH = 40
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
@@ -151,7 +155,7 @@ def address(value: object) -> str | None:
     """A postal address in one string: the parts of a structure, in the order of an envelope."""
     if isinstance(value, str):
         return value
-    return ", ".join(_address_parts(value)) or None
+    return ", ".join(_address_parts(value, count(1))) or None
 
 
 _ENVELOPE = {
@@ -180,7 +184,9 @@ _NOT_POSTAL = frozenset(
 )
 
 
-def _address_parts(value: object) -> list[str]:
+def _address_parts(value: object, counted: Iterator[int]) -> list[str]:
+    if next(counted) > _ADDRESS_PARTS:
+        raise Unreadable
     if isinstance(value, Mapping):
         ranked = [
             (_ENVELOPE.get(key, len(_ENVELOPE)), member)
@@ -188,12 +194,12 @@ def _address_parts(value: object) -> list[str]:
             if (key := str(name).replace("_", "").lower()) not in _NOT_POSTAL
             # A number that no name explains is a distance or a key of a table.
             and (key in _ENVELOPE or not isinstance(part, int | float | Decimal))
-            for member in _address_parts(part)
+            for member in _address_parts(part, counted)
         ]
         ranked.sort(key=itemgetter(0))
         parts = [part for _, part in ranked]
     elif isinstance(value, list | tuple):
-        parts = [part for member in value for part in _address_parts(member)]
+        parts = [part for member in value for part in _address_parts(member, counted)]
     elif value is None or isinstance(value, bool):
         parts = []
     else:

@@ -13,7 +13,7 @@ from posd.errors import BadRequest, Unprocessable
 from posd.events import money
 from posd.events.coercion import Unreadable, amount, objects
 from posd.events.fields import Member, Table, snake
-from posd.events.normalise import ADDON, ITEM, TABLES
+from posd.events.normalise import ADDON, ITEM, TABLES, check_parts
 from posd.web.http.models import differ
 
 WORDS: Final = frozenset(("pending", "received", "accepted", "print"))
@@ -27,7 +27,7 @@ def check(order: Mapping[str, object], currency: str) -> None:
     """Each member has one value, and each amount is one of the currency; null says nothing of it.
 
     Raises `BadRequest` (`invalid_field`) and `Unprocessable` (`invalid_amount`) with the name of the
-    member, as in `items[0].price`.
+    member, as in `items[0].price`, and `Unprocessable` (`invalid_event`) for too many lines.
     """
     _check(order, TABLES["new_order"], currency, "", _PARTS)
 
@@ -55,7 +55,10 @@ def _check(
                 money.parse(value, currency, f"{where}{name}")
     if parts:
         (name, inner), *deeper = parts
-        for index, part in enumerate(_objects(sent, name)):
+        found = _objects(sent, name)
+        if not where:
+            check_parts(found)
+        for index, part in enumerate(found):
             _check(part, inner, currency, f"{where}{name}[{index}].", tuple(deeper))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import tzinfo
 from typing import Annotated, Any, Final
 
 from attrs import define, field
 from msgspec import Meta
 
-from posd.errors import BadRequest, Unprocessable
+from posd.errors import BadRequest, TooLarge, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
 from posd.protocol import jsontext
@@ -30,6 +30,7 @@ from posd.web.http.operations import (
     TenantAsk,
     given,
 )
+from posd.web.http.pieces import at_once, in_pieces
 from posd.web.http.requests import Answer, Call
 from posd.web.openapi.event_schemas import ref
 
@@ -137,7 +138,10 @@ class Publisher:
         body = ask.call.json()
         several = "events" in body
         clock = zone(ask.tenant.timezone)
-        made = _several(body["events"], clock) if several else [one_event(body, "", clock)]
+        events = _listed(body["events"]) if several else [body]
+        self.check_sizes(ask.call, events)
+        drafting = _drafts(events, "events[{}]." if several else "", clock)
+        made = await in_pieces(drafting) if ask.call.is_long else at_once(drafting)
         published = await self.publish(Publication(ask.tenant.id, made, ask.named(_moved(made))))
         ids = list(published.ids)
         answer = EventGiven(connections=published.connections, **_placed(ids, several=several))
@@ -156,6 +160,7 @@ class Publisher:
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
+        self.check_sizes(call, [event])
         made = [one_event(event, "event.", zone(tenant.timezone))]
         named = idempotency.named(
             call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
@@ -165,6 +170,21 @@ class Publisher:
             message=f"Event broadcasted to {slug}", connections=published.connections
         )
         return given(answer, replayed=published.replayed)
+
+    def check_sizes(self, call: Call, events: Sequence[object]) -> None:
+        """Raise `TooLarge` (`event_too_large`) for an event that cannot fit, before it is read further.
+
+        An event may become shorter while it is read, but not by half.
+        """
+        allowed = self.sequencer.event_bytes
+        if call.size > 2 * allowed:
+            for event in events:
+                size = len(jsontext.encode(event))
+                if size > 2 * allowed:
+                    raise TooLarge(
+                        f"The event has {size} bytes; {allowed} are allowed.",
+                        code="event_too_large",
+                    )
 
     async def publish(self, publication: Publication) -> Published:
         """Publish within the tenant's rate."""
@@ -208,10 +228,20 @@ def _moved(made: Sequence[Draft]) -> list[object]:
     return [[each.type, each.data, each.beside] for each in made]
 
 
-def _several(events: object, clock: tzinfo) -> list[Draft]:
+def _listed(events: object) -> list[object]:
     if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
         raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
-    return [one_event(event, f"events[{index}].", clock) for index, event in enumerate(events)]
+    return events
+
+
+def _drafts(
+    events: Sequence[object], where: str, clock: tzinfo
+) -> Generator[None, None, list[Draft]]:
+    made = []
+    for index, event in enumerate(events):
+        made.append(one_event(event, where.format(index), clock))
+        yield
+    return made
 
 
 def one_event(event: object, where: str, clock: tzinfo) -> Draft:
