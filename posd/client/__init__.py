@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from posd.client.event_queue import CannotProcess
 from posd.client.outcome import Ending, Fault, Next
+from posd.client.pending import pending_orders
 from posd.client.position import PositionFile, PositionUnreadable
 from posd.client.received import Connected, ReceivedEvent
 from posd.client.till import Summary, Till
@@ -26,4 +27,5 @@ __all__ = [
     "ReceivedEvent",
     "Summary",
     "Till",
+    "pending_orders",
 ]

@@ -91,7 +91,8 @@ class Till(Service):
     what comes now.
 
     `on_resync` is called, in order with the events, when the server cannot replay: the till reloads
-    its pending orders, and the stream goes on after the position in the second argument.
+    its pending orders (`pending_orders` has all pages of them), and the stream goes on after the
+    position in the second argument.
     `on_connected` and `on_disconnected` tell how the connection fares.
 
     While `backlog` events wait to be handled nothing is read, and the server holds them back.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import count
 from operator import itemgetter
 
 from posd.errors import InvalidMessage
@@ -32,6 +33,8 @@ _ENVELOPE = {
     )
     for name in names
 }
+_MOST_PARTS = 200
+"""Values of the structure that an address may be."""
 _NOT_POSTAL = frozenset(
     (
         *("id", "uuid", "type", "label", "placeid"),
@@ -54,7 +57,7 @@ def address(value: object) -> str | None:
         if structure is None:
             return value
         value = structure
-    parts = _parts(value, named=False)
+    parts = _parts(value, count(1), named=False)
     if not parts and value not in ({}, []):
         raise Unreadable
     return ", ".join(parts) or None
@@ -70,19 +73,21 @@ def _structure(written: str) -> object | None:
         return None
 
 
-def _parts(value: object, *, named: bool) -> list[str]:
+def _parts(value: object, counted: Iterator[int], *, named: bool) -> list[str]:
     """The parts of an address in their order. `named`: the member's name says what a number is."""
+    if next(counted) > _MOST_PARTS:
+        raise Unreadable
     if isinstance(value, Mapping):
         ranked = [
             (_ENVELOPE.get(key, len(_ENVELOPE)), part)
             for name, member in value.items()
             if (key := str(name).replace("_", "").lower()) not in _NOT_POSTAL
-            for part in _parts(member, named=key in _ENVELOPE)
+            for part in _parts(member, counted, named=key in _ENVELOPE)
         ]
         ranked.sort(key=itemgetter(0))
         parts = [part for _, part in ranked]
     elif isinstance(value, list | tuple):
-        parts = [part for member in value for part in _parts(member, named=named)]
+        parts = [part for member in value for part in _parts(member, counted, named=named)]
     elif value is None or isinstance(value, bool):
         parts = []
     elif isinstance(value, int | float | Decimal):

@@ -32,7 +32,7 @@ from posd.events.coercion import (
     word,
 )
 from posd.events.fields import UNREADABLE, Table, member, shape, table
-from posd.events.parts import choices, objects
+from posd.events.parts import check_parts, choices, objects
 from posd.events.warnings import (
     NAME_MISSING,
     QUANTITY_REPLACED,
@@ -173,7 +173,9 @@ def _agree(order: dict[str, object], warnings: Warnings) -> None:
 def _lines(value: object, warnings: Warnings) -> list[dict[str, object]]:
     """The items of an order. A line's id is its number in there, whatever the platform calls it."""
     lines: list[dict[str, object]] = []
-    for part in objects(value, ITEM_SPELLINGS):
+    parts = objects(value, ITEM_SPELLINGS)
+    check_parts(parts)
+    for part in parts:
         since = warnings.count()
         lines.append({"id": len(lines) + 1, **_line(part, warnings)})
         if warnings.count() > since:

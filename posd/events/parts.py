@@ -7,10 +7,10 @@ where it is not. Nothing is dropped, except an option that says that it was not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from posd.errors import InvalidMessage
+from posd.errors import InvalidMessage, Unprocessable
 from posd.events.coercion import Unreadable, text
 from posd.protocol.jsontext import decode
 
@@ -18,6 +18,10 @@ Part = Mapping[str, object]
 
 _DEPTH_IN_TEXT: Final = 16
 """How deep the JSON in a text may be: it takes the text's place within other JSON."""
+
+MOST_PARTS: Final = 2000
+"""How many lines and addons an order may have together."""
+_MEMBERS_OF_A_PART: Final = 8
 
 _NAMES: Final = ("name", "title", "label", "optionName", "option_name", "displayName")
 _GROUPS: Final = ("group", "groupName", "group_name", "category")
@@ -58,6 +62,32 @@ def objects(value: object, known: frozenset[str] = frozenset()) -> list[Part]:
     return [
         part if isinstance(part, Mapping) else {"name": part} for part in parts if part is not None
     ]
+
+
+def check_parts(lines: Sequence[Part]) -> None:
+    """Raise `Unprocessable` (`invalid_event`) for more lines and addons than an order may have.
+
+    Each costs some sixteen microseconds to read, and a body of a mebibyte has room for 100,000. What
+    is counted is what may become a part: each element of a list, and each eighth member of an object.
+    """
+    count, level = len(lines), list[object](lines)
+    while level and count <= MOST_PARTS:
+        inner: list[object] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                count += len(value) // _MEMBERS_OF_A_PART
+                inner += value.values()
+            elif isinstance(value, list | tuple):
+                count += len(value)
+                inner += value
+            elif isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+                count += value.count(",") + 1
+            if count > MOST_PARTS:
+                break
+        level = inner
+    if count > MOST_PARTS:
+        message = f"An order may have {MOST_PARTS} lines and addons."
+        raise Unprocessable(message, code="invalid_event")
 
 
 def choices(value: object, known: frozenset[str] = frozenset()) -> list[Part]:

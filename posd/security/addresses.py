@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
 
 Network = IPv4Network | IPv6Network
+
+_MOST_HOPS: Final = 20
+"""Proxies that are looked through, from the nearest on; a header has room for 1700 of them."""
 
 
 def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Network]) -> str:
@@ -22,7 +26,7 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Networ
     An IPv4 address that came in through IPv6 is told as IPv4.
     """
     address = _parse(peer)
-    hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()]
+    hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()][-_MOST_HOPS:]
     while proxies and hops and (address is None or any(address in proxy for proxy in proxies)):
         hop = _parse(hops.pop())
         if hop is None:

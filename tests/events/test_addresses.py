@@ -73,3 +73,17 @@ class AddressTests(SynchronousTestCase):
             self.assertIsInstance(address(value), str | None)
         except Unreadable:
             return
+
+
+class LongAddressTests(SynchronousTestCase):
+    def test_a_structure_of_more_parts_than_an_address_has_is_none(self) -> None:
+        self.assertEqual(address(["a"] * 199), "a")
+        deep: object = "a"
+        for _ in range(30):
+            deep = [deep]
+        self.assertEqual(address(deep), "a")
+        several: tuple[object, ...] = (
+            *(["a"] * 200, {"street": [[{}] * 100] * 100}, [[["a"] * 150], ["b"] * 150]),
+        )
+        for value in several:
+            self.assertRaises(Unreadable, address, value)

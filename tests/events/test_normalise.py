@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -331,6 +332,54 @@ class ItemTests(SynchronousTestCase):
             line["selectedAddons"],
             [{"addon_id": "3", "name": "Addon", "optionId": 3, "quantity": 2}, {"name": "Rice"}],
         )
+
+
+class ManyTests(SynchronousTestCase):
+    """Orders of more lines and addons than any has: refused before they are read."""
+
+    def refused(self, items: object) -> None:
+        refusal = self.assertRaises(
+            Unprocessable, draft, "new_order", {"orderId": "7", "items": items}
+        )
+        self.assertEqual(refusal.code, "invalid_event")
+        self.assertIn("2000 lines and addons", refusal.message)
+
+    def test_two_thousand_lines_and_addons_are_read(self) -> None:
+        several: tuple[object, ...] = (
+            [{}] * 2000,
+            encode([{}] * 2000).decode(),
+            [{"selectedAddons": [{}] * 199}] * 10,
+            [{"selected_addons": encode([{}] * 199).decode()}] * 10,
+        )
+        for items in several:
+            made = draft("new_order", {"orderId": "7", "items": items})
+            lines: Any = made.data["items"]
+            self.assertEqual(sum(1 + len(line.get("selectedAddons", ())) for line in lines), 2000)
+
+    def test_more_are_not(self) -> None:
+        several: tuple[object, ...] = (
+            ["x"] * 2001,
+            encode([{}] * 2001).decode(),
+            [{"selectedAddons": [{}] * 200}] * 10,
+            [{"selected_addons": encode([{}] * 200).decode()}] * 10,
+        )
+        for items in several:
+            self.refused(items)
+
+    def test_nor_is_any_work_done_for_them(self) -> None:
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        items = [{"name": "x", "selectedAddons": [{"name": "y"}] * 1000}] * 100
+        sys.setprofile(count)
+        try:
+            self.refused(items)
+        finally:
+            sys.setprofile(None)
+        self.assertLess(calls, 3000)
 
 
 class BesideTests(SynchronousTestCase):

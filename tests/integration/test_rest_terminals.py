@@ -6,6 +6,9 @@ import http.client
 import json
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
+from posd.client import pending_orders
 from tests.integration.harness import Reply
 from tests.integration.rest_case import RestCase
 from tests.integration.wire_case import until
@@ -327,6 +330,16 @@ class PendingTests(TerminalCase):
         self.assertEqual([each["id"] for each in second["orders"]], [*names[51:], "C-1"])
         self.assertEqual((second["hasMore"], second["next"]), (False, None))
         self.assertGreater(second["lastEventId"], 60)
+        fetched = Deferred.fromCoroutine(self.fetch())
+        self.assertEqual(self.successResultOf(fetched), [*names[:50], *names[51:], "C-1"])
+
+    async def fetch(self) -> list[object]:
+        """What the reference till has after a resync."""
+
+        async def ask(path: str) -> bytes:
+            return self.posd.request("GET", path, key=self.key).content
+
+        return [each["id"] async for each in pending_orders(ask, self.slug)]
 
     def test_a_page_has_a_mebibyte_at_most(self) -> None:
         text = "x" * 50_000

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.security import addresses
 from posd.security.addresses import client_address
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
@@ -68,6 +69,18 @@ class ClientAddressTests(SynchronousTestCase):
         self.assertEqual(client_address("", ["192.0.2.9"], PROXIES), "192.0.2.9")
         self.assertEqual(client_address("", [], PROXIES), "")
         self.assertEqual(client_address("", ["192.0.2.9"], ()), "")
+
+    def test_as_many_hops_are_looked_at_as_there_may_be_proxies(self) -> None:
+        looked: list[str] = []
+        parse = addresses._parse
+
+        def note(text: str) -> object:
+            looked.append(text)
+            return parse(text)
+
+        self.patch(addresses, "_parse", note)
+        self.assertEqual(client_address("10.0.0.1", ["10.0.0.2," * 1700], PROXIES), "10.0.0.2")
+        self.assertEqual(len(looked), 21)
 
     _addresses = st.ip_addresses().map(str)
     _hops = _addresses | st.sampled_from(["10.0.0.1", "10.9.9.9"]) | st.text(max_size=20)

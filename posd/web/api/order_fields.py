@@ -14,7 +14,7 @@ from posd.events import money
 from posd.events.coercion import Unreadable, amount
 from posd.events.fields import Member, Table, snake
 from posd.events.normalise import ADDON, ITEM, TABLES
-from posd.events.parts import Part, choices, objects
+from posd.events.parts import Part, check_parts, choices, objects
 from posd.web.http.models import differ
 
 Find = Callable[[object, frozenset[str]], list[Part]]
@@ -30,7 +30,7 @@ def check(order: Mapping[str, object], currency: str) -> None:
     """Each member has one value, and each amount is one of the currency; null says nothing of it.
 
     Raises `BadRequest` (`invalid_field`) and `Unprocessable` (`invalid_amount`) with the name of the
-    member, as in `items[0].price`.
+    member, as in `items[0].price`, and `Unprocessable` (`invalid_event`) for too many lines.
     """
     _check(order, TABLES["new_order"], currency, "", _PARTS)
 
@@ -68,7 +68,10 @@ def _check(
                 money.parse(value, currency, f"{where}{name}")
     if parts:
         (name, inner, find), *deeper = parts
-        for index, part in enumerate(_objects(sent, name, inner, find)):
+        found = _objects(sent, name, inner, find)
+        if not where:
+            check_parts(found)
+        for index, part in enumerate(found):
             _check(part, inner, currency, f"{where}{name}[{index}].", tuple(deeper))
 
 

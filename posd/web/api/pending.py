@@ -25,7 +25,7 @@ from posd.values import Tenant, TenantId
 from posd.web.api.events import Place as EventPosition
 from posd.web.http.models import UNSET, Success, Taken, Unset, component, plain
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
-from posd.web.http.pieces import in_pieces
+from posd.web.http.pieces import at_once, in_pieces
 from posd.web.http.requests import Answer
 
 _LIMIT: Final = 50
@@ -130,7 +130,7 @@ class PendingOrders:
     async def _write(self, tenant_id: TenantId, found: Sequence[Open]) -> list[jsontext.Written]:
         """The orders as JSON. A long page takes a while, and a tenant has few of those at a time."""
         if sum(len(order.snapshot) for order in found) <= _SHORT_BYTES:
-            return [_written(order) for order in found]
+            return at_once(_all_written(found))
         self._long[tenant_id] = self._long.get(tenant_id, 0) + 1
         try:
             return await in_pieces(_all_written(found))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import tzinfo
 from typing import Annotated, Any, Final
 
 from attrs import define, field, frozen
 from msgspec import Meta
 
-from posd.errors import BadRequest, TooManyRequests, Unprocessable
+from posd.errors import BadRequest, TooLarge, TooManyRequests, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
 from posd.protocol import jsontext
@@ -33,6 +33,7 @@ from posd.web.http.operations import (
     TenantAsk,
     given,
 )
+from posd.web.http.pieces import at_once, in_pieces
 from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
@@ -167,8 +168,11 @@ class Publisher:
         """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
         body = ask.call.json()
         several = "events" in body
+        events = _listed(body["events"]) if several else [body]
+        self.check_sizes(ask.call, events)
         source = Source(zone(ask.tenant.timezone), ask.call.repaired)
-        made = _several(body["events"], source) if several else [one_event(body, "", source)]
+        drafting = _drafts(events, "events[{}]." if several else "", source)
+        made = await in_pieces(drafting) if ask.call.is_long else at_once(drafting)
         published = await self.publish(Publication(ask.tenant.id, made, ask.named(_moved(made))))
         ids = list(published.ids)
         answer = EventGiven(
@@ -191,6 +195,7 @@ class Publisher:
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
+        self.check_sizes(call, [event])
         made = [one_event(event, "event.", Source(zone(tenant.timezone), call.repaired))]
         named = idempotency.named(
             call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
@@ -202,6 +207,21 @@ class Publisher:
             warnings=warned(made),
         )
         return given(answer, replayed=published.replayed)
+
+    def check_sizes(self, call: Call, events: Sequence[object]) -> None:
+        """Raise `TooLarge` (`event_too_large`) for an event that cannot fit, before it is read further.
+
+        An event may become shorter while it is read, but not by half.
+        """
+        allowed = self.sequencer.event_bytes
+        if call.size > 2 * allowed:
+            for event in events:
+                size = len(jsontext.encode(event))
+                if size > 2 * allowed:
+                    raise TooLarge(
+                        f"The event has {size} bytes; {allowed} are allowed.",
+                        code="event_too_large",
+                    )
 
     async def publish(self, publication: Publication) -> Published:
         """Publish within the tenant's rate."""
@@ -263,10 +283,20 @@ def warned(made: Sequence[Draft], *, several: bool = False) -> list[WarningGiven
     return given[:_MOST_WARNINGS] or UNSET
 
 
-def _several(events: object, source: Source) -> list[Draft]:
+def _listed(events: object) -> list[object]:
     if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
         raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
-    return [one_event(event, f"events[{index}].", source) for index, event in enumerate(events)]
+    return events
+
+
+def _drafts(
+    events: Sequence[object], where: str, source: Source
+) -> Generator[None, None, list[Draft]]:
+    made = []
+    for index, event in enumerate(events):
+        made.append(one_event(event, where.format(index), source))
+        yield
+    return made
 
 
 def one_event(event: object, where: str, source: Source) -> Draft:

@@ -157,12 +157,17 @@ class Call:
         """Whether characters of the JSON body were replaced when it was read."""
         return jsontext.needs_repair(self.body)
 
+    @property
+    def is_long(self) -> bool:
+        """Whether what is done with the body is done in pieces."""
+        return self.size > _AT_ONCE
+
     async def parse(self) -> None:
         """Read a long body in pieces, so that `json` has it at once. Raises what `json` does.
 
         A mebibyte of orders takes some twenty milliseconds, in which no till would be served.
         """
-        if self.size > _AT_ONCE:
+        if self.is_long:
             self._check_type()
             with _as_refusal():
                 self._parsed = await in_pieces(jsontext.decode_in_pieces(self.body, depth=_DEPTH))

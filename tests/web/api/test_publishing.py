@@ -28,6 +28,7 @@ from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
+from posd.web.api import publishing
 from posd.web.api.publishing import Publisher
 from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
@@ -67,6 +68,7 @@ class Numbers:
 
     asked: list[Publication] = field(factory=list)
     result: Published | Refusal = PUBLISHED
+    event_bytes: int = 128 * 1024
 
     async def publish(self, publication: Publication) -> Published:
         self.asked.append(publication)
@@ -254,6 +256,29 @@ class EventsTests(PublishingCase):
         self.assertEqual(given.headers["Retry-After"], "1")
         self.clock.advance(0.2)
         self.assertEqual(self.events({"type": "notice", "data": {}}).status, 201)
+
+    def test_an_event_that_cannot_fit_is_refused_before_it_is_read_further(self) -> None:
+        self.numbers.event_bytes = 1024
+        event = {"type": "new_order", "data": {"orderId": "7", "items": [{"name": "x" * 3000}]}}
+        small = {"type": "notice", "data": {}}
+        self.patch(publishing, "one_event", lambda *_: self.fail("it was read"))
+        for given in (
+            self.events(event),
+            self.events({"events": [small, event]}),
+            self.call("/broadcast", {"tenant": "kitchen", "event": event}),
+        ):
+            self.assertRefused(given, 413, "event_too_large")
+        self.assertEqual(self.numbers.asked, [])
+
+    def test_many_small_ones_may_be_long_together(self) -> None:
+        self.numbers.event_bytes = 1024
+        events = [{"type": "notice", "data": {"text": "x" * 900}}] * 50
+        self.assertEqual(self.events({"events": events}).status, 201)
+        self.assertEqual(len(self.numbers.asked[0].drafts), 50)
+
+    def test_an_order_of_too_many_lines_is_refused(self) -> None:
+        data = {"orderId": "7", "items": ["x"] * 2001}
+        self.assertRefused(self.events({"type": "new_order", "data": data}), 422, "invalid_event")
 
     def test_a_rate_that_was_reloaded_counts_for_known_tenants_too(self) -> None:
         self.events({"type": "notice", "data": {}})

@@ -309,6 +309,15 @@ class SiteTests(SynchronousTestCase):
         self.assertTrue(transport.disconnecting)
         self.assertEqual(events, [])
 
+    def test_a_query_of_too_many_parameters_is_refused_before_it_is_read(self) -> None:
+        self.patch(http, "parse_qs", lambda *_: self.fail("it was read"))
+        channel, transport = self.connect()
+        channel.dataReceived(b"GET /?" + b"a&" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        status, body = self.said(transport)
+        self.assertEqual(status, b"HTTP/1.1 400 Bad Request")
+        self.assertEqual(json.loads(body)["code"], "bad_request")
+        self.assertEqual(self.resource.taken, 0)
+
     def test_a_body_that_is_too_large_is_refused_before_it_has_come(self) -> None:
         channel, transport = self.connect()
         channel.dataReceived(_POST + b"Content-Length: %d\r\n\r\n" % (BODY_BYTES + 1))
