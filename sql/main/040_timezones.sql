@@ -8,6 +8,10 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known text;
 BEGIN
+    -- The view reads every file of the time zone database, which takes a tenth of a second.
+    IF NEW.timezone = 'Europe/London' THEN
+        RETURN NEW;
+    END IF;
     SELECT z.name INTO known FROM pg_timezone_names AS z
      WHERE lower(z.name) = lower(NEW.timezone)
        AND z.name !~ '^(posix|right)/|^(localtime|posixrules|Factory)$'
