@@ -152,18 +152,18 @@ class Sequencer(Service):
         try:
             while self._queue or (self._outbox_waits and self.running):
                 requests = self._queue.next_batch()
-                self._outbox_waits = False
+                self._outbox_waits = away = False
                 try:
                     await self._settle(requests, _MOST_ROWS)
                 except Unavailable:
                     # The rows stay in the outbox; the feed wakes us when the database is back.
-                    pass
+                    away = True
                 except Exception:
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
                 # Those of a batch that had to be divided, whose turn did not come.
                 fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
-                if self._queue:
-                    # While the database is away a batch fails at once, and thousands may wait.
+                if away and len(self._queue) >= _MOST_EVENTS:
+                    # Every batch fails at once then. Thousands of answers are not given in one turn.
                     await deferLater(self._reactor, 0)
         finally:
             self._working = False

@@ -1,6 +1,6 @@
 """Thousands of WebSocket clients on one thread, for tests of many tills at once.
 
-A client sends the handshake, reads frames, answers a Close frame, and records when and how its
+A client sends the handshake, reads frames, answers pings and a Close frame, and records when and how its
 connection ended. It parses frames only as far as that needs (RFC 6455 §5.2); `wire.Till` checks them.
 """
 
@@ -19,13 +19,14 @@ from typing import Any, Final, Self
 from attrs import define, field
 
 from tests.integration.harness import Daemon
-from tests.integration.peer import CLOSE, TEXT, frame, handshake, request
+from tests.integration.peer import CLOSE, PING, PONG, TEXT, frame, handshake, request
 
 _AT_ONCE: Final = 100
 """Handshakes that are under way at the same time."""
 _PATIENCE: Final = 300.0
 _ATTEMPT_SECONDS: Final = 10.0
 """How long a deployed till waits for the greeting before it gives up the attempt."""
+_LONGEST_PAUSE: Final = 16
 _RETRY_AFTER: Final = re.compile(rb"(?i)\r\nretry-after: *([0-9]+)")
 
 
@@ -84,7 +85,8 @@ class Member(asyncio.Protocol):
     async def come(self, connect: Callable[[], Awaitable[object]], until: float) -> None:
         """Connect and wait for the greeting; until then, come again after each refusal.
 
-        `until` is a time of `time.monotonic`. Waits as long as the refusal's Retry-After says.
+        `until` is a time of `time.monotonic`. Between two attempts it waits as tills are told to: for
+        Retry-After at least, and longer each time, with a jitter.
         """
         while True:
             self._reset()
@@ -97,8 +99,9 @@ class Member(asyncio.Protocol):
             if self.messages or time.monotonic() > until:
                 break
             self.refusals += 1
-            pause = _RETRY_AFTER.search(self.refusal)
-            await asyncio.sleep(random.uniform(0.5, 1.0) * (int(pause[1]) if pause else 1))
+            told = _RETRY_AFTER.search(self.refusal)
+            pause = max(int(told[1]) if told else 1, min(2**self.refusals, _LONGEST_PAUSE))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
         assert self.messages, (self.refusal, self.code)
 
     def _reset(self) -> None:
@@ -122,6 +125,8 @@ class Member(asyncio.Protocol):
         if opcode == TEXT:
             self.messages += 1
             self.greeted.set()
+        elif opcode == PING:
+            self._transport.write(frame(PONG, payload))
         elif opcode == CLOSE and self.code is None:
             self.code, self.told_at = int.from_bytes(payload[:2], "big"), time.monotonic()
             self._transport.write(frame(CLOSE, payload[:2]))
