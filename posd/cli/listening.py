@@ -302,6 +302,9 @@ def _hopeless(wanted: Subscription, ending: Ending) -> Failure | None:
                 "no posd answers there: see host, port and path of --url, and the proxy before it"
             )
             code = os.EX_PROTOCOL
+        case Fault.NO_SUCH if ending.status != 404:
+            # The server's own words tell which option it does not take.
+            return Failure(printable(ending.reason), os.EX_DATAERR)
         case Fault.NO_SUCH:
             advice, code = "see --url, which has no path of its own, and --tenant", os.EX_DATAERR
         case _:
