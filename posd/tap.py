@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, cast
 
 from twisted.application.service import IService
+from twisted.internet.base import ReactorBase
 from twisted.python.usage import Options as UsageOptions
 
 from posd import __version__
@@ -21,6 +22,7 @@ from posd.daemon.service import EX_CONFIG, Daemon
 from posd.database import dsn
 from posd.errors import ConfigError, StartError
 from posd.monitoring.logs import LEVELS
+from posd.monitoring.monotonic import schedule_by_monotonic_clock
 from posd.security import server_tls as tls
 
 _DEFAULT_CONFIG: Final = "/etc/posd/posd.toml"
@@ -51,6 +53,7 @@ def makeService(options: Options) -> IService:
     """Put the daemon together. Ends the process if a certificate cannot be used."""
     from twisted.internet import reactor
 
+    schedule_by_monotonic_clock(cast(ReactorBase, reactor))
     try:
         return Daemon(reactor, options["path"], options["loaded"], os.environ)
     except StartError as error:

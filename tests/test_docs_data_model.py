@@ -9,8 +9,9 @@ from typing import Any
 import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.database import migrations
+from posd.database import migrations, session_settings
 from posd.database import provisioning as provision
+from posd.database.session_settings import RELIED_ON
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream
 from posd.testing.postgres import test_server
 from tests import documents
@@ -119,10 +120,19 @@ class SettingTests(SynchronousTestCase):
         self.assertEqual({name.rstrip("…") for name in shown}, used)
 
     def test_every_setting_of_a_session_is_named(self) -> None:
-        modules = documents.ROOT.glob("posd/*.py")
-        source = "".join(m.read_text("utf-8") for m in modules if m.stem != "migrations")
+        statements = session_settings.statements(
+            application_name="", statement_timeout=5, lock_timeout=2, idle_in_transaction=5
+        )
         section = documents.text(PAGE).partition("## Settings of posd's sessions")[2]
         named = words_in_code(section.partition("\n## ")[0])
-        self.assertEqual(
-            {*re.findall(r"SET (\w+) =", source)} - {"application_name"} - named, set()
+        used = re.findall(r"SET ([\w.]+) =|set_config\('(\w+)'", statements)
+        self.assertEqual({*map("".join, used)} - {"application_name"} - named, set())
+
+    def test_every_value_that_is_relied_on_is_the_one_of_the_page(self) -> None:
+        (table,) = (
+            t
+            for t in documents.tables(PAGE)
+            if t.section == "Settings of posd's sessions" and len(t.rows) > 10
         )
+        told = {row[0].strip("`"): row[1].strip("`") for row in table.rows}
+        self.assertEqual({name: told[name] for name in RELIED_ON}, RELIED_ON)

@@ -43,12 +43,13 @@ def row(name: str, only: str | None, never: tuple[str, ...] = ()) -> Row:
     return Row(f"posd.{name}" if name else "posd", allowed, never)
 
 
-WORDS = "errors values"
+WORDS = "errors values waiting"
 TABLE = (
     row("", "", NETWORK),
     row("errors", "", NETWORK),
     row("values", "", NETWORK),
     row("files", "", NETWORK),
+    row("waiting", ""),
     row("tap", None),
     # Rules and bytes: no I/O, so every rule of the protocol is tested in memory.
     row("protocol", f"{WORDS}", NETWORK),

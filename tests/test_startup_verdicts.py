@@ -186,6 +186,24 @@ class DsnTests(VerdictCase):
             with self.subTest(dsn=dsn):
                 self.judged(evolve(self.sound, dsn=dsn), False)
 
+    def test_files_that_libpq_passes_over_are_warned_of(self) -> None:
+        password = self.folder / "pgpass"
+        password.write_text("*:*:*:*:x")
+        password.chmod(0o644)
+        for option, word in (
+            (f"passfile={self.folder}/none", "No such file or directory"),
+            (f"passfile={password}", "others can read"),
+            (f"sslrootcert={self.folder}/root.pem", "sslrootcert"),
+        ):
+            with self.subTest(option=option):
+                said = self.judged(evolve(self.sound, dsn=f"host=/nowhere {option}"), False, word)
+                self.assertRegex(said, r"\Awarning: files: database\.dsn names ")
+        password.chmod(0o600)
+        sound = evolve(self.sound, dsn=f"host=/nowhere passfile={password} sslrootcert=system")
+        self.assertEqual(
+            self.judged(evolve(sound, dsn=f"{sound.dsn} sslmode=verify-full"), False), ""
+        )
+
     def test_a_credential_that_is_not_there(self) -> None:
         (self.folder / "credentials").mkdir()
         environ = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
@@ -247,6 +265,7 @@ class ListenerTests(VerdictCase):
             (f"tcp:port={port}:interface=127.0.0.1", f"tcp:port={port}:interface=localhost"),
             (f"tcp:port={port}", f"tcp:port={port}:interface=127.0.0.1"),
             (f"tcp:port={port}:interface=127.0.0.1", rf"tcp:port={port}:interface=\:\:"),
+            (f"haproxy:tcp:{port}:interface=127.0.0.1", f"tcp:port={port}:interface=127.0.0.1"),
             (f"unix:{self.folder}/s", f"unix:address={self.folder}/s:mode=660"),
         ):
             with self.subTest(second=second):
@@ -270,6 +289,10 @@ class ListenerTests(VerdictCase):
     def test_an_address_that_this_machine_does_not_have(self) -> None:
         # TEST-NET-1 (RFC 5737) is nobody's.
         self.judged(evolve(self.plain, endpoints=("tcp:port=0:interface=192.0.2.1",)), True)
+
+    def test_an_address_behind_a_proxy_that_this_machine_does_not_have(self) -> None:
+        elsewhere = "haproxy:tcp:port=0:interface=192.0.2.1"
+        self.judged(evolve(self.plain, endpoints=(elsewhere,)), True, "192.0.2.1")
 
     def test_a_kind_of_endpoint_that_there_is_not(self) -> None:
         self.judged(evolve(self.plain, endpoints=("carrier-pigeon:coop=3",)), True, "pigeon")

@@ -28,10 +28,10 @@ _KNOWN = {
         "posd.maintenance.doctor.database",
         "server.user",
     ): "advice for people, and executed by nobody",
+    ("posd.database.migrations", "int(_LOCK_SECONDS * 1000)"): "an integer",
     ("posd.delivery.feed", "channel"): "four that posd has named itself",
-    ("posd.database.link", "name"): "posd's own words for its sessions",
-    ("posd.database.link", "milliseconds"): "an integer",
-    ("posd.database.link", "role"): "posd, the only one there is",
+    ("posd.database.session_settings", "name"): "settings that posd names itself",
+    ("posd.database.session_settings", "role"): "posd, the only one there is",
     ("posd.database.link", "sql"): "the statement itself, behind a time limit",
     ("posd.database.link", "max(1, int(seconds * 1000))"): "an integer",
     (

@@ -15,8 +15,11 @@ from unittest import SkipTest
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.config.model import Limits
 from posd.daemon import service as daemon
 from posd.database import resources
+from posd.web.http.bounded_request import MOST_UNFINISHED_BYTES
+from posd.web.http.unsent import MOST_BYTES
 
 SERVICES = ("posd.service", "posd@.service")
 SOCKETS = ("posd.socket", "posd@.socket")
@@ -44,6 +47,12 @@ class TheUnit(SynchronousTestCase):
         self.unit = parsed("posd.service")
         self.service = self.unit["Service"]
 
+    def test_a_stop_has_ended_by_itself_before_systemd_kills(self) -> None:
+        for name in SERVICES:
+            patience = float(parsed(name)["Service"]["TimeoutStopSec"].removesuffix("s"))
+            self.assertLess(daemon._STOP_SECONDS, daemon._LAST_RESORT_SECONDS)
+            self.assertLess(daemon._LAST_RESORT_SECONDS, patience)
+
     def test_systemd_is_told_of_readiness_and_of_life_by_the_daemon_itself(self) -> None:
         self.assertEqual(self.service["Type"], "notify")
         self.assertEqual(self.service["NotifyAccess"], "main")
@@ -63,6 +72,28 @@ class TheUnit(SynchronousTestCase):
 
     def test_there_are_descriptors_for_more_tills_than_are_let_in_as_installed(self) -> None:
         self.assertGreater(int(self.service["LimitNOFILE"]), 20_000 * 2)
+
+    def test_what_goes_wrong_in_posd_does_not_take_the_machine_with_it(self) -> None:
+        for name in SERVICES:
+            service = parsed(name)["Service"]
+            self.assertEqual((service["MemoryMax"], service["TasksMax"]), ("1G", "64"))
+            self.assertNotIn("MemoryHigh", service)
+
+    def test_the_bounds_are_more_than_posd_takes_by_its_own_limits(self) -> None:
+        limits = Limits()
+        held = limits.outbox_total + MOST_BYTES + MOST_UNFINISHED_BYTES
+        # And as much again for the interpreter, tills and what is being worked on.
+        self.assertLess(2 * held, 2**30)
+
+    def test_long_answers_are_given_back_to_the_system(self) -> None:
+        for name in SERVICES:
+            (line,) = (each for each in settings(name) if each.startswith("Environment=MALLOC"))
+            given = dict(each.split("=") for each in line.partition("=")[2].split())
+            self.assertEqual(
+                {*given},
+                {f"MALLOC_{each}" for each in ("ARENA_MAX", "MMAP_THRESHOLD_", "TRIM_THRESHOLD_")},
+            )
+            self.assertLess(int(given["MALLOC_MMAP_THRESHOLD_"]), 128 * 1024)
 
     def test_twistd_stays_in_the_foreground_and_leaves_no_file_behind(self) -> None:
         program, *arguments = shlex.split(self.service["ExecStart"])

@@ -13,7 +13,6 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 
-import psycopg2
 from attrs import define, field, frozen
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
@@ -26,6 +25,7 @@ from posd.cli.failures import Failure
 from posd.cli.reactor import CommandReactor
 from posd.cli.sample_orders import INSERT_ITEM, INSERT_ORDER, SampleOrder, sample_order
 from posd.client import Connected, Ending, ReceivedEvent, Till
+from posd.database import migrations
 from posd.protocol import jsontext
 
 T = TypeVar("T")
@@ -156,7 +156,8 @@ class Play:
 
 def _by_sql(stage: Stage, order: SampleOrder) -> datetime | None:
     """Write an order as a shop does, with its items, in one transaction; when it was committed."""
-    with closing(psycopg2.connect(stage.dsn)) as connection:
+    with closing(migrations.connect(stage.dsn)) as connection:
+        connection.autocommit = False
         with connection.cursor() as cursor:
             cursor.execute(INSERT_ORDER, order.row())
             (order_id,) = cursor.fetchone()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorCore, IReactorThreads, IReactorTime
 from twisted.internet.task import react
@@ -13,6 +14,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogBeginner
 from zope.interface import implementer
 
 from posd.monitoring.logs import LogObserver
+from posd.monitoring.monotonic import schedule_by_monotonic_clock
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
     errors: list[Exception] = []
 
     async def captured(reactor: CommandReactor) -> None:
+        schedule_by_monotonic_clock(cast(ReactorBase, reactor))
         try:
             results.append(await main(reactor))
         except Exception as error:

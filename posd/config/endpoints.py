@@ -110,9 +110,10 @@ class Systemd:
 
 @frozen
 class Other:
-    """A kind that is not judged here: a plugin's, or any that is wrapped by `haproxy:`."""
+    """A kind that is not judged here: a plugin's, or `haproxy:`, which wraps the endpoint `inner`."""
 
     kind: str
+    inner: Endpoint | None = None
 
 
 Known: TypeAlias = Tcp | Tcp6 | Unix | Systemd
@@ -133,8 +134,7 @@ def read(description: str) -> Endpoint:
     if kind in _OWN_TLS:
         raise ValueError(f'"{kind}:" would pass by [tls]; write "tcp:…" and tls = true')
     if kind == "haproxy":
-        read(":".join(arguments))
-        return Other(kind)
+        return Other(kind, read(":".join(arguments)))
     if kind in _KNOWN:
         return _bind(_KNOWN[kind], arguments)
     if near := difflib.get_close_matches(kind, [*_KNOWN, "haproxy"], n=1):
@@ -167,18 +167,21 @@ def is_local(endpoint: Endpoint) -> bool:
 
 def collide(first: str, second: str) -> bool:
     """Tell whether two descriptions name one socket, so that the second cannot be opened."""
-    if first == second:
-        return not _any_port(read(first))
-    match read(first), read(second):
+    match _socket(read(first)), _socket(read(second)):
+        case Tcp(port=0) | Tcp6(port=0), _:
+            return False
         case Unix(address=one), Unix(address=other):
             return one == other
         case (Tcp() | Tcp6() as one, Tcp() | Tcp6() as other):
-            return one.port == other.port != 0 and _overlap(one.interface, other.interface)
-    return False
+            return one.port == other.port and _overlap(one.interface, other.interface)
+    return first == second
 
 
-def _any_port(endpoint: Endpoint) -> bool:
-    return isinstance(endpoint, Tcp | Tcp6) and endpoint.port == 0
+def _socket(endpoint: Endpoint) -> Endpoint:
+    """What is opened: the endpoint within those that wrap another."""
+    while isinstance(endpoint, Other) and endpoint.inner is not None:
+        endpoint = endpoint.inner
+    return endpoint
 
 
 def _overlap(one: str, other: str) -> bool:

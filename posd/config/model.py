@@ -104,6 +104,7 @@ class Limits:
     requests_per_second_per_credential: Annotated[int, Whole()] = 50
     bytes_per_second_per_credential: Annotated[int, Size("16KiB", "1GiB")] = MIB
     requests_per_second_per_address: Annotated[int, Whole()] = 200
+    points_per_day_per_till: Annotated[int, Whole()] = 100_000
 
 
 @frozen

@@ -30,11 +30,14 @@ from twisted.python.components import Componentized
 from posd.config import endpoints as endpoint_syntax
 from posd.config.model import Config, Listener
 from posd.daemon import systemd
+from posd.daemon.accepting import Rests
 from posd.daemon.reload import Reload
+from posd.daemon.stopping import Stopping
 from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
 from posd.events import phones
 from posd.monitoring import health, logs
+from posd.security import handshakes
 from posd.security.certificate_watch import Renewal
 from posd.security.server_tls import ServerTLS
 from posd.security.validity import Validity
@@ -45,6 +48,10 @@ EX_CONFIG: Final = 78
 # place tries again after one second, three, seven (tcp(7), tcp_syn_retries).
 BACKLOG: Final = 4096
 _DRAIN_SECONDS: Final = 5.0
+_LISTENER_SECONDS: Final = 2.0
+# For all parts together, of which each has its own bound; less than TimeoutStopSec= of the unit.
+_STOP_SECONDS: Final = 30.0
+_LAST_RESORT_SECONDS: Final = 40.0
 _STATUS_SECONDS: Final = 0.5
 _USED_SECONDS: Final = 60.0
 _RECHECK_SECONDS: Final = 1.0
@@ -73,10 +80,13 @@ class Daemon(Service):
             LoopingCall(self._tell_status): _STATUS_SECONDS,
             LoopingCall(self._note_used): _USED_SECONDS,
         }
+        self._handshakes = handshakes.Turns(reactor)
         self._watchdog: Service | None = None
         self._ports: list[IListeningPort] = []
         self._ready = False
         self._failed = False
+        self._is_process = False
+        self._stalled: list[str] = []
         self._status = ""
         self._parts = Parts(reactor, settings, self._certificate, self._reload_failed)
         self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
@@ -100,7 +110,9 @@ class Daemon(Service):
             timer.start(seconds, now=False)
         interval = systemd.watchdog_interval(self._environ)
         if interval is not None:
-            self._watchdog = systemd.Watchdog(self._reactor, self._notifier, interval)
+            self._watchdog = systemd.Watchdog(
+                self._reactor, self._notifier, interval, self._is_alive
+            )
             self._watchdog.startService()
         # twist begins to log only then, and what is critical before that it prints and logs.
         self._reactor.callWhenRunning(self._begin)
@@ -153,7 +165,10 @@ class Daemon(Service):
                 return
 
     async def _stop(self) -> None:
-        """Nobody new comes in; then everything ends in order."""
+        """Nobody new comes in; then everything ends in order, and in time."""
+        stopping = Stopping(self._reactor, _STOP_SECONDS)
+        if self._is_process:
+            stopping.end_anyway(_LAST_RESORT_SECONDS, os.EX_SOFTWARE)
         began, tills = self._reactor.seconds(), len(self._parts.exchange)
         self._notifier.stopping()
         for timer in self._timers:
@@ -161,10 +176,10 @@ class Daemon(Service):
                 timer.stop()
         self._say(f"stopping, {tills} terminals are sent home")
         for port in self._ports:
-            await _finished(port.stopListening())
+            await stopping.part("a listener", _LISTENER_SECONDS, port.stopListening)
         if self._renewal is not None and self._renewal.running:
             self._renewal.stopService()
-        await self._parts.stop(_DRAIN_SECONDS)
+        await self._parts.stop(stopping, _DRAIN_SECONDS)
         self._log.info(
             "stopped in {seconds:.1f} s, with {tills} terminals that were sent home",
             seconds=self._reactor.seconds() - began,
@@ -182,9 +197,10 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = TLSEndpoint(self._tls, endpoint)
+                endpoint = TLSEndpoint(self._tls, endpoint, self._handshakes)
             port = await endpoint.listen(site)
             self._ports.append(port)
+            Rests(self._reactor, port)
             if listener.trusted and not is_local(port.getHost()):
                 raise StartError("others can reach it, so it cannot be trusted")
             address = port.getHost()
@@ -197,7 +213,21 @@ class Daemon(Service):
         refused = self._renewal is not None and self._renewal.refused
         return refused or bool(self._reloaded.trouble)
 
+    def _is_alive(self) -> bool:
+        """Whether systemd may be told so; a loop that no longer tries is only mended by a restart."""
+        return not self._parts.stalled()
+
+    def _look_for_stalled(self) -> None:
+        stalled = self._parts.stalled()
+        if stalled and stalled != self._stalled:
+            self._log.critical(
+                "no attempt for a minute: {parts}; posd is not ready, and its watchdog restarts it",
+                parts=", ".join(stalled),
+            )
+        self._stalled = stalled
+
     def _tell_status(self) -> None:
+        self._look_for_stalled()
         missing = self._parts.health.missing()
         if not missing:
             if not self._ready:
@@ -235,6 +265,7 @@ class Daemon(Service):
 
     def _take_signals(self) -> None:
         """SIGTERM is a clean stop, status 0; Twisted's own handler would end by the signal again."""
+        self._is_process = True
         stop = partial(self._reactor.callFromThread, self._end)
         signal.signal(signal.SIGTERM, lambda *_: stop())
         reload = partial(self._reactor.callFromThread, self._reload)
@@ -291,8 +322,3 @@ def _exit_config() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EX_CONFIG)
-
-
-async def _finished(stopping: Any) -> None:
-    if isinstance(stopping, Deferred):
-        await stopping

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from twisted.application.service import Service
@@ -43,6 +43,11 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
+        self._out: socket.socket | None = None
+        if self._address is not None:
+            # Kept open: with no descriptor left, a sign of life could not be given otherwise.
+            self._out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._out.settimeout(_PATIENCE)
 
     @property
     def enabled(self) -> bool:
@@ -74,12 +79,10 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
-        if self._address is None:
+        if self._address is None or self._out is None:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.settimeout(_PATIENCE)
-                out.sendto(message.encode(errors="replace"), self._address)
+            self._out.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
             _log.warn("systemd was not told {message!r}: {error}", message=message, error=error)
 
@@ -124,17 +127,25 @@ def is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
 
 
 class Watchdog(Service):
-    """Gives a sign of life twice per interval for as long as the reactor turns.
+    """Gives a sign of life twice per interval while the reactor turns and `alive` says so.
 
-    It asks nothing else: a lost database is not a reason for systemd to kill the daemon, a reactor
-    that is stuck is. `interval` is in seconds, from `watchdog_interval`.
+    A lost database is not a reason for systemd to kill the daemon. A reactor that is stuck is one, and
+    so is a loop that no longer tries. `interval` is in seconds, from `watchdog_interval`.
     """
 
     name = "watchdog"
 
-    def __init__(self, reactor: IReactorTime, notifier: Notifier, interval: float) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        notifier: Notifier,
+        interval: float,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._half = interval / 2
-        self._loop = LoopingCall(notifier.watchdog)
+        self._notifier = notifier
+        self._alive = alive
+        self._loop = LoopingCall(self._look)
         self._loop.clock = reactor
 
     def startService(self) -> None:
@@ -146,6 +157,10 @@ class Watchdog(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         if self._loop.running:
             self._loop.stop()
+
+    def _look(self) -> None:
+        if self._alive():
+            self._notifier.watchdog()
 
 
 def inherited_names(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from posd.config.model import Config, Listener
 from posd.daemon.gauges import Gauges
+from posd.daemon.stopping import Stopping
 from posd.database import migrations
 from posd.database.link import Link, Session
 from posd.database.pool import Database
@@ -59,12 +60,16 @@ from posd.web.http.rate_gate import RateGate
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
+from posd.web.http.turns import Turns
+from posd.web.http.unsent import UnsentAnswers
 from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
 
 # Connections that have not become a till's yet: handshakes and REST calls.
 _SPARE_CHANNELS: Final = 2000
+_PART_SECONDS: Final = 5.0
+"""What a part has to end in: as long as a statement that is under way may take as installed."""
 
 # Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
 _OUTBOX_SECONDS: Final = 60.0
@@ -108,6 +113,8 @@ class Parts:
     lag: Lag = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
+    unsent: UnsentAnswers = field(init=False)
+    loyalty: LoyaltyPoints = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         reactor, limits, node_id = self.reactor, self.settings.limits, uuid4()
@@ -183,7 +190,9 @@ class Parts:
         self.retention = Retention(
             reactor, self.database, node_id, self.settings.delivery.retention
         )
-        self.reception = Reception(self.authenticator, reactor.seconds, self.strangers)
+        self.reception = Reception(
+            self.authenticator, reactor.seconds, self.strangers, Turns(reactor)
+        )
         self.publisher = Publisher(
             self.reception,
             self.sequencer,
@@ -191,11 +200,13 @@ class Parts:
             reactor.seconds,
         )
         self.monitor = Monitor(self._report)
+        self.unsent = UnsentAnswers(reactor)
+        self.loyalty = LoyaltyPoints(self.database, limits.points_per_day_per_till)
         self.health = Health(
             {
-                "database": lambda: self.database.up,
-                "feed": lambda: self.feed.up,
-                "sequencer": lambda: self.numbering.up,
+                "database": lambda: self.database.up and not self.database.stalled,
+                "feed": lambda: self.feed.up and not self.feed.stalled,
+                "sequencer": lambda: self.numbering.up and not self.sequencer.stalled,
                 "listeners": lambda: self.listening,
                 "schema": lambda: self.fitting,
                 "books": lambda: not self.presence.overdue,
@@ -208,6 +219,15 @@ class Parts:
                 "tenants": lambda: self.sequencer.serves_all,
             },
         )
+
+    def stalled(self) -> list[str]:
+        """The names of the parts that have made no attempt for a minute and will make none."""
+        stalled = {
+            "database": self.database.stalled,
+            "feed": self.feed.stalled,
+            "sequencer": self.sequencer.stalled,
+        }
+        return [name for name, is_so in stalled.items() if is_so]
 
     async def _recognise(self, session: Session) -> None:
         """Name streams anew where the database is not the one that it was.
@@ -239,28 +259,24 @@ class Parts:
         ):
             part.startService()
 
-    async def stop(self, drain_seconds: float) -> None:
-        """Send the tills home, commit what was accepted, close the books; what others need last.
-
-        A part that fails at it is logged and holds up no other.
-        """
-        for ending in (
-            self.lag.stopService,
-            lambda: self.exchange.drain(drain_seconds),
-            self.retention.stopService,
-            self.sequencer.stopService,
-            self.exchange.stopService,
-            self.presence.stopService,
-            self.feed.stopService,
-            self.numbering.stopService,
-            self.database.stopService,
+    async def stop(self, stopping: Stopping, drain_seconds: float) -> None:
+        """Send the tills home, commit what was accepted, close the books; what others need last."""
+        for name, seconds, ending in (
+            ("the measuring of lag", _PART_SECONDS, self.lag.stopService),
+            (
+                "the drain of tills",
+                2 * drain_seconds + _PART_SECONDS,
+                lambda: self.exchange.drain(drain_seconds),
+            ),
+            ("retention", _PART_SECONDS, self.retention.stopService),
+            ("the sequencer", _PART_SECONDS, self.sequencer.stopService),
+            ("the exchange", _PART_SECONDS, self.exchange.stopService),
+            ("presence", _PART_SECONDS, self.presence.stopService),
+            ("the feed", _PART_SECONDS, self.feed.stopService),
+            ("the sequencer's connection", _PART_SECONDS, self.numbering.stopService),
+            ("the pool of connections", _PART_SECONDS, self.database.stopService),
         ):
-            try:
-                ended = ending()
-                if ended is not None:
-                    await ended
-            except Exception:
-                _log.failure("a part could not be stopped in order")
+            await stopping.part(name, seconds, ending)
 
     def site(self, listener: Listener) -> BoundedSite:
         """What one listener serves."""
@@ -272,7 +288,7 @@ class Parts:
         )
         rooms = Rooms(gate, self.reception, self.operations)
         served = self.instruments.served
-        door = Door(listener.trusted, listener.proxies, served)
+        door = Door(listener.trusted, listener.proxies, served, self.unsent)
         root = Root(door, rooms)
         return BoundedSite(
             root,
@@ -304,7 +320,7 @@ class Parts:
             *self.monitor.operations,
             *DailyReports(self.database).operations,
             *GiftCards(self.database).operations,
-            *LoyaltyPoints(self.database).operations,
+            *self.loyalty.operations,
             *Operators(self.database, migrations.expected()["tenant"]).operations,
             *OperatorKeys(self.database).operations,
             *health.operations,
@@ -348,6 +364,7 @@ class Parts:
         self.rates.bytes_per_credential = limits.bytes_per_second_per_credential
         self.rates.requests_per_address = limits.requests_per_second_per_address
         self.publisher.per_second = limits.publish_per_second_per_tenant
+        self.loyalty.points_per_day = limits.points_per_day_per_till
         self.retention.seconds = delivery.retention
         self.settings = settings
         self.authenticator.forget_all()

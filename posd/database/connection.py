@@ -3,22 +3,26 @@
 The only importer of txpostgres, and of psycopg2 in the daemon: nothing untyped and no exception of
 theirs gets past this module. What comes out of a statement is `ConnectionLost`, `Busy` (a time limit
 or a collision), another `Unavailable` (a full disk) or `StatementFailed` (all the rest).
+
+Whatever the libraries raise, `close` closes and raises nothing, and what is awaited ends: a
+connection that a library fails at is logged once, closed, and replaced by its link.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import psycopg2
 from psycopg2.extensions import Notify
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionClosed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
+from posd.database import session_settings
+from posd.database.watch import NoSocket, Watch, shortage
 from posd.errors import Busy, StatementFailed, Unavailable
 
 T = TypeVar("T")
@@ -38,6 +42,8 @@ _LOST: Final = ("08", "57P", "25006")
 # insufficient_resources (a full disk), system_error: the statement is as good as it ever was
 _UNABLE: Final = ("53", "58")
 
+_OF_VALUES: Final = (ValueError, TypeError, ArithmeticError)
+
 
 class ConnectionLost(Unavailable):
     """The connection ended before the answer to a statement was there."""
@@ -46,12 +52,16 @@ class ConnectionLost(Unavailable):
         super().__init__("The connection to the database was lost.", retry_after=1)
 
 
+class _Ended(Exception):
+    """What is awaited will not come: the connection was closed, or a library failed at it."""
+
+
 class Connection:
     """A connection, from when it is made until it is lost or closed; it is not made again.
 
-    `lost` is told, in some words, when it ends by itself after it was open, whether somebody was
-    using it or not; `notified` the channel and payload of each NOTIFY. It runs one statement at a
-    time.
+    `lost` is called with the connection and a line of text when it ends by itself after it was open,
+    while it is in use or idle; `notified` with the channel and payload of each NOTIFY. A connection
+    runs one statement at a time.
     """
 
     _log = Logger()
@@ -62,55 +72,136 @@ class Connection:
         lost: Callable[[Connection, str], None],
         notified: Callable[[str, str], None] | None = None,
     ) -> None:
+        self._reactor = reactor
         self._lost = lost
+        self._notified = notified
         self._open = False
-        self._raw = _RawConnection(reactor, self._ended)
-        if notified is not None:
-            self._raw.tell(notified)
+        self._told = False
+        self._awaited: Deferred[Any] | None = None
+        self._raw = self._new_raw()
 
     async def open(self, dsn: str) -> None:
         """Connect. Raises `Unavailable` in the words of libpq."""
         try:
-            await self._raw.connect(dsn)
-        except (psycopg2.Error, ConnectionClosed) as error:
+            given = session_settings.connection_string(dsn)
+            await self._await(self._raw.connect(given))
+            if self._raw.escapes_backslashes:
+                self._shut()
+                self._raw = self._new_raw()
+                await self._await(self._raw.connect(session_settings.with_standard_strings(given)))
+                if self._raw.escapes_backslashes:
+                    raise Unavailable(session_settings.UNQUOTABLE)
+            self._raw.watch.settled = self._open = True
+        except (psycopg2.Error, OSError, _Ended) as error:
+            # OSError: no descriptor is left to watch the connection with.
+            # libpq says nothing where it cannot open a socket.
+            raise Unavailable(line(error if str(error) else shortage() or error)) from error
+        except (CancelledError, Unavailable):
+            raise
+        except Exception as error:
+            self._tell(error)
             raise Unavailable(line(error)) from error
-        self._open = True
 
     async def run(self, sql: str, parameters: Parameters = (), *, rows: bool) -> list[Row]:
         """Run a statement; its rows, if they are wanted.
 
-        Whoever cancels it gives up the connection too: to let PostgreSQL know, libpq would have to
-        be waited for, and the reactor with it.
+        To cancel it gives up the connection too: to let PostgreSQL know, libpq would have to be
+        waited for, and the reactor with it.
         """
         try:
             cursor = self._raw.cursor()
             # psycopg2 looks for placeholders only where there are parameters.
-            await _abandonable(cursor.execute(sql, parameters or None), self._raw.given_up)
+            await self._await(cursor.execute(sql, parameters or None))
             return cursor.fetchall() if rows else []
         except psycopg2.Error as error:
-            # Without its cause, whose DETAIL has whole rows in it: whoever prints a traceback, prints
-            # those too.
+            # Without its cause, whose DETAIL has whole rows in it: a traceback would print them.
             raise self._judge(error) from None
-        except ConnectionClosed as error:
-            # It was closed meanwhile.
+        except _Ended as error:
+            raise ConnectionLost from error
+        except CancelledError:
+            raise
+        except Exception as error:
+            if isinstance(error, _OF_VALUES) and self._raw.at_rest:
+                # psycopg2 could not write a parameter, or could not read a result.
+                raise
+            self._fail(error)
             raise ConnectionLost from error
 
     def close(self) -> None:
-        """Close it, however far it came; what runs on it fails."""
+        """Close it, however far it came; what runs on it fails. Raises nothing."""
         self._open = False
-        self._raw.shut()
+        self._shut()
+        self._end_awaited("the connection was closed")
+
+    def _new_raw(self) -> _RawConnection:
+        raw = _RawConnection(self._reactor, self._ended, self._fail)
+        if self._notified is not None:
+            raw.tell(self._notified)
+        return raw
+
+    def _shut(self) -> None:
+        for step in (self._raw.watch.close, self._raw.shut):
+            try:
+                step()
+            except Exception as error:
+                self._tell(error)
+
+    def _await(self, result: Deferred[T]) -> Deferred[T]:
+        """What txpostgres will bring, unless the connection ends before.
+
+        The Deferred of txpostgres is never cancelled: it tells a result in the reactor's next turn,
+        and tells it also to a caller that cancels in this one.
+        """
+
+        def give_up(_: Deferred[T]) -> None:
+            self._awaited = None
+            self._ended("a statement was given up")
+
+        def bring(result: T | Failure) -> None:
+            if self._awaited is awaited:
+                self._awaited = None
+                if isinstance(result, Failure):
+                    awaited.errback(result)
+                else:
+                    awaited.callback(result)
+
+        awaited: Deferred[T] = Deferred(give_up)
+        self._awaited = awaited
+        result.addBoth(bring)
+        return awaited
+
+    def _end_awaited(self, trouble: str) -> None:
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            awaited.errback(_Ended(trouble))
 
     def _ended(self, trouble: str) -> None:
         if self._open:
             self._open = False
             self._lost(self, trouble)
 
+    def _fail(self, error: Exception) -> None:
+        """Something raised where nobody expects it: the connection cannot be trusted any more."""
+        if not isinstance(error, (psycopg2.Error, NoSocket)):
+            self._tell(error)
+        self._ended(line(error))
+        self._end_awaited(line(error))
+
+    def _tell(self, error: Exception) -> None:
+        """Log what a library raised, once for a connection."""
+        if not self._told:
+            self._told = True
+            self._log.failure(
+                "a library failed at a connection to the database; posd makes another one",
+                Failure(error),
+            )
+
     def _judge(self, error: psycopg2.Error) -> Exception:
         """Translate, and say so if it is the connection that failed."""
         sqlstate = error.pgcode or ""
         # Without a code PostgreSQL never answered, unless psycopg2 itself did not like the statement.
         unanswered = not sqlstate and not isinstance(error, psycopg2.ProgrammingError)
-        if self._raw.closed or unanswered or sqlstate.startswith(_LOST):
+        if self._raw.gone or unanswered or sqlstate.startswith(_LOST):
             self._ended(line(error))
             return ConnectionLost()
         if sqlstate.startswith(_BUSY):
@@ -139,16 +230,42 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
     cursorFactory = _RawCursor
 
-    def __init__(self, reactor: DatabaseReactor, ended: Callable[[str], None]) -> None:
-        super().__init__(reactor)
+    def __init__(
+        self,
+        reactor: DatabaseReactor,
+        ended: Callable[[str], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self.watch = Watch(reactor, failed)
         self.ended = ended
+        super().__init__(self.watch)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be done with it any more."""
+        return bool(self._asked(lambda raw: raw.closed, True))
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is open and no statement is under way."""
+        return bool(self._asked(lambda raw: not raw.closed and not raw.isexecuting(), False))
+
+    @property
+    def escapes_backslashes(self) -> bool:
+        """Whether a backslash means something in a plain literal, as psycopg2 found it."""
+        setting = "standard_conforming_strings"
+        return bool(self._asked(lambda raw: raw.get_parameter_status(setting) == "off", False))
 
     def doRead(self) -> None:
-        try:
+        """Move on; and once it is open, go on listening.
+
+        txpostgres would listen while it connects too, where libpq may only be asked again for what
+        it has said that it waits for.
+        """
+        if self.watch.settled:
             super().doRead()
-        except (psycopg2.Error, ValueError) as error:
-            # ValueError: it was lost while it was made, and has no descriptor to watch any more.
-            self.ended(line(error))
+        else:
+            txpostgres._PollingMixin.doRead(self)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor watches it no more, so whatever comes would not be heard."""
@@ -163,35 +280,17 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
         self.addNotifyObserver(observe)
 
-    def given_up(self) -> None:
-        """Nobody waits for the statement that runs."""
-        self.ended("a statement was given up")
-
     def shut(self) -> None:
-        if self._connection is not None:
-            self.close()
+        """Close psycopg2's connection, if there is one. What was awaited of it never comes."""
+        if self._connection is not None and not self._connection.closed:
+            self._connection.close()
 
-
-def _abandonable(statement: Deferred[T], abandon: Callable[[], None]) -> Deferred[T]:
-    """What a statement will bring, for somebody who may cancel.
-
-    txpostgres tells a result in the reactor's next turn, and tells it too to whoever cancels in this
-    one; so its own Deferred is never cancelled.
-    """
-    wanted = True
-
-    def give_up(_: Deferred[T]) -> None:
-        nonlocal wanted
-        wanted = False
-        abandon()
-
-    def bring(result: T | Failure) -> None:
-        if wanted:
-            awaited.callback(cast(T, result))
-
-    awaited: Deferred[T] = Deferred(give_up)
-    statement.addBoth(bring)
-    return awaited
+    def _asked(self, question: Callable[[Any], object], otherwise: bool) -> object:
+        """The answer of psycopg2's connection, or `otherwise` if it has none."""
+        try:
+            return question(self._connection)
+        except Exception:
+            return otherwise
 
 
 def line(error: BaseException) -> str:

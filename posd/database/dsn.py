@@ -8,6 +8,8 @@ host, so no server is contacted.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import psycopg2
@@ -22,6 +24,24 @@ _INTEGERS: Final = (
 """Options that libpq reads only once a socket is open; then it would fail again and again."""
 
 _UNKNOWN_OPTION: Final = re.compile(r'invalid (?:connection option|URI query parameter:?) "(\w+)"')
+
+
+_FILES: Final = {
+    "passfile": "so no password is read from it",
+    "sslrootcert": "so the server's certificate cannot be verified",
+    "sslcert": "so this client has no certificate",
+    "sslkey": "so this client has no certificate",
+}
+"""Options that name a file, and what follows where libpq cannot read it."""
+
+
+def files(dsn: str) -> Iterator[tuple[str, Path, str]]:
+    """Yield the files that a valid connection string names: the option, the path, and what it is for."""
+    options = parse_dsn(dsn)
+    for name, consequence in _FILES.items():
+        # "system" stands for the authorities of OpenSSL, and an empty value for none.
+        if options.get(name) and options[name] != "system":
+            yield name, Path(options[name]), consequence
 
 
 def problem(dsn: str) -> str | None:

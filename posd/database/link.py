@@ -8,28 +8,35 @@ any transaction.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from posd.database import session_settings
 from posd.database.connection import Connection, ConnectionLost, line
 from posd.database.connection import DatabaseReactor as DatabaseReactor
 from posd.database.connection import Parameters as Parameters
 from posd.database.connection import Row as Row
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
+from posd.waiting import Pulse, within
 
 T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
+_MOST_WAITING: Final = 5000
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0
+_LOCK_SECONDS: Final = 2.0
+_IDLE_SECONDS: Final = 5.0
+_NO_ANSWER: Final = "no answer in time"
 # The same where somebody waits who has a deadline.
 _LAST_GRACE_SECONDS: Final = 0.5
 
@@ -56,8 +63,9 @@ class Link(Service):
     down, and when PostgreSQL will not have it; `notified` gets the channel and payload of each
     NOTIFY. A `quiet` link leaves it to another one to log that the server is away.
 
-    Statements wait for each other; while the link is down they fail at once with `Unavailable`.
-    Whoever gives up a running statement gives up the connection with it.
+    Statements wait for each other in their order, up to 5,000 of them. While the link is down, and
+    when it goes down, they fail at once with `Unavailable`. To cancel a running statement gives up
+    the connection with it.
     """
 
     _log = Logger()
@@ -78,13 +86,21 @@ class Link(Service):
         self._reactor = reactor
         self._dsn = dsn
         self._statement_timeout = statement_timeout
-        self._settings = _settings(name, statement_timeout, role)
+        self._settings = session_settings.statements(
+            application_name=name,
+            statement_timeout=statement_timeout,
+            lock_timeout=_LOCK_SECONDS,
+            idle_in_transaction=_IDLE_SECONDS,
+            role=role,
+        )
         self._prepare = prepare
         self._changed = changed
         self._notified = notified
         self._quiet = quiet
         self._connection: Connection | None = None
-        self._turn = DeferredLock()
+        self._taken = False
+        self._waiting: deque[Deferred[None]] = deque()
+        self._passing_on = False
         self._retry: Deferred[None] | None = None
         self._loop: Deferred[None] = succeed(None)
         self._gone: Deferred[None] | None = None
@@ -93,9 +109,17 @@ class Link(Service):
         """Why the link is not up, as PostgreSQL or libpq said it; None while it is."""
         self.refusal: StatementFailed | None = None
         """What a server that is there has against the link; None if it has been up since."""
+        self.pulse = Pulse()
+        """Beats when a connection or a statement is begun."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it is down and has not tried to connect for a minute."""
+        return bool(self.running) and not self.up and self.pulse.stalled
 
     def startService(self) -> None:
         Service.startService(self)
+        self.pulse.beat()
         self._loop = Deferred.fromCoroutine(self._keep_up())
         self._loop.addErrback(lambda failure: self._log.failure("link ended", failure=failure))
 
@@ -134,25 +158,70 @@ class Link(Service):
         return await self._in_turn(whole)
 
     def drop(self) -> None:
-        """Close the connection; while the service runs, another is made."""
+        """Close the connection; while the service runs, another one is made. Raises nothing."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        if self.up:
-            self.up = False
-            self._changed(self)
         gone, self._gone = self._gone, None
-        if gone is not None:
-            gone.callback(None)
+        was_up, self.up = self.up, False
+        try:
+            if connection is not None:
+                connection.close()
+            if was_up:
+                self._tell_changed()
+            self._fail_waiting()
+        finally:
+            # Whatever became of the rest, the loop goes on.
+            if gone is not None:
+                gone.callback(None)
 
     async def _in_turn(self, work: Callable[[_Bound], Awaitable[T]]) -> T:
-        await self._turn.acquire()
+        if not self.up:
+            raise _unreachable()
+        if self._taken or self._waiting:
+            await self._turn()
+        self._taken = True
         try:
             if not self.up or self._connection is None:
-                raise Unavailable("The database cannot be reached.", retry_after=2)
+                raise _unreachable()
             return await work(_Bound(self, self._connection))
         finally:
-            self._turn.release()
+            self._taken = False
+            self._pass_on()
+
+    def _turn(self) -> Deferred[None]:
+        """Fires when it is one's turn."""
+        if len(self._waiting) >= _MOST_WAITING:
+            raise Busy("Too many statements wait for the database.", retry_after=1)
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        return waiter
+
+    def _pass_on(self) -> None:
+        """Let those who wait have their turn, one after the other.
+
+        A turn may be over before `callback` returns. It does not call the next one from there, where
+        each would run inside the one before it; the loop that is under way does.
+        """
+        if self._passing_on:
+            return
+        self._passing_on = True
+        try:
+            while self._waiting and not self._taken:
+                # Nobody else may come in between.
+                self._taken = True
+                self._waiting.popleft().callback(None)
+        finally:
+            self._passing_on = False
+
+    def _fail_waiting(self) -> None:
+        """Whose turn has not come need not wait for the one who has it: nothing can be done."""
+        while self._waiting:
+            self._waiting.popleft().errback(_unreachable())
+
+    def _tell_changed(self) -> None:
+        try:
+            self._changed(self)
+        except Exception:
+            self._log.failure("a change of a link to the database could not be followed")
 
     def _holds(self, connection: Connection) -> bool:
         return connection is self._connection
@@ -168,6 +237,7 @@ class Link(Service):
         """Run a statement on that very connection; on its successor it would mean another thing."""
         if not self._holds(connection):
             raise ConnectionLost
+        self.pulse.beat()
         if patience is None:
             patience = self._statement_timeout + _GRACE_SECONDS
         watchdog = self._watch(connection, patience)
@@ -181,7 +251,14 @@ class Link(Service):
         pause = _FIRST_RETRY_SECONDS
         while self.running:
             gone: Deferred[None] = Deferred()
-            if await self._connect(gone):
+            try:
+                up = await self._connect(gone)
+            except Exception:
+                # Not even a mistake of posd's own may end this loop.
+                self._log.failure("a connection to the database could not be made")
+                self.drop()
+                up = False
+            if up:
                 pause = _FIRST_RETRY_SECONDS
                 await gone
             if not self.running:
@@ -194,31 +271,33 @@ class Link(Service):
             pause = min(pause * 2, _LAST_RETRY_SECONDS)
 
     async def _connect(self, gone: Deferred[None]) -> bool:
+        self.pulse.beat()
         self._connection = connection = Connection(self._reactor, self._end, self._notified)
-        watchdog = self._watch(connection, _CONNECT_SECONDS)
         try:
-            await connection.open(self._dsn)
-            bound = _Bound(self, connection)
-            await bound.execute(self._settings)
-            if self._prepare is not None:
-                await self._prepare(bound)
+            await within(self._reactor, _CONNECT_SECONDS, self._open(connection))
+        except TimeoutError:
+            self._end(connection, _NO_ANSWER)
         except Exception as error:
             # Any reason will do: a refused role and a server that is away both mean "later".
             self._end(connection, line(error))
             if isinstance(error, StatementFailed):
                 self.refusal = error
-                self._changed(self)
-        finally:
-            if watchdog.active():
-                watchdog.cancel()
+                self._tell_changed()
         if not self._holds(connection):
             return False
         self._gone, self.up, self.trouble, self.refusal = gone, True, None, None
-        self._changed(self)
+        self._tell_changed()
         return True
 
+    async def _open(self, connection: Connection) -> None:
+        await connection.open(self._dsn)
+        bound = _Bound(self, connection)
+        await bound.execute(self._settings)
+        if self._prepare is not None:
+            await self._prepare(bound)
+
     def _watch(self, connection: Connection, seconds: float) -> IDelayedCall:
-        return self._reactor.callLater(seconds, self._end, connection, "no answer in time")
+        return self._reactor.callLater(seconds, self._end, connection, _NO_ANSWER)
 
     def _end(self, connection: Connection, trouble: str) -> None:
         """Drop a connection, unless it was dropped already, for whatever reason that was."""
@@ -310,22 +389,5 @@ def _patience(left: float | None) -> float | None:
     return None if left is None else left + _LAST_GRACE_SECONDS
 
 
-def _settings(name: str, statement_timeout: float, role: str | None) -> str:
-    """What each session of posd begins with (data model, "posd's sessions").
-
-    By statement and not by libpq's `options`, so that a refused role has an SQLSTATE and
-    connection poolers do not matter. The role sheds the rights of a more powerful login.
-    """
-    milliseconds = int(statement_timeout * 1000)
-    settings = [
-        f"SET application_name = '{name}'",
-        f"SET statement_timeout = {milliseconds}",
-        # statement_timeout does not act during COMMIT, lock_timeout does.
-        "SET lock_timeout = '2s'",
-        "SET idle_in_transaction_session_timeout = '5s'",
-        "SET timezone = 'UTC'",
-        "SET search_path = pg_catalog",
-    ]
-    if role is not None:
-        settings.insert(0, f"SET ROLE {role}")
-    return "; ".join(settings)
+def _unreachable() -> Unavailable:
+    return Unavailable("The database cannot be reached.", retry_after=2)

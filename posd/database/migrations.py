@@ -21,7 +21,7 @@ from psycopg2 import sql as compose
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from posd.database import resources
+from posd.database import resources, session_settings
 from posd.errors import SchemaBusy, SchemaError
 
 MAIN: Final = "dinedesk_main"
@@ -30,7 +30,7 @@ HOOKS: Final = "hooks.sql"
 OWNER: Final = "posd_owner"
 Kind = Literal["main", "tenant"]
 
-_LOCK_TIMEOUT: Final = "2s"
+_LOCK_SECONDS: Final = 2.0
 _LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
 _KEEP_FILE: Final = f"""
@@ -81,16 +81,10 @@ def expected() -> dict[Kind, tuple[str, ...]]:
 def connect(dsn: str) -> Connection:
     """Connect for administration, in autocommit, never waiting long for somebody's lock.
 
-    The search path is the system's: whoever may make functions in `public` or in a shop's schema
-    must not have them called by a superuser's statements.
+    The search path is the system's: a function that somebody made in `public` or in a shop's schema
+    must not be called by a superuser's statements.
     """
-    connection = psycopg2.connect(dsn, application_name="posctl")
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("SET search_path = pg_catalog, pg_temp")
-        cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
-        cursor.execute("SET client_min_messages = warning")
-    return connection
+    return session_settings.connect(dsn, lock_timeout=_LOCK_SECONDS)
 
 
 def bootstrap(dsn: str) -> bool:
@@ -285,7 +279,7 @@ def _no_hurry(connection: Connection) -> Iterator[None]:
             yield
         finally:
             if not connection.closed:
-                cursor.execute("SET lock_timeout = %s", (_LOCK_TIMEOUT,))
+                cursor.execute(f"SET lock_timeout = {int(_LOCK_SECONDS * 1000)}")
 
 
 def keep_tenant_files(connection: Connection) -> None:

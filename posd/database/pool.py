@@ -82,6 +82,11 @@ class Database(Service):
         return any(link.up for link in self._links)
 
     @property
+    def stalled(self) -> bool:
+        """Whether a link is down and no longer tries to connect."""
+        return any(link.stalled for link in self._links)
+
+    @property
     def use(self) -> Use:
         """How much of the pool is in use now."""
         standing = sum(link.up for link in self._links)

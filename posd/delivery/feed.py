@@ -8,8 +8,8 @@ a second later. The canary is a NOTIFY to ourselves; when it stays away the list
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from twisted.application.service import Service
@@ -24,12 +24,15 @@ from posd.errors import Refusal, StatementFailed
 from posd.monitoring.database_clock import DatabaseClock
 from posd.store import stream
 from posd.values import Head, Seq, TenantId
+from posd.waiting import Pulse, within
 
 _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
 _KEYS_SECONDS: Final = 0.8
 """With the random part of a pause, a key whose notification was lost is known within a second."""
+_ROUND_SECONDS: Final = 30.0
+"""More than a round takes. It is given up then, so that the next one can be tried."""
 _SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
 """The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
 
@@ -120,8 +123,9 @@ class Feed(Service):
         self.deaf = False
         """Whether the last canary that was sent did not come back."""
         self.outbox_seconds = 0.0
-        """How long the first row of the outbox had waited when the outbox was last looked at."""
+        """How long a row of the outbox had waited when the outbox was last looked at."""
         self._loops: list[Deferred[None]] = []
+        self._pulses: list[Pulse] = []
         self._pauses: set[Deferred[None]] = set()
         self._link = Link(
             reactor,
@@ -138,17 +142,25 @@ class Feed(Service):
         """Whether the listening connection stands."""
         return self._link.up
 
+    @property
+    def stalled(self) -> bool:
+        """Whether it has not looked, sung or connected for a minute, though it runs."""
+        silent = self._link.stalled or any(pulse.stalled for pulse in self._pulses)
+        return bool(self.running) and silent
+
     def startService(self) -> None:
         Service.startService(self)
         self._link.startService()
+        rounds: tuple[tuple[float, Callable[[], Coroutine[Any, Any, None]]], ...] = (
+            (_POLL_SECONDS, self._poll),
+            (_CANARY_SECONDS, self._sing),
+            (_RECHECK_SECONDS, self._doorkeeper.recheck),
+            (_KEYS_SECONDS, self._cache.look),
+        )
+        self._pulses = [Pulse() for _ in rounds]
         self._loops = [
-            Deferred.fromCoroutine(self._every(seconds, work))
-            for seconds, work in (
-                (_POLL_SECONDS, self._poll),
-                (_CANARY_SECONDS, self._sing),
-                (_RECHECK_SECONDS, self._doorkeeper.recheck),
-                (_KEYS_SECONDS, self._cache.look),
-            )
+            Deferred.fromCoroutine(self._every(seconds, work, pulse))
+            for (seconds, work), pulse in zip(rounds, self._pulses, strict=True)
         ]
 
     def stopService(self) -> Deferred[None]:
@@ -246,7 +258,9 @@ class Feed(Service):
             self._canary_sent = None
             self.deaf = False
 
-    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _every(
+        self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]], pulse: Pulse
+    ) -> None:
         while self.running:
             pause: Deferred[None] = deferLater(self._reactor, seconds * random.uniform(0.75, 1.25))
             self._pauses.add(pause)
@@ -256,18 +270,25 @@ class Feed(Service):
                 return
             finally:
                 self._pauses.discard(pause)
+            pulse.beat()
             await self._shielded(work())
 
-    def _later(self, work: Awaitable[None]) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
         Deferred.fromCoroutine(self._shielded(work))
 
-    async def _shielded(self, work: Awaitable[None]) -> None:
-        """Nothing that goes wrong once may end what has to go on for ever."""
+    async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Nothing that goes wrong once, or never ends, may end what has to go on for ever."""
         try:
-            await work
+            await within(self._reactor, _ROUND_SECONDS, work)
         except Refusal:
             # The database is away or busy; the next round sees.
             return
+        except TimeoutError:
+            self._log.error(
+                "a round of the feed did not end within {seconds:.0f} s and is given up;"
+                " the next one goes on",
+                seconds=_ROUND_SECONDS,
+            )
         except StatementFailed as error:
             # A schema that is not posd's, most likely; where the statement stands says nothing more.
             self._log.error("the feed failed: {error}", error=error)

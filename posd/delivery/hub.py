@@ -32,7 +32,6 @@ from posd.store import replay
 from posd.values import (
     DISCONNECTED,
     GOING_AWAY,
-    SUPERSEDED,
     Closing,
     Opening,
     Seq,
@@ -257,7 +256,7 @@ class Exchange(Service):
         """Another connection has taken this one's device."""
         attendance = self._roster.get(connection_id)
         if attendance is not None:
-            attendance.session.end(SUPERSEDED)
+            self._roster.supersede(attendance)
 
     def disconnect(self, connection_id: UUID) -> None:
         """An operator sends a till away, to come back at once."""

@@ -3,7 +3,8 @@
 One timer looks after every connection; there is none for each till. A till that is not heard of is
 dropped, one that was quiet is pinged, and one that means to stay takes its device's place: a device
 has one live connection, the newest, from when it has sent a frame or has been open for ten seconds,
-so that a connection test displaces nobody.
+so that a connection test displaces nobody. Where two machines contend for one device, only the ten seconds
+count: otherwise each would send the other away as fast as both can connect.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from posd.delivery.contested import ContestedDevices
 from posd.delivery.send_queue import Outbox, Sink
-from posd.delivery.session import Peer, Session
+from posd.delivery.session import Peer, Session, State
 from posd.errors import Unavailable
 from posd.values import SUPERSEDED, Seq, TenantId, Terminal
 
@@ -90,6 +92,7 @@ class Roster(Service):
         self._everyone: dict[UUID, Attendance] = {}
         self._of_device: dict[tuple[TenantId, str], set[Attendance]] = {}
         self._groups: list[set[Attendance]] = [set() for _ in range(_TURNS)]
+        self._contested = ContestedDevices(reactor.seconds)
         self._turn = 0
         self._rounds = LoopingCall(self._look_after_some)
         self._rounds.clock = reactor
@@ -148,8 +151,17 @@ class Roster(Service):
     def heard(self, session: Session) -> None:
         """A till sent a frame: it means to stay, so it takes its device's place."""
         attendance = self._everyone.get(session.terminal.connection_id)
-        if attendance is not None and not attendance.claimed:
+        if attendance is None or attendance.claimed:
+            return
+        if _device(attendance.terminal) not in self._contested:
             self._claim(attendance)
+
+    def supersede(self, attendance: Attendance) -> None:
+        """End a connection whose device's place a newer one has taken, on this node or another."""
+        device = _device(attendance.terminal)
+        if device is not None and attendance.session.state is not State.CLOSED:
+            self._contested.displaced(device, attendance.terminal)
+        attendance.session.end(SUPERSEDED)
 
     def sightings(self) -> list[Sighting]:
         """What has changed since the last time."""
@@ -169,6 +181,7 @@ class Roster(Service):
     def _look_after_some(self) -> None:
         self._turn = (self._turn + 1) % _TURNS
         now = self._reactor.seconds()
+        self._contested.forget()
         for attendance in list(self._groups[self._turn]):
             try:
                 self._look_after(attendance, now)
@@ -193,7 +206,7 @@ class Roster(Service):
             return
         for other in list(self._of_device.get(device, ())):
             if _since(other.terminal) < _since(attendance.terminal):
-                other.session.end(SUPERSEDED)
+                self.supersede(other)
         claimed = Deferred.fromCoroutine(self._claim_on_all_nodes(attendance))
         claimed.addErrback(lambda failure: self._log.failure("a claim failed", failure))
 
@@ -205,7 +218,7 @@ class Roster(Service):
             attendance.claimed = False
             return
         if not won:
-            attendance.session.end(SUPERSEDED)
+            self.supersede(attendance)
 
 
 def _device(terminal: Terminal) -> tuple[TenantId, str] | None:

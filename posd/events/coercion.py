@@ -139,7 +139,7 @@ def means_none(value: object) -> bool:
     them: it says when.
     """
     if isinstance(value, str):
-        written = value[:_NUMERAL_LENGTH].strip().lower()
+        written = value.strip().lower() if len(value) <= _NUMERAL_LENGTH else ""
         return written in _NO_TIME or (
             written.startswith(_NO_DAYS) and _DATE.fullmatch(written) is not None
         )

@@ -13,7 +13,7 @@ from typing import Final, cast
 
 from posd.events import money
 from posd.events import normalise as drafts
-from posd.events.coercion import moment
+from posd.events.coercion import deadline
 from posd.values import Draft
 
 GIFT_CARD_MOVEMENT: Final = "gift_card_movement"
@@ -71,7 +71,7 @@ def _changed(row: Mapping[str, object], currency: str) -> dict[str, object]:
         "transactionType": "status",
         "updatedAt": row["now"],
         "status": row["status"],
-        "expiryDate": expiry and moment(expiry, UTC),
+        "expiryDate": expiry and deadline(expiry, UTC),
     }
 
 

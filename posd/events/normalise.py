@@ -182,15 +182,15 @@ def _lines(value: object, warnings: Warnings) -> list[dict[str, object]]:
 
 
 def _line(part: Mapping[str, object], warnings: Warnings) -> dict[str, object]:
-    quantity = _first(part, "quantity", *_QUANTITIES)
-    is_odd = quantity is not None and type(quantity) is not int and not _is_small(quantity)
-    if is_odd or not _NOTES.isdisjoint(part):
+    odd = _odd_quantity(part, "quantity", *_QUANTITIES)
+    if odd is not None or not _NOTES.isdisjoint(part):
         instructions = text(_first(part, "specialInstructions", "special_instructions") or "")
-        for name in part.keys() & _NOTES:
+        # In the order in which they were sent: the same item has to give the same text.
+        for name in (each for each in part if each in _NOTES):
             instructions = _joined(instructions, text(part[name] or ""))
-        if is_odd:
-            warnings.add(QUANTITY_REPLACED, "quantity", quantity)
-            instructions = _joined(instructions, f"Quantity: {text(quantity)}")
+        if odd is not None:
+            warnings.add(QUANTITY_REPLACED, "quantity", odd)
+            instructions = _joined(instructions, f"Quantity: {text(odd)}")
             part = {**part, "quantity": 1}
         part = {**part, "specialInstructions": instructions or None}
     line = shape(part, _ITEM, sparse=True, warnings=warnings)
@@ -203,10 +203,9 @@ def _addons(value: object, warnings: Warnings) -> list[dict[str, object]]:
     for part in choices(value, ADDON_SPELLINGS):
         since = warnings.count()
         addons.append(shape(part, _ADDON, sparse=True, warnings=warnings))
-        quantity = _first(part, "quantity", "qty")
-        if quantity is not None and "quantity" not in addons[-1]:
+        if (odd := _odd_quantity(part, "quantity", "qty")) is not None:
             # An addon has no instructions in which a cook could be told.
-            addons[-1]["name"] = f"{addons[-1]['name']} (quantity: {text(quantity)})"
+            addons[-1]["name"] = f"{addons[-1]['name']} (quantity: {text(odd)})"
         _note_name(addons[-1], part, _ADDON_NAME, warnings)
         if warnings.count() > since:
             warnings.within(since, f"selectedAddons[{len(addons) - 1}]")
@@ -237,12 +236,18 @@ def _small(value: object) -> int | None:
     return whole(value, INT32)
 
 
-def _is_small(value: object) -> bool:
-    try:
-        _small(value)
-    except Unreadable:
-        return False
-    return True
+def _odd_quantity(part: Mapping[str, object], *names: str) -> object:
+    """The quantity that a part names and that is no whole number; None if it is one, or unknown."""
+    odd = None
+    for name in names:
+        if (value := part.get(name)) is not None:
+            try:
+                _small(value)
+            except Unreadable:
+                odd = value if odd is None else odd
+            else:
+                return None
+    return odd
 
 
 def _invalid(message: str) -> Unprocessable:

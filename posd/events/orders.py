@@ -44,6 +44,8 @@ NOT_ONLINE, OVER, OLD, UNCHANGED, GONE = LEFT_OUT
 _RECENT = timedelta(hours=24)
 """A hooked order that is older when first seen was there before posd was."""
 
+_CUSTOMER = ("customerName", "customerPhone", "customerEmail")
+
 _MANAGED = frozenset(("version", "previousStatus", "updatedAt"))
 """What posd counts and dates itself: not part of an order's content."""
 
@@ -56,6 +58,8 @@ class OrderChange:
     snapshot: dict[str, object]
     status: str
     version: int
+    reuses_id: bool = False
+    """Whether it is another order than the one that had this id before."""
 
 
 def change(
@@ -76,19 +80,26 @@ def change(
     What is known of the order stays unless the draft says otherwise, so that any one event heals a
     till. A null in a hooked row or an `order_updated` erases; in a `new_order` that came by another
     road it says nothing. `now` is aware, and by the clock that dates the shop's rows, the database's.
+
+    A new order may come under the id of an earlier one, in a shop that has emptied its table or starts its
+    numbers again. It is published as a `new_order` that owes nothing to the earlier one but counts its
+    `version` on.
     """
     if draft.type not in ORDER_TYPES:
         raise ValueError(f"{draft.type} is not about an order.")
     earlier = _content(stored.snapshot) if stored else {}
+    reuses_id = draft.type == "new_order" and _is_another(draft.data, earlier)
+    if reuses_id:
+        earlier = {}
     content = _merged(earlier, draft, believes_null=hooked or draft.type == "order_updated")
     _complete(content)
     if not is_online(content):
         left_out(NOT_ONLINE)
         return None
-    is_new = stored is None and (hooked or draft.type == "new_order")
+    is_new = reuses_id or (stored is None and (hooked or draft.type == "new_order"))
     if is_new and content["createdAt"] is None:
         content["createdAt"] = timestamp(now)
-    if stored is None:
+    if stored is None or reuses_id:
         if hooked and (reason := _over(content, now)) is not None:
             left_out(reason)
             return None
@@ -103,7 +114,7 @@ def change(
         data = _ordered({**snapshot, "previousStatus": previous, "updatedAt": updated})
     kind = "new_order" if is_new else "order_updated"
     event = Draft(kind, data, repeats(kind, data, draft.beside), draft.warnings)
-    return OrderChange(event, snapshot, str(content["status"]), version)
+    return OrderChange(event, snapshot, str(content["status"]), version, reuses_id)
 
 
 def is_online(order: Mapping[str, object]) -> bool:
@@ -218,6 +229,26 @@ def _over(order: Mapping[str, object], now: datetime) -> str | None:
         return OVER
     created = datetime.fromisoformat(str(order["createdAt"]))
     return OLD if now - created > _RECENT else None
+
+
+def _is_another(given: Mapping[str, object], earlier: Mapping[str, object]) -> bool:
+    """Whether a new order only shares its id with the one that is stored.
+
+    It was created later, and the stored one was over, or another customer's, or older by a day. A shop that
+    writes the time of the checkout over that of the cart means the same order.
+    """
+    created, before = given.get("createdAt"), earlier.get("createdAt")
+    if not isinstance(created, str) or not isinstance(before, str):
+        return False
+    age = datetime.fromisoformat(created) - datetime.fromisoformat(before)
+    if age <= timedelta(0) or is_final(str(given.get("status", ""))):
+        return False
+    if is_final(str(earlier.get("status", ""))) or age > _RECENT:
+        return True
+    known = [
+        (given[name], earlier[name]) for name in _CUSTOMER if given.get(name) and earlier.get(name)
+    ]
+    return bool(known) and all(now != then for now, then in known)
 
 
 def _alike(one: object, other: object) -> bool:

@@ -2,12 +2,14 @@
 
 An integer is an `int`, any other number a `Decimal` that keeps its digits (`12.30` stays `12.30`).
 What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 and halves of surrogate pairs become U+FFFD,
-and numbers of more than `DIGITS` digits are refused before anything is expanded. Of members that
-repeat a name the last one counts, as in `jsonb` (RFC 8259 §4 leaves it open).
+and numbers of more than `DIGITS` digits are refused before anything is expanded. A byte order mark before
+the text is ignored (RFC 8259 §8.1): programs on Windows write one. Of members that repeat a name the last
+one counts, as in `jsonb` (RFC 8259 §4 leaves it open).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -52,7 +54,7 @@ _NOT_A_NUMBER_BYTES = 64 * 1024
 
 
 def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
-    """Read one JSON text (RFC 8259), UTF-8 without a byte order mark, nested up to `depth`.
+    """Read one JSON text (RFC 8259), UTF-8, nested up to `depth`.
 
     The time is proportional to the length, whatever the text is: the number of values is limited
     to one in eight bytes (8192 are always allowed), and the length of a number to `DIGITS`.
@@ -99,8 +101,9 @@ def decode_in_pieces(raw: bytes, *, depth: int = DEPTH) -> Generator[None, None,
     The generator returns the value. A long container is split into its members, which costs one
     quick pass over its text; neighbours that are small are read together.
     """
-    _check_values(raw)
-    return (yield from _in_pieces(raw, depth))
+    text = _utf8(raw)
+    _check_values(text)
+    return (yield from _in_pieces(text, depth))
 
 
 def not_numbers(raw: bytes) -> set[str]:
@@ -112,7 +115,7 @@ def not_numbers(raw: bytes) -> set[str]:
     if len(raw) > _NOT_A_NUMBER_BYTES or not (b"NaN" in raw or b"Infinity" in raw):
         return set()
     try:
-        value = _lenient.decode(raw.decode())
+        value = _lenient.decode(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return set()
     if not isinstance(value, dict):
@@ -182,7 +185,7 @@ def deeper(value: object, depth: int) -> bool:
 
 def _utf8(raw: bytes | str) -> bytes:
     try:
-        return raw.encode() if isinstance(raw, str) else raw
+        return (raw.encode() if isinstance(raw, str) else raw).removeprefix(codecs.BOM_UTF8)
     except UnicodeError:
         raise InvalidMessage(_NOT_UTF8) from None
 

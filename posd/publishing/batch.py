@@ -242,6 +242,7 @@ class Ledger:
                 snapshot=entry.data if same else jsontext.encode(change.snapshot).decode(),
                 status=change.status,
                 version=change.version,
+                reuses_id=change.reuses_id,
             )
         )
 

@@ -44,6 +44,13 @@ class Journal:
             self._failed(entry)
         for entry in outcome.warned:
             self._warned(entry)
+        for tenant, order_id in outcome.reused:
+            self._log.warn(
+                "an order id was used again: tenant={tenant} order={order}. The new order is published as"
+                " new_order. A till that knows the id may take it for the earlier order: do not reuse ids",
+                tenant=tenant,
+                order=order_id,
+            )
         self._left_out(outcome.left_out)
 
     def rejected(self, row: stream.OutboxRow, reason: str) -> None:

@@ -34,6 +34,7 @@ from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
 from posd.values import TenantId
+from posd.waiting import Pulse
 
 # A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
 # everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
@@ -73,6 +74,7 @@ class Sequencer(Service):
         self._outbox_waits = False
         self._work: Deferred[None] = succeed(None)
         self._working = False
+        self._pulse = Pulse()
         self._running_keys: set[tuple[object, ...]] = set()
 
     def stopService(self) -> Deferred[None]:
@@ -103,6 +105,12 @@ class Sequencer(Service):
     def serves_all(self) -> bool:
         """Whether no tenant is left out because its tables cannot be read or written."""
         return not self._aside.troubled() and not self._shut.troubled()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has work, or no connection, and has tried nothing for a minute."""
+        idle = not self._working or not self._pulse.stalled or not self._link.pulse.stalled
+        return self._link.stalled or not idle
 
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
@@ -137,6 +145,7 @@ class Sequencer(Service):
     def _start(self) -> None:
         if not self._working and self.running:
             self._working = True
+            self._pulse.beat()
             self._work = Deferred.fromCoroutine(self._loop())
 
     async def _loop(self) -> None:
@@ -181,6 +190,7 @@ class Sequencer(Service):
                 await self._blame(requests, error)
 
     async def _commit(self, requests: Sequence[Request], rows: int) -> None:
+        self._pulse.beat()
         began = self._reactor.seconds()
         try:
             outcome = await self._link.transaction(

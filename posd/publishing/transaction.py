@@ -17,7 +17,7 @@ from posd.events.timezones import is_zone
 from posd.protocol import jsontext
 from posd.publishing import batch
 from posd.publishing.publication import OrderOutcome, Published, Request
-from posd.store import idempotency, movements, presence, stream, tenants
+from posd.store import idempotency, movements, orders, presence, stream, tenants
 from posd.values import Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
@@ -47,6 +47,8 @@ class Outcome:
     """How long everybody waited for each tenant's own tables."""
     published: Mapping[str, int] = field(factory=dict)
     """How many events have got a position, by the road on which they came."""
+    reused: Sequence[tuple[str, str]] = ()
+    """The orders that have the id of an earlier order: the tenant's slug and the id."""
     warned: Sequence[stream.Entry] = ()
     """Events that were published and whose values were repaired, or could not be read."""
     left_out: Sequence[batch.LeftOut] = ()
@@ -89,15 +91,18 @@ class Numbering:
         made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
-        recorded = await self._record(session, ledger, entries, fresh)
+        recorded = await self._record(session, ledger, entries, fresh, shops)
         placed = list(zip(entries, recorded, strict=True))
         elsewhere = {entry.tenant_id: each.elsewhere for entry, each in placed}
         await self._count(session, requests, elsewhere)
         await self._keep_answers(session, fresh)
         roads = [*(road for road, _ in made), *["rest"] * (len(entries) - len(made))]
         published = Counter(roads[n] for n, (_, each) in enumerate(placed) if each.seq is not None)
+        reused = [
+            (shops[each.tenant_id].slug, each.order_id or "") for each in entries if each.reuses_id
+        ]
         warned = [entry for entry, each in placed if entry.warnings and each.seq is not None]
-        return Outcome(taken, failed, states.seconds, published, warned, ledger.left_out)
+        return Outcome(taken, failed, states.seconds, published, reused, warned, ledger.left_out)
 
     async def reject(
         self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
@@ -195,6 +200,7 @@ class Numbering:
         ledger: batch.Ledger,
         entries: list[stream.Entry],
         requests: Sequence[Request],
+        shops: batch.Shops,
     ) -> list[stream.Recorded]:
         """Store all entries: those of the outbox, and after them those that the requests add."""
         places: list[tuple[Request, list[int | None], OrderOutcome | None]] = []
@@ -209,6 +215,10 @@ class Numbering:
             numbers = iter(range(first, len(entries)))
             placed = [None if entry is None else next(numbers) for entry in made]
             places.append((request, placed, order))
+        for entry in entries:
+            if entry.reuses_id and entry.order_id is not None and entry.snapshot is not None:
+                tenant = shops[entry.tenant_id]
+                await orders.begin_anew(session, tenant, entry.order_id, entry.snapshot)
         recorded = await stream.record(session, self.node_id, entries) if entries else []
         for request, numbers_of, order in places:
             seqs = [None if number is None else recorded[number].seq for number in numbers_of]

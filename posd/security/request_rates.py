@@ -5,12 +5,13 @@ charged only for requests without a key that is known, so that a shop behind one
 terminals that come back at once, are not held up by each other.
 
 The key of one tenant may be used by several terminals. Each terminal that is named has the rate of a
-credential, and all of them together four times that rate. Handshakes of such a key are charged apart from its
-other requests.
+credential, and all of them together four times that rate. Handshakes and frames of such a key are charged
+apart from its other requests.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 from typing import Final
@@ -36,29 +37,47 @@ BY_CREDENTIAL, BY_ADDRESS, BY_TILL = "credential", "address", "till"
 _Charge = tuple[TokenBucket, float]
 
 
+class Purpose(enum.Enum):
+    """What is charged. All terminals that share a key have the rate together for each of these."""
+
+    REQUEST = "request"
+    HANDSHAKE = "handshake"
+    FRAMES = "frames"
+
+
 @frozen
 class Account:
     """Who is charged: `scopes` are what is counted, with how many times the rate each may have."""
 
     scopes: tuple[tuple[object, int], ...]
 
+    @property
+    def together(self) -> object:
+        """What all who use the same key have in common."""
+        return self.scopes[-1][0]
 
-def account(key_id: int, device_id: str | None, *, shared: bool, connects: bool = False) -> Account:
+
+def account(
+    key_id: int, device_id: str | None, *, shared: bool, purpose: Purpose = Purpose.REQUEST
+) -> Account:
     """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
 
-    `connects`: what is charged is a handshake.
+    Terminals without a name share the rate of one terminal for their requests, and have only the rate
+    of all together for handshakes and frames.
     """
     if not shared:
         return Account(((key_id, 1),))
-    together = ((key_id, connects), TOGETHER)
-    return Account((together,) if device_id is None else (((key_id, device_id), 1), together))
+    together = ((key_id, purpose), TOGETHER)
+    if device_id is None and purpose is not Purpose.REQUEST:
+        return Account((together,))
+    return Account((((key_id, device_id), 1), together))
 
 
 def account_of(terminal: Terminal) -> Account:
-    """The account of a terminal that is connected."""
+    """The account of a terminal's frames."""
     principal = terminal.principal
     shared = principal.kind is KeyKind.TENANT
-    return account(principal.key_id, terminal.device_id, shared=shared)
+    return account(principal.key_id, terminal.device_id, shared=shared, purpose=Purpose.FRAMES)
 
 
 @define(eq=False)

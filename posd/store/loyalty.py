@@ -6,14 +6,14 @@ that all movements share; an unknown customer is `NotFound` (`unknown_customer`)
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final, NoReturn
 
 from attrs import frozen
 
 from posd.database.link import Session
-from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
+from posd.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unprocessable
 from posd.events import money
 from posd.store import ledgers, schema
 from posd.store.ledgers import Cause
@@ -70,6 +70,27 @@ _OPEN: Final = """
         email = coalesce(excluded.email, a.email)
     RETURNING id
 """
+# The row is locked until the transaction is over, so that calls at the same time count each other. Days are
+# those of the database's clock.
+_COUNT_GIVEN: Final = """
+    WITH shop AS (SELECT now() AT TIME ZONE 'UTC' + %(offset)s * interval '1 second' AS time)
+    INSERT INTO {schema}.pos_points_given AS g (giver, day, points)
+    SELECT %(giver)s, shop.time::date, %(points)s FROM shop
+    ON CONFLICT (giver) DO UPDATE
+       SET day = excluded.day,
+           points = CASE WHEN g.day = excluded.day THEN g.points ELSE 0 END + excluded.points
+    RETURNING points,
+        (SELECT ceil(extract(epoch FROM time::date + interval '1 day' - time))::integer FROM shop)
+"""
+
+
+@frozen
+class DailyLimit:
+    """How many points `giver` may add in a day of the shop, which begins `offset` before one of UTC."""
+
+    giver: str
+    most: int
+    offset: timedelta
 
 
 @frozen
@@ -180,6 +201,24 @@ async def add(
     """
     value = _positive(points)
     return await _move(session, tenant, phone, "add", value, cause, joining=joining)
+
+
+async def count_given(session: Session, tenant: Tenant, points: int, limit: DailyLimit) -> None:
+    """Count points that were added in this transaction.
+
+    Raises `TooManyRequests` (`too_many_points`) with the seconds until the next day; the transaction
+    must be rolled back then.
+    """
+    offset = int(limit.offset.total_seconds())
+    parameters = {"giver": limit.giver, "points": points, "offset": offset}
+    ((given, left),) = await session.query(_COUNT_GIVEN.format(schema=schema(tenant)), parameters)
+    if given > limit.most:
+        raise TooManyRequests(
+            f"A till may add {limit.most} points a day.",
+            code="too_many_points",
+            retry_after=left,
+            details={"pointsPerDay": limit.most},
+        )
 
 
 async def redeem(

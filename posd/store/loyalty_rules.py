@@ -17,7 +17,7 @@ from posd.database.link import Session
 from posd.errors import Unprocessable
 from posd.store import loyalty
 from posd.store.ledgers import Cause
-from posd.store.loyalty import Account, Movement
+from posd.store.loyalty import Account, DailyLimit, Movement
 from posd.values import Tenant
 
 _RULES: Final = """
@@ -58,17 +58,24 @@ async def account(session: Session, tenant: Tenant, phone: str) -> tuple[Account
 
 
 async def add(
-    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+    session: Session,
+    tenant: Tenant,
+    phone: str,
+    points: object,
+    cause: Cause,
+    limit: DailyLimit | None = None,
 ) -> Movement:
     """As `loyalty.add`, under the rules, in a transaction.
 
-    Raises `Unprocessable` (`loyalty_disabled`) too.
+    Raises `Unprocessable` (`loyalty_disabled`) and `TooManyRequests` (`too_many_points`) too.
     """
     rules = await read(session, tenant)
     joining = rules.enabled and rules.opens_accounts
     movement = await loyalty.add(session, tenant, phone, points, cause, joining=joining)
     if not movement.replayed:
         _check_enabled(rules)
+        if limit is not None:
+            await loyalty.count_given(session, tenant, movement.points, limit)
     return movement
 
 

@@ -50,6 +50,15 @@ _NOTE: Final = """
             OR (%(accepted)s AND o.accepted_at IS NULL) OR (%(paid)s AND o.paid_at IS NULL))
     RETURNING o.print_status
 """
+# What is said of the earlier order goes: by posd's record it is printed.
+_BEGIN_ANEW: Final = """
+    WITH gone AS (DELETE FROM {schema}.pos_order_terminals WHERE order_id = %(order)s)
+    UPDATE {schema}.pos_orders
+       SET created_at = coalesce((%(snapshot)s::json ->> 'createdAt')::timestamptz, now()),
+           first_seq = NULL, pushed_at = NULL, received_at = NULL, accepted_at = NULL, printed_at = NULL,
+           paid_at = NULL, device_id = NULL, print_status = 'pending', print_reason = NULL
+     WHERE order_id = %(order)s
+"""
 _KNOWN: Final = "SELECT print_status FROM {schema}.pos_orders WHERE order_id = %s"
 _ONE: Final = """
     SELECT o.order_id, o.snapshot::text, o.print_status, o.pushed_at, o.received_at, o.accepted_at,
@@ -171,6 +180,12 @@ async def note(
     rows = await session.query(_NOTE.format(schema=name), values)
     rows = rows or await session.query(_KNOWN.format(schema=name), (report.order_id,))
     return PrintStatus(rows[0][0]) if rows else None
+
+
+async def begin_anew(session: Session, tenant: Tenant, order_id: str, snapshot: str) -> None:
+    """Forget how far the earlier order of this id came: the one of `snapshot` takes its place."""
+    values = {"order": order_id, "snapshot": snapshot}
+    await session.execute(_BEGIN_ANEW.format(schema=schema(tenant)), values)
 
 
 async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:

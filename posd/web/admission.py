@@ -108,7 +108,7 @@ class WebSocketDoor(Resource):
         elif admitted:
             self._upgrade(call.request, admitted[0])
         else:
-            write(call.request, outcome)
+            write(call, outcome)
 
     def _upgrade(self, request: Request, admitted: Admitted) -> None:
         channel = cast(BoundedChannel, request.channel)
@@ -173,16 +173,19 @@ def _check_handshake(call: Call) -> None:
 
 
 def resume_position(call: Call) -> Position | None:
-    """Where the till wants to go on; the query wins over the header, as the newer word.
+    """The position to resume after: from the header `Last-Event-ID`, else from the query.
 
-    Raises `BadRequest`.
+    The header counts where both are sent. A client that reconnects by itself keeps the URL of its first
+    attempt, and puts the last id that it has seen into the header (WHATWG HTML §9.2.2). An empty
+    header counts as not sent. Raises `BadRequest`.
     """
-    named = call.parameter("last_event_id")
-    named = call.header("last-event-id") if named is None else named
+    named = call.header("last-event-id") or call.parameter("last_event_id")
     if named is None:
         return None
     if _POSITION.fullmatch(named) is None:
-        raise BadRequest("last_event_id must be a position.", code="invalid_position")
+        raise BadRequest(
+            "last_event_id and Last-Event-ID must be a position.", code="invalid_position"
+        )
     stream = call.parameter("stream_id")
     try:
         return Position(int(named), None if not stream else UUID(stream))

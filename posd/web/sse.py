@@ -62,8 +62,9 @@ class EventStream:
         for name, value in (
             ("Server", f"posd/{__version__}"),
             ("Content-Type", "text/event-stream"),
-            ("Cache-Control", "no-store"),
-            # nginx would keep events back until it has a buffer full of them.
+            # A proxy that compresses keeps events back until it has a block full of them, unless it is
+            # told to leave the stream alone (RFC 9111 §5.2.2.6); nginx until it has a buffer full.
+            ("Cache-Control", "no-store, no-transform"),
             ("X-Accel-Buffering", "no"),
         ):
             request.setHeader(name, value)

@@ -61,6 +61,12 @@ class DemoTests(SynchronousTestCase):
         out, _ = self.demo("--once").communicate(timeout=PATIENCE)
         self.assertRegex(out, r"\ASQL → till [\d.]+ ms\nREST → till [\d.]+ ms\n\Z")
 
+    def test_a_terminal_without_the_arrow_gets_another_character(self) -> None:
+        process = self.demo("--once", PYTHONIOENCODING="ascii", TERM="dumb", NO_COLOR="1")
+        out, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, err)
+        self.assertRegex(out, r"\ASQL > till [\d.]+ ms\nREST > till [\d.]+ ms\n\Z")
+
     def test_it_goes_on_until_it_is_interrupted_and_leaves_nothing(self) -> None:
         process = self.demo("--json")
         assert process.stdout is not None

@@ -15,6 +15,7 @@ from posd.config.endpoints import (
     Tcp,
     Tcp6,
     Unix,
+    collide,
     is_local,
     is_open_to_everybody,
     read,
@@ -41,7 +42,7 @@ class ReadTests(SynchronousTestCase):
             ("unix:address=/a=b:lockfile=0", Unix("/a=b", lockfile=False)),
             ("systemd:domain=INET6:name=https", Systemd("INET6", name="https")),
             ("systemd:UNIX:index=0", Systemd("UNIX", index=0)),
-            (r"haproxy:tcp:9010:interface=\:\:", Other("haproxy")),
+            (r"haproxy:tcp:9010:interface=\:\:", Other("haproxy", Tcp(9010, "::"))),
             ("onion:80:controlPort=9051", Other("onion")),
         ):
             with self.subTest(description=description):
@@ -144,6 +145,38 @@ class ReachTests(SynchronousTestCase):
         openness = [is_open_to_everybody(read(f"unix:/run/local.sock{mode}")) for mode in modes]
         self.assertEqual(openness, [True, True, True, False, False])
         self.assertFalse(is_open_to_everybody(read("tcp:9011")))
+
+
+class CollisionTests(SynchronousTestCase):
+    """Two listeners."""
+
+    def test_one_place_is_one_place_however_it_is_written(self) -> None:
+        for first, second in (
+            ("tcp:9010", "tcp:port=9010"),
+            ("tcp:9010", "tcp:9010:interface=127.0.0.1"),
+            ("tcp:9010:interface=localhost", "tcp:9010:interface=127.0.0.1"),
+            (r"tcp:9010:interface=\:\:", "tcp:9010"),
+            (r"tcp:9010:interface=\:\:", "tcp:9010:interface=192.0.2.1"),
+            ("tcp6:9010", r"tcp:9010:interface=\:\:1"),
+            ("haproxy:tcp:9010", "tcp:9010"),
+            ("unix:/run/s", "unix:/run/s:mode=660"),
+            ("systemd:domain=INET:name=a", "systemd:domain=INET:name=a"),
+        ):
+            self.assertTrue(collide(first, second), (first, second))
+            self.assertTrue(collide(second, first), (second, first))
+
+    def test_two_places_are_two(self) -> None:
+        for first, second in (
+            ("tcp:9010", "tcp:9011"),
+            ("tcp:0", "tcp:0"),
+            ("tcp:9010:interface=127.0.0.1", "tcp:9010:interface=127.0.0.2"),
+            ("tcp:9010", r"tcp:9010:interface=\:\:1"),
+            ("unix:/run/s", "unix:/run/t"),
+            ("unix:/run/s", "tcp:9010"),
+            ("systemd:domain=INET:name=a", "systemd:domain=INET:name=b"),
+        ):
+            self.assertFalse(collide(first, second), (first, second))
+            self.assertFalse(collide(second, first), (second, first))
 
 
 class BacklogTests(SynchronousTestCase):

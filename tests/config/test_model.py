@@ -101,6 +101,10 @@ class DefaultsTests(LoadCase):
                     "connections_per_tenant": 200,
                     "failed_auth_per_minute": 20,
                     "publish_per_second_per_tenant": 200,
+                    "requests_per_second_per_credential": 50,
+                    "bytes_per_second_per_credential": 1024 * 1024,
+                    "requests_per_second_per_address": 200,
+                    "points_per_day_per_till": 100_000,
                 },
                 "logging": {"level": "info", "format": "journal"},
             },
@@ -192,6 +196,9 @@ class ValuesTests(LoadCase):
             connections_per_tenant = 2
             failed_auth_per_minute = 3
             publish_per_second_per_tenant = 4
+            requests_per_second_per_credential = 5
+            bytes_per_second_per_credential = "16KiB"
+            requests_per_second_per_address = 7
             [logging]
             level = "debug"
             format = "json"
@@ -208,7 +215,7 @@ class ValuesTests(LoadCase):
                 ),
                 TLS("/c.pem", "/k.pem", "1.3", True, "/a.pem"),
                 Delivery(1.0, 524_288, 43_200.0),
-                Limits(262_144, 1_048_576, 1, 2, 3, 4),
+                Limits(262_144, 1_048_576, 1, 2, 3, 4, 5, 16_384, 7),
                 Logging("debug", "json"),
             ),
         )

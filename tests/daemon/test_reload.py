@@ -142,6 +142,11 @@ def misplaced(case: ReloadCase) -> bytes:
 
 
 BAD: Final[Mapping[str, tuple[str, Callable[[ReloadCase], bytes | None], str]]] = {
+    "a connection string that libpq refuses": (
+        "posd.toml",
+        lambda case: case.toml(dsn="dbname=posd hots=foo"),
+        "hots",
+    ),
     "no configuration": ("posd.toml", lambda case: None, "cannot be read"),
     "half a configuration": ("posd.toml", lambda case: b"[databa", "is not TOML"),
     "an unknown key": ("posd.toml", lambda case: case.toml("[limits]\nconections = 1"), "unknown"),

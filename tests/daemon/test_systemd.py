@@ -82,6 +82,14 @@ class WithSystemd(SynchronousTestCase):
         self.assertEqual(len(datagram.splitlines()), 1)
         self.assertTrue(datagram.startswith("STATUS="))
 
+    def test_it_is_told_also_when_no_descriptor_is_left(self) -> None:
+        def none_left(*_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        self.patch(socket, "socket", none_left)
+        self.notifier.watchdog()
+        self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
+
     def test_a_manager_that_does_not_read_is_given_up_with_a_warning(self) -> None:
         self.patch(systemd, "_PATIENCE", 0.001)
         with capturedLogs() as logs:
@@ -157,6 +165,21 @@ class TheWatchdog(SynchronousTestCase):
         self.assertEqual(self.manager.told(), [])
         self.clock.pump([0.2, 15.0])
         self.assertEqual(self.manager.told(), ["WATCHDOG=1", "WATCHDOG=1"])
+
+    def test_it_gives_none_while_the_daemon_says_that_it_is_not_alive(self) -> None:
+        alive = True
+        watchdog = systemd.Watchdog(
+            self.clock, systemd.Notifier(self.manager.environ), 30.0, lambda: alive
+        )
+        watchdog.startService()
+        self.manager.told()
+        alive = False
+        self.clock.pump([15.0, 15.0])
+        self.assertEqual(self.manager.told(), [])
+        alive = True
+        self.clock.pump([15.0])
+        self.assertEqual(self.manager.told(), ["WATCHDOG=1"])
+        watchdog.stopService()
 
     def test_it_gives_none_before_the_start_nor_after_the_stop(self) -> None:
         self.clock.advance(60)

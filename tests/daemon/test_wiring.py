@@ -12,6 +12,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.model import Config, Database, Delivery, Limits
+from posd.daemon.stopping import Stopping
 from posd.daemon.wiring import Parts
 from posd.database.connection import Parameters, Row
 from posd.delivery.channel import Channel
@@ -105,7 +106,7 @@ class LifeTests(SynchronousTestCase):
         parts.start()
         self.assertCountEqual(started, services)
         self.assertIn("retention", started)
-        self.successResultOf(Deferred.fromCoroutine(parts.stop(0)))
+        self.successResultOf(Deferred.fromCoroutine(parts.stop(Stopping(parts.reactor, 30.0), 0)))
         self.assertCountEqual(stopped, services)
         self.assertEqual((started[0], stopped[-1]), ("database", "database"))
 
@@ -130,6 +131,7 @@ class ReloadTests(SynchronousTestCase):
             "requests_per_second_per_credential": parts.rates.requests_per_credential,
             "bytes_per_second_per_credential": parts.rates.bytes_per_credential,
             "requests_per_second_per_address": parts.rates.requests_per_address,
+            "points_per_day_per_till": parts.loyalty.points_per_day,
             "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
             "outbox_bytes": exchange._outbox_bytes,
             "retention": parts.retention.seconds,

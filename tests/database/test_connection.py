@@ -150,8 +150,8 @@ class ConnectionTests(DatabaseCase):
     async def test_the_end_is_told_also_where_the_reactor_finds_it_out(self) -> None:
         """It calls connectionLost() instead of doRead() when there is nothing left to read."""
         connection = await self.connect()
-        raw = connection._raw
-        REACTOR._disconnectSelectable(raw, Exception("hung up"), True)
+        watched = connection._raw.watch._watched
+        REACTOR._disconnectSelectable(watched, Exception("hung up"), True)
         self.assertEqual(len(self.ends), 1)
 
     async def test_closing_fails_what_runs_and_tells_nobody_an_end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -65,7 +66,7 @@ class StatementTests(LinkCase):
             ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", "5s"),
             ("TimeZone", "UTC"),
-            ("search_path", "pg_catalog"),
+            ("search_path", "pg_catalog, pg_temp"),
         ):
             with self.subTest(setting):
                 self.assertEqual(
@@ -121,6 +122,94 @@ class StatementTests(LinkCase):
                 await link.execute("INSERT INTO public.t VALUES (1)")
         await link.execute("INSERT INTO public.t VALUES (2)")
         self.assertEqual(await self.pid(link), before)
+
+
+class CrowdTests(LinkCase):
+    """Two thousand wait for one link."""
+
+    crowd = 2000
+
+    async def test_everybody_has_a_turn_in_order(self) -> None:
+        link = await self.up(self.new())
+        served: list[int] = []
+
+        async def one(number: int) -> None:
+            await link.query("SELECT 1")
+            served.append(number)
+
+        await gatherResults([begin(one(number)) for number in range(self.crowd)])
+        self.assertEqual(served, list(range(self.crowd)))
+
+    async def test_turns_that_are_over_at_once_do_not_run_inside_each_other(self) -> None:
+        link = await self.up(self.new())
+        release: Deferred[None] = Deferred()
+        depths: list[int] = []
+
+        async def first(session: Session) -> None:
+            await release
+
+        async def at_once(session: Session) -> None:
+            depths.append(depth())
+
+        holding = begin(link.transaction(first))
+        waiting = [begin(link.transaction(at_once)) for _ in range(self.crowd)]
+        release.callback(None)
+        await gatherResults([holding, *waiting])
+        self.assertEqual(len(depths), self.crowd)
+        self.assertEqual(len(set(depths)), 1)
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
+
+    async def test_a_link_that_goes_down_fails_them_all_flatly(self) -> None:
+        link = await self.up(self.new())
+        running = begin(link.query("SELECT pg_sleep(20)"))
+        depths: list[int] = []
+
+        async def one() -> None:
+            try:
+                await link.query("SELECT 1")
+            except Unavailable:
+                depths.append(depth())
+
+        waiting = gatherResults([begin(one()) for _ in range(self.crowd)])
+        self.terminate()
+        with self.assertRaises(ConnectionLost):
+            await running
+        await waiting
+        self.assertEqual((len(depths), len(set(depths))), (self.crowd, 1))
+        await self.until_healed(link)
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
+
+    async def test_they_need_not_wait_for_who_has_the_turn_and_does_not_end(self) -> None:
+        link = await self.up(self.new())
+        release: Deferred[None] = Deferred()
+
+        async def first(session: Session) -> None:
+            await release
+
+        holding = begin(link.transaction(first))
+        waiting = begin(link.query("SELECT 1"))
+        self.terminate()
+        with self.assertRaises(Unavailable):
+            await waiting
+        release.callback(None)
+        await holding
+
+    async def test_more_than_five_thousand_are_told_that_it_is_busy(self) -> None:
+        link = await self.up(self.new())
+        release: Deferred[None] = Deferred()
+
+        async def first(session: Session) -> None:
+            await release
+
+        holding = begin(link.transaction(first))
+        waiting = [begin(link.execute("SELECT 1")) for _ in range(5000)]
+        with self.assertRaises(Busy):
+            await link.query("SELECT 1")
+        for each in waiting:
+            each.addErrback(lambda failure: failure.trap(CancelledError, Unavailable))
+            each.cancel()
+        release.callback(None)
+        await holding
 
 
 class TransactionTests(LinkCase):
@@ -599,3 +688,11 @@ async def outcome(running: Deferred[None]) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def depth() -> int:
+    """How many calls the caller is inside of."""
+    found, frame = 0, sys._getframe()
+    while frame.f_back is not None:
+        found, frame = found + 1, frame.f_back
+    return found

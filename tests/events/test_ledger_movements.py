@@ -56,6 +56,12 @@ class DraftTests(SynchronousTestCase):
                 '"expiryDate":"2027-11-22T23:59:59.000Z","purchasedAt":"2026-11-22T10:00:00.123Z"}',
             )
 
+    def test_a_card_may_be_valid_for_centuries(self) -> None:
+        row = {"card_number": "GC-1", "balance": 0, "status": "active", "now": AT}
+        expiry = "2999-12-31T23:59:59.999+00:00"
+        _, data, _ = told("gift_card", {**row, "expiry_date": expiry})
+        self.assertIn('"expiryDate":"2999-12-31T23:59:59.999Z"', data)
+
     def test_every_other_movement_says_what_it_changed(self) -> None:
         for moved, amount in (("deduct", "-5.250"), ("top_up", "5.250"), ("reverse", "5.250")):
             row = {**CARD, "type": moved, "amount": Decimal(amount)}

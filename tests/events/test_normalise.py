@@ -299,6 +299,12 @@ class ItemTests(SynchronousTestCase):
         self.assertEqual(line["specialInstructions"], "dry\nQuantity: 1.5")
         self.assertNotIn("unreadable", line)
         self.assertEqual(item(quantity="1 kg", price="?")["unreadable"], {"price": "?"})
+        self.assertEqual(item(quantity=2**31)["specialInstructions"], f"Quantity: {2**31}")
+        self.assertEqual(item(quantity="many", qty=3)["quantity"], 3)
+
+    def test_texts_under_several_names_stand_in_the_order_in_which_they_came(self) -> None:
+        line = item(comment="b", specialInstructions="a", note="c", notes=7, comments=None)
+        self.assertEqual(line["specialInstructions"], "a\nb\nc\n7")
 
     def test_a_line_that_is_only_text_is_a_name(self) -> None:
         self.assertEqual(order(items=["Soup"])["items"], [{"id": 1, "name": "Soup", "quantity": 1}])

@@ -224,6 +224,43 @@ class KnownOrderTests(OrderCase):
         event = new(createdAt="2026-11-01T10:00:00Z", status="cancelled")
         self.assertEqual(self.published(event, known, hooked=True).status, "cancelled")
 
+    def test_an_order_that_only_shares_its_id_is_a_new_one(self) -> None:
+        over = stored(change(new(status="completed"), None, NOW))
+        later = "2026-11-22T10:05:00.000Z"
+        for known, members in (
+            (over, {"createdAt": later}),
+            (
+                self.known,
+                {"createdAt": later, "customerName": "Bob", "customerEmail": "b@example.org"},
+            ),
+            (self.known, {"createdAt": "2026-11-23T09:59:01.000Z"}),
+        ):
+            for hooked in (False, True):
+                made = self.published(new(**members, notes=None), known, hooked=hooked)
+                self.assertTrue(made.reuses_id)
+                self.assertEqual((made.draft.type, made.version), ("new_order", 2))
+                self.assertEqual(made.draft.data, made.snapshot)
+                # Nothing of the earlier order is in it.
+                self.assertIsNone(made.snapshot["notes"])
+                self.silent(new(**members, notes=None), stored(made), hooked=hooked)
+
+    def test_an_order_whose_time_of_making_moves_is_the_same_order(self) -> None:
+        over = stored(change(new(status="completed"), None, NOW))
+        later = "2026-11-22T10:05:00.000Z"
+        for known, event in (
+            (self.known, new(createdAt=later, status="preparing")),
+            (self.known, new(createdAt=later, customerName="Ann Book")),
+            (
+                self.known,
+                new(createdAt="2026-11-22T09:00:00.000Z", customerName="Bob", customerEmail=None),
+            ),
+            (over, new(createdAt=later, status="refunded")),
+            (over, new(createdAt=None, status="preparing")),
+            (over, updated(createdAt=later, status="preparing")),
+        ):
+            made = self.published(event, known, hooked=event.type == "new_order")
+            self.assertEqual((made.draft.type, made.reuses_id), ("order_updated", False))
+
     def test_each_change_counts_one(self) -> None:
         known = self.known
         for count, status in enumerate(("preparing", "ready", "preparing"), 2):

@@ -186,6 +186,15 @@ class AllergyTests(SynchronousTestCase):
         (addon,) = line["selectedAddons"]
         self.assertEqual(addon["name"], "Nuts (quantity: none!)")
         self.assertEqual(addon["unreadable"], {"quantity": "none!"})
+        for unknown in ("", None):
+            line = ordered([{"name": "Soup", "selectedAddons": [{"name": "Nuts", "qty": unknown}]}])
+            self.assertEqual(line["selectedAddons"][0]["name"], "Nuts")
+
+    def test_an_order_that_is_sent_back_is_the_same(self) -> None:
+        addons = [{"name": "Nuts", "quantity": "none!"}, {"group": "Without", "options": ["Milk"]}]
+        item = {"quantity": "2 kg", "note": "hot", "comment": "dry", "selectedAddons": addons}
+        once = draft("new_order", {"orderId": 1, "items": [item]}).data
+        self.assertEqual(draft("new_order", once).data, once)
 
     def test_a_blank_name_is_none(self) -> None:
         line = ordered([{"name": " ", "displayName": "Soup", "selectedAddons": [{"name": ""}]}])

@@ -41,6 +41,7 @@ from posd.testing.postgres import Server, test_server
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 30.0
+TWISTD = (str(Path(sys.executable).with_name("twistd")),)
 
 
 def prepare(dsn: str) -> None:
@@ -147,10 +148,12 @@ class Shop:
         wait: bool = True,
         dsn: str | None = None,
         environ: Mapping[str, str] = {},
+        twistd: Sequence[str] = TWISTD,
     ) -> Daemon:
         """Start a daemon. `more` is further configuration, `wait` until it is ready.
 
-        `dsn` is another way to the database, or to none. `environ` is added to its environment.
+        `dsn` is another way to the database, or to none. `environ` is added to its environment. `twistd` is
+        another command in place of twistd.
         """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
@@ -162,7 +165,7 @@ class Shop:
             f'[logging]\nformat = "text"\nlevel = "info"\n{more}\n'
         )
         log_path = self.folder / f"posd-{port}.log"
-        daemon = Daemon.start(path, port, self.ca, log_path, environ)
+        daemon = Daemon.start(path, port, self.ca, log_path, environ, twistd)
         self._daemons.append(daemon)
         if wait:
             daemon.wait_ready()
@@ -191,12 +194,17 @@ class Daemon:
 
     @classmethod
     def start(
-        cls, config: Path, port: int, ca: Path, log_path: Path, environ: Mapping[str, str] = {}
+        cls,
+        config: Path,
+        port: int,
+        ca: Path,
+        log_path: Path,
+        environ: Mapping[str, str] = {},
+        twistd: Sequence[str] = TWISTD,
     ) -> Self:
-        command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [*command, "posd", "--config", str(config)],
+                [*twistd, "-n", "--pidfile=", "posd", "--config", str(config)],
                 cwd=config.parent,
                 env={
                     **os.environ,

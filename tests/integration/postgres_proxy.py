@@ -1,4 +1,4 @@
-"""A proxy between posd and PostgreSQL that loses every NOTIFY, slows statements down, or cuts connections.
+"""A proxy between posd and PostgreSQL that loses NOTIFY, slows, cuts or swallows everything, or counts.
 
 It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
 a length that counts itself. On a unix socket no negotiation of encryption comes before them.
@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,14 +24,18 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, it drops every NOTIFY and counts them in `lost`.
+    """While `deaf`, it drops every NOTIFY and counts them in `lost`; while `mute`, nothing passes at all.
 
     It waits `delay` seconds before it passes a request on. While it is `cut`, it refuses connections.
+    `asked` counts how often the requests that pass contain each of the texts that are `watched`.
     """
 
     server: Path
     deaf: bool = False
+    mute: bool = False
     delay: float = 0.0
+    watched: tuple[bytes, ...] = ()
+    asked: Counter[bytes] = field(init=False, factory=Counter)
     _is_cut: bool = field(init=False, default=False)
     _writers: set[asyncio.StreamWriter] = field(init=False, factory=set)
     lost: int = field(init=False, default=0)
@@ -85,7 +90,9 @@ class Proxy:
         }
         ends = {writer, downstream}
         self._writers |= ends
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        # At the end of the tests it is cancelled here.
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         self._writers -= ends
         for pump in pumps:
             pump.cancel()
@@ -95,7 +102,10 @@ class Proxy:
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                for text in self.watched:
+                    self.asked[text] += data.count(text)
                 await asyncio.sleep(self.delay)
+                await self._pause()
                 writer.write(data)
                 await writer.drain()
 
@@ -107,5 +117,10 @@ class Proxy:
                 if self.deaf and head[:1] == _NOTIFICATION:
                     self.lost += 1
                     continue
+                await self._pause()
                 writer.write(head + body)
                 await writer.drain()
+
+    async def _pause(self) -> None:
+        while self.mute:
+            await asyncio.sleep(0.01)

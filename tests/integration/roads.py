@@ -48,6 +48,11 @@ class Response:
         return self._answer.status
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """The head's fields, their names in lower case."""
+        return {name.lower(): value for name, value in self._answer.getheaders()}
+
+    @property
     def text(self) -> str:
         """The whole body of an answer that ends."""
         return self._answer.read().decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 from tests.integration.harness import Reply
@@ -359,3 +360,61 @@ class PushTests(LoyaltyCase):
         self.assertEqual([each["data"]["pointsChange"] for each in heard], [100, -30, 30])
         self.assertEqual({each["customer_phone"] for each in heard}, {PHONE})
         self.assertEqual(heard[0]["data"]["reason"], "lunch")
+
+
+class DailyLimitTests(LoyaltyCase):
+    """A till may add 100,000 points in a day, to whomever it likes."""
+
+    def give(self, points: int, customer: int, key: str | None = None, **more: str) -> Reply:
+        path = f"loyalty/+4477009001{customer:02}/add"
+        return self.ask("POST", path, {"points": points}, key=key, headers=more)
+
+    def given(self) -> int:
+        rows = self.rows(
+            "SELECT coalesce(sum(points), 0)::int FROM {schema}.pos_loyalty_transactions"
+        )
+        return int(rows[0][0])
+
+    def test_a_till_that_adds_more_is_refused_until_the_next_day(self) -> None:
+        self.assertEqual([self.give(50_000, each).status for each in (1, 2)], [200, 200])
+        refused = self.give(1, 3)
+        self.assertEqual((refused.status, refused.json["code"]), (429, "too_many_points"))
+        self.assertEqual(refused.json["pointsPerDay"], 100_000)
+        self.assertTrue(0 < int(refused.headers["retry-after"]) <= 86_400)
+        self.assertEqual(self.given(), 100_000)
+        accounts = "SELECT 1 FROM {schema}.loyalty_accounts WHERE phone = '+447700900103'"
+        self.assertEqual(self.rows(accounts), [])
+        self.rows("UPDATE {schema}.pos_points_given SET day = day - 1")
+        self.assertEqual(self.give(100_000, 3).status, 200)
+        self.assertEqual(self.give(1, 3).status, 429)
+
+    def test_more_at_once_than_a_day_has_is_refused(self) -> None:
+        self.assertEqual(self.give(100_001, 1).status, 429)
+        self.assertEqual(self.give(100_000, 1).status, 200)
+
+    def test_another_till_and_the_platform_are_not_concerned(self) -> None:
+        self.assertEqual(self.give(100_000, 1).status, 200)
+        other = self.shop.key("device", self.slug, "POS_2")
+        self.assertEqual(self.give(100_000, 1, other).status, 200)
+        for _ in range(2):
+            self.assertEqual(self.give(100_000, 2, self.platform).status, 200)
+
+    def test_a_tenants_key_is_one_whatever_its_tills_call_themselves(self) -> None:
+        statuses = [
+            self.give(40_000, each, self.tenant_key, **{"X-Device-ID": f"till {each}"}).status
+            for each in range(4)
+        ]
+        self.assertEqual(statuses, [200, 200, 429, 429])
+
+    def test_a_call_that_is_repeated_counts_once(self) -> None:
+        for _ in range(3):
+            self.assertEqual(self.give(60_000, 1, **{"Idempotency-Key": "one"}).status, 200)
+        self.assertEqual(self.give(40_000, 2).status, 200)
+        # Even when there is nothing left.
+        self.assertEqual(self.give(60_000, 1, **{"Idempotency-Key": "one"}).status, 200)
+
+    def test_calls_at_the_same_time_count_each_other(self) -> None:
+        with ThreadPoolExecutor(12) as pool:
+            replies = list(pool.map(lambda each: self.give(30_000, each), range(12)))
+        self.assertEqual(sorted(each.status for each in replies), [200] * 3 + [429] * 9)
+        self.assertEqual(self.given(), 90_000)

@@ -209,7 +209,7 @@ class RefusalTests(AdoptCase):
 
     def test_tables_in_use_are_not_waited_for(self) -> None:
         self.tables()
-        self.patch(migrations, "_LOCK_TIMEOUT", "50ms")
+        self.patch(migrations, "_LOCK_SECONDS", 0.05)
         self.connection = migrations.connect(self.dsn)
         self.addCleanup(self.connection.close)
         with self.shop.transaction():

@@ -25,6 +25,7 @@ ON_MAIN = {
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
     "pos_pruning": {"posd": WRITE},
     "pos_sequencing": {"posd": "UPDATE"},
+    "pos_tenant_changes": {"posd": READ},
     "schema_versions": {"posd": READ},
     "tenants": {"posd": READ},
 }
@@ -44,8 +45,9 @@ ON_KITCHEN = {
     "pos_gift_card_transactions": {"posd": "INSERT, SELECT"},
     "pos_loyalty_transactions": {"posd": "INSERT, SELECT"},
     "pos_nacks": {"posd": "INSERT, SELECT"},
-    "pos_order_terminals": {"posd": WRITE},
+    "pos_order_terminals": {"posd": "DELETE, INSERT, SELECT, UPDATE"},
     "pos_orders": {"posd": WRITE},
+    "pos_points_given": {"posd": WRITE},
     "pos_sync_logs": {"posd": READ},
 }
 """What each role has been granted, but for owners and the roles that tests log in as."""
@@ -77,7 +79,10 @@ FUNCTIONS_OF_MAIN = {
     ),
     "pos_take(integer, integer[], boolean)": ("posd_owner", False, {"posd"}),
     "pos_tell_nodes()": ("posd_owner", False, set()),
+    "pos_note_tenant_change()": ("posd_owner", True, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
+    "pos_tell_of_keys()": ("posd_owner", False, set()),
+    "pos_note_change()": ("posd_owner", False, set()),
     "pos_tenant_key()": ("posd_owner", True, set()),
     "pos_tenant_zone()": ("posd_owner", False, set()),
 }

@@ -105,7 +105,7 @@ class DamageTests(SchemaCase):
             "table pos_order_terminals",
             "is: table, owner pg_monitor;",
             "ALTER TABLE pos_order_terminals OWNER TO pg_monitor",
-            "GRANT SELECT, INSERT, UPDATE ON pos_order_terminals TO posd",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON pos_order_terminals TO posd",
         )
         self.check(
             "function pos_insert_only()",

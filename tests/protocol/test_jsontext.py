@@ -114,6 +114,16 @@ class DecodeTests(SynchronousTestCase):
     def test_otherwise_it_is_read_alike(self, value: object) -> None:
         self.assertEqual(decode_stored(encode(value)), value)
 
+    def test_a_byte_order_mark_before_it_is_ignored(self) -> None:
+        self.assertEqual(decode(b'\xef\xbb\xbf{"a":"\xef\xbb\xbf"}'), {"a": "\ufeff"})
+        self.assertEqual(decode('\ufeff{"a":1}'), {"a": 1})
+        self.assertEqual(not_numbers(b'\xef\xbb\xbf{"a":NaN}'), {"a"})
+        pieces = decode_in_pieces(b"\xef\xbb\xbf[1]")
+        with self.assertRaises(StopIteration) as ended:
+            while True:
+                next(pieces)
+        self.assertEqual(ended.exception.value, [1])
+
     def test_text_that_is_not_json_is_refused(self) -> None:
         for text in (
             b"",
@@ -130,7 +140,9 @@ class DecodeTests(SynchronousTestCase):
             b"1 2",
             b'"a\nb"',
             b'"a\0b"',
-            b"\xef\xbb\xbf1",
+            b"\xef\xbb\xbf",
+            b"\xef\xbb\xbf\xef\xbb\xbf1",
+            b"1\xef\xbb\xbf",
             b"/* c */1",
         ):
             self.assertIn("JSON", self.refused(text), text)

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import TooManyRequests
-from posd.security.request_rates import Account, RequestRates, account
+from posd.security.request_rates import Account, Purpose, RequestRates, account
 
 MIB = 1024 * 1024
 
@@ -85,14 +85,22 @@ class CredentialTests(RatesCase):
             self.requests(account(1, name, shared=True)) for name in ("front", "bar", "grill")
         ]
         self.assertEqual(granted, [50, 50, 50])
-        # Those without a name have what the others have left.
+        # Those without a name count as one more.
         self.assertEqual(self.requests(account(1, None, shared=True)), 50)
         self.assertEqual(self.requests(account(1, "pass", shared=True)), 0)
+
+    def test_frames_of_terminals_without_a_name_have_the_rate_of_all_together(self) -> None:
+        frames = account(1, None, shared=True, purpose=Purpose.FRAMES)
+        for _ in range(800):
+            self.assertEqual(self.rates.heard(frames, 0.25, 1), 0)
+        self.assertGreater(self.rates.heard(frames, 0.25, 1), 0)
+        # A request of theirs is not charged for it.
+        self.assertEqual(self.requests(account(1, None, shared=True)), 50)
 
     def test_two_thousand_terminals_that_come_at_once_are_let_in(self) -> None:
         rates = RequestRates(50, MIB, 200, self.clock.seconds)
         for number in range(2000):
-            who = account(1, f"till-{number}", shared=True, connects=True)
+            who = account(1, f"till-{number}", shared=True, purpose=Purpose.HANDSHAKE)
             rates.request(who, 0)
         # And what they ask then is not charged for it.
         for number in range(1000):
@@ -100,7 +108,7 @@ class CredentialTests(RatesCase):
 
     def test_so_are_two_thousand_without_a_name(self) -> None:
         rates = RequestRates(50, MIB, 200, self.clock.seconds)
-        who = account(1, None, shared=True, connects=True)
+        who = account(1, None, shared=True, purpose=Purpose.HANDSHAKE)
         for _ in range(2000):
             rates.request(who, 0)
 

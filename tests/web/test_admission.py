@@ -266,8 +266,12 @@ class PositionTests(AdmissionCase):
         self.assertEqual(self.position("/ws/pos/kitchen?last_event_id=7"), Position(7))
         self.assertEqual(self.position("/ws/pos/kitchen", Last_Event_ID="8"), Position(8))
         self.assertEqual(
-            self.position("/ws/pos/kitchen?last_event_id=7", Last_Event_ID="8"), Position(7)
+            self.position("/ws/pos/kitchen?last_event_id=7", Last_Event_ID="8"), Position(8)
         )
+        self.assertEqual(
+            self.position("/ws/pos/kitchen?last_event_id=7", Last_Event_ID=""), Position(7)
+        )
+        self.assertIsNone(self.position("/ws/pos/kitchen", Last_Event_ID=""))
         self.assertIsNone(self.position("/ws/pos/kitchen"))
 
     def test_with_the_history_that_it_was_counted_in(self) -> None:

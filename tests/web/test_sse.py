@@ -45,7 +45,9 @@ class BeginningTests(StreamCase):
     def test_it_is_an_event_stream_that_nobody_keeps(self) -> None:
         head = reply(self.follow().value()).headers
         self.assertEqual(head["content-type"], "text/event-stream")
-        self.assertEqual((head["cache-control"], head["x-accel-buffering"]), ("no-store", "no"))
+        self.assertEqual(
+            (head["cache-control"], head["x-accel-buffering"]), ("no-store, no-transform", "no")
+        )
 
     def test_a_till_is_greeted_like_on_a_websocket(self) -> None:
         by_websocket = self.websocket()
@@ -69,7 +71,9 @@ class BeginningTests(StreamCase):
         for query, header in (
             ("?last_event_id=7", None),
             ("", "7"),
-            ("?lastEventId=7", "3"),
+            ("?last_event_id=3", "7"),
+            ("?lastEventId=3", "7"),
+            ("?lastEventId=7", ""),
             (f"?last_event_id=7&stream_id={STREAM}", None),
         ):
             with self.subTest(query=query, header=header):

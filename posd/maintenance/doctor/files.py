@@ -140,6 +140,8 @@ def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iter
     )
     for file in find(path, Report()):
         yield from _file("files", file, who, secret=secret)
+    if settings is not None:
+        yield from _of_dsn("database.dsn", settings.database.dsn, who)
     tls = (
         None if settings is None or not any(each.tls for each in settings.listen) else settings.tls
     )
@@ -151,6 +153,36 @@ def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iter
         ):
             if name is not None:
                 yield from _file("files", Path(name), who, secret=secret)
+
+
+def _of_dsn(key: str, dsn: str, who: Reader | None) -> Iterator[Line]:
+    """The files that libpq reads for the daemon. It says nothing of one that it cannot read."""
+    for option, path, consequence in dsn_syntax.files(dsn):
+        try:
+            path.stat()
+            unreadable = who is not None and who.can_read(path) is not None
+        except OSError as error:
+            what = f"{key} names {path} as {option}: {error.strerror}, {consequence}"
+            yield warning("files", what, f"put the file there, or change {option}")
+            continue
+        if unreadable and who is not None:
+            what = f"{key} names {path} as {option}, which {who.name} cannot read, {consequence}"
+            yield warning("files", what, f"chown {who.name} {path}")
+        elif _is_too_open(option, path):
+            what = f"{key} names {path} as {option}, which others can read, {consequence}"
+            yield warning("files", what, f"chmod 0600 {path}")
+
+
+def _is_too_open(option: str, path: Path) -> bool:
+    """Whether libpq passes over a password file, or refuses a key, since others may read it.
+
+    A key of root's may be read by its group (libpq manual, "Client Certificates").
+    """
+    found = path.stat()
+    mine, grouped = not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO), found.st_uid == 0
+    if option == "sslkey":
+        return not mine and not (grouped and not found.st_mode & stat.S_IRWXO)
+    return option == "passfile" and not mine
 
 
 def _file(part: str, path: Path, who: Reader | None, *, secret: bool) -> Iterator[Line]:

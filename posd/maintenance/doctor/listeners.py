@@ -57,10 +57,11 @@ class _Choosy(_Silent):
     """Somebody listens who serves nobody without a client's certificate."""
 
 
-def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
+def examine(settings: Config, *, asleep: bool = False, running: bool = False) -> Iterator[Line]:
     """Each listener; who shows a certificate has to show the one that is in the file now.
 
     `asleep`: systemd holds the sockets of a daemon that does not run, and nobody is to wake it.
+    `running`: a daemon runs, so what does not answer in time may be it, under load.
     """
     chain = pem.Reading().certificates("certificate", settings.tls.certificate)
     for listener in settings.listen:
@@ -71,9 +72,11 @@ def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
             continue
         match endpoint:
             case Tcp() | Tcp6():
-                yield from _at(part, listener, endpoint, settings, chain)
+                yield from _at(part, listener, endpoint, settings, chain, running)
             case Unix():
-                yield from _at(part, listener, endpoint, settings, chain)
+                yield from _at(part, listener, endpoint, settings, chain, running)
+            case Other(inner=Tcp() | Tcp6() | Unix() as inner):
+                yield _wrapped(part, listener, inner)
             case Other():
                 yield _plugin(part, listener)
             case _:
@@ -86,6 +89,7 @@ def _at(
     endpoint: Tcp | Tcp6 | Unix,
     settings: Config,
     chain: Sequence[x509.Certificate] | None,
+    running: bool,
 ) -> Iterator[Line]:
     try:
         connection = _connect(endpoint)
@@ -103,6 +107,10 @@ def _at(
                 yield ok(
                     part, "somebody listens, who asks for a client's certificate, as configured"
                 )
+                return
+            if running and isinstance(error.__cause__, TimeoutError):
+                what = f"{listener.endpoint} does not answer within {_SECONDS:g} seconds"
+                yield fault(part, what, "see `journalctl -u posd`, and the load", passing=True)
                 return
             remedy = "see who listens with `ss -ltnp`; stop that, or configure another port"
             what = f"{listener.endpoint} is held by another program: {error}"
@@ -249,6 +257,17 @@ def _free_path(part: str, path: Path) -> Line:
         return ok(part, f"{path} is left from a posd that has ended, and will be replaced")
     what = f"{path} exists and nobody listens on it"
     return fault(part, what, f"rm {path}, or configure another path", stops=True)
+
+
+def _wrapped(part: str, listener: Listener, inner: Tcp | Tcp6 | Unix) -> Line:
+    """A listener behind a proxy, which would have to say first for whom it asks."""
+    try:
+        with _connect(inner):
+            return unknown(part, f"somebody listens at {listener.endpoint}, for a proxy alone")
+    except PermissionError:
+        return unknown(part, f"{listener.endpoint} may not be connected to; ask again as root")
+    except OSError:
+        return _free(part, listener, inner)
 
 
 def _plugin(part: str, listener: Listener) -> Line:

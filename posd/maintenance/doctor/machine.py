@@ -96,6 +96,14 @@ def sleeps(run: _Run | None = None) -> bool:
     return bool(active) and all(name.endswith(".socket") for name in active)
 
 
+def runs(run: _Run | None = None) -> bool:
+    """Whether systemd says that a daemon runs, so that a port which is slow to answer may be its own."""
+    return any(
+        each["Id"].endswith(".service") and each.get("ActiveState") in ("active", "reloading")
+        for each in _states(run) or ()
+    )
+
+
 def _states(run: _Run | None) -> list[dict[str, str]] | None:
     """The daemon's units as `systemctl show` tells of them; of instances those that systemd has loaded."""
     asked = [*_UNITS, f"--property={','.join(_PROPERTIES)}"]

@@ -40,8 +40,10 @@ def _named(config: Config, now: datetime) -> Iterator[Line]:
     """Examine what a usable configuration names."""
     if any(each.tls for each in config.listen):
         yield from safely("certificate", lambda: certificates.examine(config.tls, now))
-    asleep = machine.sleeps()
-    yield from safely("listeners", lambda: listeners.examine(config, asleep=asleep))
+    asleep, running = machine.sleeps(), machine.runs()
+    yield from safely(
+        "listeners", lambda: listeners.examine(config, asleep=asleep, running=running)
+    )
 
 
 def safely(part: str, examination: Callable[[], Iterable[Line]]) -> list[Line]:

@@ -22,6 +22,9 @@ from posd.web.http.site import BoundedChannel
 from posd.web.sse import EventStream
 
 _LAST_SEQ: Final = 2**63 - 1
+_LONGEST_WAIT: Final = 45
+"""Seconds. A proxy gives up a request that is not answered: HAProxy as Debian configures it after 50 s, nginx
+and most balancers after 60 s. The client would get 504 instead of an empty page."""
 _TYPE: Final = "[a-z][a-z0-9_]{0,49}"
 
 Place = Annotated[
@@ -39,7 +42,15 @@ class PollTaken(Taken, frozen=True, rename=None):
     after: Place | Unset = UNSET
     limit: Annotated[int, Meta(ge=1, le=500, description="How many events at most.")] = 100
     wait: Annotated[
-        int, Meta(ge=0, le=60, description="For how many seconds to wait if there is none.")
+        int,
+        Meta(
+            ge=0,
+            le=60,
+            description=(
+                "How many seconds to wait for an event if there is none yet. After"
+                f" {_LONGEST_WAIT} s the answer is sent in any case."
+            ),
+        ),
     ] = 0
     types: (
         Annotated[
@@ -149,8 +160,8 @@ class Events:
                 ),
                 description=(
                     "The first event is `connected`, the last one `pos_closing`; neither has an id."
-                    " `Last-Event-ID` says the same as `last_event_id`, which counts where both are"
-                    " sent."
+                    " `Last-Event-ID` says the same as `last_event_id`, and counts where both are sent:"
+                    " a client that reconnects by itself keeps its URL and renews the header."
                 ),
                 tag="Stream",
                 media="text/event-stream",
@@ -181,7 +192,7 @@ class Events:
         if taken.after is not UNSET:
             position = Position(taken.after, _known(taken.stream_id))
         types = frozenset(() if taken.types is UNSET else taken.types.split(","))
-        wish = Wish(taken.limit, float(taken.wait), types)
+        wish = Wish(taken.limit, float(min(taken.wait, _LONGEST_WAIT)), types)
         batch = await self.polls.answer(_caller(ask), position, wish, _hold(ask.call.request))
         answer = BatchGiven(
             events=[],
@@ -197,7 +208,7 @@ class Events:
     async def stream(self, ask: TenantAsk[StreamTaken]) -> Answer:
         """Everything is checked and looked up before the first byte, as it is for a WebSocket."""
         taken = ask.taken
-        if taken.last_event_id is UNSET:
+        if ask.call.header("last-event-id") or taken.last_event_id is UNSET:
             position = resume_position(ask.call)
         else:
             position = Position(taken.last_event_id, _known(taken.stream_id))

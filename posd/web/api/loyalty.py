@@ -6,17 +6,21 @@ A customer is named by a telephone number, however it is written: see `posd.even
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final, Literal
 
 from attrs import define
 
 from posd.database.pool import Database
 from posd.events import phones
+from posd.events.timezones import zone
 from posd.protocol.jsontext import timestamp
 from posd.store import idempotency, loyalty, loyalty_rules
-from posd.store.loyalty import Account, Movement, Transaction
+from posd.store.loyalty import Account, DailyLimit, Movement, Transaction
 from posd.store.loyalty_rules import Moving, Rules
+from posd.values import KeyKind
 from posd.web.api import ledgers
 from posd.web.api.ledgers import (
     BAD_KEY,
@@ -151,6 +155,12 @@ class UnknownCustomer(Given, frozen=True):
     data: NewCustomer
 
 
+class PointsPerDay(Given, frozen=True):
+    """What a till may add in a day."""
+
+    points_per_day: int
+
+
 class InsufficientPoints(Given, frozen=True):
     """What there is."""
 
@@ -172,9 +182,10 @@ DISABLED: Final = Refused(422, "loyalty_disabled", "The shop gives and takes no 
 
 @define(eq=False)
 class LoyaltyPoints:
-    """The endpoints."""
+    """The endpoints. A till may add `points_per_day` points in a day of its shop."""
 
     database: Database
+    points_per_day: int
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -204,6 +215,12 @@ class LoyaltyPoints:
                 refusals=(
                     Refused(404, UNKNOWN.code, "And the shop opens no accounts by itself."),
                     Refused(409, "already_earned", "This order has earned its points already."),
+                    Refused(
+                        429,
+                        "too_many_points",
+                        "The till would have added more than `limits.points_per_day_per_till` today.",
+                        PointsPerDay,
+                    ),
                     *(INVALID_POINTS, *moved),
                 ),
                 idempotent=True,
@@ -261,7 +278,7 @@ class LoyaltyPoints:
 
     async def add(self, ask: TenantAsk[PointsTaken]) -> Answer:
         """What a till or a web shop does when somebody has paid."""
-        movement = await self._move(ask, loyalty_rules.add)
+        movement = await self._move(ask, self._add_within_limit(ask))
         data = Addition(
             customer_id=str(movement.account_id),
             previous_points=movement.before,
@@ -270,6 +287,15 @@ class LoyaltyPoints:
             transaction_id=str(movement.transaction_id),
         )
         return ledgers.twice(AdditionGiven, data, replayed=movement.replayed)
+
+    def _add_within_limit(self, ask: TenantAsk[Any]) -> Moving:
+        """Add points, and count them where a till does."""
+
+        giver = _giver(ask)
+        if giver is None:
+            return loyalty_rules.add
+        offset = datetime.now(zone(ask.tenant.timezone)).utcoffset() or timedelta()
+        return partial(loyalty_rules.add, limit=DailyLimit(giver, self.points_per_day, offset))
 
     async def redeem(self, ask: TenantAsk[PointsTaken]) -> Answer:
         """What a till or a web shop does when somebody pays with points."""
@@ -321,6 +347,18 @@ async def _reversal(reversing: Awaitable[Movement]) -> PointsReversalGiven:
         remaining_points=movement.after,
         transaction_id=str(movement.transaction_id),
     )
+
+
+def _giver(ask: TenantAsk[Any]) -> str | None:
+    """For whom added points are counted; None for a platform.
+
+    A device's key proves which till it is. Behind a tenant's key a till can call itself anything, so
+    all that comes with that key is counted together.
+    """
+    principal = ask.principal
+    if principal.kind is KeyKind.DEVICE:
+        return f"device {principal.device_id}"
+    return f"key {principal.key_id}" if principal.kind is KeyKind.TENANT else None
 
 
 def _phone(ask: TenantAsk[Any]) -> str:

@@ -10,18 +10,18 @@ from datetime import datetime
 from typing import Annotated, Any, Final, cast
 from uuid import UUID
 
-from attrs import define
+from attrs import define, field
 from msgspec import Meta
 
 from posd.database.pool import Database
-from posd.errors import BadRequest
+from posd.errors import BadRequest, TooManyRequests
 from posd.events.coercion import Unreadable, moment
 from posd.events.orders import FINAL_STATUSES
 from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.store import orders
 from posd.store.orders import Open, Place
-from posd.values import Tenant
+from posd.values import Tenant, TenantId
 from posd.web.api.events import Place as EventPosition
 from posd.web.http.models import UNSET, Success, Taken, Unset, component, plain
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
@@ -35,6 +35,10 @@ _BESIDES_BYTES: Final = 1024
 _ANSWER_BYTES: Final = 1024 * 1024 - _BESIDES_BYTES
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", re.ASCII)
 _LONGEST_ID: Final = 255
+_SHORT_BYTES: Final = 64 * 1024
+_MOST_LONG: Final = 4
+# A "+" that was not written %2B is a space when a query is read: "…T10:00:00 01:00".
+_UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 
 class PendingTaken(Taken, frozen=True):
@@ -74,6 +78,8 @@ class PendingOrders:
     """The endpoint."""
 
     database: Database
+    _long: dict[TenantId, int] = field(factory=dict, init=False)
+    """How many long pages are being written for whom."""
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -90,7 +96,10 @@ class PendingOrders:
                 " are more while `hasMore` is true; `next` is the `after` of the call for them. An order"
                 " that is placed while you page comes at the end, or by the stream with an id above the"
                 " `lastEventId` of the first page.",
-                refusals=(Refused(404, "unknown_tenant", "It was deleted just now."),),
+                refusals=(
+                    Refused(404, "unknown_tenant", "It was deleted just now."),
+                    Refused(429, "too_many_requests", "Four long pages are being written already."),
+                ),
                 tag="Orders",
             ),
         )
@@ -103,9 +112,11 @@ class PendingOrders:
             limit=min(max(taken.limit, 1), _MOST),
             most_bytes=_ANSWER_BYTES,
         )
+        if self._long.get(tenant.id, 0) >= _MOST_LONG:
+            raise TooManyRequests("Too many long pages are asked for at once.", retry_after=1)
         session = self.database.of(tenant.id)
         page = await orders.still_open(session, tenant, FINAL_STATUSES, wanted)
-        written = await in_pieces(_written(page.orders))
+        written = await self._write(tenant.id, page.orders)
         answer = PendingGiven(
             orders=[],
             count=len(page.orders),
@@ -116,25 +127,33 @@ class PendingOrders:
         )
         return Answer(plain(answer) | {"orders": written})
 
+    async def _write(self, tenant_id: TenantId, found: Sequence[Open]) -> list[jsontext.Written]:
+        """The orders as JSON. A long page takes a while, and a tenant has few of those at a time."""
+        if sum(len(order.snapshot) for order in found) <= _SHORT_BYTES:
+            return [_written(order) for order in found]
+        self._long[tenant_id] = self._long.get(tenant_id, 0) + 1
+        try:
+            return await in_pieces(_all_written(found))
+        finally:
+            self._long[tenant_id] -= 1
+            if not self._long[tenant_id]:
+                del self._long[tenant_id]
 
-def _written(found: Sequence[Open]) -> Generator[None, None, list[jsontext.Written]]:
+
+def _all_written(found: Sequence[Open]) -> Generator[None, None, list[jsontext.Written]]:
     written = []
     for order in found:
-        written.append(jsontext.Written(jsontext.encode(_shown(order))))
+        written.append(_written(order))
         yield
     return written
 
 
-def _shown(order: Open) -> dict[str, object]:
+def _written(order: Open) -> jsontext.Written:
     """An order as a till has it, digit for digit, under the names that older tills read too."""
     snapshot = cast("dict[str, object]", jsontext.decode_own(order.snapshot))
     total = {"total": snapshot["totalAmount"]} if "totalAmount" in snapshot else {}
-    return {
-        **snapshot,
-        "id": order.place.order_id,
-        **total,
-        "printStatus": order.print_status.value,
-    }
+    names = {"id": order.place.order_id, **total, "printStatus": order.print_status.value}
+    return jsontext.Written(jsontext.encode({**snapshot, **names}))
 
 
 def _cursor(place: Place) -> str:
@@ -161,7 +180,7 @@ def _place(cursor: str) -> Place:
 
 def _since(told: str, tenant: Tenant) -> datetime:
     try:
-        read = moment(told, zone(tenant.timezone))
+        read = moment(_UNENCODED_PLUS.sub(r"\1+", told), zone(tenant.timezone))
     except Unreadable:
         read = None
     if read is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from typing import Final, Protocol
 
+from attrs import define, field
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
@@ -15,6 +17,9 @@ from posd.web.http.headers import Target, is_host, read_target
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
+MOST_UNFINISHED_BYTES: Final = 64 * 1024 * 1024
+"""Of long bodies that are still coming, on one listener."""
+_SHORT_BODY_BYTES: Final = 64 * 1024
 _BODY_READ_IN_VAIN: Final = 64 * 1024
 """A longer body of a request that is refused for its rate is not read, and its connection is closed."""
 
@@ -33,6 +38,7 @@ class Limits(Protocol):
     """What a request needs of its site, a `posd.web.http.site.BoundedSite`."""
 
     gate: RateGate | None
+    bodies: LongBodies
     body_bytes: Callable[[bytes, bytes], int]
     """How long the body of a request with this method and path may be."""
 
@@ -57,7 +63,7 @@ class Channel(Protocol):
 class BoundedRequest(Request):
     """A request whose body is refused as soon as it is too large, with Content-Length or without.
 
-    `over_rate` is the answer to a request that is one too many.
+    `over_rate` is the answer to a request that is one too many for its credential or its address.
     """
 
     channel: Channel  # type: ignore[assignment]
@@ -66,7 +72,8 @@ class BoundedRequest(Request):
     _target: Target
     refused = False
     over_rate: TooManyRequests | None = None
-    _account: Account | None = None
+    account: Account | None = None
+    """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
 
     def gotLength(self, length: int | None) -> None:
@@ -96,8 +103,11 @@ class BoundedRequest(Request):
             self._charge_more(len(data))
         if not self.refused and self.over_rate is None:
             Request.handleContentChunk(self, data)
+            if self._received > _SHORT_BODY_BYTES:
+                self.channel.site.bodies.grown(self, self._received)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.channel.site.bodies.done(self)
         target = self._target
         if target.authority is not None:
             # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
@@ -112,8 +122,14 @@ class BoundedRequest(Request):
         Twisted closes that. Here it is closed when the request is forgotten.
         """
         content, self.content = self.content, None
+        self.channel.site.bodies.done(self)
         Request.connectionLost(self, reason)
         self.content = content
+
+    def give_way(self) -> None:
+        """Answer that there is no room for the body, which has not come whole."""
+        sentence = "Too many long bodies are being sent."
+        self.refuse(b"503 Service Unavailable", "overloaded", sentence, {"Retry-After": "1"})
 
     def _charge(self, length: int | None) -> None:
         """Charge the request, and its body as far as its size is known."""
@@ -122,13 +138,13 @@ class BoundedRequest(Request):
             return
         self._announced = length is not None
         try:
-            self._account = gate.enter(self, self._target.origin, length or 0)
+            self.account = gate.enter(self, self._target.origin, length or 0)
         except TooManyRequests as refusal:
             self._be_over(refusal, length)
 
     def _charge_more(self, size: int) -> None:
         gate = self.channel.site.gate
-        refusal = None if gate is None else gate.go_on(self._account, size)
+        refusal = None if gate is None else gate.go_on(self.account, size)
         if refusal is not None:
             self._be_over(refusal, None)
 
@@ -150,7 +166,33 @@ class BoundedRequest(Request):
         """Answer, hang up, and do not process the request."""
         if not self.refused and self.channel is not None:
             self.refused = True
+            self.content = BytesIO()
+            self.channel.site.bodies.done(self)
             self.channel.refuse(status, code, sentence, headers)
+
+
+@define(eq=False)
+class LongBodies:
+    """The bodies of more than 64 KiB that have not come whole, of which a stranger may send many.
+
+    Where they are too many bytes together, the one that was begun first gives way: a body that a
+    platform sends is here within moments.
+    """
+
+    _sizes: dict[BoundedRequest, int] = field(factory=dict, init=False)
+    total: int = field(default=0, init=False)
+    """The bytes of all of them."""
+
+    def grown(self, request: BoundedRequest, size: int) -> None:
+        """Count a request whose body has so many bytes by now."""
+        self.total += size - self._sizes.get(request, 0)
+        self._sizes[request] = size
+        while self.total > MOST_UNFINISHED_BYTES:
+            next(iter(self._sizes)).give_way()
+
+    def done(self, request: BoundedRequest) -> None:
+        """It has come whole, or never will."""
+        self.total -= self._sizes.pop(request, 0)
 
 
 def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:

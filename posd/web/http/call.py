@@ -22,8 +22,10 @@ from posd.errors import (
 )
 from posd.protocol import jsontext
 from posd.security.addresses import Network, client_address
+from posd.security.request_rates import Account
 from posd.web.http.headers import members
 from posd.web.http.pieces import in_pieces
+from posd.web.http.unsent import UnsentAnswers
 
 _LONGEST_DEVICE: Final = 128
 UNKNOWN: Final = "none"
@@ -49,6 +51,8 @@ class Door:
     trusted: bool = False
     proxies: tuple[Network, ...] = ()
     served: Served = lambda operation, status, seconds: None
+    unsent: UnsentAnswers | None = None
+    """Where long answers are written as clients take them; None writes them at once."""
 
 
 @define(eq=False)
@@ -70,6 +74,10 @@ class Call:
     def __attrs_post_init__(self) -> None:
         content = cast(BinaryIO | None, self.request.content)
         self.body = b"" if content is None else content.read()
+        if content is not None:
+            # There is one copy of it now, which `forget_body` frees.
+            content.seek(0)
+            content.truncate()
 
     @property
     def key(self) -> str | None:
@@ -83,6 +91,11 @@ class Call:
     def address(self) -> str:
         """Where the client is, by IP; empty on a unix socket."""
         return address_of(self.request, self.door)
+
+    @property
+    def account(self) -> Account | None:
+        """The credential that is charged for this, None where an address or nobody is."""
+        return getattr(self.request, "account", None)
 
     def check_rate(self) -> None:
         """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
@@ -98,7 +111,7 @@ class Call:
             return None
         try:
             # Two names that differ are as bad as none.
-            (name,) = {value.decode().strip() for value in raw}
+            (name,) = {_text(value).strip() for value in raw}
         except ValueError:
             name = ""
         return device_name(name, "X-Device-ID")
@@ -157,8 +170,8 @@ class Call:
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
 
-        Raises `UnsupportedMediaType` for another content type and `BadRequest` for what is no
-        object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
+        Raises `UnsupportedMediaType` for another content type and for a compressed body, and `BadRequest`
+        for what is no object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
         """
         self._check_type()
         body = self._parsed
@@ -169,7 +182,13 @@ class Call:
             raise BadRequest("The body must be a JSON object.", code="invalid_json")
         return cast("dict[str, object]", body)
 
+    def forget_body(self) -> None:
+        """Free it. A call and its request are freed later, by the garbage collector."""
+        self.body, self._parsed = b"", None
+
     def _check_type(self) -> None:
+        if self.members("content-encoding") - {"identity"}:
+            raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
         kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The body must be application/json.")
@@ -190,6 +209,20 @@ def _as_refusal() -> Iterator[None]:
         raise BadRequest(str(error), code="number_out_of_range") from error
     except InvalidMessage as error:
         raise BadRequest(str(error), code="invalid_json") from error
+
+
+class _Compressed(UnsupportedMediaType):
+    """A body with a content coding. The header says that none is accepted (RFC 9110 §12.5.3)."""
+
+    headers = {"Accept-Encoding": "identity"}
+
+
+def _text(raw: bytes) -> str:
+    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def keys_in(headers: Headers) -> list[str]:

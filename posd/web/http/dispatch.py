@@ -20,6 +20,7 @@ from posd.web.http.models import Taken, read, refuse_numbers
 from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import Answer
+from posd.web.http.turns import Turns
 
 _SHUT_OUT: Final = ("too_many_attempts", "too_many_requests")
 
@@ -33,6 +34,7 @@ class Reception:
     authenticator: Authenticator
     clock: Clock
     strangers: Strangers = field(factory=Strangers)
+    turns: Turns | None = None
 
     async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         """The operation's answer. Raises whatever `Refusal` there is.
@@ -43,7 +45,7 @@ class Reception:
         call.operation = f"{operation.method} {operation.path}"
         try:
             call.check_rate()
-            return await self._answer(operation, path, call)
+            return await self._in_turn(operation, path, call)
         except Refusal as refusal:
             if refusal.status in (401, 403) or refusal.code in _SHUT_OUT:
                 self.strangers.refused(call, path.get("tenant", ""), refusal.status, refusal.code)
@@ -56,6 +58,17 @@ class Reception:
                     code=refusal.code,
                 )
             raise
+
+    async def _in_turn(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+        who = call.account
+        if who is None or self.turns is None:
+            return await self._answer(operation, path, call)
+        # Platforms that have a key of all tenants do not wait for a slow shop with the others.
+        give = await self.turns.take((who.together, path.get("tenant")))
+        try:
+            return await self._answer(operation, path, call)
+        finally:
+            give()
 
     async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         arrived = self.clock()

@@ -27,6 +27,7 @@ _ALWAYS: Final = (
     Refused(403, "forbidden", "A key of another kind, or nothing for a trusted listener."),
     Refused(413, "too_large", "The body is longer than the operation allows."),
     Refused(429, "too_many_requests", "This key, or this address without one, asks too much."),
+    Refused(503, "overloaded", "Too many long bodies are being sent."),
     Refused(500, "internal_error", "A bug of posd; its log has the `requestId`."),
 )
 _KEY: Final = (

@@ -14,7 +14,7 @@ from twisted.web.server import Request
 from posd.errors import TooManyRequests
 from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
-from posd.security.request_rates import Account, RequestRates, account
+from posd.security.request_rates import Account, Purpose, RequestRates, account
 from posd.values import RESERVED
 from posd.web.http.call import Door, address_of, keys_in
 
@@ -63,21 +63,21 @@ class RateGate:
 
     def _account(self, request: Request, path: bytes, key: str) -> Account | None:
         sha256 = hash_of(key)
-        slug, connects = _addressed(path)
+        slug, purpose = _addressed(path)
         known = None if sha256 is None else self.index.find(sha256, slug)
         if known is None:
             return None
         named = request.requestHeaders.getRawHeaders(b"x-device-id", [b""])[0].strip()
         device = named.decode(errors="replace") if len(named) <= _LONGEST_DEVICE else ""
-        return account(known.id, device or None, shared=known.shared, connects=connects)
+        return account(known.id, device or None, shared=known.shared, purpose=purpose)
 
 
-def _addressed(path: bytes) -> tuple[str | None, bool]:
-    """The tenant that a path names, None if it names none, and whether a WebSocket is opened there."""
+def _addressed(path: bytes) -> tuple[str | None, Purpose]:
+    """The tenant that a path names, None if it names none, and what is charged there."""
     parts = [unquote_to_bytes(part).decode(errors="replace") for part in path.split(b"/")[1:4]]
     match parts:
         case ["ws", "pos", slug]:
-            return slug, True
+            return slug, Purpose.HANDSHAKE
         case ["api", slug, *_] if slug not in RESERVED:
-            return slug, False
-    return None, False
+            return slug, Purpose.REQUEST
+    return None, Purpose.REQUEST

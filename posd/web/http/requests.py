@@ -30,8 +30,9 @@ from posd.errors import (
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
-from posd.web.http.call import Call, Door
+from posd.web.http.call import Call, Door, keys_in
 from posd.web.http.headers import is_loopback
+from posd.web.http.unsent import LONG
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {
@@ -107,18 +108,16 @@ class Endpoint(Resource):
     def render(self, request: Request) -> int:
         method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
         handler = self._handlers.get(method)
-        call = Call(request, self._door)
-        if handler is None:
-            # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
-            methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
-            allowed = ", ".join(sorted(methods))
-            said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
-            body = error_body(said, "method_not_allowed", call)
-            self._door.served(call.operation, 405, 0.0)
-            write(request, Answer(body, 405, {"Allow": allowed}))
-        else:
-            respond(call, handler)
+        respond(Call(request, self._door), handler or self._not_allowed)
         return NOT_DONE_YET
+
+    async def _not_allowed(self, call: Call) -> Answer:
+        call.check_rate()
+        # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+        methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
+        said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+        body = error_body(said, "method_not_allowed", call)
+        return Answer(body, 405, {"Allow": ", ".join(sorted(methods))})
 
 
 class Missing(Resource):
@@ -149,7 +148,7 @@ def respond(call: Call, handler: Handler) -> None:
         if isinstance(outcome, Takeover):
             outcome.forgo() if gone else outcome.begin(call.request)
         elif not gone:
-            write(call.request, outcome)
+            write(call, outcome)
 
     answered = Deferred.fromCoroutine(answer(call, handler))
     answered.addCallback(send)
@@ -159,6 +158,7 @@ def respond(call: Call, handler: Handler) -> None:
 async def answer(call: Call, handler: Handler) -> Answer:
     """A handler's answer, or the one that its failure is."""
     outcome = await _outcome(call, handler)
+    call.forget_body()
     call.door.served(call.operation, outcome.status, time.monotonic() - call.began)
     return outcome
 
@@ -198,9 +198,9 @@ def error_body(message: str, code: str, call: Call) -> dict[str, object]:
     return {"success": False, "error": message, "code": code, "requestId": call.id}
 
 
-def write(request: Request, outcome: Answer) -> None:
-    """Send an answer."""
-    body = outcome.encoded()
+def write(call: Call, outcome: Answer) -> None:
+    """Send an answer; a long one as the client takes it."""
+    request, body = call.request, outcome.encoded()
     phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
     request.setResponseCode(outcome.status, phrase)
     headers = {
@@ -212,9 +212,14 @@ def write(request: Request, outcome: Answer) -> None:
     }
     for name, value in headers.items():
         request.setHeader(name, value)
-    if request.method != b"HEAD":
+    if request.method == b"HEAD":
+        request.finish()
+    elif len(body) > LONG and call.door.unsent is not None:
+        owner = next(iter(keys_in(request.requestHeaders)), call.address)
+        call.door.unsent.send(request, body, owner)
+    else:
         request.write(body)
-    request.finish()
+        request.finish()
 
 
 def _check_local(call: Call) -> None:

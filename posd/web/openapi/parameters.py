@@ -74,7 +74,7 @@ DEVICE_ID: Final = _in_header(
 )
 LAST_EVENT_ID: Final = _in_header(
     "Last-Event-ID",
-    "As the parameter `last_event_id`, up to 18 digits. Nothing where that is sent too.",
+    "As the parameter `last_event_id`, up to 18 digits. It counts where both are sent.",
     "1042",
 )
 IDEMPOTENCY_KEY: Final = _in_header(

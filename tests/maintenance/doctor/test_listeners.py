@@ -160,6 +160,16 @@ class HeldTests(ListenerCase):
         server.server_name_told = "nginx"
         self.assertIn("nginx answers", self.only(at(server), State.FAULT).what)
 
+    def test_what_is_slow_to_answer_may_be_a_posd_that_runs(self) -> None:
+        self.patch(listeners, "_SECONDS", 0.1)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            endpoint = f"tcp:port={silent.getsockname()[1]}:interface=127.0.0.1"
+            settings = evolve(NOTHING, listen=(Listener("https", endpoint),))
+            (line,) = listeners.examine(settings, running=True)
+            self.assertEqual((line.state, line.passing, line.stops), (State.FAULT, True, False))
+            (line,) = listeners.examine(settings)
+            self.assertEqual((line.state, line.passing, line.stops), (State.FAULT, False, True))
+
     def test_a_program_that_speaks_no_tls(self) -> None:
         line = self.only(at(self.somebody()), State.FAULT, self.made())
         self.assertIn("is held by another program", line.what)

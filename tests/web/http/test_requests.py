@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from ipaddress import ip_network
 from typing import Any, cast
 
@@ -112,6 +113,22 @@ class RenderCase(SynchronousTestCase):
         self.handler.outcome = Deferred()
         self.send(*arguments, **more)
         return self.handler.calls[-1]
+
+
+class BodyTests(RenderCase):
+    def test_a_body_is_freed_with_the_answer(self) -> None:
+        """Call and request refer to each other: else it would wait for the garbage collector."""
+        for outcome in (Answer({"ok": True}), Unauthorized(), ValueError("a bug")):
+            self.handler.outcome = outcome
+            self.send("POST", body=b"x" * 1000)
+            call = self.handler.calls[-1]
+            self.assertEqual((call.body, call._parsed), (b"", None))
+        self.flushLoggedErrors(ValueError)
+
+    def test_until_then_there_is_one_copy_of_it(self) -> None:
+        call = self.call("POST", body=b"x" * 1000)
+        self.assertEqual(len(call.body), 1000)
+        self.assertEqual(cast(BytesIO, call.request.content).getvalue(), b"")
 
 
 class TakeoverTests(RenderCase):
@@ -318,8 +335,13 @@ class CallTests(RenderCase):
         self.assertIsNone(self.call().device)
         self.assertEqual(self.call(headers={"X-Device-ID": "é" * 128}).device, "é" * 128)
 
+    def test_a_device_is_named_in_iso_8859_1_too(self) -> None:
+        """crossbario/autobahn-python#533 and oven-sh/bun#41482: clients differ in how they write a header."""
+        name = "POS_Küche_0a1b2c3d"
+        self.assertEqual(self.call(headers={"X-Device-ID": name.encode("latin-1")}).device, name)
+
     def test_a_name_that_is_none_is_refused(self) -> None:
-        for name in ("", "x" * 129, b"\xff", "a\tb", "a\u0085b"):
+        for name in ("", "x" * 129, b"\x80\xff", "a\tb", "a\u0085b"):
             call = self.call(headers={"X-Device-ID": name})
             refusal = self.assertRaises(Refusal, lambda call=call: call.device)
             self.assertEqual((refusal.status, refusal.code), (400, "invalid_device"), name)

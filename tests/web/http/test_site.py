@@ -17,7 +17,7 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from posd.web.http.bounded_request import BODY_BYTES
+from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES
 from posd.web.http.site import BoundedChannel, BoundedSite
 from posd.web.http.wrong_protocol import HINTS, Spoken
 
@@ -427,3 +427,52 @@ class SiteTests(SynchronousTestCase):
         with capturedLogs() as events:
             channel.dataReceived(b"GET /?apiKey=pos_secret HTTP/1.1\r\nHost: posd\r\n\r\n")
         self.assertEqual(events, [])
+
+
+class LongBodyTests(SynchronousTestCase):
+    """Bodies that are long and not whole yet."""
+
+    def setUp(self) -> None:
+        self.resource = Echo()
+        self.site = BoundedSite(self.resource, Clock(), most_channels=1000)
+
+    def begin(self, size: int) -> tuple[BoundedChannel, StringTransport]:
+        """A request of which all but the last byte of the body has come."""
+        channel = cast(
+            BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 4711))
+        )
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        channel.dataReceived(_POST + b"Content-Length: %d\r\n\r\n" % size + bytes(size - 1))
+        return channel, transport
+
+    def test_what_they_hold_together_is_bounded(self) -> None:
+        room = MOST_UNFINISHED_BYTES // BODY_BYTES
+        begun = [self.begin(BODY_BYTES) for _ in range(room + 10)]
+        self.assertLessEqual(self.site.bodies.total, MOST_UNFINISHED_BYTES)
+        for _, transport in begun[:10]:
+            head, _, body = transport.value().partition(b"\r\n\r\n")
+            self.assertIn(b"503 Service Unavailable\r\n", head)
+            self.assertIn(b"\r\nRetry-After: 1", head)
+            self.assertEqual(json.loads(body)["code"], "overloaded")
+            self.assertTrue(transport.disconnecting)
+        channel, transport = begun[-1]
+        channel.dataReceived(b"x")
+        self.assertTrue(transport.value().startswith(b"HTTP/1.1 200"))
+        self.assertEqual([each.value() for _, each in begun[10:-1]], [b""] * (room - 1))
+
+    def test_one_that_has_come_or_whose_client_has_left_is_not_counted(self) -> None:
+        channel, _ = self.begin(BODY_BYTES)
+        leaving, _ = self.begin(BODY_BYTES)
+        self.assertEqual(self.site.bodies.total, 2 * (BODY_BYTES - 1))
+        channel.dataReceived(b"x")
+        leaving.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.site.bodies.total, 0)
+
+    def test_a_short_one_gives_way_to_none(self) -> None:
+        short = [self.begin(60_000) for _ in range(5)]
+        for _ in range(MOST_UNFINISHED_BYTES // BODY_BYTES + 5):
+            self.begin(BODY_BYTES)
+        for channel, transport in short:
+            channel.dataReceived(b"x")
+            self.assertTrue(transport.value().startswith(b"HTTP/1.1 200"))

@@ -1,0 +1,142 @@
+"""What a session of posd sets for itself, in one place for the daemon and for `posctl`.
+
+PostgreSQL takes the first value of a setting from its configuration, the database (ALTER DATABASE … SET),
+the role (ALTER ROLE … SET) and libpq's environment (PGCLIENTENCODING, PGTZ, PGOPTIONS, …). posd relies on
+certain values, so each session sets them. `client_encoding` goes with the connection, because psycopg2 reads
+it only there. The rest are statements and not libpq's `options`, which PgBouncer refuses.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import psycopg2
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import make_dsn, parse_dsn
+
+RELIED_ON: Final = {
+    # First, so that those below mean what the system catalog says.
+    "quote_all_identifiers": "off",
+    "search_path": "pg_catalog, pg_temp",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "row_security": "on",
+    # How values are written as text, by SQL functions and for psycopg2.
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    # How transactions behave.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    # posd's functions are written for PL/pgSQL as it is installed.
+    "plpgsql.extra_errors": "none",
+    "check_function_bodies": "on",
+    "client_min_messages": "warning",
+    # A connection of posd may be idle for as long as it likes.
+    "idle_session_timeout": "0",
+}
+"""Settings that any role may change, with the value that posd needs."""
+
+_ON_TOP: Final = (
+    # With `replica` no trigger runs, the hooks included. Only a superuser may change it, so it is changed
+    # only where it is wrong; the connection fails where that is not allowed.
+    (
+        "SELECT set_config('session_replication_role', 'origin', false)"
+        " WHERE current_setting('session_replication_role') <> 'origin'"
+    ),
+    # PostgreSQL 17 and later.
+    (
+        "SELECT set_config('transaction_timeout', '0', false)"
+        " WHERE current_setting('transaction_timeout', true) IS NOT NULL"
+    ),
+)
+
+
+def connection_string(dsn: str) -> str:
+    """A connection string with what has to be settled at the connection: UTF-8."""
+    return str(make_dsn(dsn, client_encoding="UTF8"))
+
+
+def with_standard_strings(dsn: str) -> str:
+    """The same for a server on which `standard_conforming_strings` would be off at the connection.
+
+    psycopg2 decides at the connection how it quotes, and keeps to it. A SET afterwards would let it double
+    no backslash in an `E''` literal, so that a value could end the literal.
+    """
+    options = parse_dsn(dsn).get("options", os.environ.get("PGOPTIONS", ""))
+    return str(make_dsn(dsn, options=f"{options} -c standard_conforming_strings=on".strip()))
+
+
+_STRINGS: Final = "standard_conforming_strings"
+UNQUOTABLE: Final = (
+    "standard_conforming_strings is off and the connection does not pass libpq's options on: run"
+    " ALTER ROLE … SET standard_conforming_strings = on for the role that posd connects as"
+)
+"""For a connection that `with_standard_strings` does not help: a pooler has dropped the options."""
+
+
+def connect(dsn: str, *, lock_timeout: float) -> Connection:
+    """A blocking connection in autocommit, as `posctl` has it: a statement may take its time.
+
+    Raises psycopg2's errors.
+    """
+    given = str(make_dsn(connection_string(dsn), application_name="posctl"))
+    connection = psycopg2.connect(given)
+    try:
+        if connection.get_parameter_status(_STRINGS) == "off":
+            connection.close()
+            connection = psycopg2.connect(with_standard_strings(given))
+            if connection.get_parameter_status(_STRINGS) == "off":
+                raise psycopg2.OperationalError(UNQUOTABLE)
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(
+                statements(
+                    application_name="posctl",
+                    statement_timeout=0,
+                    lock_timeout=lock_timeout,
+                    idle_in_transaction=0,
+                )
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def statements(
+    *,
+    application_name: str,
+    statement_timeout: float,
+    lock_timeout: float,
+    idle_in_transaction: float,
+    role: str | None = None,
+) -> str:
+    """The SQL with which a session begins; times in seconds, 0 for no limit.
+
+    `role` comes last: it sheds the rights of a more powerful login. As a statement, a role that is refused
+    has an SQLSTATE.
+    """
+    own = {
+        "application_name": application_name,
+        "statement_timeout": f"{int(statement_timeout * 1000)}",
+        # What a transaction goes back to that has changed it: SET … TO DEFAULT would mean the role's.
+        "posd.statement_timeout": f"{int(statement_timeout * 1000)}",
+        # statement_timeout does not act during COMMIT, lock_timeout does.
+        "lock_timeout": f"{int(lock_timeout * 1000)}",
+        "idle_in_transaction_session_timeout": f"{int(idle_in_transaction * 1000)}",
+    }
+    settings = [
+        f"SET {name} = {_quoted(name, value)}" for name, value in {**RELIED_ON, **own}.items()
+    ]
+    return "; ".join([*settings, *_ON_TOP, *([f"SET ROLE {role}"] if role else [])])
+
+
+def _quoted(name: str, value: str) -> str:
+    # A list in quotes would be one name.
+    return value if name == "search_path" else f"'{value}'"

@@ -1,0 +1,65 @@
+"""Waiting that ends, and telling a loop that still tries from one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+_STALLED_SECONDS: Final = 60.0
+
+
+class Pulse:
+    """When something that goes on for ever last made an attempt, a refused one included.
+
+    By the monotonic clock: the reactor's is the clock on the wall, which may be set.
+    """
+
+    def __init__(self) -> None:
+        self._last = monotonic()
+
+    def beat(self) -> None:
+        """An attempt begins now."""
+        self._last = monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether there was none for a minute: it is waiting for what will never come."""
+        return monotonic() - self._last > _STALLED_SECONDS
+
+
+def within(
+    reactor: IReactorTime, seconds: float, work: Deferred[T] | Coroutine[Any, Any, T]
+) -> Deferred[T]:
+    """The result of `work`; after `seconds` it fails with `TimeoutError` and cancels `work`.
+
+    `Deferred.addTimeout` cancels and goes on waiting. This one does not wait for work that ignores
+    its cancellation: what that work brings later, a failure included, is dropped.
+    """
+    inner = work if isinstance(work, Deferred) else Deferred.fromCoroutine(work)
+    outer: Deferred[T] = Deferred(lambda _: inner.cancel())
+
+    def late() -> None:
+        outer.errback(TimeoutError(f"not done after {seconds:g} s"))
+        inner.cancel()
+
+    timer = reactor.callLater(seconds, late)
+
+    def bring(result: T | Failure) -> None:
+        if timer.active():
+            timer.cancel()
+        if outer.called:
+            return
+        if isinstance(result, Failure):
+            outer.errback(result)
+        else:
+            outer.callback(result)
+
+    inner.addBoth(bring)
+    return outer

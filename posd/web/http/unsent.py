@@ -1,0 +1,153 @@
+"""Answers that are longer than a socket takes at once: written as the client takes them, within bounds.
+
+A client that asks for much and reads nothing makes posd hold its answers. Here it is counted what they
+hold together and for each key, and a client that takes nothing for a while is disconnected.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from attrs import define, field
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.logger import Logger
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from posd.security.rate_limits import TokenBucket
+
+LONG: Final = 16 * 1024
+"""A longer body is written in parts."""
+_PART: Final = 32 * 1024
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""What all unfinished answers may hold together."""
+MOST_BYTES_OF_ONE: Final = 16 * 1024 * 1024
+"""What those to one key may hold."""
+PATIENCE_SECONDS: Final = 20.0
+"""For how long a client may take nothing of an answer."""
+_LINES_PER_SECOND, _LINES_AT_ONCE = 1 / 60, 5
+
+_log = Logger()
+
+
+@define(eq=False)
+class UnsentAnswers:
+    """The long answers that are being written. `reactor` has the time and delayed calls.
+
+    Where there is no room for another one, the oldest of the key that holds most is given up: its
+    client has had the most time to read it.
+    """
+
+    reactor: Any
+    _held: dict[object, dict[LongAnswer, None]] = field(factory=dict, init=False)
+    _bytes: dict[object, int] = field(factory=dict, init=False)
+    total: int = field(default=0, init=False)
+    """The bytes that are held."""
+    _lines: TokenBucket = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._lines = TokenBucket(_LINES_PER_SECOND, _LINES_AT_ONCE, self.reactor.seconds)
+
+    def send(self, request: Request, body: bytes, owner: object) -> None:
+        """Write a body and finish the request. `owner` stands for who asked."""
+        answer = LongAnswer(request, body, owner, self)
+        self._held.setdefault(owner, {})[answer] = None
+        self._add(owner, len(body))
+        while self._bytes.get(owner, 0) > MOST_BYTES_OF_ONE:
+            self._give_up(owner, "too many answers to one key are not read")
+        while self.total > MOST_BYTES:
+            most = max(self._bytes, key=self._bytes.__getitem__)
+            self._give_up(most, "too many answers are not read")
+        if not answer.over:
+            answer.begin()
+
+    def done(self, answer: LongAnswer) -> None:
+        """An answer was written, or its client is gone."""
+        held = self._held[answer.owner]
+        del held[answer]
+        self._add(answer.owner, -answer.size)
+        if not held:
+            del self._held[answer.owner], self._bytes[answer.owner]
+
+    def _add(self, owner: object, count: int) -> None:
+        self._bytes[owner] = self._bytes.get(owner, 0) + count
+        self.total += count
+
+    def _give_up(self, owner: object, why: str) -> None:
+        next(iter(self._held[owner])).give_up(why)
+
+    def tell(self, sent: int, size: int, why: str) -> None:
+        """Log that an answer was given up, a few times and then once a minute."""
+        if self._lines.take():
+            _log.warn(
+                "an answer of {size} bytes was given up after {sent}: {why};"
+                " the connection is closed and the client may ask again",
+                size=size,
+                sent=sent,
+                why=why,
+            )
+
+
+@implementer(IPushProducer)
+class LongAnswer:
+    """The body of one answer. The connection says when it takes more."""
+
+    def __init__(self, request: Request, body: bytes, owner: object, unsent: UnsentAnswers) -> None:
+        self.size = len(body)
+        self.owner = owner
+        self._body = body
+        self.over = False
+        self._request = request
+        self._unsent = unsent
+        self._sent = 0
+        self._paused = False
+        self._patience: IDelayedCall | None = None
+
+    def begin(self) -> None:
+        """Write as much as the connection takes."""
+        self._request.notifyFinish().addErrback(lambda _: self._end())
+        self._request.registerProducer(self, True)
+        self.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        while not (self._paused or self.over):
+            part = self._body[self._sent : self._sent + _PART]
+            self._sent += len(part)
+            self._request.write(part)
+            if self._sent >= self.size:
+                self._end()
+                self._request.unregisterProducer()
+                self._request.finish()
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        self._stop_waiting()
+        if not self.over:
+            why = "the client does not read it"
+            self._patience = self._unsent.reactor.callLater(PATIENCE_SECONDS, self.give_up, why)
+
+    def stopProducing(self) -> None:
+        self._end()
+
+    def give_up(self, why: str) -> None:
+        """Hang up, since the client takes nothing or others need the room."""
+        if not self.over:
+            self._end()
+            self._unsent.tell(self._sent, self.size, why)
+            channel: Any = self._request.channel
+            if channel is not None:
+                channel.transport.abortConnection()
+
+    def _end(self) -> None:
+        if not self.over:
+            self.over = True
+            self._stop_waiting()
+            self._unsent.done(self)
+            # The request and its producer refer to each other; the body need not wait for the collector.
+            self._body = b""
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None and self._patience.active():
+            self._patience.cancel()
+        self._patience = None

@@ -1,0 +1,142 @@
+"""A loop that no longer tries fails readiness and the watchdog; one that is refused does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd import waiting
+from posd.config.model import Config, Database
+from posd.daemon.service import Daemon
+from posd.daemon.wiring import Parts
+from posd.database import link as links
+from posd.database.connection import Connection
+from posd.delivery import feed as feeds
+from posd.errors import Unavailable
+from tests.sequencer_case import publication
+
+
+class StalledTests(SynchronousTestCase):
+    """All parts on a clock, and connections that do what the test says."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.patch(waiting, "monotonic", self.clock.seconds)
+        self.opening: Callable[[], Deferred[None]] = self.refused
+        self.running: Callable[[], Deferred[list[Any]]] = lambda: succeed([])
+        test = self
+
+        async def open_(connection: Connection, dsn: str) -> None:
+            await test.opening()
+            connection._open = True
+
+        async def run(connection: Connection, *_: object, **__: object) -> list[Any]:
+            return await test.running()
+
+        self.patch(Connection, "open", open_)
+        self.patch(Connection, "run", run)
+        self.parts = Parts(self.clock, Config(database=Database(dsn="dbname=posd")))
+        self.patch(self.parts.numbering, "_prepare", None)
+        for work in ("_poll", "_sing"):
+            self.patch(self.parts.feed, work, self.nothing)
+
+    async def nothing(self) -> None:
+        """A round of the feed."""
+
+    def refused(self) -> Deferred[None]:
+        failed: Deferred[None] = Deferred()
+        failed.errback(Unavailable("connection refused"))
+        return failed
+
+    def start(self) -> None:
+        for part in (self.parts.database, self.parts.numbering, self.parts.sequencer):
+            part.startService()
+            self.addCleanup(part.stopService)
+        self.parts.feed.startService()
+        self.addCleanup(self.parts.feed.stopService)
+
+    def minutes(self, count: float) -> None:
+        for _ in range(int(count * 240)):
+            self.clock.advance(0.25)
+
+    def test_a_database_that_refuses_every_attempt_stalls_nothing(self) -> None:
+        self.start()
+        self.minutes(5)
+        self.assertEqual(self.parts.stalled(), [])
+        self.assertIn("feed", self.parts.health.missing())
+
+    def test_one_that_never_answers_stalls_nothing(self) -> None:
+        self.opening = Deferred
+        self.start()
+        self.minutes(5)
+        self.assertEqual(self.parts.stalled(), [])
+
+    def test_links_that_do_not_connect_any_more(self) -> None:
+        # As it was when an error in drop() left the loop waiting.
+        self.patch(links, "deferLater", lambda *_: Deferred())
+        self.start()
+        self.minutes(0.9)
+        self.assertEqual(self.parts.stalled(), [])
+        self.minutes(0.2)
+        self.assertEqual(self.parts.stalled(), ["database", "feed", "sequencer"])
+
+    def test_a_feed_that_does_not_look_any_more(self) -> None:
+        self.opening = lambda: succeed(None)
+        self.start()
+        self.assertTrue(self.parts.feed.up)
+        self.patch(feeds, "deferLater", lambda *_: Deferred())
+        self.minutes(1.2)
+        self.assertEqual(self.parts.stalled(), ["feed"])
+        self.assertIn("feed", self.parts.health.missing())
+
+    def test_a_round_of_the_feed_that_never_ends_is_given_up(self) -> None:
+        self.opening = lambda: succeed(None)
+        rounds: list[Deferred[None]] = []
+
+        async def never(*_: object) -> None:
+            # One that does not even heed its cancellation.
+            rounds.append(Deferred(lambda _: None))
+            await rounds[-1]
+
+        self.patch(self.parts.feed, "_poll", never)
+        with capturedLogs() as logs:
+            self.start()
+            self.minutes(3)
+        self.assertGreater(len(rounds), 3)
+        self.assertEqual(self.parts.stalled(), [])
+        told = [e for e in logs if "a round of the feed" in str(e["log_format"])]
+        self.assertEqual({each["log_level"] for each in told}, {LogLevel.error})
+
+    def test_a_sequencer_whose_transaction_never_ends(self) -> None:
+        self.opening = lambda: succeed(None)
+        self.start()
+        never: Deferred[Any] = Deferred()
+        self.patch(self.parts.numbering, "transaction", lambda *_: never)
+        published = Deferred.fromCoroutine(self.parts.sequencer.publish(publication(("note", {}))))
+        self.minutes(0.9)
+        self.assertEqual(self.parts.stalled(), [])
+        self.minutes(0.2)
+        self.assertEqual(self.parts.stalled(), ["sequencer"])
+        self.assertIn("sequencer", self.parts.health.missing())
+        never.errback(Unavailable("at last"))
+        self.failureResultOf(published, Unavailable)
+        self.assertEqual(self.parts.stalled(), [])
+
+    def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
+        daemon = Daemon.__new__(Daemon)
+        daemon._parts, daemon._stalled = self.parts, []
+        self.patch(links, "deferLater", lambda *_: Deferred())
+        self.start()
+        self.assertTrue(daemon._is_alive())
+        self.minutes(1.1)
+        with capturedLogs() as logs:
+            daemon._look_for_stalled()
+            daemon._look_for_stalled()
+        self.assertFalse(daemon._is_alive())
+        (line,) = (each for each in logs if each["log_level"] == LogLevel.critical)
+        self.assertEqual(line["parts"], "database, feed, sequencer")
