@@ -35,7 +35,7 @@ from posd.daemon.reload import Reload
 from posd.daemon.stopping import Stopping
 from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
-from posd.events import phones
+from posd.events import phones, regions
 from posd.monitoring import health, logs
 from posd.security import handshakes
 from posd.security.certificate_watch import Renewal
@@ -100,6 +100,7 @@ class Daemon(Service):
     def startService(self) -> None:
         # Before anybody waits: nothing on a request's path may read a file.
         phones.load()
+        regions.load()
         Service.startService(self)
         self._reactor.callWhenRunning(self._take_signals)
         self._parts.start()

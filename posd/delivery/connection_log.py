@@ -7,7 +7,7 @@ from twisted.logger import Logger
 
 from posd.delivery.session import Session
 from posd.monitoring.counters import Instruments
-from posd.monitoring.log_sampler import LogSampler
+from posd.security.log_sampler import LogSampler
 from posd.security.rate_limits import Clock
 
 _log = Logger()

@@ -19,7 +19,7 @@ from posd.database.pool import Database
 from posd.delivery.bulk_writer import in_parts
 from posd.delivery.pending_writes import Device, Messages, Nack, T, Word
 from posd.errors import StatementFailed, Unavailable
-from posd.monitoring.log_sampler import LogSampler
+from posd.security.log_sampler import LogSampler
 from posd.store import presence as books
 from posd.values import Seq, Tenant, TenantId, Terminal
 

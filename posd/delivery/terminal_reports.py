@@ -14,10 +14,10 @@ from posd.errors import TooLarge, TooManyRequests, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.order_transitions import unknown_order
 from posd.events.print_status import Report, Said, meaning
-from posd.monitoring.log_sampler import LogSampler
 from posd.protocol import jsontext
 from posd.publishing.publication import Publication, Published
 from posd.security.connection_limits import MOST_DEVICES
+from posd.security.log_sampler import LogSampler
 from posd.store import devices, orders
 from posd.store import presence as books
 from posd.values import PrintStatus, Tenant, TenantId

@@ -20,6 +20,12 @@ _OF_MANY: Final = frozenset({"CET", "EET", "EST", "HST", "MET", "MST", "WET"})
 """Zones of several countries, which the database has made links to one of them."""
 
 
+def load() -> None:
+    """Read the files of the package. Otherwise the first tenant that is made reads them."""
+    _countries()
+    _links()
+
+
 def region_of(timezone: str) -> str | None:
     """Return the region of a zone, such as `FR` for Europe/Paris; None for a zone of no country."""
     code = _countries().get(timezone)

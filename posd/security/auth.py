@@ -26,6 +26,7 @@ from posd.errors import (
 from posd.security import api_keys as keys
 from posd.security.credential_lookup import Lookup
 from posd.security.key_index import KeyIndex
+from posd.security.log_sampler import LogSampler
 from posd.security.rate_limits import FailedAttempts
 from posd.store import credentials, tenants
 from posd.store.credentials import Credential, Wanted
@@ -54,6 +55,7 @@ class Authenticator:
         self._refused = refused
         self._used: set[int] = set()
         self._wanted = migrations.expected()["tenant"]
+        self._misfits = LogSampler(reactor.seconds)
 
     async def at_tenant(
         self, slug: str, key: str | None, device_id: str | None, address: str
@@ -134,11 +136,15 @@ class Authenticator:
             raise Forbidden("This device is disabled.", code="device_disabled")
         misfit = migrations.misfit(credential.applied, self._wanted)
         if misfit is not None:
-            self._log.error(
-                "tenant {slug} cannot be served: {reason}",
-                slug=credential.tenant.slug,
-                reason=misfit,
-            )
+            unsaid = self._misfits.take(credential.tenant.id)
+            if unsaid is not None:
+                self._log.error(
+                    "requests of a tenant are answered with 503: tenant={tenant} reason={reason!r}"
+                    " unsaid={unsaid}",
+                    tenant=credential.tenant.slug,
+                    reason=misfit,
+                    unsaid=unsaid,
+                )
             raise Unavailable("This tenant cannot be served at the moment.", retry_after=60)
 
     def _refusal(self, address: str) -> Refusal:

@@ -15,6 +15,7 @@ from typing import Any
 from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock, deferLater
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from posd.database import migrations
 from posd.database.link import Parameters, Row
@@ -174,8 +175,14 @@ class OneAnswerTests(AuthCase):
             "DELETE FROM dinedesk_main.schema_versions"
             " WHERE schema_name = 'dinedesk_kitchen' AND file = 'tenant/001_stream.sql'"
         )
-        refusal = await self.refusal(authenticator.at_tenant("kitchen", self.key(), None, HERE))
-        self.assertIsInstance(refusal, Unavailable)
+        key = self.key()
+        with capturedLogs() as logged:
+            for _ in range(20):
+                refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+                self.assertIsInstance(refusal, Unavailable)
+        lines = [formatEvent(event) for event in logged if event.get("log_level") == LogLevel.error]
+        self.assertEqual(len(lines), 5)
+        self.assertIn("tenant=kitchen reason='the schema is older than this posd", lines[0])
         key = self.key(slug="grill")
         self.assertIsInstance(await authenticator.at_tenant("grill", key, None, HERE), Credential)
 

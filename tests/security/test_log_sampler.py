@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.monitoring.log_sampler import _MOST_KEYS, LogSampler
+from posd.security.log_sampler import _MOST_KEYS, LogSampler
 
 
 class LogSamplerTests(SynchronousTestCase):
