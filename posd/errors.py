@@ -16,6 +16,8 @@ _ABOUT_NAMES: Final = (
 )
 _QUOTES: Final = ("42601",)
 """syntax_error, which repeats what it did not expect."""
+_ABOUT_DATA: Final = ("22", "23", "54")
+"""data_exception, integrity_constraint_violation, program_limit_exceeded."""
 
 
 class PosdError(Exception):
@@ -44,6 +46,10 @@ class SchemaBusy(SchemaError):
 
 class InvalidMessage(PosdError):
     """Bytes that are not a message of the protocol; the text may be shown to who sent them."""
+
+
+class NumberOutOfRange(InvalidMessage):
+    """A number in a message has more digits than posd reads."""
 
 
 class Pruned(PosdError):
@@ -160,6 +166,11 @@ class StatementFailed(PosdError):
         super().__init__(tellable(sqlstate, message))
         self.sqlstate = sqlstate
         self.constraint = constraint
+
+    @property
+    def about_data(self) -> bool:
+        """Whether the data is at fault, and not a missing right or table: without it others succeed."""
+        return self.sqlstate.startswith(_ABOUT_DATA)
 
 
 def tellable(sqlstate: str, message: str) -> str:

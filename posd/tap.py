@@ -18,6 +18,7 @@ from posd import __version__
 from posd.config import model as config
 from posd.daemon import systemd
 from posd.daemon.service import EX_CONFIG, Daemon
+from posd.database import dsn
 from posd.errors import ConfigError, StartError
 from posd.monitoring.logs import LEVELS
 from posd.security import server_tls as tls
@@ -41,7 +42,7 @@ class Options(UsageOptions):
         path = Path(self["config"] or os.environ.get("POSD_CONFIG") or _DEFAULT_CONFIG)
         self["path"] = path
         try:
-            self["loaded"] = config.load(path, os.environ, tls.problems)
+            self["loaded"] = config.load(path, os.environ, tls.problems, dsn.problem)
         except ConfigError as error:
             _give_up(str(error))
 

@@ -27,6 +27,7 @@ TENANT_RULES: Final = {
     " hyphens at either end",
     "tenants_slug_reserved": "this slug is reserved for paths of posd itself",
     "tenants_name_given": "a tenant needs a name",
+    "tenants_timezone_known": "a time zone is a name of the IANA database, such as Europe/London",
     "tenants_currency_form": "a currency is three capital letters, as in ISO 4217",
 }
 """What is asked of a tenant, by the constraint of the table `tenants` that asks it."""
@@ -137,13 +138,38 @@ class Event:
     beside: bytes = b"{}"
 
 
+WARNING_CODES: Final = (
+    *("unreadable", "schedule_as_text", "quantity_replaced", "name_missing", "character_replaced"),
+)
+"""What a `PublishWarning` may be about."""
+LEFT_OUT: Final = ("not_online", "over", "old", "unchanged", "gone")
+"""Why an order that was published, or touched in a shop's tables, became no event."""
+
+
+@frozen
+class PublishWarning:
+    """A value of an event that was repaired, or that could not be read.
+
+    `member` is its path (`items[0].price`), `code` one of `WARNING_CODES`, `message` a
+    sentence for a person, without the value.
+    """
+
+    member: str
+    code: str
+    message: str
+
+
 @frozen
 class Draft:
-    """An event that has not been numbered yet, with its data in the exact form of the contract."""
+    """An event that has not been numbered yet, with its data in the exact form of the contract.
+
+    `warnings` tell how it was read. They are no part of the event.
+    """
 
     type: str
     data: Mapping[str, object]
     beside: Mapping[str, object] = field(factory=dict)
+    warnings: tuple[PublishWarning, ...] = field(default=(), eq=False)
 
 
 @frozen

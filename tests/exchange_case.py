@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any
 from uuid import UUID
@@ -98,6 +98,22 @@ class Store:
             return None
         return evolve(self.opening, recalled=(tenant.id, device) in self.wished)
 
+    async def find_openings(
+        self, session: Any, wanted: Sequence[presence.Place], most: int
+    ) -> dict[presence.Place, Opening]:
+        found = {}
+        for tenant_id, device in wanted:
+            tenant = evolve(KITCHEN, id=tenant_id)
+            opening = await self.find_opening(session, tenant, device, most)
+            if opening is not None:
+                found[tenant_id, device] = opening
+        return found
+
+    async def find_refused(
+        self, _: Any, tenant: Tenant, cursors: Sequence[tuple[str, Seq]]
+    ) -> dict[str, frozenset[Seq]]:
+        return {device: frozenset() for device, _ in cursors}
+
     async def find_heads(self, _: Any, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
         self.asked.append(list(ids))
         heads = {KITCHEN.id: self.log.head}
@@ -135,7 +151,8 @@ class ExchangeCase(SynchronousTestCase):
         self.store = Store()
         self.log = self.store.log
         for module, name, found in (
-            (presence, "opening", self.store.find_opening),
+            (presence, "openings", self.store.find_openings),
+            (presence, "refused", self.store.find_refused),
             (stream, "heads", self.store.find_heads),
             (stream, "after", self.store.find_events),
             (stream, "reset", self.store.reset),

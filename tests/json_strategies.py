@@ -12,8 +12,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 decimals = st.builds(
     lambda sign, digits, exponent: Decimal((sign, digits, exponent)),
     st.integers(0, 1),
-    st.lists(st.integers(0, 9), min_size=1, max_size=30),
-    st.integers(-40, 0),
+    st.lists(st.integers(0, 9), min_size=1, max_size=20),
+    st.integers(-20, 0),
 )
 
 scalars = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | decimals | texts

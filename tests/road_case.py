@@ -16,8 +16,8 @@ from posd.store.credentials import Credential
 from posd.values import KeyKind, Opening, Principal, Seq
 from posd.web.admission import Admission, Gate
 from posd.web.api.events import Events
+from posd.web.http.call import Door
 from posd.web.http.dispatch import Reception
-from posd.web.http.requests import Door
 from posd.web.http.router import Rooms, Root
 from tests.delivery_case import KITCHEN, NOON
 from tests.server_sent import ServerSent, events_in
@@ -89,7 +89,7 @@ class RoadCase(SocketCase):
                 Door(),
                 Rooms(
                     Gate(authenticator, admission, self.factory),
-                    Reception(authenticator, 100, self.clock.seconds),
+                    Reception(authenticator, self.clock.seconds),
                     Events(polls, admission, self.clock).operations,
                 ),
             )

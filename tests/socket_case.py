@@ -14,6 +14,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.delivery.hub import Admitted
 from posd.delivery.session import Session
+from posd.security.request_rates import RequestRates
 from posd.values import Opening, Terminal
 from posd.web.http.site import BoundedChannel, BoundedSite
 from posd.web.websocket import TillFactory, TillProtocol
@@ -121,7 +122,8 @@ class SocketCase(ExchangeCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.factory = TillFactory(self.exchange, self.clock)
+        self.rates = RequestRates(50, 1024 * 1024, 200, self.clock.seconds)
+        self.factory = TillFactory(self.exchange, self.rates, self.clock)
         self.upgrades = Upgrades(self.factory)
         self.serve(self.upgrades)
 

@@ -7,6 +7,7 @@ import re
 
 from twisted.logger import capturedLogs
 
+from posd.delivery.connection_log import ConnectionLog
 from posd.monitoring import logs
 from posd.monitoring.counters import Instruments
 from posd.monitoring.database_clock import DatabaseClock
@@ -63,8 +64,10 @@ class CountTests(SessionCase):
         self.assertEqual(self.count("nacks_total"), 1)
 
     def test_the_end_of_a_connection_is_counted(self) -> None:
-        self.named().log_end(by="till", code=1000, why="", seconds=1.0)
-        self.assertEqual(self.count("connections_ended_total", "till", "closed"), 1)
+        log = ConnectionLog(self.clock.seconds, self.instruments)
+        for _ in range(100):
+            log.ended(self.named(), by="till", code=1000, why="", seconds=1.0)
+        self.assertEqual(self.count("connections_ended_total", "till", "closed"), 100)
 
 
 class LastLineTests(SessionCase):
@@ -74,7 +77,9 @@ class LastLineTests(SessionCase):
         self.channel.wake(self.log.commit(2))
         self.hear(till, type="ack", id=11)
         with capturedLogs() as logged:
-            till.log_end(by="posd", code=1001, why="posd is restarting", seconds=61.25)
+            ConnectionLog(self.clock.seconds, Instruments()).ended(
+                till, by="posd", code=1001, why="posd is restarting", seconds=61.25
+            )
         (event,) = logged
         written = json.loads(logs.FORMATS["json"](event))
         assert isinstance(written, dict)
@@ -94,7 +99,25 @@ class LastLineTests(SessionCase):
             },
         )
         self.assertEqual((line["sent"], line["position"], line["acked"]), (2, 12, 11))
-        self.assertEqual(line["behind"], 0)
+        self.assertEqual((line["behind"], line["unsaid"]), (0, 0))
+
+    def test_a_till_that_flaps_is_logged_within_a_bound_and_by_name(self) -> None:
+        log = ConnectionLog(self.clock.seconds, Instruments())
+        with capturedLogs() as logged:
+            for _ in range(600):
+                log.ended(self.named(), by="till", code=1006, why="", seconds=0.1)
+                log.ended(self.unnamed(), by="till", code=1006, why="", seconds=0.1)
+                self.clock.advance(0.5)
+            door = self.begin(terminal("DOOR"), opening(10, 10), 10, line=Line())
+            log.ended(door, by="till", code=1006, why="", seconds=0.1)
+        lines = [(event["device"], event["unsaid"]) for event in logged]
+        # In five minutes 600 connections of each.
+        for device in ("BAR", None):
+            unsaid = [unsaid for each, unsaid in lines if each == device]
+            self.assertEqual(unsaid[:5], [0] * 5)
+            self.assertLessEqual(len(unsaid), 10)
+            self.assertGreater(sum(unsaid), 450)
+        self.assertEqual(lines[-1], ("DOOR", 0))
 
     def test_it_has_the_fields_that_are_described(self) -> None:
         (row,) = (

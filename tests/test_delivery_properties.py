@@ -127,7 +127,8 @@ class Delivery(RuleBasedStateMachine):
         self.log.events = []
         self.books = Books()
         self.patches: list[Any] = [
-            mock.patch.object(presence, "opening", self.store.find_opening),
+            mock.patch.object(presence, "openings", self.store.find_openings),
+            mock.patch.object(presence, "refused", self.store.find_refused),
             mock.patch.object(stream, "heads", self.store.find_heads),
             mock.patch.object(stream, "after", self.store.find_events),
             mock.patch.object(stream, "reset", self.store.reset),

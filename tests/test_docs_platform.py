@@ -41,7 +41,8 @@ class MemberTests(SynchronousTestCase):
         )
 
     def test_items_and_addons_have_theirs(self) -> None:
-        items, addons = (each for each in documents.tables(PAGE) if each.section == "Items")
+        (items,) = (each for each in documents.tables(PAGE) if each.section == "Items")
+        addons, _ = (each for each in documents.tables(PAGE) if each.section == "Addons")
         self.check(items, drafts._ITEM)
         self.check(addons, drafts._ADDON)
 

@@ -14,20 +14,23 @@ from posd import (
     errors,
     values,
 )
+from posd.daemon import wiring
 from posd.delivery import long_poll as polls
 from posd.delivery import receive_queue as intake
 from posd.delivery import session
+from posd.events import addresses, orders
 from posd.events import coercion as readings
 from posd.events import normalise as drafts
-from posd.events import orders
 from posd.events.fields import Table as Members
+from posd.events.warnings import Warnings
 from posd.protocol import encodings as dialect
 from posd.security import connection_limits as limits
+from posd.security import request_rates
 from posd.values import Closing, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws
 from posd.web.api import publishing
-from posd.web.http import site
+from posd.web.http import bounded_request, site
 from tests import documents
 from tests.documents import words_in_code
 
@@ -35,9 +38,10 @@ PAGE = "docs/protocol.md"
 _OTHER_PROGRAMS = ("broadcaster", "cli", "client", "testing")
 _FORMS: Mapping[Callable[..., object], str] = {
     readings.text: "string",
+    readings.label: "string",
     readings.identity: "string",
     readings.word: "string",
-    readings.address: "string",
+    addresses.address: "string",
     readings.amount: "number",
     readings.whole: "integer",
     drafts._small: "integer",
@@ -131,8 +135,8 @@ class MemberTests(SynchronousTestCase):
 
     def test_items_and_addons(self) -> None:
         items, addons = (each for each in documents.tables(PAGE) if each.section == "items")
-        (item,) = drafts._lines([{}])
-        (addon,) = drafts._addons([{}])
+        (item,) = drafts._lines([{}], Warnings())
+        (addon,) = drafts._addons([{}], Warnings())
         self.check(items, drafts._ITEM, item, "id")
         self.check(addons, drafts._ADDON, addon)
 
@@ -204,12 +208,16 @@ class NumberTests(SynchronousTestCase):
     def test_they_are_those_of_the_code(self) -> None:
         page = " ".join(documents.text(PAGE).split())
         for sentence in (
-            f"more than {session._MESSAGES_PER_SECOND:g} a second, after {session._MESSAGES_AT_ONCE}",
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
             f"registered, up to {limits.MOST_DEVICES} in a tenant",
             f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
-            f"more than {intake._FRAMES_PER_SECOND:g} frames a second, after {intake._FRAMES_AT_ONCE}",
-            f"A body may have {site.BODY_BYTES // 1024 // 1024} MiB",
+            f"A body may have {bounded_request.BODY_BYTES // 1024 // 1024} MiB",
+            f"must bring a request within {site._REQUEST_SECONDS:g} seconds",
+            f"closed after {site._IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",
+            "A frame costs a quarter of a request",
+            f"together {request_rates.TOGETHER} times",
+            f"what {request_rates.BURST_SECONDS} seconds give at once",
+            f"goes on for {intake._FRAMES_TOO_MANY} frames more",
             f"with 1 to {publishing._MOST_EVENTS} of these",
             f"An answer has up to {polls._MOST_BYTES // 1024 // 1024} MiB of events",
             f"One call looks at up to {polls._MOST_LOOKED_AT} events",
@@ -217,6 +225,7 @@ class NumberTests(SynchronousTestCase):
             f"{streaming._UNCONFIRMED_MILLISECONDS // 1000} seconds go by in which nothing was confirmed",
         ):
             self.assertIn(sentence, page)
+        self.assertEqual(request_rates.FRAME, 0.25)
         self.assertEqual(session._INVALID_A_MINUTE, 10)
         self.assertEqual(limits.Connections(1, 1).per_device, 4)
 

@@ -16,12 +16,16 @@ from tests import documents
 from tests.documents import ROOT, words_in_code
 
 PAGE = "docs/security.md"
-_NAMED = re.compile(r"(test_\w+)(?:\.(\w+))?")
+_NAMED = re.compile(r"((?:[a-z]\w*\.)*?test_\w+)(?:\.(\w+))?")
 
 
 def modules() -> dict[str, Path]:
-    """The modules of tests, by their names without a package."""
-    return {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
+    """The modules of tests: those of one package by it and their name, the others by their name."""
+    found = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        package = path.parent.relative_to(ROOT / "tests").parts
+        found[".".join((*(each for each in package if each != "integration"), path.stem))] = path
+    return found
 
 
 def names(path: Path) -> set[str]:

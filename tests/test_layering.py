@@ -49,11 +49,12 @@ TABLE = (
     row("errors", "", NETWORK),
     row("values", "", NETWORK),
     row("waiting", ""),
+    row("files", "", NETWORK),
     row("tap", None),
     # Rules and bytes: no I/O, so every rule of the protocol is tested in memory.
     row("protocol", f"{WORDS}", NETWORK),
     row("events", f"{WORDS} protocol", NETWORK),
-    row("config", "errors", NETWORK),
+    row("config", "errors files", NETWORK),
     # The database: connections below, statements above; neither knows HTTP or terminals.
     row("database", f"{WORDS} events", WEB),
     row("store", f"{WORDS} protocol events database", NETWORK),
@@ -65,7 +66,7 @@ TABLE = (
         WEB,
     ),
     row("delivery.session", f"{WORDS} protocol events delivery security monitoring", WEB),
-    row("security", f"{WORDS} config database store", WEB),
+    row("security", f"{WORDS} files config database store", WEB),
     row("monitoring", f"{WORDS} database store security", WEB),
     # Counted by every component, so it knows none of them.
     row("monitoring.counters", "values monitoring.database_clock", NETWORK),
@@ -73,8 +74,8 @@ TABLE = (
     # Blocking: posctl asks these, on one connection and without a reactor.
     row(
         "maintenance.doctor",
-        f"{WORDS} protocol config database store security maintenance",
-        ("twisted",),
+        f"{WORDS} protocol events config database store security maintenance",
+        ("twisted.web", "twisted.internet.reactor"),
     ),
     # What is open to the network. An operation hands the pool on to the store.
     row("web", f"{WORDS} protocol delivery security monitoring web.http"),
@@ -87,8 +88,8 @@ TABLE = (
     row("web.openapi", f"{WORDS} protocol events web.http web.openapi"),
     row("daemon", None),
     # Other programs than the daemon.
-    row("broadcaster", f"{WORDS} protocol security"),
-    row("client", f"{WORDS} protocol security", ("twisted.web",)),
+    row("broadcaster", f"{WORDS} files protocol security"),
+    row("client", f"{WORDS} files protocol security", ("twisted.web",)),
     row("cli", None),
     row("testing", "errors"),
 )
@@ -100,7 +101,11 @@ IMPORTERS = {
     "txaio": ("posd.web.websocket", "posd.client"),
     "txpostgres": ("posd.database.connection",),
     "psycopg2": (*("posd.database", "posd.cli", "posd.testing", "posd.maintenance.doctor"),),
-    "OpenSSL": ("posd.security.server_tls", "posd.security.client_tls"),
+    "OpenSSL": (
+        "posd.security.server_tls",
+        "posd.security.tls_refusals",
+        "posd.security.client_tls",
+    ),
     "cryptography": (*("posd.security", "posd.maintenance.doctor"),),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of
     # requests and answers are its structures.

@@ -159,7 +159,8 @@ class Roads(RuleBasedStateMachine):
         self.log = self.store.log
         self.log.at_once = False
         self.patches: list[Any] = [
-            mock.patch.object(presence, "opening", self.store.find_opening),
+            mock.patch.object(presence, "openings", self.store.find_openings),
+            mock.patch.object(presence, "refused", self.store.find_refused),
             mock.patch.object(stream, "heads", self.store.find_heads),
             mock.patch.object(stream, "after", self.store.find_events),
             mock.patch.object(credentials, "ended", self.store.find_ended),

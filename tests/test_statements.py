@@ -146,16 +146,16 @@ class ChanceTests(SynchronousTestCase):
             if re.search(r"^(import|from) random\b", path.read_text("utf-8"), re.M)
         }
         waiting = {
-            "exchange",
-            "feed",
-            "link",
-            "retention",
-            "roster",
-            "web/streaming",
+            "delivery/hub",
+            "delivery/feed",
+            "database/link",
+            "maintenance/retention",
+            "delivery/registry",
+            "web/sse",
             "client/till",
         }
         publishing = {"broadcaster/blocking", "broadcaster/nonblocking"}
         self.assertEqual(importing, {*waiting, *publishing, "cli/sample_orders"})
 
     def test_keys_are_made_by_secrets(self) -> None:
-        self.assertIn("secrets.token_bytes(32)", (ROOT / "keys.py").read_text("utf-8"))
+        self.assertIn("secrets.token_bytes(32)", (ROOT / "security/api_keys.py").read_text("utf-8"))

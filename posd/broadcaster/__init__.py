@@ -20,6 +20,7 @@ from posd.broadcaster.calls import (
 )
 from posd.broadcaster.nonblocking import Broadcaster
 from posd.security.dialing import Credentials
+from posd.values import PublishWarning
 
 __all__ = [
     "BlockingBroadcaster",
@@ -29,5 +30,6 @@ __all__ = [
     "Credentials",
     "Publication",
     "PublishFailed",
+    "PublishWarning",
     "TerminalStats",
 ]

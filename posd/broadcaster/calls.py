@@ -14,8 +14,10 @@ from attrs import define, field, frozen
 
 from posd.broadcaster.subjects import data_of, is_offline, plain
 from posd.errors import InvalidMessage, PosdError
+from posd.files import trimmed
 from posd.protocol.jsontext import decode, encode
 from posd.security.dialing import Backoff, Random, Server, distrust, explain, retry_after
+from posd.values import PublishWarning
 
 T = TypeVar("T")
 
@@ -36,12 +38,13 @@ class Publication:
 
     `id` is its position in the tenant's stream, or None if it told the tills nothing new.
     `connections` is how many of the tenant's tills were connected. `dropped`: the order did not come
-    from online, so nothing was sent.
+    from online, so nothing was sent. `warnings` name the values that posd repaired or could not read.
     """
 
     id: int | None
     connections: int
     dropped: bool = False
+    warnings: tuple[PublishWarning, ...] = ()
 
 
 NOT_ONLINE = Publication(id=None, connections=0, dropped=True)
@@ -170,6 +173,7 @@ class Calls:
     @classmethod
     def to(cls, url: str, key: str) -> Calls:
         """Raises ValueError for a URL or a key that cannot be used."""
+        key = trimmed(key)  # often a file's content, which ends with a newline
         if not _is_visible(key):
             raise ValueError("the key must be visible ASCII")
         return cls(Server.at(url, "https", "http"), key)
@@ -263,8 +267,18 @@ def _object(body: bytes) -> Mapping[str, object]:
 
 
 def _publication(body: Mapping[str, object]) -> Publication:
-    position = body["id"]
-    return Publication(None if position is None else _count(position), _count(body["connections"]))
+    position, warnings = body["id"], body.get("warnings", [])
+    if not isinstance(warnings, list):
+        raise TypeError("not a list")
+    return Publication(
+        None if position is None else _count(position),
+        _count(body["connections"]),
+        warnings=tuple(_warning(_mapping(each)) for each in warnings),
+    )
+
+
+def _warning(given: Mapping[str, object]) -> PublishWarning:
+    return PublishWarning(str(given["member"]), str(given["code"]), str(given["message"]))
 
 
 def _stats(body: Mapping[str, object]) -> ConnectionStats:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from posd import __version__
+from posd.cli import terminal
 from posd.cli.commands import Commands
 from posd.cli.installation import DEFAULT_CONFIG, Dsn, Installation
 
@@ -58,7 +59,8 @@ def posctl(context: click.Context, config_path: Path, dsn: str | None) -> None:
     `posctl COMMAND --help` explains a command and has examples.
 
     Exit codes are those of sysexits: 0 done, 64 wrong usage, 65 unusable data or an unknown name,
-    69 no database or server, 73 exists already, 75 try again later, 77 not allowed, 78 wrong
+    66 a file that cannot be read, 68 no such host, 69 no database or server, 73 exists already, 74 a
+    file that cannot be written, 75 try again later, 76 no posd answers, 77 not allowed, 78 wrong
     configuration or schema.
     """
     context.obj = Installation(config_path, dsn, os.environ)
@@ -66,4 +68,5 @@ def posctl(context: click.Context, config_path: Path, dsn: str | None) -> None:
 
 def main() -> None:
     """What the console script runs."""
+    terminal.prepare()
     posctl(prog_name="posctl")

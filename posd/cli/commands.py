@@ -13,6 +13,7 @@ import click
 from click.exceptions import NoSuchCommand
 
 from posd.cli.failures import told
+from posd.cli.terminal import unusable
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Try": {
@@ -67,9 +68,18 @@ class Commands(click.Group):
             name = error.command_name
             raise NoSuchCommand(name, possibilities=_MODULES, ctx=ctx) from None
 
-    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
         with told():
-            return super().make_context(*arguments, **extra)
+            problem = unusable(args)
+            if problem is not None:
+                raise click.UsageError(problem)
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         with told():

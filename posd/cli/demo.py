@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from pathlib import Path
 from typing import Final
 
 import click
@@ -32,15 +33,30 @@ SAMPLE: Final = '{"type":"new_order","data":{"orderId":"A-2","totalAmount":12.50
     "--port",
     type=click.IntRange(1, 65535),
     metavar="N",
-    help="Where posd listens, on 127.0.0.1; without it 9010 if that is free, or else any.",
+    help="Where posd listens; without it 9010 if that is free, or else any.",
+)
+@click.option(
+    "--host",
+    metavar="ADDRESS",
+    help="An address of this machine, or its name, by which tablets reach it: posd listens there too.",
+)
+@click.option(
+    "--dir",
+    "link",
+    type=click.Path(path_type=Path),
+    metavar="NAME",
+    help="Make this a link to the folder with keys, certificates and configuration.",
 )
 @as_json
-def demo(once: bool, port: int | None, as_json: bool) -> None:
+def demo(once: bool, port: int | None, host: str | None, link: Path | None, as_json: bool) -> None:
     """Try all of posd on this machine, with nothing prepared.
 
     Starts a PostgreSQL in a temporary folder, makes the schemas, a tenant, keys, an authority and
     its certificate, starts the daemon with TLS, connects a till to it, places an order every few
     seconds, and shows the commands with which to take part. Ctrl-C ends it and leaves nothing.
+
+    posd listens on 127.0.0.1, and at no other address without --host. A posd that is killed is started
+    again on the same database, so that a till can be tried in an accident.
 
     With --json the first line has the addresses and keys, and each order is a line of its own.
 
@@ -48,10 +64,10 @@ def demo(once: bool, port: int | None, as_json: bool) -> None:
     Examples:
         posctl demo
         posctl demo --once
-        posctl demo --port 9443
+        posctl demo --dir demo --host 192.168.1.20
     """
     try:
-        with stage(port, _step) as built:
+        with stage(port, host, link, _step) as built:
             _perform(built, once, as_json)
     except NoServer as error:
         raise Failure(str(error), os.EX_UNAVAILABLE) from error
@@ -64,7 +80,7 @@ def _perform(built: Stage, once: bool, as_json: bool) -> None:
         _introduce(built, as_json)
     screen = Screen(as_json, once)
     try:
-        run(lambda reactor: Play(reactor, built).perform(screen.show, once=once))
+        run(lambda reactor: Play(reactor, built, _step).perform(screen.show, once=once))
     except KeyboardInterrupt:
         # How a demonstration ends, unless it is the short one.
         if once:
@@ -126,15 +142,19 @@ def _introduce(built: Stage, as_json: bool) -> None:
                 "device": TILL,
                 "ca": str(built.ca),
                 "config": str(built.config),
+                "pidFile": str(built.pid_file),
                 "dsn": built.dsn,
                 "keys": {holder: built.keys[holder] for holder in ("till", "platform", "admin")},
             }
         )
         return
     program = "posctl" if shutil.which("posctl") else f"{shlex.quote(sys.executable)} -m posd.cli"
-    ca, config, till, platform = (
+    ca, config, pid, till, platform = (
         shlex.quote(str(path))
-        for path in (built.ca, built.config, built.key_file("till"), built.key_file("platform"))
+        for path in (
+            *(built.ca, built.config, built.pid_file),
+            *(built.key_file("till"), built.key_file("platform")),
+        )
     )
     click.echo(f"""
 posd runs, and its till in here gets an order every few seconds. In another terminal,
@@ -152,6 +172,9 @@ be a web shop:
 
 be the operator:
     {program} --config {config} status --tenant {TENANT}
+
+be an accident, after which posd is started again:
+    kill -9 $(cat {pid})
 
 Ctrl-C ends it and leaves nothing behind.
 """)

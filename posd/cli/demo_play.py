@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from typing import Final, Literal, TypeVar
 from attrs import define, field, frozen
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure as Failed
 
 from posd.cli.demo_stage import TENANT, Stage
 from posd.cli.failures import Failure
@@ -28,8 +31,11 @@ from posd.protocol import jsontext
 T = TypeVar("T")
 Road = Literal["SQL", "REST"]
 
-_ARRIVAL_SECONDS: Final = 15.0
+_ARRIVAL_SECONDS: Final = 60.0
+"""Seconds for an order to arrive, long enough for a posd that was killed to be started again."""
 _PAUSE_SECONDS: Final = 4.0
+_WATCH_SECONDS: Final = 0.25
+_AGAIN_SECONDS: Final = 0.25
 
 
 @frozen
@@ -51,6 +57,7 @@ class Play:
 
     _reactor: CommandReactor
     _stage: Stage
+    _tell: Callable[[str], None]
     _expected: dict[str, Deferred[tuple[ReceivedEvent, datetime]]] = field(init=False, factory=dict)
     _connected: Deferred[None] = field(init=False, factory=Deferred)
     _trouble: str | None = field(init=False, default=None)
@@ -66,6 +73,8 @@ class Play:
         try:
             await self._in_time(self._connected, "the till was not let in")
             number = 0
+            if not once:
+                self._watch()
             while not (once and number == 2):
                 number += 1
                 show(await self._deliver("SQL" if number % 2 else "REST", sample_order(number)))
@@ -74,10 +83,32 @@ class Play:
         finally:
             await till.stopService()
 
+    def _watch(self) -> None:
+        """Start the daemon again whenever it has ended, until the reactor ends."""
+        watching = LoopingCall(self._look_after_daemon)
+        watching.clock = self._reactor
+        watching.start(_WATCH_SECONDS, now=False).addErrback(self._given_up)
+
+        def stop() -> None:
+            if watching.running:
+                watching.stop()
+
+        self._reactor.addSystemEventTrigger("before", "shutdown", stop)
+
+    async def _look_after_daemon(self) -> None:
+        daemon = self._stage.daemon
+        if not daemon.running:
+            threads = self._reactor.getThreadPool()
+            await deferToThreadPool(self._reactor, threads, daemon.run_again)
+            self._tell(f"posd had ended, and runs again as process {daemon.pid}")
+
+    def _given_up(self, failure: Failed) -> None:
+        self._trouble = failure.getErrorMessage()
+
     def _till(self) -> Till:
         return Till(
             self._reactor,
-            self._stage.url,
+            f"wss://localhost:{self._stage.port}",
             TENANT,
             self._stage.keys["demo"],
             handle=self._arrived,
@@ -139,7 +170,7 @@ def _by_sql(stage: Stage, order: SampleOrder) -> datetime | None:
 def _by_rest(stage: Stage, order: SampleOrder) -> datetime | None:
     """Publish an order as a web shop does."""
     request = urllib.request.Request(
-        f"{stage.rest_url}/api/{TENANT}/events",
+        f"https://localhost:{stage.port}/api/{TENANT}/events",
         data=jsontext.encode({"type": "new_order", "data": order.data()}),
         headers={
             "Authorization": f"Bearer {stage.keys['platform']}",
@@ -147,14 +178,23 @@ def _by_rest(stage: Stage, order: SampleOrder) -> datetime | None:
         },
     )
     trusted = ssl.create_default_context(cafile=str(stage.ca))
-    try:
-        # Its address was made above, and is https.
-        with urllib.request.urlopen(  # nosec B310
-            request, timeout=_ARRIVAL_SECONDS, context=trusted
-        ):
-            return None
-    except urllib.error.HTTPError as refusal:
-        said = refusal.read().decode(errors="replace")
-        raise Failure(f"REST answered {refusal.code}: {said}", os.EX_SOFTWARE) from refusal
-    except OSError as error:
-        raise Failure(f"REST does not answer: {error}", os.EX_SOFTWARE) from error
+    deadline = time.monotonic() + _ARRIVAL_SECONDS
+    while True:
+        try:
+            # Its address was made above, and is https.
+            with urllib.request.urlopen(  # nosec B310
+                request, timeout=_ARRIVAL_SECONDS, context=trusted
+            ):
+                return None
+        except urllib.error.HTTPError as refusal:
+            said = refusal.read().decode(errors="replace")
+            failure = Failure(f"REST answered {refusal.code}: {said}", os.EX_SOFTWARE)
+            if refusal.code < 500:
+                raise failure from refusal
+        except (OSError, http.client.HTTPException) as error:
+            failure = Failure(f"REST does not answer: {error}", os.EX_SOFTWARE)
+        # posd may have been killed, and is started again. The order has a name, so that a second
+        # attempt is no second order.
+        if time.monotonic() > deadline:
+            raise failure
+        time.sleep(_AGAIN_SECONDS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +16,13 @@ from attrs import field, frozen
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.keys import issue
+from posd.cli.sample_orders import sample_order
 from posd.database import migrations
 from posd.database import provisioning as provision
 from posd.protocol import jsontext
 from posd.security import private_ca as certificates
 from posd.testing.daemon import Daemon
-from posd.testing.ports import Reservation, reserve
+from posd.testing.ports import reserve
 from posd.testing.server import Server
 from posd.values import KeyKind
 
@@ -29,17 +32,16 @@ OWN_TILL: Final = "DEMO"
 """The till that the demonstration is itself, so that whoever tries `posctl listen` is another."""
 
 _USUAL_PORT: Final = 9010
+_TRIES: Final = 20
+"""How many free ports of 127.0.0.1 are tried for one that is free at another address too."""
+_PREFIX: Final = "posd-demo-"
 
 _CONFIGURATION: Final = """\
 [database]
 dsn = {dsn}
 admin_dsn = {admin_dsn}
 
-[[listen]]
-name = "https"
-endpoint = "tcp:port={port}:interface=127.0.0.1"
-tls = true
-
+{listeners}
 [tls]
 certificate = {certificate}
 private_key = {private_key}
@@ -49,14 +51,44 @@ format = "text"
 """
 
 
+_LISTENER: Final = """\
+[[listen]]
+name = "{name}"
+endpoint = "tcp:port={port}:interface={interface}"
+tls = true
+"""
+
+
+@frozen
+class Place:
+    """Where posd listens, besides 127.0.0.1: what its users call it, and its address if it is another."""
+
+    host: str = "localhost"
+    address: str | None = None
+
+    @property
+    def written(self) -> str:
+        """The host as a URL has it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that the certificate has to be valid for."""
+        names = ["localhost", "127.0.0.1", self.host, *([self.address] if self.address else [])]
+        return [*dict.fromkeys(names)]
+
+
 @frozen
 class Stage:
-    """A posd that runs, and what is needed to reach it. Keys are by the name of their holder."""
+    """A posd that runs, and what is needed to reach it. Keys are by the name of their holder.
+
+    `shown` is the folder as the commands that are printed name it.
+    """
 
     folder: Path
-    config: Path
+    shown: Path
+    place: Place
     port: int
-    ca: Path
     dsn: str
     keys: Mapping[str, str] = field(repr=False)
     daemon: Daemon
@@ -64,44 +96,66 @@ class Stage:
     @property
     def url(self) -> str:
         """Where tills connect to."""
-        return f"wss://localhost:{self.port}"
+        return f"wss://{self.place.written}:{self.port}"
 
     @property
     def rest_url(self) -> str:
         """Where platforms publish."""
-        return f"https://localhost:{self.port}"
+        return f"https://{self.place.written}:{self.port}"
+
+    @property
+    def ca(self) -> Path:
+        """The authority that tills have to trust."""
+        return self.shown / "tls" / "ca.pem"
+
+    @property
+    def config(self) -> Path:
+        """The configuration of this posd."""
+        return self.shown / "posd.toml"
+
+    @property
+    def pid_file(self) -> Path:
+        """A file that has the daemon's process id, also after it was started again."""
+        return self.shown / "posd.pid"
 
     def key_file(self, holder: str) -> Path:
         """A file that has this holder's key and nothing else."""
-        return self.folder / f"{holder}.key"
+        return self.shown / f"{holder}.key"
 
 
 @contextmanager
-def stage(port: int | None, tell: Callable[[str], None]) -> Iterator[Stage]:
+def stage(
+    port: int | None, host: str | None, link: Path | None, tell: Callable[[str], None]
+) -> Iterator[Stage]:
     """Set everything up, and take it away again.
 
     `tell` hears of each step. Without a `port` the usual one is taken if it is free, or else any.
-    Raises `NoServer`, `ServerFailed` and `DaemonFailed`, and `Failure` for a port in use.
+    `host` is a name or an address of this machine by which others reach it; posd then listens
+    there too. `link` becomes a link to the folder with everything in it.
+    Raises `NoServer`, `ServerFailed` and `DaemonFailed`, and `Failure` for a port in use, a host
+    that is not this machine, and a link that cannot be made.
     """
+    place = Place() if host is None else _place(host)
     with (
-        _reserve(port) as reserved,
-        tempfile.TemporaryDirectory(prefix="posd-demo-") as temporary,
+        _reserve(port, place) as chosen,
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary,
+        _linked(link, Path(temporary)) as shown,
         Server.start() as server,
     ):
-        chosen = reserved.number
         folder = Path(temporary)
         tell(f"PostgreSQL {server.binaries.version} runs in {server.folder}")
         dsn = server.dsn("posd")
         _prepare(dsn)
         tell(f"tenant {TENANT} has its schema")
         keys = _keys(dsn, folder)
-        made = certificates.make(folder / "tls", ["localhost", "127.0.0.1"])
+        made = certificates.make(folder / "tls", place.names)
+        (folder / "order.json").write_bytes(jsontext.encode(sample_order(0).data()))
         config = folder / "posd.toml"
         config.write_text(
             _CONFIGURATION.format(
                 dsn=_quoted(server.dsn("posd", "posd")),
                 admin_dsn=_quoted(dsn),
-                port=chosen,
+                listeners=_listeners(place, chosen),
                 certificate=_quoted(str(made.certificate_path)),
                 private_key=_quoted(str(made.key_path)),
             )
@@ -109,7 +163,7 @@ def stage(port: int | None, tell: Callable[[str], None]) -> Iterator[Stage]:
         tell("keys and certificates are made")
         with Daemon.start(config, folder) as daemon:
             tell(f"posd runs as process {daemon.pid}")
-            yield Stage(folder, config, chosen, made.ca_path, dsn, keys, daemon)
+            yield Stage(folder, shown, place, chosen, dsn, keys, daemon)
 
 
 def _prepare(dsn: str) -> None:
@@ -134,18 +188,79 @@ def _keys(dsn: str, folder: Path) -> dict[str, str]:
     return keys
 
 
-def _reserve(wanted: int | None) -> Reservation:
-    """The port that was asked for, or the usual one, or any."""
-    if wanted is not None:
-        try:
-            return reserve(wanted)
-        except OSError:
-            message = f"port {wanted} is in use: name another by --port"
-            raise Failure(message, os.EX_UNAVAILABLE) from None
+def _place(host: str) -> Place:
+    """Find the address of this machine that a host names."""
     try:
-        return reserve(_USUAL_PORT)
-    except OSError:
-        return reserve()
+        found = {
+            str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        }
+    except (OSError, UnicodeError):
+        message = f"--host {host!r} is neither an address nor the name of a host"
+        raise Failure(message, os.EX_NOHOST) from None
+    if any(ip_address(each.partition("%")[0]).is_unspecified for each in found):
+        message = f"--host {host} is every address: name the one that tablets connect to"
+        raise Failure(f"{message}, such as one that `hostname -I` prints", os.EX_USAGE)
+    if "127.0.0.1" in found:
+        return Place(host)
+    for address in sorted(found, key=lambda each: ":" in each):
+        try:
+            reserve(0, address).close()
+        except OSError:
+            continue
+        return Place(host, address)
+    message = f"--host {host} is not this machine: no interface has the address {min(found)}"
+    raise Failure(message, os.EX_NOHOST)
+
+
+@contextmanager
+def _reserve(wanted: int | None, place: Place) -> Iterator[int]:
+    """Keep a port at all places: the one that was asked for, or the usual one, or any."""
+    with ExitStack() as kept:
+        yield _kept(wanted, place, kept)
+
+
+def _kept(wanted: int | None, place: Place, kept: ExitStack) -> int:
+    for port in (wanted,) if wanted else (_USUAL_PORT, *[0] * _TRIES):
+        with suppress(OSError), ExitStack() as trying:
+            number = trying.enter_context(reserve(port)).number
+            if place.address is not None:
+                trying.enter_context(reserve(number, place.address))
+            kept.push(trying.pop_all())
+            return number
+    message = "no port is free" if wanted is None else f"port {wanted} is in use"
+    raise Failure(f"{message}: name another by --port", os.EX_UNAVAILABLE)
+
+
+def _listeners(place: Place, port: int) -> str:
+    text = _LISTENER.format(name="https", port=port, interface="127.0.0.1")
+    if place.address is not None:
+        # A backslash for Twisted, written as two in TOML.
+        interface = place.address.replace(":", r"\\:")
+        text += _LISTENER.format(name="network", port=port, interface=interface)
+    return text
+
+
+@contextmanager
+def _linked(link: Path | None, folder: Path) -> Iterator[Path]:
+    """Make a link to the folder for as long as it exists; what commands are to call the folder."""
+    if link is None:
+        yield folder
+        return
+    with suppress(FileNotFoundError):
+        # A demonstration that was killed has left it.
+        if link.is_symlink() and link.readlink().name.startswith(_PREFIX) and not link.exists():
+            link.unlink()
+    try:
+        link.symlink_to(folder)
+    except FileExistsError:
+        raise Failure(f"{link} exists already: name another by --dir", os.EX_CANTCREAT) from None
+    except (OSError, ValueError) as error:
+        raise Failure(f"{link} cannot be made: {error}", os.EX_CANTCREAT) from None
+    try:
+        yield link
+    finally:
+        with suppress(OSError):
+            link.unlink()
 
 
 def _quoted(text: str) -> str:

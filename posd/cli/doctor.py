@@ -24,14 +24,14 @@ from posd.errors import PosdError
 from posd.maintenance.doctor import (
     Line,
     State,
-    certificates,
     database,
     fault,
     files,
-    listeners,
     machine,
+    startup,
     unknown,
 )
+from posd.maintenance.doctor.startup import safely
 
 _STYLES: Final = {
     State.OK: "green",
@@ -78,37 +78,12 @@ def doctor(installation: Installation, as_json: bool) -> None:
 def _examined(installation: Installation) -> Iterator[Line]:
     """Everything, part by part: what goes wrong in one says nothing of the others."""
     environ = files.environment(installation.environ)
-    path, now, who = installation.config_path, datetime.now(UTC), files.reader()
-    config: Config | None = None
-
-    def configuration() -> Iterable[Line]:
-        nonlocal config
-        config, lines = files.configuration(path, environ)
-        return lines
-
-    yield from _safely("configuration", configuration)
-    yield from _safely("files", lambda: files.permissions(path, config, who))
-    if config is not None and any(each.tls for each in config.listen):
-        settings = config.tls
-        yield from _safely("certificate", lambda: certificates.examine(settings, now))
-    yield from _safely("clock", lambda: machine.clock(now))
-    yield from _safely("database", lambda: _database(installation, config))
-    if config is not None:
-        used = config
-        asleep = machine.sleeps()
-        yield from _safely("listeners", lambda: listeners.examine(used, asleep=asleep))
-    yield from _safely("daemon", lambda: machine.unit(config))
-
-
-def _safely(part: str, examine: Callable[[], Iterable[Line]]) -> list[Line]:
-    """What an examination says; one that fails in a way that nobody thought of is a line too."""
-    lines: list[Line] = []
-    try:
-        lines.extend(examine())
-    except Exception as error:
-        what = f"this could not be looked at: {type(error).__name__}: {error}"
-        lines.append(fault(part, what, "this is a mistake of posd's: please report it"))
-    return lines
+    now = datetime.now(UTC)
+    config, before = startup.examine(installation.config_path, environ, now)
+    yield from before
+    yield from safely("clock", lambda: machine.clock(now))
+    yield from safely("database", lambda: _database(installation, config))
+    yield from safely("daemon", lambda: machine.unit(config))
 
 
 def _database(installation: Installation, config: Config | None) -> Iterator[Line]:
@@ -185,4 +160,5 @@ def _shape(line: Line) -> dict[str, object]:
         "state": line.state.value,
         "what": line.what,
         "remedy": line.remedy,
+        "preventsStart": line.stops,
     }

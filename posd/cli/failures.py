@@ -5,6 +5,7 @@ The codes are those of sysexits(3). Whatever is not expected here keeps its trac
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Final
 import click
 import psycopg2
 
+from posd.cli.output import printable
 from posd.database.migrations import line
 from posd.errors import (
     Busy,
@@ -25,6 +27,9 @@ from posd.errors import (
     StartError,
     StatementFailed,
 )
+
+_LONGEST: Final = 500
+"""Characters of a line that are told: an argument that it quotes may be a whole file."""
 
 INTERRUPTED: Final = 128 + 2
 """What a shell reports of a program that Ctrl-C has ended (SIGINT is 2)."""
@@ -40,6 +45,19 @@ _OF_SQLSTATE: Final = {
 }
 _LACKS_SCHEMA: Final = {"42P01", "3F000", "42883", "42703"}
 """undefined_table, invalid_schema_name, undefined_function, undefined_column"""
+
+_DATA_EXCEPTION: Final = "22"
+"""The class of SQLSTATEs for a value that a type cannot have, such as a date in the year 99999."""
+
+_OF_ERRNO: Final = {
+    errno.ENOENT: os.EX_NOINPUT,
+    errno.ENOTDIR: os.EX_NOINPUT,
+    errno.EISDIR: os.EX_NOINPUT,
+    errno.ELOOP: os.EX_NOINPUT,
+    errno.ENAMETOOLONG: os.EX_NOINPUT,
+    errno.EACCES: os.EX_NOPERM,
+    errno.EPERM: os.EX_NOPERM,
+}
 
 _OF_STATUS: Final = {
     401: os.EX_NOPERM,
@@ -74,13 +92,18 @@ def told() -> Iterator[None]:
     except click.FileError as error:
         _tell(error.format_message())
         raise click.exceptions.Exit(os.EX_NOINPUT) from error
+    except click.Abort as error:
+        # Ctrl-C or the end of standard input at a question, or the answer "no".
+        click.echo(err=True)  # the question is on this line
+        _tell("not confirmed, so nothing was changed; --yes confirms without a question")
+        raise click.exceptions.Exit(os.EX_USAGE) from error
     except KeyboardInterrupt as error:
         raise click.exceptions.Exit(INTERRUPTED) from error
     except ConfigError as error:
         # Each problem names its file; together they are what `check-config` prints.
         click.echo("\n".join(error.problems), err=True)
         raise click.exceptions.Exit(os.EX_CONFIG) from error
-    except (PosdError, psycopg2.Error) as error:
+    except (PosdError, psycopg2.Error, OSError) as error:
         failure = explained(error)
         if failure is None:
             raise
@@ -93,6 +116,11 @@ def explained(error: BaseException) -> Failure | None:
     match error:
         case Failure():
             return error
+        case BrokenPipeError():
+            # Nobody reads the output any more: click ends the process without a word.
+            return None
+        case OSError():
+            return Failure(_about_file(error), _OF_ERRNO.get(error.errno or 0, os.EX_IOERR))
         case SchemaBusy():
             return Failure(str(error), os.EX_TEMPFAIL)
         case SchemaError():
@@ -112,6 +140,8 @@ def explained(error: BaseException) -> Failure | None:
         return Failure(f"{lacks}: run `posctl bootstrap`, then `posctl migrate`", os.EX_CONFIG)
     if sqlstate in _OF_SQLSTATE:
         return Failure(line(error), _OF_SQLSTATE[sqlstate])
+    if sqlstate is not None and sqlstate.startswith(_DATA_EXCEPTION):
+        return Failure(line(error), os.EX_DATAERR)
     if isinstance(error, psycopg2.OperationalError):
         return Failure(_no_database(line(error)), os.EX_UNAVAILABLE)
     return None
@@ -132,5 +162,18 @@ def _no_database(reason: str) -> str:
     return f"{reason}; `posctl bootstrap` makes it" if missing else reason
 
 
+def _about_file(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 def _tell(message: str) -> None:
-    click.echo(f"posctl: {message}", err=True)
+    """Write one line, or the lines of a message that has several, such as statements to execute."""
+    lines = (printable(each) for each in message.splitlines())
+    click.echo("posctl: " + "\n".join(map(_cut, lines)), err=True)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Final
 
 import click
-import psycopg2
 from attrs import frozen
-from psycopg2.extensions import parse_dsn
 
 from posd.config.model import Config, Delivery, Limits, load
+from posd.database import dsn
 
 DEFAULT_CONFIG: Final = Path("/etc/posd/posd.toml")
 
@@ -26,7 +25,7 @@ class Installation:
 
     def config(self) -> Config:
         """The configuration. Raises `ConfigError`."""
-        return load(self.config_path, self.environ)
+        return load(self.config_path, self.environ, dsn_problem=dsn.problem)
 
     def dsn(self) -> str:
         """The connection that the daemon has too, unless `--dsn` named another."""
@@ -57,9 +56,8 @@ class Dsn(click.ParamType[str]):
     name = "dsn"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            parse_dsn(value)
-        except psycopg2.ProgrammingError:
-            # libpq's own text repeats the string, and with it perhaps a password.
-            self.fail('not a connection string such as "postgresql:///posd" or "dbname=posd"')
+        problem = dsn.problem(value) if value.strip() else "it is empty"
+        if problem is not None:
+            meant = 'write a connection string such as "postgresql:///posd" or "dbname=posd"'
+            self.fail(f"libpq refuses it: {problem}; {meant}", param, ctx)
         return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import click
 from attrs import field, frozen
@@ -12,7 +12,7 @@ from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
-from posd.cli.parameters import DURATION, SLUG
+from posd.cli.parameters import DURATION, ID, SLUG
 from posd.cli.tenants import known
 from posd.security import api_keys as keys
 from posd.store import credentials
@@ -101,9 +101,8 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
         if slug is not None:
             known(session, slug)
         listed = database.complete(credentials.everyone(session, slug))
-    now = datetime.now(UTC)
     if as_json:
-        print_json([_shape(each, now) for each in listed])
+        print_json([_shape(each) for each in listed])
         return
     print_table(
         ("id", "tenant", "kind", "device", "key", "state", "expires", "last used"),
@@ -114,7 +113,7 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
                 each.kind.value,
                 each.device_id,
                 each.preview,
-                f"{each.state(now)}, weak" if each.weak else each.state(now),
+                f"{each.state}, weak" if each.weak else each.state,
                 moment(each.expires_at),
                 moment(each.last_used_at),
             )
@@ -124,7 +123,7 @@ def list_(installation: Installation, slug: str | None, as_json: bool) -> None:
 
 
 @key.command()
-@click.argument("key_id", metavar="ID", type=click.IntRange(min=1))
+@click.argument("key_id", metavar="ID", type=ID)
 @as_json
 @pass_installation
 def revoke(installation: Installation, key_id: int, as_json: bool) -> None:
@@ -186,7 +185,7 @@ def _check(kind: KeyKind, slug: str | None, device: str | None, expires: float |
         )
 
 
-def _shape(listed: Listed, now: datetime) -> dict[str, object]:
+def _shape(listed: Listed) -> dict[str, object]:
     """A key as programs read it."""
     return {
         "id": listed.id,
@@ -195,7 +194,7 @@ def _shape(listed: Listed, now: datetime) -> dict[str, object]:
         "device": listed.device_id,
         "preview": listed.preview,
         "weak": listed.weak,
-        "state": listed.state(now),
+        "state": listed.state,
         "notBefore": timestamp_or_none(listed.not_before),
         "expiresAt": timestamp_or_none(listed.expires_at),
         "revokedAt": timestamp_or_none(listed.revoked_at),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final, TextIO
+from typing import BinaryIO, Final
 
 import click
 from attrs import define, frozen
@@ -14,10 +15,21 @@ from click.core import ParameterSource
 from posd.cli.event_lines import event_line
 from posd.cli.failures import Failure
 from posd.cli.output import as_json, printable
-from posd.cli.parameters import SLUG
+from posd.cli.parameters import POSITION, SLUG, read_secret
 from posd.cli.reactor import CommandReactor, run
-from posd.client import Connected, Credentials, Ending, Next, ReceivedEvent, Summary, Till
+from posd.client import (
+    Connected,
+    Credentials,
+    Ending,
+    Fault,
+    Next,
+    ReceivedEvent,
+    Summary,
+    Till,
+)
 from posd.errors import StartError
+from posd.files import trimmed
+from posd.security.dialing import Server
 from posd.values import Resync, Seq
 
 _REVOKED: Final = 4001
@@ -53,7 +65,9 @@ class Subscription:
     show_envvar=True,
     help="The key. Other users of this machine can read a command line: prefer --key-file.",
 )
-@click.option("--key-file", type=click.File(), help="A file with the key in it, or - for stdin.")
+@click.option(
+    "--key-file", type=click.File("rb"), help="A file with the key in it, or - for stdin."
+)
 @click.option("--device", help="The name of the terminal, for a key that names none.")
 @click.option(
     "--ca",
@@ -72,7 +86,7 @@ class Subscription:
 )
 @click.option(
     "--after",
-    type=click.IntRange(min=0),
+    type=POSITION,
     metavar="N",
     help="First get everything after this position.",
 )
@@ -82,14 +96,16 @@ class Subscription:
     help="Leave the terminal's position at the server as it is; only look.",
 )
 @as_json
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
+@click.option(
+    "--count", type=click.IntRange(1, 2**63 - 1), metavar="N", help="End after so many events."
+)
 @click.pass_context
 def listen(
     context: click.Context,
     url: str,
     tenant: str,
     key: str | None,
-    key_file: TextIO | None,
+    key_file: BinaryIO | None,
     device: str | None,
     ca: Path | None,
     client_cert: Path | None,
@@ -103,6 +119,8 @@ def listen(
 
     Connects, acknowledges each event once it is printed, connects again with growing pauses when
     the connection is lost, and goes on after the last event it had. Ctrl-C ends it with a summary.
+    If the first connection cannot succeed, because of the URL, the certificate or what listens there,
+    it ends at once and says what to do. A server that refuses connections or answers 503 is tried again.
     With --json each event is one line, as posd sent it; everything else goes to standard error.
 
     posd has to prove to be HOST, by a certificate of an authority that is trusted.
@@ -127,25 +145,33 @@ def listen(
         after,
         not no_ack,
     )
-    screen = Screen(as_json, count)
+    screen = Screen(as_json, count, partial(_hopeless, subscription))
     summary = run(lambda reactor: follow(reactor, subscription, screen))
     click.echo(_summarized(summary), err=True)
     if screen.broken is not None:
         raise screen.broken
-    failure = _failure(summary.ending)
+    failure = screen.hopeless or _failure(summary.ending)
     if failure is not None:
         raise failure
 
 
 @define(eq=False)
 class Screen:
-    """Where a till shows what happens. `broken` is set when nobody reads it any more."""
+    """Where a till shows what happens.
+
+    `judge` tells why no further attempt can succeed, and `hopeless` is set when the till was stopped
+    for that; `broken` is set when nobody reads what is shown any more.
+    """
 
     _as_json: bool
     _count: int | None
+    _judge: Callable[[Ending], Failure | None] = lambda _: None
     stop: Callable[[], object] = lambda: None
     broken: BrokenPipeError | None = None
+    hopeless: Failure | None = None
     _shown: int = 0
+    _is_known: bool = False
+    """Whether a connection has succeeded before: then the server is right, and may be in trouble."""
 
     def event(self, event: ReceivedEvent) -> None:
         """Show an event. What could not be written is not acknowledged, and comes again."""
@@ -165,6 +191,7 @@ class Screen:
 
     def connected(self, greeting: Connected) -> None:
         """Say as whom, and from where the stream comes."""
+        self._is_known = True
         name = "without a name" if greeting.device_id is None else f"as {greeting.device_id}"
         head = f"the last event is {greeting.last_event_id}"
         resumed = greeting.resumed_from
@@ -172,8 +199,12 @@ class Screen:
         click.echo(printable(f"connected {name}: {head}{after}"), err=True)
 
     def disconnected(self, ending: Ending) -> None:
-        """Say why, if the till will try again."""
-        if ending.next is not Next.STOP:
+        """Say why, if the till will try again; stop it where that cannot help."""
+        if not self._is_known:
+            self.hopeless = self._judge(ending)
+        if self.hopeless is not None:
+            self.stop()
+        elif ending.next is not Next.STOP:
             click.echo(printable(f"disconnected, trying again: {ending.reason}"), err=True)
 
 
@@ -210,12 +241,13 @@ def _till(reactor: CommandReactor, wanted: Subscription, screen: Screen) -> Till
         raise Failure(str(error), os.EX_NOINPUT) from error
 
 
-def _key(context: click.Context, key: str | None, key_file: TextIO | None) -> str:
+def _key(context: click.Context, key: str | None, key_file: BinaryIO | None) -> str:
     """The key that was given in one of the three ways; a file counts more than the environment."""
     if key_file is not None:
         if context.get_parameter_source("key") is ParameterSource.COMMANDLINE:
             raise click.UsageError("Give --key or --key-file, not both.", context)
-        key = key_file.read().strip()
+        return read_secret(key_file, "the key")
+    key = trimmed(key or "")
     if not key:
         raise click.UsageError("A key is needed: --key-file, --key or $POSD_KEY.", context)
     return key
@@ -244,6 +276,49 @@ def _summarized(summary: Summary) -> str:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
+
+
+def _hopeless(wanted: Subscription, ending: Ending) -> Failure | None:
+    """Why a first attempt that has ended like this will fail again, with what to do; else None."""
+    secure = wanted.url.lower().startswith("wss:")
+    match ending.fault:
+        case Fault.NO_HOST:
+            advice = "see whether the host in --url is spelled right and this machine has a network"
+            code = os.EX_NOHOST
+        case Fault.UNTRUSTED:
+            advice, code = _trust_advice(wanted, ending), os.EX_CONFIG
+        case Fault.NO_TLS:
+            advice = "the port does not speak TLS: name the port of a listener with tls = true"
+            if Server.at(wanted.url, "wss", "ws").is_loopback:
+                advice += ", or write ws:// in --url"
+            code = os.EX_PROTOCOL
+        case Fault.NO_ANSWER if not secure or not ending.reason.startswith("the server hung up"):
+            advice = "see whether the port is posd's"
+            if not secure:
+                advice += ", and write wss:// in --url if its listener has tls = true"
+            code = os.EX_PROTOCOL
+        case Fault.NO_POSD:
+            advice = (
+                "no posd answers there: see host, port and path of --url, and the proxy before it"
+            )
+            code = os.EX_PROTOCOL
+        case Fault.NO_SUCH:
+            advice, code = "see --url, which has no path of its own, and --tenant", os.EX_DATAERR
+        case _:
+            return None
+    return Failure(f"{printable(ending.reason)}; {advice}", code)
+
+
+def _trust_advice(wanted: Subscription, ending: Ending) -> str:
+    if "refuses this client" in ending.reason:
+        return "give this till's certificate by --client-cert and --client-key"
+    if "another name" in ending.reason or "names no server" in ending.reason:
+        return "write the host in --url as the certificate names it"
+    if "expired" in ending.reason or "not valid yet" in ending.reason:
+        return "the server needs a new certificate"
+    if wanted.ca is None:
+        return "name the authority by --ca, such as make-cert's ca.pem"
+    return f"{wanted.ca} is not the authority that the server's certificate is of"
 
 
 def _failure(ending: Ending) -> Failure | None:

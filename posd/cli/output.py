@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -29,9 +30,12 @@ def print_json(value: object) -> None:
 def console(*, stderr: bool = False) -> Console:
     """A console that takes text as it is: names are data, never markup."""
     stream = sys.stderr if stderr else sys.stdout
+    size = shutil.get_terminal_size()
     return Console(
         file=stream,
-        width=None if stream.isatty() else _UNLIMITED,
+        width=size.columns if stream.isatty() else _UNLIMITED,
+        # Without it rich takes a dumb terminal for one of 80 columns.
+        height=size.lines,
         markup=False,
         highlight=False,
         emoji=False,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
-from typing import Final
+from typing import BinaryIO, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import click
 
 from posd import values
+from posd.cli.failures import Failure
 from posd.config.types import suggestion
-from posd.config.units import parse_duration
+from posd.config.units import DAY, parse_duration
 from posd.events.money import is_currency
+from posd.events.phones import is_region
+from posd.files import secret
+
+_LONGEST_SECRET: Final = 64 * 1024
+"""Bytes; posd's own keys have 68."""
 
 
 class _Slug(click.ParamType[str]):
@@ -48,6 +55,22 @@ class _Currency(click.ParamType[str]):
         return code
 
 
+class _Region(click.ParamType[str]):
+    """A region of ISO 3166 that has telephone numbers."""
+
+    name = "region"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        code = value.upper()
+        if not is_region(code):
+            self.fail(
+                f"{value!r} is no region: write two letters of ISO 3166, such as GB or FR.",
+                param,
+                ctx,
+            )
+        return code
+
+
 class _Timezone(click.ParamType[str]):
     """A name of the IANA time zone database."""
 
@@ -63,6 +86,13 @@ class _Timezone(click.ParamType[str]):
         return value
 
 
+_LONGEST: Final = 36_500 * DAY
+"""Seconds: a hundred years, which dates of Python and PostgreSQL have room for."""
+
+_FIRST, _LAST = 1970, 9998
+"""Years: within them every offset and every zone can be applied to a date."""
+
+
 class _Duration(click.ParamType[float]):
     """A time with its unit, in seconds."""
 
@@ -74,9 +104,12 @@ class _Duration(click.ParamType[float]):
         if isinstance(value, float):
             return value
         try:
-            return parse_duration(value)
+            seconds = parse_duration(value)
         except ValueError as error:
             self.fail(f"{value!r} is no duration: {error}.", param, ctx)
+        if seconds > _LONGEST:
+            self.fail(f"{value!r} is too long: the longest is 36500d.", param, ctx)
+        return seconds
 
 
 class _Moment(click.ParamType[datetime | float]):
@@ -93,11 +126,18 @@ class _Moment(click.ParamType[datetime | float]):
         if not isinstance(value, str):
             return value
         try:
-            return parse_duration(value)
+            seconds = parse_duration(value)
         except ValueError:
             pass
+        else:
+            if seconds > _LONGEST:
+                self.fail(f"{value!r} is too long ago: the longest is 36500d.", param, ctx)
+            return seconds
         try:
-            return datetime.fromisoformat(value)
+            moment = datetime.fromisoformat(value)
+            if not _FIRST <= moment.year <= _LAST:
+                self.fail(f"{value!r} is not within the years {_FIRST} to {_LAST}.", param, ctx)
+            return moment
         except ValueError:
             self.fail(
                 f"{value!r} is no time: write 2026-11-25T18:30, with or without an offset, or how"
@@ -110,5 +150,29 @@ class _Moment(click.ParamType[datetime | float]):
 SLUG: Final = _Slug()
 CURRENCY: Final = _Currency()
 TIMEZONE: Final = _Timezone()
+REGION: Final = _Region()
 DURATION: Final = _Duration()
 MOMENT: Final = _Moment()
+POSITION: Final = click.IntRange(0, 2**63 - 1)
+"""A place in a stream: bigint, where 0 is before the first event."""
+ID: Final = click.IntRange(1, 2**31 - 1)
+"""What the database has given to a row: integer."""
+
+
+def read_secret(file: BinaryIO, what: str) -> str:
+    """Read a file that holds one secret, without the newline or byte order mark around it.
+
+    `what` names it in the `Failure` for a file that holds no such thing.
+    """
+    content = file.read(_LONGEST_SECRET + 1)
+    try:
+        text = secret(content)
+    except UnicodeDecodeError:
+        raise Failure(f"{file.name}: {what} is text, and this file is not", os.EX_DATAERR) from None
+    if len(content) > _LONGEST_SECRET or not text.isprintable():
+        raise Failure(f"{file.name}: {what} is one line, and this file has more", os.EX_DATAERR)
+    if not text:
+        raise Failure(
+            f"{file.name}: the file is empty, and should have {what} in it", os.EX_DATAERR
+        )
+    return text

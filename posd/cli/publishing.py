@@ -7,6 +7,7 @@ from typing import BinaryIO, Final
 from uuid import uuid4
 
 import click
+from attrs import asdict
 from twisted.internet import defer
 
 from posd.cli import database
@@ -19,6 +20,7 @@ from posd.cli.tenants import known
 from posd.database.link import Link
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
+from posd.files import LONGEST
 from posd.protocol import jsontext
 from posd.publishing.sequencer import Publication, Published, Sequencer
 
@@ -45,22 +47,30 @@ def publish(
     The data is brought into the form of the protocol, stored and numbered in one transaction, as
     with POST /api/{tenant}/events; tills that are connected have it at once, the others when they
     come back. The answer is its position in the stream. An order that says nothing new about one
-    that was published already is not published again, and has no position.
+    that was published already is not published again, and has no position. Values that were repaired,
+    or could not be read, are named on standard error.
 
     \b
     Examples:
         posctl publish --tenant kitchen --type new_order --data order.json
         echo '{"message":"Closing early"}' | posctl publish --tenant kitchen --type notice --data -
     """
-    content = jsontext.decode(data.read())
+    written = data.read(LONGEST + 1)
+    if len(written) > LONGEST:
+        raise Failure(f"{data.name}: an event is no longer than {LONGEST} bytes", os.EX_DATAERR)
+    content = jsontext.decode(written)
     with database.session(installation.dsn()) as session:
         tenant = known(session, slug)
-    draft = drafts.draft(kind, content, zone=zone(tenant.timezone))
+    repaired = jsontext.needs_repair(written)
+    draft = drafts.draft(kind, content, zone=zone(tenant.timezone), repaired=repaired)
     publication = Publication(tenant.id, [draft])
     published = run(lambda reactor: _publish(reactor, installation, publication))
     (seq,) = published.ids
+    for each in draft.warnings:
+        click.echo(f"posctl: warning: {each.member} ({each.code}): {each.message}", err=True)
     if as_json:
-        print_json({"id": seq})
+        warnings = [asdict(each) for each in draft.warnings]
+        print_json({"id": seq, **({"warnings": warnings} if warnings else {})})
     elif seq is None:
         click.echo("Nothing new: there is nothing in it that was not published before.")
     else:

@@ -12,7 +12,7 @@ from posd.cli.database import BlockingSession, complete
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json
-from posd.cli.parameters import MOMENT, SLUG
+from posd.cli.parameters import MOMENT, POSITION, SLUG
 from posd.cli.tenants import known
 from posd.events.timezones import zone
 from posd.store import replay as store
@@ -27,7 +27,7 @@ from posd.values import Seq, Tenant
 @click.option(
     "--from",
     "first",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, POSITION.max),
     metavar="POSITION",
     help="The first event that it is to be sent again.",
 )

@@ -8,7 +8,7 @@ missing, obey the close codes.
 from __future__ import annotations
 
 from posd.client.event_queue import CannotProcess
-from posd.client.outcome import Ending, Next
+from posd.client.outcome import Ending, Fault, Next
 from posd.client.position import PositionFile, PositionUnreadable
 from posd.client.received import Connected, ReceivedEvent
 from posd.client.till import Summary, Till
@@ -19,6 +19,7 @@ __all__ = [
     "Connected",
     "Credentials",
     "Ending",
+    "Fault",
     "Next",
     "PositionFile",
     "PositionUnreadable",

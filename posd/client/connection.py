@@ -21,7 +21,7 @@ from twisted.internet.error import ConnectionClosed, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from posd.client.outcome import Ending, Next
+from posd.client.outcome import Ending, Fault, Next
 from posd.security.dialing import Server
 
 OPENING_TIMEOUT = 15.0
@@ -31,6 +31,7 @@ CLOSING_TIMEOUT = 5.0
 """Seconds from the first Close frame to the end of the TCP connection."""
 
 _LONGEST_REFUSAL = 64 * 1024
+_HTTP = b"HTTP/"
 _HEADERS_END = b"\r\n\r\n"
 _CONTENT_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,9})[ \t]*\r$", re.I | re.M)
 
@@ -146,6 +147,10 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
 
     def processHandshake(self) -> None:
         """Let Autobahn see a refusal only when its body has come too: it drops what is late."""
+        if not self.data.startswith(_HTTP[: len(self.data)]):
+            # Another protocol; what Autobahn waits for may never come.
+            self.hang_up(Ending("it answers, but not by HTTP", Next.WAIT, fault=Fault.NO_ANSWER))
+            return
         head, end, body = self.data.partition(_HEADERS_END)
         if end and not head.startswith(b"HTTP/1.1 101") and len(body) < _promised(head):
             return
@@ -154,7 +159,8 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     def failHandshake(self, reason: str) -> None:
         status = _status(self.http_status_line)
         if status is None or status == 101:
-            self._ending = self._ending or Ending(f"no WebSocket: {reason}", Next.WAIT)
+            broken = Ending(f"no WebSocket: {reason}", Next.WAIT, fault=Fault.NO_POSD)
+            self._ending = self._ending or broken
         else:
             _, _, body = self.data.partition(_HEADERS_END)
             self._ending = Ending.refused(status, self.http_headers, body, datetime.now(UTC))
@@ -209,6 +215,10 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
             reason = Failure(ConnectionLost())
         super().connectionLost(reason)
 
+    def _unanswered(self) -> bool:
+        """Whether the handshake has ended without a line of HTTP."""
+        return not getattr(self, "http_status_line", "") and not self.data
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         ending = self._ending
         if ending is None and self.failedByMe:
@@ -218,6 +228,11 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
             ending = Ending.closed(self.remoteCloseCode, self.remoteCloseReason)
         if ending is None and self._lost is not None:
             ending = Ending.lost(self._lost)
+            if self._unanswered() and ending.fault is None:
+                # A server that expects TLS takes the request for a broken handshake, and hangs up
+                # with or without an alert.
+                said = "the server hung up without an answer to the handshake"
+                ending = Ending(said, Next.RETRY, fault=Fault.NO_ANSWER)
         self._owner.ended(self, ending or Ending(reason or "lost", Next.RETRY))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from attrs import Factory, define, field, frozen
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd.client.cursor import Cursor
@@ -81,7 +81,9 @@ class Intake:
     _greeting: Connected | None = field(default=None, init=False)
     _last: Seq = field(default=0, init=False)
     _queue: deque[ReceivedEvent | _Reload] = field(factory=deque, init=False)
-    _busy: DeferredLock = field(factory=DeferredLock, init=False)
+    _working: bool = field(default=False, init=False)
+    _idle: list[Deferred[None]] = field(factory=list, init=False)
+    """Who waits for the worker to end."""
     _log = Logger()
 
     def greeted(self, link: Link, greeting: Connected, asked: Seq | None) -> None:
@@ -125,25 +127,33 @@ class Intake:
 
     async def idle(self) -> None:
         """Wait for the event in hand, if there is one, to be stored or not."""
-        await self._busy.acquire()
-        self._busy.release()
+        if self._working:
+            waiter: Deferred[None] = Deferred()
+            self._idle.append(waiter)
+            await waiter
 
     def _enqueue(self, item: ReceivedEvent | _Reload) -> None:
         self._queue.append(item)
         if len(self._queue) >= self._backlog and self._link is not None:
             self._link.pause()
-        if not self._busy.locked:
+        if not self._working:
             Deferred.fromCoroutine(self._work()).addErrback(
                 lambda failure: self._log.failure("the till's queue is broken", failure)
             )
 
     async def _work(self) -> None:
-        """Empty the queue. The lock is held from the first item to the last: one worker at most."""
-        async with self._busy:
+        """Empty the queue; one worker at a time. Those who wait for its end are told by one loop."""
+        self._working = True
+        try:
             while self._queue:
                 await self._process(self._queue.popleft())
                 if len(self._queue) <= self._backlog // 4 and self._link is not None:
                     self._link.resume()
+        finally:
+            self._working = False
+            waiting, self._idle = self._idle, []
+            for waiter in waiting:
+                waiter.callback(None)
 
     async def _process(self, item: ReceivedEvent | _Reload) -> None:
         assert self._greeting is not None  # the queue is emptied when a connection is lost

@@ -11,11 +11,19 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from attrs import frozen
+from twisted.internet.error import DNSLookupError
 from twisted.python.failure import Failure
 
 from posd.errors import InvalidMessage
 from posd.protocol.jsontext import decode
-from posd.security.dialing import Backoff, Random, explain, retry_after
+from posd.security.dialing import (
+    Backoff,
+    Random,
+    distrust,
+    explain,
+    retry_after,
+    speaks_no_tls,
+)
 
 
 class Next(enum.Enum):
@@ -32,6 +40,17 @@ class Next(enum.Enum):
 
     STOP = "stop"
     """Trying again would do harm or never help: an operator is needed."""
+
+
+class Fault(enum.Enum):
+    """What has to be mended before any attempt can succeed, where that is known."""
+
+    NO_HOST = "the name of the host leads nowhere"
+    UNTRUSTED = "the server's certificate, or ours, is not believed"
+    NO_TLS = "TLS was spoken to a port that does not speak it"
+    NO_ANSWER = "the port speaks something else, perhaps TLS, or nothing"
+    NO_POSD = "another program answers, or a proxy in front of posd"
+    NO_SUCH = "posd does not know what was asked for"
 
 
 _BY_CLOSE_CODE = {
@@ -69,7 +88,8 @@ class Ending:
 
     `code` is a close code (RFC 6455 §7.4) and `status` an HTTP status, where there was one.
     `name` is the server's machine-readable word for a refusal, such as `device_key_required`.
-    `asked` is the number of seconds the server asked to be left alone.
+    `asked` is the number of seconds the server asked to be left alone. `fault` tells why an attempt
+    failed that will fail again; a till tries again all the same, since somebody may mend it.
     """
 
     reason: str
@@ -78,6 +98,7 @@ class Ending:
     status: int | None = None
     name: str | None = None
     asked: float | None = None
+    fault: Fault | None = None
 
     @classmethod
     def closed(cls, code: int | None, reason: str | None) -> Ending:
@@ -97,18 +118,31 @@ class Ending:
         following = Next.RETRY if status >= 500 else _BY_STATUS.get(status, Next.WAIT)
         name, sentence = _explanation(body)
         text = f"refused with HTTP {status}"
+        if 300 <= status < 400 and "location" in headers:
+            text += f", which leads to {headers['location']}"
+        fault = None
+        if following is Next.WAIT:
+            fault = Fault.NO_POSD if name is None else Fault.NO_SUCH
         return cls(
             f"{text}: {sentence}" if sentence else text,
             following,
             status=status,
             name=name,
             asked=retry_after(headers.get("retry-after"), now),
+            fault=fault,
         )
 
     @classmethod
     def lost(cls, failure: Failure) -> Ending:
         """The connection could not be made, or broke without a Close frame."""
-        return cls(explain(failure.value), Next.RETRY)
+        error, fault = failure.value, None
+        if failure.check(DNSLookupError):
+            fault = Fault.NO_HOST
+        elif speaks_no_tls(error):
+            fault = Fault.NO_TLS
+        elif distrust(error) is not None:
+            fault = Fault.UNTRUSTED
+        return cls(explain(error), Next.RETRY, fault=fault)
 
 
 def _explanation(body: bytes) -> tuple[str | None, str | None]:

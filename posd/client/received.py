@@ -9,7 +9,7 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.errors import InvalidMessage
-from posd.protocol.jsontext import decode
+from posd.protocol.jsontext import decode_own
 from posd.values import Resync, Seq
 
 
@@ -69,7 +69,7 @@ def parse(text: bytes) -> Received:
     Any other type is an event, known or not: platforms may publish types of their own. Raises
     InvalidMessage for what no server of this protocol would send.
     """
-    message = decode(text)
+    message = decode_own(text)
     if not isinstance(message, dict):
         raise InvalidMessage("a message must be an object")
     match message.get("type"):

@@ -119,6 +119,8 @@ Known: TypeAlias = Tcp | Tcp6 | Unix | Systemd
 Endpoint: TypeAlias = Known | Other
 
 _KNOWN: Mapping[str, type[Known]] = {"tcp": Tcp, "tcp6": Tcp6, "unix": Unix, "systemd": Systemd}
+_NAMES = {"": "0.0.0.0", "localhost": "127.0.0.1"}  # nosec B104
+"""What Twisted makes of interfaces that are written without an address."""
 _OWN_TLS = ("ssl", "tls", "https", "wss")
 """Kinds that bring, or seem to bring, a TLS that knows nothing of posd's certificates."""
 
@@ -161,6 +163,36 @@ def is_local(endpoint: Endpoint) -> bool:
             )
         case _:
             return False
+
+
+def collide(first: str, second: str) -> bool:
+    """Tell whether two descriptions name one socket, so that the second cannot be opened."""
+    if first == second:
+        return not _any_port(read(first))
+    match read(first), read(second):
+        case Unix(address=one), Unix(address=other):
+            return one == other
+        case (Tcp() | Tcp6() as one, Tcp() | Tcp6() as other):
+            return one.port == other.port != 0 and _overlap(one.interface, other.interface)
+    return False
+
+
+def _any_port(endpoint: Endpoint) -> bool:
+    return isinstance(endpoint, Tcp | Tcp6) and endpoint.port == 0
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether one port cannot be had on both interfaces.
+
+    "::" stands for IPv4 too, since Linux sets no IPV6_V6ONLY (ipv6(7)) and neither does Twisted.
+    """
+    first, second = (ip_address(_NAMES.get(each, each)) for each in (one, other))
+    if first == second:
+        return True
+    for wide, narrow in ((first, second), (second, first)):
+        if wide.is_unspecified and (wide.version == 6 or narrow.version == 4):
+            return True
+    return False
 
 
 def is_open_to_everybody(endpoint: Endpoint) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from posd.config.types import Name, Unusable, shown, suggestion, type_name
+from posd.files import read
 
 
 @define
@@ -63,7 +64,7 @@ def parse(file: Path, report: Report) -> dict[str, Any]:
     """Read one file; it is empty if it cannot be read or is not TOML."""
     try:
         # A byte order mark is not TOML, but some editors write one and it means no harm.
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read(file).decode("utf-8-sig")
     except OSError as error:
         report.add_file(file, f"cannot be read: {error.strerror}; give the path of a TOML file")
         return {}

@@ -70,11 +70,15 @@ class Listener:
 
 @frozen
 class TLS:
-    """`[tls]`: paths of PEM files, and the oldest version of TLS that is spoken."""
+    """`[tls]`: paths of PEM files, and which versions and cipher suites of TLS are spoken.
+
+    `legacy_ciphers` adds suites of TLS 1.2 without authenticated encryption or forward secrecy.
+    """
 
     certificate: Annotated[str | None, File()] = None
     private_key: Annotated[str | None, File()] = None
     minimum_version: Annotated[Literal["1.2", "1.3"], OneOf("1.2", "1.3")] = "1.2"
+    legacy_ciphers: Annotated[bool, Flag()] = False
     client_ca: Annotated[str | None, File()] = None
 
 
@@ -97,6 +101,9 @@ class Limits:
     connections_per_tenant: Annotated[int, Whole()] = 200
     failed_auth_per_minute: Annotated[int, Whole()] = 20
     publish_per_second_per_tenant: Annotated[int, Whole()] = 200
+    requests_per_second_per_credential: Annotated[int, Whole()] = 50
+    bytes_per_second_per_credential: Annotated[int, Size("16KiB", "1GiB")] = MIB
+    requests_per_second_per_address: Annotated[int, Whole()] = 200
 
 
 @frozen
@@ -125,18 +132,22 @@ _SECTIONS: Mapping[str, type[Any]] = {
 
 
 _FindProblems = Callable[[TLS], Mapping[str, str]]
+_FindProblem = Callable[[str], str | None]
 
 
 def load(
-    path: Path, environ: Mapping[str, str], tls_problems: _FindProblems | None = None
+    path: Path,
+    environ: Mapping[str, str],
+    tls_problems: _FindProblems | None = None,
+    dsn_problem: _FindProblem | None = None,
 ) -> Config:
     """Read the configuration that starts at a path; raise ConfigError with all of its problems.
 
     Each problem is one line: the file, the dotted key, what is wrong and what was meant. Values
     that may be secret are not in it. `environ` has `CREDENTIALS_DIRECTORY` where credentials are
-    used. Nothing but the files is looked at: whether databases are there and fit is found out by
-    those who use them, and so it is with certificates unless somebody brings the eyes for them:
-    `tls_problems` is asked, where a listener has TLS, what is wrong with which key of `[tls]`.
+    used. No other file is read and no library is asked here; the caller passes functions that do:
+    `tls_problems` returns what is wrong with which key of `[tls]`, and is called if a listener has
+    TLS; `dsn_problem` returns what is wrong with a connection string, or None.
     """
     report = Report()
     files = find(path, report)
@@ -156,6 +167,8 @@ def load(
         if tls_problems is not None and any(listener.tls for listener in config.listen):
             found = tls_problems(config.tls)
             complaints += [(f"tls.{key}", "tls", text) for key, text in found.items()]
+        if dsn_problem is not None:
+            complaints += _unusable_dsns(config.database, dsn_problem)
         for key, other, text in complaints:
             if report.keys.isdisjoint((key, other)):
                 report.add(origins.get(key) or origins.get(other) or path, key, text)
@@ -209,6 +222,14 @@ def _absences(tables: Tables) -> Iterator[_Complaint]:
                 yield f"{table.label}.{key}", table.label, f"is missing; {kinds[key].meant}"
 
 
+def _unusable_dsns(database: Database, find_problem: _FindProblem) -> Iterator[_Complaint]:
+    for key, dsn in (("dsn", database.dsn), ("admin_dsn", database.admin_dsn)):
+        problem = find_problem(dsn) if dsn else None
+        if problem is not None:
+            what = f"the value (not shown) is refused by libpq: {problem}"
+            yield f"database.{key}", "database", f"{what}; {Dsn.meant}"
+
+
 def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complaint]:
     """Yield what each key allows but two of them do not. `labels` name the listeners."""
     delivery, limits = config.delivery, config.limits
@@ -225,6 +246,21 @@ def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complain
             yield from _missing_pem(config.tls, listener.name, label)
         if listener.trusted:
             yield from _misplaced_trust(listener, label)
+    yield from _collisions(config.listen, labels)
+
+
+def _collisions(listeners: Sequence[Listener], labels: Sequence[str]) -> Iterator[_Complaint]:
+    """Yield the listeners that want a socket which an earlier one has."""
+    earlier: list[tuple[str, Listener]] = []
+    for label, listener in zip(labels, listeners, strict=True):
+        for first_label, first in earlier:
+            if listener.endpoint and endpoint_syntax.collide(first.endpoint, listener.endpoint):
+                what = f"{shown(listener.endpoint)} is where {first_label} listens already"
+                meant = "give each listener an address or a port of its own"
+                yield f"{label}.endpoint", f"{first_label}.endpoint", f"{what}; {meant}"
+                break
+        if listener.endpoint:
+            earlier.append((label, listener))
 
 
 def _missing_pem(tls: TLS, name: str, label: str) -> Iterator[_Complaint]:

@@ -19,6 +19,7 @@ from attrs import frozen
 
 from posd.config import endpoints as endpoint_syntax
 from posd.config.units import parse_duration, parse_size
+from posd.files import read, secret
 
 Network = IPv4Network | IPv6Network
 
@@ -282,7 +283,8 @@ def _reveal(raw: object, environ: Mapping[str, str]) -> object:
     """Put the secret in place of `{ credential = "name" }`, also within an array.
 
     It is the file of that name in `$CREDENTIALS_DIRECTORY`, where systemd keeps what a unit's
-    `LoadCredential=` names (systemd.exec(5), "Credentials"), without the newline at its end.
+    `LoadCredential=` names (systemd.exec(5), "Credentials"), without the newline or byte order mark
+    that an editor has put around it.
     """
     match raw:
         case list():
@@ -304,7 +306,7 @@ def _credential(name: str, directory: str) -> str:
         unit = f"LoadCredential={name}:PATH"
         raise Unusable(what, f"$CREDENTIALS_DIRECTORY is not set: the unit needs {unit}")
     try:
-        return (Path(directory) / name).read_text(encoding="utf-8").rstrip("\r\n")
+        return secret(read(Path(directory) / name))
     except OSError as error:
         raise Unusable(what, f"its file cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

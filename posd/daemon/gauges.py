@@ -58,6 +58,7 @@ class Gauges:
             "database_pool_busy": lambda: self.database.use.lent,
             "database_pool_down": lambda: self.database.use.down,
             "database_pool_waiting": lambda: self.database.use.waiting,
+            "database_pool_held_back": lambda: self.database.use.held_back,
             "database_clock_offset_seconds": lambda: self.clock.offset,
             "feed_canary_seconds": lambda: self.feed.canary_seconds,
             "feed_missed": lambda: self.feed.canaries_missed,

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from posd.config import model as config
 from posd.config.model import Config, Listener
+from posd.database import dsn
 from posd.errors import ConfigError, StartError
 from posd.security import server_tls as tls
 from posd.security.server_tls import ServerTLS
@@ -51,7 +52,7 @@ class Reload:
         `trouble` is why the last one failed, in one line, empty if it did not.
         """
         try:
-            wanted = config.load(self._path, self._environ, tls.problems)
+            wanted = config.load(self._path, self._environ, tls.problems, dsn.problem)
             if self._tls is not None:
                 # The last of all that may be refused.
                 self._tls.reload(wanted.tls)

@@ -21,7 +21,7 @@ from typing import Any, Final
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import ILogObserver, Logger
@@ -35,10 +35,12 @@ from posd.daemon.reload import Reload
 from posd.daemon.stopping import Stopping
 from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
+from posd.events import phones
 from posd.monitoring import health, logs
 from posd.security.certificate_watch import Renewal
 from posd.security.server_tls import ServerTLS
 from posd.security.validity import Validity
+from posd.web.http.tls_endpoint import TLSEndpoint
 
 EX_CONFIG: Final = 78
 # Twisted's fifty are soon full when a whole town's tills come back at once, and whoever finds no
@@ -94,6 +96,8 @@ class Daemon(Service):
         Service.setServiceParent(self, parent)
 
     def startService(self) -> None:
+        # Before anybody waits: nothing on a request's path may read a file.
+        phones.load()
         Service.startService(self)
         self._reactor.callWhenRunning(self._take_signals)
         self._parts.start()
@@ -191,7 +195,7 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = wrapServerTLS(self._tls, endpoint)
+                endpoint = TLSEndpoint(self._tls, endpoint)
             port = await endpoint.listen(site)
             self._ports.append(port)
             Rests(self._reactor, port)
@@ -237,7 +241,7 @@ class Daemon(Service):
     def _troubles(self) -> Iterator[str]:
         """What posd does its work with, and somebody has to see to all the same."""
         if degraded := self._parts.health.degraded():
-            yield f"without {', '.join(degraded)}"
+            yield f"degraded: {', '.join(degraded)}"
         if self._reloaded.trouble:
             yield f"not reloaded: {self._reloaded.trouble}"
         if self._renewal is not None and self._renewal.trouble:

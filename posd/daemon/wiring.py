@@ -33,7 +33,9 @@ from posd.monitoring.tenant_survey import Survey
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.connection_limits import Connections
+from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
+from posd.security.request_rates import RequestRates
 from posd.security.validity import Validity
 from posd.store import presence, standing, stream, survey
 from posd.values import Tenant
@@ -45,17 +47,21 @@ from posd.web.api.keys import OperatorKeys
 from posd.web.api.loyalty import LoyaltyPoints
 from posd.web.api.metrics import MetricsEndpoint
 from posd.web.api.orders import Orders
+from posd.web.api.pending import PendingOrders
 from posd.web.api.publishing import Publisher
 from posd.web.api.reports import DailyReports
 from posd.web.api.status import Monitor
 from posd.web.api.tenants import Operators
 from posd.web.api.terminals import TerminalEndpoints
+from posd.web.http.call import UNKNOWN, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.operations import Operation
+from posd.web.http.rate_gate import RateGate
 from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import UNKNOWN, Door
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
+from posd.web.http.turns import Turns
+from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
 
@@ -63,6 +69,9 @@ from posd.web.websocket import TillFactory
 _SPARE_CHANNELS: Final = 2000
 _PART_SECONDS: Final = 5.0
 """What a part has to end in: as long as a statement that is under way may take as installed."""
+
+# Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
+_OUTBOX_SECONDS: Final = 60.0
 
 _log = Logger()
 
@@ -88,7 +97,9 @@ class Parts:
     numbering: Link = field(init=False)
     sequencer: Sequencer = field(init=False)
     failed_attempts: FailedAttempts = field(init=False)
+    key_index: KeyIndex = field(init=False)
     authenticator: Authenticator = field(init=False)
+    rates: RequestRates = field(init=False)
     connections: Connections = field(init=False)
     admission: Admission = field(init=False)
     events: Events = field(init=False)
@@ -97,6 +108,7 @@ class Parts:
     reception: Reception = field(init=False)
     publisher: Publisher = field(init=False)
     strangers: Strangers = field(init=False)
+    wrong_protocols: WrongProtocols = field(init=False)
     lag: Lag = field(init=False)
     monitor: Monitor = field(init=False)
     health: Health = field(init=False)
@@ -138,11 +150,24 @@ class Parts:
             instruments=self.instruments,
         )
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
+        self.key_index = KeyIndex(reactor, self.database)
         self.authenticator = Authenticator(
-            reactor, self.database, self.failed_attempts, self.instruments.attempt_failed
+            reactor,
+            self.database,
+            self.key_index,
+            self.failed_attempts,
+            self.instruments.attempt_failed,
         )
         self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
+        self.wrong_protocols = WrongProtocols(reactor.seconds)
         self.lag = Lag(reactor, self.instruments.lagged)
+        self.rates = RequestRates(
+            limits.requests_per_second_per_credential,
+            limits.bytes_per_second_per_credential,
+            limits.requests_per_second_per_address,
+            reactor.seconds,
+            self.instruments.rate_limited,
+        )
         self.connections = Connections(limits.connections, limits.connections_per_tenant)
         self.admission = Admission(self.exchange, self.connections)
         polls = Polls(reactor, self.exchange, self.connections, self.presence.settle)
@@ -163,10 +188,7 @@ class Parts:
             reactor, self.database, node_id, self.settings.delivery.retention
         )
         self.reception = Reception(
-            self.authenticator,
-            limits.publish_per_second_per_tenant,
-            reactor.seconds,
-            self.strangers,
+            self.authenticator, reactor.seconds, self.strangers, Turns(reactor)
         )
         self.publisher = Publisher(
             self.reception,
@@ -182,10 +204,15 @@ class Parts:
                 "sequencer": lambda: self.numbering.up and not self.sequencer.stalled,
                 "listeners": lambda: self.listening,
                 "schema": lambda: self.fitting,
+                "books": lambda: not self.presence.overdue,
                 "not draining": lambda: not self.exchange.draining,
             },
-            # Everything is found by polling then, up to a second later.
-            {"notifications": lambda: not self.feed.deaf},
+            {
+                # Everything is found by polling then, up to a second later.
+                "notifications": lambda: not self.feed.deaf,
+                "outbox": lambda: self.feed.outbox_seconds < _OUTBOX_SECONDS,
+                "tenants": lambda: self.sequencer.serves_all,
+            },
         )
 
     def stalled(self) -> list[str]:
@@ -251,17 +278,21 @@ class Parts:
         gate = Gate(
             self.authenticator,
             self.admission,
-            TillFactory(self.exchange, self.reactor),
+            TillFactory(self.exchange, self.rates, self.reactor),
             self.strangers,
         )
         rooms = Rooms(gate, self.reception, self.operations)
         served = self.instruments.served
         door = Door(listener.trusted, listener.proxies, served)
+        root = Root(door, rooms)
         return BoundedSite(
-            Root(door, rooms),
+            root,
             self.reactor,
             _SPARE_CHANNELS,
             lambda status: served(UNKNOWN, status, 0.0),
+            self.wrong_protocols.noticed,
+            root.body_bytes,
+            RateGate(self.key_index, self.rates, door),
         )
 
     @property
@@ -279,6 +310,7 @@ class Parts:
             *self.publisher.operations,
             *self.events.operations,
             *Orders(self.publisher, self.database).operations,
+            *PendingOrders(self.database).operations,
             *terminals.operations,
             *self.monitor.operations,
             *DailyReports(self.database).operations,
@@ -306,7 +338,7 @@ class Parts:
             reload_failed=self.reload_failed,
         )
         surveyed = Survey(
-            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor.seconds
+            lambda most: survey.survey(self.database, most, FINAL_STATUSES), self.reactor
         )
         counted = self.instruments.registry
         return Metrics(gauges.readings(), counted, self.exchange.counts, surveyed.families)
@@ -323,7 +355,9 @@ class Parts:
         self.failed_attempts.per_minute = limits.failed_auth_per_minute
         self.connections.total = limits.connections
         self.connections.per_tenant = limits.connections_per_tenant
-        self.reception.per_second = limits.publish_per_second_per_tenant
+        self.rates.requests_per_credential = limits.requests_per_second_per_credential
+        self.rates.bytes_per_credential = limits.bytes_per_second_per_credential
+        self.rates.requests_per_address = limits.requests_per_second_per_address
         self.publisher.per_second = limits.publish_per_second_per_tenant
         self.retention.seconds = delivery.retention
         self.settings = settings

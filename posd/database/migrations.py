@@ -11,7 +11,7 @@ indexes concurrently.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Final, Literal
 
@@ -25,6 +25,8 @@ from posd.database import resources, session_settings
 from posd.errors import SchemaBusy, SchemaError
 
 MAIN: Final = "dinedesk_main"
+HOOKS: Final = "hooks.sql"
+"""What `schema_versions` calls the hooks on a shop's own tables."""
 OWNER: Final = "posd_owner"
 Kind = Literal["main", "tenant"]
 
@@ -57,6 +59,10 @@ class Migration:
         return not self.text.startswith("-- no-transaction")
 
 
+OLDEST: Final = 140000
+"""The oldest server that posd works with, as `server_version_num` has it."""
+
+
 def migrations(kind: Kind) -> tuple[Migration, ...]:
     """The migrations of a kind of schema, in the order in which they are applied."""
     folder = resources.sql() / kind
@@ -84,11 +90,13 @@ def connect(dsn: str) -> Connection:
 def bootstrap(dsn: str) -> bool:
     """Make the database named in `dsn` if it is missing, and in it the roles and the main schema.
 
-    Returns whether the database was made. Needs a superuser; raises `SchemaError` otherwise.
+    Returns whether the database was made. Needs a superuser; raises `SchemaError` otherwise, and for a
+    server that is too old or a database that is not UTF-8.
     """
     try:
         created = _create_database(dsn)
         with closing(connect(dsn)) as connection, transaction(connection) as cursor:
+            _check_server(connection)
             cursor.execute((resources.sql() / "bootstrap.sql").read_text("utf-8"))
     except psycopg2.errors.InsufficientPrivilege as error:
         raise SchemaError(f"bootstrap needs a superuser of the cluster: {line(error)}") from error
@@ -108,17 +116,41 @@ def check_main(connection: Connection) -> None:
 
 
 def check_bootstrapped(connection: Connection) -> None:
-    """Raise `SchemaError` if `bootstrap` has not been here."""
+    """Raise `SchemaError` if `bootstrap` has not been here, or the server is none for posd."""
+    _check_server(connection)
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL")
         if not cursor.fetchone()[0]:
             raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
 
 
-def misfit(applied: list[str], wanted: tuple[str, ...]) -> str | None:
-    """Why a schema with these files does not fit one that wants those, or None if it does."""
+def _check_server(connection: Connection) -> None:
+    """Raise `SchemaError` for a server or a database in which posd does not work."""
+    _check_version(connection)
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        name = connection.info.dbname
+        raise SchemaError(
+            f"the encoding of the database {name} is {encoding}, and orders have characters that it cannot"
+            " store: name a database of encoding UTF8; `posctl bootstrap` makes one that does not exist"
+        )
+
+
+def _check_version(connection: Connection) -> None:
+    if connection.server_version < OLDEST:
+        version = connection.info.parameter_status("server_version")
+        raise SchemaError(
+            f"PostgreSQL {version} is too old: posd needs {OLDEST // 10000} or newer; upgrade the server"
+        )
+
+
+def misfit(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
+    """Why a schema with these files does not fit one that wants those, or None if it does.
+
+    It reads no file, since every request to a tenant's addresses asks this.
+    """
     missing = [file for file in wanted if file not in applied]
-    unknown = [file for file in applied if file not in wanted and file != hooks().file]
+    unknown = [file for file in applied if file not in wanted and file != HOOKS]
     if unknown:
         return f"the schema is newer than this posd: it has {unknown[0]}; upgrade posd"
     if missing:
@@ -142,6 +174,7 @@ def _create_database(dsn: str) -> bool:
     else:
         return False
     try:
+        _check_version(connection)
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
             if cursor.fetchone() is not None:
@@ -205,7 +238,7 @@ def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
     )
     applied = dict(cursor.fetchall())
     known = migrations(kind)
-    for file in sorted(applied.keys() - {m.file for m in known} - {hooks().file}):
+    for file in sorted(applied.keys() - {m.file for m in known} - {HOOKS}):
         raise SchemaError(f"{schema} is newer than this posd: it has {file}")
     for migration in known:
         if migration.file not in applied:
@@ -275,4 +308,4 @@ def record(cursor: Any, schema: str, migration: Migration) -> None:
 
 def hooks() -> Migration:
     """The hooks on a shop's own tables, applied anew to hooked tenants whenever they change."""
-    return Migration("hooks.sql", (resources.sql() / "hooks.sql").read_text("utf-8"))
+    return Migration(HOOKS, (resources.sql() / HOOKS).read_text("utf-8"))

@@ -6,17 +6,16 @@ others live, has no limit on the wait and none for one tenant.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from attrs import frozen
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, gatherResults
 
+from posd.database.checkout import Checkout
 from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
-from posd.errors import Busy, StatementFailed, Unavailable
+from posd.errors import StatementFailed, Unavailable
 from posd.values import TenantId
 
 T = TypeVar("T")
@@ -27,19 +26,24 @@ _TENANT_SHARE: Final = 2
 
 @frozen
 class Use:
-    """Of a pool: connections that are idle, lent and down, and how many statements wait for one."""
+    """Of a pool: connections that are idle, lent and down, and how many statements wait for one.
+
+    Statements that are `held_back` wait too, but for their own tenant, which has its share of them.
+    """
 
     idle: int
     lent: int
     down: int
     waiting: int
+    held_back: int
 
 
 class Database(Service):
     """A pool of links. Statements wait their turn for up to five seconds, then they are `Busy`.
 
-    While no link is up every call fails at once. A tenant that is named gets two links at the most,
-    so that one shop's slow queries leave the others theirs.
+    While no link is up every call fails at once. A tenant that is named gets at most two links, and
+    the queues of several tenants are served in turn (`posd.database.checkout`), so that one shop's slow
+    queries do not delay the others.
     """
 
     def __init__(
@@ -69,10 +73,7 @@ class Database(Service):
         ]
         # A link that is up is idle or lent to somebody. One that goes down and comes up again while
         # it is lent stays so: until it is given back, whoever has it may still use it.
-        self._idle: list[Link] = []
-        self._lent: set[Link] = set()
-        self._waiting: deque[Deferred[Link]] = deque()
-        self._shares: dict[TenantId, DeferredSemaphore] = {}
+        self._checkout: Checkout[Link] = Checkout(reactor, _TENANT_SHARE)
         self._until_up: list[Deferred[None]] = []
 
     @property
@@ -89,8 +90,13 @@ class Database(Service):
     def use(self) -> Use:
         """How much of the pool is in use now."""
         standing = sum(link.up for link in self._links)
+        checkout = self._checkout
         return Use(
-            len(self._idle), len(self._lent), len(self._links) - standing, len(self._waiting)
+            idle=checkout.idle,
+            lent=checkout.lent,
+            down=len(self._links) - standing,
+            waiting=checkout.waiting - checkout.held_back,
+            held_back=checkout.held_back,
         )
 
     @property
@@ -103,7 +109,7 @@ class Database(Service):
 
         Fails with `StatementFailed` if it can, but will not have us.
         """
-        waiter: Deferred[None] = Deferred(self._until_up.remove)
+        waiter: Deferred[None] = Deferred()
         self._until_up.append(waiter)
         if self.up:
             self._tell_up(None)
@@ -144,6 +150,11 @@ class Database(Service):
             lambda link: link.transaction(work, deadline=deadline), tenant, deadline
         )
 
+    @property
+    def for_all(self) -> Session:
+        """The pool for statements that many callers wait for: they go before those of single callers."""
+        return _ForAll(self)
+
     def of(self, tenant: TenantId) -> Session:
         """The pool for what is done on behalf of one tenant, within its share."""
         return _OfTenant(self, tenant)
@@ -153,70 +164,32 @@ class Database(Service):
         work: Callable[[Link], Awaitable[T]],
         tenant: TenantId | None,
         until: float | None = None,
+        *,
+        urgent: bool = False,
     ) -> T:
         began = self._reactor.seconds()
         deadline = began + _CHECKOUT_SECONDS
         if until is not None:
             deadline = min(deadline, until)
-        if tenant is None:
-            return await self._lend(work, began, deadline)
-        share = self._shares.setdefault(tenant, DeferredSemaphore(_TENANT_SHARE))
         try:
-            await self._in_time(share.acquire(), deadline)
-        except Busy:
-            self._waited(self._reactor.seconds() - began)
-            raise
-        try:
-            return await self._lend(work, began, deadline)
-        finally:
-            share.release()
-            if share.tokens == share.limit:
-                self._shares.pop(tenant, None)
-
-    async def _lend(self, work: Callable[[Link], Awaitable[T]], began: float, deadline: float) -> T:
-        try:
-            link = self._idle.pop() if self._idle else await self._next_link(deadline)
+            if not self.up:
+                raise _unreachable()
+            link = await self._checkout.acquire(tenant, deadline, urgent=urgent)
         finally:
             self._waited(self._reactor.seconds() - began)
-        self._lent.add(link)
         try:
             return await work(link)
         finally:
-            self._lent.remove(link)
-            if link.up:
-                self._offer(link)
-
-    def _next_link(self, deadline: float) -> Deferred[Link]:
-        if not self.up:
-            raise _unreachable()
-        waiter: Deferred[Link] = Deferred(self._waiting.remove)
-        self._waiting.append(waiter)
-        return self._in_time(waiter, deadline)
-
-    def _in_time(self, waiting: Deferred[T], deadline: float) -> Deferred[T]:
-        if waiting.called:
-            return waiting
-        seconds = max(0.0, deadline - self._reactor.seconds())
-        return waiting.addTimeout(seconds, self._reactor, onTimeoutCancel=_too_late)
-
-    def _offer(self, link: Link) -> None:
-        if self._waiting:
-            self._waiting.popleft().callback(link)
-        else:
-            self._idle.append(link)
+            self._checkout.release(link, tenant, usable=link.up)
 
     def _link_changed(self, link: Link) -> None:
         if link.up:
-            if link not in self._lent:
-                self._offer(link)
+            self._checkout.add(link)
             self._tell_up(None)
             return
-        if link in self._idle:
-            self._idle.remove(link)
+        self._checkout.withdraw(link)
         if not self.up:
-            waiting, self._waiting = self._waiting, deque()
-            for waiter in waiting:
-                waiter.errback(_unreachable())
+            self._checkout.fail(_unreachable)
             if link.refusal is not None:
                 self._tell_up(link.refusal)
 
@@ -228,12 +201,6 @@ class Database(Service):
 
 def _unreachable() -> Unavailable:
     return Unavailable("The database cannot be reached.", retry_after=2)
-
-
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Busy("All connections to the database are in use.", retry_after=1)
-    return result
 
 
 @frozen
@@ -248,3 +215,20 @@ class _OfTenant:
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._database.execute(sql, parameters, tenant=self._tenant)
+
+
+@frozen
+class _ForAll:
+    """A pool, before all who wait. Implements `database.link.Session`."""
+
+    _database: Database
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._database._with_link(
+            lambda link: link.query(sql, parameters), None, urgent=True
+        )
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._database._with_link(
+            lambda link: link.execute(sql, parameters), None, urgent=True
+        )

@@ -32,6 +32,8 @@ from posd.database.migrations import (
 )
 from posd.errors import SchemaError
 from posd.events.money import is_currency
+from posd.events.phones import is_region
+from posd.events.regions import DEFAULT, region_of
 from posd.values import TENANT_RULES, Tenant
 
 REQUIRED_COLUMNS: Final = {
@@ -87,17 +89,30 @@ def migrate(
 
 
 def add_tenant(
-    connection: Connection, slug: str, name: str, *, currency: str, timezone: str
+    connection: Connection,
+    slug: str,
+    name: str,
+    *,
+    currency: str,
+    timezone: str,
+    region: str | None = None,
 ) -> Tenant:
     """Make a tenant: its row, its role, its schema, and the hooks where the tables are posd's own.
 
-    Raises `SchemaError` with a sentence for an existing or malformed slug, for a currency that there is
-    not, and when the main schema does not fit. What is left half done by a crash is finished by `migrate`.
+    `region` (ISO 3166) is where telephone numbers without a country code are of; that of the time zone
+    where it is None. Raises `SchemaError` with a sentence for an existing or malformed slug, for a
+    currency or a region that there is not, and when the main schema does not fit. What is left half
+    done by a crash is finished by `migrate`.
     """
     schema = f"dinedesk_{slug.replace('-', '_')}"
     if not is_currency(currency):
         raise SchemaError(
             f"{currency!r} is no currency: write the three capital letters of ISO 4217, such as GBP"
+        )
+    region = region or region_of(timezone) or DEFAULT
+    if not is_region(region):
+        raise SchemaError(
+            f"{region!r} is no region with telephone numbers: write two letters, such as GB"
         )
     with administration(connection):
         check_main(connection)
@@ -105,20 +120,22 @@ def add_tenant(
             _check_owner(cursor, schema)
             try:
                 cursor.execute(
-                    f"INSERT INTO {MAIN}.tenants (slug, name, schema_name, currency, timezone)"
-                    " VALUES (%s, %s, %s, %s, %s) RETURNING id",
-                    (slug, name, schema, currency, timezone),
+                    f"INSERT INTO {MAIN}.tenants"
+                    " (slug, name, schema_name, currency, timezone, default_region)"
+                    " VALUES (%s, %s, %s, %s, %s, %s) RETURNING id, timezone",
+                    (slug, name, schema, currency, timezone, region),
                 )
             except psycopg2.errors.UniqueViolation as error:
                 raise SchemaError(f"there is a tenant {slug!r} already") from error
             except psycopg2.errors.CheckViolation as error:
                 broken = error.diag.constraint_name
+                if broken == "tenants_timezone_known":
+                    raise SchemaError(f"there is no time zone {timezone!r}") from error
                 raise SchemaError(
                     TENANT_RULES.get(broken, f"not a usable tenant: {line(error)}")
                 ) from error
-            except psycopg2.errors.InvalidParameterValue as error:
-                raise SchemaError(f"there is no time zone {timezone!r}") from error
-            tenant = Tenant(cursor.fetchone()[0], slug, name, schema, currency, timezone)
+            tenant_id, zone = cursor.fetchone()
+            tenant = Tenant(tenant_id, slug, name, schema, currency, zone, region)
         try:
             _prepare(connection, tenant)
         except psycopg2.Error as error:

@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from posd.database.coalescing import fail_all
 from posd.errors import PosdError, Pruned, Refusal
 from posd.monitoring.counters import Instruments
 from posd.protocol import messages
@@ -233,8 +234,7 @@ class Channel:
         try:
             page = await self._read_page(position)
         except Exception as error:
-            for each in self._pages.pop(position):
-                each.errback(error)
+            fail_all(self._pages.pop(position), error)
             raise
         for each in self._pages.pop(position):
             each.callback(page)

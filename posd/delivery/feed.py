@@ -31,6 +31,8 @@ _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
 _ROUND_SECONDS: Final = 30.0
 """More than a round takes. It is given up then, so that the next one can be tried."""
+_KEYS_SECONDS: Final = 0.8
+"""With the random part of a pause, a key whose notification was lost is known within a second."""
 _SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
 """The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
 
@@ -73,7 +75,13 @@ class Doorkeeper(Protocol):
 
 
 class Cache(Protocol):
-    """The authenticator, as far as the feed tells it what to forget."""
+    """What is known of keys, as far as the feed tells it what to forget and when to look."""
+
+    def distrust(self) -> None:
+        """The database may be another one than before."""
+
+    async def look(self) -> None:
+        """Keys or tenants may have changed."""
 
     def forget_key(self, key_id: int) -> None:
         """A key has changed."""
@@ -114,6 +122,8 @@ class Feed(Service):
         self.canaries_missed = 0
         self.deaf = False
         """Whether the last canary that was sent did not come back."""
+        self.outbox_seconds = 0.0
+        """How long the first row of the outbox had waited when the outbox was last looked at."""
         self._loops: list[Deferred[None]] = []
         self._pulses: list[Pulse] = []
         self._pauses: set[Deferred[None]] = set()
@@ -145,6 +155,7 @@ class Feed(Service):
             (_POLL_SECONDS, self._poll),
             (_CANARY_SECONDS, self._sing),
             (_RECHECK_SECONDS, self._doorkeeper.recheck),
+            (_KEYS_SECONDS, self._cache.look),
         )
         self._pulses = [Pulse() for _ in rounds]
         self._loops = [
@@ -170,6 +181,8 @@ class Feed(Service):
         if link.up:
             # What was notified before we listened is found by looking.
             self._later(self._poll())
+            self._cache.distrust()
+            self._later(self._cache.look())
             # And it is known from the beginning whether we hear, and what time it is there.
             self._later(self._sing())
         else:
@@ -196,9 +209,13 @@ class Feed(Service):
         match kind:
             case "key":
                 self._cache.forget_key(int(subject))
+                self._later(self._cache.look())
                 self._later(self._doorkeeper.recheck(int(subject)))
+            case "keys":
+                self._later(self._cache.look())
             case "tenant":
                 self._cache.forget_tenant(int(subject))
+                self._later(self._cache.look())
                 self._later(self._doorkeeper.recheck())
             case "superseded":
                 self._doorkeeper.superseded(UUID(subject))
@@ -208,8 +225,9 @@ class Feed(Service):
                 self._delivery.erased(int(subject))
 
     async def _poll(self) -> None:
-        waiting, heads = await stream.poll(self._database, self._delivery.tenants)
-        if waiting:
+        waited, heads = await stream.poll(self._database, self._delivery.tenants)
+        self.outbox_seconds = waited or 0.0
+        if waited is not None:
             self._numbering.wake()
         await self._delivery.check(heads)
 

@@ -19,6 +19,8 @@ from posd.database.pool import Database
 from posd.delivery import revocations as dismissals
 from posd.delivery.channel import Channel, Watcher
 from posd.delivery.channels import Channels
+from posd.delivery.connection_log import ConnectionLog
+from posd.delivery.openings import Openings
 from posd.delivery.registry import Attendance, Line, Roster, Sighting
 from posd.delivery.send_queue import Budget, Outbox
 from posd.delivery.session import Register, Session
@@ -26,7 +28,6 @@ from posd.errors import TooManyRequests, Unavailable
 from posd.monitoring.counters import Instruments
 from posd.protocol.cursor import resume
 from posd.security.connection_limits import MOST_DEVICES
-from posd.store import presence as books
 from posd.store import replay
 from posd.values import (
     DISCONNECTED,
@@ -106,7 +107,9 @@ class Exchange(Service):
         self._heartbeat = heartbeat
         self._outbox_bytes = outbox_bytes
         self.instruments = instruments or Instruments()
+        self.connection_log = ConnectionLog(reactor.seconds, self.instruments)
         self._budget = Budget(outbox_total)
+        self._openings = Openings(reactor, database, MOST_DEVICES)
         self.channels = Channels(database, presence.delivered, self.instruments)
         self._guests: set[Guest] = set()
         self._roster = Roster(reactor, heartbeat, presence.claim)
@@ -158,10 +161,10 @@ class Exchange(Service):
         self._refuse_while_draining()
         if device_id is not None:
             await self._presence.settle(tenant.id, device_id)
-        opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
+        opening = await self._openings.find(tenant, device_id)
         if resuming and opening is not None and opening.recalled and device_id is not None:
             await replay.fulfil(self._database, tenant.id, device_id)
-            opening = await books.opening(self._database, tenant, device_id, MOST_DEVICES)
+            opening = await self._openings.find(tenant, device_id)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()
         if opening is None:

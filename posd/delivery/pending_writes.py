@@ -1,7 +1,7 @@
-"""What a node notes in memory between two flushes: merged where it can be, bounded where it cannot.
+"""What a node has noted in memory and not written yet: merged where it can be, bounded where it cannot.
 
-Of a position only the furthest counts, so a note of it takes the place of the one before. What tills say
-is kept word for word, up to so many bytes of a tenant and of all.
+Of a position only the furthest counts, so a note of it takes the place of the one before. Messages of
+tills are kept word for word, up to so many bytes of a tenant and of all.
 """
 
 from __future__ import annotations
@@ -13,21 +13,104 @@ from uuid import UUID
 
 from attrs import define, field, frozen
 
+from posd.delivery.registry import Sighting
 from posd.values import Seq, Tenant, TenantId, Terminal
 
 _MOST_SAID: Final = 2 * 1024 * 1024
 _MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
 """Bytes of what the tills of a tenant, and of all, say while the database is away."""
 _OVERHEAD: Final = 256
-"""What even an empty word takes."""
+"""What even an empty message takes."""
 
 Subscription = tuple[TenantId, str, UUID]
 """Whose cursor it is: tenant, device, and the history in which its positions are counted."""
+
+H = TypeVar("H", Subscription, TenantId)
+Device = tuple[TenantId, str]
 
 
 def subscription(terminal: Terminal) -> Subscription:
     """Whose cursor a terminal moves."""
     return terminal.tenant.id, terminal.device_id or "", terminal.stream_id
+
+
+@define(eq=False)
+class Claim:
+    """A connection that wants to be its device's one; `won` is None until that is decided."""
+
+    terminal: Terminal
+    won: bool | None = None
+
+
+@define
+class Notes:
+    """What is to be written into the books, all in posd's own schema, at the next flush."""
+
+    connected: dict[UUID, Terminal] = field(factory=dict)
+    gone: set[UUID] = field(factory=set)
+    claims: dict[UUID, Claim] = field(factory=dict)
+    seen: dict[UUID, Sighting] = field(factory=dict)
+    acks: dict[Subscription, Seq] = field(factory=dict)
+    follows: dict[Subscription, Seq] = field(factory=dict)
+    sent: dict[TenantId, Seq] = field(factory=dict)
+    received: dict[TenantId, Seq] = field(factory=dict)
+    """How far each tenant's best till is: by cursors that are written, and by what tills said of orders."""
+    acknowledging: set[Device] = field(factory=set)
+    """The devices of `acks`."""
+
+    def __bool__(self) -> bool:
+        return any(
+            (
+                *(self.connected, self.gone, self.claims, self.seen, self.acks, self.follows),
+                *(self.sent, self.received),
+            )
+        )
+
+    def left(self, connection_id: UUID) -> None:
+        """A connection is gone. One that was not written yet leaves no trace."""
+        self.claims.pop(connection_id, None)
+        self.seen.pop(connection_id, None)
+        if self.connected.pop(connection_id, None) is None:
+            self.gone.add(connection_id)
+
+    def acknowledged(self, key: Subscription, seq: Seq) -> None:
+        """A device has everything up to `seq`."""
+        self.acks[key] = max(seq, self.acks.get(key, 0))
+        self.acknowledging.add(key[:2])
+
+    def confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
+        """A tenant's tills have everything up to `seq`."""
+        self.received[tenant_id] = max(seq, self.received.get(tenant_id, 0))
+
+    def acks_are_written(self) -> None:
+        """The cursors stand where `acks` wants them; their heads are still to be moved."""
+        for (tenant_id, _, _), seq in self.acks.items():
+            self.confirmed(tenant_id, seq)
+        self.acks, self.acknowledging = {}, set()
+
+    def merged(self, later: Notes) -> Notes:
+        """These notes and later ones together.
+
+        Of positions the furthest counts: a replay or a poll may note an earlier one later. Of all else
+        the later note counts.
+        """
+        connected = {k: t for k, t in self.connected.items() if k not in later.gone}
+        seen = {k: s for k, s in self.seen.items() if k not in later.gone}
+        return Notes(
+            connected=connected | later.connected,
+            gone=self.gone | later.gone,
+            claims=self.claims | later.claims,
+            seen=seen | later.seen,
+            acks=_furthest(self.acks, later.acks),
+            follows=self.follows | later.follows,
+            sent=_furthest(self.sent, later.sent),
+            received=_furthest(self.received, later.received),
+            acknowledging=self.acknowledging | later.acknowledging,
+        )
+
+
+def _furthest(positions: dict[H, Seq], later: dict[H, Seq]) -> dict[H, Seq]:
+    return positions | {k: max(seq, positions.get(k, 0)) for k, seq in later.items()}
 
 
 @frozen
@@ -61,28 +144,18 @@ T = TypeVar("T", Word, Nack)
 
 
 @define
-class Notes:
-    """What is to be written at the next flush."""
+class Messages:
+    """What tills said and refused, to be written into their tenants' schemas."""
 
-    connected: dict[UUID, Terminal] = field(factory=dict)
-    gone: set[UUID] = field(factory=set)
-    acks: dict[Subscription, Seq] = field(factory=dict)
-    follows: dict[Subscription, Seq] = field(factory=dict)
-    sent: dict[TenantId, Seq] = field(factory=dict)
-    reported: set[TenantId] = field(factory=set)
-    """Tenants whose tills have said something about orders."""
     words: dict[Tenant, list[Word]] = field(factory=dict)
     nacks: dict[Tenant, list[Nack]] = field(factory=dict)
     sizes: Counter[Tenant] = field(factory=Counter)
-    """How many bytes the words and nacks of each tenant take."""
+    """How many bytes the words and nacks of each tenant take, until they are written."""
 
-    def __bool__(self) -> bool:
-        return any(
-            (
-                *(self.connected, self.gone, self.acks, self.follows, self.sent),
-                *(self.reported, self.words, self.nacks),
-            )
-        )
+    @property
+    def tenants(self) -> list[Tenant]:
+        """The tenants that have any, each once, the one first that has waited longest."""
+        return list(self.words | self.nacks)
 
     def say(self, tenant: Tenant, word: Word) -> bool:
         """Note what a till said; False if it cannot be kept, since there is too much already."""
@@ -95,28 +168,8 @@ class Notes:
     def written(self, tenant: Tenant, said: Sequence[Word | Nack]) -> None:
         """These words or nacks of a tenant take no room any more."""
         self.sizes[tenant] -= sum(each.size for each in said)
-
-    def received(self) -> dict[TenantId, Seq]:
-        """The furthest acknowledgement of each tenant."""
-        furthest: dict[TenantId, Seq] = {}
-        for (tenant_id, _, _), seq in self.acks.items():
-            furthest[tenant_id] = max(seq, furthest.get(tenant_id, 0))
-        return furthest
-
-    def merged(self, later: Notes) -> Notes:
-        """These notes and later ones together."""
-        connected = {k: t for k, t in self.connected.items() if k not in later.gone}
-        return Notes(
-            connected | later.connected,
-            self.gone | later.gone,
-            self.acks | later.acks,
-            self.follows | later.follows,
-            self.sent | later.sent,
-            self.reported | later.reported,
-            _joined(self.words, later.words),
-            _joined(self.nacks, later.nacks),
-            self.sizes + later.sizes,
-        )
+        if not self.sizes[tenant]:
+            del self.sizes[tenant]
 
     def _keep(self, kept: dict[Tenant, list[T]], tenant: Tenant, said: T) -> bool:
         sizes = self.sizes
@@ -125,7 +178,3 @@ class Notes:
         sizes[tenant] += said.size
         kept.setdefault(tenant, []).append(said)
         return True
-
-
-def _joined(said: dict[Tenant, list[T]], later: dict[Tenant, list[T]]) -> dict[Tenant, list[T]]:
-    return {t: said.get(t, []) + later.get(t, []) for t in said | later}

@@ -1,28 +1,34 @@
 """The node's bookkeeping, written in bulk: who is connected, how far each terminal is, what it said.
 
 Sessions only note things here, in memory; a flush writes all of it with a few statements, however
-many tills there are. What a crash takes with it are the acknowledgements of the last moment, and
-for those the till is sent the events again. While the database is away notes are kept, merged where
-they can be, and written when it is back.
+many tills there are. There is one flush at a time: callers that need to know that something is written
+wait for the next one together (`posd.database.coalescing`).
+
+A crash loses the acknowledgements of the last moment, and the till is sent those events again. While
+the database is away notes are kept, merged where they can be, and written when it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
-from posd.delivery.pending_writes import Nack, Notes, Subscription, Word, subscription
-from posd.errors import StatementFailed, Unavailable
-from posd.events.orders import FINAL_STATUSES
+from posd.delivery.bulk_writer import BulkWriter
+from posd.delivery.message_writer import MessageWriter
+from posd.delivery.order_marks import OrderMarks
+from posd.delivery.pending_writes import Claim, Notes, subscription
+from posd.delivery.registry import Sighting
+from posd.errors import Busy, StatementFailed, Unavailable
 from posd.events.print_status import print_report
 from posd.store import orders
 from posd.store import presence as books
@@ -33,9 +39,11 @@ _LEASE_SECONDS: Final = 15.0
 _RENEW_SECONDS: Final = 5.0
 _MARK_SECONDS: Final = 1.0
 """Each tenant's orders cost a statement of their own, so they are marked less often."""
-_MARKED_AT_ONCE: Final = 50
-"""Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
-_LOCKED: Final = "55P03"
+_WAIT_SECONDS: Final = 5.0
+"""How long a caller waits for a flush. A till waits ten seconds to be let in."""
+_OVERDUE_SECONDS: Final = 30.0
+_LEAVE_SECONDS: Final = 5.0
+"""How long a stop waits for the last flush; what is left is lost as in a crash."""
 
 
 class Presence(Service):
@@ -47,21 +55,29 @@ class Presence(Service):
         self._reactor = reactor
         self._database = database
         self._node_id = node_id
-        self._turn = DeferredLock()
+        self._marks = OrderMarks(database, self._confirmed)
+        self._messages = MessageWriter(reactor, database)
+        self._writer = BulkWriter(database, node_id, moved=self._marks.moved, lease=self._lease)
+        self._flushes: Coalescer[None, None] = Coalescer(
+            reactor, self._write, seconds=_WAIT_SECONDS
+        )
         self._flushing = LoopingCall(self._flush_quietly)
         self._renewing = LoopingCall(self._renew)
-        self._marking = LoopingCall(self._mark_quietly)
+        self._marking = LoopingCall(self._marks.mark_quietly)
         self._flushing.clock = self._renewing.clock = self._marking.clock = reactor
         self._leased = False
         self._notes = Notes()
-        # Tenants whose orders are to be told how far their head is.
-        self._unmarked: set[TenantId] = set()
+        # What the flush that is under way is writing.
+        self._in_flight = Notes()
         self._here: dict[UUID, Terminal] = {}
-        self.sightings: Callable[[], list[tuple[UUID, datetime, Seq]]] = list
-        """Tells what to renew of the connections: id, last heard of, last sent."""
+        self._renewed_at = reactor.seconds()
+        self._unwritten_since: float | None = None
+        self.sightings: Callable[[], list[Sighting]] = list
+        """Tells what to renew of the connections."""
 
     def startService(self) -> None:
         Service.startService(self)
+        self._renewed_at = self._reactor.seconds()
         self._flushing.start(_FLUSH_SECONDS, now=False)
         self._renewing.start(_RENEW_SECONDS)
         self._marking.start(_MARK_SECONDS, now=False)
@@ -72,15 +88,23 @@ class Presence(Service):
         for timer in (self._flushing, self._renewing, self._marking):
             if timer.running:
                 timer.stop()
-        return Deferred.fromCoroutine(self._leave())
+        left = Deferred.fromCoroutine(self._leave())
+        return left.addTimeout(_LEAVE_SECONDS, self._reactor, onTimeoutCancel=_left_over)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether for half a minute the lease could not be renewed, or a flush did not succeed."""
+        since = self._renewed_at + _RENEW_SECONDS
+        if self._unwritten_since is not None:
+            since = min(since, self._unwritten_since)
+        return self._reactor.seconds() - since >= _OVERDUE_SECONDS
 
     def connected(self, terminal: Terminal) -> None:
         self._here[terminal.connection_id] = terminal
         self._notes.connected[terminal.connection_id] = terminal
 
     def disconnected(self, terminal: Terminal) -> None:
-        if self._notes.connected.pop(terminal.connection_id, None) is None:
-            self._notes.gone.add(terminal.connection_id)
+        self._notes.left(terminal.connection_id)
         self._here.pop(terminal.connection_id, None)
 
     def delivered(self, tenant: Tenant, seq: Seq) -> None:
@@ -88,155 +112,91 @@ class Presence(Service):
         self._notes.sent[tenant.id] = max(seq, self._notes.sent.get(tenant.id, 0))
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
-        key = subscription(terminal)
-        self._notes.acks[key] = max(seq, self._notes.acks.get(key, 0))
+        self._notes.acknowledged(subscription(terminal), seq)
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.follows[subscription(terminal)] = seq
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
-        nack = Nack(seq, terminal.device_id or "", reason, terminal.stream_id)
-        self._kept(terminal, self._notes.refuse(terminal.tenant, nack))
+        self._messages.refused(terminal, seq, reason)
 
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
-        word = Word(f"pos_{kind}", body.decode(), terminal.device_id)
-        self._kept(terminal, self._notes.say(terminal.tenant, word))
+        self._messages.said(terminal, kind, body)
 
     async def printed(
         self, terminal: Terminal, order_id: str, status: PrintStatus, reason: str
     ) -> bool:
         """Written at once: the till is told if there is no such order, or no database."""
         report = print_report(order_id, status, reason)
-        now = await orders.note(self._database, terminal.tenant, report, terminal.device_id)
+        session = self._database.of(terminal.tenant.id)
+        now = await orders.note(session, terminal.tenant, report, terminal.device_id)
         if now is not None:
             self.reported(terminal.tenant.id)
         return now is not None
 
     def reported(self, tenant_id: TenantId) -> None:
         """A till of this tenant has said something about an order: more may be confirmed now."""
-        self._notes.reported.add(tenant_id)
+        self._marks.reported(tenant_id)
 
     async def claim(self, terminal: Terminal) -> bool:
-        """Make this connection its device's one; False if a newer one already is."""
-        await self.flush()
-        return await books.claim(
-            self._database,
-            terminal.connection_id,
-            terminal.tenant.id,
-            terminal.device_id or "",
-            terminal.connected_at,
-        )
+        """Make this connection its device's one; False if a newer one already is.
+
+        All connections that claim at the same time do so with the next flush, in one statement.
+        """
+        claim = self._notes.claims[terminal.connection_id] = Claim(terminal)
+        await self._flushes.ask(None)
+        if claim.won is None:
+            raise Unavailable("The claim was not written.", retry_after=1)
+        return claim.won
 
     async def settle(self, tenant_id: TenantId, device_id: str) -> None:
-        """Write down what a device acknowledged, now that it comes back and asks how far it is."""
-        noted = any(key[:2] == (tenant_id, device_id) for key in self._notes.acks)
-        if noted or self._turn.locked:
-            await self.flush()
+        """Write down what a device acknowledged and refused, now that it asks how far it is.
+
+        Waits for the flush that is under way if that writes it, and for nothing if nothing is noted.
+        """
+        device = (tenant_id, device_id)
+        if device in self._notes.acknowledging or device in self._in_flight.acknowledging:
+            await self._flushes.ask(None)
+        await self._messages.settle(device)
 
     async def flush(self) -> None:
-        """Write what was noted. What cannot be written because the database is away is kept."""
-        await self._turn.acquire()
-        notes = Notes()
-        try:
-            if not self._leased:
-                await self._lease()
-            notes, self._notes = self._notes, notes
-            await self._write(notes)
-        except Unavailable:
-            self._notes = notes.merged(self._notes)
-            raise
-        finally:
-            self._turn.release()
+        """Write everything that was noted. Raises `Unavailable` if the books cannot be written now.
 
-    async def _write(self, notes: Notes) -> None:
-        """Each kind of note once; a kind that is written is forgotten, whatever comes after."""
-        if notes.connected:
-            rows = [
-                (each.connection_id, each.tenant.id, each.device_id, each.connected_at)
-                for each in notes.connected.values()
-            ]
-            await self._attempt(books.connected(self._database, self._node_id, rows))
-            notes.connected = {}
-        if notes.gone:
-            await self._attempt(books.disconnected(self._database, notes.gone))
-            notes.gone = set()
-        if notes.acks:
-            await self._attempt(books.acknowledged(self._database, _moves(notes.acks)))
-        if follows := {key: seq for key, seq in notes.follows.items() if key not in notes.acks}:
-            await self._attempt(books.followed(self._database, _moves(follows)))
-        if notes.acks or notes.sent or notes.reported:
-            await self._progress(notes)
-            notes.acks, notes.follows, notes.sent, notes.reported = {}, {}, {}, set()
-        for tenant, words in list(notes.words.items()):
-            said = [(each.kind, each.body, each.device_id) for each in words]
-            await self._attempt(books.said(self._database, tenant, said))
-            notes.written(tenant, notes.words.pop(tenant))
-        for tenant, nacks in list(notes.nacks.items()):
-            refused = [(each.seq, each.device_id, each.reason, each.stream_id) for each in nacks]
-            await self._attempt(books.nacks(self._database, tenant, refused))
-            notes.written(tenant, notes.nacks.pop(tenant))
-
-    async def _progress(self, notes: Notes) -> None:
-        """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
-        received = notes.received()
-        if notes.reported:
-            await self._attempt(self._confirm(notes.reported, received))
-        moved = sorted(notes.sent.keys() | received.keys())
-        if moved:
-            progress = [(each, notes.sent.get(each, 0), received.get(each, 0)) for each in moved]
-            await self._attempt(books.progress(self._database, progress))
-            self._unmarked.update(moved)
-
-    async def _confirm(self, tenants: set[TenantId], received: dict[TenantId, Seq]) -> None:
-        """Put into `received` what is confirmed by what tills said about orders."""
-        found = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
-        for tenant_id, seq in found.items():
-            received[tenant_id] = max(seq, received.get(tenant_id, 0))
+        What cannot be written is kept.
+        """
+        await self._flushes.ask(None)
+        await self._messages.write()
 
     async def mark(self) -> None:
-        """Note of the orders of tenants whose heads were moved that they were sent, or received.
+        """Read what tills confirmed, and update orders whose events were sent; see `OrderMarks.mark`."""
+        await self._marks.mark()
 
-        What cannot be done now is kept for the next time.
-        """
-        wanted = sorted(self._unmarked)
-        for first in range(0, len(wanted), _MARKED_AT_ONCE):
-            chunk = wanted[first : first + _MARKED_AT_ONCE]
-            self._unmarked.difference_update(chunk)
-            try:
-                failures = await orders.mark(self._database, chunk)
-            except Unavailable:
-                self._unmarked.update(chunk)
-                raise
-            for tenant_id, why in failures.items():
-                if why.startswith(_LOCKED):
-                    self._unmarked.add(tenant_id)
-                else:
-                    self._log.error(
-                        "orders of tenant {tenant_id} were not marked: {reason}",
-                        tenant_id=tenant_id,
-                        reason=why,
-                    )
+    def _confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
+        self._notes.confirmed(tenant_id, seq)
 
-    async def _mark_quietly(self) -> None:
+    async def _write(self, keys: Sequence[None]) -> Mapping[None, None]:
+        """One flush, for all who wait for it."""
+        if self._unwritten_since is None:
+            self._unwritten_since = self._reactor.seconds()
+        if not self._leased:
+            await self._lease_or_unavailable()
+        self._in_flight, self._notes = self._notes, Notes()
         try:
-            await self.mark()
-        except Unavailable:
-            return
-        except Exception:
-            self._log.failure("orders could not be marked")
-
-    async def _attempt(self, writing: Awaitable[None]) -> None:
-        """A note that the database refuses is lost, loudly, and stops no other."""
-        try:
-            await writing
-        except StatementFailed as error:
-            self._leased = False
-            self._log.error("the books were not written: {error}", error=error)
+            await self._writer.write(self._in_flight)
+        finally:
+            left, self._in_flight = self._in_flight, Notes()
+            # Who has claimed is told so, and claims again.
+            left.claims = {}
+            self._notes = left.merged(self._notes)
+        if not self._writer.troubles:
+            self._unwritten_since = None
+        return {None: None}
 
     async def _flush_quietly(self) -> None:
+        self._messages.begin()
         try:
-            if self._notes:
-                await self.flush()
+            if self._notes or self._unwritten_since is not None:
+                await self._flushes.ask(None)
         except Unavailable:
             return
         except Exception:
@@ -244,35 +204,44 @@ class Presence(Service):
 
     async def _renew(self) -> None:
         try:
-            await self._lease()
-            sightings = self.sightings()
-            if sightings:
-                await books.seen(self._database, sightings)
+            await self._lease_or_unavailable()
         except Unavailable:
             return
         except Exception:
             self._log.failure("the lease could not be renewed")
+        else:
+            self._notes.seen.update((each[0], each) for each in self.sightings())
 
-    def _kept(self, terminal: Terminal, kept: bool) -> None:
-        if not kept:
-            self._log.warn("a message of a till of {slug} is not kept", slug=terminal.tenant.slug)
+    async def _lease_or_unavailable(self) -> None:
+        """Renew the lease. What PostgreSQL refuses is logged once, and `Unavailable` for callers."""
+        try:
+            await self._lease()
+        except StatementFailed as error:
+            self._writer.troubles.begun("the lease and the books", error)
+            raise Unavailable("The books cannot be written.", retry_after=5) from error
+        self._writer.troubles.over("the lease and the books")
 
     async def _lease(self) -> None:
-        if await books.lease(self._database, self._node_id, _LEASE_SECONDS):
+        if await books.lease(self._database.for_all, self._node_id, _LEASE_SECONDS):
             # The books were lost: PostgreSQL crashed, or this node was taken for dead.
             self._notes.connected = dict(self._here)
-        self._leased = True
+        self._leased, self._renewed_at = True, self._reactor.seconds()
 
     async def _leave(self) -> None:
         try:
             await self.flush()
             await self.mark()
+            if self._notes:
+                # What tills said of orders has confirmed more.
+                await self.flush()
             await books.leave(self._database, self._node_id)
         except (Unavailable, StatementFailed):
             # The lease runs out by itself, if there are any books.
             return
 
 
-def _moves(cursors: dict[Subscription, Seq]) -> list[books.Move]:
-    """In one order everywhere, so that two nodes do not wait for each other."""
-    return [(*key, seq) for key, seq in sorted(cursors.items())]
+def _left_over(result: Failure | None, seconds: float) -> Failure | None:
+    """The database does not answer: the lease runs out by itself."""
+    if isinstance(result, Failure) and result.check(CancelledError, Busy):
+        return None
+    return result

@@ -13,13 +13,14 @@ from typing import Any, Final, Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from posd.security.rate_limits import TokenBucket
+from posd.security.request_rates import FRAME
 
 _MOST_WAITING: Final = 16
-_FRAMES_PER_SECOND: Final = 200.0
-_FRAMES_AT_ONCE: Final = 1000
 # One read may bring some two thousand acknowledgements; more frames than that are empty ones.
 _FRAMES_TOO_MANY: Final = 3000
+
+Charge = Callable[[float, int], float]
+"""Told how many requests and bytes something costs; it gives the seconds for which no more is to be read."""
 
 Hear = Callable[[bytes], Coroutine[Any, Any, None] | None]
 """Takes a message; what takes longer is returned, to be awaited before the next one."""
@@ -39,29 +40,36 @@ class Intake:
     """The messages of one connection that are still to be taken. `failed` is told of a bug."""
 
     def __init__(
-        self, reactor: IReactorTime, reading: Reading, hear: Hear, failed: Callable[[], None]
+        self,
+        reactor: IReactorTime,
+        reading: Reading,
+        hear: Hear,
+        failed: Callable[[], None],
+        charge: Charge,
     ) -> None:
         self._reactor = reactor
         self._reading = reading
         self._hear = hear
         self._failed = failed
+        self._charge = charge
         self._waiting: deque[bytes] = deque()
         self._busy = False
-        self._frames = TokenBucket(_FRAMES_PER_SECOND, _FRAMES_AT_ONCE, reactor.seconds)
         self._overdrawn = 0
         self._rest: IDelayedCall | None = None
         self._stopped = False
         self.holding = False
         """Whether the transport is not read at the moment."""
 
-    def count_frame(self) -> bool:
-        """Count a frame, whatever is in it. False: so many are no till's any more."""
-        if not self._frames.take():
+    def frame(self, size: int) -> bool:
+        """Charge a frame of so many bytes, whatever is in it. False: so many frames no till sends."""
+        self._pay(FRAME, size)
+        if self._rest is not None:
             self._overdrawn += 1
-            if self._rest is None and not self._stopped:
-                self._rest = self._reactor.callLater(self._frames.wait(), self._rested)
-            self._regulate()
         return self._overdrawn <= _FRAMES_TOO_MANY
+
+    def costly(self) -> None:
+        """Charge what a message costs that has to be written down by itself, beside its frame."""
+        self._pay(1 - FRAME, 0)
 
     def take(self, message: bytes) -> None:
         """Take a message, when those before it have been."""
@@ -78,6 +86,16 @@ class Intake:
             self._rest = None
 
     def _work_off(self) -> None:
+        # Busy from here on, so that what hears a message does not start a second loop within this one.
+        self._busy = True
+        work = self._next()
+        if work is None:
+            self._busy = False
+        else:
+            Deferred.fromCoroutine(self._go_on(work))
+
+    def _next(self) -> Coroutine[Any, Any, None] | None:
+        """Take messages until there is one that takes longer."""
         while self._waiting:
             try:
                 work = self._hear(self._waiting.popleft())
@@ -85,29 +103,37 @@ class Intake:
                 self._failed()
                 continue
             if work is not None:
-                self._busy = True
-                Deferred.fromCoroutine(self._finish(work))
-                return
+                return work
+        return None
 
-    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception:
-            self._failed()
+    async def _go_on(self, work: Coroutine[Any, Any, None] | None) -> None:
+        # One loop for all that wait: hundreds may fail at once when the database goes away.
+        while work is not None:
+            try:
+                await work
+            except Exception:
+                self._failed()
+            work = self._next()
+            self._regulate()
         self._busy = False
-        self._work_off()
-        self._regulate()
+
+    def _pay(self, requests: float, size: int) -> None:
+        seconds = self._charge(requests, size)
+        if seconds > 0 and not self._stopped:
+            if self._rest is None:
+                self._rest = self._reactor.callLater(seconds, self._rested)
+            else:
+                # What was read before the pause was felt makes the pause longer.
+                self._rest.reset(seconds)
+            self._regulate()
 
     def _rested(self) -> None:
         self._rest = None
-        if self._frames.take(self._overdrawn):
-            self._overdrawn = 0
-            self._regulate()
-        else:
-            self._rest = self._reactor.callLater(self._frames.wait(self._overdrawn), self._rested)
+        self._overdrawn = 0
+        self._regulate()
 
     def _regulate(self) -> None:
-        hold = len(self._waiting) >= _MOST_WAITING or self._overdrawn > 0
+        hold = len(self._waiting) >= _MOST_WAITING or self._rest is not None
         if hold == self.holding or self._stopped:
             return
         self.holding = hold

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -50,8 +50,9 @@ class Line(Peer, Sink, Protocol):
         """End it without a word; `abort` does not wait for what is on its way."""
 
 
-Sighting = tuple[UUID, datetime, Seq]
-"""What is new of a connection: which it is, when it was last heard of, up to where it was sent."""
+Sighting = tuple[UUID, float, Seq]
+"""What is new of a connection: which it is, how many seconds ago it was heard of, up to where it was
+sent. The database makes a time of that by its own clock."""
 
 Claim = Callable[[Terminal], Awaitable[bool]]
 """Makes a connection its device's one on all nodes; False if a newer one already is."""
@@ -152,14 +153,14 @@ class Roster(Service):
 
     def sightings(self) -> list[Sighting]:
         """What has changed since the last time."""
-        now, wall = self._reactor.seconds(), datetime.now(UTC).timestamp()
+        now = self._reactor.seconds()
         sightings = []
         for connection_id, attendance in self._everyone.items():
             state = (attendance.line.heard_at, attendance.session.position)
             if state != attendance.reported:
                 attendance.reported = state
-                heard = datetime.fromtimestamp(wall - (now - attendance.line.heard_at), UTC)
-                sightings.append((connection_id, heard, attendance.session.position))
+                ago = now - attendance.line.heard_at
+                sightings.append((connection_id, ago, attendance.session.position))
         return sightings
 
     def _group(self, attendance: Attendance) -> set[Attendance]:

@@ -21,7 +21,6 @@ from posd.errors import InvalidMessage, Pruned, Refusal
 from posd.protocol import frames, messages
 from posd.protocol.cursor import Cursor
 from posd.protocol.encodings import WEBSOCKET, Dialect
-from posd.security.rate_limits import TokenBucket
 from posd.values import (
     FAILED,
     POLICY,
@@ -38,8 +37,6 @@ from posd.values import (
 
 _INVALID_A_MINUTE: Final = 10
 _STALLED_SECONDS: Final = 60.0
-_MESSAGES_PER_SECOND: Final = 50.0
-_MESSAGES_AT_ONCE: Final = 200
 
 
 class State(enum.Enum):
@@ -102,13 +99,14 @@ class Session:
         self.outbox = outbox
         self.state = State.CATCHING_UP
         self.cursor: Cursor | None = None
+        self.costly: Callable[[], None] = lambda: None
+        """Called for each message that costs a statement."""
         self._channel = channel
         self._peer = peer
         self._register = register
         self._clock = clock
         self._now = now
         self._start = outbox.position
-        self._rate = TokenBucket(_MESSAGES_PER_SECOND, _MESSAGES_AT_ONCE, clock)
         self._invalid: list[float] = []
         self._paging = False
         self._dismissed = False
@@ -228,15 +226,15 @@ class Session:
             case messages.Ack(seq):
                 if self._positioned(seq):
                     self._acknowledge(seq)
-            case _ if not self._rate.take():
-                # What comes now costs a statement each.
-                self._complain("rate_limited", "Too many messages. Slow down.")
             case messages.Nack(seq, reason):
+                self.costly()
                 if self._positioned(seq):
                     self._refuse(seq, reason)
             case messages.Print(order_id, status, reason):
+                self.costly()
                 return self._print(order_id, PrintStatus(status), reason)
             case messages.Other(kind, body):
+                self.costly()
                 self._register.said(self.terminal, kind, body)
         return None
 
@@ -266,26 +264,6 @@ class Session:
         self.state = State.CLOSED
         self._channel.leave(self)
         self.outbox.close()
-
-    def log_end(self, *, by: str, code: int | None, why: str, seconds: float) -> None:
-        """The one line that tells how a connection was; a till's own words are no part of it."""
-        self._channel.instruments.ended(by, code, why)
-        self._log.info(
-            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
-            " reason={reason!r} seconds={seconds} sent={sent} position={position} acked={acked}"
-            " behind={behind}",
-            tenant=self.terminal.tenant.slug,
-            device=self.terminal.device_id,
-            connection=str(self.terminal.connection_id),
-            by=by,
-            code=code,
-            reason=why,
-            seconds=round(seconds, 3),
-            sent=self.sent,
-            position=self.position,
-            acked=self.acked,
-            behind=self.backlog,
-        )
 
     async def _catch_up(self) -> None:
         try:

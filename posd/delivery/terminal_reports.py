@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from attrs import define
+from attrs import define, field
 from twisted.logger import Logger
 
 from posd.database.pool import Database
@@ -13,6 +14,7 @@ from posd.errors import TooLarge, TooManyRequests, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.order_transitions import unknown_order
 from posd.events.print_status import Report, Said, meaning
+from posd.monitoring.log_sampler import LogSampler
 from posd.protocol import jsontext
 from posd.publishing.publication import Publication, Published
 from posd.security.connection_limits import MOST_DEVICES
@@ -43,6 +45,7 @@ class Terminals:
     database: Database
     notes: Notes
     sequencer: Numbers
+    _sampler: LogSampler = field(factory=lambda: LogSampler(time.monotonic), init=False)
     _log = Logger()
 
     async def report(
@@ -96,8 +99,13 @@ class Terminals:
             await self.sequencer.publish(Publication(tenant.id, [draft]))
         except (TooLarge, Unprocessable) as refusal:
             # When it was paid is noted all the same, and the till can do nothing about this.
-            self._log.warn(
-                "that an order of {slug} was paid was not published: {reason}",
-                slug=tenant.slug,
-                reason=refusal.message,
-            )
+            unsaid = self._sampler.take(tenant.id)
+            if unsaid is not None:
+                self._log.warn(
+                    "that an order was paid was not published to the other tills: tenant={tenant}"
+                    " order={order} reason={reason!r} unsaid={unsaid}",
+                    tenant=tenant.slug,
+                    order=order_id,
+                    reason=refusal.message,
+                    unsaid=unsaid,
+                )

@@ -1,22 +1,18 @@
 """Safe readings of values that other people's software wrote.
 
-A till drops a whole order for one value of the wrong type, and a platform sends `"12.50"`, `17.0`,
-`2026-11-22 18:30` or an address in parts without a thought. Each function here gives the one form
-of the contract, or raises `Unreadable` where a guess would be needed. Nothing here takes longer
-than its input is long, and none is ever called with None.
+A till drops a whole order for one value of the wrong type, and platforms send `"12.50"`, `17.0` and
+`2026-11-22 18:30`. Each function returns the one form of the contract, or raises `Unreadable` where
+that would be a guess. The time that a function takes is linear in its input. No function is called
+with None. Addresses are in `events.addresses`, lists of items and addons in `events.parts`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
-from operator import itemgetter
 
-from posd.errors import InvalidMessage
-from posd.protocol.jsontext import decode, encode, timestamp
+from posd.protocol.jsontext import encode, timestamp
 
 ID_LENGTH = 255
 """The longest id, in characters."""
@@ -29,9 +25,6 @@ INT64 = range(-(2**63), 2**63)
 _AMOUNT_LIMIT = 10**11
 """Amounts stay below it, as in `numeric(14,3)`; a till's decimal type overflows far beyond."""
 
-_DEPTH_IN_TEXT = 16
-"""How deep the JSON in a text may be: it takes the text's place within other JSON."""
-
 _NUMERAL_LENGTH = 40
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _DATE = re.compile(
@@ -39,6 +32,13 @@ _DATE = re.compile(
     r"(?:[Tt ](\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?) ?([Zz]|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
+_NO_TIME = frozenset(("null", "none", "nil", "undefined", "n/a", "-", "0", "infinity", "-infinity"))
+_NO_DAYS = (
+    *("0000-", "0001-", "9999-"),
+    *("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01", "1969-12-31", "1970-01-01"),
+)
+_FIRST_YEAR, _LAST_YEAR = "1970", "2199"
+"""Of an order's times. 2569 is a year of the Buddhist calendar."""
 _DECIMALS = 6
 _NOISE = Decimal(1).scaleb(-_DECIMALS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,6 +58,12 @@ def text(value: object) -> str:
         return encode(value).decode()
     except (TypeError, ValueError):
         raise Unreadable from None
+
+
+def label(value: object) -> str | None:
+    """As `text`, but one without a visible character is None."""
+    written = text(value)
+    return None if not written or written.isspace() else written
 
 
 def word(value: object) -> str | None:
@@ -106,99 +112,38 @@ def whole(value: object, bounds: range = INT64) -> int | None:
 
 
 def moment(value: object, zone: tzinfo) -> str | None:
-    """A point in time in the contract's form; an empty string is None.
+    """A point in time in the contract's form; None for an empty string and for `means_none`.
 
     Reads ISO 8601 with `T` or a blank, and Unix time in seconds or milliseconds. What names no
-    offset is in `zone`; a date alone is its midnight.
+    offset is in `zone`; a date alone is its midnight. A year that no order has is unreadable.
     """
-    if isinstance(value, int | Decimal) and not isinstance(value, bool):
-        return _unix_time(value)
-    return _written(value, "00:00", zone)
+    return _plausible(_point(value, "00:00", zone))
 
 
 def appointment(value: object, zone: tzinfo) -> str | None:
     """As `moment`, but a date alone is not enough to cook for."""
-    return _written(value, None, zone) if isinstance(value, str) else moment(value, zone)
+    return _plausible(_point(value, None, zone))
 
 
 def deadline(value: object, zone: tzinfo) -> str | None:
-    """As `moment`, but a date alone is valid to its last instant."""
-    return _written(value, "23:59:59.999", zone) if isinstance(value, str) else moment(value, zone)
+    """As `moment`, but a date alone is valid to its last instant, in any year."""
+    return _point(value, "23:59:59.999", zone)
 
 
-def array(value: object) -> list[object]:
-    """A list, or the JSON text of one as a text column holds it; other text is its one element."""
+def means_none(value: object) -> bool:
+    """Whether software writes this value where it has no time.
+
+    That is a word (`null`, and PostgreSQL's `infinity`), false, 0, and a day on which some calendar
+    begins or ends: the year 1 (.NET, Go), the year 0 (MySQL), 1753 and 1900 (SQL Server), 1899 (OLE,
+    Delphi, spreadsheets), the Unix epoch by any zone's clock, and the year 9999. `ASAP` is not among
+    them: it says when.
+    """
     if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            with suppress(InvalidMessage):
-                return array(decode(value, depth=_DEPTH_IN_TEXT))
-        return [value] if value.strip() else []
-    if not isinstance(value, list | tuple):
-        raise Unreadable
-    return list(value)
-
-
-def objects(value: object) -> list[Mapping[str, object]]:
-    """As `array`, each element an object: what is none can only be the name of something."""
-    return [
-        part if isinstance(part, dict) else {"name": part}
-        for part in array(value)
-        if part is not None
-    ]
-
-
-def address(value: object) -> str | None:
-    """A postal address in one string: the parts of a structure, in the order of an envelope."""
-    if isinstance(value, str):
-        return value
-    return ", ".join(_address_parts(value)) or None
-
-
-_ENVELOPE = {
-    name: rank
-    for rank, names in enumerate(
-        (
-            ("company", "organisation", "organization"),
-            ("flat", "unit", "apartment", "apt", "floor"),
-            ("building", "buildingname", "housename"),
-            ("housenumber", "streetnumber", "buildingnumber", "number", "house"),
-            ("line1", "addressline1", "address1", "street", "streetaddress", "streetname", "road"),
-            ("address", "fulladdress", "formatted", "formattedaddress"),
-            ("line2", "addressline2", "address2"),
-            ("line3", "addressline3", "address3"),
-            ("area", "district", "suburb", "village", "locality"),
-            ("city", "town", "posttown"),
-            ("county", "state", "region", "province"),
-            ("postcode", "postalcode", "zip", "zipcode"),
-            ("country",),
+        written = value[:_NUMERAL_LENGTH].strip().lower()
+        return written in _NO_TIME or (
+            written.startswith(_NO_DAYS) and _DATE.fullmatch(written) is not None
         )
-    )
-    for name in names
-}
-_NOT_POSTAL = frozenset(
-    ("id", "uuid", "type", "label", "placeid", "lat", "lng", "lon", "latitude", "longitude")
-)
-
-
-def _address_parts(value: object) -> list[str]:
-    if isinstance(value, Mapping):
-        ranked = [
-            (_ENVELOPE.get(key, len(_ENVELOPE)), member)
-            for name, part in value.items()
-            if (key := str(name).replace("_", "").lower()) not in _NOT_POSTAL
-            # A number that no name explains is a distance or a key of a table.
-            and (key in _ENVELOPE or not isinstance(part, int | float | Decimal))
-            for member in _address_parts(part)
-        ]
-        ranked.sort(key=itemgetter(0))
-        parts = [part for _, part in ranked]
-    elif isinstance(value, list | tuple):
-        parts = [part for member in value for part in _address_parts(member)]
-    elif value is None or isinstance(value, bool):
-        parts = []
-    else:
-        parts = [text(value).strip()]
-    return [part for part in dict.fromkeys(parts) if part]
+    return value is False or (isinstance(value, int | Decimal) and value == 0)
 
 
 def _numeral(value: object) -> Decimal | int | None:
@@ -236,8 +181,22 @@ def _without_noise(number: Decimal) -> Decimal:
     return Decimal(f"{units}.{decimals.rstrip('0').ljust(2, '0')}")
 
 
+def _point(value: object, clock: str | None, zone: tzinfo) -> str | None:
+    """The point in time that a value names; `clock` is meant where it names only a day."""
+    if means_none(value):
+        return None
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return _unix_time(value)
+    return _written(value, clock, zone)
+
+
+def _plausible(point: str | None) -> str | None:
+    if point is not None and not _FIRST_YEAR <= point[:4] <= _LAST_YEAR:
+        raise Unreadable
+    return point
+
+
 def _written(value: object, clock: str | None, zone: tzinfo) -> str | None:
-    """The time that a text names; `clock` is meant where it names only a day."""
     if not isinstance(value, str) or len(value) > _NUMERAL_LENGTH:
         raise Unreadable
     if not (date := value.strip()):

@@ -45,11 +45,14 @@ DETAILS: Final = {
 
 _WRITTEN: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9].{1,40})?", re.ASCII)
 _MIDNIGHT: Final = time()
+_YEARS: Final = range(2000, 2200)
+"""A till with a dead clock reports the year 1 or 1970, one with the Buddhist calendar 2569."""
 
 
 @frozen
 class Issue:
-    """Something odd: of which `kind` (`missing`, `rounded`, `disagrees`), about which member."""
+    """Something odd: of which `kind` (`missing`, `rounded`, `disagrees`, `unlikely_day`), about which
+    member."""
 
     kind: str
     field: str
@@ -112,7 +115,7 @@ def judged(day: date, sent: Figures, currency: str) -> DailyReport:
         if (issue := _disagreement(of_sum, field, sent.amounts, amounts)) is not None
     )
     stored = Figures(amounts, sent.details, sent.total_orders, sent.notes)
-    oddities = *_missing(sent), *_finer(sent.amounts, amounts)
+    oddities = *_unlikely(day), *_missing(sent), *_finer(sent.amounts, amounts)
     return DailyReport(day, stored, not disagreements, (*oddities, *disagreements))
 
 
@@ -132,6 +135,12 @@ def _rounded(name: str, amount: Decimal, currency: str) -> Decimal:
         code="invalid_amount",
         details={"field": AMOUNTS[name]},
     )
+
+
+def _unlikely(day: date) -> Iterator[Issue]:
+    if day.year not in _YEARS:
+        what = f"{day} is not a likely day: posd expects the years {_YEARS[0]} to {_YEARS[-1]}."
+        yield Issue("unlikely_day", "reportDate", what)
 
 
 def _missing(sent: Figures) -> Iterator[Issue]:

@@ -13,6 +13,8 @@ from datetime import UTC, tzinfo
 from typing import NamedTuple
 
 from posd.events.coercion import Unreadable, appointment, deadline, moment, text
+from posd.events.warnings import UNREADABLE as NOT_READ
+from posd.events.warnings import Warnings
 
 UNREADABLE = "unreadable"
 """The member under which stands what had no safe reading: as it came, but a structure as its JSON
@@ -28,6 +30,8 @@ class Member(NamedTuple):
     read: Callable[..., object]
     zoned: bool
     """Whether `read` wants the shop's zone too."""
+    nested: bool
+    """Whether `read` has objects of its own to read, and wants the `Warnings` too."""
     nullable: bool
     """Whether it is null when unknown; if not, it is left out."""
     default: object
@@ -49,12 +53,14 @@ def member(
     name: str,
     read: Callable[..., object],
     *others: str,
+    nested: bool = False,
     nullable: bool = False,
     default: object = None,
 ) -> Member:
     """A member that is also found under its snake_case name, and then under `others`."""
     others = tuple(other for other in (snake(name), *others) if other != name)
-    return Member(name, others, read, read in (moment, appointment, deadline), nullable, default)
+    zoned = read in (moment, appointment, deadline)
+    return Member(name, others, read, zoned, nested, nullable, default)
 
 
 def table(*members: Member, also: tuple[str, ...] = ()) -> Table:
@@ -74,30 +80,39 @@ def shape(
     zone: tzinfo = UTC,
     fill: bool = False,
     sparse: bool = False,
+    warnings: Warnings | None = None,
 ) -> dict[str, object]:
     """The members of `table` in its order and types, then all others as they are.
 
     `fill` writes null for every nullable member, given or not; `sparse` leaves all nulls out. What
-    has no safe reading under any of its names goes to the member `unreadable`.
+    has no safe reading under any of its names goes to the member `unreadable`, and is noted in
+    `warnings`.
     """
+    warnings = Warnings() if warnings is None else warnings
     shaped: dict[str, object] = {}
     unreadable: dict[str, object] = {}
     strange = data.keys() - table.names
     for member in table.members if strange else table.proper:
-        name, others, read, zoned, nullable, default = member
+        name, others, read, zoned, nested, nullable, default = member
         odd = None
         if (value := data.get(name)) is not None:
             try:
-                value = read(value, zone) if zoned else read(value)
+                if zoned:
+                    value = read(value, zone)
+                elif nested:
+                    value = read(value, warnings)
+                else:
+                    value = read(value)
             except Unreadable:
                 odd, value = value, None
         if value is None and others:
-            value, odd = _elsewhere(data, member, zone, odd)
+            value, odd = _elsewhere(data, member, zone, warnings, odd)
         if value is not None:
             shaped[name] = value
             continue
         if odd is not None:
             unreadable[name] = text(odd) if isinstance(odd, dict | list) else odd
+            warnings.add(NOT_READ, name, odd)
         if default is not None:
             shaped[name] = default
         elif nullable and (fill or name in data or any(other in data for other in others)):
@@ -115,13 +130,18 @@ def shape(
 
 
 def _elsewhere(
-    data: Mapping[str, object], member: Member, zone: tzinfo, odd: object
+    data: Mapping[str, object], member: Member, zone: tzinfo, warnings: Warnings, odd: object
 ) -> tuple[object, object]:
     """What is found under a member's other names, or else the first value that was unreadable."""
     for other in member.others:
         if (value := data.get(other)) is not None:
             try:
-                found = member.read(value, zone) if member.zoned else member.read(value)
+                if member.zoned:
+                    found = member.read(value, zone)
+                elif member.nested:
+                    found = member.read(value, warnings)
+                else:
+                    found = member.read(value)
             except Unreadable:
                 odd = value if odd is None else odd
             else:

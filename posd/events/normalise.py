@@ -17,21 +17,30 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, tzinfo
 
 from posd.errors import Unprocessable
+from posd.events.addresses import address
 from posd.events.coercion import (
     INT32,
     Unreadable,
-    address,
     amount,
     appointment,
     deadline,
     identity,
+    label,
     moment,
-    objects,
     text,
     whole,
     word,
 )
 from posd.events.fields import UNREADABLE, Table, member, shape, table
+from posd.events.parts import choices, objects
+from posd.events.warnings import (
+    NAME_MISSING,
+    QUANTITY_REPLACED,
+    SCHEDULE_AS_TEXT,
+    Warnings,
+    note_replaced,
+)
+from posd.events.warnings import UNREADABLE as NOT_READ
 from posd.values import Draft
 
 ORDER_TYPES = frozenset(("new_order", "order_updated"))
@@ -68,13 +77,15 @@ def draft(
     beside: Mapping[str, object] | None = None,
     *,
     zone: tzinfo = UTC,
+    repaired: bool = False,
 ) -> Draft:
     """Read an event as it was published.
 
     `beside` has the members that stood next to the data, where a platform sent such; `zone` is the
-    shop's, for dates that name no offset. An order may be a part of one: what it lacks is not made
-    up here but by `events.orders.change`, which knows the rest. Raises `Unprocessable` (`invalid_event`)
-    for what cannot be an event.
+    shop's, for dates that name no offset. `repaired`: characters of its text were replaced
+    (`protocol.jsontext.needs_repair`), and the warnings name the members. An order may be a part of
+    one: what it lacks is not made up here but by `events.orders.change`, which knows the rest.
+    Raises `Unprocessable` (`invalid_event`) for what cannot be an event.
     """
     if not isinstance(type, str) or not _TYPE.fullmatch(type):
         raise _invalid("type must be 1 to 50 of a-z, 0-9 and _, and begin with a letter.")
@@ -83,12 +94,15 @@ def draft(
     if not isinstance(data, Mapping):
         raise _invalid("data must be an object.")
     beside = beside or {}
+    warnings = Warnings()
+    if repaired:
+        note_replaced(warnings, data)
     if type in _TABLES:
         try:
-            data = _known(type, _with_repeats(type, data, beside), zone)
+            data = _known(type, _with_repeats(type, data, beside), zone, warnings)
         except Unreadable:
             raise _invalid("data has a value that JSON does not have.") from None
-    return Draft(type, data, repeats(type, data, beside))
+    return Draft(type, data, repeats(type, data, beside), warnings.all())
 
 
 def repeats(
@@ -109,12 +123,13 @@ def _known(
     type: str,  # noqa: A002
     data: Mapping[str, object],
     zone: tzinfo,
+    warnings: Warnings,
 ) -> dict[str, object]:
     """The data of a known type. An order is completed later; the others are whole as they come."""
     is_order = type in ORDER_TYPES
-    shaped = shape(data, _TABLES[type], zone=zone, fill=not is_order)
+    shaped = shape(data, _TABLES[type], zone=zone, fill=not is_order, warnings=warnings)
     if is_order:
-        _agree(shaped)
+        _agree(shaped, warnings)
     names = _NAMING[type]
     if not any(shaped.get(name) for name in names):
         raise _invalid(f"data has no usable {' or '.join(names)}.")
@@ -135,7 +150,7 @@ def _with_repeats(
     return {**data, **missing} if missing else data
 
 
-def _agree(order: dict[str, object]) -> None:
+def _agree(order: dict[str, object], warnings: Warnings) -> None:
     """Make the twins of an order one. Where instructions differ, none of them is lost."""
     for name, twin in (("discountAmount", "discount"), SCHEDULE):
         if order.get(name) is not None:
@@ -146,6 +161,8 @@ def _agree(order: dict[str, object]) -> None:
     odd = order.get(UNREADABLE)
     if isinstance(odd, dict) and (schedule := odd.get("scheduledFor")) is not None:
         order.setdefault(SCHEDULED_TEXT, text(schedule))
+        warnings.drop(NOT_READ, *SCHEDULE)
+        warnings.add(SCHEDULE_AS_TEXT, "scheduledFor", schedule)
         rest = {name: value for name, value in odd.items() if name not in SCHEDULE}
         if rest:
             order[UNREADABLE] = rest
@@ -153,22 +170,58 @@ def _agree(order: dict[str, object]) -> None:
             del order[UNREADABLE]
 
 
-def _lines(value: object) -> list[dict[str, object]]:
+def _lines(value: object, warnings: Warnings) -> list[dict[str, object]]:
     """The items of an order. A line's id is its number in there, whatever the platform calls it."""
-    return [{"id": number, **_line(part)} for number, part in enumerate(objects(value), 1)]
+    lines: list[dict[str, object]] = []
+    for part in objects(value, ITEM_SPELLINGS):
+        since = warnings.count()
+        lines.append({"id": len(lines) + 1, **_line(part, warnings)})
+        if warnings.count() > since:
+            warnings.within(since, f"items[{len(lines) - 1}]")
+    return lines
 
 
-def _line(part: Mapping[str, object]) -> dict[str, object]:
-    line = shape(part, _ITEM, sparse=True)
-    odd = line.get(UNREADABLE)
-    if isinstance(odd, dict) and (quantity := odd.get("quantity")) is not None:
-        note = _joined(line.get("specialInstructions"), f"Quantity: {text(quantity)}")
-        line = shape({**part, "quantity": 1, "specialInstructions": note}, _ITEM, sparse=True)
+def _line(part: Mapping[str, object], warnings: Warnings) -> dict[str, object]:
+    quantity = _first(part, "quantity", *_QUANTITIES)
+    is_odd = quantity is not None and type(quantity) is not int and not _is_small(quantity)
+    if is_odd or not _NOTES.isdisjoint(part):
+        instructions = text(_first(part, "specialInstructions", "special_instructions") or "")
+        for name in part.keys() & _NOTES:
+            instructions = _joined(instructions, text(part[name] or ""))
+        if is_odd:
+            warnings.add(QUANTITY_REPLACED, "quantity", quantity)
+            instructions = _joined(instructions, f"Quantity: {text(quantity)}")
+            part = {**part, "quantity": 1}
+        part = {**part, "specialInstructions": instructions or None}
+    line = shape(part, _ITEM, sparse=True, warnings=warnings)
+    _note_name(line, part, _ITEM_NAME, warnings)
     return line
 
 
-def _addons(value: object) -> list[dict[str, object]]:
-    return [shape(part, _ADDON, sparse=True) for part in objects(value)]
+def _addons(value: object, warnings: Warnings) -> list[dict[str, object]]:
+    addons: list[dict[str, object]] = []
+    for part in choices(value, ADDON_SPELLINGS):
+        since = warnings.count()
+        addons.append(shape(part, _ADDON, sparse=True, warnings=warnings))
+        quantity = _first(part, "quantity", "qty")
+        if quantity is not None and "quantity" not in addons[-1]:
+            # An addon has no instructions in which a cook could be told.
+            addons[-1]["name"] = f"{addons[-1]['name']} (quantity: {text(quantity)})"
+        _note_name(addons[-1], part, _ADDON_NAME, warnings)
+        if warnings.count() > since:
+            warnings.within(since, f"selectedAddons[{len(addons) - 1}]")
+    return addons
+
+
+def _note_name(
+    made: Mapping[str, object], part: Mapping[str, object], default: str, warnings: Warnings
+) -> None:
+    if made["name"] == default and default not in part.values():
+        warnings.add(NAME_MISSING, "name", None)
+
+
+def _first(part: Mapping[str, object], *names: str) -> object:
+    return next((part[name] for name in names if part.get(name) is not None), None)
 
 
 def _joined(first: object, second: object) -> str:
@@ -184,25 +237,45 @@ def _small(value: object) -> int | None:
     return whole(value, INT32)
 
 
+def _is_small(value: object) -> bool:
+    try:
+        _small(value)
+    except Unreadable:
+        return False
+    return True
+
+
 def _invalid(message: str) -> Unprocessable:
     return Unprocessable(message, code="invalid_event")
 
 
+_ITEM_NAME, _ADDON_NAME = "Item", "Addon"
+_QUANTITIES = ("qty", "count")
+_NOTES = frozenset(("notes", "note", "instructions", "comment", "comments"))
+"""What else platforms call a line's instructions. None of several texts is lost."""
+
 _ADDON = table(
     member("addon_id", identity, "addonId", "id", "optionId", "option_id"),
-    member("name", text, default="Addon"),
+    member("name", label, "title", "label", "optionName", "option_name", default=_ADDON_NAME),
     member("price", amount),
+    member("quantity", _small, "qty"),
     also=("addonId",),
 )
 _ITEM = table(
     member("menuItemId", identity),
-    member("name", text, "displayName", "display_name", default="Item"),
+    member(
+        "name",
+        label,
+        *("displayName", "display_name", "title", "productName", "product_name"),
+        *("itemName", "item_name"),
+        default=_ITEM_NAME,
+    ),
     member("displayName", text),
     member("variantId", identity),
     member("variantName", text),
     member("price", amount),
-    member("quantity", _small, default=1),
-    member("selectedAddons", _addons),
+    member("quantity", _small, *_QUANTITIES, default=1),
+    member("selectedAddons", _addons, "addons", "modifiers", "extras", "toppings", nested=True),
     member("specialInstructions", text),
     also=("id",),
 )
@@ -226,7 +299,7 @@ _ORDER = table(
     member("amountPaid", amount),
     member("voucherCode", text, nullable=True),
     member("currency", text, nullable=True),
-    member("items", _lines),
+    member("items", _lines, "orderItems", "order_items", nested=True),
     member("specialInstructions", text, "notes", nullable=True),
     member("notes", text, "specialInstructions", "special_instructions", nullable=True),
     member("deliveryAddress", address, "address", nullable=True),
@@ -272,14 +345,17 @@ ORDER_MEMBERS = tuple((member.name, member.nullable) for member in _ORDER.member
 """The members of an order in the contract's order, and whether each is null when unknown."""
 
 ITEM_MEMBERS = tuple(member.name for member in _ITEM.members)
-ADDON_SPELLINGS = frozenset(name for part in _ADDON.members for name in (part.name, *part.others))
+ITEM_SPELLINGS, ADDON_SPELLINGS = (
+    frozenset(name for part in known.members for name in (part.name, *part.others))
+    for known in (_ITEM, _ADDON)
+)
 
 TABLES: Mapping[str, Table] = _TABLES
 """The members of the known types; an order's `items` and their `selectedAddons` have their own."""
 ITEM, ADDON = _ITEM, _ADDON
 
 FORMS: Mapping[Callable[..., object], str] = {
-    **dict.fromkeys((text, identity, word, address), "string"),
+    **dict.fromkeys((text, label, identity, word, address), "string"),
     **dict.fromkeys((moment, appointment, deadline), "time"),
     **dict.fromkeys((whole, _small), "integer"),
     amount: "number",

@@ -5,12 +5,12 @@ Here, and nowhere else, stands the filter that only online orders are pushed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
 from attrs import frozen
 
-from posd.events.coercion import Unreadable, objects
+from posd.events.coercion import Unreadable
 from posd.events.fields import UNREADABLE, snake
 from posd.events.normalise import (
     ADDON_SPELLINGS,
@@ -21,8 +21,9 @@ from posd.events.normalise import (
     repeats,
 )
 from posd.events.normalise import ORDER_TYPES as ORDER_TYPES
+from posd.events.parts import choices, objects
 from posd.protocol.jsontext import timestamp
-from posd.values import Draft, StoredOrder
+from posd.values import LEFT_OUT, Draft, StoredOrder
 
 FINAL_STATUSES = frozenset(
     (
@@ -37,6 +38,8 @@ FINAL_STATUSES = frozenset(
 The contract names none; these are the words that shops' software uses. A status that is not among
 them is taken for an order still to be made, since printing one too many is the smaller harm.
 """
+
+NOT_ONLINE, OVER, OLD, UNCHANGED, GONE = LEFT_OUT
 
 _RECENT = timedelta(hours=24)
 """A hooked order that is older when first seen was there before posd was."""
@@ -56,17 +59,23 @@ class OrderChange:
 
 
 def change(
-    draft: Draft, stored: StoredOrder | None, now: datetime, *, hooked: bool = False
+    draft: Draft,
+    stored: StoredOrder | None,
+    now: datetime,
+    *,
+    hooked: bool = False,
+    left_out: Callable[[str], object] = lambda reason: None,
 ) -> OrderChange | None:
     """What `draft` (a `new_order` or `order_updated`) publishes; None when that is nothing.
 
     Nothing is: an order from elsewhere than online (an `orderSource` that is missing counts as
     online), content that is already known (`12.30` is `12.3`; version and clocks do not count), and
-    a hooked order that is over or more than a day old when first seen.
+    a hooked order that is over or more than a day old when first seen. Then `left_out` is called with
+    the reason, one of `values.LEFT_OUT`.
 
     What is known of the order stays unless the draft says otherwise, so that any one event heals a
     till. A null in a hooked row or an `order_updated` erases; in a `new_order` that came by another
-    road it says nothing. `now` is aware.
+    road it says nothing. `now` is aware, and by the clock that dates the shop's rows, the database's.
     """
     if draft.type not in ORDER_TYPES:
         raise ValueError(f"{draft.type} is not about an order.")
@@ -74,14 +83,17 @@ def change(
     content = _merged(earlier, draft, believes_null=hooked or draft.type == "order_updated")
     _complete(content)
     if not is_online(content):
+        left_out(NOT_ONLINE)
         return None
     is_new = stored is None and (hooked or draft.type == "new_order")
     if is_new and content["createdAt"] is None:
         content["createdAt"] = timestamp(now)
     if stored is None:
-        if hooked and _is_over(content, now):
+        if hooked and (reason := _over(content, now)) is not None:
+            left_out(reason)
             return None
     elif content == earlier and _alike(content, earlier):
+        left_out(UNCHANGED)
         return None
     version = stored.version + 1 if stored else 1
     snapshot = data = _ordered({**content, "version": version})
@@ -90,7 +102,7 @@ def change(
         updated = draft.data.get("updatedAt") or timestamp(now)
         data = _ordered({**snapshot, "previousStatus": previous, "updatedAt": updated})
     kind = "new_order" if is_new else "order_updated"
-    event = Draft(kind, data, repeats(kind, data, draft.beside))
+    event = Draft(kind, data, repeats(kind, data, draft.beside), draft.warnings)
     return OrderChange(event, snapshot, str(content["status"]), version)
 
 
@@ -118,10 +130,15 @@ def from_row(row: Mapping[str, object]) -> dict[str, object]:
 
 def _from_item_row(row: Mapping[str, object]) -> dict[str, object]:
     item = {name: row[column] for column, name in _ITEM_COLUMNS.items() if column in row}
-    item["selectedAddons"] = [
-        {name: value for name, value in addon.items() if name in ADDON_SPELLINGS}
-        for addon in _objects(row.get("selected_addons"))
-    ] or None
+    addons = row.get("selected_addons")
+    try:
+        item["selectedAddons"] = [
+            {name: value for name, value in addon.items() if name in ADDON_SPELLINGS}
+            for addon in ([] if addons is None else choices(addons, ADDON_SPELLINGS))
+        ] or None
+    except Unreadable:
+        # It may be an allergy: `unreadable` of the line keeps it, whatever it is.
+        item["selectedAddons"] = addons
     return item
 
 
@@ -195,9 +212,12 @@ def _ordered(order: Mapping[str, object]) -> dict[str, object]:
     return {**known, **order} if len(known) < len(order) else known
 
 
-def _is_over(order: Mapping[str, object], now: datetime) -> bool:
+def _over(order: Mapping[str, object], now: datetime) -> str | None:
+    """Why a hooked order is none that a till needs to hear of."""
+    if is_final(str(order["status"])):
+        return OVER
     created = datetime.fromisoformat(str(order["createdAt"]))
-    return is_final(str(order["status"])) or now - created > _RECENT
+    return OLD if now - created > _RECENT else None
 
 
 def _alike(one: object, other: object) -> bool:

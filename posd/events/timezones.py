@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from datetime import UTC, tzinfo
-from functools import cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Final
+from zoneinfo import ZoneInfo, available_timezones
+
+_ZONES: Final = {name: ZoneInfo(name) for name in available_timezones()}
+"""All time zones of the IANA database, read when posd starts.
+
+Read when it is first needed, a zone would be a file on the path of a request; with no descriptor left it
+could not be read, and that shop's dates would be read as UTC.
+"""
 
 
 def is_zone(name: str) -> bool:
     """Whether this is a name of the IANA database."""
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
+    return name in _ZONES
 
 
-@cache
 def zone(name: str) -> tzinfo:
     """The time zone of this name; UTC where Python knows none.
 
-    PostgreSQL, which guards `tenants.timezone`, takes more: abbreviations, offsets, any case. A shop
-    that has such a one still gets its orders, with dates that name no offset read as UTC.
+    A trigger on `tenants` refuses such names (sql/main/040_timezones.sql), but PostgreSQL's database of
+    time zones may be newer than Python's. The shop still gets its orders; the sequencer's log and
+    `posctl doctor` name it.
     """
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC
+    return _ZONES.get(name, UTC)

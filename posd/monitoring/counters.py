@@ -21,6 +21,7 @@ from posd.values import (
     DISCONNECTED,
     FAILED,
     GOING_AWAY,
+    LEFT_OUT,
     POLICY,
     PRUNED,
     REVOKED,
@@ -29,6 +30,7 @@ from posd.values import (
     TOO_BIG,
     TOO_SLOW,
     UNSUPPORTED,
+    WARNING_CODES,
 )
 
 DELIVERY_BUCKETS: Final = (
@@ -44,6 +46,8 @@ WAYS: Final = ("live", "replay", "poll")
 """How an event went out: as it came, to a till that catches up, as the answer to a poll."""
 STAGES: Final = ("socket", "ack")
 ATTEMPTS: Final = ("unauthorized", "too_many_attempts")
+LIMITED: Final = ("credential", "address", "till")
+"""Whose rate was exceeded: a credential's or an address's request was refused, a till is read more slowly."""
 
 SILENT: Final = "not heard of"
 DROPPED: Final = "dropped"
@@ -99,12 +103,15 @@ class Instruments:
     _delivered: Mapping[str, Counter] = field(init=False)
     _stages: Mapping[str, Histogram] = field(init=False)
     _events_failed: Counter = field(init=False)
+    _warnings: Counter = field(init=False)
+    _left_out: Counter = field(init=False)
     _batches: Histogram = field(init=False)
     _batches_failed: Counter = field(init=False)
     _nacks: Counter = field(init=False)
     _ended: Counter = field(init=False)
     _handshakes: Counter = field(init=False)
     _attempts: Counter = field(init=False)
+    _limited: Counter = field(init=False)
     _requests: Counter = field(init=False)
     _request_seconds: Histogram = field(init=False)
     _waits: Histogram = field(init=False)
@@ -127,6 +134,16 @@ class Instruments:
         )
         self._stages = {stage: delivery.labels(stage) for stage in STAGES}
         self._events_failed = self._counter("events_failed", "Events that could not be published.")
+        self._warnings = self._counter(
+            "publish_warnings",
+            "Values of published events that were repaired, or could not be read.",
+            "code",
+        )
+        self._left_out = self._counter(
+            "orders_left_out",
+            "Orders that were published or touched and became no event.",
+            "reason",
+        )
         self._batches = self._histogram(
             "batch_seconds", "How long the sequencer's transactions took.", _SHORT_BUCKETS
         )
@@ -142,6 +159,11 @@ class Instruments:
         )
         self._attempts = self._counter(
             "failed_authentications", "Requests and handshakes with a bad key.", "code"
+        )
+        self._limited = self._counter(
+            "rate_limited",
+            "Requests that were refused for a rate, and frames that came too fast.",
+            "by",
         )
         self._requests = self._counter(
             "http_requests", "Requests that were answered.", "operation", "status"
@@ -175,6 +197,14 @@ class Instruments:
         """So many events are in the log as failed."""
         self._events_failed.inc(count)
 
+    def warned(self, code: str, count: int) -> None:
+        """So many values of published events have a warning of this code."""
+        self._warnings.labels(code).inc(count)
+
+    def left_out(self, reason: str, count: int) -> None:
+        """So many orders became no event."""
+        self._left_out.labels(reason).inc(count)
+
     def delivered(self, way: str, count: int) -> None:
         """So many events, times tills, were given to connections."""
         self._delivered[way].inc(count)
@@ -202,6 +232,10 @@ class Instruments:
         """Somebody has come with a bad key."""
         self._attempts.labels(code).inc()
 
+    def rate_limited(self, by: str) -> None:
+        """Somebody was over a rate; `by` is one of `LIMITED`."""
+        self._limited.labels(by).inc()
+
     def served(self, operation: str, status: int, seconds: float) -> None:
         """A request was answered; `operation` is a method and a template of an address."""
         self._requests.labels(operation, f"{status // 100}xx").inc()
@@ -221,6 +255,12 @@ class Instruments:
             self._published.labels(road)
         for code in ATTEMPTS:
             self._attempts.labels(code)
+        for code in WARNING_CODES:
+            self._warnings.labels(code)
+        for reason in LEFT_OUT:
+            self._left_out.labels(reason)
+        for by in LIMITED:
+            self._limited.labels(by)
         for by, reason in _endings():
             self._ended.labels(by, reason)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from attrs import define, field
@@ -33,6 +33,10 @@ class DatabaseClock:
         if heard >= asked:
             self._compared.append((heard - asked, said.timestamp() - (asked + heard) / 2))
             self.offset = min(self._compared)[1]
+
+    def now(self) -> datetime:
+        """The time by the database's clock; by this machine's while the offset is not known."""
+        return datetime.fromtimestamp(self.wall() + (self.offset or 0.0), UTC)
 
     def since(self, moment: datetime) -> float:
         """How many seconds ago a moment was that the database has dated; never less than none."""

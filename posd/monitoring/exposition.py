@@ -40,6 +40,7 @@ READINGS: Final[Mapping[str, str]] = {
     "database_pool_busy": "Connections of the pool that are in use.",
     "database_pool_down": "Connections of the pool that do not stand.",
     "database_pool_waiting": "Statements that wait for a connection of the pool.",
+    "database_pool_held_back": "Statements that wait since their tenant uses two connections already.",
     "database_clock_offset_seconds": "How far the database's clock is ahead of this machine's.",
     "feed_canary_seconds": "How long the last notification to ourselves took.",
     "feed_missed": "Notifications to ourselves that did not arrive.",

@@ -7,21 +7,23 @@ whoever scrapes, the database spends one part in fifty of a core's time on it, a
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from posd.database.coalescing import Coalescer
 from posd.errors import StatementFailed, Unavailable
-from posd.security.rate_limits import Clock
 from posd.store.survey import Shop, TenantSurvey
 
 MOST_TENANTS: Final = 1000
 """Of how many tenants there are series, so that a scrape and its storage stay bounded."""
 _PAUSE: Final = 10.0
 _SHARE: Final = 50
+_WAIT_SECONDS: Final = 30.0
+"""How long a scrape waits for the database; scrapers give up before that."""
 
 Read = Callable[[int], Awaitable[Sequence[TenantSurvey]]]
 
@@ -34,11 +36,15 @@ class Survey:
 
     _log = Logger()
 
-    def __init__(self, read: Read, clock: Clock, wall: Clock = time.time) -> None:
+    def __init__(
+        self, read: Read, clock: IReactorTime, wall: Callable[[], float] = time.time
+    ) -> None:
         self._read = read
         self._clock = clock
         self._wall = wall
-        self._turn = DeferredLock()
+        self._looks: Coalescer[None, None] = Coalescer(
+            clock, self._look_if_due, seconds=_WAIT_SECONDS
+        )
         self._known: Sequence[TenantSurvey] = ()
         self._again = 0.0
         self._at: float | None = None
@@ -46,24 +52,28 @@ class Survey:
         self._unreadable: set[str] = set()
 
     async def families(self) -> list[Metric]:
-        """The metrics; what cannot be read now is left out."""
-        await self._turn.acquire()
+        """The metrics; what cannot be read now is left out. Scrapes at the same time share one look."""
         try:
-            if self._at is None or self._clock() >= self._again:
-                await self._look()
+            await self._looks.ask(None)
         except (Unavailable, StatementFailed) as error:
             self._at = None
             if not self._trouble:
                 self._trouble = True
-                self._log.warn("it cannot be told how tenants stand: {error}", error=str(error))
-        finally:
-            self._turn.release()
+                self._log.warn(
+                    "metrics of tenants are left out, they cannot be read: {error}",
+                    error=str(error),
+                )
         return [] if self._at is None else [*_about_all(self._known, self._at), *_of(self._known)]
 
+    async def _look_if_due(self, keys: Sequence[None]) -> Mapping[None, None]:
+        if self._at is None or self._clock.seconds() >= self._again:
+            await self._look()
+        return {None: None}
+
     async def _look(self) -> None:
-        began = self._clock()
+        began = self._clock.seconds()
         self._known = await self._read(MOST_TENANTS)
-        now = self._clock()
+        now = self._clock.seconds()
         self._again, self._at = now + max(_PAUSE, _SHARE * (now - began)), self._wall()
         self._trouble = False
         failures = {each.slug: each.failure for each in self._known if each.shop is None}

@@ -1,83 +1,138 @@
 """JSON text to values and back, exactly: no number passes through a binary float.
 
 An integer is an `int`, any other number a `Decimal` that keeps its digits (`12.30` stays `12.30`).
-What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 becomes U+FFFD, lone surrogates and
-numbers of absurd length are refused. Of members that repeat a name the last one counts, as in
-`jsonb` (RFC 8259 §4 leaves it open).
+What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 and halves of surrogate pairs become U+FFFD,
+and numbers of more than `DIGITS` digits are refused before anything is expanded. Of members that
+repeat a name the last one counts, as in `jsonb` (RFC 8259 §4 leaves it open).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any, cast
 
 import msgspec
 
-from posd.errors import InvalidMessage
+from posd.errors import InvalidMessage, NumberOutOfRange
 
 DEPTH = 32
 """How many objects and arrays may stand inside one another."""
 
-DIGITS = 400
-"""How many digits a number may have before its point, and after it, in plain notation: every
-IEEE 754 double fits, 1e999999999 does not."""
+DIGITS = 40
+"""How many digits a number may have in plain notation, before and after its point together. Money
+needs some fifteen, a binary double as JavaScript prints it some twenty."""
 
 Written = msgspec.Raw
 """A part of a value that is JSON already, which `encode` puts in as it is."""
 
-_TOO_LONG = f"A number has more than {DIGITS} digits before or after its point."
+_TOO_LONG = f"A number has more than {DIGITS} digits in plain notation."
 _CONTAINERS = (dict, list)
-_UNREADABLE = object()
-_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
 _NUL, _ESCAPED_NUL, _REPLACEMENT = "\0", b"\\u0000", "\N{REPLACEMENT CHARACTER}"
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_PAIR = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_ESCAPED_BACKSLASH, _NEVER_IN_JSON = b"\\\\", b"\0\0"
+
+# A longer numeral is not given to Decimal. "-", the digits, "." and an exponent fit into it.
+_NUMERAL_LENGTH = 2 * DIGITS
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789.", b"0000000000")
+_LONG_RUN = b"0" * (DIGITS + 1)
+_STRING_OR_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*+"|[-+.0-9eE]++')
+_BEYOND = 10**DIGITS
+
+# One value in eight bytes is more than any order or report has. An empty object, which needs three,
+# costs a hundred times as much as the bytes of a text.
+_FEW_VALUES, _BYTES_PER_VALUE = 8192, 8
+_PIECE_BYTES, _PIECE_VALUES = 16 * 1024, 2048
+_NOT_A_NUMBER = object()
+_NOT_A_NUMBER_BYTES = 64 * 1024
 
 
 def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
     """Read one JSON text (RFC 8259), UTF-8 without a byte order mark, nested up to `depth`.
 
-    Raises `InvalidMessage`, whose text says what is wrong without quoting the input.
+    The time is proportional to the length, whatever the text is: the number of values is limited
+    to one in eight bytes (8192 are always allowed), and the length of a number to `DIGITS`.
+    Half of a surrogate pair, which software makes that cuts a text within an emoji, is read as U+FFFD.
+
+    Raises `NumberOutOfRange` and `InvalidMessage`, whose text says what is wrong without quoting
+    the input.
     """
-    try:
-        text = raw.encode() if isinstance(raw, str) else raw
-        value: object = _decoder.decode(text)
-    except UnicodeError:
-        raise InvalidMessage("The text is not valid UTF-8.") from None
-    except msgspec.DecodeError as error:
-        raise InvalidMessage(f"The text is not valid JSON: {_what(error, text)}.") from None
-    except RecursionError:
-        raise InvalidMessage(_too_deep(depth)) from None
-    # Both searches look at the bytes alone, so that an ordinary text costs no walk.
-    if text.count(b"{") + text.count(b"[") > depth and deeper(value, depth):
-        raise InvalidMessage(_too_deep(depth))
-    return _without_nul(value) if _ESCAPED_NUL in text else value
+    text = _utf8(raw)
+    _check_values(text)
+    return _decoded(text, depth)
 
 
-def unreadable_numbers(raw: bytes) -> set[str]:
-    """Which members of an object are numbers that `decode` refuses: too long, NaN or an infinity.
+def needs_repair(raw: bytes | str) -> bool:
+    """Whether `decode` replaces characters of this text, if it is one that it can read."""
+    text = raw.encode(errors="replace") if isinstance(raw, str) else raw
+    return _ESCAPED_NUL in text or (b"\\u" in text and _without_halves(text) != text)
 
-    It says why a text was refused, and reads nothing for use. Members further down do not count.
+
+def decode_stored(raw: bytes | str) -> object:
+    """Read a JSON text that a shop's database holds, where nobody can be told to send another.
+
+    A number with more than `DIGITS` digits becomes the string of what stands there. Everything
+    else is as in `decode`.
     """
+    text = _utf8(raw)
+    _check_values(text)
+    if _LONG_RUN in text.translate(_DIGITS_TO_ZERO):
+        text = _STRING_OR_NUMBER.sub(_quoted_if_long, text)
+    return _checked(_parsed(_stored_decoder, text, DEPTH), text, DEPTH)
+
+
+def decode_own(raw: bytes | str, *, depth: int = DEPTH) -> object:
+    """Read a JSON text that `encode` wrote, here or in another posd: it may have any number of values.
+
+    An order whose text had as many values as `decode` allows has some more once it is stored.
+    """
+    return _decoded(_utf8(raw), depth)
+
+
+def decode_in_pieces(raw: bytes, *, depth: int = DEPTH) -> Generator[None, None, object]:
+    """Read a long JSON text as `decode` does, and yield after each part of some 16 KiB.
+
+    The generator returns the value. A long container is split into its members, which costs one
+    quick pass over its text; neighbours that are small are read together.
+    """
+    _check_values(raw)
+    return (yield from _in_pieces(raw, depth))
+
+
+def not_numbers(raw: bytes) -> set[str]:
+    """The members of an object that are NaN or an infinity, for which JSON has no form.
+
+    It explains why `decode` refused a text; the values are not used. Only members of the outermost
+    object count. A text of more than 64 KiB is not looked at.
+    """
+    if len(raw) > _NOT_A_NUMBER_BYTES or not (b"NaN" in raw or b"Infinity" in raw):
+        return set()
     try:
         value = _lenient.decode(raw.decode())
     except (ValueError, RecursionError):
         return set()
     if not isinstance(value, dict):
         return set()
-    return {name for name, member in value.items() if member is _UNREADABLE}
+    return {name for name, member in value.items() if member is _NOT_A_NUMBER}
 
 
 def encode(value: object) -> bytes:
     """Write a value as compact JSON: raw UTF-8, members in their order, numbers in plain notation.
 
     Takes what `decode` gives, and besides floats (by their shortest digits), tuples, `Written` and
-    any mapping with string keys. Raises `ValueError` for NaN, infinities, lone surrogates, numbers
-    longer than `DIGITS` allows and endless nesting, `TypeError` for what JSON does not have.
+    any mapping with string keys. Characters that JSON cannot carry to PostgreSQL become U+FFFD, as they
+    do in `decode`. Raises `ValueError` for NaN, infinities, numbers longer than `DIGITS` allows and
+    endless nesting, `TypeError` for what JSON does not have.
     """
     try:
-        raw = _encoder.encode(value if _is_plain((value,)) else _plain(value))
+        try:
+            raw = _encoder.encode(value if _is_plain((value,)) else _plain(value))
+        except UnicodeEncodeError:
+            return _encoder.encode(_plain(value))
         return _encoder.encode(_plain(value)) if _ESCAPED_NUL in raw else raw
     except RecursionError:
         raise ValueError("The value is nested too deeply for JSON.") from None
@@ -98,13 +153,18 @@ def plain_number(number: Decimal) -> str:
 
     Raises `ValueError` for what is not finite or longer than `DIGITS` allows.
     """
-    _, digits, exponent = number.as_tuple()
-    if not isinstance(exponent, int):
+    if not number.is_finite():
         raise ValueError("JSON has no NaN and no infinity.")
-    # Before anything is written out: 1E+999999999 would be a gigabyte of zeros.
-    if exponent < -DIGITS or len(digits) + exponent > DIGITS:
+    # Before it is written out: 1E+999999999 would be a gigabyte of zeros. For zero, `adjusted` is
+    # the exponent. A number that was given in plain notation is never longer than itself.
+    text = str(number)
+    if "E" in text:
+        if abs(number.adjusted()) > DIGITS:
+            raise ValueError(_TOO_LONG)
+        text = format(number, "f")
+    if len(text) > DIGITS and len(text.strip("-").replace(".", "", 1)) > DIGITS:
         raise ValueError(_TOO_LONG)
-    return format(number, "f")
+    return text
 
 
 def deeper(value: object, depth: int) -> bool:
@@ -120,26 +180,132 @@ def deeper(value: object, depth: int) -> bool:
     return bool(level)
 
 
+def _utf8(raw: bytes | str) -> bytes:
+    try:
+        return raw.encode() if isinstance(raw, str) else raw
+    except UnicodeError:
+        raise InvalidMessage(_NOT_UTF8) from None
+
+
+def _check_values(text: bytes) -> None:
+    """Raise `InvalidMessage` for more values than a text of this length may have.
+
+    What separates and opens values is counted in strings too: to tell would cost as much as to read.
+    """
+    most = max(_FEW_VALUES, len(text) // _BYTES_PER_VALUE)
+    if len(text) > most and text.count(b",") + text.count(b"[") + text.count(b"{") > most:
+        raise InvalidMessage(f"A text of {len(text)} bytes may have at most {most} values.")
+
+
+def _parsed(decoder: msgspec.json.Decoder[Any], text: bytes, depth: int) -> Any:
+    try:
+        try:
+            return decoder.decode(text)
+        except msgspec.DecodeError:
+            whole = _without_halves(text)
+            if whole == text:
+                raise
+            return decoder.decode(whole)
+    except UnicodeError:
+        raise InvalidMessage(_NOT_UTF8) from None
+    except msgspec.DecodeError as error:
+        if str(error).startswith("Integer value out of range"):
+            raise NumberOutOfRange(_TOO_LONG) from None
+        raise InvalidMessage(f"The text is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise InvalidMessage(_too_deep(depth)) from None
+
+
+def _checked(value: object, text: bytes, depth: int) -> object:
+    # Both searches look at the bytes alone, so that an ordinary text costs no walk.
+    if text.count(b"{") + text.count(b"[") > depth and deeper(value, depth):
+        raise InvalidMessage(_too_deep(depth))
+    return _without_nul(value) if _ESCAPED_NUL in text else value
+
+
+def _decoded(text: bytes, depth: int) -> object:
+    value = _checked(_parsed(_decoder, text, depth), text, depth)
+    if _LONG_RUN in text.translate(_DIGITS_TO_ZERO) and _has_long_integer(value):
+        raise NumberOutOfRange(_TOO_LONG)
+    return value
+
+
+def _in_pieces(text: bytes, depth: int) -> Generator[None, None, object]:
+    opening = text.lstrip()[:1]
+    if len(text) <= _PIECE_BYTES or depth < 1 or opening not in (b"{", b"["):
+        return _decoded(text, depth)
+    layer = _parsed(_object_layer if opening == b"{" else _array_layer, text, depth)
+    yield
+    values: list[object] = []
+    for group in _groups(layer.values() if opening == b"{" else layer):
+        if len(group) == 1:
+            values.append((yield from _in_pieces(group[0], depth - 1)))
+        else:
+            values += cast("list[object]", _decoded(b"[%b]" % b",".join(group), depth))
+        yield
+    if opening == b"[":
+        return values
+    return {_without_nul(name): value for name, value in zip(layer, values, strict=True)}
+
+
+def _groups(parts: Iterable[msgspec.Raw]) -> Iterator[list[bytes]]:
+    """Neighbours together, as long as they are few and small."""
+    group: list[bytes] = []
+    size = 0
+    for part in map(bytes, parts):
+        if group and (size + len(part) > _PIECE_BYTES or len(group) >= _PIECE_VALUES):
+            yield group
+            group, size = [], 0
+        group.append(part)
+        size += len(part)
+    if group:
+        yield group
+
+
 def _number(text: str) -> Decimal:
     """msgspec's hook for each number that has a fraction or an exponent."""
-    try:
-        if len(text) <= DIGITS and "e" not in text and "E" not in text:
-            return Decimal(text)
-        if len(text) <= 3 * DIGITS:
+    if len(text) <= DIGITS and "e" not in text and "E" not in text:
+        return Decimal(text)
+    if len(text) <= _NUMERAL_LENGTH:
+        try:
             return Decimal(plain_number(Decimal(text)))
-    except (ArithmeticError, ValueError):
-        pass
-    raise InvalidMessage(_TOO_LONG)
+        except (ArithmeticError, ValueError):
+            pass
+    raise NumberOutOfRange(_TOO_LONG)
 
 
-def _what(error: msgspec.DecodeError, raw: bytes) -> str:
-    """What is wrong, in msgspec's words where they are true.
+def _stored_number(text: str) -> Decimal | str:
+    try:
+        return _number(text)
+    except NumberOutOfRange:
+        return text
 
-    Half of a surrogate pair near the end is a truncated text to it.
+
+def _quoted_if_long(found: re.Match[bytes]) -> bytes:
+    token = found[0]
+    # Anything longer than `DIGITS` is left to `_stored_number`, but for integers, which have no hook.
+    if len(token) > DIGITS and token.lstrip(b"-").isdigit() and len(token.lstrip(b"-")) > DIGITS:
+        return b'"%b"' % token
+    return token
+
+
+def _has_long_integer(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_long_integer(member) for member in value.values())
+    if isinstance(value, list):
+        return any(_has_long_integer(member) for member in value)
+    return isinstance(value, int) and not -_BEYOND < value < _BEYOND
+
+
+def _without_halves(text: bytes) -> bytes:
+    """A JSON text with U+FFFD for each escape that is half of a surrogate pair, in linear time.
+
+    Escaped backslashes are set aside, so that each backslash that is left begins an escape.
     """
-    if "truncated" in str(error) and _HALF_PAIR.search(raw):
-        return "a character is half of a surrogate pair"
-    return str(error)
+    if _NEVER_IN_JSON in text:
+        return text
+    apart = text.replace(_ESCAPED_BACKSLASH, _NEVER_IN_JSON)
+    return _HALF_PAIR.sub(rb"\\ufffd", apart).replace(_NEVER_IN_JSON, _ESCAPED_BACKSLASH)
 
 
 def _too_deep(depth: int) -> str:
@@ -180,7 +346,7 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, int | Written):
         return value
     if isinstance(value, str):
-        return value.replace(_NUL, _REPLACEMENT)
+        return _storable(value)
     if isinstance(value, float):
         value = Decimal(repr(value))
     if isinstance(value, Decimal):
@@ -195,25 +361,24 @@ def _plain(value: object) -> object:
 def _name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"A JSON member cannot be named by a {type(name).__name__}.")
-    return name.replace(_NUL, _REPLACEMENT)
+    return _storable(name)
 
 
-def _or_unreadable(read: Callable[[str], object]) -> Callable[[str], object]:
-    """A hook of the standard library's reader, which says what it cannot read and goes on."""
-
-    def number(text: str) -> object:
-        try:
-            return read(text)
-        except (ValueError, InvalidMessage):
-            return _UNREADABLE
-
-    return number
+def _storable(text: str) -> str:
+    """A text without U+0000 and without halves of surrogate pairs; two that make a pair become one."""
+    text = text.replace(_NUL, _REPLACEMENT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
+_NOT_UTF8 = "The text is not valid UTF-8."
 _decoder = msgspec.json.Decoder(float_hook=_number)
+_stored_decoder = msgspec.json.Decoder(float_hook=_stored_number)
+_object_layer = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_array_layer = msgspec.json.Decoder(list[msgspec.Raw])
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_lenient = json.JSONDecoder(
-    parse_float=_or_unreadable(_number),
-    parse_int=_or_unreadable(int),
-    parse_constant=lambda _: _UNREADABLE,
-)
+# `float` reads any numeral in linear time; `int` would not.
+_lenient = json.JSONDecoder(parse_int=float, parse_constant=lambda _: _NOT_A_NUMBER)

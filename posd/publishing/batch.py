@@ -7,6 +7,7 @@ An order is followed through the batch, so that its second event sees the snapsh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from typing import Final, cast
 
@@ -16,6 +17,7 @@ from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable
 from posd.events import ledger_movements as movements
 from posd.events import normalise as drafts
 from posd.events import orders
+from posd.events.coercion import Unreadable, identity
 from posd.events.order_transitions import Condition
 from posd.events.timezones import zone
 from posd.protocol import jsontext
@@ -71,6 +73,8 @@ class Rejected:
     reason: str
     kept: str | None = None
     """What the log keeps in place of data that it cannot keep, as JSON."""
+    about: str | None = None
+    """The order that it is about, if that is known."""
 
     @property
     def place(self) -> tuple[TenantId, str | None]:
@@ -81,7 +85,8 @@ class Rejected:
         size = len(data.encode())
         if size > largest:
             data = jsontext.encode({"bytes": size}).decode()
-        return Entry(self.row.tenant_id, self.row.type[:50] or "?", data, failure=self.reason)
+        kind, about = self.row.type[:50] or "?", self.about or self.row.key
+        return Entry(self.row.tenant_id, kind, data, failure=self.reason, about=about)
 
 
 class Oversized(TooLarge):
@@ -119,10 +124,20 @@ def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejecte
     return items
 
 
+@frozen
+class LeftOut:
+    """An order that became no event, and why: one of `values.LEFT_OUT`."""
+
+    tenant_id: TenantId
+    order_id: str
+    reason: str
+
+
 class Ledger:
     """The orders of one batch: as they were stored, and as the batch has changed them so far.
 
-    `moved` has what the rows of ledgers say, as JSON text, by tenant, kind and key.
+    `now` is the time by the database's clock, which dates the shops' orders. `moved` has what the rows
+    of ledgers say, as JSON text, by tenant, kind and key.
     """
 
     def __init__(
@@ -139,6 +154,7 @@ class Ledger:
         self._largest = largest
         self._now = now
         self._changed: dict[OrderKey, StoredOrder] = {}
+        self.left_out: list[LeftOut] = []
 
     def outbox(self, items: Sequence[Item | Moved | Rejected]) -> list[Entry]:
         """Entries for rows of the outbox. What cannot be published is noted and stops nothing."""
@@ -154,11 +170,12 @@ class Ledger:
 
         All or nothing: raises a `Refusal`, and then no order has changed.
         """
-        before = dict(self._changed)
+        before, left_out = dict(self._changed), len(self.left_out)
         try:
             return [self._entry(item) for item in items]
         except Refusal:
             self._changed = before
+            del self.left_out[left_out:]
             raise
 
     def order(self, key: OrderKey) -> StoredOrder | None:
@@ -168,7 +185,7 @@ class Ledger:
         state = self._states.get(key)
         if state is None or state.stored is None:
             return None
-        snapshot = cast("dict[str, object]", jsontext.decode(state.stored.snapshot))
+        snapshot = cast("dict[str, object]", jsontext.decode_own(state.stored.snapshot))
         return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _noted(self, item: Item | Moved) -> Entry | None:
@@ -183,10 +200,12 @@ class Ledger:
                 failure=refusal.message,
             )
         except (Unprocessable, InvalidMessage) as refusal:
-            name, key = ("key", item.key) if isinstance(item, Moved) else ("orderId", item.touched)
+            name, about = (
+                ("key", item.key) if isinstance(item, Moved) else ("orderId", item.place[1])
+            )
             kind = item.kind if isinstance(item, Moved) else "order_updated"
-            data = jsontext.encode({name: key}).decode()
-            return Entry(item.tenant_id, kind, data, failure=str(refusal))
+            data = jsontext.encode({name: about}).decode()
+            return Entry(item.tenant_id, kind, data, failure=str(refusal), about=about)
 
     def _entry(self, item: Item | Moved) -> Entry | None:
         tenant_id, order_id = item.place
@@ -194,15 +213,20 @@ class Ledger:
             told = self._movement(item)
             return None if told is None else self._fitting(_plain_entry(tenant_id, told))
         draft = self._touched(item) if item.touched is not None else item.draft
-        if draft is None:
-            return None
         if order_id is None:
-            return self._fitting(_plain_entry(tenant_id, draft))
+            return None if draft is None else self._fitting(_plain_entry(tenant_id, draft))
+
+        def left_out(reason: str) -> None:
+            self.left_out.append(LeftOut(tenant_id, order_id, reason))
+
+        if draft is None:
+            left_out(orders.GONE)
+            return None
         key = tenant_id, order_id
         hooked = item.touched is not None
         draft = self._priced(tenant_id, draft)
         stored = self.order(key)
-        change = orders.change(draft, stored, self._now, hooked=hooked)
+        change = orders.change(draft, stored, self._now, hooked=hooked, left_out=left_out)
         if item.condition is not None:
             item.condition(stored, change)
         if change is None:
@@ -226,7 +250,7 @@ class Ledger:
         content = self._moved.get((item.tenant_id, item.kind, item.key))
         if content is None:
             return None
-        row = cast("dict[str, object]", jsontext.decode(content))
+        row = cast("dict[str, object]", jsontext.decode_stored(content))
         shop = self._shops.get(item.tenant_id)
         return movements.draft(item.kind, row, shop.currency if shop else "")
 
@@ -237,9 +261,11 @@ class Ledger:
             return None
         if not state.row_now:
             raise Unprocessable("The order is larger than any may be.")
-        row = cast("dict[str, object]", jsontext.decode(state.row_now))
+        row = cast("dict[str, object]", jsontext.decode_stored(state.row_now))
         shop_zone = zone_of(self._shops, item.tenant_id)
-        return drafts.draft("new_order", orders.from_row(row), zone=shop_zone)
+        repaired = jsontext.needs_repair(state.row_now)
+        data = orders.from_row(row)
+        return drafts.draft("new_order", data, zone=shop_zone, repaired=repaired)
 
     def _priced(self, tenant_id: TenantId, draft: Draft) -> Draft:
         """A new order that names no currency is in the shop's."""
@@ -263,14 +289,36 @@ def zone_of(shops: Shops, tenant_id: TenantId) -> tzinfo:
 
 def _read_draft(row: OutboxRow, shop_zone: tzinfo) -> Item | Rejected:
     text = row.data or ""
+    data: object = None
     try:
-        data = jsontext.decode(text)
-        return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone))
+        data = jsontext.decode_stored(text)
+        repaired = jsontext.needs_repair(text)
+        return Item(row.tenant_id, drafts.draft(row.type, data, zone=shop_zone, repaired=repaired))
     except Unprocessable as refusal:
-        return Rejected(row, str(refusal))
+        return Rejected(row, str(refusal), about=_order_id(data))
     except InvalidMessage as refusal:
         # As a string: nested deeply enough it would be one that PostgreSQL can read but not write.
         return Rejected(row, str(refusal), kept=jsontext.encode({"text": text}).decode())
+
+
+def order_of(row: OutboxRow) -> str | None:
+    """The order that a row is about, as far as it says."""
+    if row.key is not None or row.data is None:
+        return row.key
+    try:
+        return _order_id(jsontext.decode(row.data))
+    except InvalidMessage:
+        return None
+
+
+def _order_id(data: object) -> str | None:
+    """The order that refused data is about, as far as it says."""
+    if isinstance(data, Mapping):
+        for name in ("orderId", "order_id", "id"):
+            with suppress(Unreadable):
+                if (given := data.get(name)) is not None and (read := identity(given)):
+                    return read
+    return None
 
 
 def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:
@@ -279,4 +327,5 @@ def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:
         draft.type,
         jsontext.encode(draft.data).decode(),
         jsontext.encode(draft.beside).decode(),
+        warnings=draft.warnings,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from posd.errors import Refusal
 from posd.events.order_transitions import Condition
@@ -90,4 +91,5 @@ def fail(requests: Iterable[Request], error: Exception) -> None:
     """Tell those who have not been told anything yet."""
     for request in requests:
         if not request.answer.called:
-            request.answer.errback(error)
+            # Each publisher that raises it would prolong the traceback of the one before.
+            request.answer.errback(Failure(error.with_traceback(None)))

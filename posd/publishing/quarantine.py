@@ -35,6 +35,15 @@ class Aside:
         until, _ = self._until.get(tenant_id, (0.0, 0.0))
         return until > self._clock.seconds()
 
+    def troubled(self) -> list[TenantId]:
+        """Tenants that are left out now because of trouble, and not for a rest."""
+        time = self._clock.seconds()
+        return [
+            tenant_id
+            for tenant_id, (until, seconds) in self._until.items()
+            if until > time and seconds >= _FIRST_SECONDS
+        ]
+
     def now(self) -> list[TenantId]:
         """Who is left out now. Forgets those whose last trouble is two minutes ago."""
         time = self._clock.seconds()

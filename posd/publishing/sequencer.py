@@ -12,7 +12,6 @@ row with a reason.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
@@ -20,16 +19,19 @@ from uuid import UUID
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.link import Link
 from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
 from posd.monitoring.counters import Instruments
+from posd.publishing.journal import Journal
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
 from posd.publishing.publication import Request, answer, fail
 from posd.publishing.quarantine import Aside
-from posd.publishing.transaction import Numbering, OutboxChanged, Outcome, TenantsFailed
+from posd.publishing.request_queue import RequestQueue
+from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
 from posd.values import TenantId
 from posd.waiting import Pulse
@@ -37,19 +39,12 @@ from posd.waiting import Pulse
 # A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
 # everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
 _MOST_ROWS: Final = 200
-_MOST_EVENTS: Final = 1000
-_MOST_TENANTS: Final = 100
 # pos_take() cuts a batch at 8 MiB; from here on it may have.
 _MANY_BYTES: Final = 1024 * 1024
-_MOST_WAITING: Final = 10_000
 # Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
 # them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
 _LONG_SECONDS: Final = 0.1
 _PAUSE: Final = 20
-
-# data_exception, integrity_constraint_violation, program_limit_exceeded: it is what was to be stored.
-# Anything else (a right that is missing, a table that is gone) is not an event's fault.
-_AT_FAULT: Final = ("22", "23", "54")
 
 
 class Sequencer(Service):
@@ -71,10 +66,11 @@ class Sequencer(Service):
         self._instruments = instruments or Instruments()
         self._link = link
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
+        self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
         self._aside = Aside(reactor)
         self._shut = Aside(reactor)
-        self._queue: deque[Request] = deque()
+        self._queue = RequestQueue()
         self._outbox_waits = False
         self._work: Deferred[None] = succeed(None)
         self._working = False
@@ -111,6 +107,11 @@ class Sequencer(Service):
         idle = not self._working or not self._pulse.stalled or not self._link.pulse.stalled
         return self._link.stalled or not idle
 
+    @property
+    def serves_all(self) -> bool:
+        """Whether no tenant is left out because its tables cannot be read or written."""
+        return not self._aside.troubled() and not self._shut.troubled()
+
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
         self._outbox_waits = True
@@ -123,7 +124,7 @@ class Sequencer(Service):
         is still running) about the publication, and `Unavailable` or a subclass when the database
         does not answer; only with `OutcomeUnknown` the events may be published all the same.
         """
-        if not self.running or len(self._queue) >= _MOST_WAITING:
+        if not self.running:
             raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
         if publication.tenant_id in self._shut:
             raise _not_served()
@@ -150,7 +151,7 @@ class Sequencer(Service):
     async def _loop(self) -> None:
         try:
             while self._queue or (self._outbox_waits and self.running):
-                requests = self._next_requests()
+                requests = self._queue.next_batch()
                 self._outbox_waits = False
                 try:
                     await self._settle(requests, _MOST_ROWS)
@@ -161,18 +162,11 @@ class Sequencer(Service):
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
                 # Those of a batch that had to be divided, whose turn did not come.
                 fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
+                if self._queue:
+                    # While the database is away a batch fails at once, and thousands may wait.
+                    await deferLater(self._reactor, 0)
         finally:
             self._working = False
-
-    def _next_requests(self) -> list[Request]:
-        requests: list[Request] = []
-        tenant_ids: set[TenantId] = set()
-        events = 0
-        while self._queue and events < _MOST_EVENTS and len(tenant_ids) < _MOST_TENANTS:
-            requests.append(self._queue.popleft())
-            tenant_ids.add(requests[-1].publication.tenant_id)
-            events += len(requests[-1].publication.drafts)
-        return requests
 
     async def _settle(self, requests: Sequence[Request], rows: int) -> None:
         """Publish requests and up to `rows` of the outbox; each fails only for its own faults.
@@ -205,7 +199,7 @@ class Sequencer(Service):
         except Exception:
             self._instruments.batch_failed()
             raise
-        self._note(outcome, self._reactor.seconds() - began)
+        self._journal.committed(outcome, self._reactor.seconds() - began)
         size = sum(len(row.data or "") for row in outcome.taken)
         if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
             self._outbox_waits = True
@@ -213,13 +207,6 @@ class Sequencer(Service):
         for tenant_id, seconds in outcome.seconds.items():
             if seconds > _LONG_SECONDS:
                 self._rest(tenant_id, seconds)
-        for entry in outcome.failed:
-            self._log.error(
-                "an event of tenant {tenant_id} failed: {reason}",
-                tenant_id=entry.tenant_id,
-                event_type=entry.type,
-                reason=entry.failure,
-            )
 
     async def _leave_out(
         self, failures: Mapping[TenantId, str], requests: Sequence[Request], rows: int
@@ -240,15 +227,11 @@ class Sequencer(Service):
     async def _blame(self, requests: Sequence[Request], error: Exception) -> None:
         """A request, or the oldest row of the outbox, has failed alone."""
         row = self._numbering.oldest
-        badly_made = isinstance(error, StatementFailed) and error.sqlstate.startswith(_AT_FAULT)
+        badly_made = isinstance(error, StatementFailed) and error.about_data
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         for request in requests:
-            self._log.error(
-                "a publication of tenant {tenant_id} was refused: {error}",
-                tenant_id=request.tenant_id,
-                error=error,
-            )
+            self._journal.refused(request, error)
             refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
             fail([request], refusal if badly_made else error)
         if requests:
@@ -273,34 +256,22 @@ class Sequencer(Service):
             # It is found out anew which row is at fault.
             self._outbox_waits = True
         else:
-            self._instruments.events_failed(1)
-            self._log.error(
-                "an event of tenant {tenant_id} failed: {reason}",
-                tenant_id=row.tenant_id,
-                event_type=row.type,
-                reason=reason,
-            )
-
-    def _note(self, outcome: Outcome, seconds: float) -> None:
-        if outcome.taken or outcome.published:
-            self._instruments.batch(seconds)
-        for road, count in outcome.published.items():
-            self._instruments.published(road, count)
-        self._instruments.events_failed(len(outcome.failed))
+            self._journal.rejected(row, reason)
 
     def _rest(self, tenant_id: TenantId, took: float) -> None:
         self._aside.rest(tenant_id, _PAUSE * took)
         self._log.warn(
-            "the tables of tenant {tenant_id} took {took:.2f} s to read; it pauses for {seconds:.0f} s",
-            tenant_id=tenant_id,
+            "the tables of tenant {tenant} took {took:.2f} s to read; its outbox is not read for"
+            " {seconds:.0f} s",
+            tenant=self._numbering.name_of(tenant_id),
             took=took,
             seconds=_PAUSE * took,
         )
 
     def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
         self._log.error(
-            "tenant {tenant_id} is left out for {seconds} s: {reason}",
-            tenant_id=tenant_id,
+            "tenant {tenant} is left out for {seconds} s: {reason}",
+            tenant=self._numbering.name_of(tenant_id),
             seconds=aside.add(tenant_id),
             reason=reason,
         )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, cast
 from uuid import UUID
 
 from attrs import asdict, define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from posd.database.link import Session
 from posd.errors import NotFound, PosdError, Refusal
+from posd.events.timezones import is_zone
 from posd.protocol import jsontext
 from posd.publishing import batch
 from posd.publishing.publication import OrderOutcome, Published, Request
@@ -20,6 +21,8 @@ from posd.store import idempotency, movements, presence, stream, tenants
 from posd.values import Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
+
+_log = Logger()
 
 
 class TenantsFailed(PosdError):
@@ -44,6 +47,9 @@ class Outcome:
     """How long everybody waited for each tenant's own tables."""
     published: Mapping[str, int] = field(factory=dict)
     """How many events have got a position, by the road on which they came."""
+    warned: Sequence[stream.Entry] = ()
+    """Events that were published and whose values were repaired, or could not be read."""
+    left_out: Sequence[batch.LeftOut] = ()
 
 
 @define(eq=False)
@@ -58,6 +64,8 @@ class Numbering:
     """The first row that the last transaction took, whatever became of it."""
     _shops: dict[TenantId, Tenant] = field(init=False, factory=dict)
     _shops_since: float = field(init=False, default=0.0)
+    _without_zone: dict[TenantId, str] = field(init=False, factory=dict)
+    """Tenants whose unknown time zone was logged, and that zone."""
 
     async def number(
         self, session: Session, requests: Sequence[Request], rows: int, aside: Sequence[TenantId]
@@ -67,16 +75,17 @@ class Numbering:
         Raises `TenantsFailed`, and whatever the database raises; then nothing may be committed.
         """
         self.oldest = None
-        taken = await stream.take(session, rows, aside, patient=bool(requests)) or []
-        if not requests and not taken:
+        found = await stream.take(session, rows, aside, patient=bool(requests))
+        if found is None or (not requests and not found.rows):
             return Outcome()
+        taken = found.rows
         self.oldest = taken[0] if taken else None
         shops = await self._shops_of(session, requests, taken)
         items = batch.read(taken, shops)
         fresh = await self._replay(session, requests)
         states = await self._states(session, items, fresh)
         moved = await self._moved(session, items)
-        ledger = batch.Ledger(states.orders, shops, self.event_bytes, datetime.now(UTC), moved)
+        ledger = batch.Ledger(states.orders, shops, self.event_bytes, found.now, moved)
         made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
@@ -87,16 +96,23 @@ class Numbering:
         await self._keep_answers(session, fresh)
         roads = [*(road for road, _ in made), *["rest"] * (len(entries) - len(made))]
         published = Counter(roads[n] for n, (_, each) in enumerate(placed) if each.seq is not None)
-        return Outcome(taken, failed, states.seconds, published)
+        warned = [entry for entry, each in placed if entry.warnings and each.seq is not None]
+        return Outcome(taken, failed, states.seconds, published, warned, ledger.left_out)
 
     async def reject(
         self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
     ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not the next one now."""
-        if await stream.take(session, 1, aside, patient=True) != [row]:
+        found = await stream.take(session, 1, aside, patient=True)
+        if found is None or [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)
         await stream.record(session, self.node_id, [entry])
+
+    def name_of(self, tenant_id: TenantId) -> str:
+        """What a tenant is called in the log: its slug, where that is known."""
+        shop = self._shops.get(tenant_id)
+        return str(tenant_id) if shop is None else shop.slug
 
     async def _shops_of(
         self, session: Session, requests: Sequence[Request], rows: Sequence[stream.OutboxRow]
@@ -106,8 +122,24 @@ class Numbering:
         if self.clock.seconds() - self._shops_since > _SHOPS_SECONDS:
             self._shops, self._shops_since = {}, self.clock.seconds()
         if missing := wanted - self._shops.keys():
-            self._shops = self._shops | await tenants.by_id(session, missing)
+            found = await tenants.by_id(session, missing)
+            self._shops = self._shops | found
+            for shop in found.values():
+                self._look_at_zone(shop)
         return self._shops
+
+    def _look_at_zone(self, shop: Tenant) -> None:
+        """Log once that the times of a shop are read by another clock than its own."""
+        if is_zone(shop.timezone):
+            self._without_zone.pop(shop.id, None)
+        elif self._without_zone.get(shop.id) != shop.timezone:
+            self._without_zone[shop.id] = shop.timezone
+            _log.error(
+                "tenant {tenant} has the unknown time zone {zone}: times that name no offset are read"
+                " as UTC. Set tenants.timezone to a name of the IANA database, such as Europe/London.",
+                tenant=shop.slug,
+                zone=shop.timezone,
+            )
 
     async def _replay(self, session: Session, requests: Sequence[Request]) -> list[Request]:
         """Answer those that were made before as they were answered then; those that were not."""
@@ -238,6 +270,6 @@ def _answer(published: Published) -> str:
 
 def _told_before(kept: str) -> Published:
     """The answer that was kept."""
-    body = cast("dict[str, Any]", jsontext.decode(kept))
+    body = cast("dict[str, Any]", jsontext.decode_own(kept))
     order = OrderOutcome(**body["order"]) if "order" in body else None
     return Published(tuple(body["ids"]), 0, replayed=True, order=order)

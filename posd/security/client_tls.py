@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from posd.security import pem
-from posd.security.dialing import Credentials
+from posd.security.dialing import Credentials, Untrusted
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -93,8 +93,11 @@ class _Strict:
 
     def _verifier(self, protocol: TLSMemoryBIOProtocol) -> _Verify:
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
-            if depth or not ok:
-                return bool(ok)
+            if not ok:
+                protocol.failVerification(Failure(Untrusted(error)))
+                return False
+            if depth:
+                return True
             try:
                 patterns = extract_patterns(certificate.to_cryptography())
                 verify_service_identity(patterns, [self.service], [])

@@ -34,6 +34,33 @@ _ALERTS = {
 """What a server says (RFC 8446 §6.2), by how OpenSSL's words for it end."""
 
 
+_NO_TLS = (
+    *("wrong version number", "http request", "packet length too long", "unexpected eof"),
+    *("record layer failure", "unknown protocol", "unsupported protocol"),
+)
+"""OpenSSL's words for an answer that is no TLS, or none that it speaks."""
+
+_UNTRUSTED = {
+    9: "the server's certificate is not valid yet; see whether this machine's clock is right",
+    10: "the server's certificate has expired",
+    18: "the server's certificate is signed by itself and not trusted here",
+    19: "the authority of the server's certificate is not trusted here",
+    20: "the authority of the server's certificate is not known here",
+    21: "the authority of the server's certificate is not known here",
+    26: "the server's certificate is not one for servers",
+    23: "the server's certificate was revoked",
+}
+"""Results of a verification, by OpenSSL's number for them (x509_vfy.h, openssl-verify(1))."""
+
+
+class Untrusted(Exception):
+    """The server's certificate could not be verified; `code` is OpenSSL's number for the reason."""
+
+    def __init__(self, code: int) -> None:
+        usual = "the server's certificate cannot be verified"
+        super().__init__(_UNTRUSTED.get(code, f"{usual} (OpenSSL's error {code})"))
+
+
 @frozen
 class Credentials:
     """A client's own certificate, for a server that asks for one: PEM files, the issuers' below it."""
@@ -67,7 +94,7 @@ class Server:
             raise ValueError("the URL must have no user, no parameters and no fragment")
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
         server = cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
-        if not server.secure and not _is_loopback(server.host):
+        if not server.secure and not server.is_loopback:
             raise ValueError(f"a key is sent to another machine only over TLS: {schemes[0]}://")
         return server
 
@@ -75,6 +102,11 @@ class Server:
     def secure(self) -> bool:
         """Whether the scheme means TLS."""
         return self.scheme in ("https", "wss")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine, so that TLS can be done without."""
+        return _is_loopback(self.host)
 
     @property
     def authority(self) -> str:
@@ -141,6 +173,8 @@ def distrust(error: BaseException | None) -> str | None:
     Trying again does not help then: somebody has to mend a certificate or a configuration.
     """
     match error:
+        case Untrusted():
+            return f"TLS: {error}"
         case VerificationError():
             return "TLS: the server's certificate is for another name"
         case CertificateError():
@@ -153,6 +187,14 @@ def distrust(error: BaseException | None) -> str | None:
         case ([(*_, str() as text), *_],):  # OpenSSL's errors are tables of library, function, text
             return _refused(text) or f"TLS: {text}"
     return None
+
+
+def speaks_no_tls(error: BaseException | None) -> bool:
+    """Tell whether TLS came to nothing because the other side speaks something else."""
+    match error.args if error is not None else ():
+        case ([(*_, str() as text), *_],):
+            return any(words in text for words in _NO_TLS)
+    return False
 
 
 def _refused(text: str) -> str | None:

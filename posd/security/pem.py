@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from posd import errors
+from posd import errors, files
 
 Key = (
     rsa.RSAPrivateKey
@@ -104,7 +104,7 @@ def authorities(path: Path) -> Sequence[x509.Certificate]:
 
 def _content(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return files.read(Path(path))
     except OSError as error:
         remedy = {
             errno.ENOENT: "put it there, or make one with `posctl make-cert`",

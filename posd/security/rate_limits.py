@@ -1,4 +1,4 @@
-"""Rates of requests, failed attempts to authenticate, and log lines about refused clients.
+"""Token buckets, failed attempts to authenticate, and log lines about refused clients.
 
 All of it is arithmetic on a clock that is passed in, a function that returns seconds. That clock
 may be the time of day, so it may be set back: nobody waits longer for that. The limits themselves
@@ -14,7 +14,6 @@ from typing import Final
 
 from attrs import define, field
 
-from posd.errors import TooManyRequests
 from posd.security.addresses import place
 
 Clock = Callable[[], float]
@@ -46,41 +45,58 @@ class TokenBucket:
         self._tokens = self.burst
         self._updated = self._clock()
 
-    def take(self, count: int = 1) -> bool:
+    def take(self, count: float = 1) -> bool:
         """Take so many tokens if they are there, and tell whether they were."""
         if self.wait(count) > 0:
             return False
         self._tokens -= count
         return True
 
-    def wait(self, count: int = 1) -> float:
+    def owe(self, count: float, seconds: float) -> float:
+        """Take so many tokens whether they are there or not; the seconds until the debt is paid.
+
+        A debt is never more than the rate gives in so many `seconds`.
+        """
+        self._refill()
+        self._tokens = max(self._tokens - count, -self.rate * seconds)
+        return max(0.0, -self._tokens / self.rate)
+
+    def wait(self, count: float = 1) -> float:
         """Tell the seconds until so many can be taken: 0.0 if they can be now."""
+        self._refill()
+        lacking = min(count, self.burst) - self._tokens
+        return lacking / self.rate if lacking > _ROUNDING else 0.0
+
+    def _refill(self) -> None:
         now = self._clock()
         refill = self.rate * max(0.0, now - self._updated)
         self._tokens = min(self.burst, self._tokens + refill)
         self._updated = now
-        lacking = min(count, self.burst) - self._tokens
-        return lacking / self.rate if lacking > _ROUNDING else 0.0
 
 
 @define(eq=False)
-class Rates:
-    """A bucket for each of those who are counted, by a number that stands for them."""
+class Buckets:
+    """Token buckets by who is counted: at most `capacity`, and the longest unused is forgotten first."""
 
     _clock: Clock
-    _buckets: dict[int, TokenBucket] = field(init=False, factory=dict)
+    _capacity: int = 20_000
+    _buckets: OrderedDict[object, TokenBucket] = field(init=False, factory=OrderedDict)
 
-    def spend(self, who: int, count: int, rate: float, burst: float) -> None:
-        """Take tokens out of somebody's bucket. Raises `TooManyRequests` with the time to wait."""
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def get(self, who: object, rate: float, seconds: float) -> TokenBucket:
+        """Somebody's bucket, which holds what `rate` gives in so many seconds."""
         bucket = self._buckets.get(who)
         if bucket is None:
-            bucket = self._buckets[who] = TokenBucket(rate, burst, self._clock)
-        # A reload may have changed them.
-        bucket.rate, bucket.burst = rate, burst
-        if not bucket.take(count):
-            raise TooManyRequests(
-                "Too much is sent at once.", retry_after=max(1, math.ceil(bucket.wait(count)))
-            )
+            bucket = self._buckets[who] = TokenBucket(rate, rate * seconds, self._clock)
+            if len(self._buckets) > self._capacity:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(who)
+            # A reload may have changed them.
+            bucket.rate, bucket.burst = rate, rate * seconds
+        return bucket
 
 
 @define(eq=False)

@@ -16,16 +16,13 @@ from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.internet.ssl import CertificateOptions, TLSVersion
-from twisted.logger import Logger
+from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
 from zope.interface import implementer
 
 from posd import errors
 from posd.security import pem
-from posd.security.rate_limits import Mentions
+from posd.security.tls_refusals import TLSRefusals
 from posd.security.validity import Validity
-
-_log = Logger()
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -37,25 +34,17 @@ _HTTP_1_1 = b"http/1.1"
 
 _MINIMUM = {"1.2": TLSVersion.TLSv1_2, "1.3": TLSVersion.TLSv1_3}
 
+_CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
+"""TLS 1.2 with authenticated encryption and forward secrecy (RFC 9325 §4.2). TLS 1.3 has nothing else."""
+_LEGACY_CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
+    "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:RSA+AESGCM:RSA+AES:!aNULL"
+)
+
 _TICKET_KEY_SECONDS = 24 * 3600.0
 """How long one key protects session tickets; RFC 5077 §5.5 wants it changed regularly.
 
 Whoever steals the key from memory can read what TLS 1.2 sessions resumed under it said.
 """
-
-_FATAL = 2
-_REFUSALS = {
-    40: "it has no certificate",
-    116: "it has no certificate",
-    42: "its certificate is broken or has not begun",
-    43: "its certificate is not one for clients",
-    44: "its certificate was revoked",
-    45: "its certificate has ended",
-    46: "its certificate cannot be used",
-    48: "its certificate is not of an authority in tls.client_ca",
-    51: "it cannot prove that its certificate is its own",
-}
-"""Alerts about a client's certificate (RFC 8446 §6.2), 40 being how TLS 1.2 says that there is none."""
 
 
 @frozen
@@ -73,7 +62,7 @@ _ABSENT: Stamp = (0, 0, 0, 0, 0)
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTLS:
-    """The server's side of TLS, for `twisted.internet.endpoints.wrapServerTLS`.
+    """The server's side of TLS, for `posd.web.http.tls_endpoint.TLSEndpoint`.
 
     The files are read when it is made: `StartError` has a line for each that cannot be used, which
     names the file and the remedy. A certificate that has ended, or not begun, is used: a shop whose
@@ -82,7 +71,7 @@ class ServerTLS:
 
     def __init__(self, settings: TLS, *, seconds: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
-        self._refusals = _Refusals(seconds)
+        self.refusals = TLSRefusals(seconds)
         self._use(settings)
 
     def reload(self, settings: TLS | None = None) -> bool:
@@ -144,7 +133,7 @@ class ServerTLS:
         self.settings, self._material, self._stamps = settings, material, stamps
 
     def _renew_context(self, settings: TLS, material: _Material) -> None:
-        self._context = _context(settings, material, self._refusals.look)
+        self._context = _context(settings, material, self.refusals.look)
         self._context_since = self._seconds()
 
 
@@ -163,14 +152,16 @@ def problems(settings: TLS) -> Mapping[str, str]:
 
 
 def _context(settings: TLS, material: _Material, tell: _Tell) -> SSL.Context:
-    """Twisted's defaults (ciphers, no compression, buffers of idle connections released), and:
+    """Twisted's defaults (no compression, buffers of idle connections released), and:
 
     Session tickets. Twisted's defaults forbid them (OP_NO_TICKET) *and* switch the session cache
     off, so TLS 1.2 clients get nothing to resume with and TLS 1.3 clients get tickets for a cache
     that is not there. With tickets the client keeps the session and the server no memory of it.
     """
     options = CertificateOptions(
-        raiseMinimumTo=_MINIMUM[settings.minimum_version], enableSessionTickets=True
+        raiseMinimumTo=_MINIMUM[settings.minimum_version],
+        enableSessionTickets=True,
+        acceptableCiphers=_LEGACY_CIPHERS if settings.legacy_ciphers else _CIPHERS,
     )
     # Ours alone, so it may be adjusted. As a connection creator, `options` would add to ALPN
     # whatever the wrapped factory speaks: `h2`, wherever that library happens to be installed.
@@ -203,34 +194,6 @@ def _ask_for_client_certificates(
         context.add_client_ca(authority)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     context.set_info_callback(tell)
-
-
-class _Refusals:
-    """A line for each client whose certificate is refused; it is told the same by an alert.
-
-    Nobody else would tell: without a request there is nothing that twisted.web had to say.
-    """
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._mentions = Mentions(seconds)
-
-    def look(self, connection: SSL.Connection, where: int, what: int) -> None:
-        """What OpenSSL calls at every step of a handshake."""
-        if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
-            return
-        why = _REFUSALS.get(what & 0xFF)
-        if why is None:
-            return
-        address = getattr(connection.get_app_data().getPeer(), "host", "-")
-        unsaid = self._mentions.take(address)
-        if unsaid is None:
-            return
-        _log.info(
-            "not let in: reason={reason!r} address={address} unsaid={unsaid}",
-            reason=why,
-            address=address,
-            unsaid=unsaid,
-        )
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:

@@ -12,21 +12,26 @@ from posd.database.link import Session
 from posd.store import tenants
 from posd.values import KeyKind, Principal, Tenant, TenantId
 
-# One statement whether tenant and key are there or not, so that one answer takes one time. A key
-# of a tenant and the same key of all tenants can both exist; the narrower one speaks.
+# One row for each that was asked for, by its number. A key of a tenant and the same key of all tenants can
+# both exist; the narrower one speaks.
 _FIND: Final = f"""
-    SELECT k.id, k.kind, k.device_id, k.tenant_id IS NULL, k.expires_at,
-           coalesce(d.has_key, false), coalesce(d.is_active, true),
-           (SELECT array_agg(v.file) FROM dinedesk_main.schema_versions AS v
-             WHERE v.schema_name = t.schema_name), {tenants.COLUMNS}
-      FROM dinedesk_main.pos_api_keys AS k
-      JOIN dinedesk_main.tenants AS t ON t.slug = %(slug)s AND t.is_active
-       AND (k.tenant_id = t.id OR k.tenant_id IS NULL)
-      LEFT JOIN dinedesk_main.pos_devices AS d
-        ON d.tenant_id = t.id AND d.device_id = coalesce(k.device_id, %(device)s)
-     WHERE k.key_sha256 = %(sha256)s AND k.revoked_at IS NULL
-       AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
-     ORDER BY k.tenant_id NULLS LAST LIMIT 1
+    SELECT wanted.number, found.* FROM unnest(%s::text[], %s::bytea[], %s::text[])
+           WITH ORDINALITY AS wanted(slug, sha256, device, number)
+     CROSS JOIN LATERAL (
+        SELECT k.id, k.kind, k.device_id, k.tenant_id IS NULL,
+               extract(epoch FROM k.expires_at - clock_timestamp())::float8,
+               coalesce(d.has_key, false), coalesce(d.is_active, true),
+               (SELECT array_agg(v.file) FROM dinedesk_main.schema_versions AS v
+                 WHERE v.schema_name = t.schema_name), {tenants.COLUMNS}
+          FROM dinedesk_main.pos_api_keys AS k
+          JOIN dinedesk_main.tenants AS t ON t.slug = wanted.slug AND t.is_active
+           AND (k.tenant_id = t.id OR k.tenant_id IS NULL)
+          LEFT JOIN dinedesk_main.pos_devices AS d
+            ON d.tenant_id = t.id AND d.device_id = coalesce(k.device_id, wanted.device)
+         WHERE k.key_sha256 = wanted.sha256 AND k.revoked_at IS NULL
+           AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
+         ORDER BY k.tenant_id NULLS LAST LIMIT 1
+     ) AS found
 """
 _FIND_ANYWHERE: Final = f"""
     SELECT k.id, k.kind, k.device_id, {tenants.COLUMNS}
@@ -34,12 +39,6 @@ _FIND_ANYWHERE: Final = f"""
      WHERE k.key_sha256 = %s AND k.revoked_at IS NULL AND t.is_active IS NOT false
        AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
      ORDER BY k.tenant_id NULLS FIRST LIMIT 1
-"""
-_KNOWN: Final = """
-    SELECT k.id FROM dinedesk_main.pos_api_keys AS k
-     WHERE k.key_sha256 = %s AND k.revoked_at IS NULL
-       AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
-     LIMIT 1
 """
 _ENDED: Final = """
     SELECT used.id FROM unnest(%s::integer[]) AS used(id)
@@ -62,7 +61,7 @@ _CREATE: Final = """
 """
 _LIST: Final = """
     SELECT k.id, t.slug, k.kind, k.device_id, k.preview, k.weak, k.not_before, k.expires_at,
-           k.revoked_at, k.last_used_at
+           k.revoked_at, k.last_used_at, clock_timestamp()
       FROM dinedesk_main.pos_api_keys AS k LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id
      WHERE %(slug)s::text IS NULL OR t.slug = %(slug)s ORDER BY t.slug NULLS FIRST, k.id
 """
@@ -77,16 +76,26 @@ _REVOKE_OF: Final = """
 
 
 @frozen
+class Wanted:
+    """A key at a tenant's door: the slug, the key's SHA-256, and the device that the caller names."""
+
+    slug: str
+    sha256: bytes
+    device_id: str | None
+
+
+@frozen
 class Credential:
     """A valid key at one tenant's door.
 
+    `seconds` is for how long it is still valid, by the database's clock; None for a key without an end.
     `device_has_key` and `device_active` are about the device that the key or the caller names;
     `applied` are the migrations of the tenant's schema.
     """
 
     principal: Principal
     tenant: Tenant
-    expires_at: datetime | None
+    seconds: float | None
     device_has_key: bool
     device_active: bool
     applied: Sequence[str]
@@ -102,7 +111,10 @@ class Created:
 
 @frozen
 class Listed:
-    """A key in an operator's list; `slug` is None for a key of all tenants."""
+    """A key in an operator's list; `slug` is None for a key of all tenants.
+
+    `now` is when it was read, by the database's clock, which decides whether a key is valid.
+    """
 
     id: int
     slug: str | None
@@ -114,27 +126,30 @@ class Listed:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    now: datetime
 
-    def state(self, now: datetime) -> str:
+    @property
+    def state(self) -> str:
         """`valid`, or why it is not."""
         if self.revoked_at is not None:
             return "revoked"
-        if self.expires_at is not None and self.expires_at <= now:
+        if self.expires_at is not None and self.expires_at <= self.now:
             return "expired"
-        return "valid" if self.not_before <= now else "not yet valid"
+        return "valid" if self.not_before <= self.now else "not yet valid"
 
 
-async def find(
-    session: Session, slug: str, sha256: bytes, device_id: str | None
-) -> Credential | None:
-    """What a key opens at this tenant; None for all that does not fit, without saying why."""
-    rows = await session.query(_FIND, {"slug": slug, "sha256": sha256, "device": device_id})
-    if not rows:
-        return None
-    key_id, kind, device, everywhere, expires_at, has_key, active, applied, *columns = rows[0]
-    tenant = tenants.load(tuple(columns))
-    principal = Principal(key_id, KeyKind(kind), None if everywhere else tenant, device)
-    return Credential(principal, tenant, expires_at, has_key, active, applied or ())
+async def find(session: Session, wanted: Sequence[Wanted]) -> list[Credential | None]:
+    """What keys open at tenants' doors, by one statement; None for what does not fit, without a reason."""
+    columns = zip(*((each.slug, each.sha256, each.device_id) for each in wanted), strict=True)
+    found: list[Credential | None] = [None] * len(wanted)
+    for number, *row in await session.query(_FIND, tuple(list(column) for column in columns)):
+        key_id, kind, device, everywhere, seconds, has_key, active, applied, *of_tenant = row
+        tenant = tenants.load(tuple(of_tenant))
+        principal = Principal(key_id, KeyKind(kind), None if everywhere else tenant, device)
+        found[number - 1] = Credential(
+            principal, tenant, seconds, has_key, active, tuple(applied or ())
+        )
+    return found
 
 
 async def find_anywhere(session: Session, sha256: bytes) -> Principal | None:
@@ -145,12 +160,6 @@ async def find_anywhere(session: Session, sha256: bytes) -> Principal | None:
     key_id, kind, device, *columns = rows[0]
     tenant = None if columns[0] is None else tenants.load(tuple(columns))
     return Principal(key_id, KeyKind(kind), tenant, device)
-
-
-async def known(session: Session, sha256: bytes) -> int | None:
-    """The id of a valid key of anybody."""
-    rows = await session.query(_KNOWN, (sha256,))
-    return int(rows[0][0]) if rows else None
 
 
 async def ended(session: Session, ids: Iterable[int]) -> set[int]:

@@ -93,7 +93,9 @@ async def once(
         return Answered(status, body)
     if earlier.fingerprint != call.fingerprint:
         raise mismatch()
-    return Answered(earlier.status, cast("dict[str, object]", jsontext.decode(earlier.body)), True)
+    return Answered(
+        earlier.status, cast("dict[str, object]", jsontext.decode_own(earlier.body)), True
+    )
 
 
 async def once_shown(

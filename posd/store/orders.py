@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 from attrs import frozen
 
 from posd.database.link import Session
-from posd.errors import returned
+from posd.errors import NotFound, returned
 from posd.events.print_status import Report, Said, before
 from posd.store import schema
 from posd.values import PrintStatus, Seq, Tenant, TenantId
@@ -59,24 +60,69 @@ _TERMINALS: Final = """
     SELECT device_id, received_at, accepted_at, printed_at, failed_at
       FROM {schema}.pos_order_terminals WHERE order_id = %s ORDER BY received_at, device_id
 """
-# The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows.
+# The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows. The
+# bound on created_at alone is what the index can be used for. What is beyond the bytes of a page is not sent.
 _OPEN: Final = """
-    SELECT o.order_id, o.snapshot::text, o.print_status FROM {schema}.pos_orders AS o
-     WHERE o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
-       AND (%(since)s::timestamptz IS NULL OR o.updated_at >= %(since)s OR o.created_at >= %(since)s)
-     ORDER BY o.created_at, o.order_id LIMIT %(limit)s
+    WITH page AS (
+        SELECT o.created_at, o.order_id, o.snapshot::text AS snapshot, o.print_status
+          FROM {schema}.pos_orders AS o
+         WHERE o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
+           AND (%(since)s::timestamptz IS NULL OR o.updated_at >= %(since)s OR o.created_at >= %(since)s)
+           AND o.created_at >= %(from)s::timestamp AT TIME ZONE 'UTC'
+           AND (o.created_at, o.order_id) > (%(from)s::timestamp AT TIME ZONE 'UTC', %(after)s::text)
+         ORDER BY o.created_at, o.order_id LIMIT %(limit)s + 1
+    ), sized AS (
+        SELECT p.*, row_number() OVER place AS number, count(*) OVER () AS found,
+               sum(octet_length(p.snapshot) + 2 * octet_length(p.order_id) + 100) OVER place AS bytes
+          FROM page AS p WINDOW place AS (ORDER BY p.created_at, p.order_id)
+    )
+    SELECT h.last_seq, h.stream_id, s.found,
+           to_char(s.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+           s.order_id, s.snapshot, s.print_status
+      FROM dinedesk_main.pos_heads AS h
+      LEFT JOIN sized AS s ON s.number <= %(limit)s AND (s.number = 1 OR s.bytes <= %(bytes)s)
+     WHERE h.tenant_id = %(tenant)s
+     ORDER BY s.number
 """
 _CONFIRMED: Final = "SELECT * FROM dinedesk_main.pos_confirmed(%s::integer[], %s::text[])"
 _MARK: Final = "SELECT * FROM dinedesk_main.pos_mark_orders(%s::integer[])"
 
 
 @frozen
+class Place:
+    """Where an order stands among the open ones: its time in UTC, as PostgreSQL has it, and its id."""
+
+    created_at: str
+    order_id: str
+
+
+@frozen
 class Open:
     """An order that is still to be made; the snapshot is JSON text."""
 
-    order_id: str
+    place: Place
     snapshot: str
     print_status: PrintStatus
+
+
+@frozen
+class Wanted:
+    """Which open orders: those changed `since` then that stand `after` a place, so many and so much."""
+
+    limit: int
+    most_bytes: int
+    since: datetime | None = None
+    after: Place | None = None
+
+
+@frozen
+class Page:
+    """Open orders, the oldest first, and the position in the stream at which that is how it was."""
+
+    orders: Sequence[Open]
+    has_more: bool
+    last_seq: Seq
+    stream_id: UUID
 
 
 @frozen
@@ -149,19 +195,41 @@ async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
 
 
 async def still_open(
-    session: Session, tenant: Tenant, final: Collection[str], since: datetime | None, limit: int
-) -> list[Open]:
-    """The oldest orders that are neither printed nor in a `final` status, changed since then."""
-    values = {"final": sorted(final), "since": since, "limit": limit}
+    session: Session, tenant: Tenant, final: Collection[str], wanted: Wanted
+) -> Page:
+    """Orders that are neither printed nor in a `final` status: the first one whatever its size."""
+    place = wanted.after or Place("-infinity", "")
+    values = {
+        "tenant": tenant.id,
+        "final": sorted(final),
+        "since": wanted.since,
+        "from": place.created_at,
+        "after": place.order_id,
+        "limit": wanted.limit,
+        "bytes": wanted.most_bytes,
+    }
     rows = await session.query(_OPEN.format(schema=schema(tenant)), values)
-    return [Open(order_id, snapshot, PrintStatus(status)) for order_id, snapshot, status in rows]
+    if not rows:
+        raise NotFound("This tenant was deleted.", code="unknown_tenant")
+    last_seq, stream_id, found = rows[0][:3]
+    found_orders = [
+        Open(Place(created_at, order_id), snapshot, PrintStatus(status))
+        for _, _, _, created_at, order_id, snapshot, status in rows
+        if order_id is not None
+    ]
+    return Page(found_orders, (found or 0) > len(found_orders), last_seq, UUID(stream_id))
 
 
 async def confirmed(
     session: Session, ids: Iterable[TenantId], final: Collection[str]
-) -> dict[TenantId, Seq]:
-    """Up to where what tills said about orders confirms everything, where that is news."""
-    return dict(await session.query(_CONFIRMED, (list(ids), sorted(final))))
+) -> tuple[dict[TenantId, Seq], dict[TenantId, str]]:
+    """Up to where what tills said about orders confirms everything, where that is news.
+
+    And by tenant why that could not be read: the SQLSTATE, then the message.
+    """
+    rows = await session.query(_CONFIRMED, (list(ids), sorted(final)))
+    found = {tenant_id: seq for tenant_id, seq, _ in rows if seq is not None}
+    return found, {tenant_id: returned(why) for tenant_id, _, why in rows if why is not None}
 
 
 async def mark(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, str]:

@@ -10,8 +10,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from posd.database.link import Session
-from posd.protocol.cursor import passed
+from posd.database.link import Row, Session
 from posd.store import schema, stream
 from posd.values import Opening, Seq, Tenant, TenantId
 
@@ -36,27 +35,32 @@ _CONNECTED: Final = """
     ON CONFLICT (connection_id) DO NOTHING
 """
 _SEEN: Final = """
-    UPDATE dinedesk_main.pos_connections AS c SET last_seen_at = s.last_seen_at, sent_seq = s.sent_seq
-      FROM unnest(%s::uuid[], %s::timestamptz[], %s::bigint[]) AS s(connection_id, last_seen_at, sent_seq)
+    UPDATE dinedesk_main.pos_connections AS c
+       SET last_seen_at = clock_timestamp() - s.ago * interval '1 second', sent_seq = s.sent_seq
+      FROM unnest(%s::uuid[], %s::float8[], %s::bigint[]) AS s(connection_id, ago, sent_seq)
      WHERE c.connection_id = s.connection_id
 """
 _DISCONNECTED: Final = """
     DELETE FROM dinedesk_main.pos_connections WHERE connection_id = ANY (%s::uuid[])
 """
-# The newest claim wins; those that lose are told through NOTIFY, whichever node they are on.
+# Of a device's connections the newest that claims it wins; older ones are told through NOTIFY, whichever
+# node they are on. Connections that claim in one statement see each other, as those that claimed before.
 _CLAIM: Final = """
-    WITH claimed AS (
-        UPDATE dinedesk_main.pos_connections SET claimed_at = clock_timestamp()
-         WHERE connection_id = %(connection)s::uuid
+    WITH w AS (
+        SELECT * FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::timestamptz[])
+                      AS w(connection_id, tenant_id, device_id, connected_at)
+    ), claimed AS (
+        UPDATE dinedesk_main.pos_connections AS c SET claimed_at = clock_timestamp()
+          FROM w WHERE c.connection_id = w.connection_id
     )
-    SELECT (c.connected_at, c.connection_id) > (%(since)s, %(connection)s::uuid),
-           CASE WHEN (c.connected_at, c.connection_id) < (%(since)s, %(connection)s::uuid) THEN
+    SELECT w.connection_id, (c.connected_at, c.connection_id) > (w.connected_at, w.connection_id),
+           CASE WHEN (c.connected_at, c.connection_id) < (w.connected_at, w.connection_id) THEN
                pg_notify('posd_control', 'superseded ' || c.connection_id)
            END
-      FROM dinedesk_main.pos_connected AS c
-     WHERE c.tenant_id = %(tenant)s AND c.device_id = %(device)s
-       AND c.connection_id <> %(connection)s::uuid
-       AND (c.connected_at <= %(since)s OR c.claimed_at IS NOT NULL)
+      FROM w JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
+     WHERE c.connection_id <> w.connection_id
+       AND (c.connected_at <= w.connected_at OR c.claimed_at IS NOT NULL
+            OR c.connection_id = ANY (%s::uuid[]))
 """
 # The connection is named, which nobody can guess who cannot read the books: a notification is anybody's.
 _DISCONNECT: Final = """
@@ -68,26 +72,30 @@ _DISCONNECT: Final = """
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
-# A nack that is older than the event of its number was about another one, which a failover has lost; one that
-# is older than a replay is what the replay is to mend.
-_OPEN: Final = """
-    SELECT h.tenant_id, h.stream_id, h.last_seq, h.pruned_seq,
-           clock_timestamp(), d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq,
-           ARRAY(SELECT n.seq FROM {schema}.pos_nacks AS n JOIN {schema}.pos_events AS e USING (seq)
-                  WHERE n.seq > c.acked_seq AND n.device_id = c.device_id
-                    AND n.created_at >= greatest(e.created_at, c.replayed_at)),
-           c.replay_after IS NOT NULL
-      FROM dinedesk_main.pos_heads AS h
-      LEFT JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = h.tenant_id AND d.device_id = %s
-      LEFT JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = h.tenant_id AND c.device_id = %s
-     WHERE h.tenant_id = %s
+_PLACES: Final = """
+    SELECT h.tenant_id, w.device_id, h.stream_id, h.last_seq, h.pruned_seq, clock_timestamp(),
+           d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq, c.replay_after IS NOT NULL
+      FROM unnest(%s::integer[], %s::text[]) AS w(tenant_id, device_id)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+      LEFT JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
+      LEFT JOIN dinedesk_main.pos_cursors AS c USING (tenant_id, device_id)
 """
-# A device that was never seen begins at the head: nobody prints last month's orders.
+# A device that was never seen begins at the head: nobody prints last month's orders. In one order
+# everywhere, so that two nodes do not wait for each other.
 _REGISTER: Final = """
-    WITH device AS (
+    WITH w AS (
+        SELECT w.tenant_id, w.device_id, w.known,
+               count(*) FILTER (WHERE NOT w.known) OVER (PARTITION BY w.tenant_id ORDER BY w.device_id)
+                   AS number
+          FROM unnest(%s::integer[], %s::text[], %s::boolean[]) AS w(tenant_id, device_id, known)
+    ), held AS (
+        SELECT d.tenant_id, count(*) AS devices FROM dinedesk_main.pos_devices AS d
+         WHERE d.tenant_id IN (SELECT w.tenant_id FROM w) GROUP BY d.tenant_id
+    ), device AS (
         INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id, last_seen_at)
-        SELECT %(tenant)s, %(device)s, now()
-         WHERE (SELECT count(*) FROM dinedesk_main.pos_devices WHERE tenant_id = %(tenant)s) < %(most)s
+        SELECT w.tenant_id, w.device_id, now() FROM w LEFT JOIN held USING (tenant_id)
+         WHERE w.known OR coalesce(held.devices, 0) + w.number <= %s
+         ORDER BY w.tenant_id, w.device_id
         ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen_at = now()
         RETURNING tenant_id, device_id
     )
@@ -95,7 +103,17 @@ _REGISTER: Final = """
     SELECT device.tenant_id, device.device_id, h.last_seq
       FROM device JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET acked_seq = pos_cursors.acked_seq
-    RETURNING acked_seq
+    RETURNING tenant_id, device_id, acked_seq
+"""
+# A nack that is older than the event of its number was about another one, which a failover has lost; one that
+# is older than a replay is what the replay is to mend.
+_REFUSED: Final = """
+    SELECT w.device_id, n.seq
+      FROM unnest(%s::text[], %s::bigint[]) AS w(device_id, acked_seq)
+      JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = %s AND c.device_id = w.device_id
+      JOIN {schema}.pos_nacks AS n ON n.device_id = w.device_id AND n.seq > w.acked_seq
+      JOIN {schema}.pos_events AS e USING (seq)
+     WHERE n.created_at >= greatest(e.created_at, c.replayed_at)
 """
 # Never backwards and never beyond the head, whatever order flushes of several nodes come in. Only the
 # first word of a legacy device takes back what was merely followed: nobody had vouched for that.
@@ -158,6 +176,15 @@ _SAID: Final = """
 """
 
 
+NODE_KNOWN: Final = "pos_connections_node_id_fkey"
+"""The constraint that a node's row is there. It is gone after a crash of PostgreSQL or a failover."""
+
+Connection = tuple[UUID, TenantId, str | None, datetime]
+"""A connection of a terminal: id, tenant, device, since when."""
+
+Place = tuple[TenantId, str | None]
+"""A terminal as its cursor names it: tenant, device."""
+
 Move = tuple[TenantId, str, UUID, Seq]
 """Where a cursor is to go: tenant, device, history, position."""
 
@@ -177,21 +204,21 @@ async def leave(session: Session, node_id: UUID) -> None:
     await session.execute(_LEAVE, (str(node_id),))
 
 
-async def connected(
-    session: Session,
-    node_id: UUID,
-    connections: Sequence[tuple[UUID, TenantId, str | None, datetime]],
-) -> None:
-    """Enter connections: id, tenant, device, since when."""
+async def connected(session: Session, node_id: UUID, connections: Sequence[Connection]) -> None:
+    """Enter connections. Fails on the constraint `NODE_KNOWN` if the node has no lease."""
+    await session.execute(_CONNECTED, (str(node_id), *_connection_columns(connections)))
+
+
+def _connection_columns(connections: Sequence[Connection]) -> tuple[list[object], ...]:
     ids, tenants, devices, since = zip(*connections, strict=True)
-    columns = ([str(each) for each in ids], list(tenants), list(devices), list(since))
-    await session.execute(_CONNECTED, (str(node_id), *columns))
+    return [str(each) for each in ids], list(tenants), list(devices), list(since)
 
 
-async def seen(session: Session, sightings: Sequence[tuple[UUID, datetime, Seq]]) -> None:
-    """Renew what is known of connections: id, when last heard of, up to where events were sent."""
-    ids, when, sent = zip(*sightings, strict=True)
-    await session.execute(_SEEN, ([str(each) for each in ids], list(when), list(sent)))
+async def seen(session: Session, sightings: Sequence[tuple[UUID, float, Seq]]) -> None:
+    """Renew what is known of connections: id, how many seconds ago it was last heard of, up to where
+    events were sent."""
+    ids, ago, sent = zip(*sightings, strict=True)
+    await session.execute(_SEEN, ([str(each) for each in ids], list(ago), list(sent)))
 
 
 async def disconnected(session: Session, ids: Iterable[UUID]) -> None:
@@ -199,16 +226,14 @@ async def disconnected(session: Session, ids: Iterable[UUID]) -> None:
     await session.execute(_DISCONNECTED, ([str(each) for each in ids],))
 
 
-async def claim(
-    session: Session, connection_id: UUID, tenant_id: TenantId, device_id: str, since: datetime
-) -> bool:
-    """Make a connection its device's one live connection; older ones are told on every node.
+async def claim(session: Session, connections: Sequence[Connection]) -> set[UUID]:
+    """Make each connection its device's one live connection; older ones are told on every node.
 
-    False: a newer connection has claimed the device already.
+    Returns those that are not: a newer connection has claimed the device.
     """
-    values = {"tenant": tenant_id, "device": device_id, "since": since}
-    rows = await session.query(_CLAIM, values | {"connection": str(connection_id)})
-    return not any(newer for newer, _ in rows)
+    columns = _connection_columns(connections)
+    rows = await session.query(_CLAIM, (*columns, columns[0]))
+    return {UUID(connection_id) for connection_id, newer, _ in rows if newer}
 
 
 async def disconnect(session: Session, tenant_id: TenantId, device_id: str) -> int | None:
@@ -217,32 +242,52 @@ async def disconnect(session: Session, tenant_id: TenantId, device_id: str) -> i
     return sum(connected for connected, _ in rows) if rows else None
 
 
-async def opening(
-    session: Session, tenant: Tenant, device_id: str | None, most_devices: int
-) -> Opening | None:
-    """Where a terminal stands, registering a device that was never seen.
+async def openings(
+    session: Session, wanted: Sequence[Place], most_devices: int
+) -> dict[Place, Opening]:
+    """Where terminals stand, registering devices that were never seen.
 
-    What it refused right after its cursor is passed, however it has acknowledged what is before.
-
-    None when the tenant is gone, or when it has too many devices to take another one.
+    Without what they refused, which `refused` tells. A terminal is missing if its tenant is gone, or has
+    too many devices to take another one.
     """
-    statement = _OPEN.format(schema=schema(tenant))
-    rows = await session.query(statement, (device_id, device_id, tenant.id))
-    if not rows:
-        return None
-    *head, at, known, acked_before, acked, nacks, recalled = rows[0]
-    if device_id is not None and (not known or acked is None):
-        most = most_devices + known
-        values = {"tenant": tenant.id, "device": device_id, "most": most}
-        registered = await session.query(_REGISTER, values)
-        if not registered:
-            return None
-        acked = registered[0][0]
+    tenants, devices = zip(*wanted, strict=True)
+    rows = await session.query(_PLACES, (list(tenants), list(devices)))
+    new = {
+        (tenant_id, device_id): known
+        for tenant_id, device_id, *_, known, _, acked, _ in rows
+        if device_id is not None and (not known or acked is None)
+    }
+    cursors: dict[Place, Seq] = {}
+    if new:
+        columns = [*zip(*new, strict=True), tuple(new.values())]
+        values = (*map(list, columns), most_devices)
+        cursors = {(row[0], row[1]): row[2] for row in await session.query(_REGISTER, values)}
+    return {
+        (row[0], row[1]): _opening(row, cursors.get((row[0], row[1])))
+        for row in rows
+        if (row[0], row[1]) not in new or (row[0], row[1]) in cursors
+    }
+
+
+def _opening(row: Row, registered: Seq | None) -> Opening:
+    tenant_id, device_id, stream_id, last_seq, pruned_seq, at, _, acked_before, acked, recalled = (
+        row
+    )
+    head = stream.load_head((tenant_id, stream_id, last_seq, pruned_seq))
     legacy = device_id is not None and not acked_before
-    refused = frozenset(nacks)
-    if acked is not None and not legacy:
-        acked, refused = passed(acked, refused)
-    return Opening(stream.load_head(tuple(head)), acked, legacy, at, refused, recalled)
+    return Opening(head, acked if registered is None else registered, legacy, at, recalled=recalled)
+
+
+async def refused(
+    session: Session, tenant: Tenant, cursors: Sequence[tuple[str, Seq]]
+) -> dict[str, frozenset[Seq]]:
+    """What devices have refused after their cursors, by device."""
+    devices, acked = zip(*cursors, strict=True)
+    values = (list(devices), list(acked), tenant.id)
+    found: dict[str, set[Seq]] = {device: set() for device in devices}
+    for device, seq in await session.query(_REFUSED.format(schema=schema(tenant)), values):
+        found[device].add(seq)
+    return {device: frozenset(seqs) for device, seqs in found.items()}
 
 
 async def acknowledged(session: Session, acks: Sequence[Move]) -> None:

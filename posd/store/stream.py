@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -11,25 +12,39 @@ from attrs import field, frozen
 from posd.database.link import Row, Session
 from posd.errors import Pruned, returned
 from posd.store import schema
-from posd.values import Event, Head, Seq, Tenant, TenantId
+from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
 _HEADS: Final = f"SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads WHERE tenant_id = ANY (%s)"
+# The first row by the only index of the outbox. It need not be the oldest, but it is one that is due.
 _POLL: Final = f"""
-    SELECT EXISTS (SELECT FROM dinedesk_main.pos_outbox), {_HEAD_COLUMNS}
+    SELECT (SELECT greatest(0, extract(epoch FROM clock_timestamp() - o.created_at))::float8
+              FROM dinedesk_main.pos_outbox AS o ORDER BY o.tenant_id, o.id LIMIT 1), {_HEAD_COLUMNS}
       FROM (SELECT 1) AS always LEFT JOIN dinedesk_main.pos_heads ON tenant_id = ANY (%s)
 """
 # The condition on the head is asked once a statement, not once a row.
+_PAGE_BYTES: Final = 256 * 1024
+"""Of events in one page: as much as a terminal's send queue takes, so that nothing is read in vain."""
+# The limit stands inside, so that no more rows are added up than may be needed.
 _AFTER: Final = """
-    SELECT seq, event_type, event_data::text, created_at, beside::text FROM {schema}.pos_events
-     WHERE seq > %s
-       AND EXISTS (SELECT FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid)
-     ORDER BY seq LIMIT %s
+    SELECT seq, event_type, data, created_at, beside
+      FROM (SELECT *, sum(octet_length(data)) OVER (ORDER BY seq) - octet_length(data) AS before
+              FROM (SELECT seq, event_type, event_data::text AS data, created_at, beside::text AS beside
+                      FROM {schema}.pos_events
+                     WHERE seq > %s
+                       AND EXISTS (SELECT FROM dinedesk_main.pos_heads
+                                    WHERE tenant_id = %s AND stream_id = %s::uuid)
+                     ORDER BY seq LIMIT %s) AS following) AS summed
+     WHERE before < %s
+     ORDER BY seq
 """
 _FLOOR: Final = """
     SELECT pruned_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid
 """
-_TAKE: Final = "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)"
+# The function is called once, and the clock is read after it: after the wait for the lock.
+_TAKE: Final = """
+    SELECT *, clock_timestamp() FROM dinedesk_main.pos_take(%s, %s::integer[], %s)
+"""
 # In here the shops' own code may run, and everybody waits for it.
 _STATES: Final = """
     SET LOCAL statement_timeout = '1s';
@@ -68,6 +83,14 @@ class OutboxRow:
 
 
 @frozen
+class Taken:
+    """What was taken out of the outbox, and when, by the database's clock."""
+
+    rows: Sequence[OutboxRow]
+    now: datetime
+
+
+@frozen
 class StoredText:
     """An order as posd last published it; the snapshot is JSON text."""
 
@@ -103,6 +126,9 @@ class Entry:
     snapshot: str | None = None
     status: str | None = None
     version: int | None = None
+    about: str | None = None
+    """The id of the order, for the log, where the entry has no `order_id`."""
+    warnings: tuple[PublishWarning, ...] = ()
 
 
 @frozen
@@ -124,10 +150,11 @@ async def heads(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Hea
     return {row[0]: load_head(row) for row in await session.query(_HEADS, (list(ids),))}
 
 
-async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[bool, list[Head]]:
-    """Whether the outbox has anything, and the heads of these tenants: all that a poll asks."""
+async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[float | None, list[Head]]:
+    """How many seconds the first row of the outbox has waited, None if the outbox is empty, and the
+    heads of these tenants: all that a poll asks."""
     rows = await session.query(_POLL, (list(ids),))
-    return bool(rows[0][0]), [load_head(row[1:]) for row in rows if row[1] is not None]
+    return rows[0][0], [load_head(row[1:]) for row in rows if row[1] is not None]
 
 
 async def after(
@@ -135,9 +162,11 @@ async def after(
 ) -> list[Event]:
     """Up to `limit` events after a position, in order; none if that is another history by now.
 
+    There are fewer where they have more than 256 KiB together, and one at least where there is any.
+
     Raises `Pruned` if the next one is kept no more.
     """
-    values = (seq, tenant.id, str(stream_id), limit)
+    values = (seq, tenant.id, str(stream_id), limit, _PAGE_BYTES)
     rows = await session.query(_AFTER.format(schema=schema(tenant)), values)
     if not rows or rows[0][0] != seq + 1:
         # Events and floor go together, so a floor that is asked for later explains what lacks.
@@ -152,7 +181,7 @@ async def after(
 
 async def take(
     session: Session, limit: int, aside: Iterable[TenantId], *, patient: bool
-) -> list[OutboxRow] | None:
+) -> Taken | None:
     """Take up to `limit` rows out of the outbox under the sequencer's lock.
 
     None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
@@ -161,7 +190,7 @@ async def take(
     rows = await session.query(_TAKE, (limit, list(aside), patient))
     if not rows[0][0]:
         return None
-    return [OutboxRow(*row[1:]) for row in rows if row[1] is not None]
+    return Taken([OutboxRow(*row[1:-1]) for row in rows if row[1] is not None], rows[0][-1])
 
 
 @frozen

@@ -43,6 +43,9 @@ class Daemon:
     folder: Path
     """Where its log is, and whatever else is to be removed should we die."""
     pid: int = field(init=False, default=0)
+    """Its process id, which is also in the file `posd.pid` of the folder."""
+    _config: Path = field(init=False, factory=Path)
+    _environ: Mapping[str, str] = field(init=False, factory=dict)
     _keeper: subprocess.Popen[bytes] | None = field(init=False, default=None)
     _manager: _Manager | None = field(init=False, default=None)
 
@@ -54,14 +57,28 @@ class Daemon:
         before it is stopped. Raises `DaemonFailed`.
         """
         daemon = cls(folder)
-        daemon._manager = manager = _Manager(folder / "notify")
+        daemon._config = config
+        daemon._environ = {**environ, "NOTIFY_SOCKET": str(folder / "notify")}
+        daemon._manager = _Manager(folder / "notify")
         try:
-            daemon._launch(config, {**environ, "NOTIFY_SOCKET": str(folder / "notify")})
-            daemon._await(manager.ready)
+            daemon.run_again()
         except BaseException:
             daemon.stop()
             raise
         return daemon
+
+    def run_again(self) -> None:
+        """Start the daemon, after it has ended if it ran before, and wait until it is ready.
+
+        Raises `DaemonFailed`. Blocking.
+        """
+        assert self._manager is not None
+        if self._keeper is not None:
+            self._end(self._keeper)
+        self._manager.ready.clear()
+        self._launch(self._config, self._environ)
+        (self.folder / "posd.pid").write_text(f"{self.pid}\n")
+        self._await(self._manager.ready)
 
     def __enter__(self) -> Self:
         return self

@@ -19,8 +19,9 @@ from posd.errors import BadRequest, NotFound, Refusal
 from posd.security.auth import Authenticator, of_kind
 from posd.security.connection_limits import Connections
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
+from posd.web.http.call import Call, Door
 from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import Answer, Call, Door, answer, unanswered, write
+from posd.web.http.requests import Answer, answer, unanswered, write
 from posd.web.http.site import BoundedChannel
 from posd.web.websocket import TillFactory
 
@@ -123,6 +124,7 @@ class WebSocketDoor(Resource):
 
     async def _admit(self, call: Call) -> Admitted:
         """Check everything, in an order that tells a stranger nothing about tenants."""
+        call.check_rate()
         slug = self._slug(call)
         _check_handshake(call)
         position = resume_position(call)
@@ -151,14 +153,15 @@ def _last(call: Call) -> str:
 
 
 def _check_handshake(call: Call) -> None:
-    """RFC 6455 §4.2.1, so that no refusal is left to come without a body."""
-    upgrade = (call.header("upgrade") or "").lower()
-    connection = call.header("connection") or ""
-    tokens = {token.strip().lower() for token in connection.split(",")}
+    """Check what RFC 6455 §4.2.1 demands. Autobahn would refuse it without a body.
+
+    Upgrade and Connection are lists (RFC 9110 §7.6.1, §7.8). Proxies join and split their lines.
+    """
     request = (call.request.method, call.request.clientproto)
-    if request != (b"GET", b"HTTP/1.1") or upgrade != "websocket" or "upgrade" not in tokens:
+    wanted = "websocket" in call.members("upgrade") and "upgrade" in call.members("connection")
+    if request != (b"GET", b"HTTP/1.1") or not wanted:
         raise UpgradeRequired("A WebSocket is spoken here.")
-    if call.header("sec-websocket-version") != "13":
+    if set(call.headers("sec-websocket-version")) != {"13"}:
         raise UpgradeRequired("Only version 13 of the WebSocket protocol is spoken here.")
     keys = call.headers("sec-websocket-key")
     try:

@@ -141,7 +141,9 @@ class EventStream:
             by, code, why = self._ending
             seconds = self._reactor.seconds() - self._opened_at
             self._exchange.closed(self._session)
-            self._session.log_end(by=by, code=code, why=why, seconds=seconds)
+            self._exchange.connection_log.ended(
+                self._session, by=by, code=code, why=why, seconds=seconds
+            )
 
 
 def _hasten(transport: Any) -> None:

@@ -11,7 +11,7 @@ the traps of Autobahn under twisted.web are defused:
 - `onOpen` may come after `onClose`, when the peer left during the handshake.
 - Autobahn never sets TCP_NODELAY on Twisted: 40 ms for every second message in a row.
 - Its defaults limit nothing: every limit is set. Frames it does not count at all, and empty ones
-  cost their sender next to nothing: they are counted here.
+  cost their sender next to nothing: each is charged here when its header has come, before its payload.
 - It reads the request a second time, refuses what it does not like without a body, and logs what
   that was: it gets a handshake of ours, with the key of the handshake and nothing else of the till's.
 - A peer that does not read keeps a connection that was closed open for ever: however a connection
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from typing import Final
 
@@ -42,6 +43,7 @@ from posd.delivery.session import Session
 from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
+from posd.security.request_rates import RequestRates, account_of
 from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
 
 _MESSAGE_BYTES: Final = 64 * 1024
@@ -109,9 +111,12 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
     _log = Logger()
     dialect = WEBSOCKET
 
-    def __init__(self, admitted: Admitted, exchange: Exchange, reactor: IReactorTime) -> None:
+    def __init__(
+        self, admitted: Admitted, exchange: Exchange, rates: RequestRates, reactor: IReactorTime
+    ) -> None:
         super().__init__()
         self._admitted = admitted
+        self._charge = partial(rates.heard, account_of(admitted.terminal))
         self._exchange = exchange
         self._traffic = exchange.instruments.traffic
         self._reactor = reactor
@@ -139,7 +144,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self._fragments = self._fragments + 1 if opcode == _CONTINUATION else 0
         if self._fragments > _MOST_FRAGMENTS:
             self._shut_ears(TOO_BIG)
-        elif self._intake is not None and not self._intake.count_frame():
+        elif self._intake is not None and not self._intake.frame(self.current_frame.length):
             self._shut_ears(POLICY)
         super().onFrameBegin()
 
@@ -151,7 +156,10 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self.transport.setTcpNoDelay(True)
         with self._guard():
             session = self._exchange.open(self._admitted.terminal, self._admitted.opening, self)
-            self._intake = Intake(self._reactor, self.transport, session.heard, self._fail)
+            self._intake = Intake(
+                self._reactor, self.transport, session.heard, self._fail, self._charge
+            )
+            session.costly = self._intake.costly
             self._session = session
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -270,9 +278,8 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             by, code, why = "posd", self.localCloseCode, (self.localCloseReason or b"").decode()
         elif self._dropped:
             by, why = "posd", self._dropped
-        session.log_end(
-            by=by, code=code, why=why, seconds=self._reactor.seconds() - self._opened_at
-        )
+        seconds = self._reactor.seconds() - self._opened_at
+        self._exchange.connection_log.ended(session, by=by, code=code, why=why, seconds=seconds)
 
 
 class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
@@ -280,9 +287,10 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     log = Options.log
 
-    def __init__(self, exchange: Exchange, reactor: IReactorTime) -> None:
+    def __init__(self, exchange: Exchange, rates: RequestRates, reactor: IReactorTime) -> None:
         super().__init__(server=f"posd/{__version__}", reactor=reactor)
         self._exchange = exchange
+        self._rates = rates
         self._clock = reactor
 
     def upgrade(self, request: Request, admitted: Admitted) -> object:
@@ -294,7 +302,7 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     def protocol_for(self, admitted: Admitted) -> TillProtocol:
         """The protocol of one connection."""
-        protocol = TillProtocol(admitted, self._exchange, self._clock)
+        protocol = TillProtocol(admitted, self._exchange, self._rates, self._clock)
         protocol.factory = self
         return protocol
 

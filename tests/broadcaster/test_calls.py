@@ -19,6 +19,7 @@ from posd.broadcaster.calls import (
     PublishFailed,
 )
 from posd.protocol.jsontext import encode
+from posd.values import PublishWarning
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
@@ -64,6 +65,20 @@ class Judging(SynchronousTestCase):
         self, status: int, body: bytes
     ) -> None:
         self.failure(status, body)
+
+    def test_warnings_are_handed_on(self) -> None:
+        body = encode(
+            {
+                "id": 7,
+                "connections": 2,
+                "warnings": [{"member": "total", "code": "c", "message": "m"}],
+            }
+        )
+        published = a_call("k").judge(Answer(201, {}, body), NOW)
+        self.assertEqual(published.warnings, (PublishWarning("total", "c", "m"),))
+        for warnings in (b"7", b"[7]", b'[{"member":"total"}]'):
+            odd = body.replace(body[body.index(b"[") : -1], warnings)
+            self.assertRaises(PublishFailed, a_call("k").judge, Answer(201, {}, odd), NOW)
 
     def test_a_publication_is_understood(self) -> None:
         body = encode({"success": True, "id": 1042, "connections": 3})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -64,7 +66,9 @@ class DemoTests(SynchronousTestCase):
         assert process.stdout is not None
         about = decode(process.stdout.readline())
         assert isinstance(about, dict)
-        self.assertEqual(list(about), ["url", "tenant", "device", "ca", "config", "dsn", "keys"])
+        self.assertEqual(
+            list(about), ["url", "tenant", "device", "ca", "config", "pidFile", "dsn", "keys"]
+        )
         first, second = (decode(process.stdout.readline()) for _ in range(2))
         assert isinstance(first, dict)
         assert isinstance(second, dict)
@@ -101,6 +105,68 @@ class DemoTests(SynchronousTestCase):
         self.soon(lambda: not Path(about["config"]).parent.exists())
         self.soon(lambda: not _listens(host, port))
 
+    def test_a_posd_that_is_killed_is_started_again_on_the_same_database(self) -> None:
+        process = self.demo("--json", "--dir", str(self.folder / "demo"))
+        assert process.stdout is not None
+        about = decode(process.stdout.readline())
+        assert isinstance(about, dict)
+        self.assertEqual(about["pidFile"], str(self.folder / "demo" / "posd.pid"))
+        ids = []
+        for how in (signal.SIGKILL, signal.SIGTERM, None):
+            order = decode(process.stdout.readline())
+            assert isinstance(order, dict)
+            ids.append(order["id"])
+            if how is not None:
+                before = Path(about["pidFile"]).read_text()
+                os.kill(int(before), how)
+                self.soon(partial(self.is_changed, Path(about["pidFile"]), before))
+        self.assertEqual(ids, [1, 2, 3])
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, err)
+        self.assertEqual(err.count("posd had ended, and runs again as process"), 2, err)
+        self.assertFalse((self.folder / "demo").is_symlink())
+
+    def test_it_can_be_reached_at_an_address_that_others_can_use(self) -> None:
+        for host in ("127.0.0.2", "localhost"):
+            process = self.demo("--json", "--host", host)
+            assert process.stdout is not None
+            about = decode(process.stdout.readline())
+            assert isinstance(about, dict)
+            self.assertTrue(about["url"].startswith(f"wss://{host}:"), about)
+            trusted = ssl.create_default_context(cafile=about["ca"])
+            port = int(about["url"].rpartition(":")[2])
+            for name in (host, "localhost"):
+                with socket.create_connection((name, port)) as plain:
+                    trusted.wrap_socket(plain, server_hostname=name).close()
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=PATIENCE)
+
+    def test_an_address_that_cannot_be_listened_on_is_named(self) -> None:
+        for host, code, word in (
+            ("0.0.0.0", os.EX_USAGE, "hostname -I"),
+            ("::", os.EX_USAGE, "hostname -I"),
+            ("192.0.2.1", os.EX_NOHOST, "not this machine"),
+            ("no-such-host.invalid", os.EX_NOHOST, "neither an address nor"),
+        ):
+            process = self.demo("--host", host)
+            _, err = process.communicate(timeout=PATIENCE)
+            self.assertEqual(process.returncode, code, err)
+            self.assertRegex(err, rf"\Aposctl: --host {host!r}.*{word}.*\n\Z".replace("'", "'?"))
+
+    def test_a_folder_that_is_there_is_not_replaced_unless_a_demonstration_has_left_it(
+        self,
+    ) -> None:
+        (self.folder / "mine").mkdir()
+        process = self.demo("--once", "--dir", str(self.folder / "mine"))
+        _, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, os.EX_CANTCREAT, err)
+        self.assertIn("exists already", err)
+        (self.folder / "left").symlink_to("/tmp/posd-demo-that-is-gone")
+        process = self.demo("--once", "--dir", str(self.folder / "left"))
+        _, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, err)
+
     def test_a_port_in_use_is_named_before_anything_is_started(self) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -116,6 +182,9 @@ class DemoTests(SynchronousTestCase):
         out, err = process.communicate(timeout=PATIENCE)
         self.assertEqual((process.returncode, out), (os.EX_UNAVAILABLE, ""))
         self.assertRegex(err, rf"\Aposctl: POSD_PG_BIN={self.folder} has no .*\n\Z")
+
+    def is_changed(self, path: Path, before: str) -> bool:
+        return path.read_text() not in ("", before)
 
     def soon(self, holds: Callable[[], bool]) -> None:
         """Wait for another process; this is no time that a clock of ours could tell."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -50,6 +51,21 @@ class PublishTests(SynchronousTestCase):
 
     def test_people_are_told_in_words(self) -> None:
         self.assertEqual(self.publish("{}"), Ran(0, "Published as event 1 of kitchen.\n", ""))
+
+    def test_what_was_repaired_or_not_read_is_named(self) -> None:
+        odd = r'{"orderId": "A-1", "customerName": "Anna \ud83d", "totalAmount": "14,20"}'
+        ran = self.publish(odd, "--json", kind="new_order")
+        self.assertEqual(ran.code, 0)
+        self.assertEqual(
+            [
+                (each["member"], each["code"])
+                for each in cast("dict[str, Any]", ran.json)["warnings"]
+            ],
+            [("customerName", "character_replaced"), ("totalAmount", "unreadable")],
+        )
+        self.assertEqual(len(ran.err.splitlines()), 2)
+        self.assertIn("posctl: warning: totalAmount (unreadable): ", ran.err)
+        self.assertNotIn("14,20", ran.err + ran.out)
 
     def test_the_daemons_own_role_is_enough(self) -> None:
         self.assertEqual(self.publish("{}", dsn=as_role(self.dsn, "posd")).code, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import closing
 
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database import migrations
@@ -39,6 +39,38 @@ class BootstrapTests(SynchronousTestCase):
         self.assertEqual(ran.code, 0)
         self.assertIn("was there already", ran.out)
         self.assertIn("Next: posctl migrate", ran.out)
+
+    def test_a_database_that_is_not_utf8_is_refused_before_anything_is_made(self) -> None:
+        for encoding in ("LATIN1", "SQL_ASCII"):
+            name = f"posd_{encoding.lower()}"
+            execute(
+                self.dsn,
+                f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0",
+            )
+            dsn = str(make_dsn(self.dsn, dbname=name))
+            self.addCleanup(self.server.drop_database, dsn)
+            for command in ("bootstrap", "migrate"):
+                ran = posctl(command, dsn=dsn)
+                self.assertEqual(ran.code, os.EX_CONFIG, ran.err)
+            ran = posctl("bootstrap", dsn=dsn)
+            self.assertRegex(
+                ran.err, rf"\Aposctl: .*{name} is {encoding}.*encoding UTF8.*bootstrap.*\n\Z"
+            )
+            self.assertEqual(
+                execute(dsn, "SELECT FROM pg_namespace WHERE nspname = 'dinedesk_main'"), []
+            )
+
+    def test_a_server_that_is_too_old_is_named_and_nothing_is_made_in_it(self) -> None:
+        self.patch(migrations, "OLDEST", 990000)
+        missing = str(make_dsn(self.dsn, dbname="posd_never_made"))
+        for dsn, commands in ((self.dsn, ("bootstrap", "migrate")), (missing, ("bootstrap",))):
+            for command in commands:
+                ran = posctl(command, dsn=dsn)
+                self.assertEqual(ran.code, os.EX_CONFIG, ran.err)
+                if command == "bootstrap":
+                    self.assertRegex(ran.err, r"PostgreSQL \d.* is too old: posd needs 99 or newer")
+        rows = execute(self.dsn, "SELECT FROM pg_database WHERE datname = 'posd_never_made'")
+        self.assertEqual(rows, [])
 
     def test_who_is_no_superuser_is_told_so(self) -> None:
         posctl("bootstrap", dsn=self.dsn)

@@ -7,7 +7,7 @@ import os
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.testing.postgres import test_server
-from tests.cli_runner import as_role, execute, migrated_database, posctl
+from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
 
 KITCHEN = {
     "id": 1,
@@ -16,6 +16,7 @@ KITCHEN = {
     "schema": "dinedesk_kitchen",
     "currency": "GBP",
     "timezone": "Europe/London",
+    "defaultRegion": "GB",
 }
 BISTRO = {
     "id": 2,
@@ -24,6 +25,7 @@ BISTRO = {
     "schema": "dinedesk_le_bistro",
     "currency": "EUR",
     "timezone": "Europe/Paris",
+    "defaultRegion": "FR",
 }
 ADD_BISTRO = (
     *("tenant", "add", "le-bistro", "--name", "Le Bistro [bold]"),
@@ -97,6 +99,139 @@ class AddTests(SynchronousTestCase):
             ran = posctl("tenant", "add", "grill", "--name", "N", "--currency", wrong)
             self.assertEqual(ran.code, os.EX_USAGE)
             self.assertIn("such as GBP", ran.err)
+
+    def test_telephone_numbers_are_of_the_country_of_the_time_zone(self) -> None:
+        ran = posctl(*ADD_BISTRO, dsn=self.dsn)
+        self.assertEqual(ran.err, "")
+        self.assertIn("in EUR, times of Europe/Paris, telephone numbers of FR.", ran.out)
+        given = ("tenant", "add", "corner", "--name", "Corner", "--region", "ie", "--json")
+        shown = posctl(*given, dsn=self.dsn).json
+        assert isinstance(shown, dict)
+        self.assertEqual(shown["defaultRegion"], "IE")
+        for wrong in ("QQ", "GBR", "1", ""):
+            ran = posctl("tenant", "add", "x", "--name", "X", "--region", wrong)
+            self.assertEqual(ran.code, os.EX_USAGE)
+            self.assertIn("such as GB or FR", ran.err)
+
+    def test_a_default_that_does_not_go_with_what_was_given_is_doubted(self) -> None:
+        for number, (options, words) in enumerate(
+            (
+                (("--timezone", "Europe/Paris"), ("currency is GBP", "region is FR")),
+                (("--currency", "EUR"), ("time zone is Europe/London", "EUR")),
+                (("--region", "FR"), ("currency is GBP", "time zone is Europe/London")),
+                (("--timezone", "UTC"), ("of no country", "region is GB")),
+                (("--timezone", "Europe/Jersey"), ()),
+                ((), ()),
+            )
+        ):
+            ran = posctl("tenant", "add", f"t{number}", "--name", "T", *options, dsn=self.dsn)
+            self.assertEqual(ran.code, 0)
+            for word in words:
+                self.assertIn(word, ran.err)
+            if not words:
+                self.assertEqual(ran.err, "")
+
+
+class RegionTests(SynchronousTestCase):
+    """A shop in Paris that was made as one in Great Britain."""
+
+    def setUp(self) -> None:
+        self.dsn = migrated_database()
+        self.addCleanup(test_server().drop_database, self.dsn)
+        execute(
+            self.dsn,
+            "UPDATE dinedesk_main.tenants SET timezone = 'Europe/Paris', currency = 'EUR'",
+        )
+
+    def accounts(self, *numbers: str) -> None:
+        for number in numbers:
+            execute(
+                self.dsn,
+                "INSERT INTO dinedesk_kitchen.loyalty_accounts (phone) VALUES (%s)",
+                number,
+            )
+
+    def region(self, *arguments: str) -> Ran:
+        return posctl("tenant", "region", "kitchen", *arguments, dsn=self.dsn)
+
+    def stored(self) -> str:
+        return str(execute(self.dsn, "SELECT default_region FROM dinedesk_main.tenants")[0][0])
+
+    def test_it_is_shown(self) -> None:
+        ran = self.region()
+        self.assertEqual((ran.code, ran.out), (0, "Telephone numbers of kitchen are of GB.\n"))
+        self.assertRegex(posctl("tenant", "list", dsn=self.dsn).out, r"Europe/Paris +GB +yes")
+
+    def test_it_is_changed_where_no_customer_loses_anything(self) -> None:
+        self.accounts("+447700900123", "+33612345678")
+        ran = self.region("fr")
+        self.assertEqual(ran.code, 0, ran.err)
+        self.assertIn("are of FR now, not of GB", ran.out)
+        self.assertEqual(self.stored(), "FR")
+
+    def test_accounts_that_would_be_left_behind_are_named_and_nothing_is_changed(self) -> None:
+        self.accounts("+44612345678", "+33612345678", "+44687654321", "+447700900123")
+        ran = self.region("FR")
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertRegex(ran.out, r"\+44612345678 +\+33612345678 +has an account too")
+        self.assertRegex(ran.out, r"\+44687654321 +\+33687654321 +–")
+        self.assertNotIn("+447700900123", ran.out)
+        self.assertEqual(
+            ran.err,
+            "posctl: 2 accounts would be left behind, so nothing was changed; --keep-accounts changes"
+            " the region all the same\n",
+        )
+        self.assertEqual(self.stored(), "GB")
+        told = self.region("FR", "--json")
+        assert isinstance(told.json, dict)
+        self.assertEqual(told.json["defaultRegion"], "GB")
+        self.assertEqual([each["merges"] for each in told.json["accounts"]], [True, False])
+
+    def test_who_says_so_changes_it_and_no_account(self) -> None:
+        self.accounts("+44612345678", "+33612345678")
+        ran = self.region("FR", "--keep-accounts")
+        self.assertEqual(ran.code, 0, ran.err)
+        self.assertEqual(self.stored(), "FR")
+        rows = execute(self.dsn, "SELECT phone FROM dinedesk_kitchen.loyalty_accounts ORDER BY 1")
+        self.assertEqual(rows, [("+33612345678",), ("+44612345678",)])
+
+    def test_each_change_is_recorded_however_it_is_made(self) -> None:
+        self.region("FR")
+        posctl("tenant", "disable", "kitchen", dsn=self.dsn)
+        execute(self.dsn, "UPDATE dinedesk_main.tenants SET name = 'Renamed', currency = 'CHF'")
+        rows = execute(
+            self.dsn,
+            "SELECT setting, before, after, changed_by FROM dinedesk_main.pos_tenant_changes"
+            " WHERE changed_at > (SELECT created_at FROM dinedesk_main.tenants) ORDER BY id OFFSET 2",
+        )
+        self.assertEqual(
+            rows,
+            [
+                ("default_region", "GB", "FR", "postgres"),
+                ("is_active", "true", "false", "postgres"),
+                ("currency", "EUR", "CHF", "postgres"),
+            ],
+        )
+
+    def test_a_table_of_the_shops_own_is_not_looked_into(self) -> None:
+        execute(self.dsn, "ALTER TABLE dinedesk_kitchen.loyalty_accounts OWNER TO postgres")
+        self.accounts("+44612345678")
+        self.assertEqual(self.region("FR").code, 0)
+
+    def test_the_doctor_tells_of_a_shop_whose_numbers_are_of_another_country(self) -> None:
+        told = posctl("doctor", "--json", dsn=self.dsn).json
+        assert isinstance(told, dict)
+        (line,) = (each for each in told["lines"] if each["part"] == "region")
+        self.assertIn("posctl tenant region kitchen FR", line["remedy"])
+        self.region("FR")
+        told = posctl("doctor", "--json", dsn=self.dsn).json
+        assert isinstance(told, dict)
+        self.assertEqual([each for each in told["lines"] if each["part"] == "region"], [])
+
+    def test_a_tenant_that_there_is_not(self) -> None:
+        ran = posctl("tenant", "region", "kitchem", "FR", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertIn('did you mean "kitchen"?', ran.err)
 
 
 class ListTests(SynchronousTestCase):

@@ -7,7 +7,16 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from posd.client import CannotProcess, Ending, Next, PositionFile, ReceivedEvent, Summary, Till
+from posd.client import (
+    CannotProcess,
+    Ending,
+    Fault,
+    Next,
+    PositionFile,
+    ReceivedEvent,
+    Summary,
+    Till,
+)
 from posd.client.till import STEADY
 from posd.values import Position
 from tests.till_case import STREAM, TillCase, refusal
@@ -224,7 +233,8 @@ class Refusals(TillCase):
         assert pump is not None
         self.pumps.append(pump)
         self.flush()
-        self.assertIn("no WebSocket", self.endings[0].reason)
+        self.assertIn("not by HTTP", self.endings[0].reason)
+        self.assertIs(self.endings[0].fault, Fault.NO_ANSWER)
 
 
 class Stopping(TillCase):

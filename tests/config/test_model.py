@@ -86,6 +86,7 @@ class DefaultsTests(LoadCase):
                     "certificate": "/c.pem",
                     "private_key": "/k.pem",
                     "minimum_version": "1.2",
+                    "legacy_ciphers": False,
                     "client_ca": None,
                 },
                 "delivery": {
@@ -100,6 +101,9 @@ class DefaultsTests(LoadCase):
                     "connections_per_tenant": 200,
                     "failed_auth_per_minute": 20,
                     "publish_per_second_per_tenant": 200,
+                    "requests_per_second_per_credential": 50,
+                    "bytes_per_second_per_credential": 1024 * 1024,
+                    "requests_per_second_per_address": 200,
                 },
                 "logging": {"level": "info", "format": "journal"},
             },
@@ -178,6 +182,7 @@ class ValuesTests(LoadCase):
             certificate = "/c.pem"
             private_key = "/k.pem"
             minimum_version = "1.3"
+            legacy_ciphers = true
             client_ca = "/a.pem"
             [delivery]
             heartbeat = "1s"
@@ -190,6 +195,9 @@ class ValuesTests(LoadCase):
             connections_per_tenant = 2
             failed_auth_per_minute = 3
             publish_per_second_per_tenant = 4
+            requests_per_second_per_credential = 5
+            bytes_per_second_per_credential = "16KiB"
+            requests_per_second_per_address = 7
             [logging]
             level = "debug"
             format = "json"
@@ -204,9 +212,9 @@ class ValuesTests(LoadCase):
                     Listener("inside", "tcp6:9443", tls=True, proxies=proxies),
                     Listener("local", "tcp:9011:interface=127.0.0.1", trusted=True),
                 ),
-                TLS("/c.pem", "/k.pem", "1.3", "/a.pem"),
+                TLS("/c.pem", "/k.pem", "1.3", True, "/a.pem"),
                 Delivery(1.0, 524_288, 43_200.0),
-                Limits(262_144, 1_048_576, 1, 2, 3, 4),
+                Limits(262_144, 1_048_576, 1, 2, 3, 4, 5, 16_384, 7),
                 Logging("debug", "json"),
             ),
         )

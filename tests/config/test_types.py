@@ -157,7 +157,7 @@ class CredentialsTests(SynchronousTestCase):
 
     def test_a_credential_stands_for_any_text_without_the_newline_at_its_end(self) -> None:
         (self.folder / "dsn").write_text("dbname=posd password=hunter2\n")
-        (self.folder / "pause").write_text("5s")
+        (self.folder / "pause").write_text("\ufeff5s\r\n", "utf-8", newline="")
         (self.folder / "proxy").write_text("192.0.2.1\r\n")
         for kind, raw, meant in (
             (Dsn(), {"credential": "dsn"}, "dbname=posd password=hunter2"),

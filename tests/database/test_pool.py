@@ -167,7 +167,7 @@ class ShareTests(PoolCase):
     async def test_nothing_is_kept_of_a_tenant_that_asks_nothing(self) -> None:
         database = await self.started(2)
         await gatherResults([begin(database.query("SELECT 1", tenant=t)) for t in (1, 1, 1, 2)])
-        self.assertEqual(database._shares, {})
+        self.assertEqual((database._checkout._queues, database._checkout._held), ({}, {}))
 
     async def test_a_share_is_given_back_by_what_fails(self) -> None:
         database = await self.started(3)
@@ -235,7 +235,7 @@ class OutageTests(PoolCase):
         with self.assertRaises(LookupError):
             await database.transaction(work)
         self.assertEqual(await waiting[0], [(1,)])
-        self.assertEqual(len(database._idle), 1)
+        self.assertEqual(database.use.idle, 1)
 
     async def test_a_pool_heals_when_its_server_restarts(self) -> None:
         server = Server.start()

@@ -72,6 +72,15 @@ class Keys:
     keys: list[int] = field(factory=list)
     tenants: list[TenantId] = field(factory=list)
 
+    looks: int = 0
+    distrusted: int = 0
+
+    def distrust(self) -> None:
+        self.distrusted += 1
+
+    async def look(self) -> None:
+        self.looks += 1
+
     def forget_key(self, key_id: int) -> None:
         self.keys.append(key_id)
 
@@ -129,6 +138,7 @@ class NotificationTests(FeedCase):
         # What comes, comes by NOTIFY.
         self.patch(module, "_POLL_SECONDS", 3600.0)
         self.patch(module, "_RECHECK_SECONDS", 3600.0)
+        self.patch(module, "_KEYS_SECONDS", 3600.0)
 
     async def test_what_is_in_the_outbox_wakes_the_sequencer(self) -> None:
         await self.started()
@@ -148,6 +158,15 @@ class NotificationTests(FeedCase):
         await until(lambda: bool(self.keys.tenants), "both were heard")
         self.assertEqual((self.keys.keys, self.keys.tenants), ([5], [2]))
         self.assertEqual(self.tills.rechecked, [5, None])
+
+    async def test_what_changes_of_keys_is_looked_at_each_time(self) -> None:
+        feed = await self.started()
+        self.assertEqual((self.keys.distrusted, self.keys.looks), (1, 1))
+        for count, news in enumerate(("keys", "key 5", "tenant 2"), 2):
+            self.notify("posd_control", news)
+            await self.passed(feed)
+            self.assertEqual(self.keys.looks, count)
+        self.assertEqual(self.keys.distrusted, 1)
 
     async def test_a_connection_that_is_superseded_is_told(self) -> None:
         await self.started()
@@ -209,6 +228,14 @@ class PollTests(FeedCase):
         before = self.numbers.woken
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
         await until(lambda: self.numbers.woken > before, "the sequencer was woken")
+
+    async def test_it_is_known_how_long_the_outbox_has_waited(self) -> None:
+        feed = await self.started()
+        self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
+        self.admin.run("UPDATE dinedesk_main.pos_outbox SET created_at = now() - interval '1 hour'")
+        await until(lambda: feed.outbox_seconds > 3000, "what waits was seen")
+        self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
+        await until(lambda: feed.outbox_seconds == 0, "the empty outbox was seen")
 
     async def test_without_notify_the_poll_finds_where_the_streams_are(self) -> None:
         await self.deafened()

@@ -26,6 +26,7 @@ from posd.errors import (
 )
 from posd.security.connection_limits import Connections
 from posd.values import KeyKind, Opening, Position, Principal, Resync, Seq
+from tests.database.test_checkout import stack_depth
 from tests.delivery_case import (
     KITCHEN,
     NOON,
@@ -298,6 +299,22 @@ class WaitingTests(PollCase):
     def test_an_event_that_came_while_it_was_looked_up_is_not_missed(self) -> None:
         self.log.commit()
         self.assertEqual(ids(self.get(10, PATIENT)), [11])
+
+    def test_thousands_that_wait_are_answered_with_one_read_on_a_flat_stack(self) -> None:
+        self.connections.total = self.connections.per_tenant = 2000
+        depths: set[int] = set()
+
+        def note(batch: Batch) -> Batch:
+            depths.add(stack_depth())
+            return batch
+
+        waiting = [self.ask(10, Wish(seconds=20)).addCallback(note) for _ in range(2000)]
+        reads = len(self.log.reads)
+        self.commit()
+        for each in waiting:
+            self.assertEqual(self.successResultOf(each).position, 11)
+        self.assertEqual(len(self.log.reads) - reads, 1)
+        self.assertEqual(len(depths), 1)
 
     def test_a_wake_for_nothing_wakes_nobody(self) -> None:
         asking = self.ask(10, PATIENT)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from twisted.logger import capturedLogs
+from twisted.internet.defer import gatherResults
+from twisted.logger import LogLevel, capturedLogs
 
 from posd.database import migrations
 from posd.database.pool import Database
@@ -18,6 +19,7 @@ from posd.testing.postgres import test_server
 from posd.values import KeyKind, Principal, PrintStatus, Tenant, Terminal
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 from tests.schema_case import two_shops
+from tests.shifted_clock import shift
 
 KITCHEN = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
 GRILL = Tenant(2, "grill", "The grill", "dinedesk_grill")
@@ -59,9 +61,8 @@ class PresenceTests(DatabaseCase):
 
     async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
         """A terminal that is registered, with its cursor at 100, and noted as connected."""
-        opening = await books.opening(self.pool, KITCHEN, device, 10)
-        assert opening is not None
-        terminal = terminal_of(device, stream_id=opening.head.stream_id)
+        found = await books.openings(self.pool, [(KITCHEN.id, device)], 10)
+        terminal = terminal_of(device, stream_id=found[KITCHEN.id, device].head.stream_id)
         presence.connected(terminal)
         return terminal
 
@@ -106,16 +107,17 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         self.assertEqual(self.connected(), ["front"])
 
-    async def test_a_node_that_was_buried_while_it_wrote_comes_back(self) -> None:
+    async def test_a_node_that_was_buried_while_it_wrote_comes_back_without_a_word(self) -> None:
         presence = await self.presence()
+        await self.opened(presence, "back")
         await presence.flush()
         self.lose_the_books()
         await self.opened(presence)
-        await presence.flush()
-        self.assertEqual(self.connected(), [])
-        await presence._renew()
-        await presence.flush()
-        self.assertEqual(self.connected(), ["front"])
+        with capturedLogs() as logged:
+            await presence.flush()
+            await presence.flush()
+        self.assertEqual(self.connected(), ["back", "front"])
+        self.assertEqual([each for each in logged if each["log_level"] is LogLevel.error], [])
 
     async def test_an_acknowledgement_moves_the_cursor_and_never_back(self) -> None:
         presence = await self.presence()
@@ -181,7 +183,7 @@ class PresenceTests(DatabaseCase):
             presence.said(front, "status", b"{}")
             presence.said(front, "status", b'"%b"' % (b"x" * 60_000))
             presence.refused(front, 1, "no paper")
-        self.assertEqual(presence._notes.sizes[KITCHEN] >> 20, 1)
+        self.assertEqual(presence._messages._pending.sizes[KITCHEN] >> 20, 1)
         presence.refused(other, 1, "no paper")
         await presence.flush()
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_grill.pos_nacks"), 1)
@@ -192,10 +194,10 @@ class PresenceTests(DatabaseCase):
         for _ in range(3):
             presence.said(front, "status", b'"%b"' % (b"x" * 1_000_000))
         presence.refused(front, 1, "no paper")
-        with self.assertRaises(Unavailable):
-            self.patch(books, "nacks", _away)
-            await presence.flush()
-        self.assertLess(presence._notes.sizes[KITCHEN], 1000)
+        self.patch(books, "nacks", _away)
+        await presence.flush()
+        self.assertLess(presence._messages._pending.sizes[KITCHEN], 1000)
+        self.assertEqual(len(presence._messages._pending.nacks[KITCHEN]), 1)
 
     async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
         presence = await self.presence()
@@ -206,7 +208,8 @@ class PresenceTests(DatabaseCase):
         with self.assertRaises(Unavailable):
             await presence.flush()
         presence.said(front, "status", b"{}")
-        presence._database = await self.database()
+        self.pool.startService()
+        await self.pool.when_up()
         await presence.flush()
         await presence.flush()
         self.assertEqual(self.connected(), ["front"])
@@ -244,7 +247,7 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.printing(), [("a", "pending"), ("b", "pending")])
         await presence.mark()
         self.assertEqual(self.printing(), [("a", "sent_to_pos"), ("b", "pending")])
-        self.assertEqual(presence._unmarked, set())
+        self.assertEqual(presence._marks._unmarked, set())
 
     async def test_a_mark_that_has_to_wait_is_tried_again(self) -> None:
         presence = await self.presence()
@@ -258,7 +261,7 @@ class PresenceTests(DatabaseCase):
         self.patch(orders, "mark", _away)
         with self.assertRaises(Unavailable):
             await presence.mark()
-        self.assertEqual(presence._unmarked, {1})
+        self.assertEqual(presence._marks._unmarked, {1})
 
     async def test_a_mark_that_is_refused_is_logged_and_not_tried_for_ever(self) -> None:
         presence = await self.presence()
@@ -268,7 +271,7 @@ class PresenceTests(DatabaseCase):
         with capturedLogs() as logged:
             await presence.mark()
         self.assertIn("42703", " ".join(str(event.get("reason")) for event in logged))
-        self.assertEqual(presence._unmarked, set())
+        self.assertEqual(presence._marks._unmarked, set())
 
     async def test_what_a_till_says_of_an_order_moves_the_head(self) -> None:
         presence = await self.presence()
@@ -276,11 +279,35 @@ class PresenceTests(DatabaseCase):
         self.place("b", 9)
         front = await self.opened(presence)
         await presence.printed(front, "a", PrintStatus.PRINTED, "")
+        await presence.mark()
         await presence.flush()
         self.assertEqual(self.head(), (0, 7))
         await presence.printed(front, "b", PrintStatus.FAILED, "no paper")
+        await presence.mark()
         await presence.flush()
         self.assertEqual(self.head(), (0, 9))
+
+    async def test_what_a_till_said_of_an_order_at_the_end_moves_the_head_too(self) -> None:
+        presence = await self.presence()
+        presence.startService()
+        self.place("a", 7)
+        front = await self.opened(presence)
+        await presence.printed(front, "a", PrintStatus.PRINTED, "")
+        await presence.stopService()
+        self.assertEqual(self.head(), (0, 7))
+
+    async def test_prints_of_one_shop_leave_the_others_their_connections(self) -> None:
+        presence = await self.presence()
+        self.place("a", 7)
+        front = await self.opened(presence)
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
+            prints = [
+                begin(presence.printed(front, "a", PrintStatus.PRINTED, "")) for _ in range(3)
+            ]
+            await until(lambda: self.pool.use.held_back == 1, "one waits for its own shop")
+        self.assertEqual(await gatherResults(prints), [True] * 3)
 
     def place(self, order_id: str, seq: int) -> None:
         """An order whose event has this position."""
@@ -329,11 +356,14 @@ class PresenceTests(DatabaseCase):
         presence = await self.presence()
         front = await self.opened(presence)
         await presence.flush()
-        seen = BEGINNING + timedelta(minutes=5)
-        presence.sightings = sighted(front.connection_id, seen, 77)
+        presence.sightings = sighted(front.connection_id, 300.0, 77)
+        shift(self, timedelta(days=1))
         await presence._renew()
-        row = "SELECT last_seen_at, sent_seq FROM dinedesk_main.pos_connections"
-        self.assertEqual(self.admin.rows(row), [(seen, 77)])
+        await presence.flush()
+        row = "SELECT clock_timestamp() - last_seen_at, sent_seq FROM dinedesk_main.pos_connections"
+        ((ago, sent),) = self.admin.rows(row)
+        self.assertEqual(sent, 77)
+        self.assertLess(abs(ago - timedelta(seconds=300)), timedelta(seconds=60))
 
     def head(self) -> tuple[int, int]:
         ((sent, received),) = self.admin.rows(
@@ -347,9 +377,9 @@ class PresenceTests(DatabaseCase):
 
 
 def sighted(
-    connection_id: UUID, when: datetime, seq: int
-) -> Callable[[], list[tuple[UUID, datetime, int]]]:
-    return lambda: [(connection_id, when, seq)]
+    connection_id: UUID, ago: float, seq: int
+) -> Callable[[], list[tuple[UUID, float, int]]]:
+    return lambda: [(connection_id, ago, seq)]
 
 
 async def _away(*_: object) -> None:

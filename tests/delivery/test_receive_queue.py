@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Coroutine
 from typing import Any
 
@@ -61,7 +62,14 @@ class IntakeCase(SynchronousTestCase):
         reading: Reading = self.transport
         self.ear = Ear()
         self.failures = 0
-        self.intake = Intake(self.clock, reading, self.ear, self.note_failure)
+        self.owed: list[float] = []
+        """For how many seconds each of the next frames says to read no more; then none."""
+        self.charged: list[tuple[float, int]] = []
+        self.intake = Intake(self.clock, reading, self.ear, self.note_failure, self.charge)
+
+    def charge(self, requests: float, size: int) -> float:
+        self.charged.append((requests, size))
+        return self.owed.pop(0) if self.owed else 0.0
 
     def note_failure(self) -> None:
         self.failures += 1
@@ -134,46 +142,82 @@ class PauseTests(IntakeCase):
         self.assertEqual(len(self.ear.done), 101)
         self.assertEqual(self.transport.pauses, 1)
 
-    def test_whoever_sends_too_many_frames_is_not_read_for_as_long_as_that_takes(self) -> None:
-        for _ in range(1000):
-            self.assertTrue(self.intake.count_frame())
+    def test_a_frame_is_charged_by_its_size_and_a_debt_is_waited_for(self) -> None:
+        self.owed = [0.0, 0.5]
+        self.assertTrue(self.intake.frame(7))
         self.assertTrue(self.transport.read)
-        for _ in range(100):
-            self.assertTrue(self.intake.count_frame())
+        self.assertTrue(self.intake.frame(100))
+        self.assertEqual((self.transport.read, self.charged), (False, [(0.25, 7), (0.25, 100)]))
+        self.clock.advance(0.4)
         self.assertFalse(self.transport.read)
-        # A hundred too many, at two hundred a second.
-        self.clock.pump([0.1] * 4)
+        self.clock.advance(0.1)
+        self.assertTrue(self.transport.read)
+
+    def test_a_message_that_is_written_down_by_itself_costs_a_whole_request(self) -> None:
+        self.owed = [0.0, 0.5]
+        self.intake.frame(7)
+        self.intake.costly()
+        self.assertEqual(sum(requests for requests, _ in self.charged), 1)
         self.assertFalse(self.transport.read)
-        self.clock.pump([0.1] * 2)
+        self.clock.advance(0.5)
         self.assertTrue(self.transport.read)
 
     def test_frames_that_came_before_the_pause_was_felt_make_it_longer(self) -> None:
-        for _ in range(1001):
-            self.intake.count_frame()
+        self.owed = [0.5, 0.75, 2.0]
+        for _ in range(3):
+            self.intake.frame(1)
+        self.clock.advance(1.9)
         self.assertFalse(self.transport.read)
-        for _ in range(199):
-            self.intake.count_frame()
-        self.clock.pump([0.1] * 9)
+        self.clock.advance(0.1)
+        self.assertTrue(self.transport.read)
+        self.assertEqual(self.transport.pauses, 1)
+
+    def test_a_pause_ends_no_sooner_than_what_is_worked_on(self) -> None:
+        self.owed = [0.5]
+        self.intake.frame(1)
+        self.intake.take(b"slow")
+        for _ in range(16):
+            self.intake.take(b"a")
+        self.clock.advance(1)
         self.assertFalse(self.transport.read)
-        self.clock.pump([0.1] * 2)
+        self.ear.slow.pop().callback(None)
         self.assertTrue(self.transport.read)
 
-    def test_a_steady_flow_is_never_paused(self) -> None:
-        for _ in range(60):
-            for _ in range(200):
-                self.assertTrue(self.intake.count_frame())
-            self.clock.advance(1)
-        self.assertEqual(self.transport.pauses, 0)
+    def test_so_many_frames_after_it_was_read_no_more_are_no_tills(self) -> None:
+        self.owed = [1.0] * 3001
+        counted = [self.intake.frame(1) for _ in range(3001)]
+        self.assertEqual((counted.count(True), counted[-1]), (3000, False))
 
-    def test_so_many_frames_at_once_are_no_tills(self) -> None:
-        counted = [self.intake.count_frame() for _ in range(4001)]
-        self.assertEqual((counted.count(True), counted[-1]), (4000, False))
+    def test_after_a_pause_it_is_counted_anew(self) -> None:
+        for _ in range(3):
+            self.owed = [1.0] * 2000
+            self.assertTrue(all(self.intake.frame(1) for _ in range(2000)))
+            self.clock.advance(1)
 
     def test_a_connection_that_is_gone_is_left_alone(self) -> None:
-        for _ in range(1001):
-            self.intake.count_frame()
+        self.owed = [1.0, 1.0]
+        self.intake.frame(1)
         self.intake.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.intake.count_frame()
+        self.intake.frame(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertFalse(self.transport.read)
+
+
+class ManyTests(IntakeCase):
+    def test_thousands_that_wait_are_worked_off_without_running_inside_each_other(self) -> None:
+        """As when the database goes away: each fails at once, after the first has failed late."""
+        self.intake.take(b"slow")
+        for _ in range(3000):
+            self.intake.take(b"fails")
+        depths: list[int] = []
+
+        async def fail() -> None:
+            depths.append(len(inspect.stack(0)))
+            raise ZeroDivisionError
+
+        self.patch(self.intake, "_hear", lambda message: fail())
+        self.ear.slow.pop().callback(None)
+        self.assertEqual((len(depths), self.failures), (3000, 3000))
+        self.assertEqual(len({*depths}), 1)
+        self.assertTrue(self.transport.read)

@@ -473,19 +473,20 @@ class SayingTests(SessionCase):
             self.clock.advance(7)
         self.assertEqual(self.line.closings, [])
 
-    def test_what_costs_a_statement_each_is_rationed(self) -> None:
-        for _ in range(201):
-            self.hear(self.session, type="menu")
-        self.assertEqual((len(self.register.words), self.line.errors), (200, ["rate_limited"]))
-        self.clock.advance(1)
-        self.hear(self.session, type="menu")
-        self.assertEqual((len(self.register.words), self.line.errors), (201, ["rate_limited"]))
-
-    def test_a_till_that_does_not_heed_that_is_closed(self) -> None:
-        for _ in range(220):
-            self.hear(self.session, type="nack", id=10)
-        self.assertEqual(self.line.closings, [POLICY])
-        self.assertEqual(len(self.register.nacks), 200)
+    def test_what_costs_a_statement_each_is_told_and_taken(self) -> None:
+        costly: list[None] = []
+        self.session.costly = lambda: costly.append(None)
+        for message in (
+            {"type": "menu"},
+            {"type": "nack", "id": 10},
+            {"type": "print", "orderId": "1", "status": "printed"},
+        ):
+            self.hear(self.session, **message)
+        self.assertEqual(len(costly), 3)
+        for message in ({"type": "ping"}, {"type": "pong"}, {"type": "ack", "id": 10}):
+            self.hear(self.session, **message)
+        self.assertEqual(len(costly), 3)
+        self.assertEqual((len(self.register.words), len(self.register.nacks)), (1, 1))
 
     def test_acknowledgements_are_not_rationed(self) -> None:
         self.channel.wake(self.log.commit(1000))

@@ -201,6 +201,22 @@ class StoredTests(SynchronousTestCase):
                 self.assertEqual(caught.exception.details, {"field": "cardSales"})
         self.assertEqual(report(total_sales="-99999999999.99").issues, ())
 
+    def test_a_day_of_a_dead_clock_or_another_calendar_is_stored_and_flagged(self) -> None:
+        for day in (
+            date(1, 1, 1),
+            date(1970, 1, 1),
+            date(1999, 12, 31),
+            date(2200, 1, 1),
+            date(2569, 11, 30),
+        ):
+            with self.subTest(day=day):
+                judgement = judged(day, Figures({"total_sales": Decimal(5)}, {}, 1), "GBP")
+                self.assertEqual(oddities(judgement), [("unlikely_day", "reportDate")])
+                self.assertTrue(judgement.balanced)
+        for day in (date(2000, 1, 1), date(2199, 12, 31)):
+            judgement = judged(day, Figures({"total_sales": Decimal(5)}, {}, 1), "GBP")
+            self.assertEqual(judgement.issues, ())
+
     def test_a_report_without_a_total_or_orders_is_stored_and_says_so(self) -> None:
         judgement = judged(NOVEMBER_22, Figures({}, {"data": [1]}, None, "closed"), "GBP")
         self.assertEqual(

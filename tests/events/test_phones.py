@@ -23,6 +23,33 @@ class NormaliseTests(SynchronousTestCase):
             with self.subTest(text=text):
                 self.assertEqual(normalise(text, "GB"), "+447700900123")
 
+    def test_invisible_characters_and_digits_of_any_script_do_not_matter(self) -> None:
+        for text in (
+            *("\u200e07700 900123", "\u202a+44 7700 900123\u202c", "07700\u00a0900123"),
+            *(
+                "07700\u200b900\u200d123",
+                "\ufeff07700900123",
+                "07700\u00ad900123",
+                "07700\u2009900123",
+            ),
+            *("\uff10\uff17\uff17\uff10\uff10 \uff19\uff10\uff10\uff11\uff12\uff13",),
+            *(
+                "\uff0b44 7700 900123",
+                "\u0660\u0667\u0667\u0660\u0660 \u0669\u0660\u0660\u0661\u0662\u0663",
+            ),
+            *(
+                "\u06f0\u06f7\u06f7\u06f0\u06f0\u06f9\u06f0\u06f0\u06f1\u06f2\u06f3",
+                "07700\u2011900\u2012123",
+            ),
+        ):
+            with self.subTest(text=ascii(text)):
+                self.assertEqual(normalise(text, "GB"), "+447700900123")
+                self.assertEqual(mentioned(f"ring {text}, please", "GB"), {"+447700900123"})
+
+    def test_only_invisible_characters_are_no_number(self) -> None:
+        for text in ("\u200e" * 20, "\u200e" * 100_000 + "07700900123"):
+            self.assertRaises(Unprocessable, normalise, text, "GB")
+
     def test_a_number_without_a_country_is_where_the_shop_is(self) -> None:
         self.assertEqual(normalise("5000 1234", "KW"), "+96550001234")
         self.assertEqual(normalise("03-1234-5678", "JP"), "+81312345678")

@@ -1,16 +1,18 @@
-"""A town's tills on one thread: thousands of real connections that cost next to nothing each.
+"""Thousands of WebSocket clients on one thread, for tests of many tills at once.
 
-A till here asks for a WebSocket, reads, answers a Close frame, and notes when and how its connection
-ended. Frames are understood as far as that takes (RFC 6455 §5.2); `wire.Till` is the one that looks.
+A client sends the handshake, reads frames, answers a Close frame, and records when and how its
+connection ended. It parses frames only as far as that needs (RFC 6455 §5.2); `wire.Till` checks them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Self
 
@@ -22,15 +24,22 @@ from tests.integration.peer import CLOSE, TEXT, frame, handshake, request
 _AT_ONCE: Final = 100
 """Handshakes that are under way at the same time."""
 _PATIENCE: Final = 300.0
+_ATTEMPT_SECONDS: Final = 10.0
+"""How long a deployed till waits for the greeting before it gives up the attempt."""
+_RETRY_AFTER: Final = re.compile(rb"(?i)\r\nretry-after: *([0-9]+)")
 
 
 @define(eq=False)
 class Member(asyncio.Protocol):
-    """One till. `code` is that of posd's Close frame, 1006 if it hung up without one."""
+    """One till. `code` is that of posd's Close frame, 1006 if it hung up without one.
+
+    `refusals` counts the attempts that failed before the one that was greeted.
+    """
 
     path: str
     headers: Mapping[str, str]
     messages: int = 0
+    refusals: int = 0
     code: int | None = None
     told_at: float = 0.0
     """When the Close frame came, or the end, by `time.monotonic`."""
@@ -69,6 +78,35 @@ class Member(asyncio.Protocol):
     def leave(self) -> None:
         self._transport.abort()
 
+    def say(self, text: bytes) -> None:
+        self._transport.write(frame(TEXT, text))
+
+    async def come(self, connect: Callable[[], Awaitable[object]], until: float) -> None:
+        """Connect and wait for the greeting; until then, come again after each refusal.
+
+        `until` is a time of `time.monotonic`. Waits as long as the refusal's Retry-After says.
+        """
+        while True:
+            self._reset()
+            try:
+                await asyncio.wait_for(connect(), _ATTEMPT_SECONDS)
+                await asyncio.wait_for(self.greeted.wait(), _ATTEMPT_SECONDS)
+            except OSError:  # of which TimeoutError is one
+                if self._transport is not None:
+                    self._transport.abort()
+            if self.messages or time.monotonic() > until:
+                break
+            self.refusals += 1
+            pause = _RETRY_AFTER.search(self.refusal)
+            await asyncio.sleep(random.uniform(0.5, 1.0) * (int(pause[1]) if pause else 1))
+        assert self.messages, (self.refusal, self.code)
+
+    def _reset(self) -> None:
+        self._upgraded, self._read, self._transport = False, bytearray(), None
+        self.code, self.told_at, self.refusal = None, 0.0, b""
+        self.greeted.clear()
+        self.gone.clear()
+
     def _take(self) -> bool:
         """Take one whole frame, if there is one."""
         if len(self._read) < 2:
@@ -98,13 +136,35 @@ class Crowd:
     _loop: asyncio.AbstractEventLoop
 
     @classmethod
-    def gather(cls, daemon: Daemon, tills: Sequence[tuple[str, Mapping[str, str]]]) -> Self:
-        """Connect one till for each path with headers, and wait until all are greeted."""
+    def gather(
+        cls,
+        daemon: Daemon,
+        tills: Sequence[tuple[str, Mapping[str, str]]],
+        *,
+        at_once: int = _AT_ONCE,
+        plain: int | None = None,
+        patience: float = 0.0,
+    ) -> Self:
+        """Connect one till for each path with headers, and wait until all are greeted.
+
+        `at_once` handshakes are under way together. `plain` is a port without TLS. A till that is
+        refused comes again for `patience` seconds.
+        """
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, daemon=True).start()
         crowd = cls([Member(path, headers) for path, headers in tills], loop)
-        crowd._run(crowd._connect(daemon.port, daemon.tls()))
+        tls = daemon.tls() if plain is None else None
+        crowd._run(crowd._connect(plain or daemon.port, tls, at_once, patience))
         return crowd
+
+    def say(self, text: bytes) -> None:
+        """Have every till send one text message, all in one turn of the loop."""
+
+        async def say() -> None:
+            for member in self.members:
+                member.say(text)
+
+        self._run(say())
 
     def ended(self) -> None:
         """Wait until everybody is gone."""
@@ -119,21 +179,22 @@ class Crowd:
         done: Future[None] = asyncio.run_coroutine_threadsafe(work, self._loop)
         done.result(_PATIENCE)
 
-    async def _connect(self, port: int, tls: ssl.SSLContext) -> None:
-        places = asyncio.Semaphore(_AT_ONCE)
+    async def _connect(
+        self, port: int, tls: ssl.SSLContext | None, at_once: int, patience: float
+    ) -> None:
+        places, until = asyncio.Semaphore(at_once), time.monotonic() + patience
+        more: dict[str, Any] = {}
+        if tls is not None:
+            more = {"server_hostname": "localhost", "ssl_handshake_timeout": _PATIENCE}
 
         async def connect(member: Member) -> None:
-            async with places:
-                await self._loop.create_connection(
-                    lambda: member,
-                    "127.0.0.1",
-                    port,
-                    ssl=tls,
-                    server_hostname="localhost",
-                    ssl_handshake_timeout=_PATIENCE,
+            def dial() -> Awaitable[object]:
+                return self._loop.create_connection(
+                    lambda: member, "127.0.0.1", port, ssl=tls, **more
                 )
-                await member.greeted.wait()
-                assert member.messages, (member.refusal, member.code)
+
+            async with places:
+                await member.come(dial, until)
 
         await asyncio.gather(*map(connect, self.members))
 

@@ -146,10 +146,11 @@ class Shop:
         port: int | None = None,
         wait: bool = True,
         dsn: str | None = None,
+        environ: Mapping[str, str] = {},
     ) -> Daemon:
         """Start a daemon. `more` is further configuration, `wait` until it is ready.
 
-        `dsn` is another way to the database, or to none.
+        `dsn` is another way to the database, or to none. `environ` is added to its environment.
         """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
@@ -160,7 +161,8 @@ class Shop:
             f"private_key = {json.dumps(str(self._private_key))}\n"
             f'[logging]\nformat = "text"\nlevel = "info"\n{more}\n'
         )
-        daemon = Daemon.start(path, port, self.ca, self.folder / f"posd-{port}.log")
+        log_path = self.folder / f"posd-{port}.log"
+        daemon = Daemon.start(path, port, self.ca, log_path, environ)
         self._daemons.append(daemon)
         if wait:
             daemon.wait_ready()
@@ -188,13 +190,20 @@ class Daemon:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, config: Path, port: int, ca: Path, log_path: Path) -> Self:
+    def start(
+        cls, config: Path, port: int, ca: Path, log_path: Path, environ: Mapping[str, str] = {}
+    ) -> Self:
         command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
         with log_path.open("ab") as log:
             process = subprocess.Popen(
                 [*command, "posd", "--config", str(config)],
                 cwd=config.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "PYTHONUNBUFFERED": "1",
+                    **environ,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

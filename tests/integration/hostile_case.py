@@ -10,7 +10,7 @@ import atexit
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -30,14 +30,16 @@ _numbers = itertools.count(1)
 
 
 @functools.cache
-def besieged(configuration: str) -> tuple[Shop, Daemon]:
-    """A shop and its daemon, which logs as much as it can."""
+def besieged(
+    configuration: str, dsn: Callable[[Shop], str] = lambda shop: shop.dsn
+) -> tuple[Shop, Daemon]:
+    """A shop and its daemon, which logs as much as it can. `dsn` is its way to the database."""
     shop = Shop.open([])
     atexit.register(shop.close)
     shop.add_tenant(NEIGHBOUR)
     (shop.folder / "conf.d").mkdir()
     (shop.folder / "conf.d" / "loud.toml").write_text('[logging]\nlevel = "debug"\n')
-    return shop, shop.start(configuration)
+    return shop, shop.start(configuration, dsn=dsn(shop))
 
 
 class HostileCase(SynchronousTestCase):
@@ -46,7 +48,7 @@ class HostileCase(SynchronousTestCase):
     configuration: ClassVar[str] = "[limits]\nfailed_auth_per_minute = 100000"
 
     def setUp(self) -> None:
-        self.shop, self.posd = besieged(self.configuration)
+        self.shop, self.posd = self.besieged(self.configuration)
         self.slug, self.neighbour = f"bad-{next(_numbers)}", NEIGHBOUR
         self.shop.add_tenant(self.slug)
         self.schema = f"dinedesk_{self.slug.replace('-', '_')}"
@@ -61,6 +63,10 @@ class HostileCase(SynchronousTestCase):
         log = self.posd.log()[self._logged :]
         for word in (*self.keys, self.secret, *UNFORESEEN):
             self.assertNotIn(word, log)
+
+    def besieged(self, configuration: str) -> tuple[Shop, Daemon]:
+        """The shop and the daemon of this test; those with the same configuration share them."""
+        return besieged(configuration)
 
     # -- who there is ------------------------------------------------------------------------
 

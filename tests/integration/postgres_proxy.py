@@ -1,4 +1,4 @@
-"""A proxy between posd and PostgreSQL that can lose every NOTIFY, or swallow everything.
+"""A proxy between posd and PostgreSQL that loses, delays, cuts or counts what passes, or passes nothing.
 
 It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
 a length that counts itself. On a unix socket no negotiation of encryption comes before them.
@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,11 +24,20 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, no NOTIFY passes, and `lost` counts them; while `mute`, nothing passes at all."""
+    """While `deaf`, it drops every NOTIFY and counts them in `lost`; while `mute`, nothing passes.
+
+    It waits `delay` seconds before it passes a request on. While it is `cut`, it refuses connections.
+    `asked` counts how often the requests that pass contain each of the texts that are `watched`.
+    """
 
     server: Path
     deaf: bool = False
     mute: bool = False
+    delay: float = 0.0
+    watched: tuple[bytes, ...] = ()
+    asked: Counter[bytes] = field(init=False, factory=Counter)
+    _is_cut: bool = field(init=False, default=False)
+    _writers: set[asyncio.StreamWriter] = field(init=False, factory=set)
     lost: int = field(init=False, default=0)
     folder: Path = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(init=False, factory=asyncio.new_event_loop)
@@ -41,18 +51,34 @@ class Proxy:
         self._thread.start()
 
     def stop(self) -> None:
+        self.cut()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        if tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks))
         self._loop.close()
         shutil.rmtree(self.folder)
+
+    def cut(self) -> None:
+        """End every connection; until `mend` new ones are ended at once."""
+        self._is_cut = True
+        self._loop.call_soon_threadsafe(self._end_all)
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._is_cut = False
+
+    def _end_all(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
 
     def dsn(self, dbname: str) -> str:
         return f"host={self.folder} port=5432 dbname={dbname} user=postgres"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_cut:
+            writer.transport.abort()
+            return
         try:
             upstream, downstream = await asyncio.open_unix_connection(self.server / _SOCKET)
         except OSError:
@@ -62,7 +88,12 @@ class Proxy:
             asyncio.create_task(self._requests(reader, downstream)),
             asyncio.create_task(self._answers(upstream, writer)),
         }
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        ends = {writer, downstream}
+        self._writers |= ends
+        # At the end of the tests it is cancelled here.
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        self._writers -= ends
         for pump in pumps:
             pump.cancel()
         for each in (writer, downstream):
@@ -71,7 +102,10 @@ class Proxy:
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                for text in self.watched:
+                    self.asked[text] += data.count(text)
                 await self._pause()
+                await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
 

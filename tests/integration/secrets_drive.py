@@ -288,13 +288,14 @@ class Drive:
             f"/ws/pos/kitchen?last_event_id={CARD.text}&key={platform}",
         ):
             self.ask("GET", path, platform)
+        named = f"HTTP/1.1\r\nHost: posd\r\nX-API-Key: {platform}\r\n"
         for raw in (
             f"GET /{CARD.text}\r\n\r\n",
             f"{CARD.text} {PAYLOAD.text} {platform}\r\n\r\n",
-            f"GET / HTTP/1.1\r\n{CARD.text}\r\nX-API-Key {platform}\r\n\r\n",
-            f"GET / HTTP/1.1\r\nX-API-Key: {platform}\r\nTransfer-Encoding: {CARD.text}\r\n\r\n",
-            f"POST /{CARD.text} HTTP/1.1\r\nContent-Length: {CARD.text}\r\n\r\n",
-            f"POST /broadcast HTTP/1.1\r\nX-API-Key: {platform}\r\nContent-Length: 99999999\r\n\r\n",
+            f"GET / HTTP/1.1\r\nHost: posd\r\n{CARD.text}\r\nX-API-Key {platform}\r\n\r\n",
+            f"GET / {named}Transfer-Encoding: {CARD.text}\r\n\r\n",
+            f"POST /{CARD.text} HTTP/1.1\r\nHost: posd\r\nContent-Length: {CARD.text}\r\n\r\n",
+            f"POST /broadcast {named}Content-Length: 99999999\r\n\r\n",
         ):
             self._hang_up()
             answer = self._exchange(raw.encode())

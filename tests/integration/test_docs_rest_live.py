@@ -22,7 +22,7 @@ from tests.integration.test_docs_tills_live import comparable, until
 PAGE = "docs/rest.md"
 _HOST = "pos.example.com:9010"
 _CURL = 'silent\nshow-error\nwrite-out = "\\n%{http_code}"\ncacert = "ca.pem"\n'
-_CHANCE = re.compile(r'("(?:streamId|transactionId|key|preview)":)"[^"]+"')
+_CHANCE = re.compile(r'("(?:streamId|transactionId|key|preview|next)":)"[^"]+"')
 
 
 class PageTests(SynchronousTestCase):

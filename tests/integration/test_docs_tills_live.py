@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
@@ -318,6 +320,75 @@ class EndingTests(LiveCase):
         self.assertEqual([self.ending(nameless), self.ending(named)], [None, None])
 
 
+class TryTests(SynchronousTestCase):
+    """What the page says to type beside the demonstration."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        posctl = self.folder / "posctl"
+        posctl.write_text(f'#!/bin/sh\nexec {sys.executable} -m posd.cli "$@"\n')
+        posctl.chmod(0o755)
+        self.environ = {
+            **os.environ,
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            "PYTHONPATH": str(documents.ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.blocks = [
+            block
+            for block in documents.blocks(PAGE)
+            if block.section == "Try your till" and block.language == "sh"
+        ]
+
+    def demo(self, command: str) -> tuple[subprocess.Popen[str], str]:
+        """The demonstration that runs, and the port that it has."""
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            cwd=self.folder,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        assert process.stdout is not None
+        shown = ""
+        while "Ctrl-C ends it" not in shown:
+            line = process.stdout.readline()
+            self.assertNotEqual(line, "", shown)
+            shown += line
+        port = re.search(r"wss://localhost:(\d+) ", shown)
+        assert port is not None
+        return process, port[1]
+
+    def test_every_line_works_as_printed(self) -> None:
+        first, *beside = self.blocks
+        self.assertEqual(first.words, ("demo",))
+        self.assertEqual({block.words for block in beside}, {("beside",)})
+        process, port = self.demo(first.text.strip())
+        lines = [line for block in beside for line in block.text.splitlines()]
+        self.assertGreater(len(lines), 4)
+        for line in lines:
+            # Another program of this machine may have the usual port.
+            ran = subprocess.run(
+                ["bash", "-c", line.replace(":9010 ", f":{port} ")],
+                cwd=self.folder,
+                env=self.environ,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            self.assertEqual(ran.returncode, 0, (line, ran.stdout, ran.stderr))
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, out)
+        self.assertIn("runs again as process", out)
+        self.assertFalse((self.folder / "demo").exists())
+
+
 class SmallTillTests(LiveCase):
     """The program in the page, with what can happen to a till."""
 
@@ -367,6 +438,27 @@ class SmallTillTests(LiveCase):
         self.shop.order()
         until(lambda: self.stored() == [1, 2, 3])
         until(lambda: self.acknowledged() == 3)
+
+    def test_after_a_resync_it_fetches_every_order_that_is_to_be_made(self) -> None:
+        for _ in range(120):
+            self.shop.order()
+        until(lambda: self.shop.query("SELECT 1 FROM dinedesk_main.pos_heads WHERE last_seq = 120"))
+        with closing(sqlite3.connect(self.folder / "till.db")) as store, store:
+            store.execute("CREATE TABLE place (one PRIMARY KEY CHECK (one = 1), stream, id)")
+            store.execute(f"INSERT INTO place VALUES (1, '{UUID(int=7)}', 9)")
+        self.run_till()
+        until(self.connected)
+        until(lambda: (self.folder / "till.db").exists() and self.kept() == 120)
+        self.shop.order()
+        until(lambda: self.kept() == 121)
+
+    def kept(self) -> int:
+        """How many different orders the till has."""
+        with closing(sqlite3.connect(self.folder / "till.db")) as store:
+            tables = store.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchall()
+            rows = store.execute("SELECT message FROM events").fetchall() if tables else []
+        messages = [json.loads(message) for (message,) in rows]
+        return len({message.get("data", message)["orderId"] for message in messages})
 
     def test_it_acknowledges_nothing_that_it_has_not_stored(self) -> None:
         self.run_till()

@@ -110,11 +110,11 @@ class Scene:
 
     _scene: Scene | None = None
 
-    def __init__(self) -> None:
-        self.shop = Shop.open(["kitchen", "grill"])
+    def __init__(self, shop: Shop | None = None, posd: Daemon | None = None) -> None:
+        self.shop = shop or Shop.open(["kitchen", "grill"])
         atexit.register(self.shop.close)
         more = "[limits]\nfailed_auth_per_minute = 100000\n"
-        self.posd: Daemon = self.shop.start(more)
+        self.posd: Daemon = posd or self.shop.start(more)
         self.keys = {
             slug: {
                 "tenant": self.shop.key("tenant", slug),

@@ -150,11 +150,6 @@ class NoTLSTests(HostileCase):
         self.assertIn(said[:1], (b"", b"\x15"))
         self.assertLess(len(said), 32)
 
-    def test_plain_http(self) -> None:
-        upgrade = request("GET", f"/ws/pos/{self.slug}", [*handshake(), ("X-API-Key", self.key)])
-        for data in (request("GET", "/health/live"), upgrade, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
-            self.assert_no_answer(data)
-
     def test_noise(self) -> None:
         for data in (
             bytes(1000),
@@ -163,6 +158,21 @@ class NoTLSTests(HostileCase):
             b"\x16\x03\x03\xff\xff" * 50,
         ):
             self.assert_no_answer(data)
+
+    def test_cipher_suites_without_authentication(self) -> None:
+        for suite in (
+            "ECDHE+AES+SHA256",
+            "ECDHE+AES+SHA1",
+            "ALL:!AESGCM:!AESCCM:!CHACHA20:!ARIAGCM:!aNULL",
+        ):
+            context = self.posd.tls()
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers(suite)
+            with self.assertRaises(ssl.SSLError) as caught:
+                Peer.dial(self.posd, context=context)
+            self.assertIn("ALERT_HANDSHAKE_FAILURE", str(caught.exception))
+        logged = "it has no cipher suite of posd's; tls.legacy_ciphers allows older ones"
+        until(lambda: logged in self.posd.log()[self._logged :], "it is logged")
 
     def test_older_versions(self) -> None:
         for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
@@ -239,7 +249,7 @@ class NoTLSTests(HostileCase):
         self.assertEqual(self.knock(self.key).status, 101)
 
 
-_CHUNKED: Final = b"POST /broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_CHUNKED: Final = b"POST /broadcast HTTP/1.1\r\nHost: posd\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def _drip(data: bytes) -> Iterator[bytes]:

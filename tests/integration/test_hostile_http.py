@@ -7,8 +7,10 @@ from typing import Final
 
 from tests.integration.hostile_case import HostileCase
 from tests.integration.peer import PING, Answer, HungUp, Peer, frame, handshake, request
+from tests.integration.wire_case import until
 
 _MIB: Final = 1024 * 1024
+_GET: Final = b"GET /health/live HTTP/1.1\r\nHost: posd\r\n"
 _NOTE: Final = b'{"type":"note","data":{}}'
 
 
@@ -65,6 +67,13 @@ class SmugglingTests(HostileCase):
             ((b"Content-Length:",), _NOTE),
             ((b"Content-Length: 25\x00",), _NOTE),
             ((b"Content-Length : 25",), _NOTE),
+            ((b"Content-Length: 25", b" Content-Length: 0"), _NOTE),
+            ((b"Content-Length: " + b"9" * 5000,), _NOTE),
+            ((b"Content-Length: 25;a=b",), _NOTE),
+            ((b"Transfer-Encoding : chunked", b"Content-Length: 5"), chunked),
+            ((b"Transfer-Encoding: \x0bchunked", b"Content-Length: 5"), chunked),
+            ((b"Transfer-Encoding: chunked, chunked",), chunked),
+            ((b"X: a", b"\tTransfer-Encoding: chunked", b"Content-Length: 5"), chunked),
         ):
             with self.subTest(headers=headers):
                 self.assert_ended(self.post(*headers), body, smuggled)
@@ -81,7 +90,15 @@ class SmugglingTests(HostileCase):
             b"0x5\r\n",
             b"g\r\n",
             b"5 \r\n",
+            b" 5\r\n",
+            b"5_0\r\n",
+            b"5\nhello\r\n",
+            b"5;a=\x01\r\n",
+            b"5\r\nhelloX0\r\n",
+            b"\r\n",
             b"5;" + b"x" * 5000,
+            b"0" * 5000,
+            b"0\r\n" + b"X: y\r\n" * 20_000,
         ):
             with self.subTest(chunk=chunk[:10]):
                 self.assert_ended(
@@ -99,10 +116,23 @@ class SmugglingTests(HostileCase):
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
             b"GET /health/live HTTP/1.1\r\nHost posd\r\n\r\n",
-            b"GET /health/live HTTP/1.1\r\nX-One: 1\nX-Two: 2\r\n\r\n",
-            b"GET /health/live HTTP/1.1\r\nX-One: 1\rX-Two: 2\r\n\r\n",
-            b"GET /health/live HTTP/1.1\r\nX(One): 1\r\n\r\n",
-            b"GET /health/live HTTP/1.1\r\nX-One: 1\x00\r\n\r\n",
+            _GET + b"X-One: 1\nX-Two: 2\r\n\r\n",
+            _GET + b"X-One: 1\rX-Two: 2\r\n\r\n",
+            _GET + b"X(One): 1\r\n\r\n",
+            _GET + b"X-One: 1\x00\r\n\r\n",
+            _GET + b"X-One: 1\x0b\r\n\r\n",
+            _GET + b"X-One: 1\r\n X-Two: 2\r\n\r\n",
+            _GET + b"X-One:\r\n\t2\r\n\r\n",
+            b"GET /health/live HTTP/1.1\r\n Host: posd\r\n\r\n",
+            b"GET /health/live HTTP/1.1\r\nX-One: 1\r\n\r\n",
+            b"GET /health/live HTTP/1.1\r\nHost: po sd\r\n\r\n",
+            b"GET health/live HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET /health/live#top HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET /health/live\x7f HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET /health/l\xc3\xafve HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET http:///health/live HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET http://u:p@posd/health/live HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n",
         ):
             with self.subTest(raw=raw):
                 self.assert_ended(raw, b"\r\n\r\n")
@@ -113,12 +143,16 @@ class SmugglingTests(HostileCase):
             peer.send(b" HTTP/1.1\r\n\r\n")
             self.assert_refused(peer.answer(), 400, "bad_request")
 
-    def test_a_folded_header_is_one_header(self) -> None:
-        """RFC 9112 §5.2: the fold becomes blanks; what is in it is no header of its own."""
+    def test_a_till_without_a_host_is_refused_like_everybody(self) -> None:
+        lines = [*handshake(), ("X-API-Key", self.key)]
+        raw = request("GET", f"/ws/pos/{self.slug}", lines)
+        self.assert_ended(raw.replace(b"Host: localhost\r\n", b""))
+
+    def test_what_comes_behind_the_chunks_is_no_header(self) -> None:
+        """Trailers are read and thrown away (RFC 9110 §6.5.1)."""
+        body = b"19\r\n" + _NOTE + b"\r\n0\r\nX-Tenant-ID: other\r\nHost: other\r\n\r\n"
         with self.peer() as peer:
-            peer.send(
-                self.post(b"Content-Length: 25", b"X-Folded: 1\r\n X-Tenant-ID: other", body=_NOTE)
-            )
+            peer.send(self.post(b"Transfer-Encoding: chunked", body=body))
             self.assertEqual(peer.answer().status, 201)
 
     def test_a_request_behind_another_is_not_taken(self) -> None:
@@ -148,7 +182,7 @@ class DisguiseTests(HostileCase):
 
     def test_methods_that_an_address_does_not_know(self) -> None:
         for method in ("OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "PROPFIND", "get", "CONNECT"):
-            for path, allowed in (("/health/live", "GET"), ("/broadcast", "POST")):
+            for path, allowed in (("/health/live", "GET, HEAD"), ("/broadcast", "POST")):
                 with self.subTest(method=method, path=path):
                     answer = self.ask(method, path, key=self.key, headers={"X-Secret": self.secret})
                     self.assert_refused(answer, 405, "method_not_allowed")
@@ -185,18 +219,34 @@ class DisguiseTests(HostileCase):
 
     def test_posd_is_nobodys_proxy(self) -> None:
         for target in (
-            "http://localhost/health/live",
             "https://example.org/",
+            "http://example.org//health/live",
             "//health/live",
-            "*",
-            "localhost:443",
             "/../health/live",
+            "/..%2fhealth/live",
+            "/health/live%00",
+            "/health/%c0%aelive",
             "/health/../health/live",
             "/%68ealth%2Flive",
             "/health\\live",
         ):
             with self.subTest(target=target):
-                self.assertIn(self.ask("GET", target, key=self.key).status, (404, 405))
+                self.assertEqual(self.ask("GET", target, key=self.key).status, 404)
+
+    def test_a_target_in_absolute_form_is_for_posd(self) -> None:
+        """RFC 9112 §3.2.2: a server takes it, whatever host it names."""
+        for target in ("http://localhost/health/live", "HTTPS://example.org:444/health/live"):
+            self.assertEqual(self.ask("GET", target).status, 200)
+
+    def test_an_asterisk_is_for_options_and_leads_nowhere(self) -> None:
+        answer = self.ask("OPTIONS", "*")
+        self.assertEqual(answer.status, 404)
+        self.assertNotIn("twisted", answer.headers["server"].lower())
+
+    def test_a_client_that_offers_http_2_is_answered_in_http_1_1(self) -> None:
+        """As Java's HttpClient and `curl --http2` do without TLS."""
+        offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AA"}
+        self.assertEqual(self.ask("GET", "/health/live", headers=offer).status, 200)
 
     def test_headers_that_webserver_and_library_read_differently(self) -> None:
         """The handshake is judged once; whatever else a client sends has no effect."""
@@ -209,6 +259,7 @@ class DisguiseTests(HostileCase):
                 ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits=99"),
                 ("Sec-WebSocket-Extensions", "permessage-deflate"),
                 ("Upgrade", "h2c"),
+                ("Connection", "keep-alive"),
                 ("Cookie", f"a={self.secret}"),
                 ("X-Forwarded-For", "not an address"),
             )
@@ -280,7 +331,9 @@ class SizeTests(HostileCase):
         before = self.memory()
         for size in (0x10000, 7):
             with self.subTest(size=size), self.peer() as peer:
-                peer.send(b"POST /broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+                peer.send(
+                    b"POST /broadcast HTTP/1.1\r\nHost: posd\r\nTransfer-Encoding: chunked\r\n\r\n"
+                )
                 chunk = b"%x\r\n%b\r\n" % (size, bytes(size))
                 taken = peer.send_endlessly(itertools.repeat(chunk * (_MIB // size // 8), 80), 10.0)
                 self.assertGreaterEqual(taken, _MIB // 2)
@@ -290,13 +343,16 @@ class SizeTests(HostileCase):
     def test_who_expects_to_be_told_to_go_on_is_told_not_to(self) -> None:
         with self.peer() as peer:
             peer.send(
-                b"POST /broadcast HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 10485760\r\n\r\n"
+                b"POST /broadcast HTTP/1.1\r\nHost: posd\r\nExpect: 100-continue\r\n"
+                b"Content-Length: 10485760\r\n\r\n"
             )
-            self.assert_refused_and_gone(peer, 413, "too_large")
+            answer = peer.answer()
+            self.assert_refused(answer, 413, "too_large")
+            self.assertEqual(peer.rest(), b"")
 
     def test_large_headers(self) -> None:
         before = self.memory()
-        first = b"GET /health/live HTTP/1.1\r\n"
+        first = _GET
         for name, raw in {
             "one that is long": first + b"X-Long: " + b"a" * 20_000 + b"\r\n\r\n",
             "one without an end": first + b"X-Long: " + b"a" * _MIB,
@@ -331,3 +387,107 @@ class SizeTests(HostileCase):
             self.assertEqual(peer.answer().status, 101)
             self.assertEqual(peer.message()["type"], "connected")
             self.assert_alive(peer)
+
+
+class WrongProtocolTests(HostileCase):
+    """What is spoken on a port that speaks something else: both ends learn which."""
+
+    def assert_logged(self, words: str) -> None:
+        until(lambda: words in self.posd.log()[self._logged :], words)
+
+    def test_http_on_a_port_with_tls_is_answered_in_http(self) -> None:
+        for raw in (
+            request("GET", "/health/live"),
+            request("GET", f"/ws/pos/{self.slug}", [*handshake(), ("X-API-Key", self.key)]),
+            b"POST http://posd/ HTTP/1.1\r\n",
+        ):
+            with self.peer(bare=True) as peer:
+                peer.send(raw)
+                answer = peer.answer()
+                self.assert_refused(answer, 400, "bad_request")
+                self.assertIn("https://", answer.json["error"])
+                self.assert_quiet(answer)
+                self.assertEqual(peer.rest(), b"")
+        self.assert_logged("a client speaks HTTP without TLS on port")
+
+    def test_a_proxy_header_before_tls_is_told_in_the_log(self) -> None:
+        for header in (
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+            b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12),
+        ):
+            with self.peer(bare=True) as peer:
+                peer.send(header + b"\x16\x03\x01\x02\x00\x01")
+                self.assertEqual(peer.rest(), b"")
+        self.assert_logged("a client speaks the PROXY protocol on port")
+
+    def test_tls_is_spoken_whatever_comes_in_pieces(self) -> None:
+        """The first piece may be one byte; what it begins is left to OpenSSL."""
+        with self.peer(bare=True) as peer:
+            peer.send(b"\x16")
+            peer.send(b"\x03\x01\x00\x01\x00")
+            self.assertNotIn(b"HTTP", peer.rest())
+        with self.peer() as peer:
+            self.assertEqual(peer.ask("GET", "/health/live").status, 200)
+
+
+class BrowserTests(HostileCase):
+    """People who type an address, and pages that would be tills."""
+
+    def test_what_browsers_ask_for_by_themselves_is_404_and_no_noise(self) -> None:
+        headers = {
+            "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+            "Sec-Fetch-Site": "none",
+            "Upgrade-Insecure-Requests": "1",
+            "Cookie": "a=b; c",
+            "If-None-Match": '"x"',
+            "Range": "bytes=0-10",
+        }
+        for path in ("/", "/favicon.ico", "/robots.txt", "/apple-touch-icon.png", "/.well-known/x"):
+            answer = self.ask("GET", path, headers=headers)
+            self.assert_refused(answer, 404, "not_found")
+            self.assertEqual(answer.headers["cache-control"], "no-store")
+        self.assertNotIn("not let in", self.posd.log()[self._logged :])
+
+    def test_a_person_can_read_what_needs_no_key(self) -> None:
+        for path, kind in (
+            ("/docs", "text/html; charset=utf-8"),
+            ("/health/live", "application/json"),
+        ):
+            answer = self.ask(
+                "GET", path, headers={"Accept": "text/html", "Sec-Fetch-Site": "none"}
+            )
+            self.assertEqual((answer.status, answer.headers["content-type"]), (200, kind))
+
+    def test_head_tells_what_get_would_and_no_more(self) -> None:
+        for path, key in (
+            ("/docs", None),
+            (f"/api/{self.slug}/pos-status", self.key),
+            ("/x", None),
+        ):
+            lines = (
+                [("Connection", "close")]
+                if key is None
+                else [("Connection", "close"), ("X-API-Key", key)]
+            )
+            got = self.ask("GET", path, headers=lines)
+            with self.peer() as peer:
+                peer.send(request("HEAD", path, lines))
+                head, _, body = peer.rest().partition(b"\r\n\r\n")
+            self.assertEqual(body, b"")
+            self.assertIn(f"Content-Length: {got.headers['content-length']}".encode(), head)
+            self.assertIn(f" {got.status} ".encode(), head.partition(b"\r\n")[0])
+
+    def test_a_page_cannot_be_a_till(self) -> None:
+        """It can send no header with a handshake, so it has no key; and a preflight is not answered."""
+        page = [("Origin", "https://till.example"), ("Sec-Fetch-Site", "cross-site")]
+        path = f"/ws/pos/{self.slug}?apiKey={self.key}"
+        self.assert_refused(self.knock(None, path=path, headers=page), 401, "unauthorized")
+        preflight = [*page, ("Access-Control-Request-Method", "POST")]
+        answer = self.ask("OPTIONS", f"/api/{self.slug}/events/ack", headers=preflight)
+        self.assert_refused(answer, 405, "method_not_allowed")
+        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+
+    def test_a_program_in_an_electron_app_is_a_till(self) -> None:
+        """Its main process sends headers, and an Origin that means nothing here."""
+        till = self.till(headers={"Origin": "file://"})
+        self.assert_alive(till)

@@ -29,8 +29,6 @@ _NO_JSON: Final = (
     b'{"type":"\x00"}',
     b'{"type":"a\nb"}',
     b'{"type":"\\x41"}',
-    b'{"type":"\\ud800"}',
-    b'{"type":"\\udc00\\ud800"}',
     b'{"type":"x","n":1e999999}',
     b'{"type":"x","n":-1e999999999999999999}',
     b'{"type":"x","n":1e-999999}',
@@ -97,7 +95,7 @@ class FromTillsTests(HostileCase):
         for text in (
             b'{"type":"odd","nul":"a\\u0000b","twice":1,"twice":"%b"}' % self.secret.encode(),
             b'{"type":"odd","deep":%b}' % _DEEP[32].encode(),
-            b'{"type":"odd","big":%b,"small":1e-300,"plain":1.50e2}' % (b"9" * 300),
+            b'{"type":"odd","big":%b,"small":1e-30,"plain":1.50e2}' % (b"9" * 40),
             '{"type":"odd","text":"\N{RIGHT-TO-LEFT OVERRIDE}\\u2028\N{SLICE OF PIZZA}\'; --"}'.encode(),
         ):
             till.send(frame(TEXT, text))
@@ -107,8 +105,32 @@ class FromTillsTests(HostileCase):
         kept = [json.loads(text, parse_float=Decimal) for text in texts]
         self.assertEqual(kept[0]["nul"], "a\N{REPLACEMENT CHARACTER}b")
         self.assertEqual(kept[0]["twice"], self.secret)
-        self.assertEqual((kept[2]["big"], kept[2]["plain"]), (int("9" * 300), Decimal("150")))
+        self.assertEqual((kept[2]["big"], kept[2]["plain"]), (int("9" * 40), Decimal("150")))
         self.assertNotIn("e", texts[2].split('"small"')[1])
+
+    def test_half_an_emoji_is_repaired_and_no_error(self) -> None:
+        self.publish({"orderId": "E-1"}, "new_order")
+        till = self.till(headers=[("X-Device-ID", "front")])
+        self.assertEqual(till.message()["type"], "new_order")
+        for text in (
+            rb'{"type":"print","orderId":"E-1","status":"failed","reason":"paper \ud83d"}',
+            rb'{"type":"nack","id":1,"reason":"\ude00 odd"}',
+            rb'{"type":"odd","text":"half \ud83d"}',
+        ):
+            till.send(frame(TEXT, text))
+        self.assert_alive(till)
+        for sql, told in (
+            (
+                f"SELECT print_reason FROM {self.schema}.pos_orders",
+                "paper \N{REPLACEMENT CHARACTER}",
+            ),
+            (f"SELECT reason FROM {self.schema}.pos_nacks", "\N{REPLACEMENT CHARACTER} odd"),
+            (
+                f"SELECT event_data->>'text' FROM {self.schema}.pos_events WHERE event_type = 'pos_odd'",
+                "half \N{REPLACEMENT CHARACTER}",
+            ),
+        ):
+            self.assertEqual(self.wait_for(sql, 1), [(told,)])
 
 
 class FromPlatformsTests(HostileCase):
@@ -131,7 +153,9 @@ class FromPlatformsTests(HostileCase):
             b"[]",
             b"1",
         ):
-            self.assert_refused(self.post(body), 400, "invalid_json")
+            answer = self.post(body)
+            code = "number_out_of_range" if "digits" in answer.json["error"] else "invalid_json"
+            self.assert_refused(answer, 400, code)
         utf_16 = '{"type":"note","data":{}}'.encode("utf-16")
         self.assert_refused(self.post(utf_16), 400, "invalid_json")
 
@@ -197,6 +221,38 @@ class FromPlatformsTests(HostileCase):
         self.assertEqual(self.post(b'{"type":"note","data":{"a\\u0000":"\\u0000"}}').status, 201)
         self.assertEqual(till.message()["data"], {"a\ufffd": "\ufffd"})
 
+    def test_half_an_emoji_is_repaired_in_every_body(self) -> None:
+        half, whole = rb'"half \ud83d"', "half \N{REPLACEMENT CHARACTER}"
+        base = f"/api/{self.slug}"
+        order = rb'{"tenant":"%b","event":{"type":"new_order","data":{"orderId":"E-2","notes":%b}}}'
+        for path, body, key in (
+            ("/broadcast", order % (self.slug.encode(), half), self.platform),
+            (f"{base}/reports/daily", rb'{"reportDate":"2026-11-22","notes":%b}' % half, self.key),
+            (f"{base}/gift-cards", rb'{"amount":5,"recipientName":%b}' % half, self.platform),
+            (
+                f"{base}/loyalty/+441632960001/add",
+                rb'{"points":5,"reason":%b}' % half,
+                self.platform,
+            ),
+            (
+                f"{base}/orders/print",
+                rb'{"orderId":"E-2","status":"failed","reason":%b,"deviceId":"front"}' % half,
+                self.key,
+            ),
+        ):
+            with self.subTest(path=path):
+                answer = self.ask("POST", path, body, key=key)
+                self.assertLess(answer.status, 300, answer)
+        for sql in (
+            "SELECT snapshot->>'notes' FROM {}.pos_orders",
+            "SELECT print_reason FROM {}.pos_orders",
+            "SELECT notes FROM {}.pos_daily_reports",
+            "SELECT recipient_name FROM {}.gift_cards",
+            "SELECT reason FROM {}.pos_loyalty_transactions",
+        ):
+            with self.subTest(sql=sql):
+                self.assertEqual(self.wait_for(sql.format(self.schema), 1), [(whole,)])
+
     def test_of_members_that_repeat_a_name_the_last_counts(self) -> None:
         till = self.till()
         body = b'{"type":"wrong","type":"note","data":{"n":1},"data":{"n":2,"n":3}}'
@@ -218,12 +274,19 @@ class FromPlatformsTests(HostileCase):
         before = self.memory()
         size = 1_000_000
         statuses: set[int] = set()
-        for part in (b"[],", b'{"a":1},', b"1.5,", b'"\\u0000",', b'{"":{"":[]}},'):
+        dense = (b"[],", b'{"a":1},', b"1.5,", b"1e399,", b"1e9,", b'{"":{"":[]}},')
+        for part in (
+            b'"abcdefghij",',
+            *dense,
+            b'"\\u0000",',
+            b"1e9        ,",
+            b"{}              ,",
+        ):
             body = b'{"type":"note","data":{"a":[' + part * (size // len(part)) + b"0]}}"
             for _ in range(3):
                 statuses.add(self.post(body).status)
             self.assert_served(neighbour, rounds=1)
-        self.assertEqual(statuses - {429}, {413})
+        self.assertEqual(statuses - {429}, {400, 413})
         self.assertLess(self.memory() - before, 300)
 
     def test_a_strangers_megabyte_is_not_even_read(self) -> None:
@@ -267,17 +330,21 @@ class FromDatabasesTests(HostileCase):
             except Exception as error:
                 self.assertEqual(getattr(error, "pgcode", None), "54001")
                 deep = depth
-        self.assert_fails(f'{{"a":{"[" * shallow + "]" * shallow}}}', "nested more than 32")
+        self.assert_fails(f'{{"a":{"[" * shallow + "]" * shallow}}}', "values")
         self.assertEqual(self.next_note(till), 1)
 
     def test_numbers(self) -> None:
         till = self.till()
-        self.publish('{"n":1e399,"m":-0.00}')
-        data: Any = till.message()["data"]
-        self.assertEqual(data["n"], 10**399)
-        for number in ("1e131071", "9" * 10_000, "1e-16000"):
-            self.assert_fails(f'{{"n":{number}}}', "number" if "-" in number else "range")
-        self.assertEqual(self.next_note(till), 2)
+        """One with more than forty digits is published as a string: nobody can be told to send another."""
+        self.publish('{"n":1e39,"m":-0.00}')
+        self.assertEqual(till.message()["data"], {"n": 10**39, "m": 0})
+        for number in ("1e40", "9" * 10_000, "1e-16000", "-1.5e300"):
+            self.publish(f'{{"n":{number},"m":7}}')
+            data: Any = till.message()["data"]
+            self.assertEqual((Decimal(data["n"]), data["m"]), (Decimal(number), 7))
+            self.assertIsInstance(data["n"], str)
+        self.assert_fails('{"n":1e131071}', "131072 are allowed")
+        self.assertEqual(self.next_note(till), 6)
 
     def test_numbers_that_are_a_gigabyte_of_text(self) -> None:
         """Some kilobytes of jsonb; the shop's statement may fail at it, posd may not."""

@@ -126,7 +126,7 @@ class WrongKeyTests(HostileCase):
                 self.assert_refused(answer, 400, "invalid_tenant")
 
     def test_malformed_names_of_devices_are_told_so(self) -> None:
-        for name in ("", " ", "a" * 129, "a\x7fb", "\x80\xff", "tab\there", "\xe2\x80\xae"):
+        for name in ("", " ", "a" * 129, "\xc2\x85", "\x80\xff", "tab\there", "\xe2\x80\xae"):
             with self.subTest(name=name):
                 answer = self.knock(self.key, headers=[("X-Device-ID", name)])
                 self.assert_refused(answer, 400, "invalid_device")

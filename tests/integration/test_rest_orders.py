@@ -43,6 +43,12 @@ NO_MONEY: Final[tuple[tuple[dict[str, Any], str], ...]] = (
     ({"items": [{"price": "5"}]}, "items[0].price"),
     ({"items": [{}, {"selectedAddons": [{"price": False}]}]}, "items[1].selectedAddons[0].price"),
     ({"items": '[{"price": 1.001}]'}, "items[0].price"),
+    ({"items": {"name": "Soup", "price": "5"}}, "items[0].price"),
+    ({"items": {"7": {"name": "Soup", "price": "5"}}}, "items[0].price"),
+    (
+        {"items": [{"selectedAddons": [{"group": "Sauce", "options": [{"price": "1"}]}]}]},
+        "items[0].selectedAddons[0].price",
+    ),
 )
 """What has an amount that is none, and where."""
 
@@ -108,6 +114,32 @@ class PlacingTests(OrdersCase):
         self.assert_refused(self.place(b"[]"), 400, "invalid_json")
         self.assert_refused(self.place({**NEW, "note": "x" * 140_000}), 413, "event_too_large")
         self.assert_refused(self.place(NEW, Idempotency_Key="\t"), 400, "invalid_idempotency_key")
+
+    def test_an_order_without_anything_in_it_is_refused(self) -> None:
+        for body in ({}, {"kind": "pizza", "sum": 5}, {"orderId": None}, {"items": None, "x": 1}):
+            with self.subTest(body=body):
+                refused = self.place(body)
+                self.assertEqual((refused.status, refused.json["code"]), (422, "invalid_event"))
+
+    def test_half_an_emoji_is_repaired_and_told(self) -> None:
+        order = r'{"orderId": "A-9", "customerName": "Anna \ud83d", "notes": "no\u0000nuts"}'
+        placed = self.place(order.encode())
+        self.assertEqual(placed.status, 201)
+        self.assertEqual(
+            [(each["member"], each["code"]) for each in placed.json["warnings"]],
+            [("customerName", "character_replaced"), ("notes", "character_replaced")],
+        )
+        shown = self.ask("GET", "/orders/A-9").json
+        self.assertEqual(shown["customerName"], "Anna \N{REPLACEMENT CHARACTER}")
+        changed = self.change(rb'{"customerName": "Ann \udc00"}', "A-9")
+        self.assertEqual(changed.status, 200)
+        self.assertEqual([each["member"] for each in changed.json["warnings"]], ["customerName"])
+        self.assertEqual(self.place(rb'{"customerName": "Anna \xff"}').status, 400)
+
+    def test_what_was_sent_and_not_read_is_told(self) -> None:
+        placed = self.place({"orderId": "A-8", "totalAmount": 5, "scheduledFor": "at eight"})
+        self.assertEqual([each["code"] for each in placed.json["warnings"]], ["schedule_as_text"])
+        self.assertNotIn("warnings", self.place({"orderId": "A-7", "totalAmount": 5}).json)
 
     def test_an_id_that_is_a_part_of_the_tills_addresses_is_refused(self) -> None:
         paths = self.posd.request("GET", "/openapi.json").json["paths"]

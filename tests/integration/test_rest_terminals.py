@@ -308,6 +308,56 @@ class PendingTests(TerminalCase):
         self.assertEqual(self.pending("?limit=-5"), ["A-2"])
         self.assertEqual(len(self.pending("?limit=99999999999999999999")), 2)
 
+    def test_more_than_a_page_is_had_page_by_page(self) -> None:
+        """Sixty orders, of which a till that does not page has the oldest fifty and is told so."""
+        events = [
+            {"type": "new_order", "data": {"orderId": f"B-{number:02}", "totalAmount": 1}}
+            for number in range(59)
+        ]
+        self.assertEqual(self.ask("POST", "/events", {"events": events}, self.platform).status, 201)
+        names = ["A-1", *(event["data"]["orderId"] for event in events)]  # type: ignore[index]
+        first = self.ask("GET", "/orders/pending").json
+        self.assertEqual([each["id"] for each in first["orders"]], names[:50])
+        self.assertEqual((first["count"], first["hasMore"], first["lastEventId"]), (50, True, 60))
+        stream = self.value("SELECT stream_id FROM dinedesk_main.pos_heads WHERE {mine}")
+        self.assertEqual(first["streamId"], str(stream))
+        self.place("C-1")
+        self.report("print", {"orderId": "B-49", "status": "printed"})
+        second = self.ask("GET", f"/orders/pending?after={first['next']}").json
+        self.assertEqual([each["id"] for each in second["orders"]], [*names[51:], "C-1"])
+        self.assertEqual((second["hasMore"], second["next"]), (False, None))
+        self.assertGreater(second["lastEventId"], 60)
+
+    def test_a_page_has_a_mebibyte_at_most(self) -> None:
+        text = "x" * 50_000
+        for number in range(24):
+            self.place(f"L-{number:02}", notes=text)
+        found: list[str] = []
+        query = "?limit=500"
+        pages = 0
+        while True:
+            reply = self.ask("GET", f"/orders/pending{query}")
+            self.assertLessEqual(len(reply.content), 1024 * 1024)
+            found += [each["id"] for each in reply.json["orders"]]
+            pages += 1
+            if not reply.json["hasMore"]:
+                break
+            query = f"?limit=500&after={reply.json['next']}"
+        self.assertEqual(found, ["A-1", *(f"L-{number:02}" for number in range(24))])
+        self.assertGreater(pages, 2)  # the notes stand in each order twice
+
+    def test_an_id_of_any_letters_is_a_place(self) -> None:
+        self.place("\N{SLICE OF PIZZA} &after=x:y/%41")
+        self.place("Z", createdAt="2099-01-01T00:00:00Z")
+        pages, query = [], "?limit=1"
+        while True:
+            reply = self.ask("GET", f"/orders/pending{query}").json
+            pages.append([each["id"] for each in reply["orders"]])
+            if not reply["hasMore"]:
+                break
+            query = f"?limit=1&after={reply['next']}"
+        self.assertEqual(pages, [["A-1"], ["\N{SLICE OF PIZZA} &after=x:y/%41"], ["Z"]])
+
     def test_only_what_has_changed_since_is_asked_for(self) -> None:
         self.assertEqual(self.pending("?since=2026-01-01"), ["A-1"])
         self.rows(
@@ -326,6 +376,13 @@ class PendingTests(TerminalCase):
             ("?limit=many", "limit"),
             ("?since=teatime", "since"),
             ("?since=", "since"),
+            ("?after=", "after"),
+            ("?after=A-1", "after"),
+            ("?after=!", "after"),
+            ("?after=%C3%BC", "after"),
+            ("?after=MjAyNi05OS0yMlQxODowNTo0MC45MTcwMDAgVw", "after"),
+            ("?after=MjAyNi0xMS0yMlQxODowNTo0MC45MTcwMDAg", "after"),
+            ("?after=" + "A" * 3000, "after"),
         ):
             reply = self.ask("GET", f"/orders/pending{query}")
             self.assert_refused(reply, 400, "invalid_field")

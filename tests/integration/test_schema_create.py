@@ -9,6 +9,7 @@ import psycopg2
 
 from posd.database import migrations
 from posd.database import provisioning as provision
+from posd.events.timezones import is_zone
 from tests.schema_case import KITCHEN_SHOP, SchemaCase, add
 
 CREATE = "SELECT dinedesk_main.pos_create_tenant(%s, %s, 'EUR', 'Europe/Paris', 'FR')"
@@ -90,6 +91,28 @@ class SuccessTests(CreateCase):
             ),
             [("le-bistro", "Le bistro", "dinedesk_le_bistro", "EUR", "Europe/Paris", "FR", True)],
         )
+
+    def test_a_time_zone_is_a_name_of_the_iana_database_or_is_refused(self) -> None:
+        change = "UPDATE dinedesk_main.tenants SET timezone = %s WHERE slug = 'kitchen'"
+        for wrong in (
+            *("Mars/Olympus", "BST", "MST7MDT8", "UTC+3", "<x>-3", "", "+01:00", "localtime"),
+            *("posix/Europe/London", "Europe/London ", "../Europe/London"),
+        ):
+            with self.subTest(zone=wrong), self.assertRaises(psycopg2.Error) as caught:
+                self.admin.run(change, wrong)
+            self.assertEqual(caught.exception.diag.constraint_name, "tenants_timezone_known")
+        for written, kept in (
+            ("Europe/London", "Europe/London"),
+            ("europe/PARIS", "Europe/Paris"),
+            ("utc", "UTC"),
+            ("Asia/Calcutta", "Asia/Calcutta"),
+        ):
+            self.admin.run(change, written)
+            found = self.admin.value(
+                "SELECT timezone FROM dinedesk_main.tenants WHERE slug = 'kitchen'"
+            )
+            self.assertEqual(found, kept)
+            self.assertTrue(is_zone(found))
 
     def test_orders_of_the_new_shop_are_hooked(self) -> None:
         tenant_id = self.daemon.value(CREATE, "bistro", "The bistro")

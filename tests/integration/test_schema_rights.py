@@ -78,7 +78,10 @@ FUNCTIONS_OF_MAIN = {
     "pos_take(integer, integer[], boolean)": ("posd_owner", False, {"posd"}),
     "pos_tell_nodes()": ("posd_owner", False, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
+    "pos_tell_of_keys()": ("posd_owner", False, set()),
+    "pos_note_change()": ("posd_owner", False, set()),
     "pos_tenant_key()": ("posd_owner", True, set()),
+    "pos_tenant_zone()": ("posd_owner", False, set()),
 }
 FUNCTIONS_OF_KITCHEN = {
     "pos_enqueue(text, text[])": ("posd_hook", True, {"posd_hook_kitchen"}),

@@ -175,7 +175,8 @@ class SecretsTests(SynchronousTestCase):
             " DELETE FROM dinedesk_kitchen.loyalty_accounts;"
             " UPDATE dinedesk_kitchen.pos_orders SET snapshot = '{}', version = 99"
         )
-        order = f'{{"orderId":"{CARD.text}","totalAmount":5,"customerPhone":"{PHONE.text}"}}'
+        # The id of an order is named where it fails, and nothing else of it.
+        order = f'{{"orderId":"W-78","voucherCode":"{CARD.text}","customerPhone":"{PHONE.text}"}}'
         said = ""
         for arguments, stdin in (
             (("key", "list"), None),
@@ -203,7 +204,7 @@ class SecretsTests(SynchronousTestCase):
             check=False,
         )
         said += ended.stdout + ended.stderr
-        for sign in ("StatementFailed", "follows nothing", "Nothing was erased yet"):
+        for sign in ("StatementFailed", "follows nothing", "Nothing was erased yet", "W-78"):
             self.assertIn(sign, said)
         self.assert_silent(said, "what posctl prints")
 

@@ -45,7 +45,7 @@ class SurveyTests(SynchronousTestCase):
         self.asked: list[int] = []
         self.seconds = 0.0
         self.away = False
-        self.survey = Survey(self.read, self.clock.seconds, lambda: 1000.0)
+        self.survey = Survey(self.read, self.clock, lambda: 1000.0)
 
     async def read(self, most: int) -> Sequence[TenantSurvey]:
         if self.away:
@@ -135,7 +135,7 @@ class SurveyTests(SynchronousTestCase):
             self.asked.append(most)
             return await waiting
 
-        self.survey = Survey(slowly, self.clock.seconds)
+        self.survey = Survey(slowly, self.clock)
         both = [Deferred.fromCoroutine(self.survey.families()) for _ in range(2)]
         waiting.callback([KITCHEN])
         for each in both:

@@ -88,6 +88,21 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(paris.draft.data["createdAt"], "2026-07-01T10:00:00.000Z")
         self.assertEqual(unknown.draft.data["createdAt"], "2026-07-01T12:00:00.000Z")
 
+    def test_half_of_a_surrogate_pair_is_repaired_and_told(self) -> None:
+        text = r'{"orderId": "7", "customerName": "Anna \ud83d", "meta": {"a": "\u0000"}}'
+        (item,) = batch.read([OutboxRow(1, 1, "new_order", None, text)], SHOPS)
+        state = OrderState(None, text.replace("orderId", "id").replace("customerN", "customer_n"))
+        (hooked,) = ledger({(1, "7"): state}).outbox([batch.Item(1, touched="7")])
+        assert isinstance(item, batch.Item)
+        assert item.draft is not None
+        for told in (item.draft.warnings[:1], hooked.warnings):
+            self.assertEqual(
+                [(each.member, each.code) for each in told],
+                [("customerName", "character_replaced")],
+            )
+        self.assertEqual(item.draft.warnings[1].member, "meta.a")
+        self.assertEqual(item.draft.data["customerName"], "Anna \N{REPLACEMENT CHARACTER}")
+
     def test_what_is_rejected_is_logged_as_it_was_or_by_its_size(self) -> None:
         small = batch.Rejected(row(1, "Not A Type", {"a": 1}), "bad").entry(LARGEST)
         self.assertEqual((data_of(small), small.failure), ({"a": 1}, "bad"))

@@ -43,6 +43,13 @@ class AsideTests(SynchronousTestCase):
         self.clock.advance(0.6)
         self.assertEqual(self.aside.now(), [2])
 
+    def test_trouble_is_told_from_a_rest(self) -> None:
+        self.aside.rest(1, 30.0)
+        self.aside.add(2)
+        self.assertEqual(self.aside.troubled(), [2])
+        self.clock.advance(1.0)
+        self.assertEqual(self.aside.troubled(), [])
+
     def test_a_rest_is_as_long_as_it_is_and_makes_no_later_one_longer(self) -> None:
         self.aside.rest(1, 30.0)
         self.aside.rest(1, 2.0)

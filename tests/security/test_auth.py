@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import hashlib
+import inspect
 import secrets
+from collections import Counter
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import gatherResults
-from twisted.internet.task import Clock
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import Clock, deferLater
 
 from posd.database import migrations
 from posd.database.link import Parameters, Row
 from posd.database.pool import Database
-from posd.errors import Busy, Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable
+from posd.errors import (
+    Busy,
+    Forbidden,
+    NotFound,
+    StatementFailed,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
 from posd.security.auth import Authenticator, of_kind
+from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.store.credentials import Credential
 from posd.testing.postgres import test_server
@@ -46,13 +61,19 @@ class AuthCase(DatabaseCase):
         migrations.bootstrap(self.dsn)
         self.clock = Clock()
 
-    async def authenticator(self, *, per_minute: int = 20) -> Authenticator:
+    async def authenticator(self, *, per_minute: int = 20, read: bool = False) -> Authenticator:
+        """Its index has read all keys if `read`."""
         self.database = CountingDatabase(REACTOR, self.dsn, size=2, statement_timeout=5.0)
         self.database.startService()
         self.addCleanup(self.database.stopService)
         await self.database.when_up()
         attempts = FailedAttempts(per_minute, self.clock.seconds)
-        return Authenticator(self.clock, self.database, attempts)
+        self.index = KeyIndex(self.clock, self.database)
+        authenticator = Authenticator(self.clock, self.database, self.index, attempts)
+        if read:
+            await self.index.look()
+            self.database.statements = 0
+        return authenticator
 
     def key(
         self, kind: str = "tenant", slug: str | None = "kitchen", device: str | None = None
@@ -237,7 +258,7 @@ class RememberingTests(AuthCase):
         for each in waiting:
             self.assertIsInstance(await each, Busy)
         self.admin.run("COMMIT")
-        await until(lambda: bool(authenticator._valid), "the key is found")
+        await until(lambda: bool(authenticator._lookup._valid), "the key is found")
         await authenticator.at_tenant("kitchen", key, None, HERE)
         self.assertEqual(self.database.statements, 1)
 
@@ -246,6 +267,7 @@ class RememberingTests(AuthCase):
         key = self.key()
         self.change(key, "expires_at = clock_timestamp() + interval '300 milliseconds'")
         await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.clock.advance(0.3)
         expired = "SELECT expires_at < clock_timestamp() FROM dinedesk_main.pos_api_keys"
         await until(lambda: bool(self.admin.value(expired)), "the key has expired")
         refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
@@ -259,6 +281,157 @@ class RememberingTests(AuthCase):
         found = "SELECT key_sha256 FROM dinedesk_main.pos_api_keys WHERE last_used_at IS NOT NULL"
         self.assertEqual(bytes(self.admin.value(found)), hashlib.sha256(used.encode()).digest())
         self.assertNotEqual(used, unused)
+
+
+class UnknownKeyTests(AuthCase):
+    """Once all keys have been read, one that is not known costs no statement."""
+
+    async def refused(self, *calls: Awaitable[Any]) -> list[Exception]:
+        """Why each was not let in, when it was waited for news of its key."""
+        asked = [begin(self.refusal(each)) for each in calls]
+        self.clock.advance(0.1)
+        return [await each for each in asked]
+
+    async def test_whatever_does_not_fit_gets_one_answer_for_no_statement(self) -> None:
+        revoked, expired, ended = (self.key() for _ in range(3))
+        self.change(revoked, "revoked_at = now()")
+        self.change(expired, "expires_at = now()")
+        self.admin.run("UPDATE dinedesk_main.tenants SET is_active = false WHERE slug = 'grill'")
+        of_grill, wide = self.key(slug="grill"), self.key("platform", None)
+        authenticator = await self.authenticator(per_minute=100, read=True)
+        unknown = "pos_" + "0" * 64
+        answers = await self.refused(
+            *(authenticator.at_tenant("kitchen", each, None, HERE) for each in (unknown, revoked)),
+            *(authenticator.at_tenant("nowhere", each, None, HERE) for each in (unknown, wide)),
+            *(
+                authenticator.at_tenant("kitchen", each, "bar", HERE)
+                for each in (expired, of_grill)
+            ),
+            authenticator.at_tenant("grill", of_grill, None, HERE),
+            authenticator.at_tenant("nowhere", ended, None, HERE),
+            authenticator.anywhere(unknown, HERE),
+            authenticator.somewhere(unknown, HERE),
+        )
+        self.assertEqual({type(each) for each in answers}, {Unauthorized})
+        self.assertEqual(len({str(each) for each in answers}), 1)
+        self.assertEqual(self.database.statements, 0)
+
+    async def test_an_address_that_is_shut_out_costs_none_either_and_a_valid_key_opens(
+        self,
+    ) -> None:
+        key = self.key()
+        authenticator = await self.authenticator(per_minute=3, read=True)
+        answers = await self.refused(
+            *(authenticator.at_tenant("kitchen", f"wrong{n}", None, HERE) for n in range(2000))
+        )
+        told = Counter(type(each) for each in answers)
+        self.assertEqual(told, {Unauthorized: 3, TooManyRequests: 1997})
+        self.assertEqual(self.database.statements, 0)
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 1)
+
+    async def test_every_visible_character_can_be_in_a_key(self) -> None:
+        secret = "".join(map(chr, range(0x21, 0x7F)))
+        self.admin.run(
+            "UPDATE dinedesk_main.tenants SET pos_api_key = %s WHERE slug = 'kitchen'", secret
+        )
+        authenticator = await self.authenticator(read=True)
+        await authenticator.at_tenant("kitchen", secret, None, HERE)
+        await authenticator.somewhere(secret, HERE)
+
+    async def test_a_key_that_ends_without_a_word_is_looked_up_and_refused(self) -> None:
+        key = self.key()
+        self.change(key, "expires_at = clock_timestamp() + interval '300 milliseconds'")
+        authenticator = await self.authenticator(read=True)
+        expired = "SELECT expires_at < clock_timestamp() FROM dinedesk_main.pos_api_keys"
+        await until(lambda: bool(self.admin.value(expired)), "the key has expired")
+        refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
+        self.assertIsInstance(refusal, Unauthorized)
+
+
+class CrowdTests(AuthCase):
+    async def test_two_thousand_that_come_at_once_cost_some_statements(self) -> None:
+        authenticator = await self.authenticator(read=True)
+        key = self.key()
+        await self.index.look()
+        self.database.statements = 0
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
+        arrivals = [
+            begin(authenticator.at_tenant("kitchen", key, f"till-{number}", HERE))
+            for number in range(2000)
+        ]
+        self.admin.run("COMMIT")
+        depths: set[int] = set()
+        for each in arrivals:
+            each.addCallback(lambda _: depths.add(len(inspect.stack(0))))
+        while not all(each.called for each in arrivals):
+            self.clock.advance(0)
+            await deferLater(REACTOR, 0.005)
+        await gatherResults(arrivals)
+        # Four with one each, and then in hundreds.
+        self.assertLessEqual(self.database.statements, 4 + 2000 // 200 + 1)
+        # None of them went on inside another one.
+        self.assertLess(max(depths), 60)
+
+    async def test_so_do_two_thousand_with_one_key_and_no_name(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        arrivals = [begin(authenticator.at_tenant("kitchen", key, None, HERE)) for _ in range(2000)]
+        await until(lambda: bool(authenticator._lookup._released), "the key is found")
+        # They have work to do then, and others are served in between.
+        self.assertEqual(len([each for each in arrivals if each.called]), 0)
+        turns: list[int] = []
+        later = self.clock.callLater
+
+        def noted(delay: float, *what: Any) -> IDelayedCall:
+            turns.append(len([each for each in arrivals if each.called]))
+            return later(delay, *what)
+
+        self.patch(self.clock, "callLater", noted)
+        self.clock.advance(0)
+        self.assertEqual(turns, [*range(50, 2000, 50)])
+        await gatherResults(arrivals)
+        self.assertEqual(self.database.statements, 1)
+
+    async def test_more_than_that_are_told_to_come_again(self) -> None:
+        authenticator = await self.authenticator()
+        self.admin.run("BEGIN; LOCK TABLE dinedesk_main.pos_api_keys")
+        arrivals = [
+            begin(self.refusal(authenticator.at_tenant("kitchen", f"key-{n}", None, HERE)))
+            for n in range(5001)
+        ]
+        self.assertEqual([each for each in arrivals if each.called], arrivals[5000:])
+        self.assertIsInstance(await arrivals[5000], Busy)
+        self.clock.advance(3.5)
+        await gatherResults(arrivals)
+        self.admin.run("COMMIT")
+
+    async def test_one_that_fails_fails_for_all_who_wait_and_the_next_is_asked(self) -> None:
+        authenticator = await self.authenticator()
+        key = self.key()
+        self.admin.run("ALTER TABLE dinedesk_main.pos_devices RENAME TO away")
+        calls = [begin(self.refusal(authenticator.at_tenant("kitchen", key, None, HERE)))] * 2
+        for each in calls:
+            self.assertIsInstance(await each, StatementFailed)
+        self.admin.run("ALTER TABLE dinedesk_main.away RENAME TO pos_devices")
+        await authenticator.at_tenant("kitchen", key, None, HERE)
+
+
+class FilesTests(AuthCase):
+    async def test_no_request_reads_a_file(self) -> None:
+        """With all descriptors used up, or posd's files gone, whoever has a key is served."""
+        authenticator = await self.authenticator()
+        key = self.key()
+
+        def fail(*given: object, **more: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        self.patch(Path, "read_text", fail)
+        self.patch(Path, "open", fail)
+        self.patch(builtins, "open", fail)
+        for _ in range(2):
+            await authenticator.at_tenant("kitchen", key, "bar", HERE)
+            authenticator.forget_all()
 
 
 class AttemptsTests(AuthCase):

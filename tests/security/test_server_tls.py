@@ -48,11 +48,13 @@ from zope.interface.verify import verifyObject
 from posd.config.model import TLS
 from posd.errors import StartError
 from posd.security.client_tls import client_context
+from posd.security.dialing import Untrusted
 from posd.security.private_ca import Made, make, make_client
 from posd.security.server_tls import ServerTLS, problems
 from tests.caller import Caller
 
 PEER = IPv4Address("TCP", "192.0.2.7", 40000)
+OLD_SUITES = ("ECDHE-ECDSA-AES256-SHA384", "ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES128-SHA")
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
@@ -77,6 +79,7 @@ class Call:
     def __init__(
         self, tls: ServerTLS, till: ssl.SSLContext, session: ssl.SSLSession | None = None
     ) -> None:
+        self._tls = tls
         self._to_till, self._to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.till = till.wrap_bio(
             self._to_till, self._to_server, server_hostname="localhost", session=session
@@ -87,8 +90,14 @@ class Call:
         self.server.set_accept_state()
         failed: SSL.Error | None = None
         for _ in range(5):
-            with contextlib.suppress(ssl.SSLWantReadError):
+            try:
                 self.till.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:
+                # The server hears why.
+                self._serve()
+                raise
             failed = self._serve() or failed
         with contextlib.suppress(ssl.SSLWantReadError):
             self.till.do_handshake()
@@ -108,6 +117,8 @@ class Call:
             pass
         except SSL.Error as error:
             failed = error
+            # As `posd.web.http.tls_endpoint` does.
+            self._tls.refusals.failed(error, PEER.host)
         self._carry_to_till()
         return failed
 
@@ -139,7 +150,7 @@ class Server(SynchronousTestCase):
         self.clock = Clock()
         self.tls = self.server()
 
-    def server(self, **changes: str) -> ServerTLS:
+    def server(self, **changes: str | bool) -> ServerTLS:
         settings = evolve(settings_of(self.made), **changes)  # type: ignore[arg-type]
         return ServerTLS(settings, seconds=self.clock.seconds)
 
@@ -179,6 +190,60 @@ class Handshakes(Server):
             cipher = Call(self.tls, till_context(self.made, version)).till.cipher()
             assert cipher is not None
             self.assertIn(cipher[0], ("TLS_AES_256_GCM_SHA384", "ECDHE-ECDSA-AES256-GCM-SHA384"))
+
+    def test_a_till_whose_cipher_suites_are_not_authenticated_is_refused(self) -> None:
+        for suite in OLD_SUITES:
+            till = till_context(self.made, ssl.TLSVersion.TLSv1_2)
+            till.set_ciphers(suite)
+            with self.subTest(suite=suite), self.assertRaises(ssl.SSLError):
+                Call(self.tls, till)
+
+    def reason(self, till: ssl.SSLContext, **changes: str | bool) -> str:
+        """What is logged of a till with which no connection comes about."""
+        with capturedLogs() as logs:
+            self.assertRaises((SSL.Error, ssl.SSLError), Call, self.server(**changes), till)
+        (event,) = logs
+        return str(event["reason"])
+
+    def test_why_no_connection_comes_about_is_logged(self) -> None:
+        old = till_context(self.made, ssl.TLSVersion.TLSv1_2)
+        self.assertIn("tls.minimum_version", self.reason(old, minimum_version="1.3"))
+        old.set_ciphers(OLD_SUITES[0])
+        self.assertIn("tls.legacy_ciphers", self.reason(old))
+        # With certificates asked for, both are the same alert.
+        client_ca = str(self.made.ca_path)
+        self.assertIn("tls.legacy_ciphers", self.reason(old, client_ca=client_ca))
+        self.assertIn("does not trust", self.reason(ssl.create_default_context()))
+
+    def test_every_authenticated_cipher_suite_is_spoken(self) -> None:
+        for suite in (
+            "ECDHE-ECDSA-AES256-GCM-SHA384",
+            "ECDHE-ECDSA-AES128-GCM-SHA256",
+            "ECDHE-ECDSA-CHACHA20-POLY1305",
+        ):
+            till = till_context(self.made, ssl.TLSVersion.TLSv1_2)
+            till.set_ciphers(suite)
+            cipher = Call(self.tls, till).till.cipher()
+            assert cipher is not None
+            self.assertEqual(cipher[0], suite)
+
+    def test_old_cipher_suites_are_spoken_where_they_are_allowed(self) -> None:
+        tls = self.server(legacy_ciphers=True)
+        for suite in OLD_SUITES:
+            till = till_context(self.made, ssl.TLSVersion.TLSv1_2)
+            till.set_ciphers(suite)
+            cipher = Call(tls, till).till.cipher()
+            assert cipher is not None
+            self.assertEqual(cipher[0], suite)
+        strong = Call(tls, till_context(self.made, ssl.TLSVersion.TLSv1_2)).till.cipher()
+        assert strong is not None
+        self.assertEqual(strong[0], "ECDHE-ECDSA-AES256-GCM-SHA384")
+
+    def test_whether_old_cipher_suites_are_allowed_takes_effect_by_a_reload(self) -> None:
+        till = till_context(self.made, ssl.TLSVersion.TLSv1_2)
+        till.set_ciphers(OLD_SUITES[0])
+        self.assertTrue(self.tls.reload(evolve(self.tls.settings, legacy_ciphers=True)))
+        Call(self.tls, till)
 
     def test_the_expiry_is_that_of_the_servers_certificate(self) -> None:
         self.assertEqual(self.tls.expires_at, self.made.expires_at)
@@ -623,9 +688,9 @@ class Loopback(TestCase):
         stranger = make(Path(self.mktemp()), ["localhost"])
         for ca in (stranger.ca_path, None):
             caller = await self.call("localhost", ca)
-            with self.assertRaises(SSL.Error) as caught:
+            with self.assertRaises(Untrusted) as caught:
                 await caller.heard
-            self.assertIn("certificate verify failed", str(caught.exception))
+            self.assertIn("authority of the server's certificate", str(caught.exception))
 
     async def test_a_connection_outlives_a_reload(self) -> None:
         caller = await self.call("localhost", self.made.ca_path)

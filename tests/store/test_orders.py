@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from posd.database.link import Session
 from posd.events.orders import FINAL_STATUSES
 from posd.events.print_status import Report, Said
 from posd.store import orders
+from posd.store.orders import Page, Wanted
 from posd.values import PrintStatus
 from tests.schema_case import Entry
 from tests.store_case import GRILL, KITCHEN, StoreCase
@@ -125,7 +127,26 @@ class ConfirmedTests(OrdersCase):
             await orders.note(self.books, KITCHEN, Report(order_id, Said.RECEIVED), None)
 
     async def confirmed(self) -> dict[int, int]:
-        return await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        found, failures = await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        self.assertEqual(failures, {})
+        return found
+
+    async def test_a_tenant_that_cannot_be_read_stops_no_other(self) -> None:
+        await self.begin()
+        await self.received("a", "b")
+        self.admin.run("ALTER TABLE dinedesk_grill.pos_orders RENAME COLUMN first_seq TO gone")
+        found, failures = await orders.confirmed(self.books, [2, 1], FINAL_STATUSES)
+        self.assertEqual((found, failures.keys()), ({1: 2}, {2}))
+        self.assertTrue(failures[2].startswith("42703"))
+
+    async def test_a_tenant_that_is_locked_is_not_waited_for_long(self) -> None:
+        await self.begin()
+        await self.received("a", "b")
+        other = self.client()
+        with other.transaction():
+            other.run("LOCK TABLE dinedesk_grill.pos_orders")
+            found, failures = await orders.confirmed(self.books, [2, 1], FINAL_STATUSES)
+        self.assertEqual((found, failures[2][:5]), ({1: 2}, "55P03"))
 
     async def test_a_report_confirms_what_came_before_it(self) -> None:
         await self.begin()
@@ -175,12 +196,79 @@ class OpenTests(OrdersCase):
     async def test_open_orders_are_found_by_the_index(self) -> None:
         session = await self.session()
         self.admin.run("SET enable_seqscan = off")
-        values = {"final": sorted(FINAL_STATUSES), "since": None, "limit": 50}
+        values = {
+            "final": sorted(FINAL_STATUSES),
+            "since": None,
+            "limit": 50,
+            "bytes": 2**20,
+            "tenant": 1,
+            "from": "2026-11-22T10:00:00.000000",
+            "after": "a",
+        }
         with self.admin.connection.cursor() as cursor:
             cursor.execute("EXPLAIN " + orders._OPEN.format(schema="dinedesk_kitchen"), values)
             plan = cursor.fetchall()
         self.assertIn("pos_orders_open", str(plan))
-        self.assertEqual(await orders.still_open(session, GRILL, FINAL_STATUSES, None, 50), [])
+        self.assertIn("created_at >=", str(plan))
+        page = await orders.still_open(session, GRILL, FINAL_STATUSES, Wanted(50, 2**20))
+        self.assertEqual((page.orders, page.has_more, page.last_seq), ([], False, 0))
+
+    def ids(self, page: Page) -> list[str]:
+        return [each.place.order_id for each in page.orders]
+
+    async def pages(self, session: Session, limit: int, most_bytes: int = 2**20) -> list[list[str]]:
+        """The ids of page after page, as a client asks for them."""
+        found: list[list[str]] = []
+        after = None
+        while True:
+            wanted = Wanted(limit, most_bytes, after=after)
+            page = await orders.still_open(session, KITCHEN, FINAL_STATUSES, wanted)
+            found.append(self.ids(page))
+            if not page.has_more:
+                return found
+            after = page.orders[-1].place
+
+    async def test_pages_have_each_order_once_the_oldest_first(self) -> None:
+        session = await self.session()
+        names = [f"{number:02}" for number in range(25)]
+        self.record(*names)  # in one transaction, so all at the same time
+        for limit in (1, 7, 24, 25, 26):
+            pages = await self.pages(session, limit)
+            self.assertEqual([name for page in pages for name in page], names)
+            self.assertEqual({len(page) for page in pages[:-1]} - {limit}, set())
+            self.assertEqual(len(pages), -(-25 // limit))
+
+    async def test_a_page_has_so_many_bytes_and_one_order_at_least(self) -> None:
+        session = await self.session()
+        big = '{"a":"%s"}' % ("x" * 5000)
+        self.admin.record(
+            *(entry(name, snapshot=big if name in "bd" else "{}") for name in "abcde")
+        )
+        self.assertEqual(await self.pages(session, 50, 5000), [["a"], ["b"], ["c"], ["d"], ["e"]])
+        self.assertEqual(await self.pages(session, 50, 5600), [["a", "b", "c"], ["d", "e"]])
+
+    async def test_what_changes_between_two_pages_hides_nothing_else(self) -> None:
+        session = await self.session()
+        self.record(*"abcdef")
+        first = await orders.still_open(session, KITCHEN, FINAL_STATUSES, Wanted(3, 2**20))
+        self.admin.run(
+            "UPDATE dinedesk_kitchen.pos_orders SET print_status = 'printed' WHERE order_id IN ('c', 'd')"
+        )
+        self.record("new")
+        rest = Wanted(50, 2**20, after=first.orders[-1].place)
+        page = await orders.still_open(session, KITCHEN, FINAL_STATUSES, rest)
+        self.assertEqual(self.ids(page), ["e", "f", "new"])
+        self.assertEqual((first.last_seq, page.last_seq), (6, 7))
+
+    async def test_a_place_far_back_in_time_is_exact(self) -> None:
+        session = await self.session()
+        self.record(*"abc")
+        self.admin.run(
+            "UPDATE dinedesk_kitchen.pos_orders SET created_at ="
+            " '0001-01-01 00:00:00.000001Z'::timestamptz"
+            " + CASE order_id WHEN 'a' THEN interval '0' ELSE interval '1 microsecond' END"
+        )
+        self.assertEqual(await self.pages(session, 1), [["a"], ["b"], ["c"]])
 
 
 class NoteTests(OrdersCase):

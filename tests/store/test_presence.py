@@ -7,11 +7,19 @@ from uuid import UUID, uuid4
 
 from attrs import evolve
 
+from posd.database.link import Session
 from posd.store import presence
-from posd.values import Opening
+from posd.values import Opening, Tenant
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
+
+
+async def opening_of(
+    session: Session, tenant: Tenant, device: str | None, most: int
+) -> Opening | None:
+    place = (tenant.id, device)
+    return (await presence.openings(session, [place], most)).get(place)
 
 
 class LeaseTests(StoreCase):
@@ -53,26 +61,27 @@ class OpeningTests(StoreCase):
 
     async def test_a_device_that_was_never_seen_begins_at_the_head(self) -> None:
         session = await self.session()
-        opening = await presence.opening(session, KITCHEN, "front", 10)
+        opening = await opening_of(session, KITCHEN, "front", 10)
         assert opening is not None
         self.assertEqual((opening.head.last_seq, opening.acked), (100, 100))
         self.assertTrue(opening.legacy)
 
     async def test_a_device_that_acknowledges_goes_on_from_its_cursor(self) -> None:
         session = await self.session()
-        first = await presence.opening(session, KITCHEN, "front", 10)
+        first = await opening_of(session, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 30")
         await presence.acknowledged(session, [(1, "front", first.head.stream_id, 40)])
-        opening = await presence.opening(session, KITCHEN, "front", 10)
+        opening = await opening_of(session, KITCHEN, "front", 10)
         assert opening is not None
         self.assertEqual((opening.acked, opening.legacy), (40, False))
 
-    async def refusing(self, *seqs: int) -> Opening:
-        """A device that is at 40, and refuses these events of the stream; where it stands then."""
+    async def refusing(self, *seqs: int) -> frozenset[int]:
+        """A device that is at 40, and refuses these events of the stream; what of that is told then."""
         session = await self.session()
-        first = await presence.opening(session, KITCHEN, "front", 10)
+        first = await opening_of(session, KITCHEN, "front", 10)
         assert first is not None
+        await opening_of(session, KITCHEN, "bar", 10)
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
         self.admin.run(
@@ -81,26 +90,26 @@ class OpeningTests(StoreCase):
         )
         nacks = [(seq, "front", "no paper", first.head.stream_id) for seq in seqs]
         await presence.nacks(session, KITCHEN, [*nacks, (45, "bar", "", first.head.stream_id)])
-        return await self.again()
+        return await self.told()
 
-    async def again(self) -> Opening:
-        opening = await presence.opening(await self.session(), KITCHEN, "front", 10)
-        assert opening is not None
-        return opening
+    async def told(self) -> frozenset[int]:
+        cursors = [("front", 40), ("bar", 45), ("nobody", 1)]
+        found = await presence.refused(await self.session(), KITCHEN, cursors)
+        self.assertEqual((found["bar"], found["nobody"]), (set(), set()))
+        return found["front"]
 
     async def test_what_a_device_refused_is_told_as_far_as_its_cursor_has_not_come(self) -> None:
-        opening = await self.refusing(35, 43, 44)
-        self.assertEqual((opening.acked, opening.refused), (40, {43, 44}))
-
-    async def test_what_a_device_refused_right_after_its_cursor_is_passed(self) -> None:
-        opening = await self.refusing(41, 42, 44)
-        self.assertEqual((opening.acked, opening.refused), (42, {44}))
+        self.assertEqual(await self.refusing(35, 43, 44), {43, 44})
 
     async def test_what_was_refused_is_not_what_has_its_number_now(self) -> None:
         await self.refusing(41, 43)
         self.admin.run("UPDATE dinedesk_kitchen.pos_events SET created_at = clock_timestamp()")
-        opening = await self.again()
-        self.assertEqual((opening.acked, opening.refused), (40, set()))
+        self.assertEqual(await self.told(), set())
+
+    async def test_what_was_refused_before_a_replay_is_sent_again(self) -> None:
+        await self.refusing(41, 43)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET replayed_at = clock_timestamp()")
+        self.assertEqual(await self.told(), set())
 
     async def test_what_is_refused_in_another_history_is_not_noted(self) -> None:
         session = await self.session()
@@ -108,25 +117,45 @@ class OpeningTests(StoreCase):
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_kitchen.pos_nacks"), 0)
 
     async def test_a_terminal_without_a_name_has_no_cursor(self) -> None:
-        opening = await presence.opening(await self.session(), KITCHEN, None, 10)
+        opening = await opening_of(await self.session(), KITCHEN, None, 10)
         assert opening is not None
         self.assertEqual((opening.acked, opening.legacy), (None, False))
 
     async def test_a_tenant_has_no_more_devices_than_it_may(self) -> None:
         session = await self.session()
         for name in ("one", "two"):
-            self.assertIsNotNone(await presence.opening(session, KITCHEN, name, 2))
-        self.assertIsNone(await presence.opening(session, KITCHEN, "three", 2))
-        self.assertIsNotNone(await presence.opening(session, KITCHEN, "one", 2))
-        self.assertIsNotNone(await presence.opening(session, GRILL, "three", 2))
+            self.assertIsNotNone(await opening_of(session, KITCHEN, name, 2))
+        self.assertIsNone(await opening_of(session, KITCHEN, "three", 2))
+        self.assertIsNotNone(await opening_of(session, KITCHEN, "one", 2))
+        self.assertIsNotNone(await opening_of(session, GRILL, "three", 2))
+
+    async def test_many_that_come_together_are_told_and_registered_together(self) -> None:
+        session = await self.session()
+        self.assertIsNotNone(await opening_of(session, KITCHEN, "two", 4))
+        self.admin.run("DELETE FROM dinedesk_main.pos_cursors")
+        names = ("four", "one", None, "three", "two", "five")
+        wanted = [(tenant, name) for tenant in (1, 2, 99) for name in names]
+        found = await presence.openings(session, wanted, 4)
+        # Of those that are new the first by their names have the places that are left.
+        self.assertEqual(
+            {name for tenant, name in found if tenant == 1}, {"five", "four", "one", "two", None}
+        )
+        self.assertEqual(
+            {name for tenant, name in found if tenant == 2}, {"five", "four", "one", "three", None}
+        )
+        self.assertEqual(len(found), 10)
+        self.assertEqual(found[1, None].acked, None)
+        self.assertEqual(found[1, "two"].acked, 100)
+        count = "SELECT count(*) FROM dinedesk_main.pos_cursors"
+        self.assertEqual(self.admin.value(count), 8)
 
     async def test_a_tenant_that_is_gone_has_nothing(self) -> None:
         gone = evolve(KITCHEN, id=99)
-        self.assertIsNone(await presence.opening(await self.session(), gone, "front", 10))
+        self.assertIsNone(await opening_of(await self.session(), gone, "front", 10))
 
     async def test_a_cursor_never_moves_back_nor_beyond_the_head(self) -> None:
         session = await self.session()
-        first = await presence.opening(session, KITCHEN, "front", 10)
+        first = await opening_of(session, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
@@ -170,6 +199,9 @@ class ClaimTests(StoreCase):
         self.listener = self.client()
         self.listener.run("LISTEN posd_control")
 
+    async def claim(self, each: UUID, since: datetime = NOW, device: str = "front") -> bool:
+        return each not in await presence.claim(self.books, [(each, 1, device, since)])
+
     def superseded(self) -> list[str]:
         told = [payload.split() for _, payload in self.listener.notifications()]
         return [subject for kind, subject in told if kind == "superseded"]
@@ -178,24 +210,36 @@ class ClaimTests(StoreCase):
         await self.begin()
         old, new = await self.enter(NOW), await self.enter(NOW + timedelta(seconds=1))
         other = await self.enter(NOW, device="back")
-        self.assertTrue(
-            await presence.claim(self.books, new, 1, "front", NOW + timedelta(seconds=1))
-        )
+        self.assertTrue(await self.claim(new, NOW + timedelta(seconds=1)))
         self.assertEqual(self.superseded(), [str(old)])
-        self.assertFalse(await presence.claim(self.books, old, 1, "front", NOW))
-        self.assertTrue(await presence.claim(self.books, other, 1, "back", NOW))
+        self.assertFalse(await self.claim(old))
+        self.assertTrue(await self.claim(other, NOW, "back"))
 
     async def test_one_that_has_not_claimed_yet_displaces_nobody(self) -> None:
         await self.begin()
         old = await self.enter(NOW)
         await self.enter(NOW + timedelta(seconds=1))
-        self.assertTrue(await presence.claim(self.books, old, 1, "front", NOW))
+        self.assertTrue(await self.claim(old))
         self.assertEqual(self.superseded(), [])
 
     async def test_of_two_that_came_at_the_same_moment_one_stays(self) -> None:
         await self.begin()
         both = [await self.enter(NOW), await self.enter(NOW)]
-        won = [await presence.claim(self.books, each, 1, "front", NOW) for each in both]
-        won += [await presence.claim(self.books, each, 1, "front", NOW) for each in both]
+        won = [await self.claim(each) for each in both]
+        won += [await self.claim(each) for each in both]
         self.assertEqual(won[2:].count(True), 1)
         self.assertEqual(set(self.superseded()), {str(min(both))})
+
+    async def test_those_that_claim_together_are_told_apart_as_if_one_after_the_other(self) -> None:
+        await self.begin()
+        times = [NOW + timedelta(seconds=number) for number in range(3)]
+        front = [await self.enter(when) for when in times]
+        back = await self.enter(NOW, device="back")
+        claims = [(each, 1, "front", when) for each, when in zip(front, times, strict=True)]
+        lost = await presence.claim(self.books, [*claims[:2], (back, 1, "back", NOW)])
+        self.assertEqual(lost, {front[0]})
+        self.assertEqual(self.superseded(), [str(front[0])])
+        claimed = "SELECT count(*) FROM dinedesk_main.pos_connections WHERE claimed_at IS NOT NULL"
+        self.assertEqual(self.admin.value(claimed), 3)
+        self.assertEqual(await presence.claim(self.books, claims[2:]), set())
+        self.assertEqual({*self.superseded()}, {str(each) for each in front[:2]})

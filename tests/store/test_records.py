@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from posd.database.link import Session
 from posd.errors import StatementFailed
 from posd.events.print_status import print_report
 from posd.store import credentials, idempotency, orders, standing, tenants
+from posd.store.credentials import Credential, Wanted
 from posd.store.idempotency import Answer, Idempotency
 from posd.values import KeyKind, PrintStatus
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 SHA256 = b"s" * 32
+
+
+async def found_at(session: Session, slug: str) -> Credential | None:
+    """What the key opens at a tenant."""
+    (found,) = await credentials.find(session, [Wanted(slug, SHA256, None)])
+    return found
 
 
 class CredentialsTests(StoreCase):
@@ -21,15 +29,15 @@ class CredentialsTests(StoreCase):
         created = await credentials.create(session, *values)
         key_id = created.id
         assert created.expires_at is not None
-        found = await credentials.find(session, "kitchen", SHA256, None)
+        found = await found_at(session, "kitchen")
         assert found is not None
         self.assertEqual((found.principal.key_id, found.principal.device_id), (key_id, "front"))
         self.assertTrue(found.device_has_key)
-        self.assertIsNone(await credentials.find(session, "grill", SHA256, None))
+        self.assertIsNone(await found_at(session, "grill"))
         self.assertEqual(await credentials.ended(session, [key_id]), set())
         self.assertTrue(await credentials.revoke(session, key_id))
         self.assertFalse(await credentials.revoke(session, key_id))
-        self.assertIsNone(await credentials.find(session, "kitchen", SHA256, None))
+        self.assertIsNone(await found_at(session, "kitchen"))
         self.assertEqual(await credentials.ended(session, [key_id]), {key_id})
 
     async def test_a_tenants_key_is_revoked_for_that_tenant_only_and_once(self) -> None:
@@ -54,7 +62,7 @@ class CredentialsTests(StoreCase):
         session = await self.session()
         for tenant, kind in ((None, KeyKind.PLATFORM), (KITCHEN, KeyKind.TENANT)):
             await credentials.create(session, tenant, kind, None, SHA256, "p", None)
-        found = await credentials.find(session, "kitchen", SHA256, None)
+        found = await found_at(session, "kitchen")
         assert found is not None
         self.assertEqual(found.principal.kind, KeyKind.TENANT)
 

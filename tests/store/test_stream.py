@@ -36,27 +36,47 @@ class StreamTests(StoreCase):
         await stream.reset(session, [1])
         self.assertEqual(await stream.after(session, KITCHEN, history, 1, 2), [])
 
+    async def test_a_page_has_no_more_bytes_than_a_terminal_is_sent_at_once(self) -> None:
+        session = await self.session()
+        large = Entry(1, "notice", '{"text":"%s"}' % ("x" * 100_000))
+        await stream.record(session, uuid4(), [large] * 5)
+        history = (await stream.heads(session, [1]))[1].stream_id
+        pages = [await stream.after(session, KITCHEN, history, seq, 100) for seq in (0, 3, 4, 5)]
+        seqs = [[event.seq for event in page] for page in pages]
+        self.assertEqual(seqs, [[1, 2, 3], [4, 5], [5], []])
+
     async def test_heads_and_the_poll_tell_where_streams_are_and_what_waits(self) -> None:
         session = await self.session()
         await stream.record(session, uuid4(), [entry(1), entry(2)])
         waiting, heads = await stream.poll(session, [1])
-        self.assertEqual((waiting, [head.last_seq for head in heads]), (False, [2]))
+        self.assertEqual((waiting, [head.last_seq for head in heads]), (None, [2]))
         self.assertIsInstance(heads[0].stream_id, UUID)
         self.assertEqual((await stream.heads(session, [1, 2]))[2].last_seq, 0)
         self.publish()
-        self.assertEqual(await stream.poll(session, []), (True, []))
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_outbox SET created_at = clock_timestamp() - interval '90 s'"
+        )
+        waiting, heads = await stream.poll(session, [])
+        self.assertEqual(heads, [])
+        assert waiting is not None
+        self.assertLess(abs(waiting - 90), 60)
 
     async def test_rows_are_taken_once_and_those_of_tenants_aside_are_left(self) -> None:
         session = await self.session()
         self.publish()
         self.publish("grill")
-        rows = await stream.take(session, 10, [2], patient=False)
-        assert rows is not None
+        taken = await stream.take(session, 10, [2], patient=False)
+        assert taken is not None
         self.assertEqual(
-            [(row.tenant_id, row.type, row.key) for row in rows], [(1, "notice", None)]
+            [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        self.assertEqual(await stream.take(session, 10, [2], patient=False), [])
-        self.assertEqual(len(await stream.take(session, 10, [], patient=False) or ()), 1)
+        again = await stream.take(session, 10, [2], patient=False)
+        assert again is not None
+        self.assertEqual(again.rows, [])
+        self.assertLess(taken.now, again.now)
+        rest = await stream.take(session, 10, [], patient=False)
+        assert rest is not None
+        self.assertEqual(len(rest.rows), 1)
 
     async def test_there_is_one_sequencer_at_a_time(self) -> None:
         session = await self.session()

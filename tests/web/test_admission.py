@@ -16,7 +16,7 @@ from posd.security.connection_limits import Connections
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Position, Principal
 from posd.web.admission import Admission, Gate, WebSocketDoor
-from posd.web.http.requests import Door
+from posd.web.http.call import Door
 from posd.web.websocket import TillProtocol
 from tests.delivery_case import KITCHEN, NOON, STREAM, opening
 from tests.socket_case import Socket, SocketCase
@@ -29,6 +29,71 @@ HANDSHAKE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     "X-API-Key": "pos_good",
 }
+
+NONCE = HANDSHAKE["Sec-WebSocket-Key"]
+HANDSHAKES = {
+    "RFC 6455": [
+        *("Host: posd", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
+    ],
+    ".NET ClientWebSocket": [
+        *("Host: posd:9010", "Connection: Upgrade", "Upgrade: websocket"),
+        "Sec-WebSocket-Version: 13",
+    ],
+    ".NET Framework": [
+        *("Connection: Upgrade,Keep-Alive", "Upgrade: Websocket", "Sec-WebSocket-Version: 13"),
+        "Host: posd:9010",
+    ],
+    "OkHttp": [
+        *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
+        *("Sec-WebSocket-Extensions: permessage-deflate", "Host: posd", "Accept-Encoding: gzip"),
+        "User-Agent: okhttp/4.12.0",
+    ],
+    "Firefox": [
+        *("Host: posd", "Accept: */*", "Accept-Language: en", "Accept-Encoding: gzip, deflate, br"),
+        *("Sec-WebSocket-Version: 13", "Origin: https://shop.example"),
+        *("Sec-WebSocket-Extensions: permessage-deflate", "Connection: keep-alive, Upgrade"),
+        *("Sec-Fetch-Dest: empty", "Sec-Fetch-Mode: websocket", "Sec-Fetch-Site: cross-site"),
+        *("Pragma: no-cache", "Cache-Control: no-cache", "Upgrade: websocket"),
+    ],
+    "Electron": [
+        *("Host: posd", "Connection: Upgrade", "Pragma: no-cache", "Upgrade: websocket"),
+        *("Origin: file://", "Sec-WebSocket-Version: 13", "Cookie: a=b; c"),
+        "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
+    ],
+    "ws": [
+        *("Sec-WebSocket-Version: 13", "Connection: Upgrade", "Upgrade: websocket"),
+        *("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits", "Host: posd"),
+    ],
+    "libwebsockets": [
+        *("Pragma: no-cache", "Cache-Control: no-cache", "Host: posd", "Upgrade: websocket"),
+        *("Connection: Upgrade", "Sec-WebSocket-Protocol: till", "Sec-WebSocket-Version: 13"),
+    ],
+    "nginx": [
+        *("Upgrade: websocket", "Connection: upgrade", "Host: posd"),
+        *("X-Forwarded-For: 192.0.2.1, 192.0.2.2", "Sec-WebSocket-Version: 13"),
+    ],
+    "Apache": [
+        *("Host: posd", "Sec-WebSocket-Version: 13", "X-Forwarded-For: 192.0.2.1"),
+        *("X-Forwarded-Host: posd", "Upgrade: WebSocket", "Connection: Upgrade"),
+    ],
+    "Envoy, HAProxy, lower case": [
+        *("host: posd", "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13"),
+        *("x-forwarded-for: 192.0.2.1", "x-forwarded-proto: https", "x-request-id: 1"),
+    ],
+    "a proxy with a line of its own": [
+        *("Host: posd", "Connection: keep-alive", "Connection: Upgrade", "Upgrade: websocket"),
+        "Sec-WebSocket-Version: 13",
+    ],
+    "a proxy that joins and leaves blanks": [
+        *("Host:posd", "Connection:\tTE ,,  upgrade\t", "Upgrade: h2c ,websocket", "TE: trailers"),
+        *("Sec-WebSocket-Version:  13 ", "Sec-WebSocket-Version: 13", "Expect:"),
+    ],
+    "a proxy that closes": [
+        *("Host: posd", "Connection: close, Upgrade", "Upgrade: websocket"),
+        "Sec-WebSocket-Version: 13",
+    ],
+}
+"""Header lines of handshakes by who sends them, without the nonce and the key."""
 
 
 @define(eq=False)
@@ -124,6 +189,40 @@ class AdmittedTests(AdmissionCase):
 
     def test_a_bearer_token_is_as_good(self) -> None:
         self.admitted(X_API_Key=None, Authorization="Bearer pos_good")
+
+    def test_handshakes_as_clients_and_proxies_send_them(self) -> None:
+        for sender, lines in HANDSHAKES.items():
+            with self.subTest(sender=sender):
+                socket = self.dial()
+                key = "X-API-Key: pos_good"
+                nonce = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+                request = ["GET /ws/pos/kitchen HTTP/1.1", *lines, nonce, key, "", ""]
+                socket.send("\r\n".join(request).encode())
+                self.assertTrue(socket.upgraded, socket.value())
+                self.assertEqual(socket.messages[0]["type"], "connected")
+                socket.hang_up()
+
+    def test_handshakes_that_ask_for_something_else(self) -> None:
+        for changed, status in (
+            ({"Connection": "close, keep-alive"}, 426),
+            ({"Connection": "upgrade-insecure"}, 426),
+            ({"Connection": ""}, 426),
+            ({"Upgrade": "websockets"}, 426),
+            ({"Upgrade": "h2c, websocket/13"}, 426),
+            ({"Upgrade": ""}, 426),
+            ({"Sec-WebSocket-Version": "13, 8"}, 426),
+            ({"Sec-WebSocket-Version": "13\r\nSec-WebSocket-Version: 8"}, 426),
+            ({"Sec-WebSocket-Version": "8\r\nSec-WebSocket-Version: 13"}, 426),
+            ({"Sec-WebSocket-Version": None}, 426),
+            ({"Sec-WebSocket-Key": None}, 400),
+            ({"Sec-WebSocket-Key": f"{NONCE}\r\nSec-WebSocket-Key: {NONCE}"}, 400),
+            ({"X-API-Key": "pos_good\r\nX-API-Key: pos_bad"}, 400),
+            ({"X-Tenant-ID": "kitchen\r\nX-Tenant-ID: bar"}, 403),
+            ({"Host": None}, 400),
+        ):
+            with self.subTest(changed=changed):
+                headers = {name.replace("-", "_"): value for name, value in changed.items()}
+                self.assertEqual(self.refused(**headers)[0], status)
 
     def test_a_till_may_name_itself(self) -> None:
         self.store.opening = opening(10, 4)

@@ -327,15 +327,50 @@ class LimitTests(SocketCase):
         self.assertEqual(self.books.acks, [])
 
     def test_whoever_acknowledges_a_long_replay_one_by_one_is_read_more_slowly(self) -> None:
-        self.exchange.channels.wake(7, self.log.commit(2000))
+        self.exchange.channels.wake(7, self.log.commit(3000))
         for seq in range(11, 2011):
             self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
-        self.assertEqual(self.books.acks[-1], 2010)
+        self.assertEqual(self.socket.producerState, "producing")
+        for seq in range(2011, 3011):
+            self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
+        self.assertEqual(self.books.acks[-1], 3010)
         self.assertEqual(self.socket.producerState, "paused")
-        for _ in range(10):
+        for _ in range(5):
             self.clock.advance(1)
         self.assertEqual(self.socket.producerState, "producing")
         self.assertIsNone(self.socket.close_code)
+
+    def test_frames_of_every_kind_are_charged_by_their_bytes(self) -> None:
+        """Ten mebibytes at once, and then one a second."""
+        large = text(b'{"type":"ping","id":"%b"}' % (b"x" * 60_000))
+        for _ in range(170):
+            self.socket.send(large)
+        self.assertEqual(self.socket.producerState, "producing")
+        for _ in range(10):
+            self.socket.send(large)
+        self.assertEqual(self.socket.producerState, "paused")
+        self.assertEqual(
+            len([each for each in self.socket.messages if each["type"] == "pong"]), 180
+        )
+        self.clock.advance(1)
+        self.assertEqual(self.socket.producerState, "producing")
+
+    def test_a_ping_an_empty_frame_and_part_of_a_message_are_charged_too(self) -> None:
+        for frames in (masked(PING), masked(0xA), masked(TEXT, final=False) + masked(0)):
+            with self.subTest(frames=frames):
+                self.socket = self.open(terminal("GRILL"), acked=10)
+                self.rates.requests_per_credential *= 2
+                self.socket.send(frames * 10_000)
+                self.assertEqual(self.socket.producerState, "paused")
+                self.assertEqual(self.socket.close_code, 1008)
+
+    def test_two_connections_of_a_terminal_share_its_rate(self) -> None:
+        first, second = (self.open(terminal("GRILL"), acked=10) for _ in range(2))
+        first.send(masked(PING) * 2000)
+        second.send(masked(PING))
+        self.assertEqual((first.producerState, second.producerState), ("producing", "paused"))
+        self.open(terminal("PASS"), acked=10).send(masked(PING))
+        self.assertEqual(self.socket.producerState, "producing")
 
 
 class EndingTests(SocketCase):

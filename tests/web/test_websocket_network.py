@@ -33,6 +33,7 @@ from posd.delivery.hub import Exchange
 from posd.delivery.session import Session, State
 from posd.security.client_tls import client_context
 from posd.security.private_ca import make
+from posd.security.request_rates import RequestRates
 from posd.security.server_tls import ServerTLS
 from posd.store import stream
 from posd.values import GOING_AWAY
@@ -110,7 +111,8 @@ class NetworkCase(TestCase):
 
     def door(self) -> Resource:
         """What the till's request gets to."""
-        upgrades = Upgrades(TillFactory(self.exchange, reactor))
+        rates = RequestRates(50, 1024 * 1024, 200, reactor.seconds)
+        upgrades = Upgrades(TillFactory(self.exchange, rates, reactor))
         upgrades.next.append((terminal(), opening(10)))
         return upgrades
 

@@ -25,7 +25,9 @@ class State(enum.Enum):
 class Line:
     """One thing that was looked at: what was found, and for what is not as it should be what to do.
 
-    `passing`: a fault that is nobody's mistake, such as a database that is away.
+    `passing`: about what runs now and not about the configuration, such as a database that is away.
+    `stops`: posd does not start with it: `twistd posd` ends with status 78, and so does
+    `posctl check-config`.
     """
 
     part: str
@@ -33,18 +35,19 @@ class Line:
     what: str
     remedy: str | None = None
     passing: bool = False
+    stops: bool = False
 
 
 def ok(part: str, what: str) -> Line:
     return Line(part, State.OK, what)
 
 
-def warning(part: str, what: str, remedy: str) -> Line:
-    return Line(part, State.WARNING, what, remedy)
+def warning(part: str, what: str, remedy: str, *, passing: bool = False) -> Line:
+    return Line(part, State.WARNING, what, remedy, passing)
 
 
-def fault(part: str, what: str, remedy: str, *, passing: bool = False) -> Line:
-    return Line(part, State.FAULT, what, remedy, passing)
+def fault(part: str, what: str, remedy: str, *, passing: bool = False, stops: bool = False) -> Line:
+    return Line(part, State.FAULT, what, remedy, passing, stops)
 
 
 def unknown(part: str, why: str) -> Line:

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from posd.config.model import TLS
-from posd.maintenance.doctor import Line, fault, files, ok, unknown, warning
+from posd.maintenance.doctor import Line, fault, ok, warning
 from posd.security import pem
 from posd.security import server_tls as tls
 from posd.security.validity import Standing, Validity
@@ -29,16 +29,10 @@ _BLOCK: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE
 
 
 def examine(settings: TLS, now: datetime) -> Iterator[Line]:
-    """Everything about what `[tls]` names; `now` is aware."""
-    problems = tls.problems(settings)
-    for key, problem in problems.items():
-        part = _CLIENTS if key == "client_ca" else _PART
-        what, _, remedy = problem.partition("; ")
-        if "Permission denied" in what and not files.asks_as_posd():
-            # Whether posd can is said of the file's rights.
-            yield unknown(part, f"tls.{key}: {what}: ask again as root")
-        else:
-            yield fault(part, f"tls.{key}: {what}", remedy)
+    """Everything about what the files of `[tls]` say; `now` is aware.
+
+    Files that cannot be used are told by `files.configuration`.
+    """
     reading = pem.Reading()
     chain = reading.certificates("certificate", settings.certificate)
     authorities = reading.certificates("client_ca", settings.client_ca)
@@ -47,7 +41,7 @@ def examine(settings: TLS, now: datetime) -> Iterator[Line]:
         yield from _uses(chain[0])
         yield from _order(chain, authorities_beside(settings.certificate), system_roots())
         yield from _dates(_PART, chain, now)
-        if not problems:
+        if not tls.problems(settings):
             yield ok(_PART, f"{settings.certificate} and its key fit together")
     if authorities:
         yield from _authorities(authorities, now)

@@ -9,8 +9,10 @@ from typing import Final
 
 from posd.config.model import Config
 from posd.database.link import Reader
-from posd.database.migrations import MAIN, hooks
+from posd.database.migrations import MAIN, OLDEST, hooks
+from posd.database.regions import country_of
 from posd.errors import Busy, StatementFailed
+from posd.events.timezones import is_zone
 from posd.maintenance import audit
 from posd.maintenance import schema_diff as structure
 from posd.maintenance.doctor import Line, fault, machine, ok, unknown, warning
@@ -19,7 +21,6 @@ from posd.store.audit import look
 from posd.store.fitness import Room, Server
 from posd.values import Tenant
 
-OLDEST: Final = 140000
 _LINKS: Final = 2
 """Connections besides the pool's: the sequencer's, and that of who listens."""
 
@@ -49,6 +50,7 @@ async def examine(session: Reader, config: Config | None) -> list[Line]:
         lines.append(_room(await fitness.room(session), config))
     if server.may_be_posd is not None:
         lines += await _schemas(session)
+        lines += await _regions(session)
     return lines
 
 
@@ -140,6 +142,25 @@ def _room(room: Room, config: Config) -> Line:
     return fault("connections", what, remedy)
 
 
+async def _regions(session: Reader) -> list[Line]:
+    """Whether telephone numbers are read as of the country that a shop is in."""
+    try:
+        everyone = await tenants.everyone(session)
+    except (StatementFailed, Busy):
+        # What is missing is told by `_schemas`.
+        return []
+    return [
+        warning(
+            "region",
+            f"telephone numbers of {each.tenant.slug} are of {each.tenant.default_region}, and its time"
+            f" zone {each.tenant.timezone} is of {country}",
+            f"posctl tenant region {each.tenant.slug} {country}, unless it is meant",
+        )
+        for each in everyone
+        if (country := country_of(each.tenant)) not in (None, each.tenant.default_region)
+    ]
+
+
 async def _schemas(session: Reader) -> list[Line]:
     """Whether the schemas are this posd's, and the rights on them as they were made."""
     lines: list[Line] = []
@@ -160,6 +181,7 @@ async def _schemas(session: Reader) -> list[Line]:
         schema = await _schema(session, listed.tenant, lines)
         if schema is not None:
             lines += _hooks(listed.tenant, schema)
+            lines += _zone(listed.tenant)
         fine += len(lines) == before
     if everyone:
         lines.append(ok("tenants", f"{fine} of {len(everyone)} are in order"))
@@ -216,6 +238,16 @@ def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:
         what = f"{tenant.schema}: {', '.join(wrong)} are missing or disabled, so orders are not noticed"
         remedy = f"posctl adopt {tenant.slug}; where one is disabled, ALTER TABLE … ENABLE TRIGGER"
         yield fault("hooks", what, remedy)
+
+
+def _zone(tenant: Tenant) -> Iterator[Line]:
+    """A shop whose times are read by another clock than its own."""
+    if not is_zone(tenant.timezone):
+        what = (
+            f"{tenant.slug} has the unknown time zone {tenant.timezone}: its times are read as UTC"
+        )
+        remedy = "UPDATE dinedesk_main.tenants SET timezone = 'Europe/London', or what is right,"
+        yield warning("time zone", what, f"{remedy} WHERE slug = '{tenant.slug}'")
 
 
 def _is_hook(row: str) -> bool:

@@ -17,8 +17,10 @@ from psycopg2.extensions import parse_dsn
 from posd.config import model as config
 from posd.config.files import Report, find
 from posd.config.model import Config
+from posd.database import dsn as dsn_syntax
 from posd.errors import ConfigError
 from posd.maintenance.doctor import Line, State, fault, ok, unknown, warning
+from posd.security import server_tls
 
 USER: Final = "posd"
 """Whom the unit runs the daemon as."""
@@ -95,26 +97,35 @@ def environment(environ: Mapping[str, str], folder: Path = CREDENTIALS) -> Mappi
 
 
 def configuration(path: Path, environ: Mapping[str, str]) -> tuple[Config | None, list[Line]]:
-    """The configuration, if it can be used, and every problem of it."""
+    """Load the configuration as the daemon does; return it and one line for each problem.
+
+    It is None if it cannot be used at all. One whose certificates alone cannot be used is returned
+    all the same, so that the rest of it can be examined.
+    """
     try:
-        found = config.load(path, environ)
+        found = config.load(path, environ, server_tls.problems, dsn_syntax.problem)
     except ConfigError as error:
-        return None, [_problem(each, environ) for each in error.problems]
-    return found, [ok("configuration", f"{path} can be used")]
+        lines = [_problem(each, environ) for each in error.problems]
+    else:
+        return found, [ok("configuration", f"{path} can be used")]
+    try:
+        return config.load(path, environ, dsn_problem=dsn_syntax.problem), lines
+    except ConfigError:
+        return None, lines
 
 
 def _problem(problem: str, environ: Mapping[str, str]) -> Line:
+    """Tell one problem of the configuration. Each of them stops the daemon when it starts."""
     if "asks for the credential" in problem and "CREDENTIALS_DIRECTORY" not in environ:
-        return Line(
-            "configuration",
-            State.WARNING,
-            problem,
-            "credentials are there while posd runs: ask again as root then",
-        )
+        remedy = "credentials are there while posd runs: ask again as root then"
+        return Line("configuration", State.WARNING, problem, remedy, stops=True)
+    if ": tls." in problem and "(Permission denied)" in problem and not asks_as_posd():
+        # Whether posd can read it is told by `permissions`.
+        return Line("configuration", State.UNKNOWN, problem, "ask again as root", stops=True)
     remedy = "change the file and see `posctl check-config`; /etc/posd/posd.toml explains each key"
     if "cannot be read: Permission denied" in problem:
         remedy = "run this as root or as the user posd"
-    return fault("configuration", problem, remedy)
+    return fault("configuration", problem, remedy, stops=True)
 
 
 def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iterator[Line]:
@@ -160,7 +171,7 @@ def _file(part: str, path: Path, who: Reader | None, *, secret: bool) -> Iterato
                 remedy = f"chown root:{who.name} {path} && chmod 0640 {path}"
                 if obstacle != path:
                     what, remedy = f"{what}: {obstacle} is in the way", f"chmod o+x {obstacle}"
-                lines.append(fault(part, what, remedy))
+                lines.append(fault(part, what, remedy, stops=True))
             elif owner not in (0, who.uid):
                 what = f"{path} belongs to neither root nor {who.name}"
                 lines.append(warning(part, what, f"chown root:{who.name} {path}"))

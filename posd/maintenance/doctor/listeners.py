@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 import http.client
+import os
 import re
 import socket
 import ssl
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from twisted.internet.endpoints import serverFromString
 
 from posd import __version__
 from posd.config import endpoints as endpoint_syntax
-from posd.config.endpoints import Tcp, Tcp6, Unix
+from posd.config.endpoints import Other, Tcp, Tcp6, Unix
 from posd.config.model import Config, Listener
 from posd.errors import InvalidMessage
 from posd.maintenance.doctor import Line, fault, ok, unknown, warning
@@ -26,8 +30,12 @@ from posd.protocol import jsontext
 from posd.security import pem
 
 _SECONDS: Final = 3.0
+_LONGEST_SOCKET_PATH: Final = 107
+"""Bytes: `sun_path` of Linux's sockaddr_un, without the NUL at its end (unix(7))."""
 _CERTIFICATE_REQUIRED: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the alert of RFC 8446, 4.4.2.4. posd speaks TLS 1.3 with whoever does."""
+_RUNTIME: Final = Path("/run")
+"""Where systemd makes a unit's RuntimeDirectory, and removes it with the unit (systemd.exec(5))."""
 _SERVER: Final = re.compile(r"posd/(\S+)")
 
 
@@ -66,6 +74,8 @@ def examine(settings: Config, *, asleep: bool = False) -> Iterator[Line]:
                 yield from _at(part, listener, endpoint, settings, chain)
             case Unix():
                 yield from _at(part, listener, endpoint, settings, chain)
+            case Other():
+                yield _plugin(part, listener)
             case _:
                 yield unknown(part, f"{listener.endpoint} is looked at by posd alone")
 
@@ -95,7 +105,8 @@ def _at(
                 )
                 return
             remedy = "see who listens with `ss -ltnp`; stop that, or configure another port"
-            yield fault(part, f"{listener.endpoint} is held by another program: {error}", remedy)
+            what = f"{listener.endpoint} is held by another program: {error}"
+            yield fault(part, what, remedy, stops=True)
             return
     yield from _judged(part, answered, chain)
 
@@ -108,7 +119,8 @@ def _judged(
     if running is None:
         name = answered.server[:60] or "no posd"
         remedy = "see who listens with `ss -ltnp`; stop that, or configure another port"
-        yield fault(part, f"it is held by another program: {name} answers", remedy)
+        what = f"it is held by another program: {name} answers"
+        yield fault(part, what, remedy, stops=True)
         return
     if answered.status == 200:
         yield ok(part, f"posd {running[1]} answers that it is ready")
@@ -118,11 +130,12 @@ def _judged(
         yield fault(part, what, "see `journalctl -u posd`", passing=True)
     if running[1] != __version__:
         what = f"posd {running[1]} runs, and {__version__} is installed"
-        yield warning(part, what, "systemctl restart posd")
+        yield warning(part, what, "systemctl restart posd", passing=True)
     in_file = chain[0].public_bytes(Encoding.DER) if chain else None
     if in_file is not None and answered.certificate not in (None, in_file):
         what = "it shows another certificate than the file has"
-        yield warning(part, what, "systemctl reload posd, and see `journalctl -u posd`")
+        remedy = "systemctl reload posd, and see `journalctl -u posd`"
+        yield warning(part, what, remedy, passing=True)
 
 
 def _missing(body: bytes) -> list[str]:
@@ -189,7 +202,7 @@ def _ask(connection: socket.socket, *, tls: bool) -> _Answered:
 def _free(part: str, listener: Listener, endpoint: Tcp | Tcp6 | Unix) -> Line:
     """Nobody listens: whether posd could."""
     if isinstance(endpoint, Unix):
-        return ok(part, f"{listener.endpoint} is free: nobody listens")
+        return _free_path(part, Path(endpoint.address))
     try:
         # As the configuration has it, and left at once.
         interface = endpoint.interface or "0.0.0.0"  # nosec B104
@@ -199,16 +212,53 @@ def _free(part: str, listener: Listener, endpoint: Tcp | Tcp6 | Unix) -> Line:
         match error.errno:
             case errno.EADDRNOTAVAIL:
                 what = f"no interface of this machine has the address {endpoint.interface}"
-                return fault(
-                    part, what, 'write an address of this machine, or "interface=\\\\:\\\\:"'
-                )
+                remedy = 'write an address of this machine, or "interface=\\\\:\\\\:"'
+                return fault(part, what, remedy, stops=True)
             case errno.EACCES:
                 what = f"port {endpoint.port} is below 1024, and who asks may not listen there"
                 return warning(part, what, "let posd.socket open it: ListenStream= in that unit")
             case errno.EADDRINUSE:
                 what = f"port {endpoint.port} is held by a program that does not answer"
-                return fault(part, what, "see who listens with `ss -ltnp`")
-        return fault(part, f"{listener.endpoint}: {error.strerror}", "configure another place")
+                return fault(part, what, "see who listens with `ss -ltnp`", stops=True)
+        what = f"{listener.endpoint}: {error.strerror}"
+        return fault(part, what, "configure another place", stops=True)
+
+
+def _free_path(part: str, path: Path) -> Line:
+    """Nobody listens on a unix socket: whether posd could."""
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        what = (
+            f"{path} is longer than the {_LONGEST_SOCKET_PATH} bytes that a socket's path can have"
+        )
+        return fault(part, what, "configure a shorter path", stops=True)
+    if not path.parent.is_dir():
+        if _RUNTIME in path.parents:
+            return unknown(part, f"{path.parent} is made by systemd when it starts posd")
+        what = f"{path.parent} is no folder, so no socket can be made in it"
+        return fault(part, what, f"mkdir {path.parent}, or configure another path", stops=True)
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            return unknown(part, f"{path.parent} may not be written to; ask again as posd")
+        return ok(part, f"{path} is free: nobody listens")
+    except OSError as error:
+        return unknown(part, f"{path}: {error.strerror}; ask again as root")
+    # Twisted removes a socket that a process has left which is gone: it finds that process' lock.
+    if is_socket and path.with_name(f"{path.name}.lock").is_symlink():
+        return ok(part, f"{path} is left from a posd that has ended, and will be replaced")
+    what = f"{path} exists and nobody listens on it"
+    return fault(part, what, f"rm {path}, or configure another path", stops=True)
+
+
+def _plugin(part: str, listener: Listener) -> Line:
+    """A kind of endpoint that posd does not know: whether Twisted does."""
+    try:
+        serverFromString(None, listener.endpoint)
+    except Exception as error:
+        what = f"{listener.endpoint} is no endpoint of Twisted's or of a plugin's: {error}"
+        return fault(part, what, "write an endpoint such as tcp:port=9010", stops=True)
+    return unknown(part, f"{listener.endpoint} is looked at by posd alone")
 
 
 def _family(endpoint: Tcp | Tcp6) -> socket.AddressFamily:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
 from attrs import define
@@ -155,8 +155,8 @@ class OperatorKeys:
     async def everyone(self, ask: Ask[None]) -> Answer:
         """Revoked and expired ones too."""
         slug = (await tenants.one(self.database, ask.path["slug"])).tenant.slug
-        listed, now = await credentials.everyone(self.database, slug), datetime.now(UTC)
-        return given(KeysGiven(tenant=slug, keys=[_shown(each, now) for each in listed]))
+        listed = await credentials.everyone(self.database, slug)
+        return given(KeysGiven(tenant=slug, keys=[_shown(each) for each in listed]))
 
     async def make(self, ask: Ask[KeyTaken]) -> Answer:
         """What is kept of the answer, for a retry, is all but the key."""
@@ -234,14 +234,14 @@ def _created(created: Created, kind: KeyKind, device: str | None, preview: str) 
     )
 
 
-def _shown(each: Listed, now: datetime) -> KeyGiven:
+def _shown(each: Listed) -> KeyGiven:
     return KeyGiven(
         id=each.id,
         kind=each.kind.value,
         device_id=each.device_id,
         preview=each.preview,
         weak=each.weak,
-        state=each.state(now),
+        state=each.state,
         not_before=timestamp(each.not_before),
         expires_at=moment(each.expires_at),
         revoked_at=moment(each.revoked_at),

@@ -6,21 +6,24 @@ platform that asks by REST is told, before it takes money for what it did not me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.events.coercion import Unreadable, amount, objects
+from posd.events.coercion import Unreadable, amount
 from posd.events.fields import Member, Table, snake
 from posd.events.normalise import ADDON, ITEM, TABLES
+from posd.events.parts import Part, choices, objects
 from posd.web.http.models import differ
+
+Find = Callable[[object, frozenset[str]], list[Part]]
 
 WORDS: Final = frozenset(("pending", "received", "accepted", "print"))
 """What follows `/orders/` in the tills' addresses: an order that is called so could not be looked at."""
 
-_PARTS: Final = (("items", ITEM), ("selectedAddons", ADDON))
-"""The tables of an order's lines, and of their addons."""
+_PARTS: Final = (("items", ITEM, objects), ("selectedAddons", ADDON, choices))
+"""The tables of an order's lines and of their addons, and how these are found."""
 
 
 def check(order: Mapping[str, object], currency: str) -> None:
@@ -30,6 +33,16 @@ def check(order: Mapping[str, object], currency: str) -> None:
     member, as in `items[0].price`.
     """
     _check(order, TABLES["new_order"], currency, "", _PARTS)
+
+
+def check_content(order: Mapping[str, object]) -> None:
+    """Raises `Unprocessable` for an order without any member that posd knows.
+
+    It would be a ticket without a word on it, from a platform that sends something else.
+    """
+    known = TABLES["new_order"].members
+    if not any(order.get(name) is not None for each in known for name in (each.name, *each.others)):
+        raise Unprocessable("The order has no member that posd knows.", code="invalid_event")
 
 
 def check_name(order_id: object) -> None:
@@ -47,15 +60,15 @@ def _check(
     table: Table,
     currency: str,
     where: str,
-    parts: tuple[tuple[str, Table], ...],
+    parts: tuple[tuple[str, Table, Find], ...],
 ) -> None:
     for member in table.members:
         for name, value in _once(sent, member, where):
             if member.read is amount and value is not None:
                 money.parse(value, currency, f"{where}{name}")
     if parts:
-        (name, inner), *deeper = parts
-        for index, part in enumerate(_objects(sent, name)):
+        (name, inner, find), *deeper = parts
+        for index, part in enumerate(_objects(sent, name, inner, find)):
             _check(part, inner, currency, f"{where}{name}[{index}].", tuple(deeper))
 
 
@@ -80,10 +93,13 @@ def _once(sent: Mapping[str, object], member: Member, where: str) -> Iterator[tu
         yield member.name if snake(name) == snake(member.name) else name, sent[name]
 
 
-def _objects(sent: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+def _objects(
+    sent: Mapping[str, object], name: str, table: Table, find: Find
+) -> list[Mapping[str, object]]:
     """The parts of an order. What is no list is left to `posd.events.normalise`."""
     try:
         value = sent.get(name, sent.get(snake(name)))
-        return [] if value is None else objects(value)
+        known = frozenset(each for part in table.members for each in (part.name, *part.others))
+        return [] if value is None else find(value, known)
     except Unreadable:
         return []

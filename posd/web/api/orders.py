@@ -19,12 +19,27 @@ from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.publishing.publication import OrderOutcome, Publication, Published
 from posd.store import orders
-from posd.values import Draft, Tenant
+from posd.values import Draft
 from posd.web.api import order_fields as order_members
-from posd.web.api.publishing import PUBLISHING_REFUSALS, Position, Publisher, one_event
+from posd.web.api.publishing import (
+    PUBLISHING_REFUSALS,
+    Position,
+    Publisher,
+    Source,
+    Warnings,
+    one_event,
+    warned,
+)
 from posd.web.http.error_catalog import FieldGiven
 from posd.web.http.models import UNSET, Given, Identity, Moment, Success, Taken, Unset, component
-from posd.web.http.operations import PLATFORMS, Operation, Refused, TenantAsk, given
+from posd.web.http.operations import (
+    LONG_BODY_BYTES,
+    PLATFORMS,
+    Operation,
+    Refused,
+    TenantAsk,
+    given,
+)
 from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
@@ -60,6 +75,7 @@ class NewOrderGiven(Success, frozen=True):
     order_id: str
     id: Position | None
     version: Version
+    warnings: Warnings | Unset = UNSET
 
 
 class OrderChangeGiven(Success, frozen=True):
@@ -70,6 +86,7 @@ class OrderChangeGiven(Success, frozen=True):
     previous_status: str
     version: Version
     id: Position | None
+    warnings: Warnings | Unset = UNSET
 
 
 class ReporterGiven(Given, frozen=True):
@@ -159,6 +176,7 @@ class Orders:
                     Refused(409, "order_exists", "The id is another order's.", OtherOrderGiven),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 description=(
                     "Without an `orderId` posd makes one that nobody can guess. `pending`, `received`,"
                     " `accepted` and `print` are parts of other addresses, and no order's id."
@@ -185,6 +203,7 @@ class Orders:
                     ),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Orders",
                 example={"status": "preparing", "expectedVersion": 1},
             ),
@@ -204,8 +223,9 @@ class Orders:
         """201 with the order's position; 200 if the same order is there already."""
         body = ask.call.json()
         order_members.check(body, ask.tenant.currency)
+        order_members.check_content(body)
         chosen = _named(body)
-        made = _draft(ask.tenant, "new_order", body if chosen else _with_id(body))
+        made = _draft(ask, "new_order", body if chosen else _with_id(body))
         order_members.check_name(made.data["orderId"])
         moved = made.data if chosen else _without_id(made.data)
         published, order = await self._publish(ask, made, moved, new)
@@ -213,6 +233,7 @@ class Orders:
             order_id=order.order_id,
             id=published.ids[0],
             version=order.version,
+            warnings=warned([made]),
         )
         status = 200 if published.ids[0] is None else 201
         return given(answer, status, replayed=published.replayed)
@@ -228,7 +249,7 @@ class Orders:
             )
         members = {name: value for name, value in body.items() if name not in _NOT_CONTENT}
         order_members.check(members, ask.tenant.currency)
-        made = _draft(ask.tenant, "order_updated", {**members, "orderId": order_id})
+        made = _draft(ask, "order_updated", {**members, "orderId": order_id})
         expected = None if asked.expected_version is UNSET else asked.expected_version
         published, order = await self._publish(ask, made, made.data, changes(expected))
         answer = OrderChangeGiven(
@@ -237,6 +258,7 @@ class Orders:
             previous_status=order.previous or order.status,
             version=order.version,
             id=published.ids[0],
+            warnings=warned([made]),
         )
         return given(answer, replayed=published.replayed)
 
@@ -246,7 +268,7 @@ class Orders:
         kept = await orders.one(session, ask.tenant, _addressed(ask))
         if kept is None:
             raise unknown_order()
-        snapshot = cast("dict[str, Any]", jsontext.decode(kept.snapshot))
+        snapshot = cast("dict[str, Any]", jsontext.decode_own(kept.snapshot))
         answer = given(
             OrderGiven(
                 order_id=kept.order_id,
@@ -278,8 +300,9 @@ def _addressed(ask: TenantAsk[Any]) -> str:
     return name
 
 
-def _draft(tenant: Tenant, kind: str, data: Mapping[str, object]) -> Draft:
-    return one_event({"type": kind, "data": data}, "", zone(tenant.timezone))
+def _draft(ask: TenantAsk[Any], kind: str, data: Mapping[str, object]) -> Draft:
+    source = Source(zone(ask.tenant.timezone), ask.call.repaired)
+    return one_event({"type": kind, "data": data}, "", source)
 
 
 def _named(body: Mapping[str, object]) -> bool:

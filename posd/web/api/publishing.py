@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
 from typing import Annotated, Any, Final
 
-from attrs import define, field
+from attrs import define, field, frozen
 from msgspec import Meta
 
-from posd.errors import BadRequest, Unprocessable
+from posd.errors import BadRequest, TooManyRequests, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import of_kind
-from posd.security.rate_limits import Clock, Rates
-from posd.values import SLUG, Draft, KeyKind, Seq, Tenant
+from posd.security.rate_limits import Buckets, Clock
+from posd.security.request_rates import BURST_SECONDS
+from posd.values import SLUG, WARNING_CODES, Draft, KeyKind, Seq, Tenant
 from posd.web.http import idempotency
+from posd.web.http.call import Call
 from posd.web.http.dispatch import Reception
-from posd.web.http.models import UNSET, Success, Taken, Unset, component
-from posd.web.http.operations import PLATFORMS, Ask, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer, Call
+from posd.web.http.models import UNSET, Given, Success, Taken, Unset, component
+from posd.web.http.operations import (
+    LONG_BODY_BYTES,
+    PLATFORMS,
+    Ask,
+    Operation,
+    Refused,
+    TenantAsk,
+    given,
+)
+from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
 _MOST_EVENTS: Final = 500
+_MOST_WARNINGS: Final = 100
 Position = Annotated[Seq, Meta(ge=1, description="A position in the tenant's stream.")]
+
+
+@frozen
+class Source:
+    """What is known of a body that events are read from.
+
+    `zone` is the shop's; `repaired`: characters of the body were replaced.
+    """
+
+    zone: tzinfo
+    repaired: bool
 
 
 EventToPublish = Annotated[dict[str, Any], component("EventToPublish")]
@@ -42,6 +65,20 @@ class EventsTaken(Taken, frozen=True):
     beyond = {"anyOf": [ref("EventToPublish"), {"required": ["events"]}]}
 
 
+class WarningGiven(Given, frozen=True):
+    """A value that was repaired, or that could not be read. `member` is its path."""
+
+    member: str
+    code: Annotated[str, Meta(extra_json_schema={"enum": [*WARNING_CODES]})]
+    message: str
+
+
+Warnings = Annotated[
+    list[WarningGiven],
+    Meta(description="What was repaired, or could not be read; left out where nothing was."),
+]
+
+
 class EventGiven(Success, frozen=True, kw_only=True):
     """Where one event or several have gone; null for one that told nothing new.
 
@@ -51,6 +88,7 @@ class EventGiven(Success, frozen=True, kw_only=True):
     id: Position | Unset | None = UNSET
     ids: list[Position | None] | Unset = UNSET
     connections: int
+    warnings: Warnings | Unset = UNSET
 
 
 class BroadcastTaken(Taken, frozen=True):
@@ -65,6 +103,7 @@ class BroadcastGiven(Success, frozen=True):
 
     message: str
     connections: int
+    warnings: Warnings | Unset = UNSET
 
 
 @define(eq=False)
@@ -75,10 +114,10 @@ class Publisher:
     sequencer: Sequencer
     per_second: int
     clock: Clock
-    _events: Rates = field(init=False)
+    _events: Buckets = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._events = Rates(self.clock)
+        self._events = Buckets(self.clock)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -93,6 +132,7 @@ class Publisher:
                 describes=EventsTaken,
                 refusals=PUBLISHING_REFUSALS,
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Platform",
                 example={"type": "new_order", "data": {"orderId": "A-2", "totalAmount": 12.5}},
             ),
@@ -112,6 +152,7 @@ class Publisher:
                     Refused(404, "unknown_tenant", "On a trusted listener, which asks for no key."),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 trusted=True,
                 own_keys=True,
                 tag="Platform",
@@ -126,11 +167,15 @@ class Publisher:
         """`{"type", "data"}`, or `{"events": [{"type", "data"}, …]}` of up to 500."""
         body = ask.call.json()
         several = "events" in body
-        clock = zone(ask.tenant.timezone)
-        made = _several(body["events"], clock) if several else [one_event(body, "", clock)]
+        source = Source(zone(ask.tenant.timezone), ask.call.repaired)
+        made = _several(body["events"], source) if several else [one_event(body, "", source)]
         published = await self.publish(Publication(ask.tenant.id, made, ask.named(_moved(made))))
         ids = list(published.ids)
-        answer = EventGiven(connections=published.connections, **_placed(ids, several=several))
+        answer = EventGiven(
+            connections=published.connections,
+            warnings=warned(made, several=several),
+            **_placed(ids, several=several),
+        )
         status = 201 if any(seq is not None for seq in ids) else 200
         return given(answer, status, replayed=published.replayed)
 
@@ -138,28 +183,35 @@ class Publisher:
         """The deployed broadcaster's call, `{"tenant", "event": {"type", "timestamp", "data", …}}`."""
         call = ask.call
         if _asks_for_key(call):
-            authenticator = self.reception.authenticator
-            self.reception.spend(await authenticator.somewhere(call.key, call.address), call)
+            # Before the body is read, which takes longer than all the rest.
+            await self.reception.authenticator.somewhere(call.key, call.address)
+        await call.parse()
         body = call.json()
         slug, event = body.get("tenant"), body.get("event")
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
-        made = [one_event(event, "event.", zone(tenant.timezone))]
+        made = [one_event(event, "event.", Source(zone(tenant.timezone), call.repaired))]
         named = idempotency.named(
             call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
         )
         published = await self.publish(Publication(tenant.id, made, named))
         answer = BroadcastGiven(
-            message=f"Event broadcasted to {slug}", connections=published.connections
+            message=f"Event broadcasted to {slug}",
+            connections=published.connections,
+            warnings=warned(made),
         )
         return given(answer, replayed=published.replayed)
 
     async def publish(self, publication: Publication) -> Published:
         """Publish within the tenant's rate."""
-        # Ten seconds' worth at once: a platform that was away catches up.
-        burst = max(10 * self.per_second, _MOST_EVENTS)
-        self._events.spend(publication.tenant_id, len(publication.drafts), self.per_second, burst)
+        # A platform that was away catches up.
+        seconds = max(BURST_SECONDS, _MOST_EVENTS / self.per_second)
+        bucket = self._events.get(publication.tenant_id, self.per_second, seconds)
+        count = len(publication.drafts)
+        if not bucket.take(count):
+            what, wait = "This tenant publishes more than it may.", bucket.wait(count)
+            raise TooManyRequests(what, retry_after=max(1, math.ceil(wait)))
         return await self.sequencer.publish(publication)
 
     async def _addressed(self, call: Call, slug: str) -> Tenant:
@@ -197,13 +249,27 @@ def _moved(made: Sequence[Draft]) -> list[object]:
     return [[each.type, each.data, each.beside] for each in made]
 
 
-def _several(events: object, clock: tzinfo) -> list[Draft]:
+def warned(made: Sequence[Draft], *, several: bool = False) -> list[WarningGiven] | Unset:
+    """The warnings about events, as many as an answer has; `several`: with the event in the path."""
+    given = [
+        WarningGiven(
+            member=f"events[{index}].{each.member}" if several else each.member,
+            code=each.code,
+            message=each.message,
+        )
+        for index, draft in enumerate(made)
+        for each in draft.warnings
+    ]
+    return given[:_MOST_WARNINGS] or UNSET
+
+
+def _several(events: object, source: Source) -> list[Draft]:
     if not isinstance(events, list) or not 0 < len(events) <= _MOST_EVENTS:
         raise BadRequest(f"events must be a list of 1 to {_MOST_EVENTS}.", code="invalid_events")
-    return [one_event(event, f"events[{index}].", clock) for index, event in enumerate(events)]
+    return [one_event(event, f"events[{index}].", source) for index, event in enumerate(events)]
 
 
-def one_event(event: object, where: str, clock: tzinfo) -> Draft:
+def one_event(event: object, where: str, source: Source) -> Draft:
     """One event in its exact form; a refusal says by `where` which one it was."""
     if not isinstance(event, Mapping):
         raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
@@ -215,6 +281,7 @@ def one_event(event: object, where: str, clock: tzinfo) -> Draft:
         if jsontext.deeper([event.get("data"), beside], jsontext.DEPTH + 1):
             what = f"data is nested more than {jsontext.DEPTH} levels deep."
             raise Unprocessable(what, code="invalid_event")
-        return drafts.draft(event.get("type"), event.get("data"), beside, zone=clock)
+        kind, data = event.get("type"), event.get("data")
+        return drafts.draft(kind, data, beside, zone=source.zone, repaired=source.repaired)
     except Unprocessable as refusal:
         raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal

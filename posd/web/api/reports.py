@@ -17,7 +17,7 @@ from posd.store import idempotency
 from posd.store import reports as books
 from posd.store.idempotency import Idempotency
 from posd.web.http.models import UNSET, Amount, Given, Success, Taken, Unset, called, plain
-from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
+from posd.web.http.operations import LONG_BODY_BYTES, TILLS, Operation, Refused, TenantAsk
 from posd.web.http.requests import Answer
 
 Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
@@ -55,7 +55,7 @@ class ReportTaken(Taken, frozen=True):
 
 
 class IssueGiven(Given, frozen=True):
-    """What is odd about a report: `kind` is `missing`, `rounded` or `disagrees`."""
+    """What is odd about a report: `kind` is `missing`, `rounded`, `disagrees` or `unlikely_day`."""
 
     kind: str
     field: str
@@ -101,11 +101,13 @@ class DailyReports:
                     Refused(422, "invalid_amount", "It is no number, or beyond all bounds."),
                 ),
                 idempotent=True,
+                body_bytes=LONG_BODY_BYTES,
                 tag="Reports",
                 description="A shop has one report for each day, whichever till sends it. Another one"
                 " of that day replaces it, and the old one is kept as an amendment. What does not add"
                 " up is stored all the same, with `balanced` false and the reasons in `issues`; what"
-                " is finer than the currency is rounded, and noted there.",
+                " is finer than the currency is rounded, and noted there. A day before 2000 or after 2199 is"
+                " stored and noted too.",
                 example={
                     "reportDate": "2026-11-22",
                     "totalSales": 1250.75,

@@ -12,9 +12,10 @@ from posd.errors import NotFound
 from posd.protocol.jsontext import timestamp
 from posd.store.standing import Report, TerminalStanding
 from posd.values import Seq, Tenant
+from posd.web.http.call import Call
 from posd.web.http.models import Given, Moment, Success
 from posd.web.http.operations import ANYBODY_AT_TENANT, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer, Call
+from posd.web.http.requests import Answer
 
 
 class TerminalGiven(Given, frozen=True):

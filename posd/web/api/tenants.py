@@ -14,6 +14,7 @@ from posd.database.pool import Database
 from posd.errors import BadRequest, Conflict, NotFound
 from posd.events.money import is_currency
 from posd.events.phones import is_region
+from posd.events.regions import DEFAULT, region_of
 from posd.events.timezones import is_zone
 from posd.protocol.jsontext import timestamp
 from posd.store import presence, standing, tenants
@@ -24,7 +25,7 @@ from posd.values import KeyKind, Tenant
 from posd.web.api import ledgers
 from posd.web.api.status import TerminalGiven, moment, terminal_members
 from posd.web.http import idempotency
-from posd.web.http.models import Given, Moment, Success, Taken, plain
+from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, plain
 from posd.web.http.operations import ADMINS, Ask, Operation, Refused, given
 from posd.web.http.requests import Answer
 
@@ -42,9 +43,17 @@ class TenantTaken(Taken, frozen=True):
     timezone: Annotated[str, Meta(max_length=64, description="A name of the IANA database.")] = (
         "Europe/London"
     )
-    default_region: Annotated[
-        str, Meta(pattern="^[A-Z]{2}$", description="Where telephone numbers without one are of.")
-    ] = "GB"
+    default_region: (
+        Annotated[
+            str,
+            Meta(
+                pattern="^[A-Z]{2}$",
+                description="Of ISO 3166: where telephone numbers without a country code are of."
+                " Without it, the country of the time zone, and GB where that has none.",
+            ),
+        ]
+        | Unset
+    ) = UNSET
 
 
 class TenantGiven(Given, frozen=True):
@@ -250,7 +259,12 @@ class Operators:
 
 def _row(tenant: TenantTaken | Tenant) -> _Row:
     """What a tenant is, but for what posd makes of it."""
-    return tenant.slug, tenant.name, tenant.currency, tenant.timezone, tenant.default_region
+    return tenant.slug, tenant.name, tenant.currency, tenant.timezone, _region(tenant)
+
+
+def _region(tenant: TenantTaken | Tenant) -> str:
+    given = tenant.default_region
+    return given if isinstance(given, str) else region_of(tenant.timezone) or DEFAULT
 
 
 def _check(wanted: TenantTaken) -> None:
@@ -258,7 +272,7 @@ def _check(wanted: TenantTaken) -> None:
     for field, is_right, what in (
         ("currency", is_currency(wanted.currency), "is no currency of ISO 4217"),
         ("timezone", is_zone(wanted.timezone), "is no name of a time zone"),
-        ("defaultRegion", is_region(wanted.default_region), "is no region with telephone numbers"),
+        ("defaultRegion", is_region(_region(wanted)), "is no region with telephone numbers"),
     ):
         if not is_right:
             raise BadRequest(f"{field} {what}.", code="invalid_field", details={"field": field})

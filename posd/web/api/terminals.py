@@ -1,10 +1,10 @@
-"""What terminals ask and report by REST: open orders, how printing goes, that they are there."""
+"""What terminals report by REST: how printing goes, and that they are there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final
 
 from attrs import define
 from msgspec import Meta
@@ -13,14 +13,13 @@ from posd.database.pool import Database
 from posd.delivery.terminal_reports import Terminals
 from posd.errors import BadRequest, Forbidden
 from posd.events.coercion import Unreadable, moment, word
-from posd.events.orders import FINAL_STATUSES
 from posd.events.print_status import WORD, Report, Said, meaning
 from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.security.auth import Authenticator
-from posd.store import orders
 from posd.store.devices import Heartbeat
 from posd.values import Tenant
+from posd.web.http.call import device_name
 from posd.web.http.models import (
     UNSET,
     Identity,
@@ -28,33 +27,15 @@ from posd.web.http.models import (
     Success,
     Taken,
     Unset,
-    component,
 )
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
-from posd.web.http.requests import Answer, device_name
-
-_LIMIT: Final = 50
-_MOST: Final = 500
+from posd.web.http.requests import Answer
 
 _LONGEST_TEXT: Final = 500
 
 Told = Annotated[Any, Meta(description="RFC 3339; what cannot be read means now.")]
 Free = Annotated[str, Meta(description="Of more than 500 characters the first 500 are kept.")]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
-
-
-class PendingTaken(Taken, frozen=True):
-    """`limit` is brought into 1 to 500; `since`, a point in time or a day, leaves out older changes."""
-
-    limit: int = _LIMIT
-    since: str | Unset = UNSET
-
-
-class PendingGiven(Success, frozen=True):
-    """Open orders, the oldest first: each as `new_order`'s data, and `id`, `total`, `printStatus`."""
-
-    orders: list[Annotated[dict[str, Any], component("Order")]]
-    count: int
 
 
 class OrderReportTaken(Taken, frozen=True):
@@ -113,16 +94,6 @@ class TerminalEndpoints:
     @property
     def operations(self) -> tuple[Operation, ...]:
         return (
-            Operation(
-                "GET",
-                "/api/{tenant}/orders/pending",
-                self.pending,
-                "Orders that are neither printed nor over",
-                TILLS,
-                {200: PendingGiven},
-                takes=PendingTaken,
-                tag="Orders",
-            ),
             self._report("received", self.received, "Say that an order is stored"),
             self._report("accepted", self.accepted, "Say that the kitchen makes an order"),
             self._report("print", self.printed, "Say how printing went, or that it was paid"),
@@ -155,21 +126,6 @@ class TerminalEndpoints:
             tag="Orders",
             example={"orderId": "A-4", "status": "printed" if name == "print" else name},
         )
-
-    async def pending(self, ask: TenantAsk[PendingTaken]) -> Answer:
-        limit = min(max(ask.taken.limit, 1), _MOST)
-        since = None
-        if ask.taken.since is not UNSET:
-            since = _moment(ask.taken.since, ask.tenant)
-            if since is None:
-                raise BadRequest(
-                    "since must be a point in time or a day.",
-                    code="invalid_field",
-                    details={"field": "since"},
-                )
-        session = self.database.of(ask.tenant.id)
-        found = await orders.still_open(session, ask.tenant, FINAL_STATUSES, since, limit)
-        return given(PendingGiven(orders=[_shown(each) for each in found], count=len(found)))
 
     async def received(self, ask: TenantAsk[OrderReportTaken]) -> Answer:
         """Whatever its `status` is, an order that a till reports is in the till."""
@@ -230,13 +186,6 @@ class TerminalEndpoints:
                 ask.tenant.slug, ask.call.key, name, ask.call.address
             )
         return name
-
-
-def _shown(order: orders.Open) -> dict[str, object]:
-    """An order as a till has it, digit for digit, under the names that older tills read too."""
-    snapshot = cast("dict[str, object]", jsontext.decode(order.snapshot))
-    total = {"total": snapshot["totalAmount"]} if "totalAmount" in snapshot else {}
-    return {**snapshot, "id": order.order_id, **total, "printStatus": order.print_status.value}
 
 
 def _word(status: str | Unset | None) -> str | None:

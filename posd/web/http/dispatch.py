@@ -9,40 +9,32 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from posd.errors import BadRequest, Forbidden, Refusal
-from posd.protocol.jsontext import unreadable_numbers
+from posd.protocol.jsontext import not_numbers
 from posd.security.auth import Authenticator, of_kind
-from posd.security.rate_limits import Clock, Rates
+from posd.security.rate_limits import Clock
 from posd.store.credentials import Credential
 from posd.values import SLUG, Principal
+from posd.web.http.call import Call
 from posd.web.http.error_catalog import declared
 from posd.web.http.models import Taken, read, refuse_numbers
 from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import Answer, Call
+from posd.web.http.requests import Answer
+from posd.web.http.turns import Turns
 
-_EVENT_KIBIBYTES: Final = 4
-"""Of bodies for each event that a tenant may publish, on average; orders have one or two."""
-_LEAST_BURST: Final = 500
-_SHUT_OUT: Final = "too_many_attempts"
+_SHUT_OUT: Final = ("too_many_attempts", "too_many_requests")
 
 _log = Logger()
 
 
 @define(eq=False)
 class Reception:
-    """Lets requests in. A key may send the bodies of `per_second` events, on average.
-
-    A megabyte of JSON takes a tenth of a second to read, in which no till is served.
-    """
+    """Lets requests in. `clock` is the reactor's."""
 
     authenticator: Authenticator
-    per_second: int
     clock: Clock
     strangers: Strangers = field(factory=Strangers)
-    _kibibytes: Rates = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._kibibytes = Rates(self.clock)
+    turns: Turns | None = None
 
     async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         """The operation's answer. Raises whatever `Refusal` there is.
@@ -52,9 +44,10 @@ class Reception:
         """
         call.operation = f"{operation.method} {operation.path}"
         try:
-            return await self._answer(operation, path, call)
+            call.check_rate()
+            return await self._in_turn(operation, path, call)
         except Refusal as refusal:
-            if refusal.status in (401, 403) or refusal.code == _SHUT_OUT:
+            if refusal.status in (401, 403) or refusal.code in _SHUT_OUT:
                 self.strangers.refused(call, path.get("tenant", ""), refusal.status, refusal.code)
             if not declared(operation, refusal):
                 _log.failure(
@@ -65,6 +58,17 @@ class Reception:
                     code=refusal.code,
                 )
             raise
+
+    async def _in_turn(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+        who = call.account
+        if who is None or self.turns is None:
+            return await self._answer(operation, path, call)
+        # Platforms that have a key of all tenants do not wait for a slow shop with the others.
+        give = await self.turns.take((who.together, path.get("tenant")))
+        try:
+            return await self._answer(operation, path, call)
+        finally:
+            give()
 
     async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         arrived = self.clock()
@@ -79,7 +83,7 @@ class Reception:
             key_id = principal.key_id
         if "slug" in path:
             call.check_tenant(path["slug"])
-        taken = self._take(operation, call, key_id)
+        taken = await _take(operation, call)
         return await operation.handler(Ask(call, path, taken, arrived=arrived, key_id=key_id))
 
     async def _at_tenant(
@@ -92,7 +96,7 @@ class Reception:
     ) -> Answer:
         credential = await self.admit(operation, slug, call)
         principal, tenant = credential.principal, credential.tenant
-        taken = self._take(operation, call, principal.key_id)
+        taken = await _take(operation, call)
         device_id = principal.device_id or (call.device if principal.kind in TILLS else None)
         called = f"{operation.method} {_address(operation, path)}"
         return await operation.handler(
@@ -121,28 +125,23 @@ class Reception:
             )
         return credential
 
-    def spend(self, key_id: int, call: Call) -> None:
-        """Count a body against what its key may send. Raises `TooManyRequests`."""
-        # A platform that was away catches up: ten seconds' worth at once.
-        rate = self.per_second * _EVENT_KIBIBYTES
-        self._kibibytes.spend(key_id, call.size // 1024, rate, max(10 * rate, _LEAST_BURST))
 
-    def _take(self, operation: Operation, call: Call, key_id: int | None) -> object:
-        if operation.has_body and key_id is not None:
-            self.spend(key_id, call)
-        if operation.takes is None:
-            return None
-        if operation.has_body:
-            return read(operation.takes, _object(call, operation.takes))
-        return read(operation.takes, call.parameters, strict=False)
+async def _take(operation: Operation, call: Call) -> object:
+    if operation.has_body:
+        await call.parse()
+    if operation.takes is None:
+        return None
+    if operation.has_body:
+        return read(operation.takes, _object(call, operation.takes))
+    return read(operation.takes, call.parameters, strict=False)
 
 
 def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
-    """The body. One that is refused for a number in it is refused with the number's name."""
+    """The body. NaN or an infinity is refused with the name of the member that it stands in."""
     try:
         return call.json()
     except BadRequest:
-        refuse_numbers(kind, unreadable_numbers(call.body))
+        refuse_numbers(kind, not_numbers(call.body))
         raise
 
 

@@ -25,7 +25,8 @@ class FieldGiven(Given, frozen=True):
 _ALWAYS: Final = (
     Refused(400, "bad_request", "This is not HTTP as it should be."),
     Refused(403, "forbidden", "A key of another kind, or nothing for a trusted listener."),
-    Refused(413, "too_large", "The body has more than 1 MiB."),
+    Refused(413, "too_large", "The body is longer than the operation allows."),
+    Refused(429, "too_many_requests", "This key, or this address without one, asks too much."),
     Refused(500, "internal_error", "A bug of posd; its log has the `requestId`."),
 )
 _KEY: Final = (
@@ -47,14 +48,16 @@ _TENANT: Final = (
     _DEVICE,
 )
 _TYPE: Final = Refused(415, "unsupported_media_type", "The body is not `application/json`.")
-_BODY: Final = Refused(400, "invalid_json", "The body is not JSON, or not an object.")
+_BODY: Final = (
+    Refused(400, "invalid_json", "The body is not JSON, or not an object."),
+    Refused(400, "number_out_of_range", "A number in the body has more than 40 digits."),
+)
 _PATH: Final = Refused(400, "invalid_path", "The address is not UTF-8.")
 _QUERY: Final = Refused(400, "invalid_query", "The query is not UTF-8.")
 _MEMBERS: Final = (
     Refused(400, "invalid_field", "A member cannot be that, or came twice.", FieldGiven),
     Refused(400, "missing_field", "A member that is needed is not there.", FieldGiven),
 )
-_RATE: Final = Refused(429, "too_many_requests", "This key sends more than it may.")
 _IDEMPOTENT: Final = (
     Refused(400, "invalid_idempotency_key", "`Idempotency-Key` is none, or there are two."),
     Refused(409, "still_running", "The first call with this `Idempotency-Key` is not finished."),
@@ -66,7 +69,7 @@ _AMOUNT: Final = Refused(422, "invalid_amount", "So much cannot be moved.", Fiel
 EVERYWHERE: Final = frozenset(
     (each.status, each.code, each.when)
     for each in (
-        *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, _BODY, _PATH, _QUERY, *_MEMBERS, _RATE),
+        *(*_ALWAYS, *_KEY, *_DATABASE, *_TENANT, _TYPE, *_BODY, _PATH, _QUERY, *_MEMBERS),
         *(*_IDEMPOTENT, _MUTATING, _AMOUNT),
     )
 )
@@ -115,9 +118,8 @@ def _taken(operation: Operation) -> Iterator[Refused]:
     shape = operation.takes
     if operation.has_body:
         yield _TYPE
-        yield _RATE
         if shape is not None or operation.describes is not None:
-            yield _BODY
+            yield from _BODY
     elif shape is not None:
         yield _QUERY
     if shape is not None:

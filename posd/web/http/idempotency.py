@@ -12,7 +12,7 @@ from posd.errors import BadRequest
 from posd.protocol import jsontext
 from posd.store.idempotency import Idempotency
 from posd.values import TenantId
-from posd.web.http.requests import Call
+from posd.web.http.call import Call
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _CLOCKS: Final = frozenset(("timestamp", "updatedAt", "updated_at"))

@@ -14,10 +14,17 @@ from attrs import field, frozen
 from posd.store.idempotency import Idempotency
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.http import idempotency
+from posd.web.http.bounded_request import BODY_BYTES
+from posd.web.http.call import Call
 from posd.web.http.models import Given, Taken, plain
-from posd.web.http.requests import Answer, Call
+from posd.web.http.requests import Answer
 
 I = TypeVar("I")  # noqa: E741  input
+
+LONG_BODY_BYTES: Final = BODY_BYTES
+"""The longest body of an operation that takes orders, events or a day's report."""
+SHORT_BODY_BYTES: Final = 64 * 1024
+"""The longest body of every other operation: they take one small object."""
 
 TILLS: Final = frozenset((KeyKind.TENANT, KeyKind.DEVICE))
 PLATFORMS: Final = frozenset((KeyKind.PLATFORM,))
@@ -118,6 +125,8 @@ class Operation:
     """What a success is written in. `text/event-stream`: as many of what it gives as there are."""
     example: Mapping[str, object] | None = None
     """What it takes, for instance."""
+    body_bytes: int = SHORT_BODY_BYTES
+    """The longest body that is accepted; a longer one is refused before it has come."""
 
     @property
     def has_body(self) -> bool:

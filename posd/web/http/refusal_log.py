@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from posd.security.rate_limits import Clock, Mentions
 from posd.values import SLUG
-from posd.web.http.requests import Call
+from posd.web.http.call import Call
 
 _log = Logger()
 

@@ -8,13 +8,12 @@ PostgreSQL must not be cancelled from here, and only the answer is dropped.
 
 from __future__ import annotations
 
-import re
-import secrets
+import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import BinaryIO, Final, cast
+from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,15 +23,15 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from posd import __version__
 from posd.errors import (
-    BadRequest,
     Forbidden,
-    InvalidMessage,
     NotFound,
     Refusal,
+    Unavailable,
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
-from posd.security.addresses import Network, client_address
+from posd.web.http.call import Call, Door
+from posd.web.http.headers import is_loopback
 
 # Those that twisted.web does not know.
 _PHRASES: Final = {
@@ -40,30 +39,12 @@ _PHRASES: Final = {
     426: b"Upgrade Required",
     429: b"Too Many Requests",
 }
-_LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
-_LONGEST_DEVICE: Final = 128
-UNKNOWN: Final = "none"
-"""The operation of a request that asks for none that there is."""
-_WRAPPING: Final = 3
+_NO_PREFLIGHT: Final = (
+    "posd answers no web page of another origin (CORS); call it from that page's server."
+)
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
-
-
-Served = Callable[[str, int, float], None]
-"""Told of an answer: to which operation, its status, and how many seconds it took."""
-
-
-@frozen
-class Door:
-    """The listener that a request came in by.
-
-    A `trusted` one is a unix socket or loopback, where /broadcast, /health and /metrics need no
-    key. `proxies` may speak for a client by X-Forwarded-For. `served` is told of every answer.
-    """
-
-    trusted: bool = False
-    proxies: tuple[Network, ...] = ()
-    served: Served = lambda operation, status, seconds: None
 
 
 @frozen
@@ -110,106 +91,6 @@ class Takeover(Answer):
     forgo: Callable[[], None] = field(kw_only=True)
 
 
-@define(eq=False)
-class Call:
-    """A request, as endpoints see it."""
-
-    request: Request
-    door: Door
-    id: str = field(factory=lambda: secrets.token_hex(8))
-    operation: str = field(default=UNKNOWN, init=False)
-    """Method and template of the address, once that is known: what it is called in metrics and logs."""
-    began: float = field(factory=time.monotonic, init=False)
-    body: bytes = field(init=False)
-    """Read at once: Twisted closes a request's content when the client goes away, who may do so while
-    its key is still being looked up."""
-
-    def __attrs_post_init__(self) -> None:
-        content = cast(BinaryIO | None, self.request.content)
-        self.body = b"" if content is None else content.read()
-
-    @property
-    def key(self) -> str | None:
-        """The credential, from either header that tills send; an empty one is none."""
-        key = (self.header("x-api-key") or "").strip()
-        if key:
-            return key
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
-
-    @property
-    def address(self) -> str:
-        """Where the client is, by IP; empty on a unix socket."""
-        peer = getattr(self.request.getClientAddress(), "host", "")
-        return client_address(peer, self.headers("x-forwarded-for"), self.door.proxies)
-
-    @property
-    def device(self) -> str | None:
-        """The terminal that the caller names, free UTF-8 up to 128 characters."""
-        raw = self.request.requestHeaders.getRawHeaders(b"x-device-id")
-        if not raw:
-            return None
-        try:
-            name = raw[0].decode()
-        except UnicodeDecodeError:
-            name = ""
-        return device_name(name, "X-Device-ID")
-
-    def header(self, name: str) -> str | None:
-        """A header's value, the first where there are several."""
-        return next(iter(self.headers(name)), None)
-
-    def headers(self, name: str) -> list[str]:
-        """A header's values, a character for each byte: not everybody sends UTF-8."""
-        raw = self.request.requestHeaders.getRawHeaders(name.encode(), [])
-        return [value.decode("latin-1") for value in raw]
-
-    def parameter(self, name: str) -> str | None:
-        """A query parameter's value, the first where there are several."""
-        raw: bytes | None = self.request.args.get(name.encode(), [None])[0]
-        return None if raw is None else raw.decode("latin-1")
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        """All query parameters that are UTF-8, the first value of each."""
-        read: dict[str, object] = {}
-        for name, values in self.request.args.items():
-            try:
-                read[name.decode()] = values[0].decode()
-            except UnicodeDecodeError as error:
-                raise BadRequest("The query must be UTF-8.", code="invalid_query") from error
-        return read
-
-    @property
-    def size(self) -> int:
-        """How many bytes the body has."""
-        return len(self.body)
-
-    def json(self) -> dict[str, object]:
-        """The body as a JSON object.
-
-        Raises `UnsupportedMediaType` for another content type and `BadRequest` for what is no
-        object.
-        """
-        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise UnsupportedMediaType("The body must be application/json.")
-        try:
-            # What is published may be nested as deeply as anywhere, and an event wraps it.
-            body = jsontext.decode(self.body, depth=jsontext.DEPTH + _WRAPPING)
-        except InvalidMessage as error:
-            raise BadRequest(str(error), code="invalid_json") from error
-        if not isinstance(body, dict):
-            raise BadRequest("The body must be a JSON object.", code="invalid_json")
-        return cast("dict[str, object]", body)
-
-    def check_tenant(self, slug: str) -> None:
-        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does."""
-        named = self.header("x-tenant-id")
-        if named is not None and named != slug:
-            raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
-
-
 Handler = Callable[[Call], Awaitable[Answer]]
 
 
@@ -226,15 +107,16 @@ class Endpoint(Resource):
     def render(self, request: Request) -> int:
         method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
         handler = self._handlers.get(method)
-        call = Call(request, self._door)
-        if handler is None:
-            allowed = ", ".join(sorted(self._handlers))
-            body = error_body("This method is not allowed here.", "method_not_allowed", call)
-            self._door.served(call.operation, 405, 0.0)
-            write(request, Answer(body, 405, {"Allow": allowed}))
-        else:
-            respond(call, handler)
+        respond(Call(request, self._door), handler or self._not_allowed)
         return NOT_DONE_YET
+
+    async def _not_allowed(self, call: Call) -> Answer:
+        call.check_rate()
+        # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+        methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
+        said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+        body = error_body(said, "method_not_allowed", call)
+        return Answer(body, 405, {"Allow": ", ".join(sorted(methods))})
 
 
 class Missing(Resource):
@@ -249,14 +131,6 @@ class Missing(Resource):
     def render(self, request: Request) -> int:
         respond(Call(request, self._door), _missing)
         return NOT_DONE_YET
-
-
-def device_name(given: str, where: str) -> str:
-    """A terminal's name without blanks around it. Raises `BadRequest` for what is none."""
-    name = given.strip()
-    if not 0 < len(name) <= _LONGEST_DEVICE or not name.isprintable():
-        raise BadRequest(f"{where} must be 1 to 128 characters.", code="invalid_device")
-    return name
 
 
 def respond(call: Call, handler: Handler) -> None:
@@ -294,8 +168,11 @@ async def _outcome(call: Call, handler: Handler) -> Answer:
         return await handler(call)
     except Refusal as refusal:
         return refused(refusal, call)
-    except Exception:
+    except Exception as error:
         _log.failure("request {id} failed", id=call.id)
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+            # It passes when others have closed theirs.
+            return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
         return Answer(error_body("posd failed at this.", "internal_error", call), 500)
 
 
@@ -339,22 +216,28 @@ def write(request: Request, outcome: Answer) -> None:
 
 
 def _check_local(call: Call) -> None:
-    """No web page in a browser on this machine may use a trusted door (DNS rebinding, CSRF)."""
-    local = _LOCAL_HOST.fullmatch(call.header("host") or "")
-    if call.header("origin") is not None or local is None or _of_a_page(call):
+    """Refuse what a web page in a browser on this machine asks for (DNS rebinding, CSRF)."""
+    if call.headers("origin") or not is_loopback(call.header("host") or "") or _of_a_page(call):
         raise Forbidden("This listener is for programs on this machine only.")
     kind = (call.header("content-type") or "").lower()
     if call.request.method == b"POST" and not kind.startswith("application/json"):
         raise UnsupportedMediaType("The body must be application/json.")
 
 
-def _of_a_page(call: Call) -> bool:
-    """Whether a browser says that a page wants this, of a picture too, for which there is no Origin.
+def _is_preflight(call: Call) -> bool:
+    """Whether a browser asks for a page of another origin (https://fetch.spec.whatwg.org, CORS)."""
+    return call.request.method == b"OPTIONS" and bool(call.headers("access-control-request-method"))
 
-    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/).
+
+def _of_a_page(call: Call) -> bool:
+    """Whether a browser says that a page asks, also for a picture, for which it sends no Origin.
+
+    `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/). A browser
+    sends the header once, so two of them come from something else.
     """
-    return call.header("sec-fetch-site") not in (None, "none")
+    return call.headers("sec-fetch-site") not in ([], ["none"])
 
 
 async def _missing(call: Call) -> Answer:
+    call.check_rate()
     raise NotFound("There is nothing at this address.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from urllib.parse import unquote_to_bytes
 
 from attrs import define, field, frozen
 from twisted.web.resource import Resource
@@ -12,9 +13,10 @@ from twisted.web.server import Request
 from posd.errors import BadRequest
 from posd.values import RESERVED
 from posd.web.admission import Gate, WebSocketDoor
+from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
-from posd.web.http.operations import Operation
-from posd.web.http.requests import Answer, Call, Door, Endpoint, Missing
+from posd.web.http.operations import SHORT_BODY_BYTES, Operation
+from posd.web.http.requests import Answer, Endpoint, Missing
 
 
 @frozen
@@ -79,12 +81,14 @@ class Addresses(Resource):
     def render(self, request: Request) -> object:
         return self._endpoint(request).render(request)
 
+    def body_bytes(self, method: str, parts: Sequence[bytes]) -> int:
+        """How long the body of a request to this address may be."""
+        found = self._root.find(_texts(parts))
+        operation = None if found is None else found[0].operations.get(method)
+        return SHORT_BODY_BYTES if operation is None else operation.body_bytes
+
     def _endpoint(self, request: Request) -> Resource:
-        # What cannot be read is no name, and may only stand where there is a value.
-        parts = [part.decode(errors="replace") for part in request.postpath or []]
-        if len(parts) > 1 and not parts[-1]:
-            del parts[-1]
-        found = self._root.find(parts)
+        found = self._root.find(_texts(request.postpath or []))
         if found is None:
             return Missing(self._door)
         place, values = found
@@ -115,6 +119,19 @@ class Root(Resource):
             return self._tills.render(request)
         return self._addresses.render(request)
 
+    def body_bytes(self, method: bytes, uri: bytes) -> int:
+        """How long the body of a request may be, before there is a request: see `BoundedSite`."""
+        parts = [unquote_to_bytes(part) for part in uri.partition(b"?")[0].split(b"/")[1:]]
+        return self._addresses.body_bytes(method.decode("latin-1"), parts)
+
+
+def _texts(parts: Sequence[bytes]) -> list[str]:
+    """The parts of an address; what cannot be read is no name, and may only stand where a value does."""
+    read = [part.decode(errors="replace") for part in parts]
+    if len(read) > 1 and not read[-1]:
+        del read[-1]
+    return read
+
 
 def _is_text(parts: Iterable[bytes]) -> bool:
     try:
@@ -125,4 +142,5 @@ def _is_text(parts: Iterable[bytes]) -> bool:
 
 
 async def _unreadable(call: Call) -> Answer:
+    call.check_rate()
     raise BadRequest("The address must be UTF-8.", code="invalid_path")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -15,60 +17,23 @@ from twisted.web.server import Request, Site
 
 from posd import __version__
 from posd.protocol import jsontext
+from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, RateGate
+from posd.web.http.headers import members
+from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
-BODY_BYTES: Final = 1024 * 1024
-_IDLE_SECONDS: Final = 30
+_IDLE_SECONDS: Final = 75
+"""Longer than nginx and AWS ALB keep an idle connection to a server, which is 60 s.
+
+A proxy that sends a request on a connection that posd has just closed answers its client with 502.
+"""
 _REQUEST_SECONDS: Final = 20.0
 _HANG_UP_SECONDS: Final = 15.0
-
-
-class BoundedRequest(Request):
-    """A request whose body is refused as soon as it is too large, with Content-Length or without."""
-
-    channel: BoundedChannel
-    _received = 0
-    refused = False
-
-    def gotLength(self, length: int | None) -> None:
-        if length is not None and self.requestHeaders.hasHeader(b"Transfer-Encoding"):
-            # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
-            self._refuse(b"400 Bad Request", "bad_request", "Transfer-Encoding must be chunked.")
-        elif len(self.requestHeaders.getRawHeaders(b"Host", ())) > 1:
-            # RFC 9112 §3.2. A proxy may have judged by the other one.
-            self._refuse(b"400 Bad Request", "bad_request", "A request is for one Host.")
-        elif length is not None and length > BODY_BYTES:
-            self._refuse_body()
-        Request.gotLength(self, 0 if self.refused else length)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > BODY_BYTES:
-            self._refuse_body()
-        elif not self.refused:
-            Request.handleContentChunk(self, data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if not self.refused:
-            Request.requestReceived(self, command, path, version)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
-
-        Twisted closes that. Here it is closed when the request is forgotten.
-        """
-        content, self.content = self.content, None
-        Request.connectionLost(self, reason)
-        self.content = content
-
-    def _refuse_body(self) -> None:
-        """Answer and hang up, instead of reading on what is thrown away."""
-        sentence = f"The body has more than {BODY_BYTES} bytes."
-        self._refuse(b"413 Content Too Large", "too_large", sentence)
-
-    def _refuse(self, status: bytes, code: str, sentence: str) -> None:
-        if not self.refused and self.channel is not None:
-            self.refused = True
-            self.channel.refuse(status, code, sentence)
+_LONGEST_LENGTH: Final = 20
+"""Digits of a Content-Length that are worth reading. int() raises for some thousands of them."""
+# RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_PAUSE_SECONDS: Final = 1.0
+"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy."""
 
 
 class BoundedChannel(HTTPChannel):
@@ -82,8 +47,11 @@ class BoundedChannel(HTTPChannel):
     transport: Any
     idle = True
     """Whether there is no request that is being answered."""
+    _opening: bytes | None = b""
+    """The first bytes of the connection, until they are enough to tell its protocol."""
     _deadline: IDelayedCall | None = None
     _leaving = False
+    _rest: IDelayedCall | None = None
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -91,38 +59,102 @@ class BoundedChannel(HTTPChannel):
         self._expect(_REQUEST_SECONDS)
         self.site.enter(self)
 
+    @property
+    def request_line(self) -> tuple[bytes, bytes, bytes]:
+        """Method, target and version of the request whose head was read last."""
+        return self._command, self._path, self._version
+
     def dataReceived(self, data: bytes) -> None:
         if self._leaving:
             # Twisted would read on, and take a request that it has refused for a good one.
+            return
+        if self._opening is not None and self._begins_wrongly(data):
             return
         if self.idle and self._deadline is None:
             self._expect(_REQUEST_SECONDS)
         HTTPChannel.dataReceived(self, data)
 
+    def _begins_wrongly(self, data: bytes) -> bool:
+        """Refuse a connection whose first bytes are not HTTP's, and tell whether they are not."""
+        opening = self._opening = (self._opening or b"") + data[:LONGEST_OPENING]
+        if len(opening) >= LONGEST_OPENING:
+            self._opening = None
+        spoken = recognise(opening)
+        if spoken in (None, Spoken.HTTP):
+            return False
+        self.site.mistaken(spoken, self.transport)
+        self.refuse(b"400 Bad Request", "bad_request", HINTS[spoken])
+        return True
+
+    def wrong_protocol(self, spoken: Spoken) -> bytes:
+        """Note that this came where TLS is spoken. Returns an answer that is to be sent without TLS."""
+        self.site.mistaken(spoken, self.transport)
+        self.site.refused(400)
+        return _refusal(b"400 Bad Request", "bad_request", HINTS[spoken])
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of a head, unless no valid head has it.
+
+        RFC 9112 §5.2: a folded header is refused, since programs read it differently.
+        """
+        if line.startswith((b" ", b"\t")) or _CONTROL.search(line) is not None:
+            self._respondToBadRequestAndDisconnect()
+        else:
+            HTTPChannel.lineReceived(self, line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length" and len(value.strip(b" \t")) > _LONGEST_LENGTH:
+            self._respondToBadRequestAndDisconnect()
+            return False
+        return bool(HTTPChannel.headerReceived(self, line))
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Tell whether another request may follow (RFC 9112 §9.3).
+
+        Connection is a list, of which Twisted reads the first line only and splits that at blanks.
+        """
+        lines = request.requestHeaders.getRawHeaders(b"Connection", ())
+        if version == b"HTTP/1.1" and "close" not in members(
+            each.decode("latin-1") for each in lines
+        ):
+            return True
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return False
+
+    def _send100Continue(self) -> None:
+        """Ask for the body, unless its head was refused."""
+        if not self._leaving:
+            HTTPChannel._send100Continue(self)
+
     def allContentReceived(self) -> None:
+        if self._leaving:
+            # The request was refused by its head; the time to hang up runs on.
+            return
         self.idle = False
         self._on_time()
         HTTPChannel.allContentReceived(self)
 
     def requestDone(self, request: Any) -> None:
         self.idle = True
+        self.site.answered(self)
         if self._buffer or any(self._dataBuffer):
             # One request at a time: thousands in one segment would be answered in one turn of the
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
+        if request.code == 429 and not self._leaving:
+            self._networkProducer.pauseProducing()
+            self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
 
-    def refuse(self, status: bytes, code: str, sentence: str) -> None:
-        """Answer what cannot become a request, and hang up."""
+    def refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
+        """Answer what cannot become a request, and hang up. Only the first refusal is sent."""
+        if self._leaving:
+            return
         self.site.refused(int(status.split()[0]))
-        said = {"success": False, "error": sentence, "code": code}
-        body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
-        head = (
-            b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
-            b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n\r\n"
-        )
-        values = (status, __version__.encode(), datetimeToString(), len(body))
-        self.transport.write(head % values + body)
+        self.transport.write(_refusal(status, code, sentence, headers))
         self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -139,8 +171,14 @@ class BoundedChannel(HTTPChannel):
             self._expect(_HANG_UP_SECONDS)
         HTTPChannel.loseConnection(self)
 
+    def timeoutConnection(self) -> None:
+        """Hang up after an idle time. Twisted would log a line for each connection."""
+        self.loseConnection()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_time()
+        if self._rest is not None and self._rest.active():
+            self._rest.cancel()
         self.site.leave(self)
         lost, self._lost = self._lost, None
         HTTPChannel.connectionLost(self, reason)
@@ -167,6 +205,11 @@ class BoundedChannel(HTTPChannel):
             self._lost = None
             self.site.come_back(self)
 
+    def _rested(self) -> None:
+        self._rest = None
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
+
     def _expect(self, seconds: float) -> None:
         """What comes next has to come soon."""
         self._on_time()
@@ -185,7 +228,11 @@ class BoundedChannel(HTTPChannel):
 
 
 class BoundedSite(Site):
-    """A site with bounds. There is no access log: what is worth a line is logged where it happens."""
+    """A site with bounds. There is no access log: what is worth a line is logged where it happens.
+
+    `refused` is told the status of what was refused before it became a request, `mistaken` which
+    other protocol was spoken on a connection.
+    """
 
     # Twisted's own would switch to HTTP/2, on which a WebSocket is refused with 426.
     protocol = BoundedChannel  # type: ignore[assignment]
@@ -196,6 +243,9 @@ class BoundedSite(Site):
         reactor: Any,
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
+        mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
+        body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
+        gate: RateGate | None = None,
     ) -> None:
         Site.__init__(
             self,
@@ -208,19 +258,22 @@ class BoundedSite(Site):
         self.clock = reactor
         self.most_channels = most_channels
         self.refused = refused
-        # In the order in which they came.
-        self._channels: dict[BoundedChannel, None] = {}
+        self.mistaken = mistaken
+        # The one that has been idle for longest comes first, among those that are idle.
+        self._channels: OrderedDict[BoundedChannel, None] = OrderedDict()
+        self.body_bytes = body_bytes
+        self.gate = gate
 
     @property
     def open_channels(self) -> int:
-        """How many connections there are that are no till's."""
+        """How many connections there are that are not a till's."""
         return len(self._channels)
 
     def enter(self, channel: BoundedChannel) -> None:
-        """Count one more. Where there are too many, the oldest that asks for nothing has to go.
+        """Count one more. Where there are too many, abort the one that has been idle for longest.
 
-        Who holds connections open to keep others out holds old ones; a till that connects needs
-        its own for some milliseconds.
+        A client that holds connections open to keep others out leaves them idle. A till that connects
+        needs its connection for some milliseconds, and a proxy uses its connections again and again.
         """
         self._channels[channel] = None
         if len(self._channels) > self.most_channels:
@@ -228,8 +281,13 @@ class BoundedSite(Site):
             self.leave(superfluous)
             superfluous.transport.abortConnection()
 
+    def answered(self, channel: BoundedChannel) -> None:
+        """Note that a request on this connection was answered: it becomes idle only now."""
+        if channel in self._channels:
+            self._channels.move_to_end(channel)
+
     def come_back(self, channel: BoundedChannel) -> None:
-        """Count it again. It goes like any other when it is idle and there are too many."""
+        """Count a connection again that was a till's. It may be aborted when it is idle."""
         self._channels[channel] = None
 
     def leave(self, channel: BoundedChannel) -> None:
@@ -242,3 +300,16 @@ class BoundedSite(Site):
 
     def log(self, request: object) -> None:
         """Query strings and keys belong in no log."""
+
+
+def _refusal(status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}) -> bytes:
+    """A whole answer to what cannot become a request; like all others, and the last on its connection."""
+    said = {"success": False, "error": sentence, "code": code}
+    body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
+    head = (
+        b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
+        b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n%b\r\n"
+    )
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+    values = (status, __version__.encode(), datetimeToString(), len(body), more)
+    return head % values + body

@@ -167,6 +167,17 @@ class SchemaTests(DatabaseCase):
                 self.assertIn("trigger orders.pos_orders_updated", line.what)
                 self.assertIn("posctl adopt kitchen", str(line.remedy))
 
+    def test_a_time_zone_that_is_none_is_named_with_its_shop(self) -> None:
+        line = self.only(
+            "time zone",
+            State.WARNING,
+            "ALTER TABLE dinedesk_main.tenants DISABLE TRIGGER pos_tenant_zone_update;"
+            " UPDATE dinedesk_main.tenants SET timezone = 'MST7MDT8' WHERE slug = 'kitchen';"
+            " ALTER TABLE dinedesk_main.tenants ENABLE TRIGGER pos_tenant_zone_update",
+        )
+        self.assertIn("kitchen has the unknown time zone MST7MDT8", line.what)
+        self.assertIn("WHERE slug = 'kitchen'", str(line.remedy))
+
     def test_a_database_that_was_never_bootstrapped(self) -> None:
         dsn = test_server().fresh_database()
         self.addCleanup(test_server().drop_database, dsn)

@@ -50,6 +50,21 @@ class ConfigurationTests(FilesCase):
         (line,) = [files._problem(f"{self.path}: cannot be read: Permission denied; …", {})]
         self.assertEqual(line.remedy, "run this as root or as the user posd")
 
+    def test_a_certificate_that_cannot_be_used_leaves_the_rest_to_be_examined(self) -> None:
+        self.path.write_text(
+            f'{PLAIN}tls = true\n[tls]\ncertificate = "/nowhere/c.pem"\nprivate_key = "/nowhere/k.pem"\n'
+        )
+        found, lines = files.configuration(self.path, {})
+        self.assertIsNotNone(found)
+        self.assertEqual([(line.state, line.stops) for line in lines], [(State.FAULT, True)] * 2)
+        self.assertIn("tls.certificate: /nowhere/c.pem cannot be read", lines[0].what)
+
+    def test_a_key_that_only_the_asker_may_not_read_is_no_fault(self) -> None:
+        problem = "posd.toml: tls.private_key: /k.pem cannot be read (Permission denied); …"
+        for asks_as_posd, state in ((False, State.UNKNOWN), (True, State.FAULT)):
+            self.patch(files, "asks_as_posd", lambda answer=asks_as_posd: answer)
+            self.assertEqual(files._problem(problem, {}).state, state)
+
     def test_a_credential_is_found_where_systemd_keeps_it_for_the_unit(self) -> None:
         self.path.write_text(PLAIN.replace('"postgresql:///posd"', '{ credential = "dsn" }'))
         (line,) = files.configuration(self.path, {})[1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -101,8 +103,22 @@ class FreeTests(ListenerCase):
         self.assertIn("no interface of this machine has the address 192.0.2.1", line.what)
 
     def test_a_socket_in_the_file_system(self) -> None:
-        line = self.only("unix:/nowhere/posd.sock:mode=660", State.OK)
-        self.assertIn("is free", line.what)
+        folder = Path(tempfile.mkdtemp(prefix="posd-doctor-"))
+        self.addCleanup(shutil.rmtree, folder)
+        self.assertIn("is free", self.only(f"unix:{folder}/socket:mode=660", State.OK).what)
+
+    def test_a_socket_whose_folder_systemd_makes(self) -> None:
+        self.only("unix:/run/posd-nowhere/local.sock:mode=660", State.UNKNOWN)
+
+    def test_a_socket_that_a_posd_has_left_will_be_replaced(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="posd-doctor-"))
+        self.addCleanup(shutil.rmtree, folder)
+        path = folder / "socket"
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(path))
+        self.assertTrue(self.only(f"unix:{path}", State.FAULT).stops)
+        (folder / "socket.lock").symlink_to("1234567")
+        self.only(f"unix:{path}", State.OK)
 
     def test_what_systemd_hands_over_is_for_posd_alone(self) -> None:
         self.only("systemd:domain=INET:name=https", State.UNKNOWN)

@@ -60,3 +60,22 @@ class StartTests(SynchronousTestCase):
         parts.fitting = True
         self.assertNotIn("schema", parts.health.missing())
         self.assertEqual(parts.health.degraded(), [])
+
+    def test_one_whose_books_cannot_be_written_for_half_a_minute_is_not_ready(self) -> None:
+        reactor = MemoryReactorClock()
+        parts = Parts(reactor, Config(database=Database(dsn="dbname=posd")))
+        parts.presence.startService()
+        self.addCleanup(parts.presence.stopService)
+        reactor.pump([1.0] * 30)
+        self.assertNotIn("books", parts.health.missing())
+        reactor.pump([1.0] * 10)
+        self.assertIn("books", parts.health.missing())
+
+    def test_what_stands_still_degrades_and_does_not_end_readiness(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        before = parts.health.missing()
+        parts.feed.outbox_seconds = 61.0
+        self.assertEqual(parts.health.degraded(), ["outbox"])
+        parts.sequencer._shut.add(1)
+        self.assertEqual(parts.health.degraded(), ["outbox", "tenants"])
+        self.assertEqual(parts.health.missing(), before)

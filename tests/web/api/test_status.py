@@ -104,7 +104,7 @@ class StatusTests(SynchronousTestCase):
 
     def test_other_methods_and_names_are_refused(self) -> None:
         reply = self.daemon.request("POST", "/api/kitchen/pos-status", {})
-        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET"))
+        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, HEAD"))
         reply = self.daemon.request("GET", "/api/-/pos-status")
         self.assertEqual((reply.status, reply.json["code"]), (400, "invalid_tenant"))
         self.assertEqual(self.daemon.request("GET", "/api/kitchen/nothing").status, 404)

@@ -83,6 +83,15 @@ class TenantTests(OperatorCase):
             },
         )
 
+    def test_the_region_is_that_of_the_time_zone(self) -> None:
+        for slug, timezone, region in (
+            ("paris", "Europe/Paris", "FR"),
+            ("kyiv", "Europe/Kiev", "UA"),
+            ("everywhere", "UTC", "GB"),
+        ):
+            tenant = self.make(slug=slug, timezone=timezone).json["tenant"]
+            self.assertEqual(tenant["defaultRegion"], region)
+
     def test_without_more_it_is_a_british_shop(self) -> None:
         tenant = self.make(default_region="IE").json["tenant"]
         self.assertEqual(

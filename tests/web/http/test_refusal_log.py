@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.web.http.call import Call
 from posd.web.http.refusal_log import Strangers
-from posd.web.http.requests import Call
 
 
 @define

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Any, cast
@@ -29,7 +31,8 @@ from posd.errors import (
     Unavailable,
     Unprocessable,
 )
-from posd.web.http.requests import Answer, Call, Door, Endpoint, Missing, Takeover
+from posd.web.http.call import Call, Door
+from posd.web.http.requests import Answer, Endpoint, Missing, Takeover
 from posd.web.http.site import BoundedChannel, BoundedSite
 
 
@@ -73,17 +76,20 @@ class RenderCase(SynchronousTestCase):
         self,
         method: str = "GET",
         target: str = "/",
-        headers: Mapping[str, str | bytes] = {},
+        headers: Mapping[str, str | bytes | list[str]] = {},
         body: bytes = b"",
         peer: IAddress | None = None,
+        version: str = "HTTP/1.1",
     ) -> StringTransport:
-        sent: dict[str, str | bytes] = {"Host": "localhost", **headers}
+        """Send a request; a header's value that is a list goes out on several lines."""
+        sent: dict[str, str | bytes | list[str]] = {"Host": "localhost", **headers}
         if body:
             sent["Content-Length"] = str(len(body))
-        lines = [f"{method} {target} HTTP/1.1".encode()]
-        for name, value in sent.items():
-            raw = value if isinstance(value, bytes) else value.encode()
-            lines.append(name.encode() + b": " + raw)
+        lines = [f"{method} {target} {version}".encode()]
+        for name, given in sent.items():
+            for value in given if isinstance(given, list) else [given]:
+                raw = value if isinstance(value, bytes) else value.encode()
+                lines.append(name.encode() + b": " + raw)
         channel = cast(BoundedChannel, self.site.buildProtocol(cast(Any, None)))
         transport = StringTransport(peerAddress=peer or IPv4Address("TCP", "192.0.2.7", 4711))
         channel.makeConnection(transport)
@@ -236,13 +242,31 @@ class RefusalTests(RenderCase):
 
     def test_a_method_that_is_not_there_is_405_and_says_which_are(self) -> None:
         reply = self.ask("DELETE")
-        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, POST"))
+        self.assertEqual((reply.status, reply.headers["allow"]), (405, "GET, HEAD, POST"))
         self.assertEqual(reply.json["code"], "method_not_allowed")
+
+    def test_a_page_of_another_origin_is_told_why_it_may_not_call(self) -> None:
+        headers = {"Origin": "https://till.example", "Access-Control-Request-Method": "POST"}
+        reply = self.ask("OPTIONS", headers=headers)
+        self.assertEqual((reply.status, reply.json["code"]), (405, "method_not_allowed"))
+        self.assertIn("CORS", reply.json["error"])
+        self.assertNotIn("access-control-allow-origin", reply.headers)
+        self.assertNotIn("CORS", self.ask("OPTIONS").json["error"])
 
     def test_an_address_that_leads_nowhere_is_404(self) -> None:
         self.site.resource = Missing(self.door)
         reply = self.ask(target="/nowhere?key=pos_secret")
         self.assertEqual((reply.status, reply.json["code"]), (404, "not_found"))
+
+    def test_no_descriptor_left_is_503_and_no_fault_of_the_caller(self) -> None:
+        for number in (errno.EMFILE, errno.ENFILE):
+            self.handler.outcome = OSError(number, os.strerror(number))
+            reply = self.ask()
+            self.assertEqual((reply.status, reply.json["code"]), (503, "unavailable"))
+            self.assertEqual(reply.headers["retry-after"], "5")
+        self.handler.outcome = OSError(errno.EACCES, "no")
+        self.assertEqual(self.ask().status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 3)
 
 
 class CallTests(RenderCase):
@@ -260,6 +284,28 @@ class CallTests(RenderCase):
         ):
             self.assertEqual(self.call(headers=headers).key, key, headers)
 
+    def test_the_same_key_on_several_lines_is_one_key(self) -> None:
+        for headers in (
+            {"X-API-Key": ["pos_a", "pos_a"]},
+            {"X-API-Key": ["", "pos_a", " pos_a "]},
+            {"Authorization": ["Basic cG9zOmE=", "Bearer pos_a"]},
+            {"Authorization": ["Bearer", "Bearer pos_a", "bearer pos_a"]},
+        ):
+            self.assertEqual(self.call(headers=headers).key, "pos_a", headers)
+
+    def test_headers_that_take_one_value_are_refused_with_two(self) -> None:
+        for name, values, read in (
+            ("X-API-Key", ["pos_a", "pos_b"], lambda call: call.key),
+            ("Authorization", ["Bearer a", "Bearer b"], lambda call: call.key),
+            ("Content-Type", ["application/json", "text/plain"], lambda call: call.json()),
+            ("Last-Event-ID", ["7", "8"], lambda call: call.header("last-event-id")),
+        ):
+            call = self.call(headers={name: values})
+            refusal = self.assertRaises(Refusal, read, call)
+            self.assertEqual((refusal.status, refusal.code), (400, "bad_request"), name)
+            call = self.call(headers={name: values[:1] * 2})
+            self.assertEqual(call.header(name.lower()), values[0])
+
     def test_and_nowhere_else(self) -> None:
         self.assertIsNone(self.call(target="/?apiKey=pos_a&key=pos_a", headers={}).key)
 
@@ -273,10 +319,16 @@ class CallTests(RenderCase):
         self.assertEqual(self.call(headers={"X-Device-ID": "é" * 128}).device, "é" * 128)
 
     def test_a_name_that_is_none_is_refused(self) -> None:
-        for name in ("", "x" * 129, b"\xff", "a\tb", "a\x7fb"):
+        for name in ("", "x" * 129, b"\xff", "a\tb", "a\u0085b"):
             call = self.call(headers={"X-Device-ID": name})
             refusal = self.assertRaises(Refusal, lambda call=call: call.device)
             self.assertEqual((refusal.status, refusal.code), (400, "invalid_device"), name)
+
+    def test_a_device_with_two_names_has_none(self) -> None:
+        self.assertEqual(self.call(headers={"X-Device-ID": ["BAR", " BAR "]}).device, "BAR")
+        call = self.call(headers={"X-Device-ID": ["BAR", "KITCHEN"]})
+        refusal = self.assertRaises(Refusal, lambda: call.device)
+        self.assertEqual((refusal.status, refusal.code), (400, "invalid_device"))
 
     def test_of_several_the_first_counts(self) -> None:
         call = self.call(target="/?a=1&a=2&b=")
@@ -309,6 +361,21 @@ class CallTests(RenderCase):
         self.assertEqual((refusal.status, refusal.code), (403, "tenant_mismatch"))
         self.call().check_tenant("bar")
 
+    def test_every_tenant_that_is_named_must_be_the_urls(self) -> None:
+        for named in (["kitchen", "kitchen"], ["kitchen, kitchen"], ["kitchen,kitchen"]):
+            self.call(headers={"X-Tenant-ID": named}).check_tenant("kitchen")
+        for named in (
+            ["kitchen", "bar"],
+            ["bar", "kitchen"],
+            ["kitchen, bar"],
+            ["kitchen", ""],
+            [""],
+            ["Kitchen"],
+        ):
+            call = self.call(headers={"X-Tenant-ID": named})
+            refusal = self.assertRaises(Refusal, call.check_tenant, "kitchen")
+            self.assertEqual((refusal.status, refusal.code), (403, "tenant_mismatch"), named)
+
     def test_the_client_is_the_peer(self) -> None:
         headers = {"X-Forwarded-For": "198.51.100.9"}
         self.assertEqual(self.call(headers=headers).address, "192.0.2.7")
@@ -338,8 +405,19 @@ class TrustedTests(RenderCase):
             self.assertEqual(self.ask(headers={"Host": host}).status, 200, host)
 
     def test_another_host_name_is_refused(self) -> None:
-        for host in ("posd.example", "localhost.example", "127.0.0.1.example", "", "1270.0.0.1"):
+        for host in (
+            *("posd.example", "localhost.example", "127.0.0.1.example", "", "1270.0.0.1"),
+            *("localhost.", "127.0.0.1.nip.io", "2130706433", "0x7f.1", "127.1", "10.0.0.1"),
+        ):
             self.assertEqual(self.ask(headers={"Host": host}).status, 403, host)
+
+    def test_the_host_of_an_absolute_target_counts(self) -> None:
+        self.assertEqual(self.ask(target="http://127.0.0.1:9011/").status, 200)
+        self.assertEqual(self.ask(target="http://evil.example/").status, 403)
+
+    def test_without_a_host_nobody_knows_whom_it_is_for(self) -> None:
+        self.assertEqual(self.ask(headers={"Host": []}).status, 400)
+        self.assertEqual(self.ask(headers={"Host": []}, version="HTTP/1.0").status, 403)
 
     def test_any_origin_is_refused(self) -> None:
         for origin in ("https://evil.example", "http://localhost", "null"):
@@ -350,11 +428,24 @@ class TrustedTests(RenderCase):
             self.assertEqual(self.ask(headers={"Sec-Fetch-Site": site}).status, 403, site)
         self.assertEqual(self.ask(headers={"Sec-Fetch-Site": "none"}).status, 200)
 
+    def test_what_browsers_send_once_is_refused_twice(self) -> None:
+        for sites in (
+            ["none", "cross-site"],
+            ["cross-site", "none"],
+            ["none", "none"],
+            ["none", ""],
+        ):
+            self.assertEqual(self.ask(headers={"Sec-Fetch-Site": sites}).status, 403, sites)
+        for origins in (["", "https://evil.example"], ["null", "null"]):
+            self.assertEqual(self.ask(headers={"Origin": origins}).status, 403, origins)
+
     def test_a_form_is_refused(self) -> None:
         for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
             headers = {"Content-Type": kind}
             self.assertEqual(self.ask("POST", headers=headers, body=b"{}").status, 415, kind)
         self.assertEqual(self.ask("POST", body=b"{}").status, 415)
+        kinds = {"Content-Type": ["application/json", "text/plain"]}
+        self.assertEqual(self.ask("POST", headers=kinds, body=b"{}").status, 400)
         for kind in ("application/json; charset=utf-8", "Application/JSON"):
             headers = {"Content-Type": kind}
             self.assertEqual(self.ask("POST", headers=headers, body=b"{}").status, 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import cast
 
 from twisted.internet.address import IPv4Address
@@ -16,7 +17,9 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from posd.web.http.site import BODY_BYTES, BoundedChannel, BoundedSite
+from posd.web.http.bounded_request import BODY_BYTES
+from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.wrong_protocol import HINTS, Spoken
 
 _GET = b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n"
 _POST = b"POST / HTTP/1.1\r\nHost: posd\r\n"
@@ -83,7 +86,9 @@ class HeldTests(SynchronousTestCase):
         self.assertEqual(self.site.open_channels, 1)
         assert self.resource.waiting is not None
         self.resource.waiting[0].finish()
-        self.clock.pump([10.0] * 5)
+        self.clock.advance(74)
+        self.assertFalse(transport.disconnecting)
+        self.clock.advance(1)
         self.assertTrue(transport.disconnecting)
         channel.connectionLost(Failure(ConnectionDone()))
         self.assertEqual((self.losses, self.site.open_channels), (0, 0))
@@ -201,6 +206,24 @@ class SiteTests(SynchronousTestCase):
             _POST + b"Content-Length: -2\r\n\r\n",
             _POST + b"Transfer-Encoding: identity\r\n\r\n",
             _POST + b"X-Long: " + bytes(20_000),
+            _POST + b"Content-Length: " + b"0" * 20 + b"2\r\n\r\n",
+            _POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+            _POST + b"X-Folded: a\r\n b\r\n\r\n",
+            _POST + b"X-Folded: a\r\n\tb\r\n\r\n",
+            _POST + b" X-First: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\n Host: posd\r\n\r\n",
+            *(
+                _POST + b"X-Control: a%bb\r\n\r\n" % bytes((code,))
+                for code in (*range(9), *range(10, 32), 127)
+            ),
+            b"POST / HTTP/1.1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"GET example.org:80 HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET * HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET /#fragment HTTP/1.1\r\nHost: posd\r\n\r\n",
+            b"GET nothing HTTP/1.1\r\nHost: posd\r\n\r\n",
         ):
             with self.subTest(wrong=wrong[:60]):
                 channel, transport = self.connect()
@@ -213,6 +236,78 @@ class SiteTests(SynchronousTestCase):
                 self.assertTrue(transport.disconnecting)
                 channel.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.resource.taken, 0)
+
+    def test_who_is_refused_by_the_head_and_does_not_hang_up_is_cut_off(self) -> None:
+        for head in (b"GET / HTTP/1.1\r\n\r\n", _POST + b"Content-Length: 9999999\r\n\r\n"):
+            channel, transport = self.connect()
+            channel.dataReceived(head)
+            self.assertFalse(transport.disconnected)
+            self.clock.advance(15)
+            self.assertTrue(transport.disconnected)
+
+    def test_http_1_0_needs_no_host(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(b"GET / HTTP/1.0\r\n\r\n")
+        self.assertEqual(self.said(transport)[0], b"HTTP/1.0 200 OK")
+
+    def test_the_authority_of_an_absolute_target_replaces_the_host(self) -> None:
+        self.resource.waiting = []
+        channel, _ = self.connect()
+        channel.dataReceived(b"GET http://other:80/a?b=c HTTP/1.1\r\nHost: posd\r\n\r\n")
+        (request,) = self.resource.waiting
+        self.assertEqual(request.requestHeaders.getRawHeaders(b"Host"), [b"other:80"])
+        self.assertEqual((request.path, request.args), (b"/a", {b"b": [b"c"]}))
+
+    def test_an_asterisk_is_a_resource_like_any_other(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(b"OPTIONS * HTTP/1.1\r\nHost: posd\r\n\r\n")
+        self.assertEqual(self.said(transport), (b"HTTP/1.1 200 OK", b"0"))
+
+    def test_a_connection_closes_where_any_line_of_connection_says_so(self) -> None:
+        for lines, closes in (
+            (b"Connection: close\r\n", True),
+            (b"Connection: keep-alive, close\r\n", True),
+            (b"Connection: Close,TE\r\n", True),
+            (b"Connection: keep-alive\r\nConnection: CLOSE\r\n", True),
+            (b"Connection: keep-alive\r\n", False),
+            (b"Connection: not close\r\n", False),
+            (b"Connection:\r\n", False),
+        ):
+            with self.subTest(lines=lines):
+                channel, transport = self.connect()
+                channel.dataReceived(_GET[:-2] + lines + b"\r\n")
+                self.assertEqual(transport.disconnecting, closes)
+                self.assertEqual(b"\r\nConnection: close" in transport.value(), closes)
+
+    def test_who_expects_to_be_told_to_go_on_is_told_so_unless_refused(self) -> None:
+        expecting = _POST + b"Expect: 100-Continue\r\nContent-Length: %d\r\n\r\n"
+        channel, transport = self.connect()
+        channel.dataReceived(expecting % BODY_BYTES)
+        self.assertEqual(transport.value(), b"HTTP/1.1 100 Continue\r\n\r\n")
+        channel, transport = self.connect()
+        channel.dataReceived(expecting % (BODY_BYTES + 1))
+        self.assertEqual(self.said(transport)[0], b"HTTP/1.1 413 Content Too Large")
+
+    def test_no_body_opens_a_file(self) -> None:
+        self.patch(tempfile, "TemporaryFile", None)
+        for head, body in (
+            (b"Content-Length: %d\r\n\r\n" % BODY_BYTES, bytes(BODY_BYTES)),
+            (b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nnaan!\r\n0\r\n\r\n"),
+        ):
+            channel, transport = self.connect()
+            channel.dataReceived(_POST + head + body)
+            self.assertEqual(self.said(transport)[0], b"HTTP/1.1 200 OK")
+
+    def test_an_idle_connection_is_kept_longer_than_proxies_use_it(self) -> None:
+        channel, transport = self.connect()
+        for _ in range(3):
+            channel.dataReceived(_GET)
+            self.clock.advance(74)
+            self.assertFalse(transport.disconnecting)
+        with capturedLogs() as events:
+            self.clock.advance(1)
+        self.assertTrue(transport.disconnecting)
+        self.assertEqual(events, [])
 
     def test_a_body_that_is_too_large_is_refused_before_it_has_come(self) -> None:
         channel, transport = self.connect()
@@ -257,6 +352,13 @@ class SiteTests(SynchronousTestCase):
         gone = [each[1].disconnecting for each in (asking, other, third, newest)]
         self.assertEqual(gone, [False, True, False, False])
 
+    def test_a_connection_that_was_used_is_no_longer_the_oldest(self) -> None:
+        proxy, first, second = self.connect(), self.connect(), self.connect()
+        proxy[0].dataReceived(_GET)
+        self.connect()
+        gone = [each[1].disconnecting for each in (proxy, first, second)]
+        self.assertEqual(gone, [False, True, False])
+
     def test_where_all_others_wait_for_answers_the_newest_goes(self) -> None:
         self.resource.waiting = []
         for channel, _ in [self.connect() for _ in range(3)]:
@@ -285,6 +387,40 @@ class SiteTests(SynchronousTestCase):
         self.assertIs(type(channel), BoundedChannel)
         channel.dataReceived(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self.assertTrue(transport.disconnecting)
+
+    def test_another_protocol_is_refused_at_once_and_noticed(self) -> None:
+        noticed: list[Spoken] = []
+        site = BoundedSite(
+            self.resource, self.clock, 3, mistaken=lambda spoken, transport: noticed.append(spoken)
+        )
+        self.site = site
+        for opening, spoken in (
+            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", Spoken.TLS),
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + _GET, Spoken.PROXY),
+            (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12) + _GET, Spoken.PROXY),
+        ):
+            channel, transport = self.connect()
+            channel.dataReceived(opening)
+            channel.dataReceived(_GET)
+            status, body = self.said(transport)
+            self.assertEqual(status, b"HTTP/1.1 400 Bad Request")
+            self.assertEqual(json.loads(body)["error"], HINTS[spoken])
+            self.assertTrue(transport.disconnecting)
+            channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(noticed, [Spoken.TLS, Spoken.PROXY, Spoken.PROXY])
+        self.assertEqual(self.resource.taken, 0)
+
+    def test_a_protocol_is_recognised_however_its_bytes_come(self) -> None:
+        channel, transport = self.connect()
+        for byte in b"PROXY TCP4 192":
+            channel.dataReceived(bytes((byte,)))
+        self.assertIn(b"PROXY protocol", self.said(transport)[1])
+
+    def test_later_requests_may_begin_as_they_like(self) -> None:
+        channel, transport = self.connect()
+        channel.dataReceived(_GET)
+        channel.dataReceived(b"PROXY / HTTP/1.1\r\nHost: posd\r\n\r\n")
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200 OK"), 2)
 
     def test_nothing_of_a_request_is_logged(self) -> None:
         channel, _ = self.connect()

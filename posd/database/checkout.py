@@ -1,0 +1,218 @@
+"""Who gets the next idle connection of the pool: a fair queue whose waiters never run inside each other.
+
+Why not `DeferredSemaphore`: its `release` runs the next waiter in the releaser's own stack. While
+connections are lost every waiter fails at once and releases in turn, so some hundred waiters end in
+`RecursionError`, and what they held is never given back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from posd.errors import Busy
+
+R = TypeVar("R", bound=Hashable)
+T = TypeVar("T")
+
+MOST_WAITING_OF_TENANT: Final = 500
+"""Statements of one tenant that wait. At two at a time, more are not served within five seconds."""
+MOST_WAITING: Final = 4000
+"""Statements of posd's own that wait, and as many of all tenants together."""
+
+
+class Checkout(Generic[R]):
+    """Lends resources to callers, which wait in line while none is idle.
+
+    There is one queue for posd's own statements (`tenant` of None) and one for each tenant. Idle
+    resources go in turn to posd's own and to the tenants, and among the tenants in turn to each that
+    has fewer than `share` of them. So a long queue of one tenant delays that tenant only. Before all of
+    them come those that are `urgent`: one statement that many callers wait for.
+
+    Waiters are granted their resource by one loop. What a waiter releases while the loop runs is
+    granted by the same loop, so the stack does not grow with the number of waiters.
+    """
+
+    def __init__(self, clock: IReactorTime, share: int) -> None:
+        self._clock = clock
+        self._share = share
+        self._idle: list[R] = []
+        self._lent: set[R] = set()
+        self._held: Counter[int] = Counter()
+        self._urgent: OrderedDict[Deferred[R], None] = OrderedDict()
+        self._own: OrderedDict[Deferred[R], None] = OrderedDict()
+        self._queues: dict[int, OrderedDict[Deferred[R], None]] = {}
+        # Tenants that have a waiter and less than their share, the one whose turn is next first.
+        self._turns: OrderedDict[int, None] = OrderedDict()
+        self._waiting_of_tenants = 0
+        self._own_is_next = True
+        self._granting = False
+
+    @property
+    def idle(self) -> int:
+        """How many resources are lent to nobody."""
+        return len(self._idle)
+
+    @property
+    def lent(self) -> int:
+        """How many resources are lent."""
+        return len(self._lent)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait."""
+        return len(self._urgent) + len(self._own) + self._waiting_of_tenants
+
+    @property
+    def held_back(self) -> int:
+        """How many of these wait since their tenant has its share, whether a resource is idle or not."""
+        return sum(
+            len(queue) for tenant, queue in self._queues.items() if tenant not in self._turns
+        )
+
+    def acquire(self, tenant: int | None, deadline: float, *, urgent: bool = False) -> Deferred[R]:
+        """Borrow a resource: now, or when it is this caller's turn. Call `release` in the end.
+
+        What is `urgent` is no tenant's. The Deferred fails with `Busy` at the `deadline`, a time of the
+        clock. Raises `Busy` at once if too many callers wait already.
+        """
+        if self._idle and not self._must_wait(tenant, urgent):
+            return succeed(self._lend(self._idle.pop(), tenant))
+        queue = self._urgent if urgent else self._queue(tenant)
+        waiter: Deferred[R] = Deferred(lambda waiter: self._forget(waiter, tenant))
+        queue[waiter] = None
+        if tenant is not None:
+            self._waiting_of_tenants += 1
+            if self._held[tenant] < self._share:
+                self._turns.setdefault(tenant)
+        seconds = max(0.0, deadline - self._clock.seconds())
+        return waiter.addTimeout(seconds, self._clock, onTimeoutCancel=_too_late)
+
+    def release(self, resource: R, tenant: int | None, *, usable: bool) -> None:
+        """Give a resource back. One that is not `usable` is withdrawn until it is `add`ed again."""
+        self._lent.remove(resource)
+        if usable:
+            self._idle.append(resource)
+        if tenant is not None:
+            self._held[tenant] -= 1
+            if tenant in self._queues:
+                self._turns.setdefault(tenant)
+            elif not self._held[tenant]:
+                del self._held[tenant]
+        self._grant()
+
+    def add(self, resource: R) -> None:
+        """Lend a resource from now on; no change if it is lent at the moment, or idle already."""
+        if resource not in self._lent and resource not in self._idle:
+            self._idle.append(resource)
+            self._grant()
+
+    def withdraw(self, resource: R) -> None:
+        """Lend a resource no more. If it is lent at the moment it stays so until it is released."""
+        if resource in self._idle:
+            self._idle.remove(resource)
+
+    def fail(self, reason: Callable[[], Exception]) -> None:
+        """Answer everybody who waits with an exception."""
+        waiters = [
+            *self._urgent,
+            *self._own,
+            *(each for queue in self._queues.values() for each in queue),
+        ]
+        self._urgent.clear()
+        self._own.clear()
+        self._queues.clear()
+        self._turns.clear()
+        self._waiting_of_tenants = 0
+        self._held = +self._held
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.errback(reason())
+
+    def _queue(self, tenant: int | None) -> OrderedDict[Deferred[R], None]:
+        """The queue to wait in. Raises `Busy` if it is full."""
+        if tenant is None:
+            if len(self._own) >= MOST_WAITING:
+                raise _busy()
+            return self._own
+        queue = self._queues.get(tenant, OrderedDict())
+        if len(queue) >= MOST_WAITING_OF_TENANT or self._waiting_of_tenants >= MOST_WAITING:
+            raise _busy()
+        return self._queues.setdefault(tenant, queue)
+
+    def _must_wait(self, tenant: int | None, urgent: bool) -> bool:
+        """Whether a new caller has to wait although a resource is idle."""
+        if urgent:
+            return bool(self._urgent)
+        if tenant is not None and self._held[tenant] >= self._share:
+            return True
+        # Only while the loop runs may a resource be idle that somebody waits for.
+        return bool(self._urgent or self._own or self._turns)
+
+    def _lend(self, resource: R, tenant: int | None) -> R:
+        self._lent.add(resource)
+        if tenant is not None:
+            self._held[tenant] += 1
+        return resource
+
+    def _grant(self) -> None:
+        """Lend what is idle to those who wait: the one loop that runs waiters."""
+        if self._granting:
+            return
+        self._granting = True
+        try:
+            while self._idle and (self._urgent or self._own or self._turns):
+                if self._urgent:
+                    tenant, (waiter, _) = None, self._urgent.popitem(last=False)
+                elif self._own and (self._own_is_next or not self._turns):
+                    self._own_is_next = False
+                    tenant, (waiter, _) = None, self._own.popitem(last=False)
+                else:
+                    self._own_is_next = True
+                    tenant, waiter = self._next_of_tenants()
+                waiter.callback(self._lend(self._idle.pop(), tenant))
+        finally:
+            self._granting = False
+
+    def _next_of_tenants(self) -> tuple[int, Deferred[R]]:
+        tenant, _ = self._turns.popitem(last=False)
+        queue = self._queues[tenant]
+        waiter, _ = queue.popitem(last=False)
+        self._waiting_of_tenants -= 1
+        if not queue:
+            del self._queues[tenant]
+        elif self._held[tenant] + 1 < self._share:
+            self._turns[tenant] = None
+        return tenant, waiter
+
+    def _forget(self, waiter: Deferred[R], tenant: int | None) -> None:
+        """A caller waits no more."""
+        if tenant is None:
+            self._urgent.pop(waiter, None)
+            self._own.pop(waiter, None)
+            return
+        queue = self._queues.get(tenant)
+        if queue is None or waiter not in queue:
+            return
+        del queue[waiter]
+        self._waiting_of_tenants -= 1
+        if not queue:
+            del self._queues[tenant]
+            self._turns.pop(tenant, None)
+            if not self._held[tenant]:
+                del self._held[tenant]
+
+
+def _busy() -> Busy:
+    return Busy("All connections to the database are in use.", retry_after=1)
+
+
+def _too_late(result: T | Failure, seconds: float) -> T | Failure:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise _busy()
+    return result

@@ -1,0 +1,102 @@
+"""One piece of work for all who wait for it, instead of one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from itertools import islice
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from posd.errors import Busy, StatementFailed
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+class Coalescer(Generic[K, V]):
+    """Collects what callers ask for while `work` runs, and hands it to the next run in one piece.
+
+    `work` gets up to `most` keys, none twice, in the order in which they were first asked for, and
+    returns a value for each. There is one run at a time. A caller that asks during a run waits for a
+    later one, so it sees what was so when it asked or after that. If PostgreSQL refuses the data of
+    several keys, they are tried again in halves: a key that is at fault fails alone.
+
+    Callers are answered by one loop, which none of them can run again: the stack does not grow with
+    their number. Each waits for `seconds` at most and fails with `Busy` then.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        work: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+        *,
+        most: int = 1,
+        seconds: float,
+    ) -> None:
+        self._clock = clock
+        self._work = work
+        self._most = most
+        self._seconds = seconds
+        self._waiting: dict[K, list[Deferred[V]]] = {}
+        self.running = False
+        """Whether a run is under way."""
+
+    @property
+    def waiting(self) -> int:
+        """How many keys wait for the next run."""
+        return len(self._waiting)
+
+    def ask(self, key: K) -> Deferred[V]:
+        """Get the value of a key from the next run, which begins now if none is under way."""
+        waiter: Deferred[V] = Deferred()
+        self._waiting.setdefault(key, []).append(waiter)
+        if not self.running:
+            self.running = True
+            Deferred.fromCoroutine(self._run())
+        if waiter.called:
+            return waiter
+        return waiter.addTimeout(self._seconds, self._clock, onTimeoutCancel=_too_late)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                keys = list(islice(self._waiting, self._most))
+                await self._serve({key: self._waiting.pop(key) for key in keys})
+        finally:
+            self.running = False
+
+    async def _serve(self, asked: dict[K, list[Deferred[V]]]) -> None:
+        try:
+            values = await self._work(list(asked))
+            answers = {key: values[key] for key in asked}
+        except Exception as error:
+            if len(asked) > 1 and isinstance(error, StatementFailed) and error.about_data:
+                keys = list(asked)
+                for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
+                    await self._serve({key: asked[key] for key in half})
+                return
+            for waiters in asked.values():
+                fail_all(waiters, error)
+            return
+        for key, waiters in asked.items():
+            for waiter in waiters:
+                waiter.callback(answers[key])
+
+
+def fail_all(waiters: Sequence[Deferred[T]], error: Exception) -> None:
+    """Fail each with the same exception.
+
+    Whoever raises an exception prolongs its traceback, which would have every waiter's frames in it.
+    """
+    for waiter in waiters:
+        waiter.errback(Failure(error.with_traceback(None)))
+
+
+def _too_late(result: T | Failure, seconds: float) -> T | Failure:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise Busy("The database is busy. Try again.", retry_after=1)
+    return result

@@ -1,0 +1,72 @@
+"""What libpq makes of a connection string, asked without a connection.
+
+libpq parses a string in two steps: the options' names (`PQconninfoParse`), and their values when
+a connection is made. The second step is reached here with a folder that does not exist as the
+host, so no server is contacted.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import psycopg2
+from psycopg2.extensions import make_dsn, parse_dsn
+
+_NOWHERE: Final = "/nonexistent/posd"
+_SECRETS: Final = ("password", "sslpassword")
+_INTEGERS: Final = (
+    *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval"),
+    *("keepalives_count", "tcp_user_timeout"),
+)
+"""Options that libpq reads only once a socket is open; then it would fail again and again."""
+
+_UNKNOWN_OPTION: Final = re.compile(r'invalid (?:connection option|URI query parameter:?) "(\w+)"')
+
+
+def problem(dsn: str) -> str | None:
+    """Return why libpq refuses a connection string, in libpq's words, or None if it does not.
+
+    The text has no secret of the string in it. Whether the server exists is not examined.
+    """
+    try:
+        options = parse_dsn(dsn)
+    except psycopg2.Error as error:
+        return _without_values(_line(error), may_name_options="password" not in dsn)
+    except (UnicodeError, ValueError):
+        return "it has characters that no connection string can have"
+    for name in _INTEGERS:
+        if not re.fullmatch(r"\s*[-+]?[0-9]{1,9}\s*|", options.get(name, "")):
+            return f'invalid integer value for connection option "{name}"'
+    hosts = options.get("hostaddr") or options.get("host", "")
+    nowhere = ",".join([_NOWHERE] * (hosts.count(",") + 1))
+    try:
+        # An empty `hostaddr` is none, and keeps that of a service or $PGHOSTADDR out.
+        psycopg2.connect(make_dsn(dsn, host=nowhere, hostaddr="")).close()
+    except psycopg2.OperationalError as error:
+        text = _line(error)
+        if _NOWHERE in text or ("could not match" in text and "service" in options):
+            # All options were accepted. How many ports a service has is not known here.
+            return None
+        for name in _SECRETS:
+            if options.get(name):
+                text = text.replace(options[name], "…")
+        return text
+    return None
+
+
+def _without_values(text: str, *, may_name_options: bool) -> str:
+    """Remove the pieces of the string that libpq quotes: each may be part of a password."""
+    unknown = _UNKNOWN_OPTION.search(text)
+    if unknown is not None and may_name_options:
+        return f'libpq knows no connection option "{unknown[1]}"'
+    if unknown is not None:
+        return "it has an option that libpq does not know"
+    text = text.removeprefix("invalid dsn: ")
+    if text.startswith('missing "="'):
+        return 'a "=" is missing in it'
+    return text.partition('"')[0].rstrip(" :")
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

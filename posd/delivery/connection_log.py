@@ -1,0 +1,57 @@
+"""The line that is logged at the end of a terminal's connection."""
+
+from __future__ import annotations
+
+from attrs import define, field
+from twisted.logger import Logger
+
+from posd.delivery.session import Session
+from posd.monitoring.counters import Instruments
+from posd.monitoring.log_sampler import LogSampler
+from posd.security.rate_limits import Clock
+
+_log = Logger()
+
+
+@define(eq=False)
+class ConnectionLog:
+    """Logs and counts the ends of connections.
+
+    All are counted. Of a terminal that connects and goes again and again five are logged at once and
+    then one a minute, each with how many were not. The terminals of a tenant that have no name count as
+    one.
+    """
+
+    clock: Clock
+    instruments: Instruments
+    _sampler: LogSampler = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._sampler = LogSampler(self.clock)
+
+    def ended(
+        self, session: Session, *, by: str, code: int | None, why: str, seconds: float
+    ) -> None:
+        """A connection has ended. `why` is posd's reason; a till's own words are not logged."""
+        self.instruments.ended(by, code, why)
+        terminal = session.terminal
+        unsaid = self._sampler.take((terminal.tenant.id, terminal.device_id))
+        if unsaid is None:
+            return
+        _log.info(
+            "till gone: tenant={tenant} device={device} connection={connection} by={by} code={code}"
+            " reason={reason!r} seconds={seconds} sent={sent} position={position} acked={acked}"
+            " behind={behind} unsaid={unsaid}",
+            tenant=terminal.tenant.slug,
+            device=terminal.device_id,
+            connection=str(terminal.connection_id),
+            by=by,
+            code=code,
+            reason=why,
+            seconds=round(seconds, 3),
+            sent=session.sent,
+            position=session.position,
+            acked=session.acked,
+            behind=session.backlog,
+            unsaid=unsaid,
+        )

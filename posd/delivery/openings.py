@@ -1,0 +1,75 @@
+"""Where terminals stand when they connect: one statement for all that come at the same time.
+
+After a power cut or a restart of posd a town's terminals connect within a second. One statement for
+each would queue for the pool's few connections for longer than a terminal waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Final
+
+from attrs import evolve
+from twisted.internet.interfaces import IReactorTime
+
+from posd.database.coalescing import Coalescer
+from posd.database.pool import Database
+from posd.protocol.cursor import passed
+from posd.store import presence as books
+from posd.values import Opening, Seq, Tenant, TenantId
+
+_AT_ONCE: Final = 500
+"""Terminals in one statement, so that its answer is small and the first ones need not wait for the last."""
+_SECONDS: Final = 5.0
+
+_Cursor = tuple[str, Seq]
+
+
+class Openings:
+    """Looks up where terminals stand. `most_devices` is how many of them a tenant may have."""
+
+    def __init__(self, clock: IReactorTime, database: Database, most_devices: int) -> None:
+        self._clock = clock
+        self._database = database
+        self._most_devices = most_devices
+        self._places: Coalescer[books.Place, Opening | None] = Coalescer(
+            clock, self._look_up, most=_AT_ONCE, seconds=_SECONDS
+        )
+        # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
+        self._refused: dict[TenantId, Coalescer[_Cursor, frozenset[Seq]]] = {}
+
+    async def find(self, tenant: Tenant, device_id: str | None) -> Opening | None:
+        """Where a terminal stands; registers a device that was never seen.
+
+        What the device refused right after its cursor is passed. None if the tenant is gone, or has too
+        many devices to take another one. Raises `Unavailable`.
+        """
+        opening = await self._places.ask((tenant.id, device_id))
+        if opening is None or device_id is None or opening.acked is None:
+            return opening
+        if opening.acked >= opening.head.last_seq:
+            # Nothing comes after the cursor that could have been refused.
+            return opening
+        refused = await self._refused_after(tenant, (device_id, opening.acked))
+        acked = opening.acked
+        if not opening.legacy:
+            acked, refused = passed(acked, refused)
+        return evolve(opening, acked=acked, refused=refused)
+
+    async def _look_up(self, wanted: Sequence[books.Place]) -> Mapping[books.Place, Opening | None]:
+        found = await books.openings(self._database.for_all, wanted, self._most_devices)
+        return {place: found.get(place) for place in wanted}
+
+    def _refused_after(self, tenant: Tenant, cursor: _Cursor) -> Awaitable[frozenset[Seq]]:
+        async def look_up(cursors: Sequence[_Cursor]) -> Mapping[_Cursor, frozenset[Seq]]:
+            # A device may ask twice while its cursor moves: what is after the one further back is all.
+            first = dict(sorted(cursors, reverse=True))
+            session = self._database.of(tenant.id)
+            found = await books.refused(session, tenant, list(first.items()))
+            return {each: frozenset(s for s in found[each[0]] if s > each[1]) for each in cursors}
+
+        if tenant.id not in self._refused:
+            self._refused[tenant.id] = Coalescer(
+                self._clock, look_up, most=_AT_ONCE, seconds=_SECONDS
+            )
+        return self._refused[tenant.id].ask(cursor)

@@ -1,0 +1,106 @@
+"""What passes between heads of streams and the orders in tenants' schemas, once a second.
+
+What tills said of orders confirms events, which moves heads; and `print_status` of orders follows the heads.
+Both look into every tenant's tables, so neither is part of a flush that tills wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from twisted.logger import Logger
+
+from posd.database.pool import Database
+from posd.delivery.bulk_writer import Troubles
+from posd.errors import Busy, StatementFailed, Unavailable
+from posd.events.orders import FINAL_STATUSES
+from posd.store import orders
+from posd.values import Seq, TenantId
+
+_AT_ONCE: Final = 50
+"""Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
+_LOCKED: Final = "55P03"
+"""lock_not_available: somebody has the table locked, and will be done soon."""
+
+
+class OrderMarks:
+    """Tenants whose orders are to be looked at. `confirmed` is told how far a tenant's tills are."""
+
+    _log = Logger()
+
+    def __init__(self, database: Database, confirmed: Callable[[TenantId, Seq], None]) -> None:
+        self._database = database
+        self._confirmed = confirmed
+        self._reported: set[TenantId] = set()
+        self._unmarked: set[TenantId] = set()
+        self._troubles = Troubles(self._log)
+
+    def reported(self, tenant_id: TenantId) -> None:
+        """A till of this tenant has said something about an order."""
+        self._reported.add(tenant_id)
+
+    def moved(self, tenants: set[TenantId]) -> None:
+        """Heads of these tenants were moved."""
+        self._unmarked |= tenants
+
+    async def mark(self) -> None:
+        """Read what is confirmed, and update orders; what cannot be done now is done next time.
+
+        Raises `Unavailable` or `StatementFailed` if there is such a thing, after all others were done.
+        """
+        trouble: Exception | None = None
+        for wanted, work in ((self._reported, self._confirm), (self._unmarked, self._mark)):
+            tenants = sorted(wanted)
+            for first in range(0, len(tenants), _AT_ONCE):
+                try:
+                    await self._each(wanted, tenants[first : first + _AT_ONCE], work)
+                except (Busy, StatementFailed) as error:
+                    trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+
+    async def mark_quietly(self) -> None:
+        """The same for a timer: the database may be away, and other trouble is logged when it begins."""
+        try:
+            await self.mark()
+        except Unavailable:
+            return
+        except StatementFailed as error:
+            self._troubles.begun("marks of orders", error)
+        except Exception:
+            self._log.failure("orders could not be marked")
+        else:
+            self._troubles.over("marks of orders")
+
+    async def _each(
+        self,
+        wanted: set[TenantId],
+        tenants: list[TenantId],
+        work: Callable[[list[TenantId]], Awaitable[Mapping[TenantId, str]]],
+    ) -> None:
+        """Do `work` for some of those that are `wanted`; those for which it cannot be done stay."""
+        wanted.difference_update(tenants)
+        try:
+            failures = await work(tenants)
+        except BaseException:
+            wanted.update(tenants)
+            raise
+        for tenant_id, why in failures.items():
+            if why.startswith(_LOCKED):
+                wanted.add(tenant_id)
+            else:
+                self._log.error(
+                    "orders of tenant {tenant_id} were not marked: {reason}",
+                    tenant_id=tenant_id,
+                    reason=why,
+                )
+
+    async def _confirm(self, tenants: list[TenantId]) -> Mapping[TenantId, str]:
+        found, failures = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
+        for tenant_id, seq in found.items():
+            self._confirmed(tenant_id, seq)
+        return failures
+
+    async def _mark(self, tenants: list[TenantId]) -> Mapping[TenantId, str]:
+        return await orders.mark(self._database, tenants)

@@ -1,0 +1,94 @@
+"""Postal addresses as one string, whatever structure a platform sends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from operator import itemgetter
+
+from posd.errors import InvalidMessage
+from posd.events.coercion import Unreadable, text
+from posd.protocol.jsontext import decode
+
+_ENVELOPE = {
+    name: rank
+    for rank, names in enumerate(
+        (
+            ("company", "organisation", "organization"),
+            ("flat", "unit", "apartment", "apt", "floor"),
+            ("building", "buildingname", "housename"),
+            ("housenumber", "streetnumber", "buildingnumber", "number", "house"),
+            ("line1", "addressline1", "address1", "street", "streetaddress", "streetname", "road"),
+            ("address", "fulladdress", "formatted", "formattedaddress"),
+            ("line2", "addressline2", "address2"),
+            ("line3", "addressline3", "address3"),
+            ("area", "district", "suburb", "village", "locality"),
+            ("city", "town", "posttown"),
+            ("county", "state", "region", "province"),
+            ("postcode", "postalcode", "zip", "zipcode"),
+            ("country",),
+        )
+    )
+    for name in names
+}
+_NOT_POSTAL = frozenset(
+    (
+        *("id", "uuid", "type", "label", "placeid"),
+        *("lat", "lng", "lon", "long", "latitude", "longitude", "x", "y"),
+        *("coordinate", "coordinates", "coords", "geo", "geometry", "geohash", "latlng", "latlong"),
+    )
+)
+_COORDINATES = re.compile(r"[-+]?\d{1,3}\.\d{3,}°?(?:\s*[,; ]\s*[-+]?\d{1,3}\.\d{3,}°?)?", re.ASCII)
+"""A latitude, a longitude, or both, as a text that a name like `location` does not explain."""
+
+
+def address(value: object) -> str | None:
+    """A postal address in one string: the parts of a structure, in the order of an envelope.
+
+    Coordinates, ids and other numbers without a postal name are left out. None for an empty
+    structure. Raises `Unreadable` for a structure in which nothing is postal, so that it is kept.
+    """
+    if isinstance(value, str):
+        structure = _structure(value)
+        if structure is None:
+            return value
+        value = structure
+    parts = _parts(value, named=False)
+    if not parts and value not in ({}, []):
+        raise Unreadable
+    return ", ".join(parts) or None
+
+
+def _structure(written: str) -> object | None:
+    """The structure whose JSON text this is, as a text column holds it."""
+    if written.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return decode(written)
+    except InvalidMessage:
+        return None
+
+
+def _parts(value: object, *, named: bool) -> list[str]:
+    """The parts of an address in their order. `named`: the member's name says what a number is."""
+    if isinstance(value, Mapping):
+        ranked = [
+            (_ENVELOPE.get(key, len(_ENVELOPE)), part)
+            for name, member in value.items()
+            if (key := str(name).replace("_", "").lower()) not in _NOT_POSTAL
+            for part in _parts(member, named=key in _ENVELOPE)
+        ]
+        ranked.sort(key=itemgetter(0))
+        parts = [part for _, part in ranked]
+    elif isinstance(value, list | tuple):
+        parts = [part for member in value for part in _parts(member, named=named)]
+    elif value is None or isinstance(value, bool):
+        parts = []
+    elif isinstance(value, int | float | Decimal):
+        # A number that no name explains is a distance, a coordinate or a key of a table.
+        parts = [text(value)] if named else []
+    else:
+        written = text(value).strip()
+        parts = [] if not named and _COORDINATES.fullmatch(written) else [written]
+    return [part for part in dict.fromkeys(parts) if part]

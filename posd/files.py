@@ -1,0 +1,54 @@
+"""Read small files that a person or another program has written: configuration, PEM, keys.
+
+Imports nothing of posd, so that every package can use it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+LONGEST: Final = 16 << 20
+"""Bytes. No file that posd reads whole is longer; a log that was named by mistake may be."""
+
+_BYTE_ORDER_MARK: Final = "\ufeff"
+
+
+def read(path: Path, longest: int = LONGEST) -> bytes:
+    """Return the content of a regular file of at most `longest` bytes.
+
+    Raises OSError, also for what is not a regular file: a named pipe would block the process until
+    somebody writes to it, and a device may have no end.
+    """
+    # O_NONBLOCK lets the opening of a named pipe return at once (open(2)); files ignore it.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path)) from error
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        content = file.read(longest + 1)
+    if len(content) > longest:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
+
+
+def secret(content: bytes) -> str:
+    """Return the text of a file that holds one secret: a key, a password, a connection string.
+
+    Editors, `echo` and Windows add a newline, CRLF or a byte order mark; none of them, nor white
+    space at either end, belongs to the secret. Raises UnicodeDecodeError for what is not UTF-8.
+    """
+    return trimmed(content.decode("utf-8"))
+
+
+def trimmed(text: str) -> str:
+    """Return a secret without the white space, newlines and byte order mark around it."""
+    return text.strip().removeprefix(_BYTE_ORDER_MARK).strip()

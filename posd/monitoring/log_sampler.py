@@ -1,0 +1,47 @@
+"""Log lines that a client can cause at any rate: a few of each kind are written, the others counted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final
+
+from attrs import define, field
+
+from posd.security.rate_limits import Clock, TokenBucket
+
+_AT_ONCE: Final = 5
+_PER_SECOND: Final = 1 / 60
+_MOST_KEYS: Final = 10_000
+
+
+@define(eq=False)
+class _Lines:
+    bucket: TokenBucket
+    unsaid: int = 0
+
+
+@define(eq=False)
+class LogSampler:
+    """Which lines are written, by a key such as a terminal: five at once, then one a minute.
+
+    At most 10,000 keys are remembered. The one that was quiet for longest is forgotten first, and with
+    it how many of its lines were not written.
+    """
+
+    clock: Clock
+    _keys: OrderedDict[Hashable, _Lines] = field(factory=OrderedDict, init=False)
+
+    def take(self, key: Hashable) -> int | None:
+        """Tell how many lines of this key were not written since its last one; None to write none."""
+        lines = self._keys.get(key)
+        if lines is None:
+            lines = self._keys[key] = _Lines(TokenBucket(_PER_SECOND, _AT_ONCE, self.clock))
+        self._keys.move_to_end(key)
+        if len(self._keys) > _MOST_KEYS:
+            self._keys.popitem(last=False)
+        if not lines.bucket.take():
+            lines.unsaid += 1
+            return None
+        unsaid, lines.unsaid = lines.unsaid, 0
+        return unsaid

@@ -1,0 +1,105 @@
+"""What the log and the metrics are told of what was published, left out and failed.
+
+Lines name the tenant and the order. They have no other content of an event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from attrs import define
+from twisted.logger import Logger, LogLevel
+
+from posd.events.orders import GONE, OLD, OVER
+from posd.monitoring.counters import Instruments
+from posd.publishing import batch
+from posd.publishing.publication import Request
+from posd.publishing.transaction import Outcome
+from posd.store import stream
+from posd.values import TenantId
+
+_NAMED: Final = 5
+"""How many orders a line names: a bulk update of a shop's table leaves out thousands."""
+_TOLD: Final = (OVER, OLD, GONE)
+"""Reasons that have a line. The others are ordinary: a change that says nothing new, a shop's own till."""
+
+
+@define(eq=False)
+class Journal:
+    """Reports what the sequencer did. `name_of` gives a tenant's name for the log."""
+
+    instruments: Instruments
+    name_of: Callable[[TenantId], str]
+    _log = Logger()
+
+    def committed(self, outcome: Outcome, seconds: float) -> None:
+        """A transaction of the sequencer was committed after so many seconds."""
+        if outcome.taken or outcome.published:
+            self.instruments.batch(seconds)
+        for road, count in outcome.published.items():
+            self.instruments.published(road, count)
+        for entry in outcome.failed:
+            self._failed(entry)
+        for entry in outcome.warned:
+            self._warned(entry)
+        self._left_out(outcome.left_out)
+
+    def rejected(self, row: stream.OutboxRow, reason: str) -> None:
+        """A row of the outbox was logged as failed, since it cannot be published."""
+        self._failed(batch.Rejected(row, reason, about=batch.order_of(row)).entry(0))
+
+    def refused(self, request: Request, error: Exception) -> None:
+        """A publisher's request failed in the database."""
+        named = [item.place[1] for item in request.items if item.place[1] is not None]
+        self._log.error(
+            "a publication of tenant {tenant} was refused: {error}; orders: {orders}",
+            tenant=self.name_of(request.tenant_id),
+            error=error,
+            orders=_some(named),
+        )
+
+    def _failed(self, entry: stream.Entry) -> None:
+        self.instruments.events_failed(1)
+        self._log.error(
+            "an event of tenant {tenant} failed and goes to no till: {reason}; type {event_type},"
+            " order {order}. It is in pos_events of the tenant.",
+            tenant=self.name_of(entry.tenant_id),
+            event_type=entry.type,
+            order=entry.about or entry.order_id or "unknown",
+            reason=entry.failure,
+        )
+
+    def _warned(self, entry: stream.Entry) -> None:
+        for code, count in Counter(each.code for each in entry.warnings).items():
+            self.instruments.warned(code, count)
+        self._log.info(
+            "an event of tenant {tenant} was published with values that were repaired or not read:"
+            " {codes}; type {event_type}, order {order}",
+            tenant=self.name_of(entry.tenant_id),
+            event_type=entry.type,
+            order=entry.order_id or "none",
+            codes=", ".join(sorted({each.code for each in entry.warnings})),
+        )
+
+    def _left_out(self, left_out: Sequence[batch.LeftOut]) -> None:
+        orders: defaultdict[tuple[TenantId, str], list[str]] = defaultdict(list)
+        for each in left_out:
+            orders[each.tenant_id, each.reason].append(each.order_id)
+        for (tenant_id, reason), ids in orders.items():
+            self.instruments.left_out(reason, len(ids))
+            self._log.emit(
+                LogLevel.info if reason in _TOLD else LogLevel.debug,
+                "{count} orders of tenant {tenant} became no event ({reason}): {orders}",
+                count=len(ids),
+                tenant=self.name_of(tenant_id),
+                reason=reason,
+                orders=_some(ids),
+            )
+
+
+def _some(ids: Sequence[str]) -> str:
+    """The first few ids, each cut to what is shown of it."""
+    shown = ", ".join(each[:64] for each in ids[:_NAMED])
+    return f"{shown}, …" if len(ids) > _NAMED else shown or "none"

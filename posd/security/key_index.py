@@ -1,0 +1,200 @@
+"""The hashes of all keys that may be valid, in memory: a key that is not known costs no statement.
+
+The index says no, and never yes. A key that is in it is still looked up in the database, which knows whether
+it is valid now. A key that is not in it is refused from memory.
+
+It is read in pages when posd starts and whenever the feed's connection was made anew, since another server
+may be behind it then. After that it reads changes only: when a notification says so, and once a second in
+case that none arrived. 100,000 keys take about 30 MiB.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from posd.database.pool import Database
+from posd.errors import Unavailable
+from posd.store import key_changes
+from posd.store.key_changes import Snapshot, StoredKey, StoredTenant
+from posd.values import KeyKind, TenantId
+
+_PAGE: Final = 2000
+"""Keys that one statement brings. The reactor does nothing else while it takes them: some milliseconds."""
+_NEWS_SECONDS: Final = 0.1
+"""For so long a key that is not known may wait for the notification that it has just been made."""
+_MOST_WAITING: Final = 100
+_MOST_REFUSED: Final = 10_000
+_STALE_SECONDS: Final = 10.0
+"""After so long without a successful look, a key that is missing may be a new one."""
+
+
+class KnownKey(NamedTuple):
+    """A key that may be valid. `tenant_id` is None for a key of all tenants.
+
+    `shared`: several terminals may use it, each by its own name.
+    """
+
+    id: int
+    tenant_id: TenantId | None
+    shared: bool
+
+
+class _Contents:
+    """The keys by their SHA-256, and the active tenants by their slugs."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, tuple[KnownKey, ...]] = {}
+        self.slugs: dict[str, TenantId] = {}
+
+    def take(self, keys: Iterable[StoredKey], tenants: Iterable[StoredTenant]) -> None:
+        for key in keys:
+            # One key may be of one tenant, and of all tenants too.
+            found = [each for each in self.keys.get(key.sha256, ()) if each.id != key.id]
+            if key.valid:
+                found.append(KnownKey(key.id, key.tenant_id, key.kind is KeyKind.TENANT))
+            if found:
+                self.keys[key.sha256] = tuple(found)
+            else:
+                self.keys.pop(key.sha256, None)
+        for tenant in tenants:
+            if tenant.active:
+                self.slugs[tenant.slug] = tenant.id
+            else:
+                self.slugs.pop(tenant.slug, None)
+
+
+class KeyIndex:
+    """Which keys there are. `look` has to be called at least every second; it never fails for long."""
+
+    def __init__(self, reactor: IReactorTime, database: Database) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._contents = _Contents()
+        self._snapshot: Snapshot | None = None
+        self._whole = False
+        """Whether `_contents` can be brought up to date by changes alone."""
+        self._looked_at: float | None = None
+        """When the last look began that brought everything; None if the last one failed."""
+        self.read = False
+        """Whether everything has been read once."""
+        self._looking = False
+        self._again = False
+        self._waiting: dict[Deferred[None], IDelayedCall] = {}
+        self._refused: OrderedDict[tuple[bytes, str | None], None] = OrderedDict()
+        """What was presented lately, has waited and was refused: it waits no more."""
+
+    def __len__(self) -> int:
+        return len(self._contents.keys)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the index is up to date, as far as can be known."""
+        at = self._looked_at
+        return at is not None and self._reactor.seconds() - at < _STALE_SECONDS
+
+    def find(self, sha256: bytes, slug: str | None = None) -> KnownKey | None:
+        """A key that may be valid: at this tenant, or at all where no slug is given."""
+        found = self._contents.keys.get(sha256, ())
+        if slug is None:
+            return found[0] if found else None
+        tenant_id = self._contents.slugs.get(slug)
+        if tenant_id is None:
+            return None
+        fitting = (each for each in found if each.tenant_id in (tenant_id, None))
+        return next(fitting, None)
+
+    async def may_be(self, sha256: bytes, slug: str | None = None) -> bool:
+        """Whether a key may be valid. False is certain; before everything was read, all keys may be.
+
+        Raises `Unavailable` for a key that is not in the index while the index is out of date: it may have
+        been made since. A key that comes for the first time waits for a moment, in case that it was made
+        just before and the notification of that is still on its way. No statement is run for it.
+        """
+        if not self.read or self.find(sha256, slug) is not None:
+            return True
+        presented = (sha256, slug)
+        if presented not in self._refused and len(self._waiting) < _MOST_WAITING:
+            deadline = self._reactor.seconds() + _NEWS_SECONDS
+            while (seconds := deadline - self._reactor.seconds()) > 0:
+                await self._next_look(seconds)
+                if self.find(sha256, slug) is not None:
+                    return True
+        if not self.fresh:
+            raise Unavailable("The database cannot be reached.", retry_after=2)
+        self._refused[presented] = None
+        if len(self._refused) > _MOST_REFUSED:
+            self._refused.popitem(last=False)
+        return False
+
+    def _next_look(self, seconds: float) -> Deferred[None]:
+        """Fires at the end of the next look, or after so many seconds."""
+        waiter: Deferred[None] = Deferred()
+        self._waiting[waiter] = self._reactor.callLater(seconds, self._wake, waiter)
+        return waiter
+
+    def _wake(self, waiter: Deferred[None]) -> None:
+        timer = self._waiting.pop(waiter)
+        if timer.active():
+            timer.cancel()
+        waiter.callback(None)
+
+    def distrust(self) -> None:
+        """Read everything again with the next look: it may be another database than before."""
+        self._whole = False
+
+    async def look(self) -> None:
+        """Read what has changed. Of calls while one is under way, one more look follows for all.
+
+        Raises `Unavailable` and `StatementFailed`.
+        """
+        if self._looking:
+            self._again = True
+            return
+        self._looking = True
+        try:
+            await self._bring_up_to_date()
+            while self._again:
+                self._again = False
+                await self._bring_up_to_date()
+        except BaseException:
+            self._looked_at = None
+            raise
+        finally:
+            self._looking = self._again = False
+            for waiter in [*self._waiting]:
+                self._wake(waiter)
+
+    async def _bring_up_to_date(self) -> None:
+        began = self._reactor.seconds()
+        if self._whole and self._snapshot is not None:
+            found = await key_changes.changes(self._database, self._snapshot)
+            if found.snapshot.is_after(self._snapshot):
+                self._contents.take(found.keys, found.tenants)
+                self._snapshot = found.snapshot
+                self._looked_at = began
+                return
+        await self._read_everything()
+        self._looked_at = began
+
+    async def _read_everything(self) -> None:
+        """In pages, so that nobody is held up; what is changed meanwhile is read as a change."""
+        self._whole = True
+        try:
+            contents = _Contents()
+            since = await key_changes.snapshot(self._database)
+            contents.take((), await key_changes.tenants(self._database))
+            after = 0
+            while keys := await key_changes.page(self._database, after, _PAGE):
+                contents.take(keys, ())
+                after = keys[-1].id
+            found = await key_changes.changes(self._database, since)
+        except BaseException:
+            self._whole = False
+            raise
+        contents.take(found.keys, found.tenants)
+        self._contents, self._snapshot, self.read = contents, found.snapshot, True

@@ -1,0 +1,151 @@
+"""How much credentials and addresses may ask: requests and bytes a second, and ten seconds' worth at once.
+
+A credential is charged for all that comes with it, on every face, before any of it is parsed. An address is
+charged only for requests without a key that is known, so that a shop behind one address, or two thousand
+terminals that come back at once, are not held up by each other.
+
+The key of one tenant may be used by several terminals. Each terminal that is named has the rate of a
+credential, and all of them together four times that rate. Handshakes and frames of such a key are charged
+apart from its other requests.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from typing import Final
+
+from attrs import define, field, frozen
+
+from posd.errors import TooManyRequests
+from posd.security.addresses import place
+from posd.security.rate_limits import Buckets, Clock, TokenBucket
+from posd.values import KeyKind, Terminal
+
+BURST_SECONDS: Final = 10
+TOGETHER: Final = 4
+"""How many times the rate of a credential all terminals have that share one key."""
+FRAME: Final = 0.25
+"""What a WebSocket frame costs, in requests. A message that has to be written down by itself costs one."""
+_MOST_DEBT: Final = 30.0
+"""Seconds for which a connection is not read at most, whatever came on it."""
+
+BY_CREDENTIAL, BY_ADDRESS, BY_TILL = "credential", "address", "till"
+"""Who was over a rate: a credential's or an address's request was refused, or a till is read more slowly."""
+
+_Charge = tuple[TokenBucket, float]
+
+
+class Purpose(enum.Enum):
+    """What is charged. All terminals that share a key have the rate together for each of these."""
+
+    REQUEST = "request"
+    HANDSHAKE = "handshake"
+    FRAMES = "frames"
+
+
+@frozen
+class Account:
+    """Who is charged: `scopes` are what is counted, with how many times the rate each may have."""
+
+    scopes: tuple[tuple[object, int], ...]
+
+    @property
+    def together(self) -> object:
+        """What all who use the same key have in common."""
+        return self.scopes[-1][0]
+
+
+def account(
+    key_id: int, device_id: str | None, *, shared: bool, purpose: Purpose = Purpose.REQUEST
+) -> Account:
+    """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
+
+    Terminals without a name share the rate of one terminal for their requests, and have only the rate
+    of all together for handshakes and frames.
+    """
+    if not shared:
+        return Account(((key_id, 1),))
+    together = ((key_id, purpose), TOGETHER)
+    if device_id is None and purpose is not Purpose.REQUEST:
+        return Account((together,))
+    return Account((((key_id, device_id), 1), together))
+
+
+def account_of(terminal: Terminal) -> Account:
+    """The account of a terminal's frames."""
+    principal = terminal.principal
+    shared = principal.kind is KeyKind.TENANT
+    return account(principal.key_id, terminal.device_id, shared=shared, purpose=Purpose.FRAMES)
+
+
+@define(eq=False)
+class RequestRates:
+    """Charges accounts and addresses. `refused` is told by which rate somebody was held up."""
+
+    requests_per_credential: float
+    bytes_per_credential: float
+    requests_per_address: float
+    _clock: Clock
+    refused: Callable[[str], None] = lambda by: None
+    _requests: Buckets = field(init=False)
+    _bytes: Buckets = field(init=False)
+    _addresses: Buckets = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._requests = Buckets(self._clock)
+        self._bytes = Buckets(self._clock)
+        self._addresses = Buckets(self._clock)
+
+    def request(self, who: Account, size: int) -> None:
+        """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing."""
+        self._charge([*self._of_requests(who, 1), *self._of_bytes(who, size)])
+
+    def body(self, who: Account, size: int) -> None:
+        """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
+        self._charge(self._of_bytes(who, size))
+
+    def stranger(self, address: str, purpose: str) -> None:
+        """Charge a request without a key that is known. Raises `TooManyRequests`.
+
+        Requests of different purposes do not hold each other up.
+        """
+        scope = (place(address), purpose)
+        bucket = self._addresses.get(scope, self.requests_per_address, BURST_SECONDS)
+        if not bucket.take():
+            what = "This address asks more than it may without a valid key."
+            raise self._refusal(BY_ADDRESS, what, bucket.wait())
+
+    def heard(self, who: Account, requests: float, size: int) -> float:
+        """Charge what has come on a WebSocket, even into debt; for how many seconds to read no more."""
+        charges = [*self._of_requests(who, requests), *self._of_bytes(who, size)]
+        owed = max(bucket.owe(count, _MOST_DEBT) for bucket, count in charges)
+        if owed > 0:
+            self.refused(BY_TILL)
+        return owed
+
+    def _charge(self, charges: list[_Charge]) -> None:
+        wait = max(bucket.wait(count) for bucket, count in charges)
+        if wait > 0:
+            raise self._refusal(BY_CREDENTIAL, "This key sends more than it may.", wait)
+        for bucket, count in charges:
+            bucket.take(count)
+
+    def _of_requests(self, who: Account, count: float) -> list[_Charge]:
+        rate = self.requests_per_credential
+        return [
+            (self._requests.get(scope, times * rate, BURST_SECONDS), count)
+            for scope, times in who.scopes
+        ]
+
+    def _of_bytes(self, who: Account, count: int) -> list[_Charge]:
+        rate = self.bytes_per_credential
+        return [
+            (self._bytes.get(scope, times * rate, BURST_SECONDS), count)
+            for scope, times in who.scopes
+        ]
+
+    def _refusal(self, by: str, what: str, wait: float) -> TooManyRequests:
+        self.refused(by)
+        return TooManyRequests(what, retry_after=max(1, math.ceil(wait)))

@@ -1,0 +1,76 @@
+"""Log lines about clients with which no TLS connection comes about.
+
+Without a request there is nothing that twisted.web would say, and a client often shows only that the
+connection was closed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from OpenSSL import SSL
+from twisted.logger import Logger
+
+from posd.security.rate_limits import Clock, Mentions
+
+_log = Logger()
+
+_FATAL: Final = 2
+_ALERTS: Final = {
+    42: "its certificate is broken or has not begun",
+    43: "its certificate is not one for clients",
+    44: "its certificate was revoked",
+    45: "its certificate has ended",
+    46: "its certificate cannot be used",
+    48: "its certificate is not of an authority in tls.client_ca",
+    51: "it cannot prove that its certificate is its own",
+}
+"""Alerts that posd sends about a client's certificate (RFC 8446 §6.2).
+
+OpenSSL's error says only that the verification failed.
+"""
+_ERRORS: Final = {
+    "peer did not return a certificate": "it has no certificate",
+    "no shared cipher": "it has no cipher suite of posd's; tls.legacy_ciphers allows older ones",
+    "unsupported protocol": "it speaks no TLS from tls.minimum_version on",
+    "alert unknown ca": "it does not trust the authority of tls.certificate",
+    "alert bad certificate": "it does not accept tls.certificate, perhaps for the name it called",
+    "alert certificate unknown": "it does not accept tls.certificate",
+    "alert certificate expired": "it finds that tls.certificate has ended",
+}
+"""Ends of OpenSSL's reasons. Those of alerts came from the client."""
+
+
+class TLSRefusals:
+    """Logs a line for each client that is refused, or refuses, within a bound for each address."""
+
+    def __init__(self, seconds: Clock) -> None:
+        self._mentions = Mentions(seconds)
+
+    def look(self, connection: SSL.Connection, where: int, what: int) -> None:
+        """Look for alerts. OpenSSL calls this at every step of a handshake."""
+        if where & SSL.SSL_CB_WRITE_ALERT != SSL.SSL_CB_WRITE_ALERT or what >> 8 != _FATAL:
+            return
+        reason = _ALERTS.get(what & 0xFF)
+        if reason is not None:
+            peer = connection.get_app_data().getPeer()
+            self._tell(reason, getattr(peer, "host", "-"))
+
+    def failed(self, error: BaseException, address: str) -> None:
+        """A connection ended with an error. Only OpenSSL's own are looked at."""
+        queue = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
+        for _library, _function, text in queue if isinstance(queue, list) else ():
+            reason = next((why for end, why in _ERRORS.items() if str(text).endswith(end)), None)
+            if reason is not None:
+                self._tell(reason, address)
+                return
+
+    def _tell(self, reason: str, address: str) -> None:
+        unsaid = self._mentions.take(address)
+        if unsaid is not None:
+            _log.info(
+                "not let in: reason={reason!r} address={address} unsaid={unsaid}",
+                reason=reason,
+                address=address,
+                unsaid=unsaid,
+            )

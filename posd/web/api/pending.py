@@ -1,0 +1,173 @@
+"""`GET /api/{tenant}/orders/pending`: the orders that are still to be made, page by page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Generator, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, cast
+from uuid import UUID
+
+from attrs import define
+from msgspec import Meta
+
+from posd.database.pool import Database
+from posd.errors import BadRequest
+from posd.events.coercion import Unreadable, moment
+from posd.events.orders import FINAL_STATUSES
+from posd.events.timezones import zone
+from posd.protocol import jsontext
+from posd.store import orders
+from posd.store.orders import Open, Place
+from posd.values import Tenant
+from posd.web.api.events import Place as EventPosition
+from posd.web.http.models import UNSET, Success, Taken, Unset, component, plain
+from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
+from posd.web.http.pieces import in_pieces
+from posd.web.http.requests import Answer
+
+_LIMIT: Final = 50
+_MOST: Final = 500
+# Names beside a snapshot, its separator, and the members around the list.
+_BESIDES_BYTES: Final = 1024
+_ANSWER_BYTES: Final = 1024 * 1024 - _BESIDES_BYTES
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", re.ASCII)
+_LONGEST_ID: Final = 255
+
+
+class PendingTaken(Taken, frozen=True):
+    """`limit` is brought into 1 to 500; `since`, a point in time or a day, leaves out older changes."""
+
+    limit: int = _LIMIT
+    since: str | Unset = UNSET
+    after: (
+        Annotated[
+            str,
+            Meta(
+                max_length=2000,
+                description="The `next` of the page before: what follows that page.",
+            ),
+        ]
+        | Unset
+    ) = UNSET
+
+
+class PendingGiven(Success, frozen=True):
+    """Open orders, the oldest first: each as `new_order`'s data, and `id`, `total`, `printStatus`.
+
+    While `hasMore` is true, `next` is the `after` of the next call. All events up to `lastEventId`
+    are in what the page shows.
+    """
+
+    orders: list[Annotated[dict[str, Any], component("Order")]]
+    count: int
+    has_more: bool
+    next: str | None
+    last_event_id: EventPosition
+    stream_id: UUID
+
+
+@define(eq=False)
+class PendingOrders:
+    """The endpoint."""
+
+    database: Database
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/api/{tenant}/orders/pending",
+                self.pending,
+                "Orders that are neither printed nor over",
+                TILLS,
+                {200: PendingGiven},
+                takes=PendingTaken,
+                description="A page has up to `limit` orders and up to 1 MiB, and one order at least. There"
+                " are more while `hasMore` is true; `next` is the `after` of the call for them. An order"
+                " that is placed while you page comes at the end, or by the stream with an id above the"
+                " `lastEventId` of the first page.",
+                refusals=(Refused(404, "unknown_tenant", "It was deleted just now."),),
+                tag="Orders",
+            ),
+        )
+
+    async def pending(self, ask: TenantAsk[PendingTaken]) -> Answer:
+        taken, tenant = ask.taken, ask.tenant
+        wanted = orders.Wanted(
+            since=None if taken.since is UNSET else _since(taken.since, tenant),
+            after=None if taken.after is UNSET else _place(taken.after),
+            limit=min(max(taken.limit, 1), _MOST),
+            most_bytes=_ANSWER_BYTES,
+        )
+        session = self.database.of(tenant.id)
+        page = await orders.still_open(session, tenant, FINAL_STATUSES, wanted)
+        written = await in_pieces(_written(page.orders))
+        answer = PendingGiven(
+            orders=[],
+            count=len(page.orders),
+            has_more=page.has_more,
+            next=_cursor(page.orders[-1].place) if page.has_more else None,
+            last_event_id=page.last_seq,
+            stream_id=page.stream_id,
+        )
+        return Answer(plain(answer) | {"orders": written})
+
+
+def _written(found: Sequence[Open]) -> Generator[None, None, list[jsontext.Written]]:
+    written = []
+    for order in found:
+        written.append(jsontext.Written(jsontext.encode(_shown(order))))
+        yield
+    return written
+
+
+def _shown(order: Open) -> dict[str, object]:
+    """An order as a till has it, digit for digit, under the names that older tills read too."""
+    snapshot = cast("dict[str, object]", jsontext.decode_own(order.snapshot))
+    total = {"total": snapshot["totalAmount"]} if "totalAmount" in snapshot else {}
+    return {
+        **snapshot,
+        "id": order.place.order_id,
+        **total,
+        "printStatus": order.print_status.value,
+    }
+
+
+def _cursor(place: Place) -> str:
+    """A place among the open orders, in letters that stand in a query as they are."""
+    text = f"{place.created_at} {place.order_id}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> Place:
+    """What `_cursor` has written. Raises `BadRequest` (`invalid_field`)."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        text = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True).decode()
+        created_at, _, order_id = text.partition(" ")
+        if _TIME.fullmatch(created_at) is None:
+            raise ValueError("this is no time")
+        datetime.fromisoformat(created_at)
+        if not 0 < len(order_id) <= _LONGEST_ID or "\0" in order_id:
+            raise ValueError("no order has this id")
+    except (binascii.Error, ValueError):
+        raise _invalid("after", "must be the `next` of an earlier page") from None
+    return Place(created_at, order_id)
+
+
+def _since(told: str, tenant: Tenant) -> datetime:
+    try:
+        read = moment(told, zone(tenant.timezone))
+    except Unreadable:
+        read = None
+    if read is None:
+        raise _invalid("since", "must be a point in time or a day")
+    return datetime.fromisoformat(read)
+
+
+def _invalid(name: str, what: str) -> BadRequest:
+    return BadRequest(f"{name} {what}.", code="invalid_field", details={"field": name})

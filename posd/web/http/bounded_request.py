@@ -1,0 +1,174 @@
+"""A request whose head is judged before anything of its body is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request
+
+from posd.errors import TooManyRequests
+from posd.security.request_rates import Account
+from posd.web.http.headers import Target, is_host, read_target
+
+BODY_BYTES: Final = 1024 * 1024
+"""The longest body of any request."""
+_BODY_READ_IN_VAIN: Final = 64 * 1024
+"""A longer body of a request that is refused for its rate is not read, and its connection is closed."""
+
+
+class RateGate(Protocol):
+    """Charges requests (`posd.web.http.rate_gate`)."""
+
+    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
+        """Charge a request. Raises `TooManyRequests`."""
+
+    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+        """Charge bytes of its body that were not announced."""
+
+
+class Limits(Protocol):
+    """What a request needs of its site, a `posd.web.http.site.BoundedSite`."""
+
+    gate: RateGate | None
+    body_bytes: Callable[[bytes, bytes], int]
+    """How long the body of a request with this method and path may be."""
+
+
+class Channel(Protocol):
+    """What a request needs of its connection, a `posd.web.http.site.BoundedChannel`."""
+
+    @property
+    def site(self) -> Limits:
+        """The limits that are the same for all connections."""
+
+    @property
+    def request_line(self) -> tuple[bytes, bytes, bytes]:
+        """Method, target and version of the request whose head was read last."""
+
+    def refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
+        """Answer what cannot become a request, and hang up."""
+
+
+class BoundedRequest(Request):
+    """A request whose body is refused as soon as it is too large, with Content-Length or without.
+
+    `over_rate` is the answer to a request that is one too many for its credential or its address.
+    """
+
+    channel: Channel  # type: ignore[assignment]
+    _received = 0
+    _most = BODY_BYTES
+    _target: Target
+    refused = False
+    over_rate: TooManyRequests | None = None
+    account: Account | None = None
+    """The credential that is charged for it, None where an address or nobody is."""
+    _announced = True
+
+    def gotLength(self, length: int | None) -> None:
+        command, target, version = self.channel.request_line
+        read = read_target(command, target)
+        fault = _fault(self.requestHeaders, version, length)
+        if read is None:
+            fault = "The request target is not valid."
+        else:
+            self._target = read
+        if fault is not None:
+            self.refuse(b"400 Bad Request", "bad_request", fault)
+        else:
+            self._most = self.channel.site.body_bytes(command, self._target.origin)
+            if length is not None and length > self._most:
+                self._refuse_body()
+            else:
+                self._charge(length)
+        # For 100,000 bytes or an unknown length Twisted would put the body into a temporary file.
+        Request.gotLength(self, 0)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > self._most:
+            self._refuse_body()
+        elif not self._announced and self.over_rate is None:
+            self._charge_more(len(data))
+        if not self.refused and self.over_rate is None:
+            Request.handleContentChunk(self, data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        target = self._target
+        if target.authority is not None:
+            # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
+            self.requestHeaders.setRawHeaders(b"Host", [target.authority])
+        # Twisted answers `*` by itself, and with its own name in Server.
+        path = b"/" if target.origin == b"*" else target.origin
+        Request.requestReceived(self, command, path, version)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
+
+        Twisted closes that. Here it is closed when the request is forgotten.
+        """
+        content, self.content = self.content, None
+        Request.connectionLost(self, reason)
+        self.content = content
+
+    def _charge(self, length: int | None) -> None:
+        """Charge the request, and its body as far as its size is known."""
+        gate = self.channel.site.gate
+        if gate is None:
+            return
+        self._announced = length is not None
+        try:
+            self.account = gate.enter(self, self._target.origin, length or 0)
+        except TooManyRequests as refusal:
+            self._be_over(refusal, length)
+
+    def _charge_more(self, size: int) -> None:
+        gate = self.channel.site.gate
+        refusal = None if gate is None else gate.go_on(self.account, size)
+        if refusal is not None:
+            self._be_over(refusal, None)
+
+    def _be_over(self, refusal: TooManyRequests, length: int | None) -> None:
+        """Answer with a refusal: when the request has come whole, or at once where its body is long."""
+        self.over_rate = refusal
+        if length is None or length > _BODY_READ_IN_VAIN:
+            sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
+            self.refuse(b"429 Too Many Requests", refusal.code, sentence, headers)
+
+    def _refuse_body(self) -> None:
+        """Answer and hang up, instead of reading on what is thrown away."""
+        sentence = f"The body has more than {self._most} bytes."
+        self.refuse(b"413 Content Too Large", "too_large", sentence)
+
+    def refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
+        """Answer, hang up, and do not process the request."""
+        if not self.refused and self.channel is not None:
+            self.refused = True
+            self.channel.refuse(status, code, sentence, headers)
+
+
+def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
+    """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
+    hosts = headers.getRawHeaders(b"Host", ())
+    coded = headers.hasHeader(b"Transfer-Encoding")
+    if coded and length is not None:
+        # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
+        return "Transfer-Encoding must be chunked."
+    if coded and version != b"HTTP/1.1":
+        return "HTTP/1.0 has no Transfer-Encoding."
+    if not hosts and version == b"HTTP/1.1":
+        # RFC 9112 §3.2.
+        return "The Host header is missing."
+    if len(hosts) > 1:
+        # A proxy may have judged by the other one.
+        return "There is more than one Host header."
+    if hosts and not is_host(hosts[0].decode("latin-1")):
+        return "The Host header is not valid."
+    return None

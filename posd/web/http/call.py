@@ -1,0 +1,236 @@
+"""A request as endpoints see it, and the listener that it came in by."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Final, cast
+
+from attrs import define, field, frozen
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request
+
+from posd.errors import (
+    BadRequest,
+    Forbidden,
+    InvalidMessage,
+    NumberOutOfRange,
+    Refusal,
+    UnsupportedMediaType,
+)
+from posd.protocol import jsontext
+from posd.security.addresses import Network, client_address
+from posd.security.request_rates import Account
+from posd.web.http.headers import members
+from posd.web.http.pieces import in_pieces
+
+_LONGEST_DEVICE: Final = 128
+UNKNOWN: Final = "none"
+"""The operation of a request that asks for none that there is."""
+# What is published may be nested as deeply as anywhere, and an event wraps it.
+_DEPTH: Final = jsontext.DEPTH + 3
+_AT_ONCE: Final = 32 * 1024
+"""A longer body is read in pieces."""
+
+
+Served = Callable[[str, int, float], None]
+"""Told of an answer: to which operation, its status, and how many seconds it took."""
+
+
+@frozen
+class Door:
+    """The listener that a request came in by.
+
+    A `trusted` one is a unix socket or loopback, where /broadcast, /health and /metrics need no
+    key. `proxies` may speak for a client by X-Forwarded-For. `served` is told of every answer.
+    """
+
+    trusted: bool = False
+    proxies: tuple[Network, ...] = ()
+    served: Served = lambda operation, status, seconds: None
+
+
+@define(eq=False)
+class Call:
+    """A request, as endpoints see it."""
+
+    request: Request
+    door: Door
+    id: str = field(factory=lambda: secrets.token_hex(8))
+    operation: str = field(default=UNKNOWN, init=False)
+    """Method and template of the address, once that is known: what it is called in metrics and logs."""
+    began: float = field(factory=time.monotonic, init=False)
+    body: bytes = field(init=False)
+    """Read at once: Twisted closes a request's content when the client goes away, who may do so while
+    its key is still being looked up."""
+    _parsed: object = field(default=None, init=False)
+    """What `parse` has read."""
+
+    def __attrs_post_init__(self) -> None:
+        content = cast(BinaryIO | None, self.request.content)
+        self.body = b"" if content is None else content.read()
+
+    @property
+    def key(self) -> str | None:
+        """The credential, from X-API-Key or else Authorization; an empty one is none.
+
+        Raises `BadRequest` for two that differ in one of the headers.
+        """
+        return _only(keys_in(self.request.requestHeaders), "An API key")
+
+    @property
+    def address(self) -> str:
+        """Where the client is, by IP; empty on a unix socket."""
+        return address_of(self.request, self.door)
+
+    @property
+    def account(self) -> Account | None:
+        """The credential that is charged for this, None where an address or nobody is."""
+        return getattr(self.request, "account", None)
+
+    def check_rate(self) -> None:
+        """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
+        refusal: Refusal | None = getattr(self.request, "over_rate", None)
+        if refusal is not None:
+            raise refusal
+
+    @property
+    def device(self) -> str | None:
+        """The terminal that the caller names, free UTF-8 up to 128 characters."""
+        raw = self.request.requestHeaders.getRawHeaders(b"x-device-id")
+        if not raw:
+            return None
+        try:
+            # Two names that differ are as bad as none.
+            (name,) = {value.decode().strip() for value in raw}
+        except ValueError:
+            name = ""
+        return device_name(name, "X-Device-ID")
+
+    def header(self, name: str) -> str | None:
+        """The value of a header that takes one value. The same value on several lines is one value.
+
+        Raises `BadRequest` for values that differ: a proxy may have used another one than posd would.
+        """
+        return _only(self.headers(name), name.title())
+
+    def members(self, name: str) -> set[str]:
+        """The members of a header whose value is a list, from all of its lines, in lower case."""
+        return members(self.headers(name))
+
+    def headers(self, name: str) -> list[str]:
+        """A header's values, a character for each byte: not every client sends UTF-8."""
+        return _values(self.request.requestHeaders, name)
+
+    def parameter(self, name: str) -> str | None:
+        """A query parameter's value, the first where there are several."""
+        raw: bytes | None = self.request.args.get(name.encode(), [None])[0]
+        return None if raw is None else raw.decode("latin-1")
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """All query parameters that are UTF-8, the first value of each."""
+        read: dict[str, object] = {}
+        for name, values in self.request.args.items():
+            try:
+                read[name.decode()] = values[0].decode()
+            except UnicodeDecodeError as error:
+                raise BadRequest("The query must be UTF-8.", code="invalid_query") from error
+        return read
+
+    @property
+    def size(self) -> int:
+        """How many bytes the body has."""
+        return len(self.body)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether characters of the JSON body were replaced when it was read."""
+        return jsontext.needs_repair(self.body)
+
+    async def parse(self) -> None:
+        """Read a long body in pieces, so that `json` has it at once. Raises what `json` does.
+
+        A mebibyte of orders takes some twenty milliseconds, in which no till would be served.
+        """
+        if self.size > _AT_ONCE:
+            self._check_type()
+            with _as_refusal():
+                self._parsed = await in_pieces(jsontext.decode_in_pieces(self.body, depth=_DEPTH))
+
+    def json(self) -> dict[str, object]:
+        """The body as a JSON object.
+
+        Raises `UnsupportedMediaType` for another content type and `BadRequest` for what is no
+        object (`invalid_json`) or has a number of too many digits (`number_out_of_range`).
+        """
+        self._check_type()
+        body = self._parsed
+        if body is None:
+            with _as_refusal():
+                body = jsontext.decode(self.body, depth=_DEPTH)
+        if not isinstance(body, dict):
+            raise BadRequest("The body must be a JSON object.", code="invalid_json")
+        return cast("dict[str, object]", body)
+
+    def _check_type(self) -> None:
+        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMediaType("The body must be application/json.")
+
+    def check_tenant(self, slug: str) -> None:
+        """Raise `Forbidden` if X-Tenant-ID names another tenant than the URL does, on any line."""
+        named = self.headers("x-tenant-id")
+        # A proxy may have joined two lines by a comma (RFC 9110 §5.3), which no slug has.
+        if any(each.strip() != slug for value in named for each in value.split(",")):
+            raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
+
+
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    try:
+        yield
+    except NumberOutOfRange as error:
+        raise BadRequest(str(error), code="number_out_of_range") from error
+    except InvalidMessage as error:
+        raise BadRequest(str(error), code="invalid_json") from error
+
+
+def keys_in(headers: Headers) -> list[str]:
+    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
+    keys = [key for value in _values(headers, "x-api-key") if (key := value.strip())]
+    if keys:
+        return keys
+    given = [value.partition(" ") for value in _values(headers, "authorization")]
+    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
+    return [token for token in bearers if token]
+
+
+def address_of(request: Request, door: Door) -> str:
+    """Where the client is, by IP; empty on a unix socket."""
+    peer = getattr(request.getClientAddress(), "host", "")
+    return client_address(peer, _values(request.requestHeaders, "x-forwarded-for"), door.proxies)
+
+
+def device_name(given: str, where: str) -> str:
+    """A terminal's name without blanks around it. Raises `BadRequest` for what is none."""
+    name = given.strip()
+    if not 0 < len(name) <= _LONGEST_DEVICE or not name.isprintable():
+        raise BadRequest(f"{where} must be 1 to 128 characters.", code="invalid_device")
+    return name
+
+
+def _only(values: Iterable[str], what: str) -> str | None:
+    """The one value there is, None where there is none. Raises `BadRequest` for values that differ."""
+    found = iter(dict.fromkeys(values))
+    first = next(found, None)
+    if next(found, None) is not None:
+        raise BadRequest(f"{what} is sent twice, with different values.")
+    return first
+
+
+def _values(headers: Headers, name: str) -> list[str]:
+    """A header's values, a character for each byte: not every client sends UTF-8."""
+    return [value.decode("latin-1") for value in headers.getRawHeaders(name.encode(), [])]

@@ -1,0 +1,81 @@
+"""What header fields and request targets mean where they have several lines, several members or an odd form.
+
+RFC 9110 §5.3 allows a sender to split a list over several field lines, and a proxy to join them. A field
+that takes one value may not be sent twice; where it is, two programs on the way may use different ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final
+
+from attrs import frozen
+
+_BLANKS: Final = " \t"
+# RFC 9110 §7.2 and RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and a port.
+_HOST: Final = re.compile(
+    r"(\[[0-9A-Za-z:._~%-]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::([0-9]*))?", re.ASCII
+)
+# RFC 9112 §3.2: printable ASCII. A fragment is never sent.
+_TARGET: Final = re.compile(rb"[\x21\x22\x24-\x7e]+")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+
+
+@frozen
+class Target:
+    """A request target in origin form, and the authority of one that came in absolute form."""
+
+    origin: bytes
+    authority: bytes | None = None
+
+
+def members(lines: Iterable[str]) -> set[str]:
+    """The members of a list-based field in lower case, without empty ones (RFC 9110 §5.6.1)."""
+    each = (member.strip(_BLANKS).lower() for line in lines for member in line.split(","))
+    return set(filter(None, each))
+
+
+def is_host(value: str) -> bool:
+    """Whether this may stand in Host (RFC 9112 §3.2). An empty value may."""
+    return _HOST.fullmatch(value) is not None
+
+
+def is_loopback(value: str) -> bool:
+    """Whether a Host names this machine: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port.
+
+    Names are not looked up, since the DNS of an attacker may lead any of them here. Other spellings
+    of an address, such as `2130706433` or `0x7f.1`, are names too: a browser sends the usual one.
+    """
+    found = _HOST.fullmatch(value)
+    if found is None:
+        return False
+    host = found[1]
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    # Without brackets the colons of an IPv6 address would be ambiguous, so _HOST has none there.
+    return address.is_loopback
+
+
+def read_target(method: bytes, target: bytes) -> Target | None:
+    """Read a request target; None for one that no request to a server has.
+
+    RFC 9112 §3.2.2 obliges servers to accept the absolute form, which proxies send. `*` is for OPTIONS
+    only; it stands for no resource, so it is returned as it is. The authority form is for proxies.
+    """
+    if _TARGET.fullmatch(target) is None:
+        return None
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return Target(target)
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        return None
+    authority, rest = absolute.groups()
+    if not authority or not is_host(authority.decode("ascii")):
+        return None
+    return Target(rest if rest.startswith(b"/") else b"/" + rest, authority)

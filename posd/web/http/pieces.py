@@ -1,0 +1,36 @@
+"""Long work on the reactor's thread, done in steps between which other connections are served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Final, TypeVar
+
+from twisted.internet.task import Cooperator
+
+_STEP_SECONDS: Final = 0.004
+"""A turn ends with the step during which this much time has gone by."""
+
+T = TypeVar("T")
+
+
+async def in_pieces(work: Generator[None, None, T]) -> T:
+    """Run a generator to its end and return its value; the reactor has a turn between the steps.
+
+    All such work takes turns with each other. Raises what the generator raises.
+    """
+    outcome: list[T] = []
+
+    def steps() -> Generator[None, None, None]:
+        outcome.append((yield from work))
+
+    await _cooperator.coiterate(steps())
+    return outcome[0]
+
+
+def _turn() -> Callable[[], bool]:
+    ends = time.monotonic() + _STEP_SECONDS
+    return lambda: time.monotonic() >= ends
+
+
+_cooperator: Final = Cooperator(terminationPredicateFactory=_turn)

@@ -1,0 +1,83 @@
+"""Charges each request to a credential or an address, as soon as its headers are there.
+
+Its body has not been read then, and the database was not asked: who is charged is found in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from attrs import frozen
+from twisted.web.server import Request
+
+from posd.errors import TooManyRequests
+from posd.security.auth import hash_of
+from posd.security.key_index import KeyIndex
+from posd.security.request_rates import Account, Purpose, RequestRates, account
+from posd.values import RESERVED
+from posd.web.http.call import Door, address_of, keys_in
+
+_HEALTH: Final = (b"/health/live", b"/health/ready")
+"""What load balancers ask, perhaps from the address that strangers come from through them."""
+_LONGEST_DEVICE: Final = 512
+
+
+@frozen
+class RateGate:
+    """What one listener charges by."""
+
+    index: KeyIndex
+    rates: RequestRates
+    door: Door
+
+    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
+        """Charge a request with a body of so many bytes; who was charged, None for an address.
+
+        Raises `TooManyRequests`.
+        """
+        path = path.partition(b"?")[0]
+        who = None
+        # With two that differ the request is refused later; it is charged to the first.
+        key = next(iter(keys_in(request.requestHeaders)), None)
+        if key is not None:
+            if not self.index.read:
+                # It cannot be known yet whose it is.
+                return None
+            who = self._account(request, path, key)
+        if who is not None:
+            self.rates.request(who, size)
+        elif key is not None or not self.door.trusted:
+            purpose = "health" if path in _HEALTH else "all"
+            self.rates.stranger(address_of(request, self.door), purpose)
+        return who
+
+    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+        """Charge bytes of a body that came without a length; the refusal, if that is too much."""
+        if who is not None:
+            try:
+                self.rates.body(who, size)
+            except TooManyRequests as refusal:
+                return refusal
+        return None
+
+    def _account(self, request: Request, path: bytes, key: str) -> Account | None:
+        sha256 = hash_of(key)
+        slug, purpose = _addressed(path)
+        known = None if sha256 is None else self.index.find(sha256, slug)
+        if known is None:
+            return None
+        named = request.requestHeaders.getRawHeaders(b"x-device-id", [b""])[0].strip()
+        device = named.decode(errors="replace") if len(named) <= _LONGEST_DEVICE else ""
+        return account(known.id, device or None, shared=known.shared, purpose=purpose)
+
+
+def _addressed(path: bytes) -> tuple[str | None, Purpose]:
+    """The tenant that a path names, None if it names none, and what is charged there."""
+    parts = [unquote_to_bytes(part).decode(errors="replace") for part in path.split(b"/")[1:4]]
+    match parts:
+        case ["ws", "pos", slug]:
+            return slug, Purpose.HANDSHAKE
+        case ["api", slug, *_] if slug not in RESERVED:
+            return slug, Purpose.REQUEST
+    return None, Purpose.REQUEST

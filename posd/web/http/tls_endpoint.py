@@ -1,0 +1,74 @@
+"""TLS below a site. A client that begins with another protocol is told so, where OpenSSL would hang up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from posd.security.server_tls import ServerTLS
+from posd.web.http.site import BoundedChannel
+from posd.web.http.wrong_protocol import Spoken, recognise
+
+
+class SniffingTransport(BufferingTLSTransport):
+    """TLS below a `BoundedChannel`. Looks at the first bytes before OpenSSL does."""
+
+    transport: Any
+    wrappedProtocol: BoundedChannel
+
+    def makeConnection(self, transport: Any) -> None:
+        # An attribute of the instance, so that all reads but the first cost nothing more.
+        self.dataReceived = self._begin  # type: ignore[method-assign]
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+
+    def _begin(self, data: bytes) -> None:
+        spoken = recognise(data)
+        if spoken is None or spoken is Spoken.TLS:
+            del self.dataReceived
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+            return
+        self.dataReceived = _ignore  # type: ignore[method-assign]
+        answer = self.wrappedProtocol.wrong_protocol(spoken)
+        # To a proxy that goes on with TLS after a PROXY header, HTTP would be no answer.
+        if spoken is Spoken.HTTP:
+            self.transport.write(answer)
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # What OpenSSL raised, if it ended this. Twisted tells nobody but the wrapped protocol.
+        error = getattr(self._reason, "value", None)
+        if isinstance(self.factory, _Factory) and error is not None:
+            self.factory.failed(error, getattr(self.transport.getPeer(), "host", "-"))
+        super().connectionLost(reason)
+
+
+class _Factory(TLSMemoryBIOFactory):
+    protocol = SniffingTransport
+
+    def __init__(self, tls: ServerTLS, factory: IProtocolFactory) -> None:
+        super().__init__(tls, False, factory)
+        self.failed = tls.refusals.failed
+
+
+@implementer(IStreamServerEndpoint)
+@define(eq=False)
+class TLSEndpoint:
+    """An endpoint with TLS, for a `BoundedSite`."""
+
+    tls: ServerTLS
+    endpoint: IStreamServerEndpoint
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Listen, and speak TLS on each connection before the factory's protocol."""
+        return self.endpoint.listen(_Factory(self.tls, factory))
+
+
+def _ignore(data: bytes) -> None:
+    """Take no notice of what comes until the connection is closed."""

@@ -1,0 +1,85 @@
+"""Connections whose client speaks another protocol than the listener: recognised, answered and logged.
+
+The cause is a mistake in a configuration: a proxy with `send-proxy`, a till with `http://` on a port for
+TLS. Otherwise both ends would show no more than that the connection was closed.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+from attrs import define, field
+from twisted.internet.interfaces import ITransport
+from twisted.logger import Logger
+
+from posd.security.rate_limits import Clock, Mentions
+
+_log = Logger()
+
+
+class Spoken(enum.Enum):
+    """A protocol that can be told by its first bytes."""
+
+    HTTP = "HTTP without TLS"
+    TLS = "TLS"
+    PROXY = "the PROXY protocol"
+
+
+LONGEST_OPENING: Final = 12
+"""Bytes that are enough to recognise a protocol."""
+# RFC 8446 §5.1: a record of a handshake, from TLS 1.0 to 1.3.
+_TLS: Final = b"\x16\x03"
+# https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt, §2.1 and §2.2.
+_PROXY: Final = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
+_HTTP: Final = re.compile(rb"[A-Z]{3,7} [/h*]")
+
+HINTS: Final = {
+    Spoken.HTTP: "This port speaks TLS. Use https:// or wss://.",
+    Spoken.TLS: "This port does not speak TLS. Use http:// or ws://.",
+    Spoken.PROXY: "posd does not speak the PROXY protocol. Have the proxy send X-Forwarded-For.",
+}
+"""What the client is told."""
+
+_REMEDIES: Final = {
+    Spoken.HTTP: "use https:// or wss:// there, or a listener without tls",
+    Spoken.TLS: "use http:// or ws:// there, or set tls = true for this listener",
+    Spoken.PROXY: "switch it off in the proxy, and let it send X-Forwarded-For (see `proxies`)",
+}
+
+
+def recognise(opening: bytes) -> Spoken | None:
+    """Tell which protocol the first bytes of a connection are of; None for too few or others."""
+    if opening.startswith(_TLS):
+        return Spoken.TLS
+    if opening.startswith(_PROXY):
+        return Spoken.PROXY
+    return Spoken.HTTP if _HTTP.match(opening) else None
+
+
+@define(eq=False)
+class WrongProtocols:
+    """Logs connections with a wrong protocol, as many as a journal bears."""
+
+    clock: Clock
+    _mentions: Mentions = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._mentions = Mentions(self.clock)
+
+    def noticed(self, spoken: Spoken, transport: ITransport) -> None:
+        """A client began with a protocol that its listener does not speak, and is hung up on."""
+        address = str(getattr(transport.getPeer(), "host", "-"))
+        unsaid = self._mentions.take(address)
+        if unsaid is None:
+            return
+        _log.info(
+            "a client speaks {spoken} on port {port}, which does not speak it; the connection is closed:"
+            " address={address} remedy={remedy!r} unsaid={unsaid}",
+            spoken=spoken.value,
+            port=getattr(transport.getHost(), "port", "-"),
+            address=address,
+            remedy=_REMEDIES[spoken],
+            unsaid=unsaid,
+        )

@@ -1,0 +1,36 @@
+-- Which settings of a tenant were changed, from what to what, when and by which login. They decide how telephone
+-- numbers, amounts and times are read from then on, so what was written before may need them.
+CREATE TABLE dinedesk_main.pos_tenant_changes (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by text NOT NULL DEFAULT session_user,
+    setting text NOT NULL CHECK (setting IN ('default_region', 'currency', 'timezone', 'is_active')),
+    before text NOT NULL,
+    after text NOT NULL
+);
+CREATE INDEX pos_tenant_changes_of_tenant ON dinedesk_main.pos_tenant_changes (tenant_id, id);
+
+-- By a trigger, so that an UPDATE by hand is recorded too. With its owner's rights: who changes a tenant
+-- need not be able to write here, and nobody else can.
+CREATE FUNCTION dinedesk_main.pos_note_tenant_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO dinedesk_main.pos_tenant_changes (tenant_id, setting, before, after)
+    SELECT NEW.id, changed.setting, changed.before, changed.after
+      FROM (VALUES ('default_region', OLD.default_region, NEW.default_region),
+                   ('currency', OLD.currency::text, NEW.currency::text),
+                   ('timezone', OLD.timezone, NEW.timezone),
+                   ('is_active', OLD.is_active::text, NEW.is_active::text)
+           ) AS changed (setting, before, after)
+     WHERE changed.before <> changed.after;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER pos_note_tenant_change AFTER UPDATE ON dinedesk_main.tenants
+    FOR EACH ROW WHEN ((OLD.default_region, OLD.currency, OLD.timezone, OLD.is_active)
+        IS DISTINCT FROM (NEW.default_region, NEW.currency, NEW.timezone, NEW.is_active))
+    EXECUTE FUNCTION dinedesk_main.pos_note_tenant_change();
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_note_tenant_change() FROM PUBLIC;
+GRANT SELECT ON dinedesk_main.pos_tenant_changes TO posd;

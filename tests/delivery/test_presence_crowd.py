@@ -1,0 +1,449 @@
+"""The books with thousands of tills: what is written once for all, what is kept, and what stops nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel, capturedLogs
+
+from posd.errors import Busy, StatementFailed, Unavailable
+from posd.values import Seq, Tenant, Terminal
+from tests.books_case import BooksCase
+from tests.database.test_checkout import stack_depth
+from tests.delivery_case import KITCHEN, terminal
+
+_CROWD = 2000
+_GRILL = Tenant(8, "grill", "Grill", "dinedesk_grill")
+_DENIED = StatementFailed("permission denied for table pos_cursors", "42501")
+
+
+class CrowdTests(BooksCase):
+    """Two thousand callers wait for one flush, and none of them runs inside another."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.tills = [terminal(f"till-{number}") for number in range(_CROWD)]
+        for till in self.tills:
+            self.presence.connected(till)
+        self.depths: set[int] = set()
+
+    def claim(self, till: Terminal) -> Deferred[bool]:
+        async def claim() -> bool:
+            won = await self.presence.claim(till)
+            self.depths.add(stack_depth())
+            return won
+
+        return Deferred.fromCoroutine(claim())
+
+    def settle(self, till: Terminal) -> Deferred[None]:
+        async def settle() -> None:
+            await self.presence.settle(till.tenant.id, till.device_id or "")
+            self.depths.add(stack_depth())
+
+        return Deferred.fromCoroutine(settle())
+
+    def assert_flat(self) -> None:
+        self.assertLess(max(self.depths), sys.getrecursionlimit() // 4)
+
+    def test_that_claim_together_are_entered_and_claimed_in_a_few_statements(self) -> None:
+        self.books.pending = []
+        claims = [self.claim(till) for till in self.tills]
+        self.answer()
+        self.assertEqual([self.successResultOf(each) for each in claims], [True] * _CROWD)
+        self.assertEqual(len(self.books.claimed), _CROWD)
+        self.assertLess(len(self.books.statements), 10)
+        self.assert_flat()
+
+    def test_that_come_back_wait_for_their_acknowledgements_together(self) -> None:
+        for till in self.tills:
+            self.presence.acknowledged(till, 7)
+        self.books.pending = []
+        waiting = [self.settle(till) for till in self.tills]
+        self.answer()
+        for each in waiting:
+            self.successResultOf(each)
+        self.assertEqual(len(self.books.cursors), _CROWD)
+        self.assertEqual(self.books.statements.count("acknowledged"), 1)
+        self.assert_flat()
+
+    def test_are_all_told_when_the_database_is_away_and_get_in_afterwards(self) -> None:
+        self.fails("lease")
+        for each in [self.claim(till) for till in self.tills]:
+            self.failureResultOf(each, Unavailable)
+        self.fails("claim")
+        self.books.trouble.pop("lease")
+        for each in [self.claim(till) for till in self.tills]:
+            self.failureResultOf(each, Unavailable)
+        self.books.trouble.clear()
+        for each in [self.claim(till) for till in self.tills]:
+            self.assertTrue(self.successResultOf(each))
+        self.assert_flat()
+
+    def test_wait_for_so_long_and_no_longer(self) -> None:
+        self.books.pending = []
+        claims = [self.claim(till) for till in self.tills[:100]]
+        self.clock.advance(5.0)
+        for each in claims:
+            self.failureResultOf(each, Busy)
+        self.answer()
+        self.books.pending = None
+        self.assertTrue(self.successResultOf(self.claim(self.tills[-1])))
+
+
+class WaitingTests(BooksCase):
+    def test_a_flush_under_way_is_waited_for(self) -> None:
+        self.flush()
+        front = terminal("front")
+        self.presence.acknowledged(front, 7)
+        self.books.pending = []
+        flush = Deferred.fromCoroutine(self.presence.flush())
+        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        other = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "back"))
+        self.assertNoResult(settled)
+        self.successResultOf(other)
+        self.answer()
+        self.successResultOf(settled)
+        self.successResultOf(flush)
+        self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 7})
+
+    def test_what_the_device_has_refused_is_waited_for_too(self) -> None:
+        self.flush()
+        front = terminal("front")
+        self.presence.refused(front, 7, "no paper")
+        self.presence.refused(terminal("back"), 7, "no paper")
+        for under_way in (False, True):
+            self.books.pending = []
+            if under_way:
+                self.presence.refused(front, 8, "no paper")
+                self.presence._messages.begin()
+            settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+            other = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "till"))
+            self.assertNoResult(settled)
+            self.successResultOf(other)
+            self.answer()
+            self.successResultOf(settled)
+            self.assertIn(("front", 8 if under_way else 7), self.books.nacked)
+        self.assertEqual(self.presence._messages._refusing, {})
+
+    def test_who_has_nothing_noted_waits_for_nothing(self) -> None:
+        self.fails("lease")
+        self.presence.acknowledged(terminal("back"), 7)
+        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        self.successResultOf(settled)
+        self.assertEqual(self.books.statements, [])
+
+    def test_what_is_noted_during_a_flush_is_in_the_next_one(self) -> None:
+        front = terminal("front")
+        self.presence.acknowledged(front, 7)
+        self.books.pending = []
+        first = Deferred.fromCoroutine(self.presence.flush())
+        self.presence.acknowledged(front, 9)
+        second = Deferred.fromCoroutine(self.presence.flush())
+        self.answer()
+        self.successResultOf(first)
+        self.successResultOf(second)
+        self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 9})
+
+    def test_a_connection_that_came_and_went_between_two_flushes_is_not_entered(self) -> None:
+        front, back = terminal("front"), terminal("back")
+        for each in (front, back):
+            self.presence.connected(each)
+        self.presence.disconnected(front)
+        self.flush()
+        self.assertEqual([*self.books.entered], [back.connection_id])
+        self.assertNotIn("disconnected", self.books.statements)
+
+    def test_one_that_goes_while_it_cannot_be_entered_is_not_entered_later(self) -> None:
+        self.flush()
+        front = terminal("front")
+        self.presence.connected(front)
+        self.books.pending = []
+        self.fails("connected")
+        flush = Deferred.fromCoroutine(self.presence.flush())
+        self.presence.disconnected(front)
+        self.answer()
+        self.failureResultOf(flush, Unavailable)
+        self.books.pending = None
+        self.books.trouble.clear()
+        self.flush()
+        self.assertEqual(self.books.entered, {})
+        self.assertEqual(self.books.statements.count("connected"), 1)
+
+    def test_a_claim_of_one_that_is_gone_is_not_made(self) -> None:
+        front = terminal("front")
+        self.presence.connected(front)
+        self.books.pending = []
+        first = Deferred.fromCoroutine(self.presence.flush())
+        claim = Deferred.fromCoroutine(self.presence.claim(front))
+        self.presence.disconnected(front)
+        self.answer()
+        self.successResultOf(first)
+        self.failureResultOf(claim, Unavailable)
+        self.assertEqual((self.books.entered, self.books.claimed), ({}, set()))
+
+
+class KeepingTests(BooksCase):
+    def away(self) -> None:
+        flush = Deferred.fromCoroutine(self.presence.flush())
+        self.failureResultOf(flush, Unavailable)
+        self.books.trouble.clear()
+
+    def away_while(self, noted: Callable[[], None]) -> None:
+        """A flush fails, and meanwhile something is noted."""
+        self.books.pending = []
+        flush = Deferred.fromCoroutine(self.presence.flush())
+        self.assertFalse(self.presence._notes)
+        noted()
+        self.fails("acknowledged")
+        self.answer()
+        self.failureResultOf(flush, Unavailable)
+        self.books.pending = None
+        self.books.trouble.clear()
+
+    def note(self, seq: Seq) -> None:
+        self.presence.acknowledged(terminal("front"), seq)
+        self.presence.delivered(KITCHEN, seq)
+
+    def test_later_notes_win_over_those_that_could_not_be_written(self) -> None:
+        self.flush()
+        self.note(7)
+        self.away_while(lambda: self.note(9))
+        self.flush()
+        self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 9})
+        self.assertEqual((self.books.sent, self.books.received), ({7: 9}, {7: 9}))
+
+    def test_but_an_earlier_position_takes_back_none(self) -> None:
+        """One that is noted by a poll, or by a till that catches up."""
+        self.flush()
+        self.note(9)
+        self.away_while(lambda: self.note(7))
+        self.flush()
+        self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 9})
+        self.assertEqual((self.books.sent, self.books.received), ({7: 9}, {7: 9}))
+
+    def test_a_head_that_could_not_be_moved_is_moved_later(self) -> None:
+        self.presence.acknowledged(terminal("front"), 9)
+        self.fails("progress")
+        self.away()
+        self.flush()
+        self.assertEqual(self.books.received, {KITCHEN.id: 9})
+        self.assertEqual(self.books.statements.count("acknowledged"), 1)
+
+    def test_sightings_are_kept_too(self) -> None:
+        front = terminal("front")
+        self.presence.connected(front)
+        self.presence.sightings = lambda: [(front.connection_id, 0.5, 3)]
+        Deferred.fromCoroutine(self.presence._renew())
+        self.fails("seen")
+        self.away()
+        self.flush()
+        self.assertEqual(self.books.seen, [front.connection_id])
+
+    def test_one_bad_row_of_a_thousand_is_lost_by_name_and_no_other(self) -> None:
+        tills = [terminal(f"till-{number}") for number in range(1000)]
+        for till in tills:
+            self.presence.acknowledged(till, 7)
+        self.books.bad = {"till-123", "till-700"}
+        with capturedLogs() as logged:
+            self.flush()
+        self.assertEqual(len(self.books.cursors), 998)
+        named = [str(each["row"]) for each in logged if each["log_level"] is LogLevel.error]
+        self.assertEqual(["till-123" in named[0], "till-700" in named[1]], [True, True])
+        self.assertLess(len(self.books.statements), 60)
+        self.assertEqual(self.books.received, {KITCHEN.id: 7})
+
+    def test_many_bad_rows_cost_a_bounded_number_of_statements(self) -> None:
+        for number in range(1000):
+            self.presence.acknowledged(terminal(f"till-{number}"), 7)
+        self.books.bad = {f"till-{number}" for number in range(1000)}
+        with capturedLogs() as logged:
+            self.flush()
+        self.assertLess(len(self.books.statements), 100)
+        errors = [each for each in logged if each["log_level"] is LogLevel.error]
+        self.assertEqual(sum(each["count"] for each in errors), 1000)
+
+    def test_a_kind_that_is_refused_is_kept_stops_no_other_and_is_told_once(self) -> None:
+        front = terminal("front")
+        self.presence.connected(front)
+        self.presence.acknowledged(front, 7)
+        self.presence.delivered(KITCHEN, 7)
+        self.fails("acknowledged", _DENIED)
+        with capturedLogs() as logged:
+            for _ in range(3):
+                self.flush()
+            self.assertEqual((len(self.books.entered), self.books.sent), (1, {KITCHEN.id: 7}))
+            self.books.trouble.clear()
+            self.flush()
+        self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 7})
+        told = [each["log_level"] for each in logged if each["log_namespace"].startswith("posd")]
+        self.assertEqual(told, [LogLevel.error, LogLevel.info])
+
+    def test_a_node_that_the_books_have_lost_is_entered_again_without_an_error(self) -> None:
+        tills = [terminal(f"till-{number}") for number in range(3)]
+        self.presence.connected(tills[0])
+        self.flush()
+        self.books.nodes.clear()
+        self.books.entered.clear()
+        self.presence.connected(tills[1])
+        with capturedLogs() as logged:
+            self.flush()
+            self.flush()
+        self.assertEqual({*self.books.entered}, {tills[0].connection_id, tills[1].connection_id})
+        self.assertEqual([each for each in logged if each["log_level"] is LogLevel.error], [])
+
+
+class MessageTests(BooksCase):
+    def test_a_tenant_whose_tables_are_slow_delays_nobody_else(self) -> None:
+        front, other = terminal("front"), terminal("front", tenant=_GRILL)
+        self.presence.said(front, "status", b"{}")
+        self.presence.refused(other, 3, "no paper")
+        self.books.pending = []
+        self.presence._messages.begin()
+        slow = self.books.pending
+        self.assertEqual(self.books.statements, ["said kitchen", "nacks grill"])
+        self.books.pending = None
+        slow[1].callback(None)
+        self.assertEqual(self.books.nacked, [("front", 3)])
+        self.presence.acknowledged(front, 7)
+        self.presence.refused(other, 4, "no paper")
+        self.presence.said(front, "status", b"{}")
+        self.presence._messages.begin()
+        self.assertEqual(self.books.nacked, [("front", 3), ("front", 4)])
+        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        self.successResultOf(settled)
+        self.assertEqual(self.books.logged, [])
+        slow[0].callback(None)
+        self.presence._messages.begin()
+        self.assertEqual(self.books.logged, [("kitchen", "front")] * 2)
+
+    def test_what_cannot_be_written_now_is_kept_in_its_order_and_written_once(self) -> None:
+        for name in ("one", "two"):
+            self.presence.said(terminal(name), "status", b"{}")
+        self.fails("said kitchen")
+        self.flush()
+        self.presence.said(terminal("three"), "status", b"{}")
+        self.books.trouble.clear()
+        self.flush()
+        self.flush()
+        self.assertEqual([device for _, device in self.books.logged], ["one", "two", "three"])
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
+    def test_of_messages_that_were_written_in_part_only_the_others_are_kept(self) -> None:
+        for name in ("one", "two", "three", "four"):
+            self.presence.said(terminal(name), "status", b"{}")
+        self.books.bad, self.books.away = {"two"}, {"three"}
+        with capturedLogs():
+            self.flush()
+        self.assertEqual(self.books.logged, [("kitchen", "one")])
+        self.books.away.clear()
+        self.flush()
+        self.assertEqual([device for _, device in self.books.logged], ["one", "three", "four"])
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
+    def test_one_bad_message_is_lost_by_name_and_no_other(self) -> None:
+        for name in ("one", "two", "three"):
+            self.presence.said(terminal(name), "status", b"{}")
+        self.presence.said(terminal("one", tenant=_GRILL), "status", b"{}")
+        self.books.bad = {"two"}
+        with capturedLogs() as logged:
+            self.flush()
+        self.assertEqual(
+            {*self.books.logged}, {("kitchen", "one"), ("kitchen", "three"), ("grill", "one")}
+        )
+        (lost,) = [each for each in logged if each["log_level"] is LogLevel.error]
+        self.assertEqual((lost["slug"], lost["device"], lost["count"]), ("kitchen", "two", 1))
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
+    def test_a_table_that_is_gone_loses_its_tenants_messages_loudly(self) -> None:
+        self.presence.said(terminal("one"), "status", b"{}")
+        self.presence.refused(terminal("one"), 3, "no paper")
+        self.fails("said kitchen", StatementFailed("relation does not exist", "42P01"))
+        with capturedLogs() as logged:
+            self.flush()
+            self.flush()
+        self.assertEqual(len([each for each in logged if "slug" in each]), 1)
+        self.assertEqual(self.books.nacked, [("one", 3)])
+
+
+class MarkTests(BooksCase):
+    def test_what_cannot_be_marked_is_kept_and_the_other_tenants_are_marked(self) -> None:
+        for error in (_DENIED, Busy("The database is busy.")):
+            self.books.marked.clear()
+            for number in range(1, 121):
+                self.presence.delivered(Tenant(number, f"t{number}", "", ""), 7)
+            self.flush()
+            self.fails("mark 51", error)
+            marking = Deferred.fromCoroutine(self.presence.mark())
+            self.failureResultOf(marking, type(error))
+            self.assertEqual(self.books.marked, [*range(1, 51), *range(101, 121)])
+            self.books.trouble.clear()
+            self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
+            self.assertEqual({*self.books.marked}, {*range(1, 121)})
+
+
+class ReadinessTests(BooksCase):
+    def run_for(self, seconds: float) -> None:
+        self.clock.pump([0.1] * int(seconds * 10))
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.presence.startService()
+        self.addCleanup(self.presence.stopService)
+
+    def test_books_that_are_written_are_not_overdue(self) -> None:
+        for number in range(100):
+            self.presence.acknowledged(terminal("front"), number)
+            self.run_for(1)
+            self.assertFalse(self.presence.overdue)
+
+    def test_a_lease_that_cannot_be_renewed_for_half_a_minute_is_overdue(self) -> None:
+        self.run_for(5)
+        self.fails("lease")
+        self.run_for(29)
+        self.assertFalse(self.presence.overdue)
+        self.run_for(7)
+        self.assertTrue(self.presence.overdue)
+        self.books.trouble.clear()
+        self.run_for(6)
+        self.assertFalse(self.presence.overdue)
+
+    def test_a_flush_that_is_refused_or_hangs_for_half_a_minute_is_overdue(self) -> None:
+        front = terminal("front")
+        for hangs in (False, True):
+            self.presence.acknowledged(front, 7)
+            if hangs:
+                self.run_for(4.9)
+                self.books.pending = []
+                self.presence.acknowledged(front, 8)
+            else:
+                self.fails("acknowledged", _DENIED)
+            with capturedLogs():
+                self.run_for(25)
+                self.assertFalse(self.presence.overdue)
+                self.run_for(10)
+                self.assertTrue(self.presence.overdue)
+                self.books.trouble.clear()
+                self.answer()
+                self.books.pending = None
+                self.run_for(6)
+            self.assertFalse(self.presence.overdue)
+
+    def test_trouble_that_ends_with_what_was_noted_is_over(self) -> None:
+        front = terminal("front")
+        self.fails("connected")
+        self.presence.connected(front)
+        self.run_for(10)
+        self.presence.disconnected(front)
+        self.run_for(40)
+        self.assertFalse(self.presence.overdue)
+
+    def test_a_stop_waits_for_the_last_flush_for_so_long_and_no_longer(self) -> None:
+        self.books.pending = []
+        self.presence.acknowledged(terminal("front"), 7)
+        stopping = self.presence.stopService()
+        self.run_for(4)
+        self.assertNoResult(stopping)
+        self.run_for(2)
+        self.successResultOf(stopping)

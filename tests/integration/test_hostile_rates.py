@@ -1,0 +1,243 @@
+"""Rates on a daemon that runs: who is over one is held up, and nobody else is."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from psycopg2.extensions import parse_dsn
+
+from tests.integration.harness import Daemon, Shop
+from tests.integration.hostile_case import HostileCase, besieged
+from tests.integration.peer import PING, PONG, TEXT, Answer, Peer, frame, request
+from tests.integration.postgres_proxy import Proxy
+
+_NOTE: Final = {"type": "note", "data": {"n": 1}}
+_TRIES: Final = 1000
+_FOR_A_TENANT: Final = b"wanted(slug, sha256, device, number)"
+_FOR_ANYBODY: Final = b"ORDER BY k.tenant_id NULLS FIRST"
+"""By these a statement is known that looks a key up (`posd.store.credentials`)."""
+
+
+@functools.cache
+def watched(configuration: str) -> tuple[Shop, Daemon, Proxy]:
+    """A shop, its daemon, and what is between it and PostgreSQL."""
+    proxies: list[Proxy] = []
+
+    def way(shop: Shop) -> str:
+        database = parse_dsn(shop.dsn)
+        proxy = Proxy(Path(database["host"]), watched=(_FOR_A_TENANT, _FOR_ANYBODY))
+        proxy.start()
+        atexit.register(proxy.stop)
+        proxies.append(proxy)
+        return proxy.dsn(database["dbname"])
+
+    return *besieged(configuration, way), proxies[0]
+
+
+class RatesCase(HostileCase):
+    """A key may send five requests a second and 64 KiB, ten seconds' worth at once."""
+
+    configuration = (
+        "[limits]\nfailed_auth_per_minute = 5\nrequests_per_second_per_credential = 5\n"
+        'bytes_per_second_per_credential = "64KiB"\nrequests_per_second_per_address = 3'
+    )
+    _places = itertools.count(2)
+
+    def setUp(self) -> None:
+        super().setUp()
+        number = next(self._places)
+        self.place = f"127.0.{2 + number // 250}.{2 + number % 250}"
+
+    def besieged(self, configuration: str) -> tuple[Shop, Daemon]:
+        """Its database is reached through a proxy."""
+        shop, posd, self.proxy = watched(configuration)
+        return shop, posd
+
+    @property
+    def lookups(self) -> int:
+        """How many statements have asked what a key opens."""
+        return self.proxy.asked[_FOR_A_TENANT] + self.proxy.asked[_FOR_ANYBODY]
+
+    def flood(self, what: bytes, count: int, peers: int) -> list[Answer]:
+        """The answers to so many requests on some connections, each asked as fast as it is answered."""
+        answers: list[Answer] = []
+
+        def ask(peer: Peer, times: int) -> None:
+            for _ in range(times):
+                peer.send(what)
+                answers.append(peer.answer())
+
+        threads = [
+            threading.Thread(target=ask, args=(self.peer(source=self.place), count // peers))
+            for _ in range(peers)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+    def refused_after(self, ask: Callable[[], int]) -> int:
+        """How many requests are answered before one is too much."""
+        return next(count for count in range(_TRIES) if ask() == 429)
+
+
+class StrangerTests(RatesCase):
+    """Who has no valid key."""
+
+    def knocks(self, count: int) -> Counter[int]:
+        """So many wrong keys, each another one, at a till's door; a few on each connection."""
+        statuses: Counter[int] = Counter()
+        for number in range(0, count, 20):
+            with self.peer(source=self.place) as peer:
+                for each in range(number, number + 20):
+                    key = [("X-API-Key", f"wrong-{self.place}-{each}")]
+                    answer = peer.upgrade(f"/ws/pos/{self.slug}", key)
+                    statuses[answer.status] += 1
+                    if answer.status == 429:
+                        # It is not read for a second now.
+                        break
+        return statuses
+
+    def test_wrong_keys_cost_no_statement(self) -> None:
+        neighbour, before = self.neighbours_till(), self.lookups
+        self.assertGreater(before, 0)
+        knocks = self.knocks(4000)
+        self.assert_served(neighbour)
+        self.assertEqual(knocks.keys(), {401, 429})
+        self.assertEqual(knocks[401], 5)
+        for path in ("/broadcast", "/health", f"/api/{self.slug}/events", "/api/admin/tenants"):
+            answer = self.ask("POST", path, _NOTE, key=f"wrong-{path}", source="127.0.9.9")
+            self.assertIn(answer.status, (401, 405))
+        self.assertEqual(self.lookups, before)
+
+    def test_an_address_is_over_its_rate_and_a_valid_key_gets_in_from_there(self) -> None:
+        path = f"/api/{self.slug}/events"
+        code = ""
+        for _ in range(_TRIES):
+            answer = self.ask("POST", path, _NOTE, key="wrong", source=self.place)
+            code = str(answer.json["code"])
+            if code == "too_many_requests":
+                break
+        self.assertEqual((answer.status, code), (429, "too_many_requests"))
+        self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
+        for address in ("/docs", "/health", "/broadcast", "/nothing"):
+            self.assertEqual(self.ask("GET", address, source=self.place).status, 429)
+        self.assertEqual(self.ask("GET", "/health/ready", source=self.place).status, 200)
+        self.assertEqual(self.knock(self.key, source=self.place).status, 101)
+        key = self.make_key("platform")
+        self.assertEqual(self.ask("POST", path, _NOTE, key=key, source=self.place).status, 201)
+
+    def test_a_key_that_was_made_just_now_opens_from_there_too(self) -> None:
+        self.knocks(400)
+        for _ in range(20):
+            self.assertEqual(self.knock(self.make_key(), source=self.place).status, 101)
+
+    def test_the_log_has_some_lines_of_it(self) -> None:
+        before = len(self.posd.log())
+        self.knocks(2000)
+        lines = re.findall(r"not let in: .*", self.posd.log()[before:])
+        self.assertTrue(0 < len(lines) < 60, len(lines))
+
+
+class CredentialTests(RatesCase):
+    """Who has one, and asks without end."""
+
+    def test_a_flood_of_questions_is_refused_and_others_are_answered(self) -> None:
+        neighbour, key = self.neighbours_till(), self.make_key(slug=self.neighbour)
+        path = f"/api/{self.slug}/orders/pending"
+        answers = self.flood(request("GET", path, [("X-API-Key", self.key)]), 120, peers=30)
+        refused = [each for each in answers if each.status != 200]
+        # Fifty at once, and five a second.
+        self.assertGreaterEqual(len(answers) - len(refused), 50)
+        self.assertGreaterEqual(len(refused), 30)
+        for answer in refused:
+            self.assert_refused(answer, 429, "too_many_requests")
+            self.assertTrue(1 <= int(answer.headers["retry-after"]) <= 10)
+        self.assertEqual(
+            self.ask("GET", f"/api/{self.neighbour}/orders/pending", key=key).status, 200
+        )
+        self.assert_served(neighbour)
+        # It has the rate of a till besides, and till's handshakes are counted apart.
+        self.assertEqual(self.knock(self.key).status, 101)
+
+    def test_every_face_is_counted(self) -> None:
+        device = self.make_key("device", "till-1")
+        faces: tuple[tuple[str, str, Any], ...] = (
+            ("GET", f"/api/{self.slug}/events?after=0", None),
+            ("POST", f"/api/{self.slug}/events/ack", {"id": 0}),
+            ("POST", f"/api/{self.slug}/heartbeat", {}),
+            ("GET", f"/api/{self.slug}/nothing", None),
+            ("DELETE", f"/api/{self.slug}/orders/pending", None),
+            ("POST", "/broadcast", {"tenant": self.slug, "event": _NOTE}),
+        )
+        each = itertools.cycle(faces)
+
+        def ask() -> int:
+            method, path, body = next(each)
+            return self.ask(method, path, body, key=device).status
+
+        self.assertTrue(50 <= self.refused_after(ask) <= 70)
+        for method, path, body in faces:
+            self.assert_refused(self.ask(method, path, body, key=device), 429, "too_many_requests")
+        stream = self.ask("GET", f"/api/{self.slug}/events/stream", key=device)
+        self.assert_refused(stream, 429, "too_many_requests")
+        self.assert_refused(self.knock(device), 429, "too_many_requests")
+
+    def test_a_long_body_is_not_read_when_it_is_too_much(self) -> None:
+        key, path = self.make_key("platform"), f"/api/{self.slug}/events"
+        body = b'{"type":"note","data":{"text":"' + b"x" * 600_000 + b'"}}'
+        first = self.ask("POST", path, body, key=key)
+        self.assert_refused(first, 413, "event_too_large")
+        peer = self.peer()
+        head = request("POST", path, [("X-API-Key", key)], body)[: -len(body)]
+        peer.send(head)
+        answer = peer.answer()
+        self.assert_refused(answer, 429, "too_many_requests")
+        self.assertIn("retry-after", answer.headers)
+        self.assertEqual(answer.headers["connection"], "close")
+
+
+class TillTests(RatesCase):
+    """A till that sends without end is read more slowly, and nothing of it is lost."""
+
+    def test_frames_of_every_kind_slow_it_down(self) -> None:
+        neighbour = self.neighbours_till()
+        for number, kind in enumerate((frame(PING), frame(PONG), frame(TEXT, b'{"type":"pong"}'))):
+            with self.subTest(kind=kind):
+                till = self.till(headers={"X-Device-ID": f"till-{number}"})
+                # Two hundred at once, then twenty a second. What comes in one read is taken.
+                till.send(kind * 260 + frame(PING, b"first"))
+                _pong(till, b"first", 10.0)
+                till.send(frame(PING, b"second"))
+                self.assert_served(neighbour)
+                with self.assertRaises(TimeoutError):
+                    _pong(till, b"second", 0.5)
+                _pong(till, b"second", 10.0)
+
+    def test_bytes_slow_it_down(self) -> None:
+        till = self.till(headers={"X-Device-ID": "till-1"})
+        for number in range(13):
+            till.send(frame(TEXT, b'{"type":"note","n":%d,"t":"%b"}' % (number, b"x" * 60_000)))
+        till.send(frame(PING, b"done"))
+        self.assert_served(self.neighbours_till())
+        with self.assertRaises(TimeoutError):
+            _pong(till, b"done", 0.5)
+        _pong(till, b"done", 20.0)
+        logged = f"SELECT (event_data->>'n')::int FROM {self.schema}.pos_sync_logs ORDER BY id"
+        rows = self.wait_for(logged, 13)
+        self.assertEqual([n for (n,) in rows], [*range(13)])
+
+
+def _pong(till: Peer, payload: bytes, seconds: float) -> None:
+    """Wait for the answer to a ping."""
+    while (got := till.frame(seconds)).opcode != PONG or got.payload != payload:
+        pass

@@ -1,0 +1,71 @@
+"""The order in which requests get into transactions."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.errors import Unavailable
+from posd.publishing.publication import Publication, Request
+from posd.publishing.request_queue import RequestQueue
+from posd.values import Draft
+
+
+def request(tenant_id: int, events: int = 1) -> Request:
+    return Request(Publication(tenant_id, [Draft("notice", {})] * events))
+
+
+def queue(*requests: Request) -> RequestQueue:
+    waiting = RequestQueue()
+    for each in requests:
+        waiting.append(each)
+    return waiting
+
+
+class RequestQueueTests(SynchronousTestCase):
+    def test_a_tenant_with_one_request_waits_for_one_of_each_other_tenant(self) -> None:
+        waiting = queue(
+            *(request(1, 300) for _ in range(50)), *(request(2, 300) for _ in range(50))
+        )
+        waiting.next_batch()
+        small = request(3)
+        waiting.append(small)
+        self.assertIn(small, waiting.next_batch() + waiting.next_batch() + waiting.next_batch())
+
+    def test_a_batch_has_up_to_300_events_or_one_request(self) -> None:
+        waiting = queue(*(request(tenant, 100) for tenant in range(5)), request(9, 500))
+        sizes = []
+        while waiting:
+            sizes.append([len(each.publication.drafts) for each in waiting.next_batch()])
+        self.assertEqual(sizes, [[100, 100, 100], [100, 100, 500]])
+
+    def test_a_batch_has_up_to_100_tenants(self) -> None:
+        waiting = queue(*(request(tenant) for tenant in range(150)))
+        self.assertEqual([len(waiting.next_batch()), len(waiting.next_batch())], [100, 50])
+
+    def test_one_tenant_does_not_take_the_places_of_others(self) -> None:
+        waiting = queue(*(request(1) for _ in range(2000)))
+        self.assertRaises(Unavailable, waiting.append, request(1))
+        waiting.append(request(2))
+        self.assertEqual(len(waiting), 2001)
+
+    def test_all_together_have_10000_places(self) -> None:
+        waiting = queue(*(request(number // 2000) for number in range(10_000)))
+        self.assertRaises(Unavailable, waiting.append, request(7))
+
+    @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 400)), max_size=60))
+    def test_each_request_comes_once_and_those_of_a_tenant_in_their_order(
+        self, made: list[tuple[int, int]]
+    ) -> None:
+        requests = [request(tenant, events) for tenant, events in made]
+        waiting, taken = queue(*requests), []
+        while waiting:
+            batch = waiting.next_batch()
+            self.assertTrue(batch)
+            taken += batch
+        self.assertEqual(len(waiting), 0)
+        for tenant in range(1, 5):
+            expected = [id(each) for each in requests if each.tenant_id == tenant]
+            self.assertEqual([id(each) for each in taken if each.tenant_id == tenant], expected)
+        self.assertEqual(len(taken), len(requests))

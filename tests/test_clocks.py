@@ -1,0 +1,63 @@
+"""Which modules read this machine's clock, and why that is right there.
+
+A time that the database has written is compared with the database's clock, in the statement or by a time
+that a statement has returned: the clock of the machine may be another one by a day. A module that reads
+the machine's clock and is not in the table fails the test; so does a row that is no longer needed.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.test_layering import MODULES
+
+READS = {
+    "posd.broadcaster.calls": "an HTTP date in Retry-After, from another machine",
+    "posd.cli.demo_play": "how long an event took on one machine",
+    "posd.cli.doctor": "certificates, and how far the two clocks are apart",
+    "posd.client.connection": "an HTTP date in Retry-After, from another machine",
+    "posd.daemon.gauges": "for how long a certificate is valid, which TLS asks this machine's clock",
+    "posd.delivery.feed": "compares the two clocks",
+    "posd.delivery.hub": "the time in `connected` and `pong`, which is this machine's",
+    "posd.maintenance.doctor.database": "compares the two clocks",
+    "posd.monitoring.database_clock": "compares the two clocks",
+    "posd.monitoring.tenant_survey": "a metric that Prometheus compares with its own clock",
+    "posd.security.auth": "when a key ends that is remembered for some seconds",
+    "posd.security.certificate_watch": "certificates, which TLS judges by this machine's clock",
+    "posd.security.private_ca": "certificates, from when until when they are valid",
+    "posd.web.api.health": "the time in an answer, which is this machine's",
+    "posd.web.api.status": "the time in an answer, which is this machine's",
+    "posd.web.api.terminals": "the time in an answer, which is this machine's",
+    "posd.web.openapi.event_schemas": "an example",
+}
+_CLOCKS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today")}
+_CLOCKS |= {("time", "time"), ("time", "time_ns"), ("time", "gmtime"), ("time", "localtime")}
+
+
+def readings(tree: ast.AST) -> Iterator[str]:
+    """Where a piece of code names a clock that tells the time of day."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if (module, name) in _CLOCKS:
+                yield f"{module}.{name}"
+            case ast.Attribute(attr="wall"):
+                yield "wall"
+
+
+class ClockTests(SynchronousTestCase):
+    def test_who_reads_the_machines_clock_has_a_reason(self) -> None:
+        found = {
+            name
+            for name, path in MODULES.items()
+            if not name.startswith("posd.testing")
+            and any(readings(ast.parse(path.read_text("utf-8"))))
+        }
+        self.assertEqual(found, {*READS})
+
+    def test_readings_are_found(self) -> None:
+        for code in ("datetime.now(UTC)", "x = time.time", "date.today()", "self._clock.wall()"):
+            self.assertEqual(len(list(readings(ast.parse(code)))), 1, code)
+        self.assertEqual(list(readings(ast.parse("time.monotonic(); self.now(); time(1)"))), [])

@@ -1,0 +1,325 @@
+"""A configuration is judged three times, and each time alike: check-config, doctor, the start.
+
+Each case is a configuration that differs in one thing from one that is in order. What `posctl
+check-config` calls a problem is what `posctl doctor --json` marks with `preventsStart`, and what ends
+`twistd posd` with status 78.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attrs import evolve, field, frozen
+from cryptography import x509
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.maintenance.doctor import files, machine
+from posd.protocol import jsontext
+from posd.security import private_ca
+from posd.testing.ports import reserve
+from tests.cli_runner import posctl
+from tests.integration.harness import ROOT
+from tests.odd_certificates import odd
+
+SECONDS = 30.0
+
+_TWISTD = "from twisted.scripts.twistd import run; run()"
+
+
+@frozen
+class Setting:
+    """What a configuration is made of; `environ` is what posd and posctl are started with."""
+
+    folder: Path
+    dsn: str = "host=/nowhere dbname=posd"
+    raw_dsn: str | None = None
+    endpoints: tuple[str, ...] = ()
+    tls: bool = True
+    certificate: str = ""
+    private_key: str = ""
+    more: str = ""
+    environ: dict[str, str] = field(factory=dict)
+
+    def write(self) -> Path:
+        path = self.folder / "posd.toml"
+        listeners = "".join(
+            f'[[listen]]\nname = "l{number}"\nendpoint = {quoted(endpoint)}\n'
+            f"tls = {'true' if self.tls else 'false'}\n"
+            for number, endpoint in enumerate(self.endpoints, 1)
+        )
+        path.write_text(
+            f"[database]\ndsn = {self.raw_dsn or quoted(self.dsn)}\n{listeners}"
+            f"[tls]\ncertificate = {quoted(self.certificate)}\n"
+            f'private_key = {quoted(self.private_key)}\n[logging]\nformat = "text"\n{self.more}\n'
+        )
+        path.chmod(0o600)
+        return path
+
+
+def quoted(text: str) -> str:
+    return jsontext.encode(text).decode()
+
+
+class VerdictCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir(parents=True)
+        # This machine's own posd, if there is one, is not the question.
+        self.patch(files, "reader", lambda *_: None)
+        self.patch(machine, "_systemctl", lambda arguments: None)
+        made = private_ca.make(self.folder / "tls", ["localhost"])
+        self.sound = Setting(
+            self.folder,
+            endpoints=("tcp:port=0:interface=127.0.0.1",),
+            certificate=str(made.certificate_path),
+            private_key=str(made.key_path),
+        )
+
+    def judged(self, setting: Setting, stops: bool, *words: str) -> str:
+        """Check that all three agree; each names what is wrong by these words."""
+        path = setting.write()
+        checked = posctl("--config", path, "check-config", environ=setting.environ)
+        self.assertEqual(checked.code, os.EX_CONFIG if stops else 0, checked)
+        examined = posctl("--config", path, "doctor", "--json", environ=setting.environ).json
+        assert isinstance(examined, dict)
+        preventing = [line for line in examined["lines"] if line["preventsStart"]]
+        self.assertEqual(bool(preventing), stops, examined)
+        told = [line["what"] for line in examined["lines"] if line["state"] in ("fault", "warning")]
+        for word in words:
+            self.assertIn(word, checked.err)
+            self.assertTrue(any(word in line for line in told), told)
+        self.assertNotIn("mistake of posd's", checked.err)
+        printed = self.started(path, setting.environ, stops)
+        for word in words if stops else ():
+            self.assertIn(word, printed)
+        return checked.err
+
+    def started(self, path: Path, environ: dict[str, str], stops: bool) -> str:
+        """Start a daemon; it has to end with 78, or else to listen."""
+        daemon = subprocess.Popen(
+            [
+                *(sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile="),
+                *("posd", "--config", str(path)),
+            ],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            printed = "".join(lines_until(daemon, "listening: l1"))
+            if "listening: l1" in printed and not stops:
+                daemon.terminate()
+        except BaseException:
+            daemon.kill()
+            raise
+        rest, _ = daemon.communicate(timeout=SECONDS)
+        printed += rest.decode(errors="replace")
+        self.assertEqual(daemon.returncode, os.EX_CONFIG if stops else 0, printed)
+        self.assertNotIn("Traceback", printed)
+        return printed
+
+
+def lines_until(process: subprocess.Popen[bytes], word: str) -> Iterator[str]:
+    """What a process prints, up to a line with this word or to the end."""
+    assert process.stdout is not None
+    descriptor, printed = process.stdout.fileno(), ""
+    deadline = time.monotonic() + SECONDS
+    while word not in printed:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"neither {word!r} nor the end within {SECONDS} s: {printed}")
+        if select.select([descriptor], [], [], 0.2)[0]:
+            piece = os.read(descriptor, 65536)
+            if not piece:
+                break
+            printed += piece.decode(errors="replace")
+    yield printed
+
+
+@contextmanager
+def stranger() -> Iterator[int]:
+    """A port of 127.0.0.1 where another program listens, and answers nothing sensible."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield int(taken.getsockname()[1])
+
+
+class DsnTests(VerdictCase):
+    """`database.dsn`, as libpq reads it."""
+
+    def test_what_libpq_refuses_stops_posd_by_name(self) -> None:
+        for dsn, word in (
+            ("hots=foo", '"hots"'),
+            ("dbname=posd sslmode=maybe", 'sslmode value: "maybe"'),
+            ("dbname=posd port=99999", '"99999"'),
+            ("dbname=posd connect_timeout=soon", '"connect_timeout"'),
+            ("service=no-such-service", '"no-such-service"'),
+            ("postgresql:///posd?hots=1", '"hots"'),
+        ):
+            with self.subTest(dsn=dsn):
+                said = self.judged(evolve(self.sound, dsn=dsn), True, "database.dsn", word)
+                self.assertEqual(len(said.splitlines()), 1)
+
+    def test_no_word_of_a_password_is_told(self) -> None:
+        for dsn in (
+            "dbname=posd password=my hunter2",
+            "password=my hunter2=x",
+            "password=hunter2 sslmode=hunter2",
+        ):
+            with self.subTest(dsn=dsn):
+                said = self.judged(evolve(self.sound, dsn=dsn), True, "database.dsn")
+                self.assertNotIn("hunter2", said)
+
+    def test_a_server_that_is_not_there_is_no_mistake_of_the_configuration(self) -> None:
+        for dsn in ("host=/nowhere dbname=posd", "host=127.0.0.1 port=1 passfile=/nowhere"):
+            with self.subTest(dsn=dsn):
+                self.judged(evolve(self.sound, dsn=dsn), False)
+
+    def test_a_credential_that_is_not_there(self) -> None:
+        (self.folder / "credentials").mkdir()
+        environ = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        asking = evolve(self.sound, raw_dsn='{ credential = "dsn" }', environ=environ)
+        self.judged(asking, True, 'the credential "dsn"')
+        (self.folder / "credentials" / "dsn").write_bytes(b"\xef\xbb\xbfhost=/nowhere\r\n")
+        self.judged(asking, False)
+
+
+class FileTests(VerdictCase):
+    """The files that the configuration names."""
+
+    def test_files_that_cannot_be_used(self) -> None:
+        folder, empty, pipe = self.folder / "d", self.folder / "empty.pem", self.folder / "pipe"
+        folder.mkdir()
+        empty.write_bytes(b"")
+        os.mkfifo(pipe)
+        for name, word in (
+            (self.folder / "none.pem", "No such file"),
+            (folder, "Is a directory"),
+            (empty, "no readable certificate"),
+            (pipe, "Not a regular file"),
+        ):
+            with self.subTest(name=name):
+                self.judged(
+                    evolve(self.sound, certificate=str(name)), True, "tls.certificate", word
+                )
+
+    def test_a_key_of_another_certificate(self) -> None:
+        other = private_ca.make(self.folder / "other", ["localhost"])
+        wrong = evolve(self.sound, private_key=str(other.key_path))
+        self.judged(wrong, True, "tls.private_key", "does not belong")
+
+    def test_a_key_that_everybody_can_read_is_warned_of(self) -> None:
+        Path(self.sound.private_key).chmod(0o644)
+        said = self.judged(self.sound, False, "can be read by everybody")
+        self.assertRegex(said, r"\Awarning: files: .*; chown ")
+
+    def test_a_certificate_that_has_ended_is_warned_of(self) -> None:
+        name = x509.DNSName("localhost")
+        made = odd(self.folder / "odd", "localhost", [name], datetime(2026, 1, 3, tzinfo=UTC))
+        ended = evolve(
+            self.sound, certificate=str(made.certificate_path), private_key=str(made.key_path)
+        )
+        self.assertIn("warning: certificate: ", self.judged(ended, False, "ended on"))
+
+
+class ListenerTests(VerdictCase):
+    """The places where posd is to listen."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.plain = evolve(self.sound, tls=False)
+
+    def test_one_place_for_two(self) -> None:
+        with reserve() as reservation:
+            port = reservation.number
+        for first, second in (
+            (f"tcp:port={port}:interface=127.0.0.1", f"tcp:port={port}:interface=localhost"),
+            (f"tcp:port={port}", f"tcp:port={port}:interface=127.0.0.1"),
+            (f"tcp:port={port}:interface=127.0.0.1", rf"tcp:port={port}:interface=\:\:"),
+            (f"unix:{self.folder}/s", f"unix:address={self.folder}/s:mode=660"),
+        ):
+            with self.subTest(second=second):
+                twice = evolve(self.plain, endpoints=(first, second))
+                self.judged(twice, True, "listen[l2].endpoint")
+
+    def test_two_places_for_two(self) -> None:
+        any_port = "tcp:port=0:interface=127.0.0.1"
+        self.judged(evolve(self.plain, endpoints=(any_port, any_port)), False)
+        with reserve() as reservation:
+            port = reservation.number
+        apart = (f"tcp:port={port}:interface=127.0.0.1", rf"tcp:port={port}:interface=\:\:1")
+        self.judged(evolve(self.plain, endpoints=apart), False)
+
+    def test_a_port_that_another_program_has(self) -> None:
+        self.patch_patience()
+        with stranger() as port:
+            held = evolve(self.plain, endpoints=(f"tcp:port={port}:interface=127.0.0.1",))
+            self.judged(held, True, str(port))
+
+    def test_an_address_that_this_machine_does_not_have(self) -> None:
+        # TEST-NET-1 (RFC 5737) is nobody's.
+        self.judged(evolve(self.plain, endpoints=("tcp:port=0:interface=192.0.2.1",)), True)
+
+    def test_a_kind_of_endpoint_that_there_is_not(self) -> None:
+        self.judged(evolve(self.plain, endpoints=("carrier-pigeon:coop=3",)), True, "pigeon")
+
+    def test_paths_of_sockets(self) -> None:
+        there = self.folder / "file"
+        there.write_text("")
+        left = self.folder / "left"
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(left))
+        cases: tuple[tuple[str, bool], ...] = (
+            (f"unix:{self.folder}/none/socket", True),
+            (f"unix:{self.folder}/{'x' * 110}", True),
+            (f"unix:{there}", True),
+            (f"unix:{left}", True),
+            (f"unix:{self.folder}/free", False),
+        )
+        for endpoint, stops in cases:
+            with self.subTest(endpoint=endpoint):
+                self.judged(evolve(self.plain, endpoints=(endpoint,)), stops)
+
+    def patch_patience(self) -> None:
+        from posd.maintenance.doctor import listeners
+
+        self.patch(listeners, "_SECONDS", 0.2)
+
+
+class ShapeTests(VerdictCase):
+    """The configuration itself."""
+
+    def test_one_that_is_in_order(self) -> None:
+        self.assertEqual(self.judged(self.sound, False), "")
+
+    def test_ones_that_are_not(self) -> None:
+        for more, word in (
+            ("[limits]\nconnections = -1", "limits.connections"),
+            ("[limit]\nconnections = 1", "limit"),
+            ("[logging]\n", "TOML"),
+        ):
+            with self.subTest(more=more):
+                self.judged(evolve(self.sound, more=more), True, word)
+
+    def test_what_is_no_file(self) -> None:
+        def folder(path: Path) -> None:
+            path.mkdir()
+
+        made: tuple[Callable[[Path], object], ...] = (folder, os.mkfifo)
+        for number, make in enumerate(made):
+            path = self.folder / f"odd-{number}.toml"
+            make(path)
+            with self.subTest(number=number):
+                self.assertIn(posctl("--config", path, "check-config").code, (64, 78))
+                self.assertIn("cannot be read", self.started(path, {}, True))

@@ -1,0 +1,264 @@
+"""No waiter runs inside another: how many wait has nothing to do with how deep the stack is.
+
+A lock, semaphore or queue of Twisted's runs the next waiter in the stack of the one that releases it. If
+that one is done at once, as all are while a connection is lost, it runs the next one in its own stack, and
+so on. Some hundred waiters end in `RecursionError`, and what they held is never given back.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database.link import Link
+from posd.database.pool import Database
+from posd.delivery.channel import Channel
+from posd.delivery.openings import Openings
+from posd.delivery.receive_queue import Intake
+from posd.errors import Unavailable
+from posd.events import normalise as drafts
+from posd.monitoring.tenant_survey import Survey
+from posd.publishing.publication import Publication
+from posd.publishing.sequencer import Sequencer
+from posd.store import presence
+from posd.store.survey import TenantSurvey
+from posd.values import Opening, Seq, Tenant
+from tests.database.test_checkout import stack_depth
+from tests.delivery_case import KITCHEN, NOON, Log, head
+from tests.test_layering import MODULES
+
+_CROWD: Final = 2000
+_NESTING: Final = ("DeferredLock", "DeferredSemaphore", "DeferredQueue", "DeferredFilesystemLock")
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Every name in a module, imported, used or reached as an attribute."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            yield from (alias.name.rpartition(".")[2] for alias in node.names)
+
+
+class NestingTests(SynchronousTestCase):
+    def test_what_runs_waiters_inside_each_other_is_used_nowhere(self) -> None:
+        for name, path in MODULES.items():
+            used = {*names(ast.parse(path.read_text("utf-8")))} & {*_NESTING}
+            with self.subTest(module=name):
+                self.assertEqual(used, set())
+
+    def test_every_form_of_using_it_is_seen(self) -> None:
+        for source in (
+            "from twisted.internet.defer import DeferredLock as L",
+            "from twisted.internet import defer\ndefer.DeferredLock()",
+        ):
+            self.assertIn("DeferredLock", {*names(ast.parse(source))})
+
+
+class CrowdTests(SynchronousTestCase):
+    """Each place where many may wait, with thousands that are done as soon as they are told."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.depths: set[int] = set()
+
+    def call(self, work: Callable[[], Any]) -> Deferred[Any]:
+        async def call() -> Any:
+            try:
+                return await work()
+            finally:
+                self.depths.add(stack_depth())
+
+        return Deferred.fromCoroutine(call())
+
+    def assert_flat(self, count: int = 1) -> None:
+        self.assertGreaterEqual(len(self.depths), count)
+        self.assertLess(max(self.depths), sys.getrecursionlimit() // 4)
+
+    def test_statements_that_wait_for_the_pool_when_its_connections_are_lost(self) -> None:
+        database = Database(self.clock, "", size=2, statement_timeout=5)
+        links = database._links
+        for link in links:
+            link.up = True
+            database._link_changed(link)
+        lost: Deferred[None] = Deferred()
+
+        async def run(link: Link) -> None:
+            await lost
+            raise Unavailable("The connection was lost.")
+
+        self.patch(Link, "query", lambda link, sql, parameters: run(link))
+        calls = [self.call(lambda: database.query("", tenant=1)) for _ in range(400)]
+        calls += [self.call(lambda: database.query("")) for _ in range(_CROWD)]
+        for link in links:
+            link.up = False
+            database._link_changed(link)
+        lost.callback(None)
+        for each in calls:
+            self.failureResultOf(each, Unavailable)
+        self.assert_flat()
+        self.assertEqual((database.use.waiting, database.use.lent), (0, 0))
+
+    def test_who_waits_for_the_pool_to_be_up(self) -> None:
+        database = Database(self.clock, "", size=1, statement_timeout=5)
+        calls = [self.call(database.when_up) for _ in range(_CROWD)]
+        (link,) = database._links
+        link.up = True
+        database._link_changed(link)
+        for each in calls:
+            self.successResultOf(each)
+        self.assert_flat()
+
+    def test_terminals_that_come_together(self) -> None:
+        """One of them has refused events, which is looked up in its tenant's schema."""
+        runs: list[int] = []
+        gates: list[Deferred[None]] = []
+
+        async def openings(
+            session: object, wanted: Sequence[presence.Place], most: int
+        ) -> dict[presence.Place, Opening]:
+            runs.append(len(wanted))
+            if len(runs) == 1:
+                gates.append(Deferred())
+                await gates[0]
+            acked = {"till-7": 6}
+            return {
+                place: Opening(head(9), acked.get(place[1] or "", 9), False, NOON)
+                for place in wanted
+                if place[1] != "till-13"
+            }
+
+        async def refused(
+            session: object, tenant: Tenant, cursors: Sequence[tuple[str, Seq]]
+        ) -> dict[str, frozenset[Seq]]:
+            self.assertEqual((tenant, list(cursors)), (KITCHEN, [("till-7", 6)]))
+            return {"till-7": frozenset({7, 9})}
+
+        self.patch(presence, "openings", openings)
+        self.patch(presence, "refused", refused)
+        database = Database(self.clock, "", size=1, statement_timeout=5)
+        found = Openings(self.clock, database, 1000)
+
+        def ask(device: str) -> Deferred[Opening | None]:
+            return self.call(lambda: found.find(KITCHEN, device))
+
+        calls = [ask(f"till-{number}") for number in range(_CROWD)]
+        gates[0].callback(None)
+        answers: list[Opening | None] = [self.successResultOf(each) for each in calls]
+        self.assertEqual([n for n, each in enumerate(answers) if each is None], [13])
+        refusing = answers[7]
+        assert refusing is not None
+        # What was refused right after the cursor is passed.
+        self.assertEqual((refusing.acked, refusing.refused), (7, {9}))
+        self.assertEqual(runs, [1, 500, 500, 500, 499])
+        self.assert_flat()
+
+    def test_messages_of_a_till_that_are_taken_at_once(self) -> None:
+        """As prints are while the database is away: each is refused in the turn in which it is taken."""
+        taken: list[bytes] = []
+
+        async def work(message: bytes) -> None:
+            taken.append(message)
+            self.depths.add(stack_depth())
+
+        gate: Deferred[None] = Deferred()
+
+        async def first() -> None:
+            await gate
+
+        class Transport:
+            def pauseProducing(self) -> None: ...
+            def resumeProducing(self) -> None: ...
+
+        intake = Intake(
+            self.clock,
+            Transport(),
+            lambda m: first() if m == b"first" else work(m),
+            self.fail,
+            lambda requests, size: 0.0,
+        )
+        messages = [b"%d" % number for number in range(_CROWD)]
+        for each in (b"first", *messages):
+            intake.take(each)
+        gate.callback(None)
+        self.assertEqual(taken, messages)
+        intake.take(b"last")
+        self.assertEqual(taken[-1], b"last")
+        self.assert_flat()
+
+    def test_scrapes_that_come_together(self) -> None:
+        gate: Deferred[None] = Deferred()
+        reads: list[int] = []
+
+        async def read(most: int) -> Sequence[TenantSurvey]:
+            reads.append(most)
+            await gate
+            return ()
+
+        survey = Survey(read, self.clock)
+        calls = [self.call(survey.families) for _ in range(_CROWD)]
+        gate.callback(None)
+        for each in calls:
+            self.assertEqual(len(self.successResultOf(each)), 3)
+        self.assertEqual(len(reads), 1)
+        self.assert_flat()
+
+    def test_sessions_that_read_the_same_page(self) -> None:
+        log = Log(at_once=False)
+        log.commit(1000)
+        for trouble in (None, Unavailable("The database is away.")):
+            channel = Channel(KITCHEN, log.head, log.read)
+            reads = len(log.reads)
+
+            async def read_all(channel: Channel = channel) -> int:
+                position = 0
+                while page := await channel.page(position):
+                    position = page[-1].seq
+                return position
+
+            calls = [self.call(read_all) for _ in range(_CROWD)]
+            while log.waiting:
+                log.fail(trouble) if trouble is not None else log.answer()
+            for each in calls:
+                if trouble is not None:
+                    self.failureResultOf(each, Unavailable)
+                else:
+                    self.assertEqual(self.successResultOf(each), 1000)
+            self.assertLess(len(log.reads) - reads, 15)
+        self.assert_flat()
+
+    def test_publications_that_are_refused_together(self) -> None:
+        """They are told in several turns of the reactor, since each of them is answered by HTTP."""
+        link = Link(self.clock, "", name="", statement_timeout=5)
+        sequencer = Sequencer(
+            self.clock, link, uuid4(), event_bytes=4096, connections_here=lambda tenant_id: 0
+        )
+        gate: Deferred[None] = Deferred()
+
+        async def transaction(*_: object, **__: object) -> None:
+            if not gate.called:
+                await gate
+            raise Unavailable("The connection was lost.")
+
+        self.patch(link, "transaction", transaction)
+        sequencer.startService()
+        # As many as may wait, of as many tenants as that takes.
+        publications = [Publication(each, [drafts.draft("note", {})]) for each in range(5)] * 2000
+        calls = [self.call(partial(sequencer.publish, each)) for each in publications]
+        gate.callback(None)
+        self.assertLess(sum(each.called for each in calls), 2000)
+        for _ in range(20):
+            self.clock.advance(0)
+        for each in calls:
+            self.failureResultOf(each, Unavailable)
+        self.assert_flat()
