@@ -48,8 +48,8 @@ TABLE = (
     row("", "", NETWORK),
     row("errors", "", NETWORK),
     row("values", "", NETWORK),
-    row("files", "", NETWORK),
     row("waiting", ""),
+    row("files", "", NETWORK),
     row("tap", None),
     # Rules and bytes: no I/O, so every rule of the protocol is tested in memory.
     row("protocol", f"{WORDS}", NETWORK),

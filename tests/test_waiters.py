@@ -37,10 +37,6 @@ from tests.test_layering import MODULES
 
 _CROWD: Final = 2000
 _NESTING: Final = ("DeferredLock", "DeferredSemaphore", "DeferredQueue", "DeferredFilesystemLock")
-_ALLOWED: Final = {
-    # One caller at a time: the pool lends a link to one, and the sequencer and the feed have their own.
-    "posd.database.link": {"DeferredLock"},
-}
 
 
 def names(tree: ast.AST) -> Iterator[str]:
@@ -55,11 +51,11 @@ def names(tree: ast.AST) -> Iterator[str]:
 
 
 class NestingTests(SynchronousTestCase):
-    def test_what_runs_waiters_inside_each_other_is_used_nowhere_else(self) -> None:
+    def test_what_runs_waiters_inside_each_other_is_used_nowhere(self) -> None:
         for name, path in MODULES.items():
             used = {*names(ast.parse(path.read_text("utf-8")))} & {*_NESTING}
             with self.subTest(module=name):
-                self.assertEqual(used - _ALLOWED.get(name, set()), set())
+                self.assertEqual(used, set())
 
     def test_every_form_of_using_it_is_seen(self) -> None:
         for source in (

@@ -8,7 +8,6 @@ any transaction.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
@@ -23,6 +22,7 @@ from posd.database.connection import Connection, ConnectionLost, line
 from posd.database.connection import DatabaseReactor as DatabaseReactor
 from posd.database.connection import Parameters as Parameters
 from posd.database.connection import Row as Row
+from posd.database.turns import Turns
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.waiting import Pulse, within
 
@@ -98,9 +98,7 @@ class Link(Service):
         self._notified = notified
         self._quiet = quiet
         self._connection: Connection | None = None
-        self._taken = False
-        self._waiting: deque[Deferred[None]] = deque()
-        self._passing_on = False
+        self._turns = Turns(_MOST_WAITING)
         self._retry: Deferred[None] | None = None
         self._loop: Deferred[None] = succeed(None)
         self._gone: Deferred[None] | None = None
@@ -167,7 +165,8 @@ class Link(Service):
                 connection.close()
             if was_up:
                 self._tell_changed()
-            self._fail_waiting()
+            # Nothing can be done, so they need not wait for who has the turn.
+            self._turns.fail(_unreachable)
         finally:
             # Whatever became of the rest, the loop goes on.
             if gone is not None:
@@ -176,46 +175,13 @@ class Link(Service):
     async def _in_turn(self, work: Callable[[_Bound], Awaitable[T]]) -> T:
         if not self.up:
             raise _unreachable()
-        if self._taken or self._waiting:
-            await self._turn()
-        self._taken = True
+        await self._turns.take()
         try:
             if not self.up or self._connection is None:
                 raise _unreachable()
             return await work(_Bound(self, self._connection))
         finally:
-            self._taken = False
-            self._pass_on()
-
-    def _turn(self) -> Deferred[None]:
-        """Fires when it is one's turn."""
-        if len(self._waiting) >= _MOST_WAITING:
-            raise Busy("Too many statements wait for the database.", retry_after=1)
-        waiter: Deferred[None] = Deferred(self._waiting.remove)
-        self._waiting.append(waiter)
-        return waiter
-
-    def _pass_on(self) -> None:
-        """Let those who wait have their turn, one after the other.
-
-        A turn may be over before `callback` returns. It does not call the next one from there, where
-        each would run inside the one before it; the loop that is under way does.
-        """
-        if self._passing_on:
-            return
-        self._passing_on = True
-        try:
-            while self._waiting and not self._taken:
-                # Nobody else may come in between.
-                self._taken = True
-                self._waiting.popleft().callback(None)
-        finally:
-            self._passing_on = False
-
-    def _fail_waiting(self) -> None:
-        """Whose turn has not come need not wait for the one who has it: nothing can be done."""
-        while self._waiting:
-            self._waiting.popleft().errback(_unreachable())
+            self._turns.give_back()
 
     def _tell_changed(self) -> None:
         try:

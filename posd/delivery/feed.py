@@ -29,10 +29,10 @@ from posd.waiting import Pulse, within
 _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
-_KEYS_SECONDS: Final = 0.8
-"""With the random part of a pause, a key whose notification was lost is known within a second."""
 _ROUND_SECONDS: Final = 30.0
 """More than a round takes. It is given up then, so that the next one can be tried."""
+_KEYS_SECONDS: Final = 0.8
+"""With the random part of a pause, a key whose notification was lost is known within a second."""
 _SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
 """The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
 

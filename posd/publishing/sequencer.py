@@ -41,6 +41,7 @@ from posd.waiting import Pulse
 _MOST_ROWS: Final = 200
 # pos_take() cuts a batch at 8 MiB; from here on it may have.
 _MANY_BYTES: Final = 1024 * 1024
+_MANY_WAITING: Final = 1000
 # Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
 # them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
 _LONG_SECONDS: Final = 0.1
@@ -102,15 +103,15 @@ class Sequencer(Service):
         return len({*self._aside.now(), *self._shut.now()})
 
     @property
-    def serves_all(self) -> bool:
-        """Whether no tenant is left out because its tables cannot be read or written."""
-        return not self._aside.troubled() and not self._shut.troubled()
-
-    @property
     def stalled(self) -> bool:
         """Whether it has work, or no connection, and has tried nothing for a minute."""
         idle = not self._working or not self._pulse.stalled or not self._link.pulse.stalled
         return self._link.stalled or not idle
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether no tenant is left out because its tables cannot be read or written."""
+        return not self._aside.troubled() and not self._shut.troubled()
 
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
@@ -162,7 +163,7 @@ class Sequencer(Service):
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
                 # Those of a batch that had to be divided, whose turn did not come.
                 fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
-                if away and len(self._queue) >= _MOST_EVENTS:
+                if away and len(self._queue) >= _MANY_WAITING:
                     # Every batch fails at once then. Thousands of answers are not given in one turn.
                     await deferLater(self._reactor, 0)
         finally:

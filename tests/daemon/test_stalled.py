@@ -42,6 +42,7 @@ class StalledTests(SynchronousTestCase):
         self.patch(Connection, "run", run)
         self.parts = Parts(self.clock, Config(database=Database(dsn="dbname=posd")))
         self.patch(self.parts.numbering, "_prepare", None)
+        self.patch(self.parts.feed._cache, "look", self.nothing)
         for work in ("_poll", "_sing"):
             self.patch(self.parts.feed, work, self.nothing)
 

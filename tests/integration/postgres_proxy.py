@@ -1,4 +1,4 @@
-"""A proxy between posd and PostgreSQL that loses NOTIFY, slows, cuts or swallows everything, or counts.
+"""A proxy between posd and PostgreSQL that loses, delays, cuts or counts what passes, or passes nothing.
 
 It reads the server's messages by their framing (PostgreSQL manual, "Message Formats"): a type byte and
 a length that counts itself. On a unix socket no negotiation of encryption comes before them.
@@ -24,7 +24,7 @@ _HEAD: Final = 5
 
 @define(eq=False)
 class Proxy:
-    """While `deaf`, it drops every NOTIFY and counts them in `lost`; while `mute`, nothing passes at all.
+    """While `deaf`, it drops every NOTIFY and counts them in `lost`; while `mute`, nothing passes.
 
     It waits `delay` seconds before it passes a request on. While it is `cut`, it refuses connections.
     `asked` counts how often the requests that pass contain each of the texts that are `watched`.
@@ -104,8 +104,8 @@ class Proxy:
             while data := await reader.read(65536):
                 for text in self.watched:
                     self.asked[text] += data.count(text)
-                await asyncio.sleep(self.delay)
                 await self._pause()
+                await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
 

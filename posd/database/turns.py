@@ -1,0 +1,57 @@
+"""Turns at something that serves one at a time: in order, bounded, and flat.
+
+A `DeferredLock` runs the next waiter in the stack of the one before, so that some hundred of them that are
+done at once end in `RecursionError`. Here one loop lets them have their turns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+
+from posd.errors import Busy
+
+
+class Turns:
+    """One turn is taken at most; `most` wait for theirs."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = False
+        self._waiting: deque[Deferred[None]] = deque()
+        self._passing_on = False
+
+    async def take(self) -> None:
+        """Wait for one's turn. Raises `Busy` if too many wait, and what `fail` says."""
+        if self._taken or self._waiting:
+            if len(self._waiting) >= self._most:
+                raise Busy("Too many statements wait for the database.", retry_after=1)
+            waiter: Deferred[None] = Deferred(self._waiting.remove)
+            self._waiting.append(waiter)
+            await waiter
+        self._taken = True
+
+    def give_back(self) -> None:
+        """End one's turn, and let those who wait have theirs, one after the other.
+
+        A turn may be over before `callback` returns. It does not call the next one from there, where
+        each would run inside the one before it; the loop that is under way does.
+        """
+        self._taken = False
+        if self._passing_on:
+            return
+        self._passing_on = True
+        try:
+            while self._waiting and not self._taken:
+                # Taken already here, so that nobody comes in between.
+                self._taken = True
+                self._waiting.popleft().callback(None)
+        finally:
+            self._passing_on = False
+
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """Tell all who wait that their turn does not come."""
+        while self._waiting:
+            self._waiting.popleft().errback(error())
