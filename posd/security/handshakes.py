@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from posd.security.addresses import place
 
-_TURN_SECONDS: Final = 0.004
+_TURN_SECONDS: Final = 0.002
 """For how long handshakes are worked on in one turn of the reactor; one of them at least."""
 _MOST_BYTES: Final = 64 * 1024
 """What a connection may send before its handshake is finished: more than any client has to say."""

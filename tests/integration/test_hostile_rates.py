@@ -18,6 +18,7 @@ from tests.integration.harness import Daemon, Shop
 from tests.integration.hostile_case import HostileCase, besieged
 from tests.integration.peer import PING, PONG, TEXT, Answer, Peer, frame, request
 from tests.integration.postgres_proxy import Proxy
+from tests.integration.wire_case import until
 
 _NOTE: Final = {"type": "note", "data": {"n": 1}}
 _TRIES: Final = 1000
@@ -47,7 +48,7 @@ class RatesCase(HostileCase):
 
     configuration = (
         "[limits]\nfailed_auth_per_minute = 5\nrequests_per_second_per_credential = 1\n"
-        'bytes_per_second_per_credential = "64KiB"\nrequests_per_second_per_address = 3'
+        'bytes_per_second_per_credential = "64KiB"\nrequests_per_second_per_address = 1'
     )
     _places = itertools.count(2)
 
@@ -130,7 +131,9 @@ class StrangerTests(RatesCase):
         self.assertEqual((answer.status, code), (429, "too_many_requests"))
         self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
         for address in ("/docs", "/health", "/broadcast", "/nothing"):
-            self.assertEqual(self.ask("GET", address, source=self.place).status, 429)
+            # One a second is answered.
+            tries = [self.ask("GET", address, source=self.place).status for _ in range(3)]
+            self.assertIn(429, tries, address)
         self.assertEqual(self.ask("GET", "/health/ready", source=self.place).status, 200)
         self.assertEqual(self.knock(self.key, source=self.place).status, 101)
         key = self.make_key("platform")
@@ -138,8 +141,13 @@ class StrangerTests(RatesCase):
 
     def test_a_key_that_was_made_just_now_opens_from_there_too(self) -> None:
         self.knocks(400)
-        for _ in range(20):
-            self.assertEqual(self.knock(self.make_key(), source=self.place).status, 101)
+        for _ in range(5):
+            # Until the notification has come it is a stranger's.
+            key = self.make_key()
+            until(
+                lambda key=key: self.knock(key, source=self.place).status == 101,  # type: ignore[misc]
+                "the new key opens",
+            )
 
     def test_the_log_has_some_lines_of_it(self) -> None:
         before = len(self.posd.log())
