@@ -43,10 +43,10 @@ def watched(configuration: str) -> tuple[Shop, Daemon, Proxy]:
 
 
 class RatesCase(HostileCase):
-    """A key may send five requests a second and 64 KiB, ten seconds' worth at once."""
+    """A key may send one request a second and 64 KiB, ten seconds' worth at once."""
 
     configuration = (
-        "[limits]\nfailed_auth_per_minute = 5\nrequests_per_second_per_credential = 5\n"
+        "[limits]\nfailed_auth_per_minute = 5\nrequests_per_second_per_credential = 1\n"
         'bytes_per_second_per_credential = "64KiB"\nrequests_per_second_per_address = 3'
     )
     _places = itertools.count(2)
@@ -154,11 +154,11 @@ class CredentialTests(RatesCase):
     def test_a_flood_of_questions_is_refused_and_others_are_answered(self) -> None:
         neighbour, key = self.neighbours_till(), self.make_key(slug=self.neighbour)
         path = f"/api/{self.slug}/orders/pending"
-        answers = self.flood(request("GET", path, [("X-API-Key", self.key)]), 120, peers=30)
+        answers = self.flood(request("GET", path, [("X-API-Key", self.key)]), 60, peers=20)
         refused = [each for each in answers if each.status != 200]
-        # Fifty at once, and five a second.
-        self.assertGreaterEqual(len(answers) - len(refused), 50)
-        self.assertGreaterEqual(len(refused), 30)
+        # Ten at once, and one a second.
+        self.assertGreaterEqual(len(answers) - len(refused), 10)
+        self.assertGreaterEqual(len(refused), 20)
         for answer in refused:
             self.assert_refused(answer, 429, "too_many_requests")
             self.assertTrue(1 <= int(answer.headers["retry-after"]) <= 10)
@@ -185,12 +185,14 @@ class CredentialTests(RatesCase):
             method, path, body = next(each)
             return self.ask(method, path, body, key=device).status
 
-        self.assertTrue(50 <= self.refused_after(ask) <= 70)
-        for method, path, body in faces:
-            self.assert_refused(self.ask(method, path, body, key=device), 429, "too_many_requests")
-        stream = self.ask("GET", f"/api/{self.slug}/events/stream", key=device)
-        self.assert_refused(stream, 429, "too_many_requests")
-        self.assert_refused(self.knock(device), 429, "too_many_requests")
+        self.assertGreaterEqual(self.refused_after(ask), 10)
+        for method, path, body in (*faces, ("GET", f"/api/{self.slug}/events/stream", None)):
+            with self.subTest(method=method, path=path):
+                tries = [self.ask(method, path, body, key=device) for _ in range(3)]
+                refused = [each for each in tries if each.status == 429]
+                self.assertNotEqual(refused, [])
+                self.assert_refused(refused[0], 429, "too_many_requests")
+        self.assertIn(429, [self.knock(device).status for _ in range(3)])
 
     def test_a_long_body_is_not_read_when_it_is_too_much(self) -> None:
         key, path = self.make_key("platform"), f"/api/{self.slug}/events"
@@ -214,8 +216,8 @@ class TillTests(RatesCase):
         for number, kind in enumerate((frame(PING), frame(PONG), frame(TEXT, b'{"type":"pong"}'))):
             with self.subTest(kind=kind):
                 till = self.till(headers={"X-Device-ID": f"till-{number}"})
-                # Two hundred at once, then twenty a second. What comes in one read is taken.
-                till.send(kind * 260 + frame(PING, b"first"))
+                # Forty at once, then four a second. What comes in one read is taken.
+                till.send(kind * 52 + frame(PING, b"first"))
                 _pong(till, b"first", 10.0)
                 till.send(frame(PING, b"second"))
                 self.assert_served(neighbour)

@@ -8,16 +8,16 @@ from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.protocol import connectionDone
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from posd.security.handshakes import PacedTLS, PacedTLSFactory, Turns
 from posd.security.server_tls import ServerTLS
 from posd.web.http.site import BoundedChannel
 from posd.web.http.wrong_protocol import Spoken, recognise
 
 
-class SniffingTransport(BufferingTLSTransport):
+class SniffingTransport(PacedTLS):
     """TLS below a `BoundedChannel`. Looks at the first bytes before OpenSSL does."""
 
     transport: Any
@@ -26,13 +26,13 @@ class SniffingTransport(BufferingTLSTransport):
     def makeConnection(self, transport: Any) -> None:
         # An attribute of the instance, so that all reads but the first cost nothing more.
         self.dataReceived = self._begin  # type: ignore[method-assign]
-        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+        super().makeConnection(transport)
 
     def _begin(self, data: bytes) -> None:
         spoken = recognise(data)
         if spoken is None or spoken is Spoken.TLS:
             del self.dataReceived
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
+            super().dataReceived(data)
             return
         self.dataReceived = _ignore  # type: ignore[method-assign]
         answer = self.wrappedProtocol.wrong_protocol(spoken)
@@ -49,25 +49,26 @@ class SniffingTransport(BufferingTLSTransport):
         super().connectionLost(reason)
 
 
-class _Factory(TLSMemoryBIOFactory):
+class _Factory(PacedTLSFactory):
     protocol = SniffingTransport
 
-    def __init__(self, tls: ServerTLS, factory: IProtocolFactory) -> None:
-        super().__init__(tls, False, factory)
+    def __init__(self, tls: ServerTLS, factory: IProtocolFactory, turns: Turns) -> None:
+        super().__init__(tls, factory, turns)
         self.failed = tls.refusals.failed
 
 
 @implementer(IStreamServerEndpoint)
 @define(eq=False)
 class TLSEndpoint:
-    """An endpoint with TLS, for a `BoundedSite`."""
+    """An endpoint with TLS, for a `BoundedSite`. Handshakes take `turns` with those of other listeners."""
 
     tls: ServerTLS
     endpoint: IStreamServerEndpoint
+    turns: Turns
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and speak TLS on each connection before the factory's protocol."""
-        return self.endpoint.listen(_Factory(self.tls, factory))
+        return self.endpoint.listen(_Factory(self.tls, factory, self.turns))
 
 
 def _ignore(data: bytes) -> None:
