@@ -13,12 +13,14 @@ import ssl
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.harness import Reply, Shop
+from posd.broadcaster import BlockingBroadcaster
+from tests.integration.harness import Reply, Shop, free_port
 from tests.integration.peer import Peer
 from tests.integration.rest_case import RestCase
 from tests.integration.roads import Response
@@ -388,6 +390,44 @@ class ConnectionTests(ReportsCase):
             ssl.cert_time_to_seconds(str(shown[at])) for at in ("notBefore", "notAfter")
         )
         self.assertLessEqual(ends - begins, 825 * 86400)
+
+
+class ListenerTests(SynchronousTestCase):
+    """Listeners without TLS, and programs that keep a connection for the next call."""
+
+    def setUp(self) -> None:
+        self.shop = Shop.open()
+        self.addCleanup(self.shop.close)
+
+    def test_who_has_finished_sending_is_answered_all_the_same(self) -> None:
+        """elastic/elasticsearch#11466, httpwg/http-core#22: netcat closes its half, and got nothing."""
+        port = free_port()
+        self.shop.start(
+            f'[[listen]]\nname = "local"\nendpoint = "tcp:port={port}:interface=127.0.0.1"\n'
+            "trusted = true\ntls = false"
+        )
+        body = b'{"tenant":"kitchen","event":{"type":"note","data":{}}}'
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+                client.sendall(
+                    b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                )
+                client.shutdown(socket.SHUT_WR)
+                said = b"".join(iter(lambda client=client: client.recv(65536), b""))  # type: ignore[misc]
+            self.assertTrue(said.startswith(b"HTTP/1.1 200"), said)
+
+    def test_a_publisher_whose_kept_connection_is_dead_publishes_once(self) -> None:
+        """nodejs/node#20256, InsForge/InsForge#1813: the first call on a connection that had ended failed."""
+        posd = self.shop.start()
+        key = self.shop.key("platform")
+        with closing(BlockingBroadcaster(posd.url, key, ca=posd.ca)) as broadcaster:
+            broadcaster.publish("kitchen", "note", {"n": 1})
+            posd.stop()
+            self.shop.start(port=posd.port)
+            broadcaster.publish("kitchen", "note", {"n": 2})
+        published = "SELECT event_data ->> 'n' FROM dinedesk_kitchen.pos_events ORDER BY seq"
+        self.assertEqual(self.shop.query(published), [("1",), ("2",)])
 
 
 # As `twistd`, with a system clock that is set by so many seconds as a file says.

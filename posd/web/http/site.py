@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
+from zope.interface import implementer
 
 from posd import __version__
 from posd.protocol import jsontext
@@ -40,6 +41,7 @@ _KERNEL_BYTES: Final = 256 * 1024
 """Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
 
+@implementer(IHalfCloseableProtocol)
 class BoundedChannel(HTTPChannel):
     """A connection that has to bring each of its requests soon, and to go when it is told to.
 
@@ -175,6 +177,22 @@ class BoundedChannel(HTTPChannel):
             self._leaving = True
             self._expect(_HANG_UP_SECONDS)
         HTTPChannel.loseConnection(self)
+
+    def readConnectionLost(self) -> None:
+        """The client sends nothing more. It may still wait for its answer (RFC 9112 §6.3, at the end).
+
+        A till's stream, poll or handshake ends: a proxy says no otherwise that the till has gone.
+        """
+        request = self.requests[-1] if self.requests else None
+        if self.idle or request is None:
+            self.loseConnection()
+        elif self._lost is not None or request.requestHeaders.hasHeader(b"Upgrade"):
+            self.transport.abortConnection()
+        else:
+            self.persistent = False
+
+    def writeConnectionLost(self) -> None:
+        """posd never closes its own half alone."""
 
     def timeoutConnection(self) -> None:
         """Hang up after an idle time. Twisted would log a line for each connection."""

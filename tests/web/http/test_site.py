@@ -41,6 +41,46 @@ class Echo(Resource):
         return b"%d" % len(request.content.read())
 
 
+class HalfClosedTests(SynchronousTestCase):
+    """Clients that close their half of a connection (RFC 9112 §6.3)."""
+
+    def setUp(self) -> None:
+        self.resource = Echo()
+        self.resource.waiting = []
+        self.site = BoundedSite(self.resource, Clock(), most_channels=1)
+        self.channel = cast(
+            BoundedChannel, self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        )
+        self.transport = StringTransport()
+        self.channel.makeConnection(self.transport)
+
+    def test_a_request_that_came_whole_is_answered_and_is_the_last(self) -> None:
+        self.channel.dataReceived(_GET)
+        self.channel.readConnectionLost()
+        self.assertFalse(self.transport.disconnecting)
+        assert self.resource.waiting
+        self.resource.waiting[0].write(b"done")
+        self.resource.waiting[0].finish()
+        self.assertIn(b"done", self.transport.value())
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_where_none_or_half_of_one_came_there_is_nothing_to_wait_for(self) -> None:
+        self.channel.dataReceived(_GET[:-2])
+        self.channel.readConnectionLost()
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_a_stream_and_a_poll_are_over(self) -> None:
+        self.channel.dataReceived(_GET)
+        self.channel.hold(lambda: None)
+        self.channel.readConnectionLost()
+        self.assertTrue(self.transport.disconnected)
+
+    def test_so_is_a_handshake(self) -> None:
+        self.channel.dataReceived(_GET[:-2] + b"Upgrade: websocket\r\n\r\n")
+        self.channel.readConnectionLost()
+        self.assertTrue(self.transport.disconnected)
+
+
 class HeldTests(SynchronousTestCase):
     """Requests that take long, since they are a till's."""
 
