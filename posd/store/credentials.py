@@ -63,7 +63,8 @@ _LIST: Final = """
     SELECT k.id, t.slug, k.kind, k.device_id, k.preview, k.weak, k.not_before, k.expires_at,
            k.revoked_at, k.last_used_at, clock_timestamp()
       FROM dinedesk_main.pos_api_keys AS k LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id
-     WHERE %(slug)s::text IS NULL OR t.slug = %(slug)s ORDER BY t.slug NULLS FIRST, k.id
+     WHERE (%(slug)s::text IS NULL OR t.slug = %(slug)s) AND k.id > %(after)s
+     ORDER BY t.slug NULLS FIRST, k.id LIMIT %(most)s
 """
 _REVOKE: Final = """
     UPDATE dinedesk_main.pos_api_keys SET revoked_at = now()
@@ -195,9 +196,11 @@ async def create(
     return Created(*(await session.query(_CREATE, values))[0])
 
 
-async def everyone(session: Session, slug: str | None = None) -> list[Listed]:
-    """All keys, or those of one tenant."""
-    rows = await session.query(_LIST, {"slug": slug})
+async def everyone(
+    session: Session, slug: str | None = None, *, after: int = 0, most: int | None = None
+) -> list[Listed]:
+    """All keys, or those of one tenant: up to `most` of those with a larger id than `after`."""
+    rows = await session.query(_LIST, {"slug": slug, "after": after, "most": most})
     return [Listed(row[0], row[1], KeyKind(row[2]), *row[3:]) for row in rows]
 
 

@@ -26,7 +26,8 @@ _OVERVIEW: Final = f"""
              WHERE v.schema_name = t.schema_name),
            (SELECT count(*) FROM dinedesk_main.pos_connected AS c WHERE c.tenant_id = t.id)
       FROM dinedesk_main.tenants AS t
-     WHERE %(slug)s::text IS NULL OR t.slug = %(slug)s ORDER BY t.slug
+     WHERE (%(slug)s::text IS NULL OR t.slug = %(slug)s) AND (%(after)s::text IS NULL OR t.slug > %(after)s)
+     ORDER BY t.slug LIMIT %(most)s
 """
 _CREATE: Final = "SELECT dinedesk_main.pos_create_tenant(%s, %s, %s, %s, %s)"
 _TAKEN: Final = ("tenants_slug_unique", "tenants_schema_unique")
@@ -74,11 +75,17 @@ async def everyone(session: Reader) -> list[Listed]:
     return [Listed(load(row), row[7]) for row in await session.query(_ALL)]
 
 
-async def overview(session: Session, slug: str | None = None) -> list[Overview]:
-    """All tenants by slug, disabled ones too; or the one of this slug, if there is one."""
+async def overview(
+    session: Session, slug: str | None = None, *, after: str | None = None, most: int | None = None
+) -> list[Overview]:
+    """All tenants by slug, disabled ones too; or the one of this slug, if there is one.
+
+    Up to `most` of those that follow the slug `after`.
+    """
+    values = {"slug": slug, "after": after, "most": most}
     return [
         Overview(load(row), row[7], row[8], row[9] or (), row[10])
-        for row in await session.query(_OVERVIEW, {"slug": slug})
+        for row in await session.query(_OVERVIEW, values)
     ]
 
 

@@ -19,7 +19,7 @@ from posd.store.credentials import Created, Listed
 from posd.store.idempotency import once_shown
 from posd.values import KeyKind
 from posd.web.api.status import moment
-from posd.web.api.tenants import UNKNOWN_TENANT
+from posd.web.api.tenants import MOST_LISTED, UNKNOWN_TENANT, Limit
 from posd.web.http import idempotency
 from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, plain
 from posd.web.http.operations import ADMINS, Ask, Operation, Refused, given
@@ -73,11 +73,26 @@ class KeyGiven(Given, frozen=True):
     last_used_at: Moment | None
 
 
+class KeysTaken(Taken, frozen=True):
+    """Which page of the list."""
+
+    limit: Limit = MOST_LISTED
+    after: (
+        Annotated[int, Meta(ge=0, le=2**63 - 1, description="The `next` of the page before.")]
+        | Unset
+    ) = UNSET
+
+
 class KeysGiven(Success, frozen=True):
-    """A tenant's keys, those that are valid no more too."""
+    """A tenant's keys, those that are valid no more too.
+
+    While `hasMore` is true, `next` is the `after` of the next call.
+    """
 
     tenant: str
     keys: list[KeyGiven]
+    has_more: bool
+    next: KeyId | None
 
 
 class NewKeyGiven(Success, frozen=True):
@@ -115,6 +130,7 @@ class OperatorKeys:
                 "List a tenant's keys",
                 ADMINS,
                 {200: KeysGiven},
+                KeysTaken,
                 refusals=(UNKNOWN_TENANT,),
                 tag="Operators",
             ),
@@ -152,11 +168,20 @@ class OperatorKeys:
             ),
         )
 
-    async def everyone(self, ask: Ask[None]) -> Answer:
+    async def everyone(self, ask: Ask[KeysTaken]) -> Answer:
         """Revoked and expired ones too."""
         slug = (await tenants.one(self.database, ask.path["slug"])).tenant.slug
-        listed = await credentials.everyone(self.database, slug)
-        return given(KeysGiven(tenant=slug, keys=[_shown(each) for each in listed]))
+        after, most = 0 if ask.taken.after is UNSET else ask.taken.after, ask.taken.limit
+        listed = await credentials.everyone(self.database, slug, after=after, most=most + 1)
+        shown, has_more = listed[:most], len(listed) > most
+        return given(
+            KeysGiven(
+                tenant=slug,
+                keys=[_shown(each) for each in shown],
+                has_more=has_more,
+                next=shown[-1].id if has_more else None,
+            )
+        )
 
     async def make(self, ask: Ask[KeyTaken]) -> Answer:
         """What is kept of the answer, for a retry, is all but the key."""

@@ -71,10 +71,25 @@ class TenantGiven(Given, frozen=True):
     created_at: Moment
 
 
+MOST_LISTED: Final = 1000
+Limit = Annotated[int, Meta(ge=1, le=MOST_LISTED, description="How many at most.")]
+
+
+class TenantsTaken(Taken, frozen=True):
+    """Which page of the list."""
+
+    limit: Limit = MOST_LISTED
+    after: (
+        Annotated[str, Meta(max_length=48, description="The `next` of the page before.")] | Unset
+    ) = UNSET
+
+
 class TenantsGiven(Success, frozen=True):
-    """All shops, disabled ones too."""
+    """Shops by slug, disabled ones too. While `hasMore` is true, `next` is the `after` of the next call."""
 
     tenants: list[TenantGiven]
+    has_more: bool
+    next: str | None
 
 
 class OneTenantGiven(Success, frozen=True):
@@ -125,6 +140,7 @@ class Operators:
                 "List the tenants",
                 ADMINS,
                 {200: TenantsGiven},
+                TenantsTaken,
                 tag="Operators",
             ),
             Operation(
@@ -175,10 +191,19 @@ class Operators:
             ),
         )
 
-    async def everyone(self, ask: Ask[None]) -> Answer:
+    async def everyone(self, ask: Ask[TenantsTaken]) -> Answer:
         """Disabled ones too."""
-        listed = await tenants.overview(self.database)
-        return given(TenantsGiven(tenants=[self._shown(each) for each in listed]))
+        after = None if ask.taken.after is UNSET else ask.taken.after
+        most = ask.taken.limit
+        listed = await tenants.overview(self.database, after=after, most=most + 1)
+        shown, has_more = listed[:most], len(listed) > most
+        return given(
+            TenantsGiven(
+                tenants=[self._shown(each) for each in shown],
+                has_more=has_more,
+                next=shown[-1].tenant.slug if has_more else None,
+            )
+        )
 
     async def make(self, ask: Ask[TenantTaken]) -> Answer:
         """A retry after a lost answer is told what it would have been told."""

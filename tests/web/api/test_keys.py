@@ -183,5 +183,22 @@ class ListTests(KeysCase):
             },
         )
 
+    def test_the_list_comes_in_pages(self) -> None:
+        for number in range(4):
+            self.ask("POST", f"/{self.slug}/keys", {"kind": "device", "deviceId": f"P{number}"})
+        whole = [each["id"] for each in self.keys()]
+        self.assertGreater(len(whole), 3)
+        found, query = [], "?limit=2"
+        while query:
+            page = self.ask("GET", f"/{self.slug}/keys{query}").json
+            self.assertLessEqual(len(page["keys"]), 2)
+            found += [each["id"] for each in page["keys"]]
+            query = f"?limit=2&after={page['next']}" if page["hasMore"] else ""
+        self.assertEqual(found, whole)
+        for wrong in ("limit=0", "limit=1001", "after=x", "after=-1"):
+            field = wrong.partition("=")[0]
+            reply = self.ask("GET", f"/{self.slug}/keys?{wrong}")
+            self.assert_refused(reply, 400, "invalid_field", field)
+
     def test_a_tenant_that_is_not_there_has_none(self) -> None:
         self.assert_refused(self.ask("GET", "/nowhere/keys"), 404, "unknown_tenant")

@@ -175,6 +175,17 @@ class TenantTests(OperatorCase):
         )
         self.assertFalse(self.listed()[self.slug]["active"])
 
+    def test_the_list_comes_in_pages(self) -> None:
+        self.make()
+        whole = [*self.listed()]
+        self.assertGreater(len(whole), 1)
+        found, query = [], "?limit=1"
+        while query:
+            page = self.ask("GET", query).json
+            found += [each["slug"] for each in page["tenants"]]
+            query = f"?limit=1&after={page['next']}" if page["hasMore"] else ""
+        self.assertEqual(found, whole)
+
     def test_one_whose_schema_is_not_what_is_needed_is_not_ready(self) -> None:
         self.shop.query(
             "DELETE FROM dinedesk_main.schema_versions WHERE schema_name = %s", (self.schema,)
