@@ -31,6 +31,7 @@ from posd.errors import StartError
 from posd.files import trimmed
 from posd.security.dialing import Server
 from posd.values import Resync, Seq
+from posd.web.http.wrong_protocol import HINTS, Spoken
 
 _REVOKED: Final = 4001
 _REFUSED: Final = (401, 403)
@@ -302,6 +303,8 @@ def _hopeless(wanted: Subscription, ending: Ending) -> Failure | None:
                 "no posd answers there: see host, port and path of --url, and the proxy before it"
             )
             code = os.EX_PROTOCOL
+        case Fault.NO_SUCH if not secure and ending.reason.endswith(HINTS[Spoken.HTTP]):
+            advice, code = "write wss:// in --url, and --ca with posd's authority", os.EX_PROTOCOL
         case Fault.NO_SUCH if ending.status != 404:
             # The server's own words tell which option it does not take.
             return Failure(printable(ending.reason), os.EX_DATAERR)

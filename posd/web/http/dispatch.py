@@ -127,7 +127,8 @@ class Reception:
 
 
 async def _take(operation: Operation, call: Call) -> object:
-    if operation.has_body:
+    # An operation that looks at keys by itself reads the body by itself, after that.
+    if operation.has_body and not operation.own_keys:
         await call.parse()
     if operation.takes is None:
         return None
