@@ -393,6 +393,9 @@ class Delivery(RuleBasedStateMachine):
         if self.trouble:
             return
         for session in self.tills.values():
+            if session._channel.stream_id != self.log.stream_id:
+                # Its history is gone, and there is nothing to read: the next poll ends it.
+                continue
             if session.state is State.CATCHING_UP and session.outbox.has_room:
                 ahead = session.position > session._channel.tail
                 assert session._channel._reading if ahead else session._paging
