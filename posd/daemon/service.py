@@ -34,7 +34,6 @@ from posd.daemon.reload import Reload
 from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
 from posd.monitoring import health, logs
-from posd.security import handshakes
 from posd.security.certificate_watch import Renewal
 from posd.security.handshakes import PacedTLSEndpoint
 from posd.security.server_tls import ServerTLS
@@ -73,7 +72,6 @@ class Daemon(Service):
             LoopingCall(self._tell_status): _STATUS_SECONDS,
             LoopingCall(self._note_used): _USED_SECONDS,
         }
-        self._handshakes = handshakes.Turns(reactor)
         self._watchdog: Service | None = None
         self._ports: list[IListeningPort] = []
         self._ready = False
@@ -181,7 +179,7 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = PacedTLSEndpoint(self._tls, endpoint, turns=self._handshakes)
+                endpoint = PacedTLSEndpoint(self._tls, endpoint, turns=self._parts.handshakes)
             port = await endpoint.listen(site)
             self._ports.append(port)
             if listener.trusted and not is_local(port.getHost()):

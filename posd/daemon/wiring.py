@@ -32,6 +32,7 @@ from posd.monitoring.tenant_survey import Survey
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.connection_limits import Connections
+from posd.security.handshakes import Turns as Handshakes
 from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
@@ -92,6 +93,7 @@ class Parts:
     key_index: KeyIndex = field(init=False)
     authenticator: Authenticator = field(init=False)
     rates: RequestRates = field(init=False)
+    handshakes: Handshakes = field(init=False)
     connections: Connections = field(init=False)
     admission: Admission = field(init=False)
     events: Events = field(init=False)
@@ -151,6 +153,7 @@ class Parts:
         )
         self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
         self.lag = Lag(reactor, self.instruments.lagged)
+        self.handshakes = Handshakes(reactor)
         self.rates = RequestRates(
             limits.requests_per_second_per_credential,
             limits.bytes_per_second_per_credential,
@@ -270,6 +273,7 @@ class Parts:
             _SPARE_CHANNELS,
             lambda status: served(UNKNOWN, status, 0.0),
             RateGate(self.key_index, self.rates, door),
+            self.handshakes.known,
         )
 
     @property

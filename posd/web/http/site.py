@@ -95,6 +95,8 @@ class BoundedRequest(Request):
         self._announced = length is not None
         try:
             self.account = gate.enter(self, self.channel.path, length or 0)
+            if self.account is not None:
+                self.channel.known()
         except TooManyRequests as refusal:
             self._be_over(refusal, length)
 
@@ -138,6 +140,7 @@ class BoundedChannel(HTTPChannel):
     _deadline: IDelayedCall | None = None
     _leaving = False
     _rest: IDelayedCall | None = None
+    _known = False
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -168,6 +171,12 @@ class BoundedChannel(HTTPChannel):
         if request.code == 429 and not self._leaving:
             self._networkProducer.pauseProducing()
             self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
+
+    def known(self) -> None:
+        """A request with a valid key has come."""
+        if not self._known:
+            self._known = True
+            self.site.known(getattr(self.transport.getPeer(), "host", ""))
 
     @property
     def path(self) -> bytes:
@@ -269,6 +278,7 @@ class BoundedSite(Site):
         most_channels: int,
         refused: Callable[[int], None] = lambda status: None,
         gate: RateGate | None = None,
+        known: Callable[[str], None] = lambda address: None,
     ) -> None:
         Site.__init__(
             self,
@@ -282,6 +292,7 @@ class BoundedSite(Site):
         self.most_channels = most_channels
         self.refused = refused
         self.gate = gate
+        self.known = known
         # In the order in which they came.
         self._channels: dict[BoundedChannel, None] = {}
 
