@@ -37,7 +37,6 @@ from posd.daemon.wiring import Parts
 from posd.errors import Refusal, SchemaError, StartError
 from posd.events import phones, regions
 from posd.monitoring import health, logs
-from posd.security import handshakes
 from posd.security.certificate_watch import Renewal
 from posd.security.server_tls import ServerTLS
 from posd.security.validity import Validity
@@ -80,7 +79,6 @@ class Daemon(Service):
             LoopingCall(self._tell_status): _STATUS_SECONDS,
             LoopingCall(self._note_used): _USED_SECONDS,
         }
-        self._handshakes = handshakes.Turns(reactor)
         self._watchdog: Service | None = None
         self._ports: list[IListeningPort] = []
         self._ready = False
@@ -198,7 +196,7 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = TLSEndpoint(self._tls, endpoint, self._handshakes)
+                endpoint = TLSEndpoint(self._tls, endpoint, self._parts.handshakes)
             port = await endpoint.listen(site)
             self._ports.append(port)
             Rests(self._reactor, port)

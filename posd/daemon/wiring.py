@@ -33,6 +33,7 @@ from posd.monitoring.tenant_survey import Survey
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.connection_limits import Connections
+from posd.security.handshakes import Turns as Handshakes
 from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
@@ -101,6 +102,7 @@ class Parts:
     key_index: KeyIndex = field(init=False)
     authenticator: Authenticator = field(init=False)
     rates: RequestRates = field(init=False)
+    handshakes: Handshakes = field(init=False)
     connections: Connections = field(init=False)
     admission: Admission = field(init=False)
     events: Events = field(init=False)
@@ -164,6 +166,7 @@ class Parts:
         self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
         self.wrong_protocols = WrongProtocols(reactor.seconds)
         self.lag = Lag(reactor, self.instruments.lagged)
+        self.handshakes = Handshakes(reactor)
         self.rates = RequestRates(
             limits.requests_per_second_per_credential,
             limits.bytes_per_second_per_credential,
@@ -298,6 +301,7 @@ class Parts:
             self.wrong_protocols.noticed,
             root.body_bytes,
             RateGate(self.key_index, self.rates, door),
+            self.handshakes.known,
         )
 
     @property

@@ -2,7 +2,8 @@
 
 A handshake costs more than most requests, and anybody may begin one. Handshakes that come by the hundred are
 put into a queue, so that connections that stand are served in between. An address that begins many waits
-behind itself, and not others behind it.
+behind itself, and not others behind it. It may begin two thousand at once, and in the long run fifty a second
+besides those on which a valid key has come.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from posd.security.addresses import place
+from posd.security.rate_limits import Buckets, TokenBucket
 
 _TURN_SECONDS: Final = 0.002
 """For how long handshakes are worked on in one turn of the reactor; one of them at least."""
+_PER_SECOND: Final = 50
+_AT_ONCE_SECONDS: Final = 40
+"""So two thousand at once: terminals of many shops, behind one address, after a restart of posd."""
 _MOST_BYTES: Final = 64 * 1024
 """What a connection may send before its handshake is finished: more than any client has to say."""
 
@@ -31,22 +36,49 @@ class Turns:
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._places: OrderedDict[str, deque[PacedTLS]] = OrderedDict()
+        self._resting: dict[str, deque[PacedTLS]] = {}
+        """Those of addresses that have begun too many."""
+        self._buckets = Buckets(reactor.seconds)
         self._running = False
 
     def __len__(self) -> int:
-        return sum(len(waiting) for waiting in self._places.values())
+        places = (*self._places.values(), *self._resting.values())
+        return sum(len(waiting) for waiting in places)
 
     def wait(self, connection: PacedTLS, where: str) -> None:
         """Call `connection.go_on()` in its turn."""
+        if where in self._resting:
+            self._resting[where].append(connection)
+            return
         self._places.setdefault(where, deque()).append(connection)
+        self._begin()
+
+    def known(self, address: str) -> None:
+        """A valid key has come on a connection from there: its handshake is not counted."""
+        self._bucket(place(address)).take(-1)
+
+    def _bucket(self, where: str) -> TokenBucket:
+        return self._buckets.get(where, _PER_SECOND, _AT_ONCE_SECONDS)
+
+    def _begin(self) -> None:
         if not self._running:
             self._running = True
             self._reactor.callLater(0, self._run)
+
+    def _rested(self, where: str) -> None:
+        self._places[where] = self._resting.pop(where)
+        self._begin()
 
     def _run(self) -> None:
         end = self._reactor.seconds() + _TURN_SECONDS
         while self._places:
             where, waiting = self._places.popitem(last=False)
+            # The second part of a handshake, and the end of a connection, are not counted.
+            bucket = self._bucket(where)
+            if waiting[0].counts and not bucket.take():
+                self._resting[where] = waiting
+                self._reactor.callLater(bucket.wait(), self._rested, where)
+                continue
             connection = waiting.popleft()
             if waiting:
                 # The other addresses come before its next one.
@@ -68,6 +100,11 @@ class PacedTLS(BufferingTLSTransport):
     """What has come and was not worked on; None: nothing has to wait any more."""
     _size = 0
     _begun = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether a handshake is to begin."""
+        return bool(self.connected and not self._begun)
 
     def makeConnection(self, transport: Any) -> None:
         self._came = deque()

@@ -30,6 +30,7 @@ class Connection:
     name: str
     went_on: list[str]
     spend: Callable[[], None]
+    counts: bool = True
 
     def go_on(self) -> None:
         self.went_on.append(self.name)
@@ -39,16 +40,16 @@ class Connection:
 class TurnsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.turns = Turns(self.clock)
-        self.went_on: list[str] = []
         self.now = 0.0
         self.patch(self.clock, "seconds", lambda: self.now)
+        self.turns = Turns(self.clock)
+        self.went_on: list[str] = []
 
-    def wait(self, name: str, where: str, seconds: float = 0.001) -> None:
+    def wait(self, name: str, where: str, seconds: float = 0.001, *, counts: bool = True) -> None:
         def spend() -> None:
             self.now += seconds
 
-        self.turns.wait(cast(PacedTLS, Connection(name, self.went_on, spend)), where)
+        self.turns.wait(cast(PacedTLS, Connection(name, self.went_on, spend, counts)), where)
 
     def turn(self) -> list[str]:
         """What went on in one turn of the reactor."""
@@ -76,6 +77,29 @@ class TurnsTests(SynchronousTestCase):
         self.wait("till", "b")
         self.wait("another", "b")
         self.assertEqual(self.turn() + self.turn(), ["flood 0", "till", "flood 1", "another"])
+
+    def test_an_address_that_begins_too_many_waits_and_no_other_one(self) -> None:
+        for number in range(2010):
+            self.wait(str(number), "192.0.2.1", 0.0)
+        self.wait("till", "192.0.2.2", 0.0)
+        self.assertEqual(len(self.turn()), 2001)
+        self.assertEqual((len(self.turns), "till" in self.went_on), (10, True))
+        # What has begun goes on when it is its turn, and who comes meanwhile comes after the others.
+        self.wait("last", "192.0.2.1", 0.0)
+        self.now += 0.1
+        self.assertEqual(self.turn(), [])
+        self.assertEqual(len(self.turn()), 5)
+        for _ in range(6):
+            self.turns.known("192.0.2.1")
+        self.now += 0.02
+        self.assertEqual(self.turn(), [])
+        self.assertEqual(self.turn()[-1], "last")
+        self.assertEqual(len(self.turns), 0)
+
+    def test_the_second_part_of_a_handshake_is_not_counted(self) -> None:
+        for number in range(5000):
+            self.wait(str(number), "a", 0.0, counts=False)
+        self.assertEqual(len(self.turn()), 5000)
 
 
 @define(eq=False)

@@ -55,6 +55,9 @@ class Channel(Protocol):
     def request_line(self) -> tuple[bytes, bytes, bytes]:
         """Method, target and version of the request whose head was read last."""
 
+    def known(self) -> None:
+        """A request with a valid key has come."""
+
     def refuse(
         self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
     ) -> None:
@@ -146,6 +149,8 @@ class BoundedRequest(Request):
         self._announced = length is not None
         try:
             self.account = gate.enter(self, self._target.origin, length or 0)
+            if self.account is not None:
+                self.channel.known()
         except TooManyRequests as refusal:
             self._be_over(refusal, length)
 

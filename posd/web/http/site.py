@@ -58,6 +58,7 @@ class BoundedChannel(HTTPChannel):
     _deadline: IDelayedCall | None = None
     _leaving = False
     _rest: IDelayedCall | None = None
+    _known = False
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -153,6 +154,12 @@ class BoundedChannel(HTTPChannel):
         if request.code == 429 and not self._leaving:
             self._networkProducer.pauseProducing()
             self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
+
+    def known(self) -> None:
+        """A request with a valid key has come."""
+        if not self._known:
+            self._known = True
+            self.site.known(getattr(self.transport.getPeer(), "host", ""))
 
     def refuse(
         self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
@@ -281,6 +288,7 @@ class BoundedSite(Site):
         mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
         body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
         gate: RateGate | None = None,
+        known: Callable[[str], None] = lambda address: None,
     ) -> None:
         Site.__init__(
             self,
@@ -299,6 +307,7 @@ class BoundedSite(Site):
         self.body_bytes = body_bytes
         self.gate = gate
         self.bodies = LongBodies()
+        self.known = known
 
     @property
     def open_channels(self) -> int:

@@ -290,6 +290,11 @@ class NameTests(ReceptionCase):
 class DeclarationTests(ReceptionCase):
     """A refusal that no row has is answered, and is a bug."""
 
+    def test_every_operation_declares_that_it_may_be_asked_too_much(self) -> None:
+        for row in self.rows.all:
+            declared = {(each.status, each.code) for each in every(row)}
+            self.assertIn((429, "too_many_requests"), declared, row.path)
+
     async def refuse(self, ask: Ask[Any]) -> Answer:
         raise Conflict("It is sold already.", code="sold")
 
