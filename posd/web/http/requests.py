@@ -20,15 +20,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import Request
 
 from posd import __version__
 from posd.errors import (
     BadRequest,
     Forbidden,
     InvalidMessage,
-    NotFound,
     NumberOutOfRange,
     Refusal,
     UnsupportedMediaType,
@@ -249,44 +247,6 @@ class Call:
 Handler = Callable[[Call], Awaitable[Answer]]
 
 
-class Endpoint(Resource):
-    """One URL: a handler for each of its methods."""
-
-    isLeaf = True
-
-    def __init__(self, door: Door, **handlers: Handler) -> None:
-        Resource.__init__(self)
-        self._door = door
-        self._handlers = handlers
-
-    def render(self, request: Request) -> int:
-        method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
-        handler = self._handlers.get(method)
-        call = Call(request, self._door)
-        if handler is None:
-            allowed = ", ".join(sorted(self._handlers))
-            body = error_body("This method is not allowed here.", "method_not_allowed", call)
-            self._door.served(call.operation, 405, 0.0)
-            write(call, Answer(body, 405, {"Allow": allowed}))
-        else:
-            respond(call, handler)
-        return NOT_DONE_YET
-
-
-class Missing(Resource):
-    """A path that leads nowhere."""
-
-    isLeaf = True
-
-    def __init__(self, door: Door) -> None:
-        Resource.__init__(self)
-        self._door = door
-
-    def render(self, request: Request) -> int:
-        respond(Call(request, self._door), _missing)
-        return NOT_DONE_YET
-
-
 @contextmanager
 def _as_refusal() -> Iterator[None]:
     try:
@@ -405,7 +365,3 @@ def _of_a_page(call: Call) -> bool:
     `none` is a person who has typed the address (https://www.w3.org/TR/fetch-metadata/).
     """
     return call.header("sec-fetch-site") not in (None, "none")
-
-
-async def _missing(call: Call) -> Answer:
-    raise NotFound("There is nothing at this address.")

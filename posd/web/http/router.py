@@ -14,8 +14,9 @@ from posd.errors import BadRequest
 from posd.values import RESERVED
 from posd.web.admission import Gate, WebSocketDoor
 from posd.web.http.dispatch import Reception
+from posd.web.http.endpoints import Endpoint, Missing
 from posd.web.http.operations import SHORT_BODY_BYTES, Operation
-from posd.web.http.requests import Answer, Call, Door, Endpoint, Missing
+from posd.web.http.requests import Answer, Call, Door
 
 
 @frozen

@@ -30,7 +30,8 @@ from posd.errors import (
     Unavailable,
     Unprocessable,
 )
-from posd.web.http.requests import Answer, Call, Door, Endpoint, Missing, Takeover
+from posd.web.http.endpoints import Endpoint, Missing
+from posd.web.http.requests import Answer, Call, Door, Takeover
 from posd.web.http.site import BoundedChannel, BoundedSite
 
 

@@ -12,7 +12,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.web.http import unsent
-from posd.web.http.requests import Answer, Call, Document, Door, Endpoint
+from posd.web.http.endpoints import Endpoint
+from posd.web.http.requests import Answer, Call, Document, Door
 from posd.web.http.site import BoundedChannel, BoundedSite
 from posd.web.http.unsent import (
     MOST_BYTES,
