@@ -62,7 +62,7 @@ class DemoTests(SynchronousTestCase):
         self.assertRegex(out, r"\ASQL → till [\d.]+ ms\nREST → till [\d.]+ ms\n\Z")
 
     def test_a_terminal_without_the_arrow_gets_another_character(self) -> None:
-        process = self.demo("--once", PYTHONIOENCODING="ascii", TERM="dumb", NO_COLOR="1")
+        process = self.demo("--once", PYTHONIOENCODING="latin-1", TERM="dumb", NO_COLOR="1")
         out, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
         self.assertRegex(out, r"\ASQL > till [\d.]+ ms\nREST > till [\d.]+ ms\n\Z")
