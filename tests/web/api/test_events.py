@@ -134,7 +134,7 @@ class LongPollTests(RoadCase):
         self.clock.pump([5.0] * 8)
         self.assertFalse(socket.disconnected or socket.disconnecting)
         self.assertEqual(socket.value(), b"")
-        # Before a proxy gives up, which nginx does after 60 s and Debian's HAProxy after 50 s: it answered 504
+        # A proxy would answer 504: nginx after 60 s, HAProxy as Debian configures it after 50 s
         # (modal-labs/modal-client#7, mobtimeapp/mobtime#262).
         self.clock.advance(5)
         self.assertEqual(reply(socket.value()).json["events"], [])
