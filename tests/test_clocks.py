@@ -16,6 +16,7 @@ from tests.test_layering import MODULES
 
 READS = {
     "posd.broadcaster.calls": "an HTTP date in Retry-After, from another machine",
+    "posd.cli.configuration": "certificates, which TLS judges by this machine's clock",
     "posd.cli.demo_play": "how long an event took on one machine",
     "posd.cli.doctor": "certificates, and how far the two clocks are apart",
     "posd.client.connection": "an HTTP date in Retry-After, from another machine",
@@ -25,10 +26,10 @@ READS = {
     "posd.maintenance.doctor.database": "compares the two clocks",
     "posd.monitoring.database_clock": "compares the two clocks",
     "posd.monitoring.tenant_survey": "a metric that Prometheus compares with its own clock",
-    "posd.security.auth": "when a key ends that is remembered for some seconds",
     "posd.security.certificate_watch": "certificates, which TLS judges by this machine's clock",
     "posd.security.private_ca": "certificates, from when until when they are valid",
     "posd.web.api.health": "the time in an answer, which is this machine's",
+    "posd.web.api.loyalty": "the offset of a shop's zone; the day itself is the database's",
     "posd.web.api.status": "the time in an answer, which is this machine's",
     "posd.web.api.terminals": "the time in an answer, which is this machine's",
     "posd.web.openapi.event_schemas": "an example",

@@ -136,9 +136,11 @@ class CutTests(NamedCrowdCase):
     def test_a_shop_whose_calls_wait_while_connections_are_cut_is_served_afterwards(self) -> None:
         posd = self.start()
         slug = self.slugs[0]
-        path, key = f"/api/{slug}/orders/pending", self.keys[slug]
+        path = f"/api/{slug}/orders/pending"
+        # Of one key's requests only four are worked on at once, so each call has a key of its own.
+        keys = [self.shop.key("device", slug, f"POS_{number}") for number in range(150)]
 
-        def call() -> int:
+        def call(key: str = self.keys[slug]) -> int:
             return posd.request("GET", path, key=key, patience=60).status
 
         self.assertEqual(call(), 200)
@@ -148,7 +150,7 @@ class CutTests(NamedCrowdCase):
             locked.cursor() as cursor,
         ):
             cursor.execute(f"BEGIN; LOCK TABLE dinedesk_{slug.replace('-', '_')}.pos_orders")
-            calls = [beside.submit(call) for _ in range(150)]
+            calls = [beside.submit(call, each) for each in keys]
             until(lambda: self.queued(posd) >= 140, "the calls wait for a connection")
             self.proxy.cut()
             answers = [each.result() for each in calls]

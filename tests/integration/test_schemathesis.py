@@ -27,6 +27,9 @@ _LIMITS = """
 [limits]
 failed_auth_per_minute = 1000000
 publish_per_second_per_tenant = 100000
+requests_per_second_per_credential = 100000
+requests_per_second_per_address = 100000
+bytes_per_second_per_credential = "1GiB"
 connections_per_tenant = 10000
 """
 _WORDS = {

@@ -147,8 +147,8 @@ class PositionTests(WireCase):
     def test_by_header(self) -> None:
         self.resumes(self.dial(headers={"Last-Event-ID": "2"}), 2)
 
-    def test_the_query_is_the_newer_word(self) -> None:
-        self.resumes(self.dial(after=3, headers={"Last-Event-ID": "1"}), 3)
+    def test_the_header_is_newer_than_a_url_that_is_kept(self) -> None:
+        self.resumes(self.dial(after=1, headers={"Last-Event-ID": "3"}), 3)
 
     def test_with_the_name_of_the_history(self) -> None:
         stream = self.dial().connected["streamId"]
