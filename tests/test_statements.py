@@ -152,6 +152,7 @@ class ChanceTests(SynchronousTestCase):
             "maintenance/retention",
             "delivery/registry",
             "web/sse",
+            "web/http/site",
             "client/till",
         }
         publishing = {"broadcaster/blocking", "broadcaster/nonblocking"}

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from posd.errors import Busy, StatementFailed
@@ -26,7 +27,8 @@ class Coalescer(Generic[K, V]):
     several keys, they are tried again in halves: a key that is at fault fails alone.
 
     Callers are answered by one loop, which none of them can run again: the stack does not grow with
-    their number. Each waits for `seconds` at most and fails with `Busy` then.
+    their number. Where each of them does much with its answer, `turn` says how many are answered in
+    one turn of the reactor. Each waits for `seconds` at most and fails with `Busy` then.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Coalescer(Generic[K, V]):
         *,
         most: int = 1,
         seconds: float,
+        turn: int | None = None,
     ) -> None:
         self._clock = clock
+        self._turn = turn
         self._work = work
         self._most = most
         self._seconds = seconds
@@ -82,8 +86,13 @@ class Coalescer(Generic[K, V]):
             for waiters in asked.values():
                 fail_all(waiters, error)
             return
+        told = 0
         for key, waiters in asked.items():
             for waiter in waiters:
+                if told == self._turn:
+                    told = 0
+                    await deferLater(self._clock, 0)
+                told += 1
                 waiter.callback(answers[key])
 
 

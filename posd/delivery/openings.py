@@ -20,6 +20,8 @@ from posd.values import Opening, Seq, Tenant, TenantId
 
 _AT_ONCE: Final = 500
 """Terminals in one statement, so that its answer is small and the first ones need not wait for the last."""
+_IN_A_TURN: Final = 10
+"""Terminals that go on in one turn of the reactor: each is upgraded and greeted then, for about a millisecond."""
 _SECONDS: Final = 5.0
 
 _Cursor = tuple[str, Seq]
@@ -33,7 +35,7 @@ class Openings:
         self._database = database
         self._most_devices = most_devices
         self._places: Coalescer[books.Place, Opening | None] = Coalescer(
-            clock, self._look_up, most=_AT_ONCE, seconds=_SECONDS
+            clock, self._look_up, most=_AT_ONCE, seconds=_SECONDS, turn=_IN_A_TURN
         )
         # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
         self._refused: dict[TenantId, Coalescer[_Cursor, frozenset[Seq]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import secrets
 import socket
@@ -36,7 +37,12 @@ _LONGEST_LENGTH: Final = 20
 # RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _PAUSE_SECONDS: Final = 1.0
-"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy."""
+"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy.
+
+A random half is added or taken away, so that a thousand such connections do not go on in one turn.
+"""
+_READ_BYTES: Final = 8 * 1024
+"""Of what a connection is read in one turn: it may be four hundred frames. Twisted reads 64 KiB."""
 _KERNEL_BYTES: Final = 256 * 1024
 """Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
@@ -63,7 +69,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        _bound_kernel_buffer(self.transport)
+        _bound_buffers(self.transport)
         self._expect(_REQUEST_SECONDS)
         self.site.enter(self)
 
@@ -153,7 +159,9 @@ class BoundedChannel(HTTPChannel):
         HTTPChannel.requestDone(self, request)
         if request.code == 429 and not self._leaving:
             self._networkProducer.pauseProducing()
-            self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
+            self._rest = self.site.clock.callLater(
+                _PAUSE_SECONDS * random.uniform(0.5, 1.5), self._rested
+            )
 
     def known(self) -> None:
         """A request with a valid key has come."""
@@ -257,14 +265,16 @@ class BoundedChannel(HTTPChannel):
             deadline.cancel()
 
 
-def _bound_kernel_buffer(transport: Any) -> None:
-    """Bound what the kernel takes of what posd writes, and with it what a client costs that does not read.
+def _bound_buffers(transport: Any) -> None:
+    """Bound what is read in one turn, and what the kernel takes of what posd writes.
 
-    Linux gives a connection up to 4 MiB for it (tcp(7), tcp_wmem), which count as posd's memory in its
-    control group, and which no limit of posd's own would see. It doubles the value.
+    The second is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
+    (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
+    own would see. It doubles the value.
     """
     while (below := getattr(transport, "transport", None)) is not None:
         transport = below
+    transport.bufferSize = _READ_BYTES
     with suppress(AttributeError, OSError):
         transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
 
