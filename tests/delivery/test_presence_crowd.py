@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
@@ -340,6 +341,23 @@ class MessageTests(BooksCase):
         self.books.away.clear()
         self.flush()
         self.assertEqual([device for _, device in self.books.logged], ["one", "three", "four"])
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
+    def test_a_tenant_that_was_renamed_has_its_messages_written_all_the_same(self) -> None:
+        self.presence.said(terminal("old"), "status", b"{}")
+        self.flush()
+        renamed = evolve(KITCHEN, name="The new kitchen", slug="bistro")
+        new = terminal("new", tenant=renamed)
+        self.presence.said(new, "status", b"{}")
+        self.presence.refused(new, 7, "no paper")
+        self.presence.said(terminal("old"), "status", b"{}")
+        self.presence.refused(new, 8, "no paper")
+        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "new"))
+        self.successResultOf(settled)
+        self.assertEqual(
+            self.books.logged, [("kitchen", "old"), ("bistro", "new"), ("bistro", "old")]
+        )
+        self.assertEqual(self.books.nacked, [("new", 7), ("new", 8)])
         self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
 
     def test_one_bad_message_is_lost_by_name_and_no_other(self) -> None:
