@@ -400,6 +400,17 @@ class MarkTests(BooksCase):
             self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
             self.assertEqual({*self.books.marked}, {*range(1, 121)})
 
+    def test_a_table_that_cannot_be_marked_does_not_keep_the_node_in_the_books(self) -> None:
+        for error in (_DENIED, Busy("The database is busy.")):
+            self.presence.delivered(KITCHEN, 7)
+            self.flush()
+            self.assertEqual(len(self.books.nodes), 1)
+            self.fails(f"mark {KITCHEN.id}", error)
+            with capturedLogs():
+                self.successResultOf(self.presence.stopService())
+            self.assertEqual(self.books.nodes, set())
+            self.books.nodes.add(self.presence._node_id)
+
 
 class ReadinessTests(BooksCase):
     def run_for(self, seconds: float) -> None:
@@ -456,12 +467,3 @@ class ReadinessTests(BooksCase):
         self.presence.disconnected(front)
         self.run_for(40)
         self.assertFalse(self.presence.overdue)
-
-    def test_a_stop_waits_for_the_last_flush_for_so_long_and_no_longer(self) -> None:
-        self.books.pending = []
-        self.presence.acknowledged(terminal("front"), 7)
-        stopping = self.presence.stopService()
-        self.run_for(4)
-        self.assertNoResult(stopping)
-        self.run_for(2)
-        self.successResultOf(stopping)
