@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
 from posd.errors import Busy, StatementFailed, Unavailable
-from posd.values import Seq, Tenant, Terminal
+from posd.store import orders
+from posd.values import Seq, Tenant, TenantId, Terminal
 from tests.books_case import BooksCase
 from tests.database.test_checkout import stack_depth
 from tests.delivery_case import KITCHEN, terminal
@@ -399,6 +400,40 @@ class MarkTests(BooksCase):
             self.books.trouble.clear()
             self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
             self.assertEqual({*self.books.marked}, {*range(1, 121)})
+
+    def test_a_tenant_whose_table_takes_too_long_holds_up_itself_alone(self) -> None:
+        asked: list[list[TenantId]] = []
+        slow: set[TenantId] = {7}
+
+        async def mark(_: object, ids: Iterable[TenantId]) -> dict[TenantId, str]:
+            asked.append([*ids])
+            if slow.intersection(asked[-1]):
+                raise Busy("The database is busy.")
+            self.books.marked += asked[-1]
+            return {}
+
+        self.patch(orders, "mark", mark)
+        for number in range(1, 61):
+            self.presence.delivered(Tenant(number, f"t{number}", "", ""), 7)
+        self.flush()
+        with capturedLogs() as logged:
+            for _ in range(4):
+                self.failureResultOf(Deferred.fromCoroutine(self.presence.mark()), Busy)
+        self.assertEqual({*self.books.marked}, {*range(1, 61)} - slow)
+        self.assertEqual(asked[-2:], [[7], [7]])
+        (line,) = [each["what"] for each in logged if "what" in each]
+        self.assertEqual(line, "marks of orders of tenant 7")
+        slow.clear()
+        self.presence.delivered(Tenant(8, "t8", "", ""), 8)
+        self.flush()
+        for _ in range(2):
+            self.presence.delivered(Tenant(7, "t7", "", ""), 8)
+            self.flush()
+            self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
+        self.assertEqual(asked[-3:], [[8], [7], [7]])
+        self.presence._marks.moved({7, 8})
+        self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
+        self.assertEqual(asked[-1], [7, 8])
 
     def test_a_table_that_cannot_be_marked_does_not_keep_the_node_in_the_books(self) -> None:
         for error in (_DENIED, Busy("The database is busy.")):
