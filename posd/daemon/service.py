@@ -220,8 +220,9 @@ class Daemon(Service):
         stalled = self._parts.stalled()
         if stalled and stalled != self._stalled:
             self._log.critical(
-                "no attempt for a minute: {parts}; posd is not ready, and its watchdog restarts it",
+                "no attempt for a minute: {parts}; posd is not ready; {remedy}",
                 parts=", ".join(stalled),
+                remedy="restart it" if self._watchdog is None else "systemd restarts it",
             )
         self._stalled = stalled
 

@@ -36,8 +36,6 @@ class Watch:
     selectable or the reactor raises in the reactor's turn, where nobody else would hear of it.
     """
 
-    _log = Logger()
-
     def __init__(self, reactor: Any, failed: Callable[[Exception], None]) -> None:
         self._reactor = reactor
         self._failed = failed
