@@ -11,19 +11,19 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
+from posd.database.coalescing import or_busy
 from posd.errors import Busy
 
 R = TypeVar("R", bound=Hashable)
-T = TypeVar("T")
 
 MOST_WAITING_OF_TENANT: Final = 500
 """Statements of one tenant that wait. At two at a time, more are not served within five seconds."""
 MOST_WAITING: Final = 4000
 """Statements of posd's own that wait, and as many of all tenants together."""
+_ALL_IN_USE: Final = "All connections to the database are in use."
 
 
 class Checkout(Generic[R]):
@@ -91,7 +91,7 @@ class Checkout(Generic[R]):
             if self._held[tenant] < self._share:
                 self._turns.setdefault(tenant)
         seconds = max(0.0, deadline - self._clock.seconds())
-        return waiter.addTimeout(seconds, self._clock, onTimeoutCancel=_too_late)
+        return or_busy(waiter, self._clock, seconds, _ALL_IN_USE)
 
     def release(self, resource: R, tenant: int | None, *, usable: bool) -> None:
         """Give a resource back. One that is not `usable` is withdrawn until it is `add`ed again."""
@@ -209,10 +209,4 @@ class Checkout(Generic[R]):
 
 
 def _busy() -> Busy:
-    return Busy("All connections to the database are in use.", retry_after=1)
-
-
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise _busy()
-    return result
+    return Busy(_ALL_IN_USE, retry_after=1)

@@ -59,7 +59,7 @@ class Coalescer(Generic[K, V]):
             Deferred.fromCoroutine(self._run())
         if waiter.called:
             return waiter
-        return waiter.addTimeout(self._seconds, self._clock, onTimeoutCancel=_too_late)
+        return or_busy(waiter, self._clock, self._seconds, "The database is busy. Try again.")
 
     async def _run(self) -> None:
         try:
@@ -96,7 +96,12 @@ def fail_all(waiters: Sequence[Deferred[T]], error: Exception) -> None:
         waiter.errback(Failure(error.with_traceback(None)))
 
 
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Busy("The database is busy. Try again.", retry_after=1)
-    return result
+def or_busy(waiter: Deferred[T], clock: IReactorTime, seconds: float, message: str) -> Deferred[T]:
+    """Have a waiter fail with `Busy` where nothing has come after so many seconds."""
+
+    def too_late(result: T | Failure, _: float) -> T | Failure:
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise Busy(message, retry_after=1)
+        return result
+
+    return waiter.addTimeout(seconds, clock, onTimeoutCancel=too_late)

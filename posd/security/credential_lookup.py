@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
+from posd.database.coalescing import fail_all, or_busy
 from posd.database.link import Session
 from posd.errors import Busy
 from posd.store import credentials
 from posd.store.credentials import Credential, Wanted
 from posd.values import TenantId
-
-T = TypeVar("T")
 
 _REMEMBER_SECONDS: Final = 10.0
 _MOST_REMEMBERED: Final = 10_000
@@ -58,7 +56,7 @@ class Lookup:
         if self._waiters >= _MOST_WAITING:
             raise Busy("Too many keys are being looked up. Try again.", retry_after=2)
         waiter: Deferred[Credential | None] = Deferred()
-        waiter.addTimeout(_LOOK_UP_SECONDS, self._reactor, onTimeoutCancel=_too_late)
+        or_busy(waiter, self._reactor, _LOOK_UP_SECONDS, "The database is busy. Try again.")
         if wanted in self._waiting:
             self._waiting[wanted].append(waiter)
         else:
@@ -141,11 +139,5 @@ def _telling(
     waiter: Deferred[Credential | None], result: Credential | Exception | None
 ) -> Callable[[], None]:
     if isinstance(result, Exception):
-        return lambda: waiter.errback(result)
+        return lambda: fail_all([waiter], result)
     return lambda: waiter.callback(result)
-
-
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Busy("The database is busy. Try again.", retry_after=1)
-    return result
