@@ -131,6 +131,30 @@ class CrowdTests(SynchronousTestCase):
         # Each of them raises it again, which makes its traceback longer.
         self.assertLess(len([*walk_tb(away.__traceback__)]), 10)
 
+    def test_terminals_whose_key_is_found_when_the_database_goes_away(self) -> None:
+        """Each looks up a second thing then, which fails at once."""
+        answer: Deferred[list[Credential | None]] = Deferred()
+
+        async def find(session: object, wanted: Sequence[Wanted]) -> list[Credential | None]:
+            if wanted[0].device_id is None:
+                return await answer
+            raise Unavailable("The database cannot be reached.")
+
+        self.patch(credentials, "find", find)
+        lookup = Lookup(self.clock, Database(self.clock, "", size=1, statement_timeout=5))
+
+        async def both(number: int) -> None:
+            await lookup.find(Wanted("kitchen", b"", None))
+            await lookup.find(Wanted("kitchen", b"", f"till-{number}"))
+
+        # As many as are told at once, without another turn of the reactor.
+        calls = [self.call(partial(both, number)) for number in range(50)]
+        answer.callback([None])
+        self.clock.pump([0] * len(calls))
+        for each in calls:
+            self.failureResultOf(each, Unavailable)
+        self.assert_flat()
+
     def test_who_waits_for_the_pool_to_be_up(self) -> None:
         database = Database(self.clock, "", size=1, statement_timeout=5)
         calls = [self.call(database.when_up) for _ in range(_CROWD)]

@@ -45,6 +45,7 @@ class Lookup:
         self._statements = 0
         self._waiters = 0
         self._released: deque[Callable[[], None]] = deque()
+        self._releasing = False
         # How often something was to be forgotten: what was asked before may be out of date.
         self._forgotten = 0
 
@@ -108,17 +109,24 @@ class Lookup:
                 self._remember(wanted, result)
             for waiter in self._waiting.pop(wanted):
                 self._released.append(_telling(waiter, result))
-        if len(self._released) <= _IN_ONE_TURN:
-            self._release()
-        else:
-            self._reactor.callLater(0, self._release)
+        if not self._releasing:
+            self._releasing = True
+            if len(self._released) <= _IN_ONE_TURN:
+                self._release()
+            else:
+                self._reactor.callLater(0, self._release)
         self._ask()
 
     def _release(self) -> None:
-        """Let some go on, and the others in the turns that follow: each has work to do then."""
+        """Let some go on, and the others in the turns that follow: each has work to do then.
+
+        One that goes on may ask something that fails at once. Its answer waits for the next turn, since
+        the next waiter would run inside this one otherwise.
+        """
         for _ in range(min(_IN_ONE_TURN, len(self._released))):
             self._released.popleft()()
-        if self._released:
+        self._releasing = bool(self._released)
+        if self._releasing:
             self._reactor.callLater(0, self._release)
 
     def _remembered(self, wanted: Wanted) -> Credential | None:
