@@ -38,7 +38,8 @@ class Lookup:
     def __init__(self, reactor: IReactorTime, session: Session) -> None:
         self._reactor = reactor
         self._session = session
-        self._valid: OrderedDict[Wanted, tuple[Credential, float]] = OrderedDict()
+        self._valid: OrderedDict[Wanted, tuple[Credential, float, int]] = OrderedDict()
+        """What was found, until when it may be used, and how many changes there had been by then."""
         self._waiting: dict[Wanted, list[Deferred[Credential | None]]] = {}
         """Who waits for what, asked already or not."""
         self._unasked: deque[Wanted] = deque()
@@ -48,6 +49,8 @@ class Lookup:
         self._releasing = False
         # How often something was to be forgotten: what was asked before may be out of date.
         self._forgotten = 0
+        self._changed: dict[tuple[str, int], int] = {}
+        """Which of these times was the last for a key, and for a tenant."""
 
     async def find(self, wanted: Wanted) -> Credential | None:
         """The credential, or None for what does not fit. Raises `Busy` and `Unavailable`."""
@@ -72,20 +75,24 @@ class Lookup:
 
     def forget_all(self) -> None:
         """Look every key up again when it is used next."""
-        self._forget(lambda credential: True)
+        self._forgotten += 1
+        self._valid.clear()
+        self._changed.clear()
 
     def forget_key(self, key_id: int) -> None:
         """Look it up again when it is used next."""
-        self._forget(lambda credential: credential.principal.key_id == key_id)
+        self._forget("key", key_id)
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
         """Look its keys up again when they are used next."""
-        self._forget(lambda credential: credential.tenant.id == tenant_id)
+        self._forget("tenant", tenant_id)
 
-    def _forget(self, concerned: Callable[[Credential], bool]) -> None:
+    def _forget(self, kind: str, number: int) -> None:
+        # Thousands of keys may be revoked by one statement, so what is remembered is not searched here.
         self._forgotten += 1
-        for wanted in [each for each, (found, _) in self._valid.items() if concerned(found)]:
-            del self._valid[wanted]
+        self._changed[kind, number] = self._forgotten
+        if len(self._changed) > _MOST_REMEMBERED:
+            self.forget_all()
 
     def _ask(self) -> None:
         while self._unasked and self._statements < _STATEMENTS:
@@ -130,14 +137,20 @@ class Lookup:
             self._reactor.callLater(0, self._release)
 
     def _remembered(self, wanted: Wanted) -> Credential | None:
-        credential, until = self._valid.get(wanted, (None, 0.0))
-        return None if until <= self._reactor.seconds() else credential
+        found = self._valid.get(wanted)
+        if found is None:
+            return None
+        credential, until, at = found
+        of_key = self._changed.get(("key", credential.principal.key_id), 0)
+        of_tenant = self._changed.get(("tenant", credential.tenant.id), 0)
+        is_current = max(of_key, of_tenant) <= at and self._reactor.seconds() < until
+        return credential if is_current else None
 
     def _remember(self, wanted: Wanted, credential: Credential) -> None:
         seconds = _REMEMBER_SECONDS
         if credential.seconds is not None:
             seconds = min(seconds, credential.seconds)
-        self._valid[wanted] = credential, self._reactor.seconds() + seconds
+        self._valid[wanted] = credential, self._reactor.seconds() + seconds, self._forgotten
         self._valid.move_to_end(wanted)
         while len(self._valid) > _MOST_REMEMBERED:
             self._valid.popitem(last=False)
