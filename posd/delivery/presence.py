@@ -192,8 +192,8 @@ class Presence(Service):
         return {None: None}
 
     async def _flush_quietly(self) -> None:
-        self._messages.begin()
         try:
+            self._messages.begin()
             if self._notes or self._unwritten_since is not None:
                 await self._flushes.ask(None)
         except Unavailable:
