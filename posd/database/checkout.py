@@ -1,4 +1,4 @@
-"""Who gets the next idle connection of the pool: a fair queue whose waiters never run inside each other.
+"""The queue for the connections of the pool: fair among tenants, and no waiter runs inside another one.
 
 Why not `DeferredSemaphore`: its `release` runs the next waiter in the releaser's own stack. While
 connections are lost every waiter fails at once and releases in turn, so some hundred waiters end in
@@ -55,7 +55,7 @@ class Checkout(Generic[R]):
 
     @property
     def idle(self) -> int:
-        """How many resources are lent to nobody."""
+        """How many resources are not lent."""
         return len(self._idle)
 
     @property
@@ -70,7 +70,7 @@ class Checkout(Generic[R]):
 
     @property
     def held_back(self) -> int:
-        """How many of these wait since their tenant has its share, whether a resource is idle or not."""
+        """How many of these wait because their tenant has its share, whether a resource is idle or not."""
         return sum(
             len(queue) for tenant, queue in self._queues.items() if tenant not in self._turns
         )
@@ -118,7 +118,7 @@ class Checkout(Generic[R]):
             self._idle.remove(resource)
 
     def fail(self, reason: Callable[[], Exception]) -> None:
-        """Answer everybody who waits with an exception."""
+        """Fail all waiters, each with an exception of its own."""
         waiters = [
             *self._urgent,
             *self._own,
@@ -151,7 +151,7 @@ class Checkout(Generic[R]):
             return bool(self._urgent)
         if tenant is not None and self._held[tenant] >= self._share:
             return True
-        # Only while the loop runs may a resource be idle that somebody waits for.
+        # A resource that is waited for is idle only while the loop runs.
         return bool(self._urgent or self._own or self._turns)
 
     def _lend(self, resource: R, tenant: int | None) -> R:

@@ -1,4 +1,4 @@
-"""One piece of work for all who wait for it, instead of one for each."""
+"""One run of some work for all callers that wait for it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ class Coalescer(Generic[K, V]):
 def fail_all(waiters: Sequence[Deferred[T]], error: Exception) -> None:
     """Fail each with the same exception.
 
-    Whoever raises an exception prolongs its traceback, which would have every waiter's frames in it.
+    An exception that is raised again gets a longer traceback. Without its traceback being cleared it would
+    hold the frames of every waiter.
     """
     for waiter in waiters:
         waiter.errback(Failure(error.with_traceback(None)))

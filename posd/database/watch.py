@@ -33,7 +33,7 @@ class Watch:
     """What txpostgres uses of a reactor, for one connection.
 
     One selectable at a time reads, and one writes; both are on the same socket. `failed` is told what a
-    selectable or the reactor raises in the reactor's turn, where nobody else would hear of it.
+    selectable or the reactor raises in the reactor's turn, where no caller is told of it.
     """
 
     def __init__(self, reactor: Any, failed: Callable[[Exception], None]) -> None:

@@ -22,7 +22,7 @@ from posd.values import Seq, TenantId
 _AT_ONCE: Final = 50
 """Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
 _LOCKED: Final = "55P03"
-"""lock_not_available: somebody has the table locked, and will be done soon."""
+"""lock_not_available: another session has locked the table, and releases it soon."""
 
 
 class OrderMarks:
