@@ -18,7 +18,8 @@ _STALLED_SECONDS: Final = 60.0
 class Pulse:
     """When something that goes on for ever last made an attempt, a refused one included.
 
-    By the monotonic clock: the reactor's is the clock on the wall, which may be set.
+    By `time.monotonic()`, which cannot be set. The daemon's reactor has the same clock
+    (`posd.monitoring.monotonic`), a reactor as Twisted makes it has the time of day.
     """
 
     def __init__(self) -> None:

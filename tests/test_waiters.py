@@ -11,6 +11,7 @@ import ast
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from traceback import walk_tb
 from typing import Any, Final
 from uuid import uuid4
 
@@ -28,7 +29,9 @@ from posd.events import normalise as drafts
 from posd.monitoring.tenant_survey import Survey
 from posd.publishing.publication import Publication
 from posd.publishing.sequencer import Sequencer
-from posd.store import presence
+from posd.security.credential_lookup import Lookup
+from posd.store import credentials, presence
+from posd.store.credentials import Credential, Wanted
 from posd.store.survey import TenantSurvey
 from posd.values import Opening, Seq, Tenant
 from tests.database.test_checkout import stack_depth
@@ -108,6 +111,49 @@ class CrowdTests(SynchronousTestCase):
             self.failureResultOf(each, Unavailable)
         self.assert_flat()
         self.assertEqual((database.use.waiting, database.use.lent), (0, 0))
+
+    def test_keys_that_are_looked_up_when_the_database_goes_away(self) -> None:
+        away, lost = Unavailable("The connection was lost."), Deferred[None]()
+
+        async def find(session: object, wanted: object) -> list[Credential | None]:
+            await lost
+            raise away
+
+        self.patch(credentials, "find", find)
+        lookup = Lookup(self.clock, Database(self.clock, "", size=1, statement_timeout=5))
+        wanted = Wanted("kitchen", b"", None)
+        calls = [self.call(lambda: lookup.find(wanted)) for _ in range(_CROWD)]
+        lost.callback(None)
+        self.clock.pump([0] * _CROWD)
+        for each in calls:
+            self.failureResultOf(each, Unavailable)
+        self.assert_flat()
+        # Each of them raises it again, which makes its traceback longer.
+        self.assertLess(len([*walk_tb(away.__traceback__)]), 10)
+
+    def test_terminals_whose_key_is_found_when_the_database_goes_away(self) -> None:
+        """Each looks up a second thing then, which fails at once."""
+        answer: Deferred[list[Credential | None]] = Deferred()
+
+        async def find(session: object, wanted: Sequence[Wanted]) -> list[Credential | None]:
+            if wanted[0].device_id is None:
+                return await answer
+            raise Unavailable("The database cannot be reached.")
+
+        self.patch(credentials, "find", find)
+        lookup = Lookup(self.clock, Database(self.clock, "", size=1, statement_timeout=5))
+
+        async def both(number: int) -> None:
+            await lookup.find(Wanted("kitchen", b"", None))
+            await lookup.find(Wanted("kitchen", b"", f"till-{number}"))
+
+        # As many as are told at once, without another turn of the reactor.
+        calls = [self.call(partial(both, number)) for number in range(50)]
+        answer.callback([None])
+        self.clock.pump([0] * len(calls))
+        for each in calls:
+            self.failureResultOf(each, Unavailable)
+        self.assert_flat()
 
     def test_who_waits_for_the_pool_to_be_up(self) -> None:
         database = Database(self.clock, "", size=1, statement_timeout=5)

@@ -164,7 +164,7 @@ class Daemon(Service):
                 return
 
     async def _stop(self) -> None:
-        """Nobody new comes in; then everything ends in order, and in time."""
+        """Close the listeners, then stop all parts in order, within a bounded time."""
         stopping = Stopping(self._reactor, _STOP_SECONDS)
         if self._is_process:
             stopping.end_anyway(_LAST_RESORT_SECONDS, os.EX_SOFTWARE)
@@ -213,15 +213,16 @@ class Daemon(Service):
         return refused or bool(self._reloaded.trouble)
 
     def _is_alive(self) -> bool:
-        """Whether systemd may be told so; a loop that no longer tries is only mended by a restart."""
+        """Whether the watchdog may be fed: a loop that makes no attempts any more needs a restart."""
         return not self._parts.stalled()
 
     def _look_for_stalled(self) -> None:
         stalled = self._parts.stalled()
         if stalled and stalled != self._stalled:
             self._log.critical(
-                "no attempt for a minute: {parts}; posd is not ready, and its watchdog restarts it",
+                "no attempt for a minute: {parts}; posd is not ready; {remedy}",
                 parts=", ".join(stalled),
+                remedy="restart it" if self._watchdog is None else "systemd restarts it",
             )
         self._stalled = stalled
 

@@ -1,4 +1,4 @@
-"""Who gets the next idle connection of the pool: a fair queue whose waiters never run inside each other.
+"""The queue for the connections of the pool: fair among tenants, and no waiter runs inside another one.
 
 Why not `DeferredSemaphore`: its `release` runs the next waiter in the releaser's own stack. While
 connections are lost every waiter fails at once and releases in turn, so some hundred waiters end in
@@ -11,19 +11,19 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
+from posd.database.coalescing import or_busy
 from posd.errors import Busy
 
 R = TypeVar("R", bound=Hashable)
-T = TypeVar("T")
 
 MOST_WAITING_OF_TENANT: Final = 500
 """Statements of one tenant that wait. At two at a time, more are not served within five seconds."""
 MOST_WAITING: Final = 4000
 """Statements of posd's own that wait, and as many of all tenants together."""
+_ALL_IN_USE: Final = "All connections to the database are in use."
 
 
 class Checkout(Generic[R]):
@@ -55,7 +55,7 @@ class Checkout(Generic[R]):
 
     @property
     def idle(self) -> int:
-        """How many resources are lent to nobody."""
+        """How many resources are not lent."""
         return len(self._idle)
 
     @property
@@ -70,7 +70,7 @@ class Checkout(Generic[R]):
 
     @property
     def held_back(self) -> int:
-        """How many of these wait since their tenant has its share, whether a resource is idle or not."""
+        """How many of these wait because their tenant has its share, whether a resource is idle or not."""
         return sum(
             len(queue) for tenant, queue in self._queues.items() if tenant not in self._turns
         )
@@ -91,7 +91,7 @@ class Checkout(Generic[R]):
             if self._held[tenant] < self._share:
                 self._turns.setdefault(tenant)
         seconds = max(0.0, deadline - self._clock.seconds())
-        return waiter.addTimeout(seconds, self._clock, onTimeoutCancel=_too_late)
+        return or_busy(waiter, self._clock, seconds, _ALL_IN_USE)
 
     def release(self, resource: R, tenant: int | None, *, usable: bool) -> None:
         """Give a resource back. One that is not `usable` is withdrawn until it is `add`ed again."""
@@ -118,7 +118,7 @@ class Checkout(Generic[R]):
             self._idle.remove(resource)
 
     def fail(self, reason: Callable[[], Exception]) -> None:
-        """Answer everybody who waits with an exception."""
+        """Fail all waiters, each with an exception of its own."""
         waiters = [
             *self._urgent,
             *self._own,
@@ -151,7 +151,7 @@ class Checkout(Generic[R]):
             return bool(self._urgent)
         if tenant is not None and self._held[tenant] >= self._share:
             return True
-        # Only while the loop runs may a resource be idle that somebody waits for.
+        # A resource that is waited for is idle only while the loop runs.
         return bool(self._urgent or self._own or self._turns)
 
     def _lend(self, resource: R, tenant: int | None) -> R:
@@ -209,10 +209,4 @@ class Checkout(Generic[R]):
 
 
 def _busy() -> Busy:
-    return Busy("All connections to the database are in use.", retry_after=1)
-
-
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise _busy()
-    return result
+    return Busy(_ALL_IN_USE, retry_after=1)

@@ -1,4 +1,4 @@
-"""One piece of work for all who wait for it, instead of one for each."""
+"""One run of some work for all callers that wait for it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Coalescer(Generic[K, V]):
             Deferred.fromCoroutine(self._run())
         if waiter.called:
             return waiter
-        return waiter.addTimeout(self._seconds, self._clock, onTimeoutCancel=_too_late)
+        return or_busy(waiter, self._clock, self._seconds, "The database is busy. Try again.")
 
     async def _run(self) -> None:
         try:
@@ -99,13 +99,19 @@ class Coalescer(Generic[K, V]):
 def fail_all(waiters: Sequence[Deferred[T]], error: Exception) -> None:
     """Fail each with the same exception.
 
-    Whoever raises an exception prolongs its traceback, which would have every waiter's frames in it.
+    An exception that is raised again gets a longer traceback. Without its traceback being cleared it would
+    hold the frames of every waiter.
     """
     for waiter in waiters:
         waiter.errback(Failure(error.with_traceback(None)))
 
 
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Busy("The database is busy. Try again.", retry_after=1)
-    return result
+def or_busy(waiter: Deferred[T], clock: IReactorTime, seconds: float, message: str) -> Deferred[T]:
+    """Have a waiter fail with `Busy` where nothing has come after so many seconds."""
+
+    def too_late(result: T | Failure, _: float) -> T | Failure:
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise Busy(message, retry_after=1)
+        return result
+
+    return waiter.addTimeout(seconds, clock, onTimeoutCancel=too_late)

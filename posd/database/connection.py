@@ -181,7 +181,7 @@ class Connection:
             self._lost(self, trouble)
 
     def _fail(self, error: Exception) -> None:
-        """Something raised where nobody expects it: the connection cannot be trusted any more."""
+        """Give up a connection after an exception outside of a statement: its state is unknown."""
         if not isinstance(error, (psycopg2.Error, NoSocket)):
             self._tell(error)
         self._ended(line(error))

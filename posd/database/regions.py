@@ -1,8 +1,8 @@
 """Change the region in which a shop's telephone numbers are read. Blocking code for `posctl`.
 
 A customer's account is stored under a number in E.164. A number that was typed without a country code got
-that of the region, so under another region the same customer types the same digits and is somebody
-else. `change_region` names the accounts of which that is so.
+that of the region. Under another region the same digits mean another number, and the customer does not
+find the account. `change_region` names the accounts of which that is so.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Turns:
         self._passing_on = False
 
     async def take(self) -> None:
-        """Wait for one's turn. Raises `Busy` if too many wait, and what `fail` says."""
+        """Wait for a turn. Raises `Busy` if too many wait, and the error of `fail`."""
         if self._taken or self._waiting:
             if len(self._waiting) >= self._most:
                 raise Busy("Too many statements wait for the database.", retry_after=1)
@@ -34,7 +34,7 @@ class Turns:
         self._taken = True
 
     def give_back(self) -> None:
-        """End one's turn, and let those who wait have theirs, one after the other.
+        """End a turn, and begin those of the waiters, one after the other.
 
         A turn may be over before `callback` returns. It does not call the next one from there, where
         each would run inside the one before it; the loop that is under way does.
@@ -45,13 +45,13 @@ class Turns:
         self._passing_on = True
         try:
             while self._waiting and not self._taken:
-                # Taken already here, so that nobody comes in between.
+                # Taken before the callback, so that no other caller takes it first.
                 self._taken = True
                 self._waiting.popleft().callback(None)
         finally:
             self._passing_on = False
 
     def fail(self, error: Callable[[], Exception]) -> None:
-        """Tell all who wait that their turn does not come."""
+        """Fail all waiters, each with an error of its own."""
         while self._waiting:
             self._waiting.popleft().errback(error())

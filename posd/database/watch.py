@@ -33,10 +33,8 @@ class Watch:
     """What txpostgres uses of a reactor, for one connection.
 
     One selectable at a time reads, and one writes; both are on the same socket. `failed` is told what a
-    selectable or the reactor raises in the reactor's turn, where nobody else would hear of it.
+    selectable or the reactor raises in the reactor's turn, where no caller is told of it.
     """
-
-    _log = Logger()
 
     def __init__(self, reactor: Any, failed: Callable[[Exception], None]) -> None:
         self._reactor = reactor

@@ -60,7 +60,7 @@ class BulkWriter:
         moved: Callable[[set[TenantId]], None],
         lease: Callable[[], Awaitable[None]],
     ) -> None:
-        # Everybody waits for these statements.
+        # Many callers wait for these statements.
         self._database = database.for_all
         self._node_id = node_id
         self._moved = moved

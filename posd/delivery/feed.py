@@ -8,7 +8,7 @@ a second later. The canary is a NOTIFY to ourselves; when it stays away the list
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -64,8 +64,8 @@ class Delivery(Protocol):
 class Doorkeeper(Protocol):
     """The exchange, as far as the feed tells it who has to go."""
 
-    async def recheck(self, key_id: int | None = None) -> None:
-        """Credentials, or this one, may have ended."""
+    async def recheck(self, keys: Collection[int] | None = None) -> None:
+        """These credentials, or any, may have ended."""
 
     def superseded(self, connection_id: UUID) -> None:
         """A connection has lost its device to another one."""
@@ -127,6 +127,9 @@ class Feed(Service):
         self._loops: list[Deferred[None]] = []
         self._pulses: list[Pulse] = []
         self._pauses: set[Deferred[None]] = set()
+        # Keys to be looked at after those that are looked at now; None stands for all keys.
+        self._suspects: set[int | None] = set()
+        self._suspecting = False
         self._link = Link(
             reactor,
             dsn,
@@ -210,19 +213,39 @@ class Feed(Service):
             case "key":
                 self._cache.forget_key(int(subject))
                 self._later(self._cache.look())
-                self._later(self._doorkeeper.recheck(int(subject)))
+                self._suspect(int(subject))
             case "keys":
                 self._later(self._cache.look())
             case "tenant":
                 self._cache.forget_tenant(int(subject))
                 self._later(self._cache.look())
-                self._later(self._doorkeeper.recheck())
+                self._suspect(None)
             case "superseded":
                 self._doorkeeper.superseded(UUID(subject))
             case "disconnect":
                 self._doorkeeper.disconnect(UUID(subject))
             case "erased":
                 self._delivery.erased(int(subject))
+
+    def _suspect(self, key_id: int | None) -> None:
+        """Look whether a key, or any, has ended.
+
+        One statement of an operator may change thousands of keys or tenants, with a notification for
+        each. What is notified during one look is looked at together by the next one.
+        """
+        self._suspects.add(key_id)
+        if not self._suspecting:
+            self._suspecting = True
+            self._later(self._look_at_suspects())
+
+    async def _look_at_suspects(self) -> None:
+        try:
+            while self._suspects:
+                suspects, self._suspects = self._suspects, set()
+                keys = {each for each in suspects if each is not None}
+                await self._doorkeeper.recheck(None if None in suspects else keys)
+        finally:
+            self._suspecting = False
 
     async def _poll(self) -> None:
         waited, heads = await stream.poll(self._database, self._delivery.tenants)

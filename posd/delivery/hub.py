@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from typing import Final, Protocol
 from uuid import UUID
@@ -238,14 +238,14 @@ class Exchange(Service):
         """A till sent a frame."""
         self._roster.heard(session)
 
-    async def recheck(self, key_id: int | None = None) -> None:
-        """Send away whose credential, or whose tenant, is valid no more.
+    async def recheck(self, keys: Collection[int] | None = None) -> None:
+        """End the connections whose key, of these or of all, or whose tenant is no longer valid.
 
-        Unless one key is asked for, also whose device has to go.
+        Where all keys are looked at, devices that have to go are looked at too.
         """
         using = {terminal.principal.key_id for terminal, _ in self._present()}
-        asked = using if key_id is None else using & {key_id}
-        everywhere = self.channels.tenants if key_id is None else []
+        asked = using if keys is None else using.intersection(keys)
+        everywhere = self.channels.tenants if keys is None else []
         found = await dismissals.find(self._database, asked, everywhere)
         for terminal, end in self._present():
             closing = found.of(terminal)

@@ -37,6 +37,8 @@ class MessageWriter:
         self._database = database
         self._sampler = LogSampler(clock.seconds)
         self._pending = Messages()
+        self._tenants: dict[TenantId, Tenant] = {}
+        """The tenants whose tills have sent anything, as the last of these tills knew them."""
         self._writes: dict[TenantId, Coalescer[None, None]] = {}
         self._refusing: Counter[Device] = Counter()
         """How many refusals of each device are still to be written."""
@@ -44,28 +46,25 @@ class MessageWriter:
     def said(self, terminal: Terminal, kind: str, body: bytes) -> None:
         """A till sent a message that is only logged."""
         word = Word(f"pos_{kind}", body.decode(), terminal.device_id)
-        self._kept(terminal, self._pending.say(terminal.tenant, word))
+        self._kept(terminal, self._pending.say(terminal.tenant.id, word))
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         """A till cannot process event `seq`."""
         device = terminal.device_id or ""
         nack = Nack(seq, device, reason, terminal.stream_id)
-        kept = self._pending.refuse(terminal.tenant, nack)
+        kept = self._pending.refuse(terminal.tenant.id, nack)
         if kept:
-            self._of(terminal.tenant)
             self._refusing[terminal.tenant.id, device] += 1
         self._kept(terminal, kept)
 
     def begin(self) -> None:
         """Begin to write the messages of each tenant for which that is not under way."""
-        for tenant in self._pending.tenants:
-            if not self._of(tenant).running:
-                Deferred.fromCoroutine(self._quietly(tenant.id))
+        for tenant_id in self._pending.tenants:
+            if not self._writes[tenant_id].running:
+                Deferred.fromCoroutine(self._quietly(tenant_id))
 
     async def write(self) -> None:
         """Write everything, as far as the database can be reached."""
-        for tenant in self._pending.tenants:
-            self._of(tenant)
         work = [self._quietly(each) for each in self._writes]
         await gatherResults([Deferred.fromCoroutine(each) for each in work])
 
@@ -74,15 +73,12 @@ class MessageWriter:
         if self._refusing[device]:
             await self._writes[device[0]].ask(None)
 
-    def _of(self, tenant: Tenant) -> Coalescer[None, None]:
-        if tenant.id not in self._writes:
+    def _writing(self, tenant_id: TenantId) -> Coalescer[None, None]:
+        async def write(keys: Sequence[None]) -> Mapping[None, None]:
+            await self._all_of(self._tenants[tenant_id])
+            return {None: None}
 
-            async def write(keys: Sequence[None]) -> Mapping[None, None]:
-                await self._all_of(tenant)
-                return {None: None}
-
-            self._writes[tenant.id] = Coalescer(self._clock, write, seconds=_WAIT_SECONDS)
-        return self._writes[tenant.id]
+        return Coalescer(self._clock, write, seconds=_WAIT_SECONDS)
 
     async def _quietly(self, tenant_id: TenantId) -> None:
         try:
@@ -112,12 +108,12 @@ class MessageWriter:
 
     async def _kind(
         self,
-        kept: dict[Tenant, list[T]],
+        kept: dict[TenantId, list[T]],
         tenant: Tenant,
         write: Callable[[Sequence[T]], Awaitable[None]],
     ) -> None:
         """Write one kind of messages. What is refused is lost, by name, and stops no other."""
-        messages, done = kept.pop(tenant, []), 0
+        messages, done = kept.pop(tenant.id, []), 0
 
         async def write_part(part: Sequence[T]) -> None:
             nonlocal done
@@ -143,12 +139,12 @@ class MessageWriter:
             # Their table is gone or not posd's to write: it would be the same the next time.
             blame(messages[done:], error)
         except BaseException:
-            kept[tenant] = messages[done:] + kept.get(tenant, [])
+            kept[tenant.id] = messages[done:] + kept.get(tenant.id, [])
             raise
 
     def _done(self, tenant: Tenant, part: Sequence[Word | Nack]) -> None:
         """These messages are written, or lost."""
-        self._pending.written(tenant, part)
+        self._pending.written(tenant.id, part)
         for each in part:
             if isinstance(each, Nack):
                 device = (tenant.id, each.device_id)
@@ -157,11 +153,17 @@ class MessageWriter:
                     del self._refusing[device]
 
     def _kept(self, terminal: Terminal, kept: bool) -> None:
-        unsaid = None if kept else self._sampler.take(terminal.tenant.id)
+        tenant = terminal.tenant
+        if kept:
+            self._tenants[tenant.id] = tenant
+            if tenant.id not in self._writes:
+                self._writes[tenant.id] = self._writing(tenant.id)
+            return
+        unsaid = self._sampler.take(tenant.id)
         if unsaid is not None:
             self._log.warn(
                 "a message of a till was not stored, since too many wait for the database:"
                 " tenant={tenant} unsaid={unsaid}",
-                tenant=terminal.tenant.slug,
+                tenant=tenant.slug,
                 unsaid=unsaid,
             )

@@ -6,6 +6,7 @@ Both look into every tenant's tables, so neither is part of a flush that tills w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -21,7 +22,7 @@ from posd.values import Seq, TenantId
 _AT_ONCE: Final = 50
 """Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
 _LOCKED: Final = "55P03"
-"""lock_not_available: somebody has the table locked, and will be done soon."""
+"""lock_not_available: another session has locked the table, and releases it soon."""
 
 
 class OrderMarks:
@@ -34,6 +35,9 @@ class OrderMarks:
         self._confirmed = confirmed
         self._reported: set[TenantId] = set()
         self._unmarked: set[TenantId] = set()
+        # Tenants of statements that took too long. Each of them gets a statement of its own until that
+        # succeeds, since one slow tenant fails the statement for all.
+        self._alone: defaultdict[str, set[TenantId]] = defaultdict(set)
         self._troubles = Troubles(self._log)
 
     def reported(self, tenant_id: TenantId) -> None:
@@ -50,13 +54,24 @@ class OrderMarks:
         Raises `Unavailable` or `StatementFailed` if there is such a thing, after all others were done.
         """
         trouble: Exception | None = None
-        for wanted, work in ((self._reported, self._confirm), (self._unmarked, self._mark)):
-            tenants = sorted(wanted)
-            for first in range(0, len(tenants), _AT_ONCE):
+        for what, wanted, work in (
+            ("reports of orders", self._reported, self._confirm),
+            ("marks of orders", self._unmarked, self._mark),
+        ):
+            alone = self._alone[what]
+            for tenants in _parts(wanted, alone):
                 try:
-                    await self._each(wanted, tenants[first : first + _AT_ONCE], work)
+                    await self._each(wanted, tenants, work)
                 except (Busy, StatementFailed) as error:
                     trouble = trouble or error
+                    if isinstance(error, Busy):
+                        alone.update(tenants)
+                        if len(tenants) == 1:
+                            self._troubles.begun(f"{what} of tenant {tenants[0]}", error)
+                else:
+                    alone.difference_update(tenants)
+                    for tenant_id in tenants:
+                        self._troubles.over(f"{what} of tenant {tenant_id}")
         if trouble is not None:
             raise trouble
 
@@ -104,3 +119,10 @@ class OrderMarks:
 
     async def _mark(self, tenants: list[TenantId]) -> Mapping[TenantId, str]:
         return await orders.mark(self._database, tenants)
+
+
+def _parts(wanted: set[TenantId], alone: set[TenantId]) -> list[list[TenantId]]:
+    """Divide tenants into statements: those that are not `alone` together, and then each of the others."""
+    together = sorted(wanted - alone)
+    parts = [together[n : n + _AT_ONCE] for n in range(0, len(together), _AT_ONCE)]
+    return [*parts, *([each] for each in sorted(wanted & alone))]

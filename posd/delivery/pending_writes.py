@@ -14,7 +14,7 @@ from uuid import UUID
 from attrs import define, field, frozen
 
 from posd.delivery.registry import Sighting
-from posd.values import Seq, Tenant, TenantId, Terminal
+from posd.values import Seq, TenantId, Terminal
 
 _MOST_SAID: Final = 2 * 1024 * 1024
 _MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
@@ -145,33 +145,36 @@ T = TypeVar("T", Word, Nack)
 
 @define
 class Messages:
-    """What tills said and refused, to be written into their tenants' schemas."""
+    """What tills said and refused, to be written into their tenants' schemas.
 
-    words: dict[Tenant, list[Word]] = field(factory=dict)
-    nacks: dict[Tenant, list[Nack]] = field(factory=dict)
-    sizes: Counter[Tenant] = field(factory=Counter)
+    By the tenant's number: what else is known of a tenant may change between two messages.
+    """
+
+    words: dict[TenantId, list[Word]] = field(factory=dict)
+    nacks: dict[TenantId, list[Nack]] = field(factory=dict)
+    sizes: Counter[TenantId] = field(factory=Counter)
     """How many bytes the words and nacks of each tenant take, until they are written."""
 
     @property
-    def tenants(self) -> list[Tenant]:
+    def tenants(self) -> list[TenantId]:
         """The tenants that have any, each once, the one first that has waited longest."""
         return list(self.words | self.nacks)
 
-    def say(self, tenant: Tenant, word: Word) -> bool:
+    def say(self, tenant: TenantId, word: Word) -> bool:
         """Note what a till said; False if it cannot be kept, since there is too much already."""
         return self._keep(self.words, tenant, word)
 
-    def refuse(self, tenant: Tenant, nack: Nack) -> bool:
+    def refuse(self, tenant: TenantId, nack: Nack) -> bool:
         """Note what a till could not process; False if it cannot be kept either."""
         return self._keep(self.nacks, tenant, nack)
 
-    def written(self, tenant: Tenant, said: Sequence[Word | Nack]) -> None:
+    def written(self, tenant: TenantId, said: Sequence[Word | Nack]) -> None:
         """These words or nacks of a tenant take no room any more."""
         self.sizes[tenant] -= sum(each.size for each in said)
         if not self.sizes[tenant]:
             del self.sizes[tenant]
 
-    def _keep(self, kept: dict[Tenant, list[T]], tenant: Tenant, said: T) -> bool:
+    def _keep(self, kept: dict[TenantId, list[T]], tenant: TenantId, said: T) -> bool:
         sizes = self.sizes
         if sizes[tenant] + said.size > _MOST_SAID or sizes.total() + said.size > _MOST_SAID_BY_ALL:
             return False

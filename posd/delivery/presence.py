@@ -15,11 +15,10 @@ from typing import Final
 from uuid import UUID
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
@@ -28,7 +27,7 @@ from posd.delivery.message_writer import MessageWriter
 from posd.delivery.order_marks import OrderMarks
 from posd.delivery.pending_writes import Claim, Notes, subscription
 from posd.delivery.registry import Sighting
-from posd.errors import Busy, StatementFailed, Unavailable
+from posd.errors import StatementFailed, Unavailable
 from posd.events.print_status import print_report
 from posd.store import orders
 from posd.store import presence as books
@@ -42,8 +41,6 @@ _MARK_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 5.0
 """How long a caller waits for a flush. A till waits ten seconds to be let in."""
 _OVERDUE_SECONDS: Final = 30.0
-_LEAVE_SECONDS: Final = 5.0
-"""How long a stop waits for the last flush; what is left is lost as in a crash."""
 
 
 class Presence(Service):
@@ -83,13 +80,15 @@ class Presence(Service):
         self._marking.start(_MARK_SECONDS, now=False)
 
     def stopService(self) -> Deferred[None]:
-        """Write what is left and take the node out of the books."""
+        """Write what is left and take the node out of the books.
+
+        `daemon.stopping` bounds the time. What is not written by then is lost as in a crash.
+        """
         Service.stopService(self)
         for timer in (self._flushing, self._renewing, self._marking):
             if timer.running:
                 timer.stop()
-        left = Deferred.fromCoroutine(self._leave())
-        return left.addTimeout(_LEAVE_SECONDS, self._reactor, onTimeoutCancel=_left_over)
+        return Deferred.fromCoroutine(self._leave())
 
     @property
     def overdue(self) -> bool:
@@ -193,8 +192,8 @@ class Presence(Service):
         return {None: None}
 
     async def _flush_quietly(self) -> None:
-        self._messages.begin()
         try:
+            self._messages.begin()
             if self._notes or self._unwritten_since is not None:
                 await self._flushes.ask(None)
         except Unavailable:
@@ -230,7 +229,8 @@ class Presence(Service):
     async def _leave(self) -> None:
         try:
             await self.flush()
-            await self.mark()
+            # A shop's table that cannot be written does not keep the node in the books.
+            await self._marks.mark_quietly()
             if self._notes:
                 # What tills said of orders has confirmed more.
                 await self.flush()
@@ -238,10 +238,3 @@ class Presence(Service):
         except (Unavailable, StatementFailed):
             # The lease runs out by itself, if there are any books.
             return
-
-
-def _left_over(result: Failure | None, seconds: float) -> Failure | None:
-    """The database does not answer: the lease runs out by itself."""
-    if isinstance(result, Failure) and result.check(CancelledError, Busy):
-        return None
-    return result

@@ -233,7 +233,7 @@ class Instruments:
         self._attempts.labels(code).inc()
 
     def rate_limited(self, by: str) -> None:
-        """Somebody was over a rate; `by` is one of `LIMITED`."""
+        """A request or a frame was over a rate; `by` is one of `LIMITED`."""
         self._limited.labels(by).inc()
 
     def served(self, operation: str, status: int, seconds: float) -> None:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
+from posd.database.coalescing import fail_all, or_busy
 from posd.database.link import Session
 from posd.errors import Busy
 from posd.store import credentials
 from posd.store.credentials import Credential, Wanted
 from posd.values import TenantId
-
-T = TypeVar("T")
 
 _REMEMBER_SECONDS: Final = 10.0
 _MOST_REMEMBERED: Final = 10_000
@@ -40,15 +38,19 @@ class Lookup:
     def __init__(self, reactor: IReactorTime, session: Session) -> None:
         self._reactor = reactor
         self._session = session
-        self._valid: OrderedDict[Wanted, tuple[Credential, float]] = OrderedDict()
+        self._valid: OrderedDict[Wanted, tuple[Credential, float, int]] = OrderedDict()
+        """What was found, until when it may be used, and how many changes there had been by then."""
         self._waiting: dict[Wanted, list[Deferred[Credential | None]]] = {}
         """Who waits for what, asked already or not."""
         self._unasked: deque[Wanted] = deque()
         self._statements = 0
         self._waiters = 0
         self._released: deque[Callable[[], None]] = deque()
+        self._releasing = False
         # How often something was to be forgotten: what was asked before may be out of date.
         self._forgotten = 0
+        self._changed: dict[tuple[str, int], int] = {}
+        """Which of these times was the last for a key, and for a tenant."""
 
     async def find(self, wanted: Wanted) -> Credential | None:
         """The credential, or None for what does not fit. Raises `Busy` and `Unavailable`."""
@@ -58,7 +60,7 @@ class Lookup:
         if self._waiters >= _MOST_WAITING:
             raise Busy("Too many keys are being looked up. Try again.", retry_after=2)
         waiter: Deferred[Credential | None] = Deferred()
-        waiter.addTimeout(_LOOK_UP_SECONDS, self._reactor, onTimeoutCancel=_too_late)
+        or_busy(waiter, self._reactor, _LOOK_UP_SECONDS, "The database is busy. Try again.")
         if wanted in self._waiting:
             self._waiting[wanted].append(waiter)
         else:
@@ -73,20 +75,24 @@ class Lookup:
 
     def forget_all(self) -> None:
         """Look every key up again when it is used next."""
-        self._forget(lambda credential: True)
+        self._forgotten += 1
+        self._valid.clear()
+        self._changed.clear()
 
     def forget_key(self, key_id: int) -> None:
         """Look it up again when it is used next."""
-        self._forget(lambda credential: credential.principal.key_id == key_id)
+        self._forget("key", key_id)
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
         """Look its keys up again when they are used next."""
-        self._forget(lambda credential: credential.tenant.id == tenant_id)
+        self._forget("tenant", tenant_id)
 
-    def _forget(self, concerned: Callable[[Credential], bool]) -> None:
+    def _forget(self, kind: str, number: int) -> None:
+        # Thousands of keys may be revoked by one statement, so what is remembered is not searched here.
         self._forgotten += 1
-        for wanted in [each for each, (found, _) in self._valid.items() if concerned(found)]:
-            del self._valid[wanted]
+        self._changed[kind, number] = self._forgotten
+        if len(self._changed) > _MOST_REMEMBERED:
+            self.forget_all()
 
     def _ask(self) -> None:
         while self._unasked and self._statements < _STATEMENTS:
@@ -110,28 +116,41 @@ class Lookup:
                 self._remember(wanted, result)
             for waiter in self._waiting.pop(wanted):
                 self._released.append(_telling(waiter, result))
-        if len(self._released) <= _IN_ONE_TURN:
-            self._release()
-        else:
-            self._reactor.callLater(0, self._release)
+        if not self._releasing:
+            self._releasing = True
+            if len(self._released) <= _IN_ONE_TURN:
+                self._release()
+            else:
+                self._reactor.callLater(0, self._release)
         self._ask()
 
     def _release(self) -> None:
-        """Let some go on, and the others in the turns that follow: each has work to do then."""
+        """Let some go on, and the others in the turns that follow: each has work to do then.
+
+        One that goes on may ask something that fails at once. Its answer waits for the next turn, since
+        the next waiter would run inside this one otherwise.
+        """
         for _ in range(min(_IN_ONE_TURN, len(self._released))):
             self._released.popleft()()
-        if self._released:
+        self._releasing = bool(self._released)
+        if self._releasing:
             self._reactor.callLater(0, self._release)
 
     def _remembered(self, wanted: Wanted) -> Credential | None:
-        credential, until = self._valid.get(wanted, (None, 0.0))
-        return None if until <= self._reactor.seconds() else credential
+        found = self._valid.get(wanted)
+        if found is None:
+            return None
+        credential, until, at = found
+        of_key = self._changed.get(("key", credential.principal.key_id), 0)
+        of_tenant = self._changed.get(("tenant", credential.tenant.id), 0)
+        is_current = max(of_key, of_tenant) <= at and self._reactor.seconds() < until
+        return credential if is_current else None
 
     def _remember(self, wanted: Wanted, credential: Credential) -> None:
         seconds = _REMEMBER_SECONDS
         if credential.seconds is not None:
             seconds = min(seconds, credential.seconds)
-        self._valid[wanted] = credential, self._reactor.seconds() + seconds
+        self._valid[wanted] = credential, self._reactor.seconds() + seconds, self._forgotten
         self._valid.move_to_end(wanted)
         while len(self._valid) > _MOST_REMEMBERED:
             self._valid.popitem(last=False)
@@ -141,11 +160,5 @@ def _telling(
     waiter: Deferred[Credential | None], result: Credential | Exception | None
 ) -> Callable[[], None]:
     if isinstance(result, Exception):
-        return lambda: waiter.errback(result)
+        return lambda: fail_all([waiter], result)
     return lambda: waiter.callback(result)
-
-
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Busy("The database is busy. Try again.", retry_after=1)
-    return result

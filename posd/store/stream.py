@@ -23,10 +23,10 @@ _POLL: Final = f"""
               FROM dinedesk_main.pos_outbox AS o LIMIT 1), {_HEAD_COLUMNS}
       FROM (SELECT 1) AS always LEFT JOIN dinedesk_main.pos_heads ON tenant_id = ANY (%s)
 """
-# The condition on the head is asked once a statement, not once a row.
 _PAGE_BYTES: Final = 256 * 1024
 """Of events in one page: as much as a terminal's send queue takes, so that nothing is read in vain."""
-# The limit stands inside, so that no more rows are added up than may be needed.
+# The limit stands inside, so that no more rows are added up than may be needed. PostgreSQL evaluates the
+# condition on the head once for the statement, not for each row.
 _AFTER: Final = """
     SELECT seq, event_type, data, created_at, beside
       FROM (SELECT *, sum(octet_length(data)) OVER (ORDER BY seq) - octet_length(data) AS before

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
@@ -130,7 +131,7 @@ class StalledTests(SynchronousTestCase):
 
     def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
         daemon = Daemon.__new__(Daemon)
-        daemon._parts, daemon._stalled = self.parts, []
+        daemon._parts, daemon._stalled, daemon._watchdog = self.parts, [], None
         self.patch(links, "deferLater", lambda *_: Deferred())
         self.start()
         self.assertTrue(daemon._is_alive())
@@ -141,3 +142,8 @@ class StalledTests(SynchronousTestCase):
         self.assertFalse(daemon._is_alive())
         (line,) = (each for each in logs if each["log_level"] == LogLevel.critical)
         self.assertEqual(line["parts"], "database, feed, sequencer")
+        self.assertEqual(line["remedy"], "restart it")
+        daemon._stalled, daemon._watchdog = [], Service()
+        with capturedLogs() as logs:
+            daemon._look_for_stalled()
+        self.assertEqual([each["remedy"] for each in logs], ["systemd restarts it"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from uuid import UUID, uuid4
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
 
 from posd.database import migrations
 from posd.database.pool import Database
@@ -36,7 +38,9 @@ class Tills:
     tenants: list[TenantId] = field(factory=lambda: [1])
     woken: list[tuple[TenantId, Seq]] = field(factory=list)
     checked: list[list[Head]] = field(factory=list)
-    rechecked: list[int | None] = field(factory=list)
+    rechecked: list[set[int] | None] = field(factory=list)
+    rechecking: Deferred[None] | None = None
+    """What a look at keys waits for."""
     displaced: list[UUID] = field(factory=list)
     sent_away: list[UUID] = field(factory=list)
     forgotten: list[TenantId] = field(factory=list)
@@ -52,8 +56,10 @@ class Tills:
             raise self.trouble
         self.checked.append(heads)
 
-    async def recheck(self, key_id: int | None = None) -> None:
-        self.rechecked.append(key_id)
+    async def recheck(self, keys: Collection[int] | None = None) -> None:
+        self.rechecked.append(None if keys is None else {*keys})
+        if self.rechecking is not None:
+            await self.rechecking
 
     def superseded(self, connection_id: UUID) -> None:
         self.displaced.append(connection_id)
@@ -157,7 +163,24 @@ class NotificationTests(FeedCase):
         self.notify("posd_control", "tenant 2")
         await until(lambda: bool(self.keys.tenants), "both were heard")
         self.assertEqual((self.keys.keys, self.keys.tenants), ([5], [2]))
-        self.assertEqual(self.tills.rechecked, [5, None])
+        self.assertEqual(self.tills.rechecked, [{5}, None])
+
+    async def test_a_thousand_keys_that_end_together_are_looked_at_in_two_looks(self) -> None:
+        feed = await self.started()
+        waiting: Deferred[None] = Deferred()
+        self.tills.rechecking = waiting
+        self.admin.run(
+            "SELECT pg_notify('posd_control', 'key ' || n) FROM generate_series(1, 1000) AS n"
+        )
+        await self.passed(feed)
+        self.assertEqual(self.tills.rechecked, [{1}])
+        self.tills.rechecking = None
+        waiting.callback(None)
+        self.assertEqual(self.tills.rechecked, [{1}, {*range(2, 1001)}])
+        self.notify("posd_control", "key 5")
+        self.notify("posd_control", "tenant 2")
+        await self.passed(feed)
+        self.assertEqual(self.tills.rechecked[2:], [{5}, None])
 
     async def test_what_changes_of_keys_is_looked_at_each_time(self) -> None:
         feed = await self.started()
@@ -262,7 +285,7 @@ class PollTests(FeedCase):
         self.patch(module, "_RECHECK_SECONDS", 0.05)
         await self.started()
         await until(lambda: len(self.tills.rechecked) > 2, "they were looked at")
-        self.assertEqual(set(self.tills.rechecked), {None})
+        self.assertEqual([each for each in self.tills.rechecked if each is not None], [])
 
 
 class FirstCanaryTests(FeedCase):

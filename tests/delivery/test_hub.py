@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from uuid import UUID
 
@@ -259,8 +260,8 @@ class CheckTests(ExchangeCase):
 
 
 class RecheckTests(ExchangeCase):
-    def recheck(self, key_id: int | None = None) -> None:
-        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck(key_id)))
+    def recheck(self, keys: Collection[int] | None = None) -> None:
+        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck(keys)))
 
     def test_tills_whose_key_has_ended_are_closed(self) -> None:
         lines = [self.connect(terminal(key_id=key))[1] for key in (1, 2, 2)]
@@ -271,20 +272,20 @@ class RecheckTests(ExchangeCase):
     def test_one_key_can_be_asked_for(self) -> None:
         lines = [self.connect(terminal(key_id=key))[1] for key in (1, 2)]
         self.store.ended = {1, 2}
-        self.recheck(1)
+        self.recheck([1])
         self.assertEqual([line.closings for line in lines], [[REVOKED], []])
         self.assertEqual(self.store.checked, [{1}])
 
     def test_a_key_that_nobody_uses_is_not_asked_for(self) -> None:
-        self.recheck(1)
+        self.recheck([1])
         self.connect(terminal(key_id=2))
-        self.recheck(1)
+        self.recheck([1])
         self.assertEqual(self.store.checked, [])
 
     def test_tills_whose_device_was_disabled_are_closed(self) -> None:
         lines = [self.connect(terminal(name), acked=10)[1] for name in ("BAR", "DOOR", None)]
         self.store.disabled = {(KITCHEN.id, "BAR"), (KITCHEN.id + 1, "DOOR")}
-        self.recheck(1)
+        self.recheck([1])
         self.assertEqual(lines[0].closings, [])
         self.recheck()
         self.assertEqual([line.closings for line in lines], [[DISABLED], [], []])

@@ -390,7 +390,7 @@ class WaitingTests(PollCase):
     def test_a_key_that_is_revoked_gets_nothing_more(self) -> None:
         asking = self.ask(10, PATIENT)
         self.store.ended = {1}
-        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck(1)))
+        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck([1])))
         self.assertEqual(self.refusal(asking, Unauthorized), "unauthorized")
         self.nothing_is_left()
 

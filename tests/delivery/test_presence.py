@@ -183,7 +183,7 @@ class PresenceTests(DatabaseCase):
             presence.said(front, "status", b"{}")
             presence.said(front, "status", b'"%b"' % (b"x" * 60_000))
             presence.refused(front, 1, "no paper")
-        self.assertEqual(presence._messages._pending.sizes[KITCHEN] >> 20, 1)
+        self.assertEqual(presence._messages._pending.sizes[KITCHEN.id] >> 20, 1)
         presence.refused(other, 1, "no paper")
         await presence.flush()
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_grill.pos_nacks"), 1)
@@ -196,8 +196,8 @@ class PresenceTests(DatabaseCase):
         presence.refused(front, 1, "no paper")
         self.patch(books, "nacks", _away)
         await presence.flush()
-        self.assertLess(presence._messages._pending.sizes[KITCHEN], 1000)
-        self.assertEqual(len(presence._messages._pending.nacks[KITCHEN]), 1)
+        self.assertLess(presence._messages._pending.sizes[KITCHEN.id], 1000)
+        self.assertEqual(len(presence._messages._pending.nacks[KITCHEN.id]), 1)
 
     async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
         presence = await self.presence()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
 from posd.errors import Busy, StatementFailed, Unavailable
-from posd.values import Seq, Tenant, Terminal
+from posd.store import orders
+from posd.values import Seq, Tenant, TenantId, Terminal
 from tests.books_case import BooksCase
 from tests.database.test_checkout import stack_depth
 from tests.delivery_case import KITCHEN, terminal
@@ -342,6 +344,23 @@ class MessageTests(BooksCase):
         self.assertEqual([device for _, device in self.books.logged], ["one", "three", "four"])
         self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
 
+    def test_a_tenant_that_was_renamed_has_its_messages_written_all_the_same(self) -> None:
+        self.presence.said(terminal("old"), "status", b"{}")
+        self.flush()
+        renamed = evolve(KITCHEN, name="The new kitchen", slug="bistro")
+        new = terminal("new", tenant=renamed)
+        self.presence.said(new, "status", b"{}")
+        self.presence.refused(new, 7, "no paper")
+        self.presence.said(terminal("old"), "status", b"{}")
+        self.presence.refused(new, 8, "no paper")
+        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "new"))
+        self.successResultOf(settled)
+        self.assertEqual(
+            self.books.logged, [("kitchen", "old"), ("bistro", "new"), ("bistro", "old")]
+        )
+        self.assertEqual(self.books.nacked, [("new", 7), ("new", 8)])
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
     def test_one_bad_message_is_lost_by_name_and_no_other(self) -> None:
         for name in ("one", "two", "three"):
             self.presence.said(terminal(name), "status", b"{}")
@@ -381,6 +400,51 @@ class MarkTests(BooksCase):
             self.books.trouble.clear()
             self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
             self.assertEqual({*self.books.marked}, {*range(1, 121)})
+
+    def test_a_tenant_whose_table_takes_too_long_holds_up_itself_alone(self) -> None:
+        asked: list[list[TenantId]] = []
+        slow: set[TenantId] = {7}
+
+        async def mark(_: object, ids: Iterable[TenantId]) -> dict[TenantId, str]:
+            asked.append([*ids])
+            if slow.intersection(asked[-1]):
+                raise Busy("The database is busy.")
+            self.books.marked += asked[-1]
+            return {}
+
+        self.patch(orders, "mark", mark)
+        for number in range(1, 61):
+            self.presence.delivered(Tenant(number, f"t{number}", "", ""), 7)
+        self.flush()
+        with capturedLogs() as logged:
+            for _ in range(4):
+                self.failureResultOf(Deferred.fromCoroutine(self.presence.mark()), Busy)
+        self.assertEqual({*self.books.marked}, {*range(1, 61)} - slow)
+        self.assertEqual(asked[-2:], [[7], [7]])
+        (line,) = [each["what"] for each in logged if "what" in each]
+        self.assertEqual(line, "marks of orders of tenant 7")
+        slow.clear()
+        self.presence.delivered(Tenant(8, "t8", "", ""), 8)
+        self.flush()
+        for _ in range(2):
+            self.presence.delivered(Tenant(7, "t7", "", ""), 8)
+            self.flush()
+            self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
+        self.assertEqual(asked[-3:], [[8], [7], [7]])
+        self.presence._marks.moved({7, 8})
+        self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
+        self.assertEqual(asked[-1], [7, 8])
+
+    def test_a_table_that_cannot_be_marked_does_not_keep_the_node_in_the_books(self) -> None:
+        for error in (_DENIED, Busy("The database is busy.")):
+            self.presence.delivered(KITCHEN, 7)
+            self.flush()
+            self.assertEqual(len(self.books.nodes), 1)
+            self.fails(f"mark {KITCHEN.id}", error)
+            with capturedLogs():
+                self.successResultOf(self.presence.stopService())
+            self.assertEqual(self.books.nodes, set())
+            self.books.nodes.add(self.presence._node_id)
 
 
 class ReadinessTests(BooksCase):
@@ -438,12 +502,3 @@ class ReadinessTests(BooksCase):
         self.presence.disconnected(front)
         self.run_for(40)
         self.assertFalse(self.presence.overdue)
-
-    def test_a_stop_waits_for_the_last_flush_for_so_long_and_no_longer(self) -> None:
-        self.books.pending = []
-        self.presence.acknowledged(terminal("front"), 7)
-        stopping = self.presence.stopService()
-        self.run_for(4)
-        self.assertNoResult(stopping)
-        self.run_for(2)
-        self.successResultOf(stopping)

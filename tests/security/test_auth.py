@@ -7,10 +7,10 @@ import errno
 import hashlib
 import inspect
 import secrets
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IDelayedCall
@@ -209,6 +209,8 @@ class RememberingTests(AuthCase):
         calls = [begin(authenticator.at_tenant("kitchen", key, None, HERE)) for _ in range(50)]
         self.assertEqual({each.tenant.slug for each in await gatherResults(calls)}, {"kitchen"})
         self.assertEqual(self.database.statements, 1)
+        # Not in the turn in which these callers are told.
+        await deferLater(REACTOR, 0)
         calls = [begin(authenticator.at_tenant("grill", key, None, HERE)) for _ in range(5)]
         await self.database.stopService()
         for call in calls:
@@ -223,6 +225,33 @@ class RememberingTests(AuthCase):
         authenticator.forget_key(credential.principal.key_id)
         refusal = await self.refusal(authenticator.at_tenant("kitchen", key, None, HERE))
         self.assertIsInstance(refusal, Unauthorized)
+
+    async def test_of_keys_that_change_only_these_are_looked_up_anew_and_the_others_not_searched(
+        self,
+    ) -> None:
+        class Unsearchable(OrderedDict[Any, Any]):
+            def __iter__(self) -> NoReturn:
+                raise AssertionError("ten thousand would be searched for each key that changes")
+
+            items = keys = values = __iter__
+
+        authenticator = await self.authenticator()
+        authenticator._lookup._valid = Unsearchable()
+        keys = [self.key() for _ in range(3)]
+        first, *_ = [await authenticator.at_tenant("kitchen", key, None, HERE) for key in keys]
+        authenticator.forget_key(first.principal.key_id)
+        for _ in range(2):
+            for key in keys:
+                await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 4)
+        authenticator.forget_tenant(first.tenant.id)
+        for key in keys:
+            await authenticator.at_tenant("kitchen", key, None, HERE)
+        self.assertEqual(self.database.statements, 7)
+        # What is noted of changes is bounded too.
+        for number in range(20_000):
+            authenticator.forget_key(number)
+        self.assertLess(len(authenticator._lookup._changed), 10_001)
 
     async def test_all_keys_are_looked_up_anew_when_everything_is_read_again(self) -> None:
         authenticator = await self.authenticator()

@@ -273,7 +273,7 @@ class EndingTests(StreamCase):
     def test_a_revoked_key_ends_it(self) -> None:
         socket = self.follow()
         self.store.ended = {1}
-        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck(1)))
+        self.successResultOf(Deferred.fromCoroutine(self.exchange.recheck([1])))
         code, _, retry = self.last(socket)
         self.assertEqual(code, 4001)
         assert retry is not None
