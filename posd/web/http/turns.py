@@ -16,7 +16,11 @@ from twisted.internet.interfaces import IReactorTime
 
 AT_ONCE: Final = 4
 _HOLD_SECONDS: Final = 0.25
-"""After so long the next one begins all the same: a poll waits for an event, or the database is slow."""
+"""After so long the next one begins all the same: the database is slow, or waits for a lock.
+
+A request that waits for what others wait for too, an event for example, gives its turn back at once
+(`Call.give_turn`).
+"""
 
 
 class Turns:

@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any, Final, cast
 
 from attrs import define, evolve, field
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
@@ -15,10 +16,11 @@ from posd.errors import Conflict, Forbidden, Unauthorized
 from posd.protocol import jsontext
 from posd.protocol.jsontext import Written
 from posd.security.auth import Authenticator
+from posd.security.request_rates import account
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.admission import Gate
-from posd.web.http.call import Door
+from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.error_catalog import every
 from posd.web.http.models import Amount, Success, Taken
@@ -35,6 +37,7 @@ from posd.web.http.operations import (
 )
 from posd.web.http.requests import Answer
 from posd.web.http.router import Rooms, Root
+from posd.web.http.turns import AT_ONCE, Turns
 from tests.at_once import do_at_once
 
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
@@ -269,6 +272,29 @@ class TakenTests(ReceptionCase):
                 self.assertRefused(answer, 400, "number_out_of_range")
         self.assertEqual(self.rows.asked, [])
         self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class TurnTests(ReceptionCase):
+    def test_a_request_has_arrived_before_it_waits_for_its_turn(self) -> None:
+        """A movement of money is rolled back where its till has given it up meanwhile."""
+        clock = Clock()
+        turns = Turns(clock)
+        self.reception = Reception(cast(Authenticator, Keys()), clock.seconds, turns=turns)
+        clock.advance(10)
+        who = account(1, None, shared=False)
+        for _ in range(AT_ONCE):
+            Deferred.fromCoroutine(turns.take((who.together, "kitchen")))
+        request: Any = DummyRequest([])
+        request.account, request.content = who, BytesIO(b"")
+        request.requestHeaders.setRawHeaders("X-API-Key", ["tenant"])
+        row = self.rows.row("GET", "/api/{tenant}/cards/lost", TILLS)
+        call = Call(request, OPEN)
+        answered = Deferred.fromCoroutine(self.reception.serve(row, {"tenant": "kitchen"}, call))
+        self.assertEqual(self.rows.asked, [])
+        clock.advance(0.25)
+        clock.advance(0)
+        self.successResultOf(answered)
+        self.assertEqual(self.asked.arrived, 10)
 
 
 class NameTests(ReceptionCase):
