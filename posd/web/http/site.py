@@ -36,7 +36,11 @@ _LONGEST_LENGTH: Final = 20
 # RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _PAUSE_SECONDS: Final = 1.0
-"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy."""
+"""After a request that was over a rate its connection is not read for so long.
+
+A client that asks again at once would keep posd busy. A proxy sends requests of other clients on the same
+connection, and a platform those of other tenants after a tenant's own 429; these are read on.
+"""
 _KERNEL_BYTES: Final = 256 * 1024
 """Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
@@ -151,9 +155,15 @@ class BoundedChannel(HTTPChannel):
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
-        if request.code == 429 and not self._leaving:
+        over_rate = isinstance(request, BoundedRequest) and request.over_rate is not None
+        if over_rate and not self._leaving and not self._is_of_a_proxy():
             self._networkProducer.pauseProducing()
             self._rest = self.site.clock.callLater(_PAUSE_SECONDS, self._rested)
+
+    def _is_of_a_proxy(self) -> bool:
+        """Whether requests of other clients may follow on this connection."""
+        gate = self.site.gate
+        return gate is not None and gate.is_proxy(getattr(self.transport.getPeer(), "host", ""))
 
     def known(self) -> None:
         """A request with a valid key has come."""
