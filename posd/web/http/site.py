@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import socket
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
@@ -22,6 +20,7 @@ from posd import __version__
 from posd.protocol import jsontext
 from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, LongBodies, RateGate
 from posd.web.http.headers import members
+from posd.web.http.sockets import bound_kernel_buffer
 from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
 _IDLE_SECONDS: Final = 75
@@ -41,8 +40,6 @@ _PAUSE_SECONDS: Final = 1.0
 A client that asks again at once would keep posd busy. A proxy sends requests of other clients on the same
 connection, and a platform those of other tenants after a tenant's own 429; these are read on.
 """
-_KERNEL_BYTES: Final = 256 * 1024
-"""Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -67,7 +64,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        _bound_kernel_buffer(self.transport)
+        bound_kernel_buffer(self.transport)
         self._expect(_REQUEST_SECONDS)
         self.site.enter(self)
 
@@ -265,18 +262,6 @@ class BoundedChannel(HTTPChannel):
         deadline, self._deadline = self._deadline, None
         if deadline is not None and deadline.active():
             deadline.cancel()
-
-
-def _bound_kernel_buffer(transport: Any) -> None:
-    """Bound what the kernel takes of what posd writes, and with it what a client costs that does not read.
-
-    Linux gives a connection up to 4 MiB for it (tcp(7), tcp_wmem), which count as posd's memory in its
-    control group, and which no limit of posd's own would see. It doubles the value.
-    """
-    while (below := getattr(transport, "transport", None)) is not None:
-        transport = below
-    with suppress(AttributeError, OSError):
-        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
 
 
 class BoundedSite(Site):
