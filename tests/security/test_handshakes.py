@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,6 +163,15 @@ class PacedTLSTests(SynchronousTestCase):
         self.protocol.dataReceived(self.client.bio_read(65536))
         self.assertEqual(bytes(self.said.data), b"firstsecond")
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_proxy_is_not_charged(self) -> None:
+        """Strangers who come through it would hold up the tills that do too."""
+        self.assertTrue(self.protocol.counts)
+        self.factory.proxies = [ip_network("192.0.2.0/24")]
+        proxied = self.factory.buildProtocol(self.transport.getPeer())
+        assert isinstance(proxied, PacedTLS)
+        proxied.makeConnection(StringTransport(peerAddress=self.transport.getPeer()))
+        self.assertFalse(proxied.counts)
 
     def test_one_that_leaves_before_its_turn_is_forgotten(self) -> None:
         self.protocol.dataReceived(self.flight())
