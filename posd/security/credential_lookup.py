@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from posd.database.coalescing import fail_all
 from posd.database.link import Session
 from posd.errors import Busy
 from posd.store import credentials
@@ -141,7 +142,7 @@ def _telling(
     waiter: Deferred[Credential | None], result: Credential | Exception | None
 ) -> Callable[[], None]:
     if isinstance(result, Exception):
-        return lambda: waiter.errback(result)
+        return lambda: fail_all([waiter], result)
     return lambda: waiter.callback(result)
 
 
