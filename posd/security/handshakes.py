@@ -30,7 +30,7 @@ _MOST_BYTES: Final = 64 * 1024
 """What a connection may send before its handshake is finished: more than any client has to say."""
 
 
-class Turns:
+class HandshakeQueue:
     """The queue of what has come for handshakes."""
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -155,7 +155,7 @@ class PacedTLSFactory(TLSMemoryBIOFactory):
     protocol = PacedTLS
 
     def __init__(
-        self, creator: Any, wrapped: Any, turns: Turns, proxies: Sequence[Network] = ()
+        self, creator: Any, wrapped: Any, turns: HandshakeQueue, proxies: Sequence[Network] = ()
     ) -> None:
         TLSMemoryBIOFactory.__init__(self, creator, False, wrapped)
         self.turns = turns

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.model import TLS
-from posd.security.handshakes import PacedTLS, PacedTLSFactory, Turns
+from posd.security.handshakes import HandshakeQueue, PacedTLS, PacedTLSFactory
 from posd.security.private_ca import make
 from posd.security.server_tls import ServerTLS
 
@@ -43,7 +43,7 @@ class TurnsTests(SynchronousTestCase):
         self.clock = Clock()
         self.now = 0.0
         self.patch(self.clock, "seconds", lambda: self.now)
-        self.turns = Turns(self.clock)
+        self.turns = HandshakeQueue(self.clock)
         self.went_on: list[str] = []
 
     def wait(self, name: str, where: str, seconds: float = 0.001, *, counts: bool = True) -> None:
@@ -122,7 +122,7 @@ class PacedTLSTests(SynchronousTestCase):
         folder = self.mktemp()
         made = make(Path(folder), ["localhost"])
         self.clock = Clock()
-        self.turns = Turns(self.clock)
+        self.turns = HandshakeQueue(self.clock)
         self.said = Said()
         server = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
         wrapped = Factory.forProtocol(lambda: self.said)

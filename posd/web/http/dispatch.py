@@ -20,7 +20,7 @@ from posd.web.http.models import Taken, read, refuse_numbers
 from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import Answer
-from posd.web.http.turns import Turns
+from posd.web.http.turns import RequestTurns
 
 _SHUT_OUT: Final = ("too_many_attempts", "too_many_requests")
 
@@ -34,7 +34,7 @@ class Reception:
     authenticator: Authenticator
     clock: Clock
     strangers: Strangers = field(factory=Strangers)
-    turns: Turns | None = None
+    turns: RequestTurns | None = None
 
     async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         """The operation's answer. Raises whatever `Refusal` there is.

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from posd.security.addresses import Network
-from posd.security.handshakes import PacedTLS, PacedTLSFactory, Turns
+from posd.security.handshakes import HandshakeQueue, PacedTLS, PacedTLSFactory
 from posd.security.server_tls import ServerTLS
 from posd.web.http.site import BoundedChannel
 from posd.web.http.wrong_protocol import Spoken, recognise
@@ -58,7 +58,7 @@ class _Factory(PacedTLSFactory):
         self,
         tls: ServerTLS,
         factory: IProtocolFactory,
-        turns: Turns,
+        turns: HandshakeQueue,
         proxies: Sequence[Network],
     ) -> None:
         super().__init__(tls, factory, turns, proxies)
@@ -75,7 +75,7 @@ class TLSEndpoint:
 
     tls: ServerTLS
     endpoint: IStreamServerEndpoint
-    turns: Turns
+    turns: HandshakeQueue
     proxies: Sequence[Network] = ()
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:

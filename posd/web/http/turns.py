@@ -38,7 +38,7 @@ A request that waits for what others wait for too, an event for example, gives i
 """
 
 
-class Turns:
+class RequestTurns:
     """Who has the turn, by whatever names those who take turns with each other."""
 
     def __init__(self, reactor: IReactorTime) -> None:

@@ -37,7 +37,7 @@ from posd.web.http.operations import (
 )
 from posd.web.http.requests import Answer
 from posd.web.http.router import Rooms, Root
-from posd.web.http.turns import AT_ONCE, Turns
+from posd.web.http.turns import AT_ONCE, RequestTurns
 from tests.at_once import do_at_once
 
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
@@ -278,7 +278,7 @@ class TurnTests(ReceptionCase):
     def test_a_request_has_arrived_before_it_waits_for_its_turn(self) -> None:
         """A movement of money is rolled back where its till has given it up meanwhile."""
         clock = Clock()
-        turns = Turns(clock)
+        turns = RequestTurns(clock)
         self.reception = Reception(cast(Authenticator, Keys()), clock.seconds, turns=turns)
         clock.advance(10)
         who = account(1, None, shared=False)

@@ -11,13 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import TooManyRequests
 from posd.web.http import turns
-from posd.web.http.turns import ALL_WAITING, AT_ONCE, MOST_WAITING, WAIT_SECONDS, Turns
+from posd.web.http.turns import ALL_WAITING, AT_ONCE, MOST_WAITING, WAIT_SECONDS, RequestTurns
 
 
 class TurnsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.turns = Turns(self.clock)
+        self.turns = RequestTurns(self.clock)
         self.begun: list[str] = []
         self.refused: list[str] = []
         self.gives: dict[str, Callable[[], None]] = {}
