@@ -19,6 +19,7 @@ from posd.web.api.events import Events
 from posd.web.http.call import Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.router import Rooms, Root
+from posd.web.http.turns import RequestTurns
 from tests.delivery_case import KITCHEN, NOON
 from tests.server_sent import ServerSent, events_in
 from tests.socket_case import Socket, SocketCase
@@ -89,7 +90,7 @@ class RoadCase(SocketCase):
                 Door(),
                 Rooms(
                     Gate(authenticator, admission, self.factory),
-                    Reception(authenticator, self.clock.seconds),
+                    Reception(authenticator, self.clock.seconds, turns=RequestTurns(self.clock)),
                     Events(polls, admission, self.clock).operations,
                 ),
             )

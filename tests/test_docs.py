@@ -44,6 +44,8 @@ class LinkTests(SynchronousTestCase):
         for page in PAGES:
             for token in MarkdownIt("commonmark").enable("table").parse(documents.text(page)):
                 for child in token.children or ():
+                    if child.type == "text":
+                        self.assertNotIn("](", child.content, f"a broken link in {page}")
                     target = str(child.attrs.get("href", ""))
                     if child.type != "link_open" or "://" in target:
                         continue

@@ -196,7 +196,9 @@ class Daemon(Service):
         endpoints = inherited or (serverFromString(self._reactor, description),)
         for endpoint in endpoints:
             if listener.tls and self._tls is not None:
-                endpoint = TLSEndpoint(self._tls, endpoint, self._parts.handshakes)
+                endpoint = TLSEndpoint(
+                    self._tls, endpoint, self._parts.handshakes, listener.proxies
+                )
             port = await endpoint.listen(site)
             self._ports.append(port)
             Rests(self._reactor, port)

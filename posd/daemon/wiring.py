@@ -33,7 +33,7 @@ from posd.monitoring.tenant_survey import Survey
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.connection_limits import Connections
-from posd.security.handshakes import Turns as Handshakes
+from posd.security.handshakes import HandshakeQueue
 from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
@@ -61,7 +61,7 @@ from posd.web.http.rate_gate import RateGate
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.router import Rooms, Root
 from posd.web.http.site import BoundedSite
-from posd.web.http.turns import Turns
+from posd.web.http.turns import RequestTurns
 from posd.web.http.unsent import UnsentAnswers
 from posd.web.http.wrong_protocol import WrongProtocols
 from posd.web.openapi.endpoints import Description
@@ -102,7 +102,7 @@ class Parts:
     key_index: KeyIndex = field(init=False)
     authenticator: Authenticator = field(init=False)
     rates: RequestRates = field(init=False)
-    handshakes: Handshakes = field(init=False)
+    handshakes: HandshakeQueue = field(init=False)
     connections: Connections = field(init=False)
     admission: Admission = field(init=False)
     events: Events = field(init=False)
@@ -166,7 +166,7 @@ class Parts:
         self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
         self.wrong_protocols = WrongProtocols(reactor.seconds)
         self.lag = Lag(reactor, self.instruments.lagged)
-        self.handshakes = Handshakes(reactor)
+        self.handshakes = HandshakeQueue(reactor)
         self.rates = RequestRates(
             limits.requests_per_second_per_credential,
             limits.bytes_per_second_per_credential,
@@ -194,7 +194,7 @@ class Parts:
             reactor, self.database, node_id, self.settings.delivery.retention
         )
         self.reception = Reception(
-            self.authenticator, reactor.seconds, self.strangers, Turns(reactor)
+            self.authenticator, reactor.seconds, self.strangers, RequestTurns(reactor)
         )
         self.publisher = Publisher(
             self.reception,

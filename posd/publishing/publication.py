@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
+from posd.database.coalescing import fail_all
 from posd.errors import Refusal
 from posd.events.order_transitions import Condition
 from posd.publishing import batch
@@ -89,7 +89,4 @@ def answer(requests: Iterable[Request]) -> None:
 
 def fail(requests: Iterable[Request], error: Exception) -> None:
     """Tell those who have not been told anything yet."""
-    for request in requests:
-        if not request.answer.called:
-            # Each publisher that raises it would prolong the traceback of the one before.
-            request.answer.errback(Failure(error.with_traceback(None)))
+    fail_all([each.answer for each in requests if not each.answer.called], error)

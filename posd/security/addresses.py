@@ -27,12 +27,20 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Networ
     """
     address = _parse(peer)
     hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()][-_MOST_HOPS:]
-    while proxies and hops and (address is None or any(address in proxy for proxy in proxies)):
+    while hops and _is_one_of(address, proxies):
         hop = _parse(hops.pop())
         if hop is None:
             break
         address = hop
     return peer if address is None else str(address)
+
+
+def is_proxy(peer: str, proxies: Sequence[Network]) -> bool:
+    """Tell whether the other end of a connection is one of our proxies, which brings many clients' requests.
+
+    As in `client_address`, the peer of a unix socket is one if there are any.
+    """
+    return _is_one_of(_parse(peer), proxies)
 
 
 def place(address: str) -> str:
@@ -41,6 +49,10 @@ def place(address: str) -> str:
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, 64), strict=False))
     return address if parsed is None else str(parsed)
+
+
+def _is_one_of(address: IPv4Address | IPv6Address | None, proxies: Sequence[Network]) -> bool:
+    return bool(proxies) and (address is None or any(address in proxy for proxy in proxies))
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:

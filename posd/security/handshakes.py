@@ -3,22 +3,22 @@
 A handshake costs more than most requests, and anybody may begin one. Handshakes that come by the hundred are
 put into a queue, so that connections that stand are served in between. An address that begins many waits
 behind itself, and not others behind it. It may begin two thousand at once, and in the long run fifty a second
-besides those on which a valid key has come.
+besides those on which a valid key has come. A proxy of the listener may begin any number: it connects for
+strangers and for tills.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Any, Final
 
-from twisted.internet.interfaces import (
-    IReactorTime,
-)
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from posd.security.addresses import place
+from posd.security.addresses import Network, is_proxy, place
 from posd.security.rate_limits import Buckets, TokenBucket
 
 _TURN_SECONDS: Final = 0.002
@@ -30,7 +30,7 @@ _MOST_BYTES: Final = 64 * 1024
 """What a connection may send before its handshake is finished: more than any client has to say."""
 
 
-class Turns:
+class HandshakeQueue:
     """The queue of what has come for handshakes."""
 
     def __init__(self, reactor: IReactorTime) -> None:
@@ -100,14 +100,17 @@ class PacedTLS(BufferingTLSTransport):
     """What has come and was not worked on; None: nothing has to wait any more."""
     _size = 0
     _begun = False
+    _is_of_a_proxy = False
 
     @property
     def counts(self) -> bool:
-        """Whether a handshake is to begin."""
-        return bool(self.connected and not self._begun)
+        """Whether a handshake is to begin that its address is charged for."""
+        return bool(self.connected and not self._begun and not self._is_of_a_proxy)
 
     def makeConnection(self, transport: Any) -> None:
         self._came = deque()
+        peer = getattr(transport.getPeer(), "host", "")
+        self._is_of_a_proxy = is_proxy(peer, self.factory.proxies)
         BufferingTLSTransport.makeConnection(self, transport)
 
     def dataReceived(self, data: bytes) -> None:
@@ -147,10 +150,13 @@ class PacedTLS(BufferingTLSTransport):
 
 
 class PacedTLSFactory(TLSMemoryBIOFactory):
-    """Makes such connections, which share their turns."""
+    """Makes such connections, which share their turns. `proxies` may begin as many as they like."""
 
     protocol = PacedTLS
 
-    def __init__(self, creator: Any, wrapped: Any, turns: Turns) -> None:
+    def __init__(
+        self, creator: Any, wrapped: Any, turns: HandshakeQueue, proxies: Sequence[Network] = ()
+    ) -> None:
         TLSMemoryBIOFactory.__init__(self, creator, False, wrapped)
         self.turns = turns
+        self.proxies = proxies

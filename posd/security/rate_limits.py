@@ -18,8 +18,9 @@ from posd.security.addresses import place
 
 Clock = Callable[[], float]
 _MINUTE: Final = 60.0
-_MENTIONS_PER_SECOND: Final = 1 / 60
-_MENTIONS_AT_ONCE: Final = 5
+_MENTION_SECONDS: Final = 60
+_MENTIONED_SECONDS: Final = 5 * _MENTION_SECONDS
+"""So five at once."""
 _ALL_MENTIONS_PER_SECOND: Final = 1.0
 _ALL_MENTIONS_AT_ONCE: Final = 50
 _MOST_MENTIONED: Final = 10_000
@@ -151,26 +152,18 @@ class Mentions:
 
     _clock: Clock
     _all: TokenBucket = field(init=False)
-    _places: OrderedDict[str, TokenBucket] = field(factory=OrderedDict, init=False)
+    _places: Buckets = field(init=False)
     _unsaid: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._all = TokenBucket(_ALL_MENTIONS_PER_SECOND, _ALL_MENTIONS_AT_ONCE, self._clock)
+        self._places = Buckets(self._clock, _MOST_MENTIONED)
 
     def take(self, address: str) -> int | None:
         """How many were passed over since the last one, for the line; None if this one is too."""
-        if not (self._bucket(place(address)).take() and self._all.take()):
+        own = self._places.get(place(address), 1 / _MENTION_SECONDS, _MENTIONED_SECONDS)
+        if not (own.take() and self._all.take()):
             self._unsaid += 1
             return None
         unsaid, self._unsaid = self._unsaid, 0
         return unsaid
-
-    def _bucket(self, where: str) -> TokenBucket:
-        bucket = self._places.get(where)
-        if bucket is None:
-            bucket = TokenBucket(_MENTIONS_PER_SECOND, _MENTIONS_AT_ONCE, self._clock)
-            self._places[where] = bucket
-        self._places.move_to_end(where)
-        if len(self._places) > _MOST_MENTIONED:
-            self._places.popitem(last=False)
-        return bucket

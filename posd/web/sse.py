@@ -12,9 +12,7 @@ What is different is that the till says nothing on it:
 from __future__ import annotations
 
 import random
-import socket
-from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -29,6 +27,7 @@ from posd.protocol import messages
 from posd.protocol.encodings import SERVER_SENT
 from posd.values import FAILED, GOING_AWAY, REVOKED, SUPERSEDED, Closing
 from posd.web.http.site import BoundedChannel
+from posd.web.http.sockets import hasten
 
 _COMMENT: Final = b":\n\n"
 _RETRY: Final = 2000
@@ -71,7 +70,7 @@ class EventStream:
         if request.method == b"HEAD":
             self._finish()
             return
-        _hasten(self._channel.transport)
+        hasten(self._channel.transport, _UNCONFIRMED_MILLISECONDS)
         # It belongs to the event that follows, the greeting.
         request.write(b"retry: %d\n" % _RETRY)
         try:
@@ -145,17 +144,3 @@ class EventStream:
             self._exchange.connection_log.ended(
                 self._session, by=by, code=code, why=why, seconds=seconds
             )
-
-
-def _hasten(transport: Any) -> None:
-    """Have events leave at once, and the connection fail soon when nobody confirms them.
-
-    The kernel would try for a quarter of an hour otherwise (tcp(7), TCP_USER_TIMEOUT).
-    """
-    while (below := getattr(transport, "transport", None)) is not None:
-        transport = below
-    with suppress(AttributeError, OSError):
-        # A unix socket, behind a proxy on this machine, has no such options.
-        transport.setTcpNoDelay(True)
-        handle = transport.getHandle()
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNCONFIRMED_MILLISECONDS)

@@ -132,4 +132,4 @@ class HostileTextTests(HostileCase):
         self.assertIn("40 digits", error["message"])
         body = json.dumps({"reportDate": "2026-11-22"}).encode()[:-1] + b',"totalSales":1e399}'
         answer = self.ask("POST", f"/api/{self.slug}/reports/daily", body, key=self.key)
-        self.assert_refused(answer, 400, "number_out_of_range")
+        self.assert_refused(answer, 422, "invalid_amount")

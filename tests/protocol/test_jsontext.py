@@ -197,18 +197,16 @@ class DecodeTests(SynchronousTestCase):
             self.assertIn("truncated", self.refused(text))
 
     def test_of_a_refused_text_the_members_are_found_that_are_not_numbers(self) -> None:
-        for number in ("NaN", "Infinity", "-Infinity"):
-            text = (
-                f'{{"a":{number},"b":{"9" * 5000},"c":[{number}],"d":"{number}","e":0.5}}'.encode()
-            )
-            self.refused(text)
+        for number in ("NaN", "Infinity", "-Infinity", "1e40", "-1e999999999", "9" * 3000):
+            text = f'{{"a":{number},"b":1e39,"c":[1],"d":"{number}","e":0.5}}'.encode()
+            self.assertRaises(InvalidMessage, decode, text)
             self.assertEqual(not_numbers(text), {"a"}, number)
 
     def test_but_not_in_what_is_no_object_or_no_json_or_too_long(self) -> None:
         for text in (
             *(b"NaN", b"[NaN]", b'{"a":NaN', b'{"a":NaN,}', b'{"a":nan}', b'{"a":"\xff","b":NaN}'),
             *(b'{"a":1}', b'{"a":NaN,"a":1}', b'{"b":NaN,"a":' + b"[" * 100_000),
-            *(b'{"a":1e999}', b'{"b":"' + b"x" * 70_000 + b'","a":NaN}'),
+            *(b'{"a":[1e999]}', b'{"b":"' + b"x" * 9_000 + b'","a":NaN}'),
         ):
             self.assertEqual(not_numbers(text), set(), text[:20])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.model import TLS
-from posd.security.handshakes import PacedTLS, PacedTLSFactory, Turns
+from posd.security.handshakes import HandshakeQueue, PacedTLS, PacedTLSFactory
 from posd.security.private_ca import make
 from posd.security.server_tls import ServerTLS
 
@@ -42,7 +43,7 @@ class TurnsTests(SynchronousTestCase):
         self.clock = Clock()
         self.now = 0.0
         self.patch(self.clock, "seconds", lambda: self.now)
-        self.turns = Turns(self.clock)
+        self.turns = HandshakeQueue(self.clock)
         self.went_on: list[str] = []
 
     def wait(self, name: str, where: str, seconds: float = 0.001, *, counts: bool = True) -> None:
@@ -121,7 +122,7 @@ class PacedTLSTests(SynchronousTestCase):
         folder = self.mktemp()
         made = make(Path(folder), ["localhost"])
         self.clock = Clock()
-        self.turns = Turns(self.clock)
+        self.turns = HandshakeQueue(self.clock)
         self.said = Said()
         server = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
         wrapped = Factory.forProtocol(lambda: self.said)
@@ -162,6 +163,15 @@ class PacedTLSTests(SynchronousTestCase):
         self.protocol.dataReceived(self.client.bio_read(65536))
         self.assertEqual(bytes(self.said.data), b"firstsecond")
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_proxy_is_not_charged(self) -> None:
+        """Strangers who come through it would hold up the tills that do too."""
+        self.assertTrue(self.protocol.counts)
+        self.factory.proxies = [ip_network("192.0.2.0/24")]
+        proxied = self.factory.buildProtocol(self.transport.getPeer())
+        assert isinstance(proxied, PacedTLS)
+        proxied.makeConnection(StringTransport(peerAddress=self.transport.getPeer()))
+        self.assertFalse(proxied.counts)
 
     def test_one_that_leaves_before_its_turn_is_forgotten(self) -> None:
         self.protocol.dataReceived(self.flight())

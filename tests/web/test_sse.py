@@ -13,7 +13,8 @@ from twisted.logger import LogEvent, capturedLogs
 from posd.delivery.registry import Line
 from posd.delivery.session import Session
 from posd.errors import StatementFailed
-from posd.web.sse import EventStream, _hasten
+from posd.web.http.sockets import hasten
+from posd.web.sse import EventStream
 from tests.delivery_case import NOON, OTHER_STREAM, STREAM
 from tests.road_case import RoadCase, positions, reply, sent_to
 from tests.socket_case import Socket, text
@@ -236,7 +237,7 @@ class LastingTests(StreamCase):
             transport = Inner()
 
         self.addCleanup(Outer.transport.socket.close)
-        _hasten(Outer())
+        hasten(Outer(), 65_000)
         option = Outer.transport.socket.getsockopt
         self.assertTrue(option(sockets.IPPROTO_TCP, sockets.TCP_NODELAY))
         self.assertEqual(option(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT), 65_000)

@@ -9,12 +9,12 @@ from uuid import UUID
 from attrs import define
 from msgspec import Meta
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.server import Request
 
 from posd.delivery.long_poll import Caller, Hold, Polls, Wish
 from posd.protocol import jsontext
 from posd.values import Position, Seq
 from posd.web.admission import Admission, resume_position
+from posd.web.http.call import Call
 from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, called, plain
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
 from posd.web.http.requests import Answer, Takeover
@@ -193,7 +193,7 @@ class Events:
             position = Position(taken.after, _known(taken.stream_id))
         types = frozenset(() if taken.types is UNSET else taken.types.split(","))
         wish = Wish(taken.limit, float(min(taken.wait, _LONGEST_WAIT)), types)
-        batch = await self.polls.answer(_caller(ask), position, wish, _hold(ask.call.request))
+        batch = await self.polls.answer(_caller(ask), position, wish, _hold(ask.call))
         answer = BatchGiven(
             events=[],
             next=batch.position,
@@ -219,6 +219,8 @@ class Events:
     async def acknowledge(self, ask: TenantAsk[AckTaken]) -> Answer:
         """Answered when it is written."""
         stream_id = _known(ask.taken.stream_id)
+        # All terminals that acknowledge at the same time wait for the same statements.
+        ask.call.give_turn()
         seq = await self.polls.acknowledge(_caller(ask), ask.taken.id, stream_id)
         return given(CursorGiven(id=seq))
 
@@ -231,11 +233,13 @@ def _known(stream_id: UUID | Unset) -> UUID | None:
     return None if stream_id is UNSET else stream_id
 
 
-def _hold(request: Request) -> Hold:
+def _hold(call: Call) -> Hold:
     """What a poll calls when it begins to wait."""
 
     def hold(leave: Callable[[], None]) -> Callable[[], None]:
-        channel = cast("BoundedChannel | None", request.channel)
+        # Other requests with the same key, an acknowledgement for example, do not wait for this one.
+        call.give_turn()
+        channel = cast("BoundedChannel | None", call.request.channel)
         if channel is None:
             # Whoever asked has gone already.
             leave()

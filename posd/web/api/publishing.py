@@ -200,6 +200,9 @@ class Publisher:
         named = idempotency.named(
             call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
         )
+        # The deployed broadcaster sends an order once. Those of all its tenants have one turn in common,
+        # in which they must not wait for the commit of another tenant's.
+        call.give_turn()
         published = await self.publish(Publication(tenant.id, made, named))
         answer = BroadcastGiven(
             message=f"Event broadcasted to {slug}",

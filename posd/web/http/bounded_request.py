@@ -34,6 +34,9 @@ class RateGate(Protocol):
     def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
         """Charge bytes of its body that were not announced."""
 
+    def is_proxy(self, peer: str) -> bool:
+        """Whether requests of several clients come from this address of a connection."""
+
 
 class Limits(Protocol):
     """What a request needs of its site, a `posd.web.http.site.BoundedSite`."""

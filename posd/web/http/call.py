@@ -65,6 +65,8 @@ class Call:
     operation: str = field(default=UNKNOWN, init=False)
     """Method and template of the address, once that is known: what it is called in metrics and logs."""
     began: float = field(factory=time.monotonic, init=False)
+    give_turn: Callable[[], None] = field(default=lambda: None, init=False)
+    """Ends the request's turn before it is answered (`posd.web.http.turns`). A second call does nothing."""
     body: bytes = field(init=False)
     """Read at once: Twisted closes a request's content when the client goes away, who may do so while
     its key is still being looked up."""

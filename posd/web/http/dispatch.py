@@ -20,7 +20,7 @@ from posd.web.http.models import Taken, read, refuse_numbers
 from posd.web.http.operations import NOBODY, TILLS, Ask, Operation, TenantAsk
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import Answer
-from posd.web.http.turns import Turns
+from posd.web.http.turns import RequestTurns
 
 _SHUT_OUT: Final = ("too_many_attempts", "too_many_requests")
 
@@ -34,7 +34,7 @@ class Reception:
     authenticator: Authenticator
     clock: Clock
     strangers: Strangers = field(factory=Strangers)
-    turns: Turns | None = None
+    turns: RequestTurns | None = None
 
     async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
         """The operation's answer. Raises whatever `Refusal` there is.
@@ -43,9 +43,10 @@ class Reception:
         the description of the API, and with it its clients, do not know of it.
         """
         call.operation = f"{operation.method} {operation.path}"
+        arrived = self.clock()
         try:
             call.check_rate()
-            return await self._in_turn(operation, path, call)
+            return await self._in_turn(operation, path, call, arrived)
         except Refusal as refusal:
             if refusal.status in (401, 403) or refusal.code in _SHUT_OUT:
                 self.strangers.refused(call, path.get("tenant", ""), refusal.status, refusal.code)
@@ -59,19 +60,22 @@ class Reception:
                 )
             raise
 
-    async def _in_turn(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
+    async def _in_turn(
+        self, operation: Operation, path: Mapping[str, str], call: Call, arrived: float
+    ) -> Answer:
         who = call.account
         if who is None or self.turns is None:
-            return await self._answer(operation, path, call)
+            return await self._answer(operation, path, call, arrived)
         # Platforms that have a key of all tenants do not wait for a slow shop with the others.
-        give = await self.turns.take((who.together, path.get("tenant")))
+        call.give_turn = await self.turns.take((who.together, path.get("tenant")))
         try:
-            return await self._answer(operation, path, call)
+            return await self._answer(operation, path, call, arrived)
         finally:
-            give()
+            call.give_turn()
 
-    async def _answer(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
-        arrived = self.clock()
+    async def _answer(
+        self, operation: Operation, path: Mapping[str, str], call: Call, arrived: float
+    ) -> Answer:
         slug = path.get("tenant")
         if slug is not None and not operation.own_keys:
             return await self._at_tenant(operation, slug, path, call, arrived)

@@ -52,7 +52,8 @@ class Ask(Generic[I]):
     """A request that has been let in: what it brings, read from its query or from its body.
 
     `path` has the parts of the address that are named in the row, decoded. `arrived` is when it came,
-    by the reactor's clock. `key_id` is the key that it came with, where one was asked for.
+    by the reactor's clock, before it waited for its turn. `key_id` is the key that it came with, where
+    one was asked for.
     """
 
     call: Call

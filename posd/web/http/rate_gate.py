@@ -12,6 +12,7 @@ from attrs import frozen
 from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
+from posd.security.addresses import is_proxy
 from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
 from posd.security.request_rates import Account, Purpose, RequestRates, account
@@ -60,6 +61,10 @@ class RateGate:
             except TooManyRequests as refusal:
                 return refusal
         return None
+
+    def is_proxy(self, peer: str) -> bool:
+        """Whether the other end of a connection is a proxy, which sends requests of several clients."""
+        return is_proxy(peer, self.door.proxies)
 
     def _account(self, request: Request, path: bytes, key: str) -> Account | None:
         sha256 = hash_of(key)

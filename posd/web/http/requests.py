@@ -30,7 +30,8 @@ from posd.errors import (
     UnsupportedMediaType,
 )
 from posd.protocol import jsontext
-from posd.web.http.call import Call, Door, keys_in
+from posd.security.addresses import place
+from posd.web.http.call import Call, Door
 from posd.web.http.headers import is_loopback
 from posd.web.http.unsent import LONG
 
@@ -215,11 +216,19 @@ def write(call: Call, outcome: Answer) -> None:
     if request.method == b"HEAD":
         request.finish()
     elif len(body) > LONG and call.door.unsent is not None:
-        owner = next(iter(keys_in(request.requestHeaders)), call.address)
-        call.door.unsent.send(request, body, owner)
+        call.door.unsent.send(request, body, _reader(call))
     else:
         request.write(body)
         request.finish()
+
+
+def _reader(call: Call) -> object:
+    """Who the unread bytes of an answer are counted for: the key, or the address of a stranger.
+
+    A key that is not known counts as none. A client could send another one with each request, and would
+    never be the one that holds most.
+    """
+    return place(call.address) if call.account is None else call.account.together
 
 
 def _check_local(call: Call) -> None:

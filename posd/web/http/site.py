@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 import re
 import secrets
-import socket
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
@@ -23,6 +21,7 @@ from posd import __version__
 from posd.protocol import jsontext
 from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, LongBodies, RateGate
 from posd.web.http.headers import members
+from posd.web.http.sockets import bound_buffers
 from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
 _IDLE_SECONDS: Final = 75
@@ -37,14 +36,12 @@ _LONGEST_LENGTH: Final = 20
 # RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _PAUSE_SECONDS: Final = 1.0
-"""After a 429 a connection is not read for so long: a client that asks again at once would keep posd busy.
+"""After a request that was over a rate its connection is not read for so long.
 
-A random half is added or taken away, so that a thousand such connections do not go on in one turn.
+A client that asks again at once would keep posd busy. A proxy sends requests of other clients on the same
+connection, and a platform those of other tenants after a tenant's own 429; these are read on. A random half
+is added or taken away, so that a thousand such connections do not go on in one turn of the reactor.
 """
-_READ_BYTES: Final = 8 * 1024
-"""Of what a connection is read in one turn: it may be four hundred frames. Twisted reads 64 KiB."""
-_KERNEL_BYTES: Final = 256 * 1024
-"""Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -69,7 +66,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        _bound_buffers(self.transport)
+        bound_buffers(self.transport)
         self._expect(_REQUEST_SECONDS)
         self.site.enter(self)
 
@@ -157,11 +154,17 @@ class BoundedChannel(HTTPChannel):
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
-        if request.code == 429 and not self._leaving:
+        over_rate = isinstance(request, BoundedRequest) and request.over_rate is not None
+        if over_rate and not self._leaving and not self._is_of_a_proxy():
             self._networkProducer.pauseProducing()
             self._rest = self.site.clock.callLater(
                 _PAUSE_SECONDS * random.uniform(0.5, 1.5), self._rested
             )
+
+    def _is_of_a_proxy(self) -> bool:
+        """Whether requests of other clients may follow on this connection."""
+        gate = self.site.gate
+        return gate is not None and gate.is_proxy(getattr(self.transport.getPeer(), "host", ""))
 
     def known(self) -> None:
         """A request with a valid key has come."""
@@ -263,20 +266,6 @@ class BoundedChannel(HTTPChannel):
         deadline, self._deadline = self._deadline, None
         if deadline is not None and deadline.active():
             deadline.cancel()
-
-
-def _bound_buffers(transport: Any) -> None:
-    """Bound what is read in one turn, and what the kernel takes of what posd writes.
-
-    The second is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
-    (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
-    own would see. It doubles the value.
-    """
-    while (below := getattr(transport, "transport", None)) is not None:
-        transport = below
-    transport.bufferSize = _READ_BYTES
-    with suppress(AttributeError, OSError):
-        transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
 
 
 class BoundedSite(Site):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import define
@@ -11,7 +12,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from posd.security.handshakes import PacedTLS, PacedTLSFactory, Turns
+from posd.security.addresses import Network
+from posd.security.handshakes import HandshakeQueue, PacedTLS, PacedTLSFactory
 from posd.security.server_tls import ServerTLS
 from posd.web.http.site import BoundedChannel
 from posd.web.http.wrong_protocol import Spoken, recognise
@@ -52,23 +54,33 @@ class SniffingTransport(PacedTLS):
 class _Factory(PacedTLSFactory):
     protocol = SniffingTransport
 
-    def __init__(self, tls: ServerTLS, factory: IProtocolFactory, turns: Turns) -> None:
-        super().__init__(tls, factory, turns)
+    def __init__(
+        self,
+        tls: ServerTLS,
+        factory: IProtocolFactory,
+        turns: HandshakeQueue,
+        proxies: Sequence[Network],
+    ) -> None:
+        super().__init__(tls, factory, turns, proxies)
         self.failed = tls.refusals.failed
 
 
 @implementer(IStreamServerEndpoint)
 @define(eq=False)
 class TLSEndpoint:
-    """An endpoint with TLS, for a `BoundedSite`. Handshakes take `turns` with those of other listeners."""
+    """An endpoint with TLS, for a `BoundedSite`. Handshakes take `turns` with those of other listeners.
+
+    `proxies` of the listener may begin as many as they like.
+    """
 
     tls: ServerTLS
     endpoint: IStreamServerEndpoint
-    turns: Turns
+    turns: HandshakeQueue
+    proxies: Sequence[Network] = ()
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and speak TLS on each connection before the factory's protocol."""
-        return self.endpoint.listen(_Factory(self.tls, factory, self.turns))
+        return self.endpoint.listen(_Factory(self.tls, factory, self.turns, self.proxies))
 
 
 def _ignore(data: bytes) -> None:

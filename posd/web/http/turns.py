@@ -9,32 +9,54 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from posd.errors import TooManyRequests
+
+T = TypeVar("T")
 
 AT_ONCE: Final = 4
+MOST_WAITING: Final = 1000
+"""Requests of one credential that wait: as many as a crowd of terminals with one key sends at once.
+
+Each waits on a connection. If they were all of a listener's connections, others could not connect.
+"""
+ALL_WAITING: Final = 1500
+_FEW: Final = 20
+"""When so many wait together, a credential of which a few wait may have no more."""
+WAIT_SECONDS: Final = 5.0
+"""As long as a statement waits for the database. A till gives up after ten."""
 _HOLD_SECONDS: Final = 0.25
-"""After so long the next one begins all the same: a poll waits for an event, or the database is slow."""
+"""After so long the next one begins all the same: the database is slow, or waits for a lock.
+
+A request that waits for what others wait for too, an event for example, gives its turn back at once
+(`Call.give_turn`).
+"""
 
 
-class Turns:
+class RequestTurns:
     """Who has the turn, by whatever names those who take turns with each other."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._held: dict[object, int] = {}
         self._waiting: dict[object, deque[Deferred[None]]] = {}
+        self._count = 0
+        """How many wait."""
 
     async def take(self, who: object) -> Callable[[], None]:
-        """Wait for a turn. What is returned gives it back; a second call of it does nothing."""
+        """Wait for a turn. What is returned gives it back; a second call of it does nothing.
+
+        Raises `TooManyRequests` if too many wait already, and after five seconds.
+        """
         if self._held.get(who, 0) < AT_ONCE:
             self._held[who] = self._held.get(who, 0) + 1
         else:
-            turn: Deferred[None] = Deferred()
-            self._waiting.setdefault(who, deque()).append(turn)
-            await turn
+            await self._wait(who)
         given = False
 
         def give() -> None:
@@ -48,14 +70,44 @@ class Turns:
         timer = self._reactor.callLater(_HOLD_SECONDS, give)
         return give
 
+    def _wait(self, who: object) -> Deferred[None]:
+        count = len(self._waiting.get(who, ()))
+        if count >= MOST_WAITING or (self._count >= ALL_WAITING and count >= _FEW):
+            raise _too_many()
+        turn: Deferred[None] = Deferred()
+        self._waiting.setdefault(who, deque()).append(turn)
+        self._count += 1
+        return turn.addTimeout(WAIT_SECONDS, self._reactor, onTimeoutCancel=_too_late)
+
     def _give(self, who: object) -> None:
-        """Hand a turn to the next one, in a turn of the reactor of its own."""
-        waiting = self._waiting.get(who)
-        if waiting:
-            self._reactor.callLater(0, waiting.popleft().callback, None)
-            if not waiting:
-                del self._waiting[who]
+        """Hand a turn to the next one that still waits, in a turn of the reactor of its own."""
+        waiting = self._waiting.get(who, deque())
+        turn = None
+        while waiting and (turn is None or turn.called):
+            turn = waiting.popleft()
+            self._count -= 1
+        if not waiting:
+            self._waiting.pop(who, None)
+        if turn is not None and not turn.called:
+            self._reactor.callLater(0, self._begin, who, turn)
         elif self._held[who] == 1:
             del self._held[who]
         else:
             self._held[who] -= 1
+
+    def _begin(self, who: object, turn: Deferred[None]) -> None:
+        if turn.called:
+            # It was given up in this very moment.
+            self._give(who)
+        else:
+            turn.callback(None)
+
+
+def _too_many() -> TooManyRequests:
+    return TooManyRequests("Too many requests with this key wait for an answer.", retry_after=1)
+
+
+def _too_late(result: T | Failure, seconds: float) -> T | Failure:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise _too_many()
+    return result

@@ -1,7 +1,8 @@
 """Answers that are longer than a socket takes at once: written as the client takes them, within bounds.
 
-A client that asks for much and reads nothing makes posd hold its answers. Here it is counted what they
-hold together and for each key, and a client that takes nothing for a while is disconnected.
+A client that asks for much and reads nothing makes posd hold its answers. What they hold is counted, all
+together and for each key or address of strangers, and a client that takes nothing for a while is
+disconnected.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PART: Final = 32 * 1024
 MOST_BYTES: Final = 64 * 1024 * 1024
 """What all unfinished answers may hold together."""
 MOST_BYTES_OF_ONE: Final = 16 * 1024 * 1024
-"""What those to one key may hold."""
+"""What those to one key, or to the strangers of one address, may hold."""
 PATIENCE_SECONDS: Final = 20.0
 """For how long a client may take nothing of an answer."""
 _LINES_PER_SECOND, _LINES_AT_ONCE = 1 / 60, 5
@@ -34,7 +35,7 @@ _log = Logger()
 class UnsentAnswers:
     """The long answers that are being written. `reactor` has the time and delayed calls.
 
-    Where there is no room for another one, the oldest of the key that holds most is given up: its
+    Where there is no room for another one, the oldest of the key or address that holds most is given up: its
     client has had the most time to read it.
     """
 
@@ -54,7 +55,7 @@ class UnsentAnswers:
         self._held.setdefault(owner, {})[answer] = None
         self._add(owner, len(body))
         while self._bytes.get(owner, 0) > MOST_BYTES_OF_ONE:
-            self._give_up(owner, "too many answers to one key are not read")
+            self._give_up(owner, "too many answers to one key or address are not read")
         while self.total > MOST_BYTES:
             most = max(self._bytes, key=self._bytes.__getitem__)
             self._give_up(most, "too many answers are not read")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 from posd.errors import Forbidden
+from posd.security.request_rates import account
 from posd.values import KeyKind
+from posd.web.http import turns
+from posd.web.http.bounded_request import BoundedRequest
 from tests.delivery_case import OTHER_STREAM, STREAM
 from tests.road_case import RoadCase, reply
 
@@ -140,6 +143,17 @@ class LongPollTests(RoadCase):
         self.assertEqual(reply(socket.value()).json["events"], [])
         self.assertEqual((self.connections.open, self.site.open_channels), (0, 1))
 
+    def test_an_acknowledgement_with_the_same_key_does_not_wait_for_those_that_wait(self) -> None:
+        self.patch(BoundedRequest, "account", account(1, None, shared=True))
+        self.patch(turns, "AT_ONCE", 2)
+        for _ in range(2):
+            self.send(f"{EVENTS}?after=10&wait=30")
+        self.assertEqual(self.connections.open, 2)
+        self.stands(acked=10)
+        self.assertEqual(
+            self.ask(ACK, method="POST", body=b'{"id":10}', X_Device_ID="BAR").status, 200
+        )
+
     def test_the_same_connection_polls_again(self) -> None:
         socket = self.send(f"{EVENTS}?after=10&wait=60")
         self.commit()
@@ -166,6 +180,16 @@ class LongPollTests(RoadCase):
 
 
 class AckTests(RoadCase):
+    def test_those_of_all_terminals_of_a_key_are_written_together(self) -> None:
+        """Where the database is slow they wait for the same statements, and not for each other."""
+        self.patch(BoundedRequest, "account", account(1, None, shared=True))
+        self.patch(turns, "AT_ONCE", 2)
+        self.store.pending = []
+        for number in range(10):
+            self.send(ACK, method="POST", body=b'{"id":7}', X_Device_ID=f"TILL_{number}")
+            self.clock.advance(0)
+        self.assertEqual(len(self.books.settled), 10)
+
     def acknowledge(self, body: bytes, device: str | None = "BAR") -> tuple[int, object]:
         answer = self.ask(ACK, method="POST", body=body, X_Device_ID=device)
         return answer.status, answer.json.get("code", answer.json.get("id"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from io import BytesIO
 from typing import Any, Final, cast
+from unittest.mock import patch
 
 from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
@@ -26,6 +27,7 @@ from posd.protocol import jsontext
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
+from posd.security.request_rates import account
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.api import publishing
@@ -33,6 +35,7 @@ from posd.web.api.publishing import Publisher
 from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.requests import Answer, answer
+from posd.web.http.turns import AT_ONCE, RequestTurns
 from tests.at_once import do_at_once
 
 PUBLISHED: Final = Published((1042,), 3)
@@ -87,7 +90,11 @@ class PublishingCase(SynchronousTestCase):
             self.reception, cast(Sequencer, self.numbers), 10, self.clock.seconds
         )
 
-    def call(
+    def call(self, path: str, body: object, key: str | None = "platform", **how: Any) -> Answer:
+        """The answer to a POST; `body` is sent as JSON, bytes as they are."""
+        return self.successResultOf(self.begin(path, body, key, **how))
+
+    def begin(
         self,
         path: str,
         body: object,
@@ -95,8 +102,8 @@ class PublishingCase(SynchronousTestCase):
         *,
         door: Door = OPEN,
         headers: Mapping[str, str] = {},
-    ) -> Answer:
-        """The answer to a POST; `body` is sent as JSON, bytes as they are."""
+    ) -> Deferred[Answer]:
+        """A POST whose answer may have to wait."""
         request: Any = DummyRequest([part.encode() for part in path.strip("/").split("/")])
         request.method = b"POST"
         request.path = path.encode()
@@ -112,7 +119,7 @@ class PublishingCase(SynchronousTestCase):
             handler = partial(self.reception.serve, broadcast, {})
         else:
             handler = partial(self.reception.serve, events, {"tenant": path.split("/")[2]})
-        return self.successResultOf(Deferred.fromCoroutine(answer(call, handler)))
+        return Deferred.fromCoroutine(answer(call, handler))
 
     def events(self, body: object, key: str | None = "platform", **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -401,6 +408,16 @@ class BroadcastTests(PublishingCase):
         given = self.call("/broadcast", {"tenant": "kitchen", "event": {"type": "notice"}})
         self.assertRefused(given, 422, "invalid_event")
         self.assertTrue(str(given.body["error"]).startswith("event."))
+
+    def test_one_that_is_being_committed_does_not_hold_up_others_with_the_same_key(self) -> None:
+        """The broadcaster sends the orders of all tenants with one key, each once."""
+        turns = RequestTurns(self.clock)
+        self.reception.turns = turns
+        with patch.object(DummyRequest, "account", account(1, None, shared=False), create=True):
+            with patch.object(Numbers, "publish", lambda *_: Deferred()):
+                for _ in range(AT_ONCE + 1):
+                    self.begin("/broadcast", self.event)
+            self.assertEqual(self.call("/broadcast", self.event).status, 200)
 
     def test_a_key_of_a_broadcast_is_not_one_of_the_events_endpoint(self) -> None:
         self.call("/broadcast", self.event, headers={"Idempotency-Key": "k"})

@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any, Final, cast
 
 from attrs import define, evolve, field
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
@@ -15,10 +16,11 @@ from posd.errors import Conflict, Forbidden, Unauthorized
 from posd.protocol import jsontext
 from posd.protocol.jsontext import Written
 from posd.security.auth import Authenticator
+from posd.security.request_rates import account
 from posd.store.credentials import Credential
 from posd.values import KeyKind, Principal, Tenant
 from posd.web.admission import Gate
-from posd.web.http.call import Door
+from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.error_catalog import every
 from posd.web.http.models import Amount, Success, Taken
@@ -35,6 +37,7 @@ from posd.web.http.operations import (
 )
 from posd.web.http.requests import Answer
 from posd.web.http.router import Rooms, Root
+from posd.web.http.turns import AT_ONCE, RequestTurns
 from tests.at_once import do_at_once
 
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
@@ -246,7 +249,7 @@ class TakenTests(ReceptionCase):
         self.assertRefused(answer, 400, "invalid_field")
 
     def test_what_is_no_number_is_refused_with_the_members_name(self) -> None:
-        for number in ("NaN", "Infinity", "-Infinity"):
+        for number in ("NaN", "Infinity", "-Infinity", "1e400", "1e40", "7" * 41):
             for rest in ("", ',"notes":7', f',"notes":{number}'):
                 body = Written(f'{{"amount":{number}{rest}}}'.encode())
                 answer = self.ask("POST", "/api/kitchen/sales", body=body)
@@ -262,13 +265,36 @@ class TakenTests(ReceptionCase):
             self.assertRefused(answer, 400, "invalid_json")
         self.assertEqual(self.rows.asked, [])
 
-    def test_a_number_of_too_many_digits_is_refused_as_what_it_is_wherever_it_stands(self) -> None:
+    def test_a_number_of_too_many_digits_that_is_no_amount_is_refused_as_what_it_is(self) -> None:
         for number in ("1e400", "1e40", "-1e999999999999", "7" * 41, "0." + "7" * 60_000):
-            for body in (f'{{"amount":{number}}}', f'{{"amount":1,"notes":[{number}]}}'):
+            for body in (f'{{"amount":1,"notes":{number}}}', f'{{"amount":1,"notes":[{number}]}}'):
                 answer = self.ask("POST", "/api/kitchen/sales", body=Written(body.encode()))
                 self.assertRefused(answer, 400, "number_out_of_range")
         self.assertEqual(self.rows.asked, [])
         self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class TurnTests(ReceptionCase):
+    def test_a_request_has_arrived_before_it_waits_for_its_turn(self) -> None:
+        """A movement of money is rolled back where its till has given it up meanwhile."""
+        clock = Clock()
+        turns = RequestTurns(clock)
+        self.reception = Reception(cast(Authenticator, Keys()), clock.seconds, turns=turns)
+        clock.advance(10)
+        who = account(1, None, shared=False)
+        for _ in range(AT_ONCE):
+            Deferred.fromCoroutine(turns.take((who.together, "kitchen")))
+        request: Any = DummyRequest([])
+        request.account, request.content = who, BytesIO(b"")
+        request.requestHeaders.setRawHeaders("X-API-Key", ["tenant"])
+        row = self.rows.row("GET", "/api/{tenant}/cards/lost", TILLS)
+        call = Call(request, OPEN)
+        answered = Deferred.fromCoroutine(self.reception.serve(row, {"tenant": "kitchen"}, call))
+        self.assertEqual(self.rows.asked, [])
+        clock.advance(0.25)
+        clock.advance(0)
+        self.successResultOf(answered)
+        self.assertEqual(self.asked.arrived, 10)
 
 
 class NameTests(ReceptionCase):

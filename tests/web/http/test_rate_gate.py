@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Any, cast
 
 from attrs import define, frozen
@@ -15,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from posd.errors import TooManyRequests
 from posd.security.key_index import KeyIndex, KnownKey
 from posd.security.request_rates import RequestRates
 from posd.web.http.call import Call, Door
@@ -252,6 +254,18 @@ class PauseTests(GateCase):
         self.assertEqual(reply(transport.value()).status, 200)
         self.assertEqual(transport.producerState, "producing")
 
+    def test_a_platform_is_read_after_the_429_of_one_tenant(self) -> None:
+        """The next request on its connection may be an order of another tenant."""
+
+        async def refuse(call: Call) -> Answer:
+            raise TooManyRequests("This tenant publishes more than it may.")
+
+        self.patch(self.resource, "_answer", refuse)
+        channel, transport = self.connect()
+        channel.dataReceived(request(PLATFORM, "/"))
+        self.assertEqual(reply(transport.value()).status, 429)
+        self.assertEqual(transport.producerState, "producing")
+
     def test_a_connection_that_is_gone_meanwhile_is_left_alone(self) -> None:
         self.asked()
         channel, _ = self.connect()
@@ -259,3 +273,24 @@ class PauseTests(GateCase):
         channel.connectionLost()
         self.clock.advance(60)
         self.assertNotIn(channel, self.site._channels)
+
+
+class ProxyTests(GateCase):
+    door = Door(proxies=(ip_network("198.51.100.0/24"),))
+
+    def test_its_connection_is_read_on_for_its_other_clients(self) -> None:
+        """nginx with `keepalive` sends requests of all clients on the connections that it has."""
+        self.asked()
+        channel, transport = self.connect("198.51.100.7")
+        channel.dataReceived(request(PLATFORM, "/", X_Forwarded_For="192.0.2.1"))
+        self.assertEqual(reply(transport.value()).status, 429)
+        self.assertEqual(transport.producerState, "producing")
+        transport.clear()
+        channel.dataReceived(request(DEVICE, "/", X_Forwarded_For="192.0.2.2"))
+        self.assertEqual(reply(transport.value()).status, 200)
+
+    def test_one_who_only_says_so_is_none(self) -> None:
+        self.asked()
+        channel, transport = self.connect("192.0.2.1")
+        channel.dataReceived(request(PLATFORM, "/", X_Forwarded_For="192.0.2.9"))
+        self.assertEqual(transport.producerState, "paused")

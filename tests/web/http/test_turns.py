@@ -9,20 +9,27 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.web.http.turns import Turns
+from posd.errors import TooManyRequests
+from posd.web.http import turns
+from posd.web.http.turns import ALL_WAITING, AT_ONCE, MOST_WAITING, WAIT_SECONDS, RequestTurns
 
 
 class TurnsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.turns = Turns(self.clock)
+        self.turns = RequestTurns(self.clock)
         self.begun: list[str] = []
+        self.refused: list[str] = []
         self.gives: dict[str, Callable[[], None]] = {}
 
     def come(self, name: str, who: str = "key") -> None:
         async def work() -> None:
-            self.gives[name] = await self.turns.take(who)
-            self.begun.append(name)
+            try:
+                self.gives[name] = await self.turns.take(who)
+            except TooManyRequests:
+                self.refused.append(name)
+            else:
+                self.begun.append(name)
 
         Deferred.fromCoroutine(work())
 
@@ -66,7 +73,7 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual((self.turns._held, self.turns._waiting), ({}, {}))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_two_thousand_do_not_run_inside_each_other(self) -> None:
+    def test_a_thousand_do_not_run_inside_each_other(self) -> None:
         depths: list[int] = []
 
         async def work() -> None:
@@ -76,8 +83,42 @@ class TurnsTests(SynchronousTestCase):
 
         for name in "abcd":
             self.come(name)
-        for _ in range(2000):
+        for _ in range(MOST_WAITING):
             Deferred.fromCoroutine(work())
         self.give("a")
-        self.assertEqual(len(depths), 2000)
+        self.assertEqual(len(depths), MOST_WAITING)
         self.assertEqual(len({*depths}), 1)
+
+    def test_those_that_wait_leave_connections_to_others(self) -> None:
+        """Each waits on one of the listener's connections for requests, of which there are 2000."""
+        for number in range(AT_ONCE + 2000):
+            self.come(f"{number}")
+        self.assertEqual(len(self.refused), 2000 - MOST_WAITING)
+        for number in range(1000):
+            self.come(f"other {number}", "another key")
+        self.come("x", "a third key")
+        waiting = sum(map(len, self.turns._waiting.values()))
+        self.assertEqual((waiting, self.begun[-1]), (ALL_WAITING, "x"))
+        for number in range(AT_ONCE + 10):
+            self.come(f"few {number}", "a fourth key")
+        self.assertNotIn("few 13", self.refused)
+
+    def test_one_that_has_waited_for_five_seconds_is_refused(self) -> None:
+        self.patch(turns, "_HOLD_SECONDS", 60)
+        for name in "abcdef":
+            self.come(name)
+        self.clock.advance(4)
+        self.come("g")
+        self.clock.advance(1)
+        self.assertEqual(self.refused, [*"ef"])
+        self.give("a")
+        self.assertEqual(self.begun, [*"abcdg"])
+
+    def test_a_turn_is_not_lost_that_is_given_in_the_moment_of_the_refusal(self) -> None:
+        self.patch(turns, "_HOLD_SECONDS", WAIT_SECONDS)
+        for name in "abcdef":
+            self.come(name)
+        self.clock.advance(WAIT_SECONDS)
+        self.clock.advance(0)
+        self.assertEqual(self.refused, [*"ef"])
+        self.assertEqual((self.turns._held, self.turns._waiting, self.turns._count), ({}, {}, 0))

@@ -10,7 +10,10 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.server import Request
 
+from posd.errors import TooManyRequests
+from posd.security.request_rates import Account
 from posd.web.http import unsent
 from posd.web.http.call import Call, Door
 from posd.web.http.requests import Answer, Document, Endpoint
@@ -49,19 +52,33 @@ class Socket(StringTransport):
         self.aborted = True
 
 
+class Gate:
+    """Knows the keys that begin with `pos_`. Implements `posd.web.http.bounded_request.RateGate`."""
+
+    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
+        key = request.requestHeaders.getRawHeaders("X-API-Key", [""])[0]
+        return Account(((key, 1),)) if key.startswith("pos_") else None
+
+    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+        return None
+
+    def is_proxy(self, peer: str) -> bool:
+        return False
+
+
 class UnsentCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.unsent = UnsentAnswers(self.clock)
         self.size = MEBIBYTE
         resource = Endpoint(Door(unsent=self.unsent), GET=self.answer)
-        self.site = BoundedSite(resource, self.clock, most_channels=1000)
+        self.site = BoundedSite(resource, self.clock, most_channels=1000, gate=Gate())
         self.channels: dict[Socket, BoundedChannel] = {}
 
     async def answer(self, call: Call) -> Answer:
         return Document({}, text=b"x" * self.size)
 
-    def ask(self, key: str = "one", room: int = 64 * 1024, method: bytes = b"GET") -> Socket:
+    def ask(self, key: str = "pos_one", room: int = 64 * 1024, method: bytes = b"GET") -> Socket:
         channel = cast(BoundedChannel, self.site.buildProtocol(cast(Any, None)))
         socket = Socket()
         socket.room = room
@@ -145,18 +162,26 @@ class LongAnswerTests(UnsentCase):
 
 class BoundTests(UnsentCase):
     def test_what_answers_to_one_key_hold_is_bounded(self) -> None:
-        other = self.ask("two")
+        other = self.ask("pos_two")
         sockets = [self.ask() for _ in range(40)]
         self.assertEqual(self.unsent.total, MOST_BYTES_OF_ONE + MEBIBYTE)
         kept = MOST_BYTES_OF_ONE // MEBIBYTE
         self.assertEqual([each.aborted for each in sockets], [True] * (40 - kept) + [False] * kept)
         self.assertFalse(other.aborted)
 
+    def test_a_stranger_is_one_however_many_keys_it_makes_up(self) -> None:
+        """Else an answer to a till would be the one that holds most, and be given up."""
+        till = [self.ask() for _ in range(2)]
+        for number in range(200):
+            self.ask(f"made up {number}")
+        self.assertEqual(self.unsent.total, MOST_BYTES_OF_ONE + 2 * MEBIBYTE)
+        self.assertFalse(any(each.aborted for each in till))
+
     def test_what_all_hold_is_bounded_at_the_cost_of_who_holds_most(self) -> None:
-        small = [self.ask(f"till {number}") for number in range(30)]
+        small = [self.ask(f"pos_till_{number}") for number in range(30)]
         for number in range(6):
             for _ in range(16):
-                self.ask(f"flood {number}")
+                self.ask(f"pos_flood_{number}")
         self.assertLessEqual(self.unsent.total, MOST_BYTES)
         self.assertFalse(any(each.aborted for each in small))
 
