@@ -17,8 +17,9 @@ _READ_BYTES: Final = 8 * 1024
 def bound_buffers(transport: Any) -> None:
     """Bound what is read in one turn of the reactor, and what the kernel takes of what posd writes.
 
-    The second is what a client costs that does not read. Linux gives a connection up to 4 MiB for it (tcp(7), tcp_wmem), which count as posd's memory in its
-    control group, and which no limit of posd's own would see. It doubles the value.
+    The second is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
+    (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
+    own would see. It doubles the value.
     """
     below = _below(transport)
     with suppress(AttributeError, OSError):
