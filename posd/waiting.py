@@ -18,7 +18,7 @@ _STALLED_SECONDS: Final = 60.0
 class Pulse:
     """When something that goes on for ever last made an attempt, a refused one included.
 
-    By the monotonic clock: the reactor's is the clock on the wall, which may be set.
+    By the monotonic clock. Only the daemon's reactor follows that too (`posd.monitoring.monotonic`).
     """
 
     def __init__(self) -> None:
