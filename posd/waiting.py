@@ -18,8 +18,7 @@ _STALLED_SECONDS: Final = 60.0
 class Pulse:
     """When something that goes on for ever last made an attempt, a refused one included.
 
-    By `time.monotonic()`, which cannot be set. The daemon's reactor has the same clock
-    (`posd.monitoring.monotonic`), a reactor as Twisted makes it has the time of day.
+    By the monotonic clock. Only the daemon's reactor follows that too (`posd.monitoring.monotonic`).
     """
 
     def __init__(self) -> None:

@@ -6,7 +6,8 @@ terminals that come back at once, are not held up by each other.
 
 The key of one tenant may be used by several terminals. Each terminal that is named has the rate of a
 credential, and all of them together four times that rate. Handshakes and frames of such a key are charged
-apart from its other requests.
+apart from its other requests. A key of all tenants, with which a platform publishes for all of its shops, has
+twenty times the rate of a credential: what it publishes is limited for each tenant besides.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from posd.values import KeyKind, Terminal
 BURST_SECONDS: Final = 10
 TOGETHER: Final = 4
 """How many times the rate of a credential all terminals have that share one key."""
+OF_ALL_TENANTS: Final = 20
+"""How many times the rate of a credential a key of all tenants has."""
 FRAME: Final = 0.25
 """What a WebSocket frame costs, in requests. A message that has to be written down by itself costs one."""
 _MOST_DEBT: Final = 30.0
@@ -58,7 +61,12 @@ class Account:
 
 
 def account(
-    key_id: int, device_id: str | None, *, shared: bool, purpose: Purpose = Purpose.REQUEST
+    key_id: int,
+    device_id: str | None,
+    *,
+    shared: bool,
+    all_tenants: bool = False,
+    purpose: Purpose = Purpose.REQUEST,
 ) -> Account:
     """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
 
@@ -66,7 +74,7 @@ def account(
     of all together for handshakes and frames.
     """
     if not shared:
-        return Account(((key_id, 1),))
+        return Account(((key_id, OF_ALL_TENANTS if all_tenants else 1),))
     together = ((key_id, purpose), TOGETHER)
     if device_id is None and purpose is not Purpose.REQUEST:
         return Account((together,))

@@ -76,6 +76,11 @@ class CredentialTests(RatesCase):
         self.requests(account(1, None, shared=False))
         self.assertEqual(self.requests(account(2, None, shared=False)), 50)
 
+    def test_a_key_of_all_tenants_has_twenty_times_the_rate(self) -> None:
+        platform = account(7, None, shared=False, all_tenants=True)
+        granted = self.granted(lambda: self.rates.request(platform, 0), tries=2000)
+        self.assertEqual(granted, 20 * 50)
+
     def test_a_devices_key_has_one_rate_whatever_device_is_named(self) -> None:
         self.assertEqual(self.requests(account(1, "front", shared=False)), 50)
         self.assertEqual(self.requests(account(1, "bar", shared=False)), 0)

@@ -74,7 +74,13 @@ class RateGate:
             return None
         named = request.requestHeaders.getRawHeaders(b"x-device-id", [b""])[0].strip()
         device = named.decode(errors="replace") if len(named) <= _LONGEST_DEVICE else ""
-        return account(known.id, device or None, shared=known.shared, purpose=purpose)
+        return account(
+            known.id,
+            device or None,
+            shared=known.shared,
+            all_tenants=known.tenant_id is None,
+            purpose=purpose,
+        )
 
 
 def _addressed(path: bytes) -> tuple[str | None, Purpose]:
