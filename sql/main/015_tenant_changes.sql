@@ -27,10 +27,11 @@ BEGIN
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER pos_note_tenant_change AFTER UPDATE ON dinedesk_main.tenants
-    FOR EACH ROW WHEN ((OLD.default_region, OLD.currency, OLD.timezone, OLD.is_active)
-        IS DISTINCT FROM (NEW.default_region, NEW.currency, NEW.timezone, NEW.is_active))
-    EXECUTE FUNCTION dinedesk_main.pos_note_tenant_change();
+-- The function looks which of them differ. A WHEN clause that compares rows is written differently by
+-- pg_dump, so that `posctl audit` would find fault with it after a restore.
+CREATE TRIGGER pos_note_tenant_change
+    AFTER UPDATE OF default_region, currency, timezone, is_active ON dinedesk_main.tenants
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_note_tenant_change();
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_note_tenant_change() FROM PUBLIC;
 GRANT SELECT ON dinedesk_main.pos_tenant_changes TO posd;
