@@ -20,6 +20,7 @@ from typing import Any, cast
 import msgspec
 
 from posd.errors import InvalidMessage, NumberOutOfRange
+from posd.protocol import surrogates
 
 DEPTH = 32
 """How many objects and arrays may stand inside one another."""
@@ -34,10 +35,6 @@ Written = msgspec.Raw
 _TOO_LONG = f"A number has more than {DIGITS} digits in plain notation."
 _CONTAINERS = (dict, list)
 _NUL, _ESCAPED_NUL, _REPLACEMENT = "\0", b"\\u0000", "\N{REPLACEMENT CHARACTER}"
-_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALF_PAIR = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
-_ESCAPED_BACKSLASH, _NEVER_IN_JSON = b"\\\\", b"\0\0"
-
 # A longer numeral is not given to Decimal. "-", the digits, "." and an exponent fit into it.
 _NUMERAL_LENGTH = 2 * DIGITS
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789.", b"0000000000")
@@ -71,7 +68,12 @@ def decode(raw: bytes | str, *, depth: int = DEPTH) -> object:
 def needs_repair(raw: bytes | str) -> bool:
     """Whether `decode` replaces characters of this text, if it is one that it can read."""
     text = raw.encode(errors="replace") if isinstance(raw, str) else raw
-    return _ESCAPED_NUL in text or (b"\\u" in text and _without_halves(text) != text)
+    return has_nul(text) or (b"\\u" in text and surrogates.without_halves(text) != text)
+
+
+def has_nul(text: bytes) -> bool:
+    """Whether it has an escaped U+0000, which `decode` replaces."""
+    return _ESCAPED_NUL in text
 
 
 def decode_stored(raw: bytes | str) -> object:
@@ -206,7 +208,7 @@ def _parsed(decoder: msgspec.json.Decoder[Any], text: bytes, depth: int) -> Any:
         try:
             return decoder.decode(text)
         except msgspec.DecodeError:
-            whole = _without_halves(text)
+            whole = surrogates.without_halves(text)
             if whole == text:
                 raise
             return decoder.decode(whole)
@@ -306,17 +308,6 @@ def _has_long_integer(value: object) -> bool:
     if isinstance(value, list):
         return any(_has_long_integer(member) for member in value)
     return isinstance(value, int) and not -_BEYOND < value < _BEYOND
-
-
-def _without_halves(text: bytes) -> bytes:
-    """A JSON text with U+FFFD for each escape that is half of a surrogate pair, in linear time.
-
-    Escaped backslashes are set aside, so that each backslash that is left begins an escape.
-    """
-    if _NEVER_IN_JSON in text:
-        return text
-    apart = text.replace(_ESCAPED_BACKSLASH, _NEVER_IN_JSON)
-    return _HALF_PAIR.sub(rb"\\ufffd", apart).replace(_NEVER_IN_JSON, _ESCAPED_BACKSLASH)
 
 
 def _too_deep(depth: int) -> str:

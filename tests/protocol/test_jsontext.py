@@ -26,6 +26,7 @@ from posd.protocol.jsontext import (
     plain_number,
     timestamp,
 )
+from posd.protocol.surrogates import repair_in_pieces
 
 decimals = st.builds(
     lambda sign, digits, exponent: Decimal((sign, digits, exponent)),
@@ -389,6 +390,47 @@ class PiecesTests(SynchronousTestCase):
         text = b"[" * 30 + b'{"a\\u0000":["\\u0000"],"b":%b}' % long + b"]" * 30
         self.assertEqual(self.read(text)[0], decode(text))
         self.assertEqual(self.read(b'{"a":1,"a":%b}' % long)[0], {"a": "x" * 40_000})
+
+
+class RepairInPiecesTests(SynchronousTestCase):
+    """Halves of surrogate pairs in a long text are found by parts, wherever a part ends."""
+
+    def repaired(self, text: bytes) -> tuple[bytes, int]:
+        """The text, and in how many steps it was repaired."""
+        repairing, steps = repair_in_pieces(text), 0
+        while True:
+            try:
+                next(repairing)
+            except StopIteration as end:
+                return end.value, steps
+            steps += 1
+
+    def test_no_place_of_a_cut_changes_the_value(self) -> None:
+        units = (
+            rb"\ud83d",
+            rb"\udc00",
+            rb"\ud83d\udc00",
+            rb"\\",
+            rb"\\ud83d",
+            rb"\u0041",
+            b"a",
+            rb"\n",
+        )
+        for first in units:
+            for second in units:
+                for shift in range(13):
+                    inside = b"a" * shift + (first + second) * 1500
+                    text = b'"%b"' % inside
+                    whole, steps = self.repaired(text)
+                    self.assertEqual(decode(whole), decode(text), (first, second, shift))
+                    self.assertFalse(needs_repair(whole))
+                    self.assertEqual(whole != text, needs_repair(text))
+                    if steps:
+                        self.assertGreaterEqual(steps, len(text) // (16 * 1024))
+
+    def test_a_text_without_halves_is_given_back_at_once(self) -> None:
+        text = b'["%b"]' % (rb"\u00e9" * 10_000)
+        self.assertEqual(self.repaired(text), (text, 0))
 
 
 class CostTests(SynchronousTestCase):

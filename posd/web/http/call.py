@@ -20,7 +20,7 @@ from posd.errors import (
     Refusal,
     UnsupportedMediaType,
 )
-from posd.protocol import jsontext
+from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
 from posd.security.request_rates import Account
 from posd.web.http.headers import members
@@ -72,6 +72,8 @@ class Call:
     its key is still being looked up."""
     _parsed: object = field(default=None, init=False)
     """What `parse` has read."""
+    _is_repaired: bool | None = field(default=None, init=False)
+    """Whether characters were replaced; None: nobody has looked yet."""
 
     def __attrs_post_init__(self) -> None:
         content = cast(BinaryIO | None, self.request.content)
@@ -157,7 +159,9 @@ class Call:
     @property
     def repaired(self) -> bool:
         """Whether characters of the JSON body were replaced when it was read."""
-        return jsontext.needs_repair(self.body)
+        if self._is_repaired is None:
+            self._is_repaired = jsontext.needs_repair(self.body)
+        return self._is_repaired
 
     @property
     def is_long(self) -> bool:
@@ -172,7 +176,9 @@ class Call:
         if self.is_long:
             self._check_type()
             with _as_refusal():
-                self._parsed = await in_pieces(jsontext.decode_in_pieces(self.body, depth=_DEPTH))
+                whole = await in_pieces(surrogates.repair_in_pieces(self.body))
+                self._is_repaired = whole != self.body or jsontext.has_nul(whole)
+                self._parsed = await in_pieces(jsontext.decode_in_pieces(whole, depth=_DEPTH))
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
