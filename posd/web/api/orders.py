@@ -222,7 +222,7 @@ class Orders:
     async def create(self, ask: TenantAsk[None]) -> Answer:
         """201 with the order's position; 200 if the same order is there already."""
         body = ask.call.json()
-        self.publisher.check_sizes(ask.call, [body])
+        await self.publisher.check_sizes(ask.call, [body])
         order_members.check(body, ask.tenant.currency)
         order_members.check_content(body)
         chosen = _named(body)
@@ -242,7 +242,7 @@ class Orders:
     async def change(self, ask: TenantAsk[OrderChangeTaken]) -> Answer:
         """Members that are not named stay as they are."""
         asked, body, order_id = ask.taken, ask.call.json(), _addressed(ask)
-        self.publisher.check_sizes(ask.call, [body])
+        await self.publisher.check_sizes(ask.call, [body])
         if asked.order_id not in (UNSET, order_id):
             raise BadRequest(
                 "orderId is not that of the address.",

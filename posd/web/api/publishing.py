@@ -14,6 +14,7 @@ from posd.errors import BadRequest, TooLarge, TooManyRequests, Unprocessable
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
 from posd.protocol import jsontext
+from posd.protocol.jsonsize import exceeds
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import of_kind
@@ -169,7 +170,7 @@ class Publisher:
         body = ask.call.json()
         several = "events" in body
         events = _listed(body["events"]) if several else [body]
-        self.check_sizes(ask.call, events)
+        await self.check_sizes(ask.call, events)
         source = Source(zone(ask.tenant.timezone), ask.call.repaired)
         drafting = _drafts(events, "events[{}]." if several else "", source)
         made = await in_pieces(drafting) if ask.call.is_long else at_once(drafting)
@@ -195,7 +196,7 @@ class Publisher:
         if not isinstance(slug, str) or not slug or not isinstance(event, dict):
             raise BadRequest("Missing tenant or event", code="missing_tenant_or_event")
         tenant = await self._addressed(call, slug)
-        self.check_sizes(call, [event])
+        await self.check_sizes(call, [event])
         made = [one_event(event, "event.", Source(zone(tenant.timezone), call.repaired))]
         named = idempotency.named(
             call, tenant.id, KeyKind.PLATFORM.value, "POST /broadcast", _moved(made)
@@ -211,7 +212,7 @@ class Publisher:
         )
         return given(answer, replayed=published.replayed)
 
-    def check_sizes(self, call: Call, events: Sequence[object]) -> None:
+    async def check_sizes(self, call: Call, events: Sequence[object]) -> None:
         """Raise `TooLarge` (`event_too_large`) for an event that cannot fit, before it is read further.
 
         An event may become shorter while it is read, but not by half.
@@ -219,10 +220,9 @@ class Publisher:
         allowed = self.sequencer.event_bytes
         if call.size > 2 * allowed:
             for event in events:
-                size = len(jsontext.encode(event))
-                if size > 2 * allowed:
+                if await in_pieces(exceeds(event, 2 * allowed)):
                     raise TooLarge(
-                        f"The event has {size} bytes; {allowed} are allowed.",
+                        f"The event has more than {2 * allowed} bytes; {allowed} are allowed.",
                         code="event_too_large",
                     )
 

@@ -1,0 +1,42 @@
+"""How long a value is at least as a JSON text, found out in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Final
+
+_STEP_VALUES: Final = 1000
+
+
+def exceeds(value: object, most: int) -> Generator[None, None, bool]:
+    """Whether the JSON text of a value has more than `most` bytes, by a count that is never too high.
+
+    It yields after each thousand values and ends as soon as the count is over. A text counts its
+    characters and quotes, a number or a literal its shortest form of one character, a container its
+    brackets and separators.
+    """
+    size, seen, found = 0, 0, [value]
+    while found:
+        each = found.pop()
+        size += 1
+        if isinstance(each, str):
+            size += len(each) + 1
+        elif isinstance(each, Mapping):
+            for name, member in each.items():
+                # Two quotes and a colon.
+                size += len(name) + 3
+                found.append(member)
+                seen += 1
+                if seen % _STEP_VALUES == 0:
+                    if size > most:
+                        return True
+                    yield
+        elif isinstance(each, list | tuple):
+            size += len(each)
+            found += each
+        seen += 1
+        if size > most:
+            return True
+        if seen % _STEP_VALUES == 0:
+            yield
+    return False
