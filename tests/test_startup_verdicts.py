@@ -12,6 +12,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -298,17 +299,21 @@ class ListenerTests(VerdictCase):
         self.judged(evolve(self.plain, endpoints=("carrier-pigeon:coop=3",)), True, "pigeon")
 
     def test_paths_of_sockets(self) -> None:
-        there = self.folder / "file"
+        # The path of a socket has at most 107 bytes (unix(7)); a checkout may itself have a longer one.
+        short = tempfile.TemporaryDirectory()
+        self.addCleanup(short.cleanup)
+        folder = Path(short.name)
+        there = folder / "file"
         there.write_text("")
-        left = self.folder / "left"
+        left = folder / "left"
         with socket.socket(socket.AF_UNIX) as gone:
             gone.bind(str(left))
         cases: tuple[tuple[str, bool], ...] = (
-            (f"unix:{self.folder}/none/socket", True),
-            (f"unix:{self.folder}/{'x' * 110}", True),
+            (f"unix:{folder}/none/socket", True),
+            (f"unix:{folder}/{'x' * 110}", True),
             (f"unix:{there}", True),
             (f"unix:{left}", True),
-            (f"unix:{self.folder}/free", False),
+            (f"unix:{folder}/free", False),
         )
         for endpoint, stops in cases:
             with self.subTest(endpoint=endpoint):

@@ -1,4 +1,4 @@
-"""Accepting connections when no file descriptor is left.
+"""Accepting connections: a few in one turn of the reactor, and when no file descriptor is left.
 
 Twisted keeps one descriptor in reserve, with which it accepts and closes what waits. Where that one is lost,
 and for the limits of the whole machine (ENFILE, ENOBUFS, ENOMEM), its port tries again in each turn of the
@@ -14,6 +14,8 @@ from twisted.logger import Logger
 from posd.database.watch import shortage
 
 _REST_SECONDS: Final = 1.0
+_AT_ONCE: Final = 4
+"""Connections that are accepted in one turn of the reactor. Twisted accepts a hundred and more."""
 
 
 class Rests:
@@ -29,6 +31,7 @@ class Rests:
         port.doRead = self._do_read
 
     def _do_read(self) -> None:
+        self._port.numberAccepts = _AT_ONCE
         self._accept()
         trouble = shortage()
         if trouble is None:

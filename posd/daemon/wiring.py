@@ -33,7 +33,7 @@ from posd.monitoring.tenant_survey import Survey
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.connection_limits import Connections
-from posd.security.handshakes import HandshakeQueue
+from posd.security.handshakes import HandshakeRates
 from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
@@ -56,6 +56,7 @@ from posd.web.api.tenants import Operators
 from posd.web.api.terminals import TerminalEndpoints
 from posd.web.http.call import UNKNOWN, Door
 from posd.web.http.dispatch import Reception
+from posd.web.http.input_turns import InputTurns
 from posd.web.http.operations import Operation
 from posd.web.http.rate_gate import RateGate
 from posd.web.http.refusal_log import Strangers
@@ -102,7 +103,7 @@ class Parts:
     key_index: KeyIndex = field(init=False)
     authenticator: Authenticator = field(init=False)
     rates: RequestRates = field(init=False)
-    handshakes: HandshakeQueue = field(init=False)
+    input_turns: InputTurns = field(init=False)
     connections: Connections = field(init=False)
     admission: Admission = field(init=False)
     events: Events = field(init=False)
@@ -166,7 +167,7 @@ class Parts:
         self.strangers = Strangers(reactor.seconds, self.instruments.handshake_refused)
         self.wrong_protocols = WrongProtocols(reactor.seconds)
         self.lag = Lag(reactor, self.instruments.lagged)
-        self.handshakes = HandshakeQueue(reactor)
+        self.input_turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
         self.rates = RequestRates(
             limits.requests_per_second_per_credential,
             limits.bytes_per_second_per_credential,
@@ -203,7 +204,7 @@ class Parts:
             reactor.seconds,
         )
         self.monitor = Monitor(self._report)
-        self.unsent = UnsentAnswers(reactor)
+        self.unsent = UnsentAnswers(reactor, self.rates.answered)
         self.loyalty = LoyaltyPoints(self.database, limits.points_per_day_per_till)
         self.health = Health(
             {
@@ -301,7 +302,6 @@ class Parts:
             self.wrong_protocols.noticed,
             root.body_bytes,
             RateGate(self.key_index, self.rates, door),
-            self.handshakes.known,
         )
 
     @property

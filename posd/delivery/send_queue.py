@@ -139,6 +139,7 @@ class Outbox:
         """Take nothing more and forget what waits."""
         self._open = False
         self._forget()
+        self.listener = None
 
     def pauseProducing(self) -> None:
         """The transport has enough, and may say so more than once. The till counts as stalled."""

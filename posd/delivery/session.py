@@ -99,7 +99,7 @@ class Session:
         self.outbox = outbox
         self.state = State.CATCHING_UP
         self.cursor: Cursor | None = None
-        self.costly: Callable[[], None] = lambda: None
+        self.costly: Callable[[], None] = _free
         """Called for each message that costs a statement."""
         self._channel = channel
         self._peer = peer
@@ -264,6 +264,8 @@ class Session:
         self.state = State.CLOSED
         self._channel.leave(self)
         self.outbox.close()
+        # No cycle is left for the garbage collector.
+        self.costly = _free
 
     async def _catch_up(self) -> None:
         try:
@@ -357,3 +359,7 @@ class Session:
     def _say(self, kind: str, text: bytes) -> None:
         """Send a message that is not an event. A till that does not read loses it, no more."""
         self.outbox.offer(self.dialect.write(kind, text, None))
+
+
+def _free() -> None:
+    """What a message costs where nobody charges for it, or any more."""

@@ -13,6 +13,8 @@ from posd.values import TenantId
 
 # What a batch costs is what every other tenant waits for. A single request may have more events.
 _MOST_EVENTS: Final = 300
+# A request with more is alone in its batch, and between two of those come the others that wait.
+_FEW_EVENTS: Final = 50
 _MOST_TENANTS: Final = 100
 _MOST_WAITING: Final = 10_000
 _MOST_OF_A_TENANT: Final = 2_000
@@ -24,6 +26,7 @@ class RequestQueue:
 
     _tenants: OrderedDict[TenantId, deque[Request]] = field(init=False, factory=OrderedDict)
     _length: int = field(init=False, default=0)
+    _large_is_next: bool = field(init=False, default=True)
 
     def __len__(self) -> int:
         return self._length
@@ -40,21 +43,43 @@ class RequestQueue:
         """Take the next requests: up to 300 events of up to 100 tenants, one request at least.
 
         Whose turn it is goes on where the last batch ended, so that no tenant's requests wait for more
-        than one request of each other tenant.
+        than one request of each other tenant. A request of more than 50 events is alone in its batch. Such
+        batches and those of the others take turns: who publishes one event waits for one such request.
         """
-        batch: list[Request] = []
-        tenants: set[TenantId] = set()
-        events = 0
-        while self._tenants and events < _MOST_EVENTS:
-            tenant_id, waiting = next(iter(self._tenants.items()))
-            if len(tenants | {tenant_id}) > _MOST_TENANTS:
-                break
-            batch.append(waiting.popleft())
-            tenants.add(tenant_id)
-            events += len(batch[-1].publication.drafts)
-            if waiting:
-                self._tenants.move_to_end(tenant_id)
-            else:
-                del self._tenants[tenant_id]
+        large = [tenant_id for tenant_id, waiting in self._tenants.items() if _is_large(waiting[0])]
+        is_large = bool(large) and (self._large_is_next or len(large) == len(self._tenants))
+        self._large_is_next = not is_large
+        batch = [self._take(large[0])] if is_large else self._take_small()
         self._length -= len(batch)
         return batch
+
+    def _take_small(self) -> list[Request]:
+        batch: list[Request] = []
+        tenants: set[TenantId] = set()
+        events, turn = 0, deque(self._tenants)
+        while turn and events < _MOST_EVENTS:
+            tenant_id = turn.popleft()
+            if _is_large(self._tenants[tenant_id][0]):
+                continue
+            if len(tenants | {tenant_id}) > _MOST_TENANTS:
+                break
+            tenants.add(tenant_id)
+            batch.append(self._take(tenant_id))
+            events += len(batch[-1].publication.drafts)
+            if tenant_id in self._tenants:
+                turn.append(tenant_id)
+        return batch
+
+    def _take(self, tenant_id: TenantId) -> Request:
+        """A tenant's next request; the other tenants come before its next one."""
+        waiting = self._tenants[tenant_id]
+        taken = waiting.popleft()
+        if waiting:
+            self._tenants.move_to_end(tenant_id)
+        else:
+            del self._tenants[tenant_id]
+        return taken
+
+
+def _is_large(request: Request) -> bool:
+    return len(request.publication.drafts) > _FEW_EVENTS

@@ -108,6 +108,10 @@ class KeyIndex:
         fitting = (each for each in found if each.tenant_id in (tenant_id, None))
         return next(fitting, None)
 
+    def tenant(self, slug: str) -> TenantId | None:
+        """The active tenant with this slug, as far as the index knows."""
+        return self._contents.slugs.get(slug)
+
     async def may_be(self, sha256: bytes, slug: str | None = None) -> bool:
         """Whether a key may be valid. False is certain; before everything was read, all keys may be.
 

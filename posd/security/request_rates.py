@@ -31,6 +31,8 @@ OF_ALL_TENANTS: Final = 20
 """How many times the rate of a credential a key of all tenants has."""
 FRAME: Final = 0.25
 """What a WebSocket frame costs, in requests. A message that has to be written down by itself costs one."""
+ANSWERED: Final = 0.25
+"""What a byte of a long answer costs, in bytes of a body that is sent: it is not parsed."""
 _MOST_DEBT: Final = 30.0
 """Seconds for which a connection is not read at most, whatever came on it."""
 
@@ -50,9 +52,13 @@ class Purpose(enum.Enum):
 
 @frozen
 class Account:
-    """Who is charged: `scopes` are what is counted, with how many times the rate each may have."""
+    """Who is charged: `scopes` are what is counted, with how many times the rate each may have.
+
+    `owner` is whose input a request is: the tenant's that it is about, or the key's.
+    """
 
     scopes: tuple[tuple[object, int], ...]
+    owner: object = None
 
     @property
     def together(self) -> object:
@@ -64,28 +70,37 @@ def account(
     key_id: int,
     device_id: str | None,
     *,
+    owner: object = None,
     shared: bool,
     all_tenants: bool = False,
     purpose: Purpose = Purpose.REQUEST,
 ) -> Account:
     """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
 
+    `owner` is whose input the request is: the tenant's that it is about, or the key's.
+
     Terminals without a name share the rate of one terminal for their requests, and have only the rate
     of all together for handshakes and frames.
     """
     if not shared:
-        return Account(((key_id, OF_ALL_TENANTS if all_tenants else 1),))
+        return Account(((key_id, OF_ALL_TENANTS if all_tenants else 1),), owner)
     together = ((key_id, purpose), TOGETHER)
     if device_id is None and purpose is not Purpose.REQUEST:
-        return Account((together,))
-    return Account((((key_id, device_id), 1), together))
+        return Account((together,), owner)
+    return Account((((key_id, device_id), 1), together), owner)
 
 
 def account_of(terminal: Terminal) -> Account:
     """The account of a terminal's frames."""
     principal = terminal.principal
     shared = principal.kind is KeyKind.TENANT
-    return account(principal.key_id, terminal.device_id, shared=shared, purpose=Purpose.FRAMES)
+    return account(
+        principal.key_id,
+        terminal.device_id,
+        owner=terminal.tenant.id,
+        shared=shared,
+        purpose=Purpose.FRAMES,
+    )
 
 
 @define(eq=False)
@@ -113,6 +128,11 @@ class RequestRates:
     def body(self, who: Account, size: int) -> None:
         """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
         self._charge(self._of_bytes(who, size))
+
+    def answered(self, who: Account, size: int) -> None:
+        """Charge an answer of so many bytes, even into debt; until that is paid requests are refused."""
+        for bucket, count in self._of_bytes(who, size * ANSWERED):
+            bucket.owe(count, _MOST_DEBT)
 
     def stranger(self, address: str, purpose: str) -> None:
         """Charge a request without a key that is known. Raises `TooManyRequests`.
@@ -147,7 +167,7 @@ class RequestRates:
             for scope, times in who.scopes
         ]
 
-    def _of_bytes(self, who: Account, count: int) -> list[_Charge]:
+    def _of_bytes(self, who: Account, count: float) -> list[_Charge]:
         rate = self.bytes_per_credential
         return [
             (self._bytes.get(scope, times * rate, BURST_SECONDS), count)

@@ -31,7 +31,9 @@ from attrs import frozen
 from autobahn.twisted.resource import WebSocketResource
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
@@ -136,6 +138,11 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self._heard_at = self._reactor.seconds()
             self._traffic.received_bytes += len(data)
             super().dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        # No cycle is left for the garbage collector, which would stop all other connections.
+        self._session = self._intake = self.is_open = self.is_closed = None
 
     def onFrameBegin(self) -> None:
         self._traffic.received_frames += 1

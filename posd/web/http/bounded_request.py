@@ -58,8 +58,8 @@ class Channel(Protocol):
     def request_line(self) -> tuple[bytes, bytes, bytes]:
         """Method, target and version of the request whose head was read last."""
 
-    def known(self) -> None:
-        """A request with a valid key has come."""
+    def belongs_to(self, owner: object) -> None:
+        """A request with a valid key of `owner` has come."""
 
     def refuse(
         self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
@@ -153,7 +153,7 @@ class BoundedRequest(Request):
         try:
             self.account = gate.enter(self, self._target.origin, length or 0)
             if self.account is not None:
-                self.channel.known()
+                self.channel.belongs_to(self.account.owner)
         except TooManyRequests as refusal:
             self._be_over(refusal, length)
 
@@ -165,7 +165,8 @@ class BoundedRequest(Request):
 
     def _be_over(self, refusal: TooManyRequests, length: int | None) -> None:
         """Answer with a refusal: when the request has come whole, or at once where its body is long."""
-        self.over_rate = refusal
+        # A traceback has this request's frames, which have this request.
+        self.over_rate = refusal.with_traceback(None)
         if length is None or length > _BODY_READ_IN_VAIN:
             sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
             self.refuse(b"429 Too Many Requests", refusal.code, sentence, headers)

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
@@ -105,7 +106,8 @@ class Call:
         """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
         refusal: Refusal | None = getattr(self.request, "over_rate", None)
         if refusal is not None:
-            raise refusal
+            # The request has the refusal. If that had a traceback, they would be a cycle.
+            raise copy(refusal)
 
     @property
     def device(self) -> str | None:

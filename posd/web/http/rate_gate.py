@@ -70,6 +70,7 @@ class RateGate:
         sha256 = hash_of(key)
         slug, purpose = _addressed(path)
         known = None if sha256 is None else self.index.find(sha256, slug)
+        tenant_id = None if slug is None else self.index.tenant(slug)
         if known is None:
             return None
         named = request.requestHeaders.getRawHeaders(b"x-device-id", [b""])[0].strip()
@@ -77,6 +78,7 @@ class RateGate:
         return account(
             known.id,
             device or None,
+            owner=("key", known.id) if tenant_id is None else tenant_id,
             shared=known.shared,
             all_tenants=known.tenant_id is None,
             purpose=purpose,

@@ -216,19 +216,10 @@ def write(call: Call, outcome: Answer) -> None:
     if request.method == b"HEAD":
         request.finish()
     elif len(body) > LONG and call.door.unsent is not None:
-        call.door.unsent.send(request, body, _reader(call))
+        call.door.unsent.send(request, body, call.account or place(call.address))
     else:
         request.write(body)
         request.finish()
-
-
-def _reader(call: Call) -> object:
-    """Who the unread bytes of an answer are counted for: the key, or the address of a stranger.
-
-    A key that is not known counts as none. A client could send another one with each request, and would
-    never be the one that holds most.
-    """
-    return place(call.address) if call.account is None else call.account.together
 
 
 def _check_local(call: Call) -> None:

@@ -21,6 +21,7 @@ from posd import __version__
 from posd.protocol import jsontext
 from posd.web.http.bounded_request import BODY_BYTES, BoundedRequest, LongBodies, RateGate
 from posd.web.http.headers import members
+from posd.web.http.input_turns import PacedInput
 from posd.web.http.sockets import bound_buffers
 from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
 
@@ -61,7 +62,6 @@ class BoundedChannel(HTTPChannel):
     _deadline: IDelayedCall | None = None
     _leaving = False
     _rest: IDelayedCall | None = None
-    _known = False
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -166,11 +166,10 @@ class BoundedChannel(HTTPChannel):
         gate = self.site.gate
         return gate is not None and gate.is_proxy(getattr(self.transport.getPeer(), "host", ""))
 
-    def known(self) -> None:
-        """A request with a valid key has come."""
-        if not self._known:
-            self._known = True
-            self.site.known(getattr(self.transport.getPeer(), "host", ""))
+    def belongs_to(self, owner: object) -> None:
+        """A request with a valid key of `owner` has come."""
+        if isinstance(self.transport, PacedInput):
+            self.transport.belongs_to(owner)
 
     def refuse(
         self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
@@ -223,6 +222,7 @@ class BoundedChannel(HTTPChannel):
         self.site.leave(self)
         lost, self._lost = self._lost, None
         HTTPChannel.connectionLost(self, reason)
+        self._forget_requests()
         if lost is not None:
             lost()
 
@@ -231,6 +231,16 @@ class BoundedChannel(HTTPChannel):
         self._on_time()
         HTTPChannel.setTimeout(self, None)
         self.site.leave(self)
+        self._forget_requests()
+
+    def _forget_requests(self) -> None:
+        """Leave no cycle behind.
+
+        A thousand connections that ended would be found by one full collection, which stopped all others
+        for 41 ms, measured.
+        """
+        self.requests.clear()
+        self._transferDecoder = None
 
     def hold(self, lost: Callable[[], None]) -> None:
         """The request that is being answered is a till's, which is counted elsewhere, and takes long.
@@ -287,7 +297,6 @@ class BoundedSite(Site):
         mistaken: Callable[[Spoken, Any], None] = lambda spoken, transport: None,
         body_bytes: Callable[[bytes, bytes], int] = lambda method, uri: BODY_BYTES,
         gate: RateGate | None = None,
-        known: Callable[[str], None] = lambda address: None,
     ) -> None:
         Site.__init__(
             self,
@@ -306,7 +315,6 @@ class BoundedSite(Site):
         self.body_bytes = body_bytes
         self.gate = gate
         self.bodies = LongBodies()
-        self.known = known
 
     @property
     def open_channels(self) -> int:

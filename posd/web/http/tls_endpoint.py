@@ -1,4 +1,7 @@
-"""TLS below a site. A client that begins with another protocol is told so, where OpenSSL would hang up."""
+"""What lies below a site, with TLS or without.
+
+A client that begins with another protocol than TLS is told so, where OpenSSL would hang up.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,12 @@ from typing import Any
 from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
-from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from posd.security.addresses import Network
-from posd.security.handshakes import HandshakeQueue, PacedTLS, PacedTLSFactory
 from posd.security.server_tls import ServerTLS
+from posd.web.http.input_turns import InputTurns, PacedPlainFactory, PacedTLS, PacedTLSFactory
 from posd.web.http.site import BoundedChannel
 from posd.web.http.wrong_protocol import Spoken, recognise
 
@@ -43,12 +45,12 @@ class SniffingTransport(PacedTLS):
             self.transport.write(answer)
         self.transport.loseConnection()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def ended(self, reason: Failure) -> None:
         # What OpenSSL raised, if it ended this. Twisted tells nobody but the wrapped protocol.
         error = getattr(self._reason, "value", None)
         if isinstance(self.factory, _Factory) and error is not None:
             self.factory.failed(error, getattr(self.transport.getPeer(), "host", "-"))
-        super().connectionLost(reason)
+        super().ended(reason)
 
 
 class _Factory(PacedTLSFactory):
@@ -58,7 +60,7 @@ class _Factory(PacedTLSFactory):
         self,
         tls: ServerTLS,
         factory: IProtocolFactory,
-        turns: HandshakeQueue,
+        turns: InputTurns,
         proxies: Sequence[Network],
     ) -> None:
         super().__init__(tls, factory, turns, proxies)
@@ -68,19 +70,32 @@ class _Factory(PacedTLSFactory):
 @implementer(IStreamServerEndpoint)
 @define(eq=False)
 class TLSEndpoint:
-    """An endpoint with TLS, for a `BoundedSite`. Handshakes take `turns` with those of other listeners.
+    """An endpoint with TLS, for a `BoundedSite`. Input takes `turns` with that of other listeners.
 
     `proxies` of the listener may begin as many as they like.
     """
 
     tls: ServerTLS
     endpoint: IStreamServerEndpoint
-    turns: HandshakeQueue
+    turns: InputTurns
     proxies: Sequence[Network] = ()
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen, and speak TLS on each connection before the factory's protocol."""
         return self.endpoint.listen(_Factory(self.tls, factory, self.turns, self.proxies))
+
+
+@implementer(IStreamServerEndpoint)
+@define(eq=False)
+class PlainEndpoint:
+    """An endpoint without TLS. Input takes `turns` with that of other listeners."""
+
+    endpoint: IStreamServerEndpoint
+    turns: InputTurns
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Listen, and let the input of each connection take turns."""
+        return self.endpoint.listen(PacedPlainFactory(factory, self.turns))
 
 
 def _ignore(data: bytes) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from posd.errors import TooManyRequests
@@ -38,6 +38,21 @@ A request that waits for what others wait for too, an event for example, gives i
 """
 
 
+class _Held:
+    """A turn that somebody has. It is given back once, and after a while by itself."""
+
+    def __init__(self, reactor: IReactorTime, give: Callable[[], None]) -> None:
+        self._give = give
+        self._timer: IDelayedCall | None = reactor.callLater(_HOLD_SECONDS, self.give_back)
+
+    def give_back(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            if timer.active():
+                timer.cancel()
+            self._give()
+
+
 class RequestTurns:
     """Who has the turn, by whatever names those who take turns with each other."""
 
@@ -57,18 +72,7 @@ class RequestTurns:
             self._held[who] = self._held.get(who, 0) + 1
         else:
             await self._wait(who)
-        given = False
-
-        def give() -> None:
-            nonlocal given
-            if not given:
-                given = True
-                if timer.active():
-                    timer.cancel()
-                self._give(who)
-
-        timer = self._reactor.callLater(_HOLD_SECONDS, give)
-        return give
+        return _Held(self._reactor, lambda: self._give(who)).give_back
 
     def _wait(self, who: object) -> Deferred[None]:
         count = len(self._waiting.get(who, ()))
