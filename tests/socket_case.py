@@ -92,6 +92,7 @@ class Socket(StringTransport):
         """The connection is gone."""
         self.lost = True
         self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.producer = None
 
     @property
     def upgraded(self) -> bool:

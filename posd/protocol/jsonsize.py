@@ -8,16 +8,17 @@ from typing import Final
 _STEP_VALUES: Final = 1000
 
 
-def exceeds(value: object, most: int) -> Generator[None, None, bool]:
-    """Whether the JSON text of a value has more than `most` bytes, by a count that is never too high.
+def exceeds(value: object, most: int, values: int) -> Generator[None, None, bool]:
+    """Whether a value consists of more than so many values, or its JSON text has more than `most` bytes.
 
-    It yields after each thousand values and ends as soon as the count is over. A text counts its
-    characters and quotes, a number or a literal its shortest form of one character, a container its
-    brackets and separators.
+    The bytes are a count that is never too high. It yields after each thousand values and ends as soon as
+    a count is over. A text counts its characters and quotes, a number or a literal its shortest form of
+    one character, a container its brackets and separators.
     """
     size, seen, found = 0, 0, [value]
     while found:
         each = found.pop()
+        seen += 1
         size += 1
         if isinstance(each, str):
             size += len(each) + 1
@@ -26,16 +27,14 @@ def exceeds(value: object, most: int) -> Generator[None, None, bool]:
                 # Two quotes and a colon.
                 size += len(name) + 3
                 found.append(member)
-                seen += 1
-                if seen % _STEP_VALUES == 0:
-                    if size > most:
+                if len(found) % _STEP_VALUES == 0:
+                    if size > most or seen + len(found) > values:
                         return True
                     yield
         elif isinstance(each, list | tuple):
             size += len(each)
             found += each
-        seen += 1
-        if size > most:
+        if size > most or seen + len(found) > values:
             return True
         if seen % _STEP_VALUES == 0:
             yield

@@ -11,9 +11,9 @@ from posd.protocol.jsontext import encode
 from tests.json_strategies import values
 
 
-def run(value: object, most: int) -> tuple[bool, int]:
+def run(value: object, most: int, values: int = 10**9) -> tuple[bool, int]:
     """The answer, and in how many steps it was found."""
-    steps, counting = 1, exceeds(value, most)
+    steps, counting = 1, exceeds(value, most, values)
     while True:
         try:
             next(counting)
@@ -34,6 +34,13 @@ class ExceedsTests(SynchronousTestCase):
         for value in long:
             with self.subTest(value=str(value)[:20]):
                 self.assertTrue(run(value, 100)[0])
+
+    def test_too_many_values_do(self) -> None:
+        for many in ([1] * 100, {f"m{number}": 1 for number in range(100)}, [[[1] * 49] * 2]):
+            with self.subTest(many=str(many)[:20]):
+                self.assertFalse(run(many, 10**9, 102)[0])
+                self.assertTrue(run(many, 10**9, 99)[0])
+        self.assertLess(run({f"m{number}": 1 for number in range(80_000)}, 10**9, 5000)[1], 8)
 
     def test_many_values_are_counted_in_steps_and_no_further_than_is_needed(self) -> None:
         for many in ({f"m{number}": 1 for number in range(80_000)}, [{"a": 1}] * 80_000):

@@ -23,6 +23,14 @@ def queue(*requests: Request) -> RequestQueue:
     return waiting
 
 
+def sizes(waiting: RequestQueue) -> list[list[int]]:
+    """How many events the requests of each batch have, until none waits."""
+    found = []
+    while waiting:
+        found.append([len(each.publication.drafts) for each in waiting.next_batch()])
+    return found
+
+
 class RequestQueueTests(SynchronousTestCase):
     def test_a_tenant_with_one_request_waits_for_one_of_each_other_tenant(self) -> None:
         waiting = queue(
@@ -34,11 +42,21 @@ class RequestQueueTests(SynchronousTestCase):
         self.assertIn(small, waiting.next_batch() + waiting.next_batch() + waiting.next_batch())
 
     def test_a_batch_has_up_to_300_events_or_one_request(self) -> None:
-        waiting = queue(*(request(tenant, 100) for tenant in range(5)), request(9, 500))
-        sizes = []
-        while waiting:
-            sizes.append([len(each.publication.drafts) for each in waiting.next_batch()])
-        self.assertEqual(sizes, [[100, 100, 100], [100, 100, 500]])
+        waiting = queue(*(request(tenant, 50) for tenant in range(8)), request(9, 500))
+        self.assertEqual(sizes(waiting), [[500], [50] * 6, [50] * 2])
+
+    def test_large_requests_and_batches_of_the_others_take_turns(self) -> None:
+        """Who publishes one event waits for one large request, however many wait."""
+        waiting = queue(
+            *(request(tenant, 500) for tenant in (1, 1, 2)), *(request(3) for _ in range(350))
+        )
+        self.assertEqual(sizes(waiting), [[500], [1] * 300, [500], [1] * 50, [500]])
+
+    def test_a_small_one_waits_for_the_large_one_before_it(self) -> None:
+        waiting = queue(request(1, 500), request(1), request(2))
+        self.assertEqual(sizes(waiting), [[500], [1, 1]])
+        waiting = queue(request(1), request(1, 500), request(1), request(2, 51))
+        self.assertEqual(sizes(waiting), [[51], [1], [500], [1]])
 
     def test_a_batch_has_up_to_100_tenants(self) -> None:
         waiting = queue(*(request(tenant) for tenant in range(150)))

@@ -162,6 +162,18 @@ class StrangerTests(RatesCase):
         self.assertEqual(len(self.rates._addresses), 20_000)
 
 
+class AnsweredTests(RatesCase):
+    def test_a_quarter_of_an_answer_is_charged_and_what_is_over_is_owed(self) -> None:
+        who = account(1, None, shared=False)
+        free = int(self.rates.bytes_per_credential * 10)
+        self.rates.answered(who, 4 * (free - 100))
+        self.rates.request(who, 100)
+        self.rates.answered(who, 4 * 100)
+        self.assertRaises(TooManyRequests, self.rates.request, who, 0)
+        self.clock.advance(100 / self.rates.bytes_per_credential)
+        self.rates.request(who, 0)
+
+
 class HeardTests(RatesCase):
     def test_what_is_on_a_websocket_is_charged_into_debt(self) -> None:
         who = account(1, None, shared=False)

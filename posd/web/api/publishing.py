@@ -218,11 +218,13 @@ class Publisher:
         An event may become shorter while it is read, but not by half.
         """
         allowed = self.sequencer.event_bytes
+        values = jsontext.most_values(2 * allowed)
         if call.size > 2 * allowed:
             for event in events:
-                if await in_pieces(exceeds(event, 2 * allowed)):
+                if await in_pieces(exceeds(event, 2 * allowed, values)):
                     raise TooLarge(
-                        f"The event has more than {2 * allowed} bytes; {allowed} are allowed.",
+                        f"The event has more than {2 * allowed} bytes, of which {allowed} are allowed,"
+                        f" or more than {values} values.",
                         code="event_too_large",
                     )
 

@@ -22,14 +22,20 @@ MOST_UNFINISHED_BYTES: Final = 64 * 1024 * 1024
 """Of long bodies that are still coming, on one listener."""
 _SHORT_BODY_BYTES: Final = 64 * 1024
 _BODY_READ_IN_VAIN: Final = 64 * 1024
-"""A longer body of a request that is refused for its rate is not read, and its connection is closed."""
+"""A stranger's longer body is not read when its request is refused for its rate; the connection is closed.
+
+A credential's is read, after a rest, and thrown away: another connection would cost more.
+"""
 
 
 class RateGate(Protocol):
     """Charges requests (`posd.web.http.rate_gate`)."""
 
-    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
-        """Charge a request. Raises `TooManyRequests`."""
+    def account(self, request: Request, path: bytes) -> Account | None:
+        """Who is charged for a request; None for an address, and for nobody."""
+
+    def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
+        """Charge it. Raises `TooManyRequests`."""
 
     def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
         """Charge bytes of its body that were not announced."""
@@ -57,6 +63,9 @@ class Channel(Protocol):
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
         """Method, target and version of the request whose head was read last."""
+
+    def rest(self, request: BoundedRequest) -> None:
+        """Read nothing for a moment, since this request was over a rate."""
 
     def belongs_to(self, owner: object) -> None:
         """A request with a valid key of `owner` has come."""
@@ -150,10 +159,12 @@ class BoundedRequest(Request):
         if gate is None:
             return
         self._announced = length is not None
+        path = self._target.origin
+        self.account = gate.account(self, path)
+        if self.account is not None:
+            self.channel.belongs_to(self.account.owner)
         try:
-            self.account = gate.enter(self, self._target.origin, length or 0)
-            if self.account is not None:
-                self.channel.belongs_to(self.account.owner)
+            gate.charge(self, self.account, path, length or 0)
         except TooManyRequests as refusal:
             self._be_over(refusal, length)
 
@@ -164,10 +175,14 @@ class BoundedRequest(Request):
             self._be_over(refusal, None)
 
     def _be_over(self, refusal: TooManyRequests, length: int | None) -> None:
-        """Answer with a refusal: when the request has come whole, or at once where its body is long."""
+        """Answer with a refusal: when the request has come whole, or at once and hang up."""
         # A traceback has this request's frames, which have this request.
         self.over_rate = refusal.with_traceback(None)
-        if length is None or length > _BODY_READ_IN_VAIN:
+        if length is not None and length <= _BODY_READ_IN_VAIN:
+            return
+        if self.account is not None and not self.requestHeaders.hasHeader(b"Expect"):
+            self.channel.rest(self)
+        else:
             sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
             self.refuse(b"429 Too Many Requests", refusal.code, sentence, headers)
 

@@ -119,7 +119,7 @@ class InputTurns:
             self._next(self._strangers)
         while self._strangers and self._left > 0:
             self._next(self._strangers)
-        if self._known or self._strangers:
+        if self._known or self._strangers or self._left < _TURN_SECONDS:
             self._need_turn()
 
     def _next(self, queue: OrderedDict[object, deque[Waiting]]) -> None:

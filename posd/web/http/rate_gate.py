@@ -32,26 +32,24 @@ class RateGate:
     rates: RequestRates
     door: Door
 
-    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
-        """Charge a request with a body of so many bytes; who was charged, None for an address.
+    def account(self, request: Request, path: bytes) -> Account | None:
+        """Who is charged for a request: a credential; None for an address, and as long as it is not known."""
+        key = _key(request)
+        if key is None or not self.index.read:
+            return None
+        return self._account(request, path.partition(b"?")[0], key)
 
-        Raises `TooManyRequests`.
-        """
-        path = path.partition(b"?")[0]
-        who = None
-        # With two that differ the request is refused later; it is charged to the first.
-        key = next(iter(keys_in(request.requestHeaders)), None)
-        if key is not None:
-            if not self.index.read:
-                # It cannot be known yet whose it is.
-                return None
-            who = self._account(request, path, key)
+    def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
+        """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
+        key = _key(request)
         if who is not None:
             self.rates.request(who, size)
+        elif key is not None and not self.index.read:
+            # It cannot be known yet whose it is.
+            return
         elif key is not None or not self.door.trusted:
-            purpose = "health" if path in _HEALTH else "all"
+            purpose = "health" if path.partition(b"?")[0] in _HEALTH else "all"
             self.rates.stranger(address_of(request, self.door), purpose)
-        return who
 
     def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
         """Charge bytes of a body that came without a length; the refusal, if that is too much."""
@@ -83,6 +81,11 @@ class RateGate:
             all_tenants=known.tenant_id is None,
             purpose=purpose,
         )
+
+
+def _key(request: Request) -> str | None:
+    """The key that came. With two that differ a request is refused later; it is charged to the first."""
+    return next(iter(keys_in(request.requestHeaders)), None)
 
 
 def _addressed(path: bytes) -> tuple[str | None, Purpose]:

@@ -43,6 +43,8 @@ A client that asks again at once would keep posd busy. A proxy sends requests of
 connection, and a platform those of other tenants after a tenant's own 429; these are read on. A random half
 is added or taken away, so that a thousand such connections do not go on in one turn of the reactor.
 """
+_LONGEST_DOUBLED: Final = 3
+"""How often that is doubled for a stranger who goes on: so up to eight seconds."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -62,6 +64,8 @@ class BoundedChannel(HTTPChannel):
     _deadline: IDelayedCall | None = None
     _leaving = False
     _rest: IDelayedCall | None = None
+    _refusals = 0
+    """Requests in a row that were over a rate."""
     _lost: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -154,12 +158,22 @@ class BoundedChannel(HTTPChannel):
             # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
             self.persistent = False
         HTTPChannel.requestDone(self, request)
-        over_rate = isinstance(request, BoundedRequest) and request.over_rate is not None
-        if over_rate and not self._leaving and not self._is_of_a_proxy():
-            self._networkProducer.pauseProducing()
-            self._rest = self.site.clock.callLater(
-                _PAUSE_SECONDS * random.uniform(0.5, 1.5), self._rested
-            )
+        if isinstance(request, BoundedRequest):
+            if request.over_rate is not None:
+                self.rest(request)
+            else:
+                self._refusals = 0
+
+    def rest(self, request: BoundedRequest) -> None:
+        """Read nothing for a moment, since a request was over a rate. A stranger's rests get longer."""
+        if self._leaving or self._rest is not None or self._is_of_a_proxy():
+            return
+        doubled = 0 if request.account is not None else min(self._refusals, _LONGEST_DOUBLED)
+        self._refusals += 1
+        self._networkProducer.pauseProducing()
+        self._rest = self.site.clock.callLater(
+            _PAUSE_SECONDS * 2**doubled * random.uniform(0.5, 1.5), self._rested
+        )
 
     def _is_of_a_proxy(self) -> bool:
         """Whether requests of other clients may follow on this connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Any, cast
@@ -41,6 +42,9 @@ class Index:
         if hashlib.sha256(GLOBAL.encode()).digest() == sha256:
             return KnownKey(4, None, False)
         return None
+
+    def tenant(self, slug: str) -> int | None:
+        return 1 if slug == "kitchen" else None
 
 
 @define(eq=False)
@@ -209,18 +213,39 @@ class TrustedTests(GateCase):
 
 
 class BodyTests(GateCase):
-    def test_a_body_is_charged_before_it_is_read(self) -> None:
-        """A mebibyte may come at once, and a long body that is too much is not waited for."""
-        self.assertEqual(self.asked(body=bytes(512 * KIB), method="POST"), 1)
+    def test_a_long_one_of_a_credential_is_read_after_a_rest_and_thrown_away(self) -> None:
+        """A mebibyte may come at once. Another connection would cost more than to read the body."""
+        self.asked(body=bytes(512 * KIB), method="POST")
+        self.resource.taken = 0
         channel, transport = self.connect()
-        head = request(PLATFORM, "/", b"x" * (600 * KIB), "POST").partition(b"\r\n\r\n")[0]
+        head, _, body = request(PLATFORM, "/", b"x" * (600 * KIB), "POST").partition(b"\r\n\r\n")
         channel.dataReceived(head + b"\r\n\r\n")
+        self.assertEqual((transport.value(), transport.producerState), (b"", "paused"))
+        self.clock.advance(1.5)
+        self.assertEqual(transport.producerState, "producing")
+        channel.dataReceived(body)
         answer = reply(transport.value())
         self.assertEqual((answer.status, answer.json["code"]), (429, "too_many_requests"))
-        self.assertEqual(answer.headers["retry-after"], "2")
-        self.assertEqual(answer.headers["connection"], "close")
+        self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
+        self.assertFalse(transport.disconnecting)
+        self.assertEqual((self.resource.taken, channel.site.bodies.total), (0, 0))
+
+    def test_who_waits_to_be_asked_for_it_is_refused_at_once(self) -> None:
+        self.asked(body=bytes(512 * KIB), method="POST")
+        channel, transport = self.connect()
+        asking = request(PLATFORM, "/", bytes(600 * KIB), "POST", Expect="100-continue")
+        channel.dataReceived(asking.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+        answer = reply(transport.value())
+        self.assertEqual((answer.status, answer.headers["connection"]), (429, "close"))
         self.assertTrue(transport.disconnecting)
-        self.assertEqual(self.resource.taken, 1)
+
+    def test_a_long_one_of_a_stranger_is_not_read(self) -> None:
+        self.asked(key="wrong")
+        channel, transport = self.connect()
+        head = request("wrong", "/", bytes(600 * KIB), "POST").partition(b"\r\n\r\n")[0]
+        channel.dataReceived(head + b"\r\n\r\n")
+        self.assertEqual(reply(transport.value()).status, 429)
+        self.assertTrue(transport.disconnecting)
 
     def test_a_short_one_is_read_and_the_connection_goes_on(self) -> None:
         self.asked(body=bytes(60 * KIB), method="POST")
@@ -239,8 +264,10 @@ class BodyTests(GateCase):
         channel.dataReceived(chunk)
         self.assertEqual(transport.value(), b"")
         channel.dataReceived(chunk)
+        self.assertEqual(transport.producerState, "paused")
+        self.clock.advance(1.5)
+        channel.dataReceived(chunk + b"0\r\n\r\n")
         self.assertEqual(reply(transport.value()).status, 429)
-        self.assertTrue(transport.disconnecting)
 
 
 class PauseTests(GateCase):
@@ -258,6 +285,21 @@ class PauseTests(GateCase):
         channel.dataReceived(request(PLATFORM, "/"))
         self.assertEqual(reply(transport.value()).status, 200)
         self.assertEqual(transport.producerState, "producing")
+
+    def test_a_stranger_who_goes_on_rests_for_longer_each_time(self) -> None:
+        self.patch(random, "uniform", lambda least, most: 1.0)
+        self.asked(key="wrong")
+        channel, transport = self.connect()
+        rests = []
+        for _ in range(6):
+            self.asked(key="wrong")
+            transport.clear()
+            channel.dataReceived(request("wrong", "/"))
+            self.assertEqual(reply(transport.value()).status, 429)
+            (until,) = {each.getTime() for each in [cast(Any, channel)._rest]}
+            rests.append(until - self.clock.seconds())
+            self.clock.advance(rests[-1])
+        self.assertEqual(rests, [1, 2, 4, 8, 8, 8])
 
     def test_a_platform_is_read_after_the_429_of_one_tenant(self) -> None:
         """The next request on its connection may be an order of another tenant."""

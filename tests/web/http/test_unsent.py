@@ -55,9 +55,12 @@ class Socket(StringTransport):
 class Gate:
     """Knows the keys that begin with `pos_`. Implements `posd.web.http.bounded_request.RateGate`."""
 
-    def enter(self, request: Request, path: bytes, size: int) -> Account | None:
+    def account(self, request: Request, path: bytes) -> Account | None:
         key = request.requestHeaders.getRawHeaders("X-API-Key", [""])[0]
         return Account(((key, 1),)) if key.startswith("pos_") else None
+
+    def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
+        """Everybody may ask as much as they like."""
 
     def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
         return None
@@ -69,7 +72,10 @@ class Gate:
 class UnsentCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.unsent = UnsentAnswers(self.clock)
+        self.charged: list[tuple[object, int]] = []
+        self.unsent = UnsentAnswers(
+            self.clock, lambda who, size: self.charged.append((who.together, size))
+        )
         self.size = MEBIBYTE
         resource = Endpoint(Door(unsent=self.unsent), GET=self.answer)
         self.site = BoundedSite(resource, self.clock, most_channels=1000, gate=Gate())
@@ -97,6 +103,13 @@ class UnsentCase(SynchronousTestCase):
 
 
 class LongAnswerTests(UnsentCase):
+    def test_it_is_charged_to_the_credential(self) -> None:
+        self.ask()
+        self.ask("stranger")
+        self.size = 1000
+        self.ask()
+        self.assertEqual(self.charged, [("pos_one", MEBIBYTE)])
+
     def test_it_is_written_as_the_client_takes_it(self) -> None:
         socket = self.ask()
         self.assertLess(self.body(socket), 128 * 1024)

@@ -1,0 +1,394 @@
+"""What clients send waits for its turn: a little in each turn of the reactor, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.config.model import TLS
+from posd.security.handshakes import HandshakeRates
+from posd.security.private_ca import make
+from posd.security.server_tls import ServerTLS
+from posd.web.http.input_turns import (
+    InputTurns,
+    PacedPlain,
+    PacedPlainFactory,
+    PacedTLS,
+    PacedTLSFactory,
+)
+
+
+@define(eq=False)
+class Connection:
+    """What waits, and takes a while for each piece of what has come."""
+
+    name: str
+    went_on: list[str]
+    spend: Callable[[], None]
+    where: str = "192.0.2.1"
+    owner: object | None = None
+    counts: bool = False
+    pieces: int = 1
+    aborted: bool = False
+
+    def go_on(self) -> bool:
+        self.went_on.append(self.name)
+        self.counts = False
+        self.pieces -= 1
+        self.spend()
+        return self.pieces > 0
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
+def turn(clock: Clock) -> None:
+    """Call what is due now, as a reactor does; what these calls ask for is due in the next turn."""
+    for call in cast("list[DelayedCall]", [*clock.getDelayedCalls()]):
+        if call.getTime() <= clock.seconds():
+            clock.calls.remove(call)
+            call.func(*call.args)
+
+
+class TurnsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.now = 0.0
+        self.patch(self.clock, "seconds", lambda: self.now)
+        self.turns = InputTurns(self.clock, HandshakeRates(self.clock.seconds))
+        self.went_on: list[str] = []
+
+    def work(self, name: str, seconds: float = 0.0005, **how: Any) -> Connection:
+        def spend() -> None:
+            self.now += seconds
+
+        made = Connection(name, self.went_on, spend, **how)
+        self.turns.work(made)
+        return made
+
+    def said(self) -> list[str]:
+        """What went on since this was asked last."""
+        said = [*self.went_on]
+        self.went_on.clear()
+        return said
+
+    def turn(self) -> list[str]:
+        """What goes on in the next turn of the reactor."""
+        turn(self.clock)
+        return self.said()
+
+    def test_at_once_while_nobody_waits_and_there_is_time(self) -> None:
+        for number in range(4):
+            self.work(str(number), owner=1)
+        self.assertEqual(self.said(), [*"01"])
+        self.assertEqual([self.turn(), self.turn(), self.turn()], [[*"23"], [], []])
+        self.work("4", owner=1)
+        self.assertEqual(self.said(), ["4"])
+        self.turn()
+        self.assertEqual((len(self.turns), self.clock.getDelayedCalls()), (0, []))
+
+    def test_one_that_takes_long_is_alone_in_its_turn(self) -> None:
+        for number in range(3):
+            self.work(str(number), 1.0, owner=1)
+        self.assertEqual([self.said(), self.turn(), self.turn()], [["0"], ["1"], ["2"]])
+
+    def test_what_one_sends_in_many_pieces_waits_for_others_between_them(self) -> None:
+        self.work("long", owner=1, pieces=6)
+        self.work("short", owner=2)
+        self.assertEqual(self.said(), ["long"] * 2)
+        self.assertEqual(self.turn(), ["long", "short"])
+        self.assertEqual(self.turn() + self.turn(), ["long"] * 3)
+
+    def test_owners_take_turns_however_many_connections_they_have(self) -> None:
+        for number in range(100):
+            self.work(f"noise {number}", owner="noisy")
+        self.work("quiet", owner="quiet")
+        self.said()
+        self.assertEqual(self.turn(), ["noise 2", "quiet"])
+
+    def test_strangers_come_after_owners_but_one_in_each_turn(self) -> None:
+        for number in range(6):
+            self.work(f"stranger {number}", where=f"192.0.2.{number}")
+        for number in range(3):
+            self.work(f"till {number}", owner=1)
+        self.said()
+        self.assertEqual(self.turn(), ["till 0", "till 1", "stranger 2"])
+        self.assertEqual(self.turn(), ["till 2", "stranger 3"])
+
+    def test_whom_one_wakes_does_not_run_inside_it(self) -> None:
+        def wake() -> None:
+            self.work("woken", owner=2)
+            self.went_on.append("waker ends")
+
+        self.turns.work(Connection("waker", self.went_on, wake, owner=1))
+        self.assertEqual(self.said(), ["waker", "waker ends"])
+        self.assertEqual(self.turn(), ["woken"])
+
+    def test_one_that_fails_is_closed_and_the_others_go_on(self) -> None:
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        failing = Connection("failing", self.went_on, fail, owner=1, pieces=9)
+        self.turns.work(failing)
+        self.work("other", owner=2)
+        self.assertEqual((self.said(), failing.aborted), (["failing", "other"], True))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_an_address_that_begins_too_many_handshakes_waits_and_no_other_one(self) -> None:
+        for number in range(2010):
+            self.work(str(number), 0.0, counts=True)
+        till = self.work("till", 0.0, where="192.0.2.2", counts=True)
+        self.said()
+        self.turn()
+        self.assertEqual((till.pieces, len(self.turns)), (0, 10))
+        # What has begun goes on when it is its turn, and who comes meanwhile comes after the others.
+        self.work("second part", 0.0)
+        self.work("last", 0.0, counts=True)
+        self.assertEqual(self.said() + self.turn(), ["second part"])
+        self.now += 0.1
+        self.turn()
+        self.assertEqual(self.turn(), [str(number) for number in range(2000, 2005)])
+        for _ in range(6):
+            self.turns.known("192.0.2.1")
+        self.now += 0.02
+        self.turn()
+        self.assertEqual(self.turn()[-1], "last")
+        self.assertEqual(len(self.turns), 0)
+
+
+@define(eq=False)
+class Said(Protocol):
+    """Keeps what was said to it."""
+
+    data: bytearray = field(factory=bytearray)
+    lost: bool = False
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = True
+
+
+class PacedCase(SynchronousTestCase):
+    """A client at 192.0.2.1, in a reactor whose time only passes when it is used up."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.now = 0.0
+        self.patch(self.clock, "seconds", lambda: self.now)
+        self.turns = InputTurns(self.clock, HandshakeRates(self.clock.seconds))
+        self.said = Said()
+        self.wrapped = Factory.forProtocol(lambda: self.said)
+        self.peer = IPv4Address("TCP", "192.0.2.1", 1)
+        self.transport = StringTransport(peerAddress=self.peer)
+
+    def use_up(self) -> None:
+        """Let another connection have all the time of this turn of the reactor."""
+
+        def spend() -> None:
+            self.now += 1
+
+        self.turns.work(Connection("busy", [], spend, owner="busy"))
+
+    def turn(self) -> None:
+        turn(self.clock)
+
+
+class PacedPlainTests(PacedCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.protocol = PacedPlainFactory(self.wrapped, self.turns).buildProtocol(self.peer)
+        assert isinstance(self.protocol, PacedPlain)
+        self.protocol.makeConnection(self.transport)
+
+    def test_what_comes_while_there_is_time_is_worked_on_at_once(self) -> None:
+        self.protocol.dataReceived(b"first")
+        self.assertEqual(bytes(self.said.data), b"first")
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_what_waits_comes_in_its_order_and_the_socket_is_not_read_meanwhile(self) -> None:
+        self.protocol.dataReceived(b"first ")
+        self.use_up()
+        self.protocol.dataReceived(b"second ")
+        self.assertEqual(bytes(self.said.data), b"first ")
+        self.assertEqual(self.transport.producerState, "paused")
+        self.protocol.dataReceived(b"third")
+        self.turn()
+        self.assertEqual(bytes(self.said.data), b"first second third")
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_a_long_one_is_worked_on_in_pieces(self) -> None:
+        spent = [0.0]
+
+        def spend(data: bytes) -> None:
+            self.now += 1
+            spent.append(len(data))
+
+        self.patch(self.said, "dataReceived", spend)
+        self.protocol.dataReceived(bytes(5000))
+        self.assertEqual(sum(spent), 2048)
+        self.turn()
+        self.assertEqual(sum(spent), 4096)
+        self.turn()
+        self.assertEqual(sum(spent), 5000)
+
+    def test_who_wants_nothing_gets_nothing_until_it_says_so(self) -> None:
+        self.protocol.pauseProducing()
+        self.protocol.dataReceived(b"first")
+        self.turn()
+        self.assertEqual((bytes(self.said.data), self.transport.producerState), (b"", "paused"))
+        self.protocol.resumeProducing()
+        self.assertEqual(bytes(self.said.data), b"first")
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_the_end_comes_after_what_came_before_it(self) -> None:
+        self.protocol.dataReceived(b"first ")
+        self.use_up()
+        self.protocol.dataReceived(b"last")
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertFalse(self.said.lost)
+        self.turn()
+        self.assertEqual((bytes(self.said.data), self.said.lost), (b"first last", True))
+
+    def test_many_ends_take_turns_too(self) -> None:
+        self.protocol.dataReceived(b"first")
+        self.use_up()
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertFalse(self.said.lost)
+        self.turn()
+        self.assertTrue(self.said.lost)
+
+    def test_one_that_has_said_nothing_is_gone_at_once(self) -> None:
+        self.use_up()
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertTrue(self.said.lost)
+
+
+class PacedTLSTests(PacedCase):
+    def setUp(self) -> None:
+        super().setUp()
+        made = make(Path(self.mktemp()), ["localhost"])
+        server = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
+        self.factory = PacedTLSFactory(server, self.wrapped, self.turns)
+        self.protocol = self.connection()
+        self.client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
+        self.client.set_connect_state()
+        self.client.set_alpn_protos([b"http/1.1"])
+
+    def connection(self) -> PacedTLS:
+        made = self.factory.buildProtocol(self.peer)
+        assert isinstance(made, PacedTLS)
+        made.makeConnection(self.transport)
+        return made
+
+    def flight(self) -> bytes:
+        """What the client says next, having read what the server said."""
+        if self.transport.value():
+            self.client.bio_write(self.transport.value())
+            self.transport.clear()
+        with contextlib.suppress(SSL.WantReadError):
+            self.client.do_handshake()
+        return self.client.bio_read(65536)
+
+    def test_each_part_of_a_handshake_waits_for_its_turn(self) -> None:
+        hello = self.flight()
+        self.use_up()
+        self.protocol.dataReceived(hello[:100])
+        self.protocol.dataReceived(hello[100:])
+        self.assertEqual((self.transport.value(), len(self.turns)), (b"", 1))
+        self.turn()
+        self.assertNotEqual(self.transport.value(), b"")
+        finished = self.flight()
+        self.client.send(b"first")
+        self.use_up()
+        self.protocol.dataReceived(finished + self.client.bio_read(65536))
+        self.assertEqual(bytes(self.said.data), b"")
+        self.turn()
+        self.assertEqual(bytes(self.said.data), b"first")
+
+    def test_a_handshake_is_charged_once(self) -> None:
+        self.protocol.dataReceived(self.flight())
+        self.assertFalse(self.protocol.counts)
+        while not self.turns._handshakes.begin("192.0.2.1"):
+            pass
+        self.protocol.dataReceived(self.flight())
+        self.client.send(b"first")
+        self.protocol.dataReceived(self.client.bio_read(65536))
+        self.assertEqual(bytes(self.said.data), b"first")
+
+    def test_a_proxy_is_not_charged(self) -> None:
+        """Strangers who come through it would hold up the tills that do too."""
+        self.assertTrue(self.protocol.counts)
+        self.factory.proxies = [ip_network("192.0.2.0/24")]
+        self.assertFalse(self.connection().counts)
+
+    def test_that_of_a_client_with_a_valid_key_is_not_counted(self) -> None:
+        while not self.turns._handshakes.begin("192.0.2.1"):
+            pass
+        self.protocol.belongs_to(1)
+        self.protocol.belongs_to(2)
+        self.assertEqual(self.protocol.owner, 2)
+        self.assertEqual(self.turns._handshakes.begin("192.0.2.1"), 0)
+        self.assertGreater(self.turns._handshakes.begin("192.0.2.1"), 0)
+
+    def test_one_that_leaves_before_its_turn_is_forgotten(self) -> None:
+        self.use_up()
+        self.protocol.dataReceived(self.flight())
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertTrue(self.said.lost)
+        self.turn()
+        self.turn()
+        self.assertEqual((len(self.turns), self.clock.getDelayedCalls()), (0, []))
+
+    def test_a_request_that_came_with_the_end_is_carried_out(self) -> None:
+        self.protocol.dataReceived(self.flight())
+        finished = self.flight()
+        self.client.send(b"request")
+        self.use_up()
+        self.protocol.dataReceived(finished + self.client.bio_read(65536))
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.turn()
+        self.assertEqual((bytes(self.said.data), self.said.lost), (b"request", True))
+
+    def test_one_that_says_too_much_before_its_turn_is_cut_off(self) -> None:
+        self.use_up()
+        self.protocol.dataReceived(bytes(65537))
+        self.assertTrue(self.transport.disconnecting or self.transport.disconnected)
+        self.turn()
+        self.assertEqual(bytes(self.said.data), b"")
+
+    def test_one_that_ends_without_a_word_leaves_no_cycle(self) -> None:
+        """Else a full collection stops all connections, when a thousand of them have ended."""
+        self.protocol.dataReceived(self.flight())
+        self.protocol.dataReceived(self.flight())
+        kept = [weakref.ref(each) for each in (self.protocol, self.said)]
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.turn()
+        del self.protocol, self.said
+        self.wrapped.protocol = None
+        self.assertEqual([each() for each in kept], [None, None])
+
+    def test_what_is_declared_of_a_connection_is_declared_once(self) -> None:
+        first = self.connection()
+        declared = first.__provides__
+        del first
+        gc.collect()
+        self.assertIs(self.connection().__provides__, declared)
