@@ -195,7 +195,10 @@ class Parts:
             reactor, self.database, node_id, self.settings.delivery.retention
         )
         self.reception = Reception(
-            self.authenticator, reactor.seconds, self.strangers, RequestTurns(reactor)
+            self.authenticator,
+            reactor.seconds,
+            self.strangers,
+            RequestTurns(reactor, self.instruments.rate_limited),
         )
         self.publisher = Publisher(
             self.reception,

@@ -46,7 +46,7 @@ WAYS: Final = ("live", "replay", "poll")
 """How an event went out: as it came, to a till that catches up, as the answer to a poll."""
 STAGES: Final = ("socket", "ack")
 ATTEMPTS: Final = ("unauthorized", "too_many_attempts")
-LIMITED: Final = ("credential", "address", "till")
+LIMITED: Final = ("credential", "address", "till", "turn")
 """Whose rate was exceeded: a credential's or an address's request was refused, a till is read more slowly."""
 
 SILENT: Final = "not heard of"

@@ -19,6 +19,8 @@ from posd.errors import TooManyRequests
 
 T = TypeVar("T")
 
+BY_TURN: Final = "turn"
+"""What is counted when a request is refused since its turn did not come."""
 AT_ONCE: Final = 4
 MOST_WAITING: Final = 1000
 """Requests of one credential that wait: as many as a crowd of terminals with one key sends at once.
@@ -54,10 +56,16 @@ class _Held:
 
 
 class RequestTurns:
-    """Who has the turn, by whatever names those who take turns with each other."""
+    """Who has the turn, by whatever names those who take turns with each other.
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    `refused` is told `BY_TURN` of each request whose turn did not come.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, refused: Callable[[str], None] = lambda by: None
+    ) -> None:
         self._reactor = reactor
+        self._refused = refused
         self._held: dict[object, int] = {}
         self._waiting: dict[object, deque[Deferred[None]]] = {}
         self._count = 0
@@ -77,11 +85,11 @@ class RequestTurns:
     def _wait(self, who: object) -> Deferred[None]:
         count = len(self._waiting.get(who, ()))
         if count >= MOST_WAITING or (self._count >= ALL_WAITING and count >= _FEW):
-            raise _too_many()
+            raise self._too_many()
         turn: Deferred[None] = Deferred()
         self._waiting.setdefault(who, deque()).append(turn)
         self._count += 1
-        return turn.addTimeout(WAIT_SECONDS, self._reactor, onTimeoutCancel=_too_late)
+        return turn.addTimeout(WAIT_SECONDS, self._reactor, onTimeoutCancel=self._too_late)
 
     def _give(self, who: object) -> None:
         """Hand a turn to the next one that still waits, in a turn of the reactor of its own."""
@@ -106,12 +114,11 @@ class RequestTurns:
         else:
             turn.callback(None)
 
+    def _too_many(self) -> TooManyRequests:
+        self._refused(BY_TURN)
+        return TooManyRequests("Too many requests with this key wait for an answer.", retry_after=1)
 
-def _too_many() -> TooManyRequests:
-    return TooManyRequests("Too many requests with this key wait for an answer.", retry_after=1)
-
-
-def _too_late(result: T | Failure, seconds: float) -> T | Failure:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise _too_many()
-    return result
+    def _too_late(self, result: T | Failure, seconds: float) -> T | Failure:
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise self._too_many()
+        return result

@@ -17,7 +17,8 @@ from posd.web.http.turns import ALL_WAITING, AT_ONCE, MOST_WAITING, WAIT_SECONDS
 class TurnsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.turns = RequestTurns(self.clock)
+        self.counted: list[str] = []
+        self.turns = RequestTurns(self.clock, self.counted.append)
         self.begun: list[str] = []
         self.refused: list[str] = []
         self.gives: dict[str, Callable[[], None]] = {}
@@ -94,6 +95,7 @@ class TurnsTests(SynchronousTestCase):
         for number in range(AT_ONCE + 2000):
             self.come(f"{number}")
         self.assertEqual(len(self.refused), 2000 - MOST_WAITING)
+        self.assertEqual(self.counted, ["turn"] * len(self.refused))
         for number in range(1000):
             self.come(f"other {number}", "another key")
         self.come("x", "a third key")
