@@ -274,14 +274,19 @@ class FromPlatformsTests(HostileCase):
         size = 1_000_000
         statuses: set[int] = set()
         dense = (b"[],", b'{"a":1},', b"1.5,", b"1e399,", b"1e9,", b'{"":{"":[]}},')
-        for part in (
-            b'"abcdefghij",',
-            *dense,
-            b'"\\u0000",',
-            b"1e9        ,",
-            b"{}              ,",
+        parts = (
+            *(b'"abcdefghij",', *dense, b'"\\u0000",', b'"\\ud83d",'),
+            *(b"1e9        ,", b"{}              ,"),
+        )
+        wide = b",".join(b'"m%05d":1' % number for number in range(80_000))
+        for body in (
+            *(
+                b'{"type":"note","data":{"a":[' + part * (size // len(part)) + b"0]}}"
+                for part in parts
+            ),
+            b'{"type":"note","data":{' + wide + b"}}",
+            b'{"type":"note",' + wide + b"}",
         ):
-            body = b'{"type":"note","data":{"a":[' + part * (size // len(part)) + b"0]}}"
             for _ in range(3):
                 statuses.add(self.post(body).status)
             self.assert_served(neighbour, rounds=1)
