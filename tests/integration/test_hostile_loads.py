@@ -21,6 +21,9 @@ _CROWD: Final = 120
 class UnreadAnswerTests(HostileCase):
     """A tenant whose open orders are some two mebibytes, and clients that ask for them and do not read."""
 
+    # As much as they like: it is not the rate that bounds these answers.
+    configuration = HostileCase.configuration + '\nbytes_per_second_per_credential = "1GiB"'
+
     def setUp(self) -> None:
         super().setUp()
         for number in range(_ORDERS):

@@ -16,13 +16,14 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
-from zope.interface import directlyProvides, providedBy
+from zope.interface import directlyProvides, implementer, providedBy
 
 from posd.security.addresses import Network, is_proxy, place
 from posd.security.handshakes import HandshakeRates
@@ -326,8 +327,30 @@ class PacedTLSFactory(TLSMemoryBIOFactory):
         self.proxies = proxies
 
 
+@implementer(IHalfCloseableProtocol)
 class PacedPlain(PacedInput):
-    """A connection without TLS."""
+    """A connection without TLS. A client may close its half and wait for an answer."""
+
+    _read_lost = False
+
+    def readConnectionLost(self) -> None:
+        """The client sends nothing more: said in its turn, after what it has sent."""
+        if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+            self._read_lost = True
+            self._work()
+        else:
+            # What Twisted does with a protocol that does not know of halves.
+            self.transport.connectionLost(Failure(ConnectionDone()))
+
+    def writeConnectionLost(self) -> None:
+        """posd never closes its own half alone."""
+
+    def go_on(self) -> bool:
+        more = super().go_on()
+        if self._read_lost and not more and not self._came and self.wrappedProtocol is not None:
+            self._read_lost = False
+            self.wrappedProtocol.readConnectionLost()
+        return more
 
     def abortConnection(self) -> None:
         """Give the connection up."""

@@ -15,11 +15,13 @@ from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
 from twisted.internet.base import DelayedCall
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from posd.config.model import TLS
 from posd.security.handshakes import HandshakeRates
@@ -274,6 +276,32 @@ class PacedPlainTests(PacedCase):
         self.assertFalse(self.said.lost)
         self.turn()
         self.assertTrue(self.said.lost)
+
+    def test_a_client_that_ends_its_half_is_heard_to_the_end_first(self) -> None:
+        ended: list[bytes] = []
+
+        @implementer(IHalfCloseableProtocol)
+        class Half(Said):
+            def readConnectionLost(self) -> None:
+                ended.append(bytes(self.data))
+
+            def writeConnectionLost(self) -> None:
+                """Not tried here."""
+
+        self.protocol.wrappedProtocol = half = Half()
+        self.protocol.dataReceived(b"first ")
+        self.use_up()
+        self.protocol.dataReceived(b"last")
+        self.protocol.readConnectionLost()
+        self.assertEqual((ended, half.lost), ([], False))
+        self.turn()
+        self.assertEqual((ended, half.lost), ([b"first last"], False))
+
+    def test_one_that_knows_of_no_halves_is_told_that_it_is_over(self) -> None:
+        lost: list[Failure] = []
+        self.transport.connectionLost = lost.append  # type: ignore[attr-defined]
+        self.protocol.readConnectionLost()
+        self.assertTrue(lost[0].check(ConnectionDone))
 
     def test_one_that_has_said_nothing_is_gone_at_once(self) -> None:
         self.use_up()
