@@ -316,7 +316,9 @@ class Feed(Service):
             await self._shielded(work())
 
     async def _pause(self, seconds: float) -> bool:
-        """Wait; False if the feed was stopped meanwhile."""
+        """Wait; False if the feed is stopped by then."""
+        if not self.running:
+            return False
         pause: Deferred[None] = deferLater(self._reactor, seconds)
         self._pauses.add(pause)
         try:

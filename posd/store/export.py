@@ -9,24 +9,49 @@ from posd.values import Tenant
 
 BATCH: Final = 500
 
-TABLES: Final = {
-    "pos_events": ("seq",),
-    "pos_unsequenced": ("id",),
-    "pos_nacks": ("seq", "device_id"),
-    "pos_orders": ("order_id",),
-    "pos_order_terminals": ("order_id", "device_id"),
+_ROWS: Final = {
+    "pos_events": """
+        SELECT json_build_object('table', 'pos_events', 'row', row_to_json(t))::text, t.seq, ''
+          FROM dinedesk_main.pos_events AS t
+         WHERE t.tenant_id = %(tenant)s AND t.seq > %(key)s::bigint
+         ORDER BY t.seq LIMIT %(limit)s
+    """,
+    "pos_unsequenced": """
+        SELECT json_build_object('table', 'pos_unsequenced', 'row', row_to_json(t))::text, t.id, ''
+          FROM dinedesk_main.pos_unsequenced AS t
+         WHERE t.tenant_id = %(tenant)s AND t.id > %(key)s::bigint
+         ORDER BY t.id LIMIT %(limit)s
+    """,
+    "pos_nacks": """
+        SELECT json_build_object('table', 'pos_nacks', 'row', row_to_json(t))::text, t.seq, t.device_id
+          FROM dinedesk_main.pos_nacks AS t
+         WHERE t.tenant_id = %(tenant)s AND (t.seq, t.device_id) > (%(key)s::bigint, %(device)s)
+         ORDER BY t.seq, t.device_id LIMIT %(limit)s
+    """,
+    "pos_orders": """
+        SELECT json_build_object('table', 'pos_orders', 'row', row_to_json(t))::text, t.order_id, ''
+          FROM dinedesk_main.pos_orders AS t
+         WHERE t.tenant_id = %(tenant)s AND t.order_id > %(key)s::text
+         ORDER BY t.order_id LIMIT %(limit)s
+    """,
+    "pos_order_terminals": """
+        SELECT json_build_object('table', 'pos_order_terminals', 'row', row_to_json(t))::text,
+               t.order_id, t.device_id
+          FROM dinedesk_main.pos_order_terminals AS t
+         WHERE t.tenant_id = %(tenant)s AND (t.order_id, t.device_id) > (%(key)s::text, %(device)s)
+         ORDER BY t.order_id, t.device_id LIMIT %(limit)s
+    """,
 }
-"""By table its key within a tenant, in whose order the rows come."""
+TABLES: Final = tuple(_ROWS)
 
-_ROWS: Final = """
-    SELECT json_build_object('table', %(table)s, 'row', row_to_json(t))::text, {key}
-      FROM dinedesk_main.{table} AS t
-     WHERE tenant_id = %(tenant)s AND (%(after)s::text[] IS NULL OR ({key}) > ({after}))
-     ORDER BY {key} LIMIT %(limit)s
-"""
-_TYPES: Final = {"seq": "bigint", "id": "bigint"}
-
-Key = list[str]
+Key = tuple[object, str]
+"""The key of a row within its tenant and table."""
+_FIRST: Final[dict[str, Key]] = {
+    # A position may be negative where a till has refused one that there is not.
+    "pos_nacks": ("-9223372036854775808", ""),
+    "pos_orders": ("", ""),
+    "pos_order_terminals": ("", ""),
+}
 
 
 async def rows(
@@ -36,13 +61,7 @@ async def rows(
 
     The texts are as PostgreSQL writes them: a `json` column stands in them as it is stored.
     """
-    columns = TABLES[table]
-    key = ", ".join(columns)
-    places = ", ".join(
-        f"(%(after)s::text[])[{number}]::{_TYPES.get(column, 'text')}"
-        for number, column in enumerate(columns, 1)
-    )
-    statement = _ROWS.format(key=key, table=table, after=places)
-    values = {"table": table, "tenant": tenant.id, "after": after, "limit": BATCH}
-    found = await session.query(statement, values)
-    return [row[0] for row in found], [str(each) for each in found[-1][1:]] if found else None
+    key, device = after or _FIRST.get(table, (0, ""))
+    values = {"tenant": tenant.id, "key": key, "device": device, "limit": BATCH}
+    found = await session.query(_ROWS[table], values)
+    return [row[0] for row in found], (found[-1][1], found[-1][2]) if found else None

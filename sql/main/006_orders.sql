@@ -37,6 +37,13 @@ CREATE TABLE dinedesk_main.pos_orders (
     PRIMARY KEY (tenant_id, order_id)
 -- An order is updated some five times within an hour, and then no more.
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+DO $$
+BEGIN
+    ALTER TABLE dinedesk_main.pos_orders ALTER snapshot SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END
+$$;
 CREATE INDEX pos_orders_by_age ON dinedesk_main.pos_orders (tenant_id, created_at);
 
 -- Orders that are still to be made: what a till asks for that may have missed some. In a shop whose tills never

@@ -93,7 +93,11 @@ class NetworkCase(TestCase):
     async def setUp(self) -> None:  # type: ignore[override]
         self.store = Store()
         self.log = self.store.log
-        for name, found in (("heads", self.store.find_heads), ("after", self.store.find_events)):
+        for name, found in (
+            ("heads", self.store.find_heads),
+            ("after", self.store.find_events),
+            ("pages", self.store.find_pages),
+        ):
             self.patch(stream, name, found)
         self.exchange = Exchange(
             reactor,
