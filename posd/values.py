@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -136,6 +136,15 @@ class Event:
     data: bytes
     created_at: datetime
     beside: bytes = b"{}"
+
+
+@frozen
+class Appended:
+    """Events, in order, that a commit has put at the end of a tenant's stream."""
+
+    tenant_id: TenantId
+    stream_id: UUID
+    events: Sequence[Event]
 
 
 WARNING_CODES: Final = (

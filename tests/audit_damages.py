@@ -100,15 +100,16 @@ STREAM: Final = (
     ),
     damage(
         "events",
-        {"pos_events id 18, seq 16": "is after the head, which is at 15"},
+        {"pos_events id 21, seq 16": "is after the head, which is at 15"},
         "UPDATE pos_heads SET last_seq = 15 WHERE tenant_id = 1",
         also="balance",
     ),
     damage(
         "events",
-        {"pos_events id 19, seq 0": "is no position"},
-        without("pos_events", "pos_events_seq_check"),
-        "UPDATE pos_events SET seq = 0, device_id = NULL WHERE id = 19",
+        {"pos_events id 99, seq 0": "is no position"},
+        without("dinedesk_main.pos_events", "pos_events_seq_check"),
+        "INSERT INTO dinedesk_main.pos_events (tenant_id, seq, id, event_type, event_data, created_at)"
+        " VALUES (1, 0, 99, 'notice', '{}', now())",
     ),
     damage(
         "events",
@@ -117,41 +118,32 @@ STREAM: Final = (
     ),
     damage(
         "events",
-        {f"pos_events id {n}, seq 6": "another event has this position too" for n in (6, 9)},
-        without("pos_events", "pos_events_seq_key"),
-        "UPDATE pos_events SET seq = 6 WHERE id = 9",
+        {f"pos_events id {n}, seq 6": "another event has this position too" for n in (9, 12)},
+        without("dinedesk_main.pos_events", "pos_events_pkey"),
+        "UPDATE pos_events SET seq = 6 WHERE seq = 7",
         also="gaps",
     ),
     damage(
-        "events",
-        {"pos_events id 6, seq 6": "could not be published, and has a position"},
-        without("pos_events", "pos_events_check"),
-        "UPDATE pos_events SET failure = 'too large' WHERE seq = 6",
-    ),
-    damage(
-        "events",
-        {"pos_events id 6, seq 6": "was said by a till, and has a position"},
-        without("pos_events", "pos_events_check"),
-        "UPDATE pos_events SET device_id = 'FRONT' WHERE seq = 6",
-    ),
-    damage(
         "statuses",
-        {"pos_sync_logs id 4": "says sent, and it is success"},
+        {"pos_sync_logs id 7": "says sent, and it is success"},
         "CREATE OR REPLACE VIEW pos_sync_logs AS SELECT e.id, e.seq, e.event_type, e.event_data,"
-        " CASE WHEN e.id = 4 THEN 'sent' WHEN e.seq = 3 OR e.failure IS NOT NULL THEN 'failed'"
-        " WHEN e.seq IS NULL THEN 'received' WHEN e.seq <= 4 THEN 'success' WHEN e.seq <= 15 THEN 'broadcast'"
-        " ELSE 'pending' END AS status, e.device_id, e.failure, e.created_at FROM pos_events AS e",
+        " CASE WHEN e.seq = 4 THEN 'sent' WHEN e.seq = 3 THEN 'failed' WHEN e.seq <= 4 THEN 'success'"
+        " WHEN e.seq <= 15 THEN 'broadcast' ELSE 'pending' END AS status, NULL::text AS device_id,"
+        " NULL::text AS failure, e.created_at FROM pos_events AS e"
+        " UNION ALL SELECT u.id, NULL, u.event_type,"
+        " u.event_data, CASE WHEN u.failure IS NULL THEN 'received' ELSE 'failed' END, u.device_id,"
+        " u.failure, u.created_at FROM dinedesk_main.pos_unsequenced AS u WHERE u.tenant_id = 1",
     ),
     damage(
         "statuses",
         {
-            "pos_sync_logs id 6": "is not there, and the event is",
+            "pos_sync_logs id 9": "is not there, and the event is",
             "pos_sync_logs id 99": "is of no event",
         },
-        "CREATE TABLE shown AS SELECT * FROM pos_sync_logs WHERE id <> 6",
+        "CREATE TABLE shown AS SELECT * FROM pos_sync_logs WHERE id <> 9",
         "ALTER TABLE shown OWNER TO posd_owner",
-        "UPDATE shown SET id = 99 WHERE id = 7",
-        "INSERT INTO shown SELECT * FROM pos_sync_logs WHERE id = 7",
+        "UPDATE shown SET id = 99 WHERE id = 10",
+        "INSERT INTO shown SELECT * FROM pos_sync_logs WHERE id = 10",
         "CREATE OR REPLACE VIEW pos_sync_logs AS SELECT * FROM shown",
     ),
     damage(
@@ -185,7 +177,7 @@ STREAM: Final = (
     damage(
         "nacks",
         {"pos_nacks of FRONT, seq 17": "there is no event of this position"},
-        "INSERT INTO pos_nacks (seq, device_id) VALUES (17, 'FRONT')",
+        "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id) VALUES (1, 17, 'FRONT')",
     ),
 )
 
@@ -215,8 +207,9 @@ ORDERS: Final = (
     damage(
         "orders",
         {"pos_orders 1": "is there twice"},
-        without("pos_orders", "pos_orders_pkey"),
-        "INSERT INTO pos_orders SELECT * FROM pos_orders WHERE order_id = '1'",
+        without("dinedesk_main.pos_orders", "pos_orders_pkey"),
+        "INSERT INTO dinedesk_main.pos_orders"
+        " SELECT * FROM dinedesk_main.pos_orders WHERE tenant_id = 1 AND order_id = '1'",
         also="order terminals",
     ),
     damage(
@@ -248,8 +241,9 @@ ORDERS: Final = (
     damage(
         "order positions",
         {"pos_orders 9": "the event of last_seq 6 is not about it"},
-        "INSERT INTO pos_orders (order_id, snapshot, status, version, first_seq, last_seq)"
-        ' VALUES (\'9\', \'{"orderId":"9","status":"x","version":1}\', \'x\', 1, 6, 6)',
+        "INSERT INTO dinedesk_main.pos_orders"
+        " (tenant_id, order_id, snapshot, status, version, first_seq, last_seq)"
+        ' VALUES (1, \'9\', \'{"orderId":"9","status":"x","version":1}\', \'x\', 1, 6, 6)',
     ),
     damage(
         "order positions",
@@ -279,12 +273,12 @@ ORDERS: Final = (
     damage(
         "snapshots",
         {"pos_orders 3": "has version 2, and its last event, of seq 3, has 1"},
-        "DELETE FROM pos_events WHERE failure IS NOT NULL",
+        "DELETE FROM pos_unsequenced WHERE failure IS NOT NULL",
     ),
     damage(
         "printing",
         {"pos_orders 1": "has print status done"},
-        without("pos_orders", "pos_orders_print_status_check"),
+        without("dinedesk_main.pos_orders", "pos_orders_print_status_check"),
         "UPDATE pos_orders SET print_status = 'done' WHERE order_id = '1'",
     ),
     damage(
@@ -317,12 +311,14 @@ ORDERS: Final = (
     damage(
         "order terminals",
         {"pos_order_terminals 9 of FRONT": "there is no such order"},
-        "INSERT INTO pos_order_terminals (order_id, device_id, received_at) VALUES ('9', 'FRONT', now())",
+        "INSERT INTO dinedesk_main.pos_order_terminals (tenant_id, order_id, device_id, received_at)"
+        " VALUES (1, '9', 'FRONT', now())",
     ),
     damage(
         "order terminals",
         {"pos_order_terminals 3 of BAR": "has the order, which nobody has received"},
-        "INSERT INTO pos_order_terminals (order_id, device_id, received_at) VALUES ('3', 'BAR', now())",
+        "INSERT INTO dinedesk_main.pos_order_terminals (tenant_id, order_id, device_id, received_at)"
+        " VALUES (1, '3', 'BAR', now())",
         "UPDATE pos_orders SET received_at = NULL WHERE order_id = '3'",
     ),
     damage(
@@ -338,8 +334,9 @@ ORDERS: Final = (
     damage(
         "order terminals",
         {"pos_order_terminals 2 of FRONT": "is there twice"},
-        without("pos_order_terminals", "pos_order_terminals_pkey"),
-        "INSERT INTO pos_order_terminals SELECT * FROM pos_order_terminals WHERE order_id = '2'",
+        without("dinedesk_main.pos_order_terminals", "pos_order_terminals_pkey"),
+        "INSERT INTO dinedesk_main.pos_order_terminals"
+        " SELECT * FROM dinedesk_main.pos_order_terminals WHERE tenant_id = 1 AND order_id = '2'",
     ),
     damage(
         "reports",

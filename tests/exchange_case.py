@@ -17,7 +17,7 @@ from posd.delivery.hub import Books, Exchange
 from posd.delivery.registry import Line as RosterLine
 from posd.delivery.registry import Sighting
 from posd.delivery.session import Session
-from posd.errors import Unavailable
+from posd.errors import Pruned, Unavailable
 from posd.store import credentials, presence, replay, stream
 from posd.values import (
     Event,
@@ -68,6 +68,13 @@ class Presence(Register):
         return succeed(True)
 
 
+def wake(exchange: Exchange, tenant_id: TenantId, seq: Seq) -> None:
+    """Tell the tenant's channel, if there is one, that its stream goes up to `seq`."""
+    channel = exchange.channels.of(tenant_id)
+    if channel is not None:
+        channel.wake(seq)
+
+
 class Store:
     """What the statements of `posd.store` find; `pending` keeps answers back."""
 
@@ -79,6 +86,8 @@ class Store:
         self.away = False
         self.asked: list[list[TenantId]] = []
         self.resets: list[list[TenantId]] = []
+        self.pages: list[list[stream.StreamPosition]] = []
+        """What was read for live sessions, by statement."""
         self.ended: set[int] = set()
         self.disabled: set[tuple[TenantId, str]] = set()
         self.wished: set[tuple[TenantId, str]] = set()
@@ -125,6 +134,20 @@ class Store:
     ) -> list[Event]:
         return await self.log.read(seq, limit) if stream_id == self.log.stream_id else []
 
+    async def find_pages(
+        self, session: Any, wanted: Sequence[stream.StreamPosition], limit: int
+    ) -> dict[stream.StreamPosition, stream.Page]:
+        self.pages.append(list(wanted))
+        found = {}
+        for tenant_id, stream_id, seq in wanted:
+            tenant = evolve(KITCHEN, id=tenant_id)
+            try:
+                events = await self.find_events(session, tenant, stream_id, seq, limit)
+                found[tenant_id, stream_id, seq] = stream.Page(events)
+            except Pruned:
+                found[tenant_id, stream_id, seq] = stream.Page(pruned=True)
+        return found
+
     async def reset(self, _: Any, ids: Iterable[TenantId]) -> None:
         self.resets.append(list(ids))
         self.log.stream_id = OTHER_STREAM
@@ -155,6 +178,7 @@ class ExchangeCase(SynchronousTestCase):
             (presence, "refused", self.store.find_refused),
             (stream, "heads", self.store.find_heads),
             (stream, "after", self.store.find_events),
+            (stream, "pages", self.store.find_pages),
             (stream, "reset", self.store.reset),
             (credentials, "ended", self.store.find_ended),
             (credentials, "disabled", self.store.find_disabled),

@@ -21,6 +21,7 @@ from posd.web.http.dispatch import Reception
 from posd.web.http.router import Rooms, Root
 from posd.web.http.turns import RequestTurns
 from tests.delivery_case import KITCHEN, NOON
+from tests.exchange_case import wake
 from tests.server_sent import ServerSent, events_in
 from tests.socket_case import Socket, SocketCase
 
@@ -111,7 +112,7 @@ class RoadCase(SocketCase):
 
     def commit(self, count: int = 1, size: int = 0) -> None:
         """Commit events, and say so."""
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit(count, size))
+        wake(self.exchange, KITCHEN.id, self.log.commit(count, size))
 
     def send(
         self,

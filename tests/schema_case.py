@@ -84,6 +84,8 @@ class Entry:
     snapshot: str | None = None
     status: str | None = None
     version: int | None = None
+    payment_status: str | None = None
+    created_at: str | None = None
 
 
 @define(eq=False)
@@ -149,11 +151,12 @@ class Client:
         ]
         rows = self.rows(
             "SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],"
-            " %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])",
+            " %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],"
+            " %s::text[])",
             str(node),
             *columns,
         )
-        return [(seq, elsewhere) for _, seq, elsewhere in sorted(rows)]
+        return [(seq, elsewhere) for _, seq, _, _, elsewhere in sorted(rows)]
 
     def sequence(self) -> int:
         """Take and record as a sequencer does, in one transaction; how many rows there were."""

@@ -18,6 +18,7 @@ from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
 from posd.testing.postgres import test_server
+from posd.values import Appended
 from tests.database_case import REACTOR, DatabaseCase, until
 from tests.schema_case import two_shops
 
@@ -44,7 +45,7 @@ class CountingLink(Link):
 
 @frozen
 class Logged:
-    """A row of `pos_events`."""
+    """A row of `pos_sync_logs`."""
 
     seq: int | None
     type: str
@@ -66,7 +67,9 @@ class SequencerCase(DatabaseCase):
         await self.up(link)
         return link
 
-    async def started(self, link: Link | None = None) -> Sequencer:
+    async def started(
+        self, link: Link | None = None, appended: Callable[[Appended], None] = lambda each: None
+    ) -> Sequencer:
         """A sequencer whose clock is the test's, for the times for which tenants are left out."""
         sequencer = Sequencer(
             self.clock,
@@ -74,6 +77,7 @@ class SequencerCase(DatabaseCase):
             uuid4(),
             event_bytes=EVENT_BYTES,
             connections_here=lambda tenant_id: 0,
+            appended=appended,
         )
         sequencer.startService()
         self.addCleanup(sequencer.stopService)
@@ -95,7 +99,7 @@ class SequencerCase(DatabaseCase):
     def log_of(self, tenant_id: int = KITCHEN) -> list[Logged]:
         rows = self.admin.rows(
             "SELECT seq, event_type, event_data::text, failure"
-            f" FROM {SCHEMAS[tenant_id]}.pos_events ORDER BY id"
+            f" FROM {SCHEMAS[tenant_id]}.pos_sync_logs ORDER BY id"
         )
         return [Logged(seq, kind, json.loads(data), failure) for seq, kind, data, failure in rows]
 

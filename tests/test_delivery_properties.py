@@ -35,6 +35,7 @@ from posd.store import credentials, presence, stream
 from posd.values import (
     STREAM_CHANGED,
     SUPERSEDED,
+    Appended,
     Closing,
     Event,
     Opening,
@@ -43,7 +44,7 @@ from posd.values import (
     Terminal,
 )
 from tests.delivery_case import KITCHEN, NOON, Line, event, said, terminal
-from tests.exchange_case import Presence, Store
+from tests.exchange_case import Presence, Store, wake
 
 # An event is some 200 to 1,000 bytes here.
 OUTBOX_BYTES = 1_200
@@ -131,6 +132,7 @@ class Delivery(RuleBasedStateMachine):
             mock.patch.object(presence, "refused", self.store.find_refused),
             mock.patch.object(stream, "heads", self.store.find_heads),
             mock.patch.object(stream, "after", self.store.find_events),
+            mock.patch.object(stream, "pages", self.store.find_pages),
             mock.patch.object(stream, "reset", self.store.reset),
             mock.patch.object(credentials, "ended", self.store.find_ended),
             mock.patch.object(channels, "_CHUNK_BYTES", CHUNK_BYTES),
@@ -176,6 +178,15 @@ class Delivery(RuleBasedStateMachine):
         self.wake()
         self.reads_return()
 
+    @rule(count=st.integers(1, 6), size=st.sampled_from([0, 0, 0, 100, 800]))
+    def publish_here(self, count: int, size: int) -> None:
+        """The sequencer of this node has committed them."""
+        for _ in range(count):
+            self.commit(size)
+        self.exchange.channels.append(
+            Appended(KITCHEN.id, self.log.stream_id, self.log.events[-count:])
+        )
+
     @rule(size=st.sampled_from([0, 0, 0, 100, 800]))
     def commit(self, size: int) -> None:
         self.log.events.append(self.signed(event(self.log.last + 1), size))
@@ -209,11 +220,11 @@ class Delivery(RuleBasedStateMachine):
 
     @rule()
     def wake(self) -> None:
-        self.exchange.channels.wake(KITCHEN.id, self.log.last)
+        wake(self.exchange, KITCHEN.id, self.log.last)
 
     @rule(seq=st.integers(0, 60))
     def wake_for_nothing(self, seq: int) -> None:
-        self.exchange.channels.wake(KITCHEN.id, seq)
+        wake(self.exchange, KITCHEN.id, seq)
 
     @rule()
     def poll(self) -> None:

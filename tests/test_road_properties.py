@@ -42,7 +42,7 @@ from posd.security.connection_limits import Connections
 from posd.store import credentials, presence, stream
 from posd.values import KeyKind, Opening, Position, Principal, Seq, Tenant, Terminal
 from tests.delivery_case import KITCHEN, NOON, Line, said, terminal
-from tests.exchange_case import Presence, Store
+from tests.exchange_case import Presence, Store, wake
 from tests.server_sent import events_in
 
 OUTBOX_BYTES = 1_200
@@ -163,6 +163,7 @@ class Roads(RuleBasedStateMachine):
             mock.patch.object(presence, "refused", self.store.find_refused),
             mock.patch.object(stream, "heads", self.store.find_heads),
             mock.patch.object(stream, "after", self.store.find_events),
+            mock.patch.object(stream, "pages", self.store.find_pages),
             mock.patch.object(credentials, "ended", self.store.find_ended),
             mock.patch.object(channels, "_CHUNK_BYTES", 500),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
@@ -207,7 +208,7 @@ class Roads(RuleBasedStateMachine):
     def publish(self, count: int, size: int, wakes: bool) -> None:
         self.log.commit(count, size)
         if wakes:
-            self.exchange.channels.wake(KITCHEN.id, self.log.last)
+            wake(self.exchange, KITCHEN.id, self.log.last)
 
     @rule()
     def the_feed_looks(self) -> None:

@@ -258,7 +258,7 @@ class CrowdTests(SynchronousTestCase):
         calls = [self.call(survey.families) for _ in range(_CROWD)]
         gate.callback(None)
         for each in calls:
-            self.assertEqual(len(self.successResultOf(each)), 3)
+            self.assertEqual(len(self.successResultOf(each)), 2)
         self.assertEqual(len(reads), 1)
         self.assert_flat()
 

@@ -21,9 +21,12 @@ from posd.database import provisioning as provision
 from posd.database.link import Reader
 from posd.database.regions import RegionChange
 from posd.events.regions import region_of
+from posd.store import export as rows_of
 from posd.store import tenants
 from posd.values import Tenant
 
+_EXPORT_SECONDS: Final = 60.0
+"""For one batch of rows."""
 _STERLING: Final = ("GB", "GG", "IM", "JE")
 _SET_ACTIVE: Final = """
     UPDATE dinedesk_main.tenants SET is_active = %s WHERE slug = %s RETURNING id
@@ -32,7 +35,7 @@ _SET_ACTIVE: Final = """
 
 @click.group()
 def tenant() -> None:
-    """Add, list, disable and enable shops, and change their region.
+    """Add, list, export, disable and enable shops, and change their region.
 
     A tenant is one shop: its own schema in the database, its own stream of events, its own keys.
     """
@@ -208,6 +211,32 @@ def enable(installation: Installation, slug: str, as_json: bool) -> None:
         posctl tenant enable kitchen
     """
     _set_active(installation, slug, True, as_json)
+
+
+@tenant.command()
+@click.argument("slug", type=SLUG)
+@pass_installation
+def export(installation: Installation, slug: str) -> None:
+    """Write a shop's log and orders to the standard output.
+
+    These rows are in tables of all shops, so `pg_dump --schema` of the shop's schema does not have them.
+    Each line is a JSON object: `table` is pos_events, pos_unsequenced, pos_nacks, pos_orders or
+    pos_order_terminals, `row` has its columns. All lines are of one moment. An exit code other than 0
+    means that the output is not complete. It has customers' names, addresses and telephone numbers.
+
+    \b
+    Examples:
+        posctl tenant export kitchen | gzip > kitchen.jsonl.gz
+        posctl tenant export kitchen | jq -c 'select(.table == "pos_orders").row.snapshot'
+    """
+    with database.snapshot(installation.dsn(), _EXPORT_SECONDS) as snapshot:
+        exported = known(snapshot, slug)
+        for table in rows_of.TABLES:
+            rows, after = database.complete(rows_of.rows(snapshot, exported, table))
+            while after is not None:
+                for row in rows:
+                    click.echo(row)
+                rows, after = database.complete(rows_of.rows(snapshot, exported, table, after))
 
 
 def known(session: Reader, slug: str) -> Tenant:

@@ -153,6 +153,7 @@ class Parts:
             node_id,
             event_bytes=limits.event_bytes,
             connections_here=self.exchange.connections,
+            appended=self.exchange.channels.append,
             instruments=self.instruments,
         )
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -46,6 +47,7 @@ class Coalescer(Generic[K, V]):
         self._most = most
         self._seconds = seconds
         self._waiting: dict[K, list[Deferred[V]]] = {}
+        self._held = False
         self.running = False
         """Whether a run is under way."""
 
@@ -58,12 +60,25 @@ class Coalescer(Generic[K, V]):
         """Get the value of a key from the next run, which begins now if none is under way."""
         waiter: Deferred[V] = Deferred()
         self._waiting.setdefault(key, []).append(waiter)
-        if not self.running:
-            self.running = True
-            Deferred.fromCoroutine(self._run())
+        self._start()
         if waiter.called:
             return waiter
         return or_busy(waiter, self._clock, self._seconds, "The database is busy. Try again.")
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Begin no run until the block ends, so that all that is asked in it is in one run."""
+        held, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = held
+            self._start()
+
+    def _start(self) -> None:
+        if self._waiting and not self.running and not self._held:
+            self.running = True
+            Deferred.fromCoroutine(self._run())
 
     async def _run(self) -> None:
         try:

@@ -1,4 +1,6 @@
-"""A tenant's stream on this node: read once per wake, encoded once per dialect, written to every till.
+"""A tenant's stream on this node: read once for all tills, encoded once per dialect, written to every till.
+
+What this node has committed is handed over (`append`) and not read at all.
 
 `tail` is the last event that was handed to the live sessions. A session is live when it has been
 given everything up to the tail; then it gets what comes next, in the same turn as all others. Until
@@ -12,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Protocol
+from uuid import UUID
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -111,7 +114,8 @@ class Encoded:
 class Channel:
     """One tenant's sessions on this node, and who else waits for its events.
 
-    It begins at `head` and lives as long as there is anybody.
+    It begins at `head` and lives as long as there is anybody. `read_tail` reads what is new, for all who are
+    live; `read` reads for those who catch up.
     """
 
     _log = Logger()
@@ -124,6 +128,7 @@ class Channel:
         delivered: Callable[[Tenant, Seq], None] = lambda tenant, seq: None,
         ended: Callable[[Channel], None] = lambda channel: None,
         instruments: Instruments | None = None,
+        read_tail: Read | None = None,
     ) -> None:
         self.tenant = tenant
         self.instruments = instruments or Instruments()
@@ -133,6 +138,7 @@ class Channel:
         self._live: set[Subscriber] = set()
         self._watchers: set[Watcher] = set()
         self._read = read
+        self._read_tail = read_tail or read
         self._delivered = delivered
         self._ended = ended
         self._recent: deque[Encoded] = deque()
@@ -185,12 +191,24 @@ class Channel:
         self._live.discard(session)
 
     def wake(self, seq: Seq) -> None:
-        """There may be events up to `seq`. It is only a hint: anybody can send a NOTIFY."""
+        """There may be events up to `seq`. It is only a hint."""
         self._target = max(self._target, seq)
         self._woken = True
         if self._target > self.tail and not self._reading:
             self._reading = True
             Deferred.fromCoroutine(self._read_on())
+
+    def append(self, stream_id: UUID, events: Sequence[Event]) -> None:
+        """Events were committed on this node. If they follow the tail, they need not be read from the log."""
+        last = events[-1].seq
+        if not self._reading and stream_id == self.stream_id and events[0].seq == self.tail + 1:
+            try:
+                self._fan_out([Encoded(event, self.tenant.slug) for event in events])
+            except Exception:
+                self._log.failure("the events of {slug} were not sent", slug=self.tenant.slug)
+                self.end(FAILED)
+                return
+        self.wake(last)
 
     def check(self, head: Head) -> None:
         """Look at how far the database is; see to it that nobody is left behind.
@@ -232,7 +250,7 @@ class Channel:
             return await waiter
         self._pages[position] = []
         try:
-            page = await self._read_page(position)
+            page = await self._read_page(self._read, position)
         except Exception as error:
             fail_all(self._pages.pop(position), error)
             raise
@@ -262,8 +280,8 @@ class Channel:
         self._acknowledged = seq
         self.instruments.reached("ack", moments)
 
-    async def _read_page(self, position: Seq) -> list[Encoded]:
-        events = await self._read(position, _PAGE_EVENTS)
+    async def _read_page(self, read: Read, position: Seq) -> list[Encoded]:
+        events = await read(position, _PAGE_EVENTS)
         for expected, event in enumerate(events, position + 1):
             if event.seq != expected:
                 raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
@@ -273,7 +291,7 @@ class Channel:
         try:
             while self.tail < self._target:
                 head, self._woken = self._head, False
-                events = await self._read_page(self.tail)
+                events = await self._read_page(self._read_tail, self.tail)
                 if events:
                     self._fan_out(events)
                 elif self.tail < head:

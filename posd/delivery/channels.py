@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
 from posd.delivery.channel import Channel
 from posd.errors import Unavailable
 from posd.monitoring.counters import Instruments
 from posd.store import stream
-from posd.values import STREAM_CHANGED, Head, Seq, Tenant, TenantId
+from posd.values import STREAM_CHANGED, Appended, Event, Head, Seq, Tenant, TenantId
+
+_AT_ONCE: Final = 30
+"""Streams in one statement. A page has up to 256 KiB."""
+_READ_SECONDS: Final = 10.0
+
+_Tail = tuple[stream.StreamPosition, int]
+"""A position to read on from, and how many events are wanted."""
 
 _log: Final = Logger()
 
@@ -27,10 +36,23 @@ class Channels:
     `delivered` is told by the channels how far each stream was sent to somebody.
     """
 
+    _clock: IReactorTime
     _database: Database
     _delivered: Callable[[Tenant, Seq], None]
     _instruments: Instruments
     _by_tenant: dict[TenantId, Channel] = field(init=False, factory=dict)
+    _tails: Coalescer[_Tail, stream.Page] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._tails = Coalescer(self._clock, self._read_tails, most=_AT_ONCE, seconds=_READ_SECONDS)
+
+    @property
+    def positions(self) -> list[stream.StreamPosition]:
+        """What the live sessions of each tenant have been given."""
+        return [
+            (tenant_id, channel.stream_id, channel.tail)
+            for tenant_id, channel in self._by_tenant.items()
+        ]
 
     @property
     def tenants(self) -> list[TenantId]:
@@ -52,8 +74,13 @@ class Channels:
         if channel is not None:
             channel.end(STREAM_CHANGED)
         read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
+
+        async def read_tail(seq: Seq, limit: int) -> list[Event]:
+            position = tenant.id, head.stream_id, seq
+            return stream.events_of(position, await self._tails.ask((position, limit)))
+
         channel = self._by_tenant[tenant.id] = Channel(
-            *(tenant, head, read, self._delivered, self._forget, self._instruments)
+            *(tenant, head, read, self._delivered, self._forget, self._instruments, read_tail)
         )
         return channel, True
 
@@ -67,11 +94,11 @@ class Channels:
         if channel.deserted:
             self._forget(channel)
 
-    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
-        """A tenant's stream has events up to `seq`, so it is said."""
-        channel = self.of(tenant_id)
+    def append(self, appended: Appended) -> None:
+        """Events were committed on this node."""
+        channel = self.of(appended.tenant_id)
         if channel is not None:
-            channel.wake(seq)
+            channel.append(appended.stream_id, appended.events)
 
     def erased(self, tenant_id: TenantId) -> None:
         """Something was erased from a stream: what is remembered of it is read again."""
@@ -89,14 +116,16 @@ class Channels:
     async def check(self, heads: Iterable[Head]) -> None:
         """Compare the channels with the tenants' heads as they are in the database."""
         suspects = {}
-        for head in heads:
-            channel = self.of(head.tenant_id)
-            if channel is None:
-                continue
-            if head.stream_id != channel.stream_id or head.last_seq < channel.tail:
-                suspects[channel] = channel.tail
-            else:
-                channel.check(head)
+        # All that have something new read it by one statement.
+        with self._tails.gathering():
+            for head in heads:
+                channel = self.of(head.tenant_id)
+                if channel is None:
+                    continue
+                if head.stream_id != channel.stream_id or head.last_seq < channel.tail:
+                    suspects[channel] = channel.tail
+                else:
+                    channel.check(head)
         if suspects:
             await self._confirm(suspects)
 
@@ -118,6 +147,12 @@ class Channels:
                 channel.end(STREAM_CHANGED)
             else:
                 channel.check(head)
+
+    async def _read_tails(self, wanted: Sequence[_Tail]) -> dict[_Tail, stream.Page]:
+        """Read what is new for all channels that were woken in a turn, by one statement."""
+        limit = max(each for _, each in wanted)
+        pages = await stream.pages(self._database.for_all, [each for each, _ in wanted], limit)
+        return {each: pages[each[0]] for each in wanted}
 
     async def _read_head(self, tenant_id: TenantId) -> None:
         try:

@@ -23,12 +23,14 @@ from posd.database.pool import Database
 from posd.errors import Refusal, StatementFailed
 from posd.monitoring.database_clock import DatabaseClock
 from posd.store import stream
-from posd.values import Head, Seq, TenantId
+from posd.values import Head, TenantId
 from posd.waiting import Pulse, within
 
 _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
+_HEADS_PAUSE: Final = 0.005
+"""Between two looks at heads that are asked for by notifications."""
 _ROUND_SECONDS: Final = 30.0
 """More than a round takes. It is given up then, so that the next one can be tried."""
 _KEYS_SECONDS: Final = 0.8
@@ -51,8 +53,9 @@ class Delivery(Protocol):
     def tenants(self) -> list[TenantId]:
         """Those with somebody on this node."""
 
-    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
-        """A stream has events up to `seq`."""
+    @property
+    def positions(self) -> list[stream.StreamPosition]:
+        """How far each of their streams was delivered here."""
 
     async def check(self, heads: list[Head]) -> None:
         """These are the heads as the database has them."""
@@ -130,6 +133,7 @@ class Feed(Service):
         # Keys to be looked at after those that are looked at now; None stands for all keys.
         self._suspects: set[int | None] = set()
         self._suspecting = False
+        self._heads_notified = self._looking_at_heads = False
         self._link = Link(
             reactor,
             dsn,
@@ -197,8 +201,7 @@ class Feed(Service):
                 case "posd_outbox":
                     self._numbering.wake()
                 case "posd_events":
-                    tenant_id, seq = payload.split()
-                    self._delivery.wake(int(tenant_id), int(seq))
+                    self._look_at_heads()
                 case "posd_control":
                     kind, _, subject = payload.partition(" ")
                     self._control(kind, subject)
@@ -226,6 +229,28 @@ class Feed(Service):
                 self._doorkeeper.disconnect(UUID(subject))
             case "erased":
                 self._delivery.erased(int(subject))
+
+    def _look_at_heads(self) -> None:
+        """Another node has numbered something. A notification says nothing else, since anybody may send one.
+
+        What is notified during one look is looked for by the next one, after a pause, so that a flood of
+        notifications costs no more than 200 statements a second.
+        """
+        self._heads_notified = True
+        if not self._looking_at_heads:
+            self._looking_at_heads = True
+            self._later(self._read_heads())
+
+    async def _read_heads(self) -> None:
+        self._heads_notified = False
+        try:
+            heads = await stream.moved(self._database, self._delivery.positions)
+            await self._delivery.check(heads)
+            await self._pause(_HEADS_PAUSE)
+        finally:
+            self._looking_at_heads = False
+            if self._heads_notified and self.running:
+                self._look_at_heads()
 
     def _suspect(self, key_id: int | None) -> None:
         """Look whether a key, or any, has ended.
@@ -285,16 +310,24 @@ class Feed(Service):
         self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]], pulse: Pulse
     ) -> None:
         while self.running:
-            pause: Deferred[None] = deferLater(self._reactor, seconds * random.uniform(0.75, 1.25))
-            self._pauses.add(pause)
-            try:
-                await pause
-            except CancelledError:
+            if not await self._pause(seconds * random.uniform(0.75, 1.25)):
                 return
-            finally:
-                self._pauses.discard(pause)
             pulse.beat()
             await self._shielded(work())
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; False if the feed is stopped by then."""
+        if not self.running:
+            return False
+        pause: Deferred[None] = deferLater(self._reactor, seconds)
+        self._pauses.add(pause)
+        try:
+            await pause
+        except CancelledError:
+            return False
+        finally:
+            self._pauses.discard(pause)
+        return True
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         Deferred.fromCoroutine(self._shielded(work))

@@ -109,7 +109,7 @@ class Exchange(Service):
         self.connection_log = ConnectionLog(reactor.seconds, self.instruments)
         self._budget = Budget(outbox_total)
         self._openings = Openings(reactor, database, MOST_DEVICES)
-        self.channels = Channels(database, presence.delivered, self.instruments)
+        self.channels = Channels(reactor, database, presence.delivered, self.instruments)
         self._guests: set[Guest] = set()
         self._roster = Roster(reactor, heartbeat, presence.claim)
         presence.sightings = self._roster.sightings

@@ -1,13 +1,13 @@
-"""What passes between heads of streams and the orders in tenants' schemas, once a second.
+"""What passes between heads of streams and orders, once a second.
 
 What tills said of orders confirms events, which moves heads; and `print_status` of orders follows the heads.
-Both look into every tenant's tables, so neither is part of a flush that tills wait for.
+Neither is part of a flush that tills wait for.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from twisted.logger import Logger
@@ -20,9 +20,7 @@ from posd.store import orders
 from posd.values import Seq, TenantId
 
 _AT_ONCE: Final = 50
-"""Tenants in one transaction, which has a subtransaction for each: PostgreSQL is quick with up to 64."""
-_LOCKED: Final = "55P03"
-"""lock_not_available: another session has locked the table, and releases it soon."""
+"""Tenants in one transaction: the orders of so many are locked for the time of one UPDATE."""
 
 
 class OrderMarks:
@@ -92,33 +90,23 @@ class OrderMarks:
         self,
         wanted: set[TenantId],
         tenants: list[TenantId],
-        work: Callable[[list[TenantId]], Awaitable[Mapping[TenantId, str]]],
+        work: Callable[[list[TenantId]], Awaitable[None]],
     ) -> None:
-        """Do `work` for some of those that are `wanted`; those for which it cannot be done stay."""
+        """Do `work` for some of those that are `wanted`; if it fails they stay wanted."""
         wanted.difference_update(tenants)
         try:
-            failures = await work(tenants)
+            await work(tenants)
         except BaseException:
             wanted.update(tenants)
             raise
-        for tenant_id, why in failures.items():
-            if why.startswith(_LOCKED):
-                wanted.add(tenant_id)
-            else:
-                self._log.error(
-                    "orders of tenant {tenant_id} were not marked: {reason}",
-                    tenant_id=tenant_id,
-                    reason=why,
-                )
 
-    async def _confirm(self, tenants: list[TenantId]) -> Mapping[TenantId, str]:
-        found, failures = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
+    async def _confirm(self, tenants: list[TenantId]) -> None:
+        found = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
         for tenant_id, seq in found.items():
             self._confirmed(tenant_id, seq)
-        return failures
 
-    async def _mark(self, tenants: list[TenantId]) -> Mapping[TenantId, str]:
-        return await orders.mark(self._database, tenants)
+    async def _mark(self, tenants: list[TenantId]) -> None:
+        await orders.mark(self._database, tenants)
 
 
 def _parts(wanted: set[TenantId], alone: set[TenantId]) -> list[list[TenantId]]:

@@ -22,8 +22,8 @@ from posd.store import erasure as store
 from posd.store.erasure import Account, Counts, Document
 from posd.values import Tenant
 
-_PLACES: Final[tuple[store.Place, ...]] = ("order", "event", "outbox", "answer")
-_ORDERS: Final = _PLACES[:3]
+_PLACES: Final[tuple[store.Place, ...]] = ("order", "event", "message", "outbox", "answer")
+_ORDERS: Final = _PLACES[:4]
 _ROUNDS: Final = 5
 
 Progress = Callable[[int], None]
@@ -168,6 +168,7 @@ def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> C
     none: set[str] = set()
     return Counts(
         events=len(keys.get("event", none) | keys.get("beside", none))
+        + len(keys.get("message", none))
         + len(keys.get("outbox", none)),
         orders=len(keys.get("order", none)),
         answers=len(keys.get("answer", none)) + len(keys.get("call", none)),

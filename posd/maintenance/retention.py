@@ -8,6 +8,7 @@ often. What is deleted is in `store.retention`; that a till which comes too late
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -90,21 +91,36 @@ class Retention(Service):
             late=min(_LATE, keep / 4),
             night=_NIGHT,
         )
-        if not due or not await self._lease():
+        if not await self._lease():
             return
-        self._log.info(
-            "pruning what is older than {kept}: tenants={tenants}",
-            kept=format_duration(keep),
-            tenants=len(due),
-        )
         try:
-            for each in due:
-                await self._prune_quietly(each)
-                if not self.running:
-                    return
-            await self._prune_answers(due[-1])
+            if due:
+                await self._prune_due(due)
+            await self._prune_deleted()
         finally:
             await retention.leave(self._database, self._node_id)
+
+    async def _prune_due(self, due: Sequence[Due]) -> None:
+        self._log.info(
+            "pruning what is older than {kept}: tenants={tenants}",
+            kept=format_duration(self.seconds),
+            tenants=len(due),
+        )
+        for each in due:
+            await self._prune_quietly(each)
+            if not self.running:
+                return
+        await self._prune_answers(due[-1])
+
+    async def _prune_deleted(self) -> None:
+        """Delete what is left of tenants that were deleted."""
+        total = 0
+        while gone := await retention.prune_deleted(self._database):
+            total += gone
+            if not await self._lease() or not await self._rest(_PAUSE_SECONDS):
+                break
+        if total:
+            self._log.info("pruned rows of deleted tenants: rows={rows}", rows=total)
 
     async def _prune_quietly(self, due: Due) -> None:
         """One tenant; what goes wrong with it stops no other."""

@@ -49,7 +49,6 @@ class Survey:
         self._again = 0.0
         self._at: float | None = None
         self._trouble = False
-        self._unreadable: set[str] = set()
 
     async def families(self) -> list[Metric]:
         """The metrics; what cannot be read now is left out. Scrapes at the same time share one look."""
@@ -76,12 +75,6 @@ class Survey:
         now = self._clock.seconds()
         self._again, self._at = now + max(_PAUSE, _SHARE * (now - began)), self._wall()
         self._trouble = False
-        failures = {each.slug: each.failure for each in self._known if each.shop is None}
-        for slug in failures.keys() - self._unreadable:
-            self._log.error(
-                "the tables of {tenant} cannot be read: {error}", tenant=slug, error=failures[slug]
-            )
-        self._unreadable = {*failures}
 
 
 def _about_all(tenants: Sequence[TenantSurvey], at: float) -> list[Metric]:
@@ -91,11 +84,6 @@ def _about_all(tenants: Sequence[TenantSurvey], at: float) -> list[Metric]:
         ),
         GaugeMetricFamily(
             "posd_tenants", "Active tenants that were looked at.", value=len(tenants)
-        ),
-        GaugeMetricFamily(
-            "posd_tenants_unreadable",
-            "Tenants whose tables cannot be read.",
-            value=sum(each.shop is None for each in tenants),
         ),
     ]
 
@@ -120,8 +108,7 @@ def _of(tenants: Sequence[TenantSurvey]) -> list[Metric]:
             each.slug,
             each.oldest_outbox,
         )
-        if each.shop is not None:
-            _add_shop(families, each, each.shop)
+        _add_shop(families, each, each.shop)
     return families.all
 
 

@@ -62,6 +62,7 @@ class Moved:
 
     @property
     def place(self) -> tuple[TenantId, str | None]:
+        """The tenant; a movement is about no order."""
         return self.tenant_id, None
 
 
@@ -242,6 +243,8 @@ class Ledger:
                 snapshot=entry.data if same else jsontext.encode(change.snapshot).decode(),
                 status=change.status,
                 version=change.version,
+                payment_status=_text(change.snapshot.get("paymentStatus")),
+                created_at=_text(change.snapshot.get("createdAt")),
                 reuses_id=change.reuses_id,
             )
         )
@@ -320,6 +323,10 @@ def _order_id(data: object) -> str | None:
                 if (given := data.get(name)) is not None and (read := identity(given)):
                     return read
     return None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _plain_entry(tenant_id: TenantId, draft: Draft) -> Entry:

@@ -71,7 +71,7 @@ class Journal:
         self.instruments.events_failed(1)
         self._log.error(
             "an event of tenant {tenant} failed and goes to no till: {reason}; type {event_type},"
-            " order {order}. It is in pos_events of the tenant.",
+            " order {order}. It is in pos_sync_logs of the tenant.",
             tenant=self.name_of(entry.tenant_id),
             event_type=entry.type,
             order=entry.about or entry.order_id or "unknown",

@@ -19,13 +19,15 @@ from posd.values import Draft, Seq, TenantId
 class Publication:
     """One publisher's request: its events are published all together or not at all.
 
-    One with a `condition` is about a single order, and is told how that stands afterwards.
+    One with a `condition` is about a single order, and is told how that stands afterwards. `size` is the
+    length of the body that it came in, in bytes.
     """
 
     tenant_id: TenantId
     drafts: Sequence[Draft]
     idempotency: Idempotency | None = None
     condition: Condition | None = None
+    size: int = 0
 
 
 @frozen

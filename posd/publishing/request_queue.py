@@ -13,8 +13,10 @@ from posd.values import TenantId
 
 # What a batch costs is what every other tenant waits for. A single request may have more events.
 _MOST_EVENTS: Final = 300
-# A request with more is alone in its batch, and between two of those come the others that wait.
+# A request with more of either is alone in its batch, and between two of those come the others that wait.
 _FEW_EVENTS: Final = 50
+_MOST_BYTES: Final = 1024 * 1024
+_FEW_BYTES: Final = 256 * 1024
 _MOST_TENANTS: Final = 100
 _MOST_WAITING: Final = 10_000
 _MOST_OF_A_TENANT: Final = 2_000
@@ -40,11 +42,12 @@ class RequestQueue:
         self._length += 1
 
     def next_batch(self) -> list[Request]:
-        """Take the next requests: up to 300 events of up to 100 tenants, one request at least.
+        """Take the next requests: up to 300 events, about 1 MiB and 100 tenants; one request at least.
 
         Whose turn it is goes on where the last batch ended, so that no tenant's requests wait for more
-        than one request of each other tenant. A request of more than 50 events is alone in its batch. Such
-        batches and those of the others take turns: who publishes one event waits for one such request.
+        than one request of each other tenant. A request of more than 50 events or 256 KiB is alone in its
+        batch. Such batches and those of the others take turns: who publishes one event waits for one such
+        request.
         """
         large = [tenant_id for tenant_id, waiting in self._tenants.items() if _is_large(waiting[0])]
         is_large = bool(large) and (self._large_is_next or len(large) == len(self._tenants))
@@ -56,8 +59,8 @@ class RequestQueue:
     def _take_small(self) -> list[Request]:
         batch: list[Request] = []
         tenants: set[TenantId] = set()
-        events, turn = 0, deque(self._tenants)
-        while turn and events < _MOST_EVENTS:
+        events, size, turn = 0, 0, deque(self._tenants)
+        while turn and events < _MOST_EVENTS and size < _MOST_BYTES:
             tenant_id = turn.popleft()
             if _is_large(self._tenants[tenant_id][0]):
                 continue
@@ -66,6 +69,7 @@ class RequestQueue:
             tenants.add(tenant_id)
             batch.append(self._take(tenant_id))
             events += len(batch[-1].publication.drafts)
+            size += batch[-1].publication.size
             if tenant_id in self._tenants:
                 turn.append(tenant_id)
         return batch
@@ -82,4 +86,5 @@ class RequestQueue:
 
 
 def _is_large(request: Request) -> bool:
-    return len(request.publication.drafts) > _FEW_EVENTS
+    publication = request.publication
+    return len(publication.drafts) > _FEW_EVENTS or publication.size > _FEW_BYTES

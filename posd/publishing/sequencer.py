@@ -12,7 +12,7 @@ row with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -33,14 +33,14 @@ from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
-from posd.values import TenantId
+from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
-# A tenant in a transaction costs about ten locks, of the 6,400 that a server has as installed for
-# everybody (max_locks_per_transaction), so rows of as many tenants are the most there may be.
+# A shop whose own tables are read in a transaction costs about ten locks, of the 6,400 that a server has as
+# installed for everybody (max_locks_per_transaction), so rows of as many shops are the most there may be.
 _MOST_ROWS: Final = 200
-# pos_take() cuts a batch at 8 MiB; from here on it may have.
-_MANY_BYTES: Final = 1024 * 1024
+# pos_take() cuts a batch at 1 MiB. A character has up to four bytes, so from here on it may have.
+_MANY_CHARACTERS: Final = 256 * 1024
 _MANY_WAITING: Final = 1000
 # Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
 # them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
@@ -61,11 +61,14 @@ class Sequencer(Service):
         *,
         event_bytes: int,
         connections_here: Callable[[TenantId], int],
+        appended: Callable[[Appended], None] = lambda appended: None,
         instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
         self._instruments = instruments or Instruments()
         self._link = link
+        # Is given what was committed, so that this node's tills have it without a read.
+        self._appended = appended
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
@@ -200,14 +203,27 @@ class Sequencer(Service):
         except Exception:
             self._instruments.batch_failed()
             raise
+        self._hand_on(outcome.appended)
         self._journal.committed(outcome, self._reactor.seconds() - began)
         size = sum(len(row.data or "") for row in outcome.taken)
-        if len(outcome.taken) == rows > 0 or size > _MANY_BYTES:
+        if len(outcome.taken) == rows > 0 or size >= _MANY_CHARACTERS or outcome.postponed:
             self._outbox_waits = True
         answer(requests)
         for tenant_id, seconds in outcome.seconds.items():
             if seconds > _LONG_SECONDS:
                 self._rest(tenant_id, seconds)
+
+    def _hand_on(self, appended: Iterable[Appended]) -> None:
+        """Give this node's tills what was committed. Whatever goes wrong there, the batch was published."""
+        for each in appended:
+            try:
+                self._appended(each)
+            except Exception:
+                self._log.failure(
+                    "events of tenant {tenant} were published and not handed to its connections; they"
+                    " are read from the log within a second",
+                    tenant=self._numbering.name_of(each.tenant_id),
+                )
 
     async def _leave_out(
         self, failures: Mapping[TenantId, str], requests: Sequence[Request], rows: int

@@ -18,7 +18,7 @@ from posd.protocol import jsontext
 from posd.publishing import batch
 from posd.publishing.publication import OrderOutcome, Published, Request
 from posd.store import idempotency, movements, orders, presence, stream, tenants
-from posd.values import Tenant, TenantId
+from posd.values import Appended, Event, Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
 
@@ -52,6 +52,10 @@ class Outcome:
     warned: Sequence[stream.Entry] = ()
     """Events that were published and whose values were repaired, or could not be read."""
     left_out: Sequence[batch.LeftOut] = ()
+    appended: Sequence[Appended] = ()
+    """What came to the end of each tenant's stream."""
+    postponed: bool = False
+    """Whether some of the rows that were taken are in the outbox again."""
 
 
 @define(eq=False)
@@ -86,12 +90,13 @@ class Numbering:
         items = batch.read(taken, shops)
         fresh = await self._replay(session, requests)
         states = await self._states(session, items, fresh)
+        items = [item for item in items if not _is_postponed(item, states)]
         moved = await self._moved(session, items)
         ledger = batch.Ledger(states.orders, shops, self.event_bytes, found.now, moved)
         made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
-        recorded = await self._record(session, ledger, entries, fresh, shops)
+        recorded = await self._record(session, ledger, entries, fresh)
         placed = list(zip(entries, recorded, strict=True))
         elsewhere = {entry.tenant_id: each.elsewhere for entry, each in placed}
         await self._count(session, requests, elsewhere)
@@ -102,7 +107,17 @@ class Numbering:
             (shops[each.tenant_id].slug, each.order_id or "") for each in entries if each.reuses_id
         ]
         warned = [entry for entry, each in placed if entry.warnings and each.seq is not None]
-        return Outcome(taken, failed, states.seconds, published, reused, warned, ledger.left_out)
+        return Outcome(
+            taken,
+            failed,
+            states.seconds,
+            published,
+            reused,
+            warned,
+            ledger.left_out,
+            _appended(placed),
+            bool(states.postponed),
+        )
 
     async def reject(
         self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
@@ -168,11 +183,13 @@ class Numbering:
         items: Sequence[batch.Item | batch.Moved | batch.Rejected],
         requests: Sequence[Request],
     ) -> stream.States:
-        """The orders of a batch. Of tenants without any it is asked whether they can be written."""
-        wanted: dict[tuple[TenantId, str | None], bool] = {}
+        """The orders of a batch. One without any has no need of this statement."""
+        wanted: dict[tuple[TenantId, str], bool] = {}
         for item in (*items, *(item for request in requests for item in request.items)):
-            touched = isinstance(item, batch.Item) and item.touched is not None
-            wanted[item.place] = wanted.get(item.place, False) or touched
+            tenant_id, order_id = item.place
+            if order_id is not None:
+                touched = isinstance(item, batch.Item) and item.touched is not None
+                wanted[tenant_id, order_id] = wanted.get((tenant_id, order_id), False) or touched
         if not wanted:
             return stream.States()
         states = await stream.order_states(
@@ -200,7 +217,6 @@ class Numbering:
         ledger: batch.Ledger,
         entries: list[stream.Entry],
         requests: Sequence[Request],
-        shops: batch.Shops,
     ) -> list[stream.Recorded]:
         """Store all entries: those of the outbox, and after them those that the requests add."""
         places: list[tuple[Request, list[int | None], OrderOutcome | None]] = []
@@ -217,8 +233,7 @@ class Numbering:
             places.append((request, placed, order))
         for entry in entries:
             if entry.reuses_id and entry.order_id is not None and entry.snapshot is not None:
-                tenant = shops[entry.tenant_id]
-                await orders.begin_anew(session, tenant, entry.order_id, entry.snapshot)
+                await orders.begin_anew(session, entry.tenant_id, entry.order_id, entry.snapshot)
         recorded = await stream.record(session, self.node_id, entries) if entries else []
         for request, numbers_of, order in places:
             seqs = [None if number is None else recorded[number].seq for number in numbers_of]
@@ -248,6 +263,29 @@ class Numbering:
         ]
         if answers:
             await idempotency.store(session, answers)
+
+
+def _is_postponed(item: batch.Item | batch.Moved | batch.Rejected, states: stream.States) -> bool:
+    """Whether it is an order that a hook saw touched and that is in the outbox again."""
+    touched = isinstance(item, batch.Item) and item.touched is not None
+    return touched and item.place in states.postponed
+
+
+def _appended(placed: Sequence[tuple[stream.Entry, stream.Recorded]]) -> list[Appended]:
+    """What came to the end of each tenant's stream, as it would be read from the log."""
+    events: dict[tuple[TenantId, UUID], list[Event]] = {}
+    for entry, each in placed:
+        if each.seq is not None and each.stream_id is not None:
+            events.setdefault((entry.tenant_id, each.stream_id), []).append(
+                Event(
+                    each.seq,
+                    entry.type,
+                    entry.data.encode(),
+                    each.created_at,
+                    entry.beside.encode(),
+                )
+            )
+    return [Appended(*stream_name, of_tenant) for stream_name, of_tenant in events.items()]
 
 
 def _asked(

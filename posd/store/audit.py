@@ -25,14 +25,18 @@ _LOOK: Final = """
     SELECT f.thing, f.wrong, count(*) OVER () FROM ({sql}) AS f (thing, wrong)
      WHERE f.wrong IS NOT NULL LIMIT %(most)s
 """
+_OF_ALL_TENANTS: Final = (
+    *("pos_events", "pos_unsequenced", "pos_nacks", "pos_orders", "pos_order_terminals"),
+)
 
 
 @frozen
 class Check:
     """A rule by its name, and the statement that finds what breaks it.
 
-    The statement is given `%(tenant)s`, the tenant's number, and `{schema}`. Where `warns` is true, what
-    it finds is worth looking at and breaks no rule.
+    The statement is given `%(tenant)s`, the tenant's number, `{schema}`, and the tenant's rows of the
+    tables of all tenants: `{pos_events}`, `{pos_unsequenced}`, `{pos_nacks}`, `{pos_orders}` and
+    `{pos_order_terminals}`. Where `warns` is true, what it finds is worth looking at and breaks no rule.
     """
 
     name: str
@@ -61,5 +65,8 @@ async def look(session: Reader, check: Check, tenant: Tenant | None, most: int) 
     sql, values = _LOOK.replace("{sql}", check.sql), {"most": most, "tenant": None}
     if tenant is not None:
         sql, values["tenant"] = sql.replace("{schema}", schema(tenant)), tenant.id
+        for table in _OF_ALL_TENANTS:
+            rows_of = f"(SELECT * FROM dinedesk_main.{table} WHERE tenant_id = %(tenant)s)"
+            sql = sql.replace(f"{{{table}}}", rows_of)
     rows = await session.query(sql, values)
     return Found(rows[0][2] if rows else 0, [Wrong(row, what) for row, what, _ in rows])

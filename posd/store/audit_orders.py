@@ -20,7 +20,7 @@ _COLUMNS: Final = """
                                o.snapshot ->> 'paymentStatus', ' in its snapshot')
                WHEN count(*) OVER (PARTITION BY o.order_id) > 1 THEN 'is there twice'
            END
-      FROM {schema}.pos_orders AS o ORDER BY o.created_at, o.order_id
+      FROM {pos_orders} AS o ORDER BY o.created_at, o.order_id
 """
 # An event that is pruned is believed; what the log still has must agree.
 _POSITIONS: Final = """
@@ -43,10 +43,10 @@ _POSITIONS: Final = """
                WHEN e.first < o.first_seq
                    THEN concat('first_seq is ', o.first_seq, ', and its first event has seq ', e.first)
            END
-      FROM {schema}.pos_orders AS o
+      FROM {pos_orders} AS o
       FULL JOIN (SELECT v.event_data ->> 'orderId' AS order_id, min(v.seq) AS first, max(v.seq) AS last
-                   FROM {schema}.pos_events AS v
-                  WHERE v.seq IS NOT NULL AND v.event_type IN ('new_order', 'order_updated') GROUP BY 1) AS e
+                   FROM {pos_events} AS v
+                  WHERE v.event_type IN ('new_order', 'order_updated') GROUP BY 1) AS e
         ON e.order_id = o.order_id
       JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
      ORDER BY coalesce(o.last_seq, e.last)
@@ -58,14 +58,14 @@ _SNAPSHOTS: Final = """
                WHEN e.event_data::text = o.snapshot::text
                  OR e.event_data ->> 'orderId' IS DISTINCT FROM o.order_id THEN NULL
                WHEN e.event_data ->> 'version' IS DISTINCT FROM o.version::text
-                   THEN CASE WHEN NOT EXISTS (SELECT FROM {schema}.pos_events AS f
+                   THEN CASE WHEN NOT EXISTS (SELECT FROM {pos_unsequenced} AS f
                                                WHERE f.id > e.id AND f.failure IS NOT NULL)
                              THEN concat('has version ', o.version, ', and its last event, of seq ', e.seq,
                                          ', has ', e.event_data ->> 'version') END
                WHEN e.event_data::jsonb - ARRAY['previousStatus', 'updatedAt'] <> o.snapshot::jsonb
                    THEN concat('its snapshot is not what its last event, of seq ', e.seq, ', has told')
            END
-      FROM {schema}.pos_orders AS o JOIN {schema}.pos_events AS e ON e.seq = o.last_seq
+      FROM {pos_orders} AS o JOIN {pos_events} AS e ON e.seq = o.last_seq
      ORDER BY o.last_seq
 """
 _PRINTING: Final = """
@@ -84,7 +84,7 @@ _PRINTING: Final = """
                WHEN o.print_status = 'sent_to_pos' AND coalesce(o.received_at, o.pushed_at) IS NULL
                    THEN 'is sent_to_pos, and was never sent'
            END
-      FROM {schema}.pos_orders AS o ORDER BY o.created_at, o.order_id
+      FROM {pos_orders} AS o ORDER BY o.created_at, o.order_id
 """
 _TERMINALS: Final = """
     SELECT concat('pos_order_terminals ', t.order_id, ' of ', t.device_id), CASE
@@ -96,8 +96,8 @@ _TERMINALS: Final = """
                    THEN 'has accepted the order, which is not accepted'
                WHEN count(*) OVER (PARTITION BY t.order_id, t.device_id) > 1 THEN 'is there twice'
            END
-      FROM {schema}.pos_order_terminals AS t
-      LEFT JOIN {schema}.pos_orders AS o ON o.order_id = t.order_id
+      FROM {pos_order_terminals} AS t
+      LEFT JOIN {pos_orders} AS o ON o.order_id = t.order_id
      ORDER BY t.received_at, t.order_id, t.device_id
 """
 _REPORTS: Final = """

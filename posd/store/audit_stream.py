@@ -31,7 +31,7 @@ _GAPS: Final = """
            'is not in the log'
       FROM (SELECT p.seq, lag(p.seq, 1, h.pruned_seq) OVER (ORDER BY p.seq) AS before
               FROM head AS h CROSS JOIN LATERAL (
-                SELECT e.seq FROM {schema}.pos_events AS e
+                SELECT e.seq FROM {pos_events} AS e
                  WHERE e.seq > h.pruned_seq AND e.seq <= h.last_seq
                  UNION ALL SELECT h.last_seq + 1
               ) AS p) AS g
@@ -45,7 +45,7 @@ _BALANCE: Final = """
                            h.acknowledged + h.expired + e.waiting)
            END
       FROM dinedesk_main.pos_heads AS h CROSS JOIN LATERAL (
-            SELECT count(*) AS waiting FROM {schema}.pos_events AS e WHERE e.seq > h.received_seq) AS e
+            SELECT count(*) AS waiting FROM {pos_events} AS e WHERE e.seq > h.received_seq) AS e
      WHERE h.tenant_id = %(tenant)s
 """
 _EVENTS: Final = """
@@ -53,13 +53,9 @@ _EVENTS: Final = """
                WHEN e.seq > h.last_seq THEN concat('is after the head, which is at ', h.last_seq)
                WHEN e.seq <= 0 THEN 'is no position'
                WHEN e.seq <= h.pruned_seq THEN concat('is pruned, up to ', h.pruned_seq, ', and still there')
-               WHEN e.same > 1 THEN 'another event has this position too'
-               WHEN e.failure IS NOT NULL THEN 'could not be published, and has a position'
-               WHEN e.device_id IS NOT NULL THEN 'was said by a till, and has a position'
+               WHEN count(*) OVER (PARTITION BY e.seq) > 1 THEN 'another event has this position too'
            END
-      FROM (SELECT e.id, e.seq, e.failure, e.device_id, count(*) OVER (PARTITION BY e.seq) AS same
-              FROM {schema}.pos_events AS e WHERE e.seq IS NOT NULL) AS e
-      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
+      FROM {pos_events} AS e JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
      ORDER BY e.seq, e.id
 """
 _STATUSES: Final = """
@@ -70,14 +66,15 @@ _STATUSES: Final = """
                    THEN concat('says ', coalesce(v.status, 'nothing'), ', and it is ', e.status)
            END
       FROM (SELECT e.id,
-                   CASE WHEN e.failure IS NOT NULL
-                          OR e.seq IN (SELECT n.seq FROM {schema}.pos_nacks AS n) THEN 'failed'
-                        WHEN e.seq IS NULL THEN 'received'
+                   CASE WHEN e.seq IN (SELECT n.seq FROM {pos_nacks} AS n) THEN 'failed'
                         WHEN e.seq <= h.received_seq THEN 'success'
                         WHEN e.seq <= h.sent_seq THEN 'broadcast'
                         ELSE 'pending' END AS status
-              FROM {schema}.pos_events AS e
-              JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s) AS e
+              FROM {pos_events} AS e
+              JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
+             UNION ALL
+            SELECT u.id, CASE WHEN u.failure IS NULL THEN 'received' ELSE 'failed' END
+              FROM {pos_unsequenced} AS u) AS e
       FULL JOIN (SELECT v.id, v.status FROM {schema}.pos_sync_logs AS v) AS v ON v.id = e.id
      ORDER BY coalesce(e.id, v.id)
 """
@@ -101,7 +98,7 @@ _CURSORS: Final = """
 _NACKS: Final = """
     SELECT concat('pos_nacks of ', n.device_id, ', seq ', n.seq),
            CASE WHEN n.seq < 1 OR n.seq > h.last_seq THEN 'there is no event of this position' END
-      FROM {schema}.pos_nacks AS n JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
+      FROM {pos_nacks} AS n JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %(tenant)s
      ORDER BY n.seq, n.device_id
 """
 

@@ -15,20 +15,27 @@ from posd.database.link import Session
 from posd.store import schema
 from posd.values import Tenant
 
-Place = Literal["event", "order", "answer", "outbox"]
-Part = Literal["event", "beside", "order", "answer", "call", "outbox"]
+Place = Literal["event", "message", "order", "answer", "outbox"]
+Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox"]
 """What is written at once: of an event two texts, and of a stored answer the address that was called."""
 
 BATCH: Final = 500
 
 _READ: Final[dict[Place, str]] = {
     "event": """
-        SELECT e.id, e.id::text, e.event_data::text, e.beside::text, NULL::text
-          FROM {schema}.pos_events AS e WHERE e.id > %(id)s ORDER BY e.id LIMIT %(limit)s
+        SELECT e.seq, e.seq::text, e.event_data::text, e.beside::text, NULL::text
+          FROM dinedesk_main.pos_events AS e
+         WHERE e.tenant_id = %(tenant)s AND e.seq > %(id)s ORDER BY e.seq LIMIT %(limit)s
+    """,
+    "message": """
+        SELECT u.id, u.id::text, u.event_data::text, NULL::text, NULL::text
+          FROM dinedesk_main.pos_unsequenced AS u
+         WHERE u.tenant_id = %(tenant)s AND u.id > %(id)s ORDER BY u.id LIMIT %(limit)s
     """,
     "order": """
         SELECT o.order_id, o.order_id, o.snapshot::text, NULL::text, NULL::text
-          FROM {schema}.pos_orders AS o WHERE o.order_id > %(id)s ORDER BY o.order_id LIMIT %(limit)s
+          FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = %(tenant)s AND o.order_id > %(id)s ORDER BY o.order_id LIMIT %(limit)s
     """,
     "answer": """
         SELECT n.key, n.key, i.answer::text, NULL::text, i.operation
@@ -44,7 +51,13 @@ _READ: Final[dict[Place, str]] = {
          ORDER BY o.id LIMIT %(limit)s
     """,
 }
-_FIRST: Final[dict[Place, object]] = {"event": 0, "order": "", "answer": "", "outbox": 0}
+_FIRST: Final[dict[Place, object]] = {
+    "event": 0,
+    "message": 0,
+    "order": "",
+    "answer": "",
+    "outbox": 0,
+}
 _KEEPS: Final = """
     SELECT dinedesk_main.pos_keeps(%s, 'gift_cards'), dinedesk_main.pos_keeps(%s, 'loyalty_accounts')
 """
@@ -117,13 +130,13 @@ class Counts:
 async def documents(
     session: Session, tenant: Tenant, place: Place, after: object = None
 ) -> tuple[list[Document], object]:
-    """The next documents of a place (`event`, `order`, `answer`, `outbox`), and where to read on."""
+    """The next documents of a place, and where to read on."""
     values = {
         "tenant": tenant.id,
         "id": _FIRST[place] if after is None else after,
         "limit": BATCH,
     }
-    rows = await session.query(_READ[place].format(schema=schema(tenant)), values)
+    rows = await session.query(_READ[place], values)
     found = [Document(*row[1:]) for row in rows]
     return found, rows[-1][0] if rows else after
 

@@ -10,9 +10,8 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.database.link import Session
-from posd.errors import NotFound, returned
+from posd.errors import NotFound
 from posd.events.print_status import Report, Said, before
-from posd.store import schema
 from posd.values import PrintStatus, Seq, Tenant, TenantId
 
 # Each time is that of the first report, and none is in the future. What tells nothing new writes nothing.
@@ -21,13 +20,13 @@ _NOTE: Final = """
     WITH report AS (
         SELECT least(coalesce(%(at)s::timestamptz, now()), now()) AS at
     ), said AS (
-        INSERT INTO {schema}.pos_order_terminals AS t
-            (order_id, device_id, received_at, accepted_at, printed_at, failed_at)
-        SELECT o.order_id, %(device)s, r.at, CASE WHEN %(accepted)s THEN r.at END,
+        INSERT INTO dinedesk_main.pos_order_terminals AS t
+            (tenant_id, order_id, device_id, received_at, accepted_at, printed_at, failed_at)
+        SELECT o.tenant_id, o.order_id, %(device)s, r.at, CASE WHEN %(accepted)s THEN r.at END,
                CASE WHEN %(printed)s THEN r.at END, CASE WHEN %(failed)s THEN r.at END
-          FROM {schema}.pos_orders AS o CROSS JOIN report AS r
-         WHERE o.order_id = %(order)s AND %(device)s IS NOT NULL
-        ON CONFLICT (order_id, device_id) DO UPDATE
+          FROM dinedesk_main.pos_orders AS o CROSS JOIN report AS r
+         WHERE o.tenant_id = %(tenant)s AND o.order_id = %(order)s AND %(device)s IS NOT NULL
+        ON CONFLICT (tenant_id, order_id, device_id) DO UPDATE
            SET accepted_at = coalesce(t.accepted_at, excluded.accepted_at),
                printed_at = coalesce(t.printed_at, excluded.printed_at),
                failed_at = coalesce(t.failed_at, excluded.failed_at)
@@ -35,7 +34,7 @@ _NOTE: Final = """
             OR (t.printed_at IS NULL AND excluded.printed_at IS NOT NULL)
             OR (t.failed_at IS NULL AND excluded.failed_at IS NOT NULL)
     )
-    UPDATE {schema}.pos_orders AS o
+    UPDATE dinedesk_main.pos_orders AS o
        SET received_at = coalesce(o.received_at, r.at),
            accepted_at = CASE WHEN %(accepted)s THEN coalesce(o.accepted_at, r.at) ELSE o.accepted_at END,
            printed_at = CASE WHEN %(printed)s THEN coalesce(o.printed_at, r.at) ELSE o.printed_at END,
@@ -45,37 +44,43 @@ _NOTE: Final = """
            device_id = CASE WHEN o.print_status = ANY (%(before)s) THEN coalesce(%(device)s, o.device_id)
                             ELSE coalesce(o.device_id, %(device)s) END
       FROM report AS r
-     WHERE o.order_id = %(order)s
+     WHERE o.tenant_id = %(tenant)s AND o.order_id = %(order)s
        AND (o.print_status = ANY (%(before)s) OR o.received_at IS NULL
             OR (%(accepted)s AND o.accepted_at IS NULL) OR (%(paid)s AND o.paid_at IS NULL))
     RETURNING o.print_status
 """
 # What is said of the earlier order goes: by posd's record it is printed.
 _BEGIN_ANEW: Final = """
-    WITH gone AS (DELETE FROM {schema}.pos_order_terminals WHERE order_id = %(order)s)
-    UPDATE {schema}.pos_orders
+    WITH gone AS (
+        DELETE FROM dinedesk_main.pos_order_terminals WHERE tenant_id = %(tenant)s AND order_id = %(order)s
+    )
+    UPDATE dinedesk_main.pos_orders
        SET created_at = coalesce((%(snapshot)s::json ->> 'createdAt')::timestamptz, now()),
            first_seq = NULL, pushed_at = NULL, received_at = NULL, accepted_at = NULL, printed_at = NULL,
            paid_at = NULL, device_id = NULL, print_status = 'pending', print_reason = NULL
-     WHERE order_id = %(order)s
+     WHERE tenant_id = %(tenant)s AND order_id = %(order)s
 """
-_KNOWN: Final = "SELECT print_status FROM {schema}.pos_orders WHERE order_id = %s"
+_KNOWN: Final = """
+    SELECT print_status FROM dinedesk_main.pos_orders WHERE tenant_id = %s AND order_id = %s
+"""
 _ONE: Final = """
     SELECT o.order_id, o.snapshot::text, o.print_status, o.pushed_at, o.received_at, o.accepted_at,
            o.printed_at, o.paid_at
-      FROM {schema}.pos_orders AS o WHERE o.order_id = %s
+      FROM dinedesk_main.pos_orders AS o WHERE o.tenant_id = %s AND o.order_id = %s
 """
 _TERMINALS: Final = """
     SELECT device_id, received_at, accepted_at, printed_at, failed_at
-      FROM {schema}.pos_order_terminals WHERE order_id = %s ORDER BY received_at, device_id
+      FROM dinedesk_main.pos_order_terminals
+     WHERE tenant_id = %s AND order_id = %s ORDER BY received_at, device_id
 """
 # The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows. The
 # bound on created_at alone is what the index can be used for. What is beyond the bytes of a page is not sent.
 _OPEN: Final = """
     WITH page AS (
         SELECT o.created_at, o.order_id, o.snapshot::text AS snapshot, o.print_status
-          FROM {schema}.pos_orders AS o
-         WHERE o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
+          FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = %(tenant)s
+           AND o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
            AND (%(since)s::timestamptz IS NULL OR o.updated_at >= %(since)s OR o.created_at >= %(since)s)
            AND o.created_at >= %(from)s::timestamp AT TIME ZONE 'UTC'
            AND (o.created_at, o.order_id) > (%(from)s::timestamp AT TIME ZONE 'UTC', %(after)s::text)
@@ -94,7 +99,7 @@ _OPEN: Final = """
      ORDER BY s.number
 """
 _CONFIRMED: Final = "SELECT * FROM dinedesk_main.pos_confirmed(%s::integer[], %s::text[])"
-_MARK: Final = "SELECT * FROM dinedesk_main.pos_mark_orders(%s::integer[])"
+_MARK: Final = "SELECT dinedesk_main.pos_mark_orders(%s::integer[])"
 
 
 @frozen
@@ -164,8 +169,8 @@ async def note(
     session: Session, tenant: Tenant, report: Report, device_id: str | None
 ) -> PrintStatus | None:
     """Note what a till says of an order; its print status now, None if there is no such order."""
-    name = schema(tenant)
     values = {
+        "tenant": tenant.id,
         "order": report.order_id,
         "device": device_id,
         "at": report.at,
@@ -177,25 +182,24 @@ async def note(
         "failed": report.said is Said.FAILED,
         "paid": report.said is Said.PAID,
     }
-    rows = await session.query(_NOTE.format(schema=name), values)
-    rows = rows or await session.query(_KNOWN.format(schema=name), (report.order_id,))
+    rows = await session.query(_NOTE, values)
+    rows = rows or await session.query(_KNOWN, (tenant.id, report.order_id))
     return PrintStatus(rows[0][0]) if rows else None
 
 
-async def begin_anew(session: Session, tenant: Tenant, order_id: str, snapshot: str) -> None:
+async def begin_anew(session: Session, tenant_id: TenantId, order_id: str, snapshot: str) -> None:
     """Forget how far the earlier order of this id came: the one of `snapshot` takes its place."""
-    values = {"order": order_id, "snapshot": snapshot}
-    await session.execute(_BEGIN_ANEW.format(schema=schema(tenant)), values)
+    values = {"tenant": tenant_id, "order": order_id, "snapshot": snapshot}
+    await session.execute(_BEGIN_ANEW, values)
 
 
 async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
     """An order and what terminals have said about it."""
-    name = schema(tenant)
-    rows = await session.query(_ONE.format(schema=name), (order_id,))
+    rows = await session.query(_ONE, (tenant.id, order_id))
     if not rows:
         return None
     ((found, snapshot, status, pushed, received, accepted, printed, paid),) = rows
-    said = await session.query(_TERMINALS.format(schema=name), (order_id,))
+    said = await session.query(_TERMINALS, (tenant.id, order_id))
     return Kept(
         found,
         snapshot,
@@ -223,7 +227,7 @@ async def still_open(
         "limit": wanted.limit,
         "bytes": wanted.most_bytes,
     }
-    rows = await session.query(_OPEN.format(schema=schema(tenant)), values)
+    rows = await session.query(_OPEN, values)
     if not rows:
         raise NotFound("This tenant was deleted.", code="unknown_tenant")
     last_seq, stream_id, found = rows[0][:3]
@@ -237,20 +241,11 @@ async def still_open(
 
 async def confirmed(
     session: Session, ids: Iterable[TenantId], final: Collection[str]
-) -> tuple[dict[TenantId, Seq], dict[TenantId, str]]:
-    """Up to where what tills said about orders confirms everything, where that is news.
-
-    And by tenant why that could not be read: the SQLSTATE, then the message.
-    """
-    rows = await session.query(_CONFIRMED, (list(ids), sorted(final)))
-    found = {tenant_id: seq for tenant_id, seq, _ in rows if seq is not None}
-    return found, {tenant_id: returned(why) for tenant_id, _, why in rows if why is not None}
+) -> dict[TenantId, Seq]:
+    """Up to where what tills said about orders confirms everything, where that is news."""
+    return dict(await session.query(_CONFIRMED, (list(ids), sorted(final))))
 
 
-async def mark(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, str]:
-    """Note of these tenants' orders what was sent and what was acknowledged meanwhile.
-
-    By tenant why that could not be done.
-    """
-    rows = await session.query(_MARK, (list(ids),))
-    return {tenant_id: returned(why) for tenant_id, why in rows}
+async def mark(session: Session, ids: Iterable[TenantId]) -> None:
+    """Note of these tenants' orders what was sent and what was acknowledged meanwhile."""
+    await session.execute(_MARK, (list(ids),))

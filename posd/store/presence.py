@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from posd.database.link import Row, Session
-from posd.store import schema, stream
+from posd.store import stream
 from posd.values import Opening, Seq, Tenant, TenantId
 
 _LEASE: Final = """
@@ -111,8 +111,9 @@ _REFUSED: Final = """
     SELECT w.device_id, n.seq
       FROM unnest(%s::text[], %s::bigint[]) AS w(device_id, acked_seq)
       JOIN dinedesk_main.pos_cursors AS c ON c.tenant_id = %s AND c.device_id = w.device_id
-      JOIN {schema}.pos_nacks AS n ON n.device_id = w.device_id AND n.seq > w.acked_seq
-      JOIN {schema}.pos_events AS e USING (seq)
+      JOIN dinedesk_main.pos_nacks AS n
+        ON n.tenant_id = c.tenant_id AND n.device_id = w.device_id AND n.seq > w.acked_seq
+      JOIN dinedesk_main.pos_events AS e ON e.tenant_id = n.tenant_id AND e.seq = n.seq
      WHERE n.created_at >= greatest(e.created_at, c.replayed_at)
 """
 # Never backwards and never beyond the head, whatever order flushes of several nodes come in. Only the
@@ -163,16 +164,16 @@ _COUNTS: Final = """
       JOIN dinedesk_main.tenants AS t ON t.id = c.tenant_id GROUP BY t.slug ORDER BY t.slug
 """
 _NACKS: Final = """
-    INSERT INTO {schema}.pos_nacks (seq, device_id, reason)
-    SELECT n.seq, n.device_id, n.reason
+    INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id, reason)
+    SELECT h.tenant_id, n.seq, n.device_id, n.reason
       FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::uuid[])
            AS n(seq, device_id, reason, stream_id)
       JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %s AND h.stream_id = n.stream_id
-    ON CONFLICT (seq, device_id) DO NOTHING
+    ON CONFLICT (tenant_id, seq, device_id) DO NOTHING
 """
 _SAID: Final = """
-    INSERT INTO {schema}.pos_events (event_type, event_data, device_id)
-    SELECT * FROM unnest(%s::text[], %s::json[], %s::text[])
+    INSERT INTO dinedesk_main.pos_unsequenced (tenant_id, event_type, event_data, device_id)
+    SELECT %s, s.* FROM unnest(%s::text[], %s::json[], %s::text[]) AS s
 """
 
 
@@ -285,7 +286,7 @@ async def refused(
     devices, acked = zip(*cursors, strict=True)
     values = (list(devices), list(acked), tenant.id)
     found: dict[str, set[Seq]] = {device: set() for device in devices}
-    for device, seq in await session.query(_REFUSED.format(schema=schema(tenant)), values):
+    for device, seq in await session.query(_REFUSED, values):
         found[device].add(seq)
     return {device: frozenset(seqs) for device, seqs in found.items()}
 
@@ -322,7 +323,7 @@ async def nacks(
     """
     seqs, devices, reasons, streams = zip(*refused, strict=True)
     values = list(seqs), list(devices), list(reasons), [str(each) for each in streams], tenant.id
-    await session.execute(_NACKS.format(schema=schema(tenant)), values)
+    await session.execute(_NACKS, values)
 
 
 async def said(
@@ -330,7 +331,7 @@ async def said(
 ) -> None:
     """Log what terminals said: event type, JSON text, device."""
     columns = tuple(list(column) for column in zip(*messages, strict=True))
-    await session.execute(_SAID.format(schema=schema(tenant)), columns)
+    await session.execute(_SAID, (tenant.id, *columns))
 
 
 async def elsewhere(

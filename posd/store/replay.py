@@ -10,7 +10,6 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.database.link import Session
-from posd.store import schema
 from posd.values import Seq, Tenant, TenantId
 
 _WHERE: Final = """
@@ -24,11 +23,11 @@ _WHERE: Final = """
 """
 _DEVICES: Final = "SELECT device_id FROM dinedesk_main.pos_devices WHERE tenant_id = %s ORDER BY 1"
 _SINCE: Final = """
-    SELECT min(seq) FROM {schema}.pos_events WHERE seq IS NOT NULL AND created_at >= %s
+    SELECT min(seq) FROM dinedesk_main.pos_events WHERE tenant_id = %s AND created_at >= %s
 """
 _BETWEEN: Final = """
     SELECT count(*), count(*) FILTER (WHERE event_type = 'new_order')
-      FROM {schema}.pos_events WHERE seq > %s AND seq <= %s
+      FROM dinedesk_main.pos_events WHERE tenant_id = %s AND seq > %s AND seq <= %s
 """
 # Nodes send the terminal home, if it is with one of them, as they do with one that is disabled.
 _WISH: Final = """
@@ -81,13 +80,13 @@ async def devices(session: Session, tenant: Tenant) -> list[str]:
 
 async def first_since(session: Session, tenant: Tenant, when: datetime) -> Seq | None:
     """The first event that is not from before then; None if there is none."""
-    ((seq,),) = await session.query(_SINCE.format(schema=schema(tenant)), (when,))
+    ((seq,),) = await session.query(_SINCE, (tenant.id, when))
     return None if seq is None else int(seq)
 
 
 async def between(session: Session, tenant: Tenant, after: Seq, last: Seq) -> tuple[int, int]:
     """How many events there are after a position up to another one, and how many new orders."""
-    ((events, orders),) = await session.query(_BETWEEN.format(schema=schema(tenant)), (after, last))
+    ((events, orders),) = await session.query(_BETWEEN, (tenant.id, after, last))
     return events, orders
 
 

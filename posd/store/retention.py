@@ -13,7 +13,6 @@ from uuid import UUID
 from attrs import asdict, frozen
 
 from posd.database.link import Session
-from posd.store import schema
 from posd.values import Tenant, TenantId
 
 BATCH: Final = 500
@@ -45,29 +44,32 @@ _PRUNE_ANSWERS: Final = "SELECT dinedesk_main.pos_prune_answers(%s, %s)"
 _WOULD_GO: Final = """
     WITH head AS (
         SELECT h.received_seq, h.pruned_seq,
-               coalesce((SELECT max(e.seq) FROM {schema}.pos_events AS e
-                          WHERE e.seq > h.pruned_seq
-                            AND e.seq < coalesce((SELECT min(y.seq) FROM {schema}.pos_events AS y
-                                                   WHERE y.seq > h.pruned_seq AND y.created_at >= %(before)s),
+               coalesce((SELECT max(e.seq) FROM dinedesk_main.pos_events AS e
+                          WHERE e.tenant_id = h.tenant_id AND e.seq > h.pruned_seq
+                            AND e.seq < coalesce((SELECT min(y.seq) FROM dinedesk_main.pos_events AS y
+                                                   WHERE y.tenant_id = h.tenant_id
+                                                     AND y.seq > h.pruned_seq AND y.created_at >= %(before)s),
                                                  9223372036854775807)), h.pruned_seq) AS floor
           FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = %(tenant)s
     )
-    SELECT (SELECT count(*) FROM {schema}.pos_events AS e
-             WHERE e.seq > head.pruned_seq AND e.seq <= head.floor),
-           (SELECT count(*) FROM {schema}.pos_events AS e
-             WHERE e.seq > greatest(head.pruned_seq, head.received_seq) AND e.seq <= head.floor),
-           (SELECT count(*) FROM {schema}.pos_events AS e
-             WHERE e.seq IS NULL AND e.created_at < %(before)s),
-           (SELECT count(*) FROM {schema}.pos_nacks AS n
-             WHERE n.seq <= head.floor AND n.created_at < %(before)s),
-           (SELECT count(*) FROM {schema}.pos_orders AS k
-             WHERE k.created_at < %(before)s AND k.updated_at < %(before)s
+    SELECT (SELECT count(*) FROM dinedesk_main.pos_events AS e
+             WHERE e.tenant_id = %(tenant)s AND e.seq > head.pruned_seq AND e.seq <= head.floor),
+           (SELECT count(*) FROM dinedesk_main.pos_events AS e
+             WHERE e.tenant_id = %(tenant)s
+               AND e.seq > greatest(head.pruned_seq, head.received_seq) AND e.seq <= head.floor),
+           (SELECT count(*) FROM dinedesk_main.pos_unsequenced AS u
+             WHERE u.tenant_id = %(tenant)s AND u.created_at < %(before)s),
+           (SELECT count(*) FROM dinedesk_main.pos_nacks AS n
+             WHERE n.tenant_id = %(tenant)s AND n.seq <= head.floor AND n.created_at < %(before)s),
+           (SELECT count(*) FROM dinedesk_main.pos_orders AS k
+             WHERE k.tenant_id = %(tenant)s AND k.created_at < %(before)s AND k.updated_at < %(before)s
                AND coalesce(k.last_seq, 0) <= head.floor
                AND CASE WHEN k.status = ANY (%(final)s) THEN k.updated_at < now() - interval '1 day'
                         ELSE k.updated_at < now() - interval '30 days'
                          AND coalesce((k.snapshot ->> 'scheduledFor')::timestamptz < %(before)s, true) END)
       FROM head
 """
+_PRUNE_DELETED: Final = "SELECT dinedesk_main.pos_prune_deleted(%s)"
 _ANSWERS_THAT_WOULD_GO: Final = """
     SELECT count(*) FROM dinedesk_main.idempotency_keys
      WHERE created_at < least(%s::timestamptz, now() - interval '1 day')
@@ -154,13 +156,18 @@ async def prune_answers(session: Session, before: datetime) -> int:
     return int(count)
 
 
+async def prune_deleted(session: Session) -> int:
+    """Delete one batch of rows of tenants that were deleted; how many."""
+    ((count,),) = await session.query(_PRUNE_DELETED, (BATCH,))
+    return int(count)
+
+
 async def would_go(
     session: Session, tenant: Tenant, before: datetime, final: Collection[str]
 ) -> Gone:
     """What `prune` would delete of a tenant by and by."""
-    statement = _WOULD_GO.format(schema=schema(tenant))
     values = {"tenant": tenant.id, "before": before, "final": sorted(final)}
-    rows = await session.query(statement, values)
+    rows = await session.query(_WOULD_GO, values)
     return Gone(*rows[0]) if rows else Gone()
 
 

@@ -39,10 +39,11 @@ _TERMINALS: Final = """
      ORDER BY c.connected_at IS NULL, 1 NULLS LAST, c.connected_at
 """
 _FAILED: Final = """
-    SELECT (SELECT count(*) FROM {schema}.pos_events
-             WHERE failure IS NOT NULL AND created_at > now() - interval '24 hours')
-         + (SELECT count(DISTINCT seq) FROM {schema}.pos_nacks
-             WHERE created_at > now() - interval '24 hours')
+    SELECT (SELECT count(*) FROM dinedesk_main.pos_unsequenced
+             WHERE tenant_id = %(tenant)s AND failure IS NOT NULL
+               AND created_at > now() - interval '24 hours')
+         + (SELECT count(DISTINCT seq) FROM dinedesk_main.pos_nacks
+             WHERE tenant_id = %(tenant)s AND created_at > now() - interval '24 hours')
 """
 
 
@@ -51,11 +52,20 @@ _STREAM: Final = """
       FROM dinedesk_main.pos_heads WHERE tenant_id = %s
 """
 _DAY: Final = """
-    SELECT event_type, count(*), max(created_at) FROM {schema}.pos_events
+    SELECT event_type, count(*), max(created_at)
+      FROM (SELECT event_type, created_at FROM dinedesk_main.pos_events WHERE tenant_id = %(tenant)s
+            UNION ALL
+            SELECT event_type, created_at FROM dinedesk_main.pos_unsequenced
+             WHERE tenant_id = %(tenant)s) AS log
      WHERE created_at > now() - interval '24 hours' GROUP BY event_type ORDER BY event_type
 """
+# Events and the rest apart: each is read from the end of its index.
 _RECENT: Final = """
-    SELECT seq, event_type, status, created_at FROM {schema}.pos_sync_logs ORDER BY id DESC LIMIT 10
+    SELECT seq, event_type, status, created_at
+      FROM ((SELECT * FROM {schema}.pos_sync_logs WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 10)
+            UNION ALL
+            (SELECT * FROM {schema}.pos_sync_logs WHERE seq IS NULL ORDER BY id DESC LIMIT 10)) AS latest
+     ORDER BY id DESC LIMIT 10
 """
 
 
@@ -136,13 +146,13 @@ async def report(session: Session, tenant: Tenant) -> Report | None:
     if not rows:
         return None
     ((last_seq, undelivered),) = rows
-    name = schema(tenant)
+    recent = await session.query(_RECENT.format(schema=schema(tenant)))
     return Report(
         last_seq,
         undelivered,
         await terminals(session, tenant.id),
-        [Tally(*row) for row in await session.query(_DAY.format(schema=name))],
-        [Recent(*row) for row in await session.query(_RECENT.format(schema=name))],
+        [Tally(*row) for row in await session.query(_DAY, {"tenant": tenant.id})],
+        [Recent(*row) for row in recent],
     )
 
 
@@ -163,5 +173,5 @@ async def terminals(session: Session, tenant_id: TenantId) -> list[TerminalStand
 
 async def failed(session: Session, tenant: Tenant) -> int:
     """How many events of the last 24 hours could not be published, or not be used by a terminal."""
-    rows = await session.query(_FAILED.format(schema=schema(tenant)))
+    rows = await session.query(_FAILED, {"tenant": tenant.id})
     return int(rows[0][0])

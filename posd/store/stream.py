@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -11,7 +11,6 @@ from attrs import field, frozen
 
 from posd.database.link import Row, Session
 from posd.errors import Pruned, returned
-from posd.store import schema
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
@@ -25,22 +24,30 @@ _POLL: Final = f"""
 """
 _PAGE_BYTES: Final = 256 * 1024
 """Of events in one page: as much as a terminal's send queue takes, so that nothing is read in vain."""
-# The limit stands inside, so that no more rows are added up than may be needed. PostgreSQL evaluates the
-# condition on the head once for the statement, not for each row.
-_AFTER: Final = """
-    SELECT seq, event_type, data, created_at, beside
-      FROM (SELECT *, sum(octet_length(data)) OVER (ORDER BY seq) - octet_length(data) AS before
-              FROM (SELECT seq, event_type, event_data::text AS data, created_at, beside::text AS beside
-                      FROM {schema}.pos_events
-                     WHERE seq > %s
-                       AND EXISTS (SELECT FROM dinedesk_main.pos_heads
-                                    WHERE tenant_id = %s AND stream_id = %s::uuid)
-                     ORDER BY seq LIMIT %s) AS following) AS summed
-     WHERE before < %s
-     ORDER BY seq
+# A page for each of several streams, where it is still that history. The limit stands inside, so that no more
+# rows are added up than may be needed.
+_PAGES: Final = """
+    SELECT w.number, p.seq, p.event_type, p.data, p.created_at, p.beside
+      FROM unnest(%s::integer[], %s::uuid[], %s::bigint[]) WITH ORDINALITY
+           AS w(tenant_id, stream_id, seq, number)
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = w.tenant_id AND h.stream_id = w.stream_id
+     CROSS JOIN LATERAL (
+        SELECT f.*, sum(octet_length(f.data)) OVER (ORDER BY f.seq) - octet_length(f.data) AS before
+          FROM (SELECT e.seq, e.event_type, e.event_data::text AS data, e.created_at, e.beside::text AS beside
+                  FROM dinedesk_main.pos_events AS e
+                 WHERE e.tenant_id = w.tenant_id AND e.seq > w.seq ORDER BY e.seq LIMIT %s) AS f) AS p
+     WHERE p.before < %s
+     ORDER BY w.number, p.seq
 """
-_FLOOR: Final = """
-    SELECT pruned_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid
+_FLOORS: Final = """
+    SELECT w.number, h.pruned_seq
+      FROM unnest(%s::integer[], %s::uuid[]) WITH ORDINALITY AS w(tenant_id, stream_id, number)
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = w.tenant_id AND h.stream_id = w.stream_id
+"""
+_MOVED: Final = f"""
+    SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads AS h
+      JOIN unnest(%s::integer[], %s::uuid[], %s::bigint[]) AS w(tenant_id, known_id, seq) USING (tenant_id)
+     WHERE h.last_seq > w.seq OR h.stream_id <> w.known_id
 """
 # The function is called once, and the clock is read after it: after the wait for the lock.
 _TAKE: Final = """
@@ -54,7 +61,8 @@ _STATES: Final = """
 _RECORD: Final = """
     SELECT set_config('statement_timeout', current_setting('posd.statement_timeout'), true);
     SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
-        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])
+        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
+        %s::text[])
 """
 _FINGERPRINT: Final = """
     SELECT fingerprint, dinedesk_main.pos_fingerprint() FROM dinedesk_main.pos_incarnation
@@ -115,7 +123,8 @@ class OrderState:
 class Entry:
     """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
 
-    An order's entry has the snapshot that replaces the one before.
+    An order's entry has the snapshot that replaces the one before, and of it `payment_status` and the time
+    `created_at`, as text, so that PostgreSQL need not parse it for them.
     """
 
     tenant_id: TenantId
@@ -127,6 +136,8 @@ class Entry:
     snapshot: str | None = None
     status: str | None = None
     version: int | None = None
+    payment_status: str | None = None
+    created_at: str | None = None
     reuses_id: bool = False
     """Whether its order is another one than the stored one of this id."""
     about: str | None = None
@@ -136,10 +147,27 @@ class Entry:
 
 @frozen
 class Recorded:
-    """Where an entry went; `elsewhere` counts its tenant's connections on other nodes."""
+    """Where an entry went; `elsewhere` counts its tenant's connections on other nodes.
+
+    `stream_id` is None, and there is no `seq`, where the tenant was deleted.
+    """
 
     seq: Seq | None
+    stream_id: UUID | None
+    created_at: datetime
     elsewhere: int
+
+
+StreamPosition = tuple[TenantId, UUID, Seq]
+"""A position in a tenant's stream of this name."""
+
+
+@frozen
+class Page:
+    """The events that follow a position, in order; `pruned`: the next one is kept no more."""
+
+    events: Sequence[Event] = ()
+    pruned: bool = False
 
 
 def load_head(row: Row) -> Head:
@@ -160,26 +188,57 @@ async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[float | None,
     return rows[0][0], [load_head(row[1:]) for row in rows if row[1] is not None]
 
 
+async def moved(session: Session, known: Iterable[StreamPosition]) -> list[Head]:
+    """The heads that are beyond these positions, or that are of another history."""
+    rows = await session.query(_MOVED, _columns(known, 3))
+    return [load_head(row) for row in rows]
+
+
+async def pages(
+    session: Session, wanted: Sequence[StreamPosition], limit: int
+) -> dict[StreamPosition, Page]:
+    """For each position a page of up to `limit` events after it, by one statement for all.
+
+    A page ends where its events have more than 256 KiB, and has one event at least where there is any. It is
+    empty where the stream has another name by now.
+    """
+    found: dict[int, list[Event]] = {number: [] for number in range(1, len(wanted) + 1)}
+    values = (*_columns(wanted, 3), limit, _PAGE_BYTES)
+    for number, seq, kind, data, created_at, beside in await session.query(_PAGES, values):
+        found[number].append(Event(seq, kind, data.encode(), created_at, (beside or "{}").encode()))
+    # Events and floor go together, so a floor that is asked for later explains what lacks.
+    doubtful = [
+        each
+        for number, each in enumerate(wanted, 1)
+        if not found[number] or found[number][0].seq != each[2] + 1
+    ]
+    floors: dict[StreamPosition, Seq] = {}
+    if doubtful:
+        columns = _columns(doubtful, 3)[:2]
+        for number, floor in await session.query(_FLOORS, columns):
+            floors[doubtful[number - 1]] = floor
+    return {
+        each: Page(found[number], each[2] < floors.get(each, 0))
+        for number, each in enumerate(wanted, 1)
+    }
+
+
 async def after(
     session: Session, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
 ) -> list[Event]:
     """Up to `limit` events after a position, in order; none if that is another history by now.
 
-    There are fewer where they have more than 256 KiB together, and one at least where there is any.
-
     Raises `Pruned` if the next one is kept no more.
     """
-    values = (seq, tenant.id, str(stream_id), limit, _PAGE_BYTES)
-    rows = await session.query(_AFTER.format(schema=schema(tenant)), values)
-    if not rows or rows[0][0] != seq + 1:
-        # Events and floor go together, so a floor that is asked for later explains what lacks.
-        floor = await session.query(_FLOOR, (tenant.id, str(stream_id)))
-        if floor and seq < floor[0][0]:
-            raise Pruned(f"what follows event {seq} is kept no more")
-    return [
-        Event(seq, kind, data.encode(), created_at, (beside or "{}").encode())
-        for seq, kind, data, created_at, beside in rows
-    ]
+    position = tenant.id, stream_id, seq
+    return events_of(position, (await pages(session, [position], limit))[position])
+
+
+def events_of(position: StreamPosition, page: Page) -> list[Event]:
+    """The events of a page. Raises `Pruned` if the next one is kept no more."""
+    if page.pruned:
+        raise Pruned(f"what follows event {position[2]} is kept no more")
+    return list(page.events)
 
 
 async def take(
@@ -204,30 +263,29 @@ class States:
     """
 
     orders: Mapping[tuple[TenantId, str], OrderState] = field(factory=dict)
+    postponed: Collection[tuple[TenantId, str]] = ()
+    """Orders whose own rows were not read now, and which are in the outbox again."""
     failures: Mapping[TenantId, str] = field(factory=dict)
     seconds: Mapping[TenantId, float] = field(factory=dict)
 
 
-async def order_states(
-    session: Session, wanted: Sequence[tuple[TenantId, str | None, bool]]
-) -> States:
-    """The states of the named orders.
-
-    `wanted` has tenant, order id and whether the shop's own row is to be read; without an order it
-    asks only whether the tenant's tables can be written.
-    """
-    rows = await session.query(_STATES, tuple(list(column) for column in zip(*wanted, strict=True)))
+async def order_states(session: Session, wanted: Sequence[tuple[TenantId, str, bool]]) -> States:
+    """The states of the named orders: tenant, order id and whether the shop's own row is to be read."""
+    rows = await session.query(_STATES, _columns(wanted, 3))
     orders: dict[tuple[TenantId, str], OrderState] = {}
+    postponed: set[tuple[TenantId, str]] = set()
     failures: dict[TenantId, str] = {}
     seconds: dict[TenantId, float] = {}
-    for tenant_id, order_id, row_now, snapshot, status, version, failure, took in rows:
+    for tenant_id, order_id, row_now, snapshot, status, version, failure, took, later in rows:
         if failure is not None:
             failures[tenant_id] = returned(failure)
-        else:
-            stored = None if snapshot is None else StoredText(snapshot, status, version)
-            orders[tenant_id, order_id] = OrderState(stored, row_now)
-            seconds[tenant_id] = took
-    return States(orders, failures, seconds)
+            continue
+        stored = None if snapshot is None else StoredText(snapshot, status, version)
+        orders[tenant_id, order_id] = OrderState(stored, row_now)
+        seconds[tenant_id] = max(took, seconds.get(tenant_id, 0.0))
+        if later:
+            postponed.add((tenant_id, order_id))
+    return States(orders, postponed, failures, seconds)
 
 
 async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> list[Recorded]:
@@ -239,12 +297,18 @@ async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> l
         [entry.beside for entry in entries],
         [entry.failure for entry in entries],
         [entry.order_id for entry in entries],
-        [entry.snapshot for entry in entries],
+        # A new order's snapshot is its data: it is sent, and copied, once.
+        [None if entry.snapshot == entry.data else entry.snapshot for entry in entries],
         [entry.status for entry in entries],
         [entry.version for entry in entries],
+        [entry.payment_status for entry in entries],
+        [entry.created_at for entry in entries],
     )
     rows = await session.query(_RECORD, (str(node_id), *columns))
-    placed = {ordinal: Recorded(seq, elsewhere) for ordinal, seq, elsewhere in rows}
+    placed = {
+        ordinal: Recorded(seq, stream_id and UUID(stream_id), created_at, elsewhere)
+        for ordinal, seq, stream_id, created_at, elsewhere in rows
+    }
     return [placed[ordinal] for ordinal in range(1, len(entries) + 1)]
 
 
@@ -263,3 +327,12 @@ async def recognise(session: Session) -> bool:
 async def reset(session: Session, ids: Iterable[TenantId] | None = None) -> None:
     """Give streams a new name, so that no old position is taken for one of theirs."""
     await session.execute(_RESET, {"ids": None if ids is None else list(ids)})
+
+
+def _columns(rows: Iterable[tuple[object, ...]], width: int) -> tuple[list[object], ...]:
+    """Rows as the arrays of a statement with unnest(). psycopg2 is given a uuid as text."""
+    columns: tuple[list[object], ...] = tuple([] for _ in range(width))
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            column.append(str(value) if isinstance(value, UUID) else value)
+    return columns

@@ -8,20 +8,19 @@ from typing import Final
 from attrs import field, frozen
 
 from posd.database.link import Row, Session
-from posd.errors import returned
 
-# Each tenant's tables take about ten locks, of which a server has 6,400 as installed for everybody.
+# Each tenant is counted by itself, so this bounds how long one statement runs.
 _PORTION: Final = 100
 _SURVEY: Final = """
     SELECT tenant_id, slug, published, acknowledged, expired, undelivered, outbox_rows, oldest_outbox,
-           waiting, oldest_unacked, unprinted, oldest_unprinted, prints, failure
+           waiting, oldest_unacked, unprinted, oldest_unprinted, prints
       FROM dinedesk_main.pos_survey(%s, %s, %s)
 """
 
 
 @frozen
 class Shop:
-    """What only the tenant's own tables tell. Ages are in seconds, 0 where there is nothing.
+    """What is counted in a tenant's log and orders. Ages are in seconds, 0 where there is nothing.
 
     `waiting` counts the events that no terminal has acknowledged; `prints`: its tills say so when
     they have printed an order.
@@ -36,7 +35,7 @@ class Shop:
 
 @frozen
 class TenantSurvey:
-    """One tenant. `shop` is None where its tables could not be read, and `failure` says why."""
+    """One tenant: its head, what waits in the outbox, and `shop`, which is counted in its log and orders."""
 
     slug: str
     published: int
@@ -45,8 +44,7 @@ class TenantSurvey:
     undelivered: int
     outbox_rows: int
     oldest_outbox: float
-    shop: Shop | None = field(kw_only=True)
-    failure: str | None = field(default=None, kw_only=True)
+    shop: Shop = field(kw_only=True)
 
 
 async def survey(session: Session, most: int, final: Collection[str]) -> list[TenantSurvey]:
@@ -58,11 +56,8 @@ async def survey(session: Session, most: int, final: Collection[str]) -> list[Te
         rows = await session.query(_SURVEY, (beyond, wanted, sorted(final)))
         portion = len(rows)
         for row in rows:
-            beyond, failure = row[0], row[-1]
+            beyond = row[0]
             head: Row = row[1:8]
-            shop: Row = row[8:-1]
-            if failure is None:
-                surveyed.append(TenantSurvey(*head, shop=Shop(*shop)))
-            else:
-                surveyed.append(TenantSurvey(*head, shop=None, failure=returned(failure)))
+            shop: Row = row[8:]
+            surveyed.append(TenantSurvey(*head, shop=Shop(*shop)))
     return surveyed

@@ -42,6 +42,64 @@ CREATE TABLE dinedesk_main.pos_heads (
     CHECK (pruned_seq <= last_seq AND sent_seq <= last_seq AND received_seq <= last_seq)
 ) WITH (fillfactor = 50);
 
+-- The log and the refusals of all tenants. Every key begins with tenant_id: a batch of many tenants is one
+-- INSERT, planned once, and each tenant reads its own range of the index. Each tenant's schema has views of its
+-- own rows (sql/tenant/001_stream.sql). tenant_id has no foreign key, which would cost a lookup and a row lock
+-- for every row; pos_prune_deleted() removes the rows of tenants that were deleted.
+
+-- The order in which rows came into pos_events and pos_unsequenced, for the `id` of pos_sync_logs.
+CREATE SEQUENCE dinedesk_main.pos_log_id;
+
+CREATE TABLE dinedesk_main.pos_events (
+    tenant_id integer NOT NULL,
+    -- The position, gapless within a tenant.
+    seq bigint NOT NULL CHECK (seq > 0),
+    id bigint NOT NULL DEFAULT nextval('dinedesk_main.pos_log_id'),
+    event_type text NOT NULL,
+    -- `json`, not `jsonb`: the compact text that the sequencer wrote goes to the tills as it is, with its
+    -- members in the contract's order. jsonb would bring back spaces and an order of its own.
+    event_data json NOT NULL,
+    beside json,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (tenant_id, seq)
+-- Rows are inserted once and deleted by retention. A fifth of a table of all tenants would be too many dead rows.
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
+        autovacuum_analyze_scale_factor = 0.02);
+-- A long text is compressed for each row. lz4 takes a fraction of the time of pglz, the default, and is not in
+-- every build of PostgreSQL.
+DO $$
+BEGIN
+    ALTER TABLE dinedesk_main.pos_events ALTER event_data SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END
+$$;
+CREATE INDEX pos_events_by_age ON dinedesk_main.pos_events (tenant_id, created_at);
+
+-- What has no position and goes to no till: what a till said (`device_id`), and what could not be published
+-- (`failure`).
+CREATE TABLE dinedesk_main.pos_unsequenced (
+    tenant_id integer NOT NULL,
+    id bigint NOT NULL DEFAULT nextval('dinedesk_main.pos_log_id'),
+    event_type text NOT NULL,
+    event_data json NOT NULL,
+    device_id text,
+    failure text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+CREATE INDEX pos_unsequenced_by_age ON dinedesk_main.pos_unsequenced (tenant_id, created_at);
+
+-- Events that a till could not process.
+CREATE TABLE dinedesk_main.pos_nacks (
+    tenant_id integer NOT NULL,
+    seq bigint NOT NULL,
+    device_id text NOT NULL,
+    reason text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, seq, device_id)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
 CREATE TABLE dinedesk_main.pos_cursors (
     tenant_id integer NOT NULL,
     device_id text NOT NULL,
@@ -179,6 +237,8 @@ GRANT SELECT, INSERT, DELETE ON dinedesk_main.pos_outbox TO posd;
 GRANT UPDATE ON dinedesk_main.pos_sequencing TO posd;
 -- Nobody but pos_prune() says that events are gone.
 GRANT SELECT, UPDATE (stream_id, last_seq, sent_seq, received_seq, acknowledged) ON dinedesk_main.pos_heads TO posd;
+GRANT USAGE ON SEQUENCE dinedesk_main.pos_log_id TO posd;
+GRANT SELECT, INSERT ON dinedesk_main.pos_events, dinedesk_main.pos_unsequenced, dinedesk_main.pos_nacks TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_cursors TO posd;
 GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_nodes, dinedesk_main.pos_connections TO posd;
 GRANT SELECT ON dinedesk_main.pos_connected TO posd;

@@ -7,8 +7,9 @@
 -- is read as of then.
 
 -- Become the one sequencer, and then take up to `at_most` rows of the outbox without those of the tenants
--- in `aside`; fewer mean that there are no more, or that they have 8 MiB already. Tenants share a batch evenly,
--- so that one which touches all of its orders at once holds nobody up; each one's rows come oldest first.
+-- in `aside`; fewer mean that there are no more, or that they have 1 MiB already, so that no batch holds the lock
+-- for long. Tenants share a batch evenly, so that one which touches all of its orders at once holds nobody up; each
+-- one's rows come oldest first.
 -- `patient` callers wait for the lock (up to lock_timeout) since somebody waits for their answer; the others
 -- leave the rows to the sequencer that has it. `locked` is in every row; a single row without an id says that
 -- there was nothing to take. A row with neither key nor data had more than 2 MiB, which no event can have.
@@ -53,7 +54,7 @@ BEGIN
                           FROM dinedesk_main.pos_outbox AS p
                          WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.most
                     ) AS r ORDER BY r.rank, r.id LIMIT at_most
-                ) AS f WHERE f.before < 8388608))
+                ) AS f WHERE f.before < 1048576))
             RETURNING o.id, o.tenant_id, o.type, o.key,
                       CASE WHEN octet_length(o.data) <= 2097152 THEN o.data END AS data
         )
@@ -66,11 +67,11 @@ $$;
 
 -- For each named order: what posd last published of it and, where a hook touched it, the shop's row
 -- as it is now. The row is read by the tenant's own function with that tenant's rights only; what
--- goes wrong in there concerns that tenant alone and comes back as `failure`. A NULL for the order asks
--- only whether the tenant's tables can be written.
+-- goes wrong in there concerns that tenant alone and comes back as `failure`.
 --
--- What an order has is read by posd whole, so it has an end. A row of more than 4 MiB comes back empty, and after
--- 16 MiB of one tenant's rows the others are put into the outbox again, for another batch.
+-- What an order has is read by posd whole, and numbering holds everybody up, so it has an end. A row of more than
+-- 4 MiB comes back empty. The tenants of a batch share 1 MiB evenly, each has one row at least, and the others are
+-- put into the outbox again, for the next batch: they come back as `postponed`.
 --
 -- The shop may have put a view in the place of a table, and so its own code runs here, in posd's session, while
 -- every other shop waits. Orders are read a few at a time, and a tenant that has used up a tenth of a second has
@@ -82,12 +83,14 @@ $$;
 -- (search_path!) would turn the rights of posd against the other shops.
 CREATE FUNCTION dinedesk_main.pos_order_states(tenant_ids integer[], order_ids text[], touched boolean[])
 RETURNS TABLE (tenant_id integer, order_id text, row_now text,
-               snapshot text, status text, version integer, failure text, seconds double precision)
+               snapshot text, status text, version integer, failure text, seconds double precision,
+               postponed boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
 #variable_conflict use_column
 DECLARE
     few CONSTANT integer := 10;
-    most CONSTANT integer := 16777216;
+    most CONSTANT integer := 1048576;
+    share integer;
     tenant record;
     started timestamptz;
     read_for double precision;
@@ -96,179 +99,178 @@ DECLARE
     bytes bigint;
     found_ids text[];
     found_rows text[];
-    postponed text[];
+    later text[];
 BEGIN
+    RETURN QUERY
+        SELECT w.tenant_id, w.order_id, NULL::text, o.snapshot::text, o.status, o.version, NULL::text, 0::float8, false
+          FROM unnest(tenant_ids, order_ids, touched) AS w(tenant_id, order_id, touched)
+          LEFT JOIN dinedesk_main.pos_orders AS o ON o.tenant_id = w.tenant_id AND o.order_id = w.order_id
+         WHERE NOT w.touched;
+    share := most / greatest(1, (SELECT count(DISTINCT w.tenant_id) FROM unnest(tenant_ids, touched)
+                                        AS w(tenant_id, touched) WHERE w.touched));
     FOR tenant IN
-        SELECT t.id, t.schema_name, array_agg(DISTINCT w.order_id) FILTER (WHERE w.order_id IS NOT NULL) AS wanted,
-               coalesce(array_agg(DISTINCT w.order_id) FILTER (WHERE w.touched), '{}') AS touched
+        SELECT t.id, t.schema_name, array_agg(DISTINCT w.order_id) AS touched
           FROM unnest(tenant_ids, order_ids, touched) AS w(tenant_id, order_id, touched)
           JOIN dinedesk_main.tenants AS t ON t.id = w.tenant_id
-         GROUP BY t.id ORDER BY t.id
+         WHERE w.touched GROUP BY t.id ORDER BY t.id
     LOOP
         started := clock_timestamp();
         read_for := 0;
         found_ids := '{}';
         found_rows := '{}';
-        postponed := NULL;
+        later := NULL;
         BEGIN
-            -- What pos_record() is going to write. There, waiting for it would hold up all tenants.
-            EXECUTE format(
-                'LOCK TABLE %1$I.pos_events, %1$I.pos_orders IN ROW EXCLUSIVE MODE', tenant.schema_name);
-            IF tenant.touched <> '{}' THEN
-                keys := tenant.touched;
-                bytes := 0;
-                BEGIN
-                    WHILE keys <> '{}' AND bytes < most
-                          AND clock_timestamp() < started + interval '100 ms'
-                          AND clock_timestamp() < statement_timestamp() + interval '500 ms'
-                    LOOP
-                        EXECUTE format(
-                            'WITH found AS MATERIALIZED (
-                                SELECT r.order_id, CASE WHEN octet_length(r.content::text) <= 4194304
-                                                        THEN r.content::text ELSE '''' END AS content
-                                  FROM %I.pos_read_orders($1) AS r
-                             ), counted AS (
-                                SELECT f.*, sum(octet_length(f.content)) OVER (ORDER BY f.order_id)
-                                            - octet_length(f.content) < $2 AS fits
-                                  FROM found AS f
-                             )
-                             SELECT coalesce(array_agg(c.order_id) FILTER (WHERE c.fits), ''{}'') AS ids,
-                                    coalesce(array_agg(c.content) FILTER (WHERE c.fits), ''{}'') AS rows,
-                                    array_agg(c.order_id) FILTER (WHERE NOT c.fits) AS others,
-                                    coalesce(sum(octet_length(c.content)), 0) AS bytes
-                               FROM counted AS c', tenant.schema_name)
-                           INTO part USING keys[:few], most - bytes;
-                        found_ids := found_ids || part.ids;
-                        found_rows := found_rows || part.rows;
-                        bytes := bytes + part.bytes;
-                        keys := part.others || keys[few + 1:];
-                    END LOOP;
-                    postponed := keys;
-                    RAISE SQLSTATE 'PD001';
-                EXCEPTION WHEN SQLSTATE 'PD001' THEN
-                    -- Variables keep their values.
-                    IF postponed IS NULL THEN
-                        RAISE EXCEPTION 'the orders could not be read' USING ERRCODE = 'PD002';
-                    END IF;
-                END;
-                read_for := extract(epoch FROM clock_timestamp() - started);
-            END IF;
+            keys := tenant.touched;
+            bytes := 0;
+            BEGIN
+                WHILE keys <> '{}' AND bytes < share
+                      AND clock_timestamp() < started + interval '100 ms'
+                      AND clock_timestamp() < statement_timestamp() + interval '500 ms'
+                LOOP
+                    EXECUTE format(
+                        'WITH found AS MATERIALIZED (
+                            SELECT r.order_id, CASE WHEN octet_length(r.content::text) <= 4194304
+                                                    THEN r.content::text ELSE '''' END AS content
+                              FROM %I.pos_read_orders($1) AS r
+                         ), counted AS (
+                            SELECT f.*, sum(octet_length(f.content)) OVER (ORDER BY f.order_id)
+                                        - octet_length(f.content) < $2 AS fits
+                              FROM found AS f
+                         )
+                         SELECT coalesce(array_agg(c.order_id) FILTER (WHERE c.fits), ''{}'') AS ids,
+                                coalesce(array_agg(c.content) FILTER (WHERE c.fits), ''{}'') AS rows,
+                                array_agg(c.order_id) FILTER (WHERE NOT c.fits) AS others,
+                                coalesce(sum(octet_length(c.content)) FILTER (WHERE c.fits), 0) AS bytes,
+                                bool_or(NOT c.fits) AS full
+                           FROM counted AS c', tenant.schema_name)
+                       INTO part USING keys[:few], share - bytes;
+                    found_ids := found_ids || part.ids;
+                    found_rows := found_rows || part.rows;
+                    bytes := CASE WHEN part.full THEN share ELSE bytes + part.bytes END;
+                    keys := part.others || keys[few + 1:];
+                END LOOP;
+                later := keys;
+                RAISE SQLSTATE 'PD001';
+            EXCEPTION WHEN SQLSTATE 'PD001' THEN
+                -- Variables keep their values.
+                IF later IS NULL THEN
+                    RAISE EXCEPTION 'the orders could not be read' USING ERRCODE = 'PD002';
+                END IF;
+            END;
+            read_for := extract(epoch FROM clock_timestamp() - started);
             INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
-            SELECT tenant.id, 'order', k FROM unnest(postponed) AS k;
-            RETURN QUERY EXECUTE format(
-                'SELECT $1, k.order_id, r.content, o.snapshot::text, o.status, o.version, NULL::text, $5
-                   FROM unnest($2) AS k(order_id)
-                   LEFT JOIN %I.pos_orders AS o USING (order_id)
-                   LEFT JOIN unnest($3, $4) AS r(order_id, content) USING (order_id)', tenant.schema_name)
-                USING tenant.id, tenant.wanted, found_ids, found_rows, read_for;
+            SELECT tenant.id, 'order', k FROM unnest(later) AS k;
+            RETURN QUERY
+                SELECT tenant.id, k.order_id, r.content, o.snapshot::text, o.status, o.version, NULL::text, read_for,
+                       k.order_id = ANY (later)
+                  FROM unnest(tenant.touched) AS k(order_id)
+                  LEFT JOIN dinedesk_main.pos_orders AS o ON o.tenant_id = tenant.id AND o.order_id = k.order_id
+                  LEFT JOIN unnest(found_ids, found_rows) AS r(order_id, content) ON r.order_id = k.order_id;
         EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN
             RETURN QUERY SELECT tenant.id, NULL::text, NULL::text, NULL::text, NULL::text, NULL::integer,
-                                SQLSTATE || ' ' || SQLERRM, read_for;
+                                SQLSTATE || ' ' || SQLERRM, read_for, false;
         END;
     END LOOP;
 END
 $$;
 
--- Number and store. The arrays run parallel, one element an event, in the order of publishing; an
--- event with a `failure` gets no position; an `order_id` has its snapshot replaced, and the positions of its
--- first and last event noted. Returns the position of each event and its tenant's connections on other nodes
--- than `node`. Events of a tenant that has just been deleted go nowhere.
+-- Number and store. The arrays run parallel, one element an event, in the order of publishing. An event with a
+-- `failure` gets no position. An event with an `order_id` replaces that order's snapshot; a NULL snapshot means
+-- that the event's data is the snapshot. Of several events about an order the last one's snapshot stays.
+-- Returns for each event its position, the name of the stream, the time that it is stored with, and how many
+-- connections its tenant has on other nodes than `node`. Events of a tenant that has just been deleted are not
+-- stored and have no stream.
 --
--- All that can be done for all tenants at once is: what is said to one schema has to be parsed and planned
--- for each tenant anew, and costs more than the rows. The one statement for all is planned once (plan_cache_mode).
+-- One INSERT for the events and one for the orders of all tenants: the number of tenants costs nothing. Positions
+-- are computed from arrays without the texts, since a window function copies its whole input, to disk where it
+-- is large. The statements are planned once (plan_cache_mode).
 CREATE FUNCTION dinedesk_main.pos_record(
     node uuid, tenant_ids integer[], types text[], datas text[], besides text[], failures text[],
-    order_ids text[], snapshots text[], statuses text[], versions integer[])
-RETURNS TABLE (ordinal bigint, seq bigint, elsewhere bigint)
+    order_ids text[], snapshots text[], statuses text[], versions integer[], payments text[],
+    created text[])
+RETURNS TABLE (ordinal bigint, seq bigint, stream_id uuid, created_at timestamptz, elsewhere bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-    tenant record;
+    recorded_at CONSTANT timestamptz := clock_timestamp();
+    -- In the order of publishing, whichever table a row goes to.
+    ids CONSTANT bigint[] := ARRAY(
+        SELECT nextval('dinedesk_main.pos_log_id') FROM generate_series(1, cardinality(tenant_ids)));
+    seqs bigint[];
+    streams uuid[];
 BEGIN
     -- In the order in which everybody locks several heads.
     PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
       ORDER BY h.tenant_id FOR NO KEY UPDATE;
-    FOR tenant IN
-        WITH counted AS (
-            SELECT e.*, count(*) FILTER (WHERE e.failure IS NULL)
-                            OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS nth
-              FROM unnest(tenant_ids, types, datas, besides, failures, order_ids, snapshots, statuses, versions)
-                   WITH ORDINALITY
-                   AS e(tenant_id, type, data, beside, failure, order_id, snapshot, status, version, ordinal)
-        ), event AS (
-            SELECT e.*,
-                   -- Of several changes of an order in one batch the last one stays.
-                   e.order_id IS NOT NULL AND row_number() OVER of_order = 1 AS stays,
-                   min(e.nth) FILTER (WHERE e.failure IS NULL) OVER of_order AS first_nth,
-                   max(e.nth) FILTER (WHERE e.failure IS NULL) OVER of_order AS last_nth
-              FROM counted AS e
-            WINDOW of_order AS (PARTITION BY e.tenant_id, e.order_id ORDER BY e.ordinal DESC
-                                ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-        ), head AS (
-            UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + n.numbered
-              FROM (SELECT e.tenant_id, max(e.nth) AS numbered FROM event AS e GROUP BY e.tenant_id) AS n
-             WHERE h.tenant_id = n.tenant_id
-            RETURNING h.tenant_id, h.last_seq, n.numbered
-        )
-        SELECT h.tenant_id, h.last_seq, h.numbered,
-               (SELECT t.schema_name FROM dinedesk_main.tenants AS t WHERE t.id = h.tenant_id) AS schema_name,
-               (SELECT count(*) FROM dinedesk_main.pos_connected AS c
-                 WHERE c.tenant_id = h.tenant_id AND c.node_id <> node) AS elsewhere,
-               array_agg(e.ordinal ORDER BY e.ordinal) AS ordinals,
-               array_agg(CASE WHEN e.failure IS NULL THEN h.last_seq - h.numbered + e.nth END
-                         ORDER BY e.ordinal) AS seqs,
-               array_agg(e.type ORDER BY e.ordinal) AS types,
-               array_agg(e.data ORDER BY e.ordinal) AS datas,
-               array_agg(nullif(e.beside, '{}') ORDER BY e.ordinal) AS besides,
-               array_agg(e.failure ORDER BY e.ordinal) AS failures,
-               array_agg(e.order_id ORDER BY e.order_id) FILTER (WHERE e.stays) AS order_ids,
-               array_agg(e.snapshot ORDER BY e.order_id) FILTER (WHERE e.stays) AS snapshots,
-               array_agg(e.status ORDER BY e.order_id) FILTER (WHERE e.stays) AS statuses,
-               array_agg(e.version ORDER BY e.order_id) FILTER (WHERE e.stays) AS versions,
-               array_agg(h.last_seq - h.numbered + e.first_nth ORDER BY e.order_id)
-                   FILTER (WHERE e.stays) AS first_seqs,
-               array_agg(h.last_seq - h.numbered + e.last_nth ORDER BY e.order_id)
-                   FILTER (WHERE e.stays) AS last_seqs
-          FROM head AS h JOIN event AS e ON e.tenant_id = h.tenant_id
-         GROUP BY h.tenant_id, h.last_seq, h.numbered
-    LOOP
-        EXECUTE format(
-            'INSERT INTO %I.pos_events (seq, event_type, event_data, beside, failure)
-             SELECT * FROM unnest($1, $2, $3::json[], $4::json[], $5)', tenant.schema_name)
-            USING tenant.seqs, tenant.types, tenant.datas, tenant.besides, tenant.failures;
-        IF tenant.order_ids IS NOT NULL THEN
-            EXECUTE format(
-                'INSERT INTO %I.pos_orders AS o
-                    (order_id, snapshot, status, version, payment_status, created_at, first_seq, last_seq)
-                 SELECT e.order_id, e.snapshot, e.status, e.version, e.snapshot ->> ''paymentStatus'',
-                        coalesce((e.snapshot ->> ''createdAt'')::timestamptz, now()), e.first_seq, e.last_seq
-                   FROM unnest($1, $2::json[], $3, $4, $5, $6)
-                        AS e(order_id, snapshot, status, version, first_seq, last_seq)
-                 ON CONFLICT (order_id) DO UPDATE SET
-                    snapshot = excluded.snapshot, status = excluded.status, version = excluded.version,
-                    payment_status = excluded.payment_status, updated_at = clock_timestamp(),
-                    first_seq = coalesce(o.first_seq, excluded.first_seq),
-                    last_seq = coalesce(excluded.last_seq, o.last_seq)', tenant.schema_name)
-                USING tenant.order_ids, tenant.snapshots, tenant.statuses, tenant.versions,
-                      tenant.first_seqs, tenant.last_seqs;
-        END IF;
-        IF tenant.numbered > 0 THEN
-            PERFORM pg_notify('posd_events', tenant.tenant_id || ' ' || tenant.last_seq);
-        END IF;
-        RETURN QUERY
-            SELECT e.ordinal, e.seq, tenant.elsewhere FROM unnest(tenant.ordinals, tenant.seqs) AS e(ordinal, seq);
-    END LOOP;
+    WITH entry AS MATERIALIZED (
+        SELECT e.ordinal, e.tenant_id, h.stream_id, e.failure IS NULL AS numbered,
+               h.last_seq + count(*) FILTER (WHERE e.failure IS NULL)
+                                OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS seq
+          FROM unnest(tenant_ids, failures) WITH ORDINALITY AS e(tenant_id, failure, ordinal)
+          LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
+    ), moved AS (
+        UPDATE dinedesk_main.pos_heads AS h SET last_seq = n.seq
+          FROM (SELECT e.tenant_id, max(e.seq) AS seq FROM entry AS e WHERE e.numbered GROUP BY e.tenant_id) AS n
+         WHERE h.tenant_id = n.tenant_id
+    )
+    SELECT array_agg(CASE WHEN e.numbered THEN e.seq END ORDER BY e.ordinal),
+           array_agg(e.stream_id ORDER BY e.ordinal)
+      INTO seqs, streams FROM entry AS e;
+
+    INSERT INTO dinedesk_main.pos_events (tenant_id, seq, id, event_type, event_data, beside, created_at)
+    SELECT e.tenant_id, e.seq, e.id, e.type, e.data::json, nullif(e.beside, '{}')::json, recorded_at
+      FROM unnest(tenant_ids, seqs, ids, types, datas, besides) AS e(tenant_id, seq, id, type, data, beside)
+     WHERE e.seq IS NOT NULL;
+    IF array_remove(failures, NULL) <> '{}' THEN
+        INSERT INTO dinedesk_main.pos_unsequenced (tenant_id, id, event_type, event_data, failure, created_at)
+        SELECT e.tenant_id, e.id, e.type, e.data::json, e.failure, recorded_at
+          FROM unnest(tenant_ids, streams, ids, types, datas, failures)
+               AS e(tenant_id, stream_id, id, type, data, failure)
+         WHERE e.failure IS NOT NULL AND e.stream_id IS NOT NULL;
+    END IF;
+    IF array_remove(order_ids, NULL) <> '{}' THEN
+        INSERT INTO dinedesk_main.pos_orders AS o
+            (tenant_id, order_id, snapshot, status, version, payment_status, created_at, first_seq, last_seq)
+        SELECT e.tenant_id, e.order_id, coalesce(snapshots[e.last], datas[e.last])::json, statuses[e.last],
+               versions[e.last], payments[e.last], coalesce(created[e.last]::timestamptz, now()),
+               e.first_seq, e.last_seq
+          FROM (SELECT e.tenant_id, e.order_id, max(e.ordinal)::integer AS last,
+                       min(e.seq) AS first_seq, max(e.seq) AS last_seq
+                  FROM unnest(tenant_ids, order_ids, seqs, streams) WITH ORDINALITY
+                       AS e(tenant_id, order_id, seq, stream_id, ordinal)
+                 WHERE e.order_id IS NOT NULL AND e.stream_id IS NOT NULL
+                 GROUP BY e.tenant_id, e.order_id ORDER BY e.tenant_id, e.order_id) AS e
+        ON CONFLICT (tenant_id, order_id) DO UPDATE SET
+            snapshot = excluded.snapshot, status = excluded.status, version = excluded.version,
+            payment_status = excluded.payment_status, updated_at = clock_timestamp(),
+            first_seq = coalesce(o.first_seq, excluded.first_seq),
+            last_seq = coalesce(excluded.last_seq, o.last_seq);
+    END IF;
+
+    -- PostgreSQL holds a lock over the whole server while a transaction that has notified commits. So there is one
+    -- notification a batch, and none where no other node is there to hear it. It has no payload: anybody who can
+    -- connect hears it. Who hears it reads the heads. A node whose lease is not known yet sees them at its poll.
+    IF array_remove(seqs, NULL) <> '{}' AND EXISTS (
+        SELECT FROM dinedesk_main.pos_nodes AS n WHERE n.node_id <> node AND n.lease_until > now()
+    ) THEN
+        PERFORM pg_notify('posd_events', '');
+    END IF;
     RETURN QUERY
-        SELECT e.ordinal, NULL::bigint, 0::bigint FROM unnest(tenant_ids) WITH ORDINALITY AS e(tenant_id, ordinal)
-         WHERE NOT EXISTS (SELECT FROM dinedesk_main.tenants AS t WHERE t.id = e.tenant_id);
+        SELECT e.ordinal, e.seq, e.stream_id, recorded_at, coalesce(c.count, 0)
+          FROM unnest(tenant_ids, seqs, streams) WITH ORDINALITY AS e(tenant_id, seq, stream_id, ordinal)
+          LEFT JOIN (SELECT n.tenant_id, count(*) FROM dinedesk_main.pos_connected AS n
+                      WHERE n.tenant_id = ANY (tenant_ids) AND n.node_id <> node GROUP BY n.tenant_id) AS c
+            ON c.tenant_id = e.tenant_id;
 END
 $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_take(integer, integer[], boolean),
     dinedesk_main.pos_order_states(integer[], text[], boolean[]),
-    dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])
+    dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[],
+                             text[], text[])
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_take(integer, integer[], boolean),
     dinedesk_main.pos_order_states(integer[], text[], boolean[]),
-    dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])
+    dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[],
+                             text[], text[])
     TO posd;

@@ -8,76 +8,105 @@ ALTER TABLE dinedesk_main.pos_devices
     ADD COLUMN pending_orders integer,
     ADD COLUMN last_print_at timestamptz;
 
--- Up to where everything is confirmed by what tills said about orders, for each of these tenants where that is
--- further than what was acknowledged. Tills that never acknowledge a position say of each order that they have
--- it. That vouches for what came before on the same connection too, but not for another order: some lose one
--- without noticing. So it ends before the first order that is still to be made and that nobody has; one whose
--- event was pruned holds up nothing any more.
-CREATE FUNCTION dinedesk_main.pos_confirmed(tenant_ids integer[], final text[])
-RETURNS TABLE (tenant_id integer, seq bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    tenant record;
+-- Each order as it was last published, and how far it has come towards its tills. Keys, and the absence of a
+-- foreign key to tenants, as for the log (002_stream.sql).
+CREATE TABLE dinedesk_main.pos_orders (
+    tenant_id integer NOT NULL,
+    order_id text NOT NULL CHECK (order_id <> ''),
+    snapshot json NOT NULL,
+    status text NOT NULL,
+    version integer NOT NULL CHECK (version > 0),
+    print_status text NOT NULL DEFAULT 'pending'
+        CHECK (print_status IN ('pending', 'sent_to_pos', 'printed', 'failed')),
+    print_reason text,
+    payment_status text,
+    device_id text,
+    -- The positions of the first and of the last event about the order; NULL while none has a position,
+    -- since all of them were too large for tills.
+    first_seq bigint,
+    last_seq bigint,
+    -- When its first event was written to a till's socket.
+    pushed_at timestamptz,
+    -- When a till first said that it has the order, accepts it, has printed it, and that it was paid.
+    received_at timestamptz,
+    accepted_at timestamptz,
+    printed_at timestamptz,
+    paid_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, order_id)
+-- An order is updated some five times within an hour, and then no more.
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+DO $$
 BEGIN
-    FOR tenant IN
-        SELECT t.id, t.schema_name, greatest(h.received_seq, h.pruned_seq) AS floor
-          FROM dinedesk_main.tenants AS t JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id
-         WHERE t.id = ANY (tenant_ids)
-    LOOP
-        RETURN QUERY EXECUTE format(
-            'SELECT $1, max(o.first_seq) FROM %1$I.pos_orders AS o
-              WHERE o.received_at IS NOT NULL AND o.first_seq > $2
-                AND o.first_seq < coalesce((SELECT min(u.first_seq) FROM %1$I.pos_orders AS u
-                                             WHERE u.received_at IS NULL AND u.first_seq > $2
-                                               AND u.status <> ALL ($3)), 9223372036854775807)
-             HAVING max(o.first_seq) IS NOT NULL', tenant.schema_name)
-            USING tenant.id, tenant.floor, final;
-    END LOOP;
+    ALTER TABLE dinedesk_main.pos_orders ALTER snapshot SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
 END
 $$;
+CREATE INDEX pos_orders_by_age ON dinedesk_main.pos_orders (tenant_id, created_at);
+
+-- Orders that are still to be made: what a till asks for that may have missed some. In a shop whose tills never
+-- say that they have printed, the orders of all times would be in here, were it not for their status. The
+-- words are those of posd.events.orders.FINAL_STATUSES; a test compares them.
+CREATE INDEX pos_orders_open ON dinedesk_main.pos_orders (tenant_id, created_at)
+ WHERE print_status <> 'printed' AND status <> ALL ('{abandoned,canceled,cancelled,closed,collected,complete,completed,declined,delivered,expired,failed,fulfilled,picked_up,refunded,rejected,served,void,voided}'::text[]);
+
+-- An order is in one of these two: where posd looks for those that were sent meanwhile, or acknowledged, and
+-- for the last one that a till has confirmed.
+CREATE INDEX pos_orders_unreceived ON dinedesk_main.pos_orders (tenant_id, print_status, first_seq)
+ WHERE received_at IS NULL;
+CREATE INDEX pos_orders_received ON dinedesk_main.pos_orders (tenant_id, first_seq) WHERE received_at IS NOT NULL;
+
+-- What each terminal has said about an order, when it did so for the first time.
+CREATE TABLE dinedesk_main.pos_order_terminals (
+    tenant_id integer NOT NULL,
+    order_id text NOT NULL,
+    device_id text NOT NULL CHECK (device_id <> '' AND char_length(device_id) <= 128),
+    received_at timestamptz NOT NULL,
+    accepted_at timestamptz,
+    printed_at timestamptz,
+    failed_at timestamptz,
+    PRIMARY KEY (tenant_id, order_id, device_id),
+    FOREIGN KEY (tenant_id, order_id) REFERENCES dinedesk_main.pos_orders ON DELETE CASCADE
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
+
+GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_orders TO posd;
+-- DELETE: an order of an earlier one's id begins anew, and what terminals said of the earlier one goes.
+GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_order_terminals TO posd;
 
 -- Note of the orders of these tenants whose first event was sent meanwhile that they are with the tills, and of
 -- those whose first event was acknowledged that they were received. It looks at where the head stands and not at
 -- what has changed, so what one call has missed the next one does. It never waits for a row: whoever has it
 -- locked is about to print the order, or to publish it once more, and comes here again after that.
---
--- Returns the tenants whose orders could not be written, and why.
-CREATE FUNCTION dinedesk_main.pos_mark_orders(tenant_ids integer[])
-RETURNS TABLE (tenant_id integer, failure text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
-#variable_conflict use_column
-DECLARE
-    tenant record;
+CREATE FUNCTION dinedesk_main.pos_mark_orders(tenant_ids integer[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
 BEGIN
-    FOR tenant IN
-        SELECT t.id, t.schema_name, h.sent_seq, h.received_seq
-          FROM dinedesk_main.tenants AS t JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id
-         WHERE t.id = ANY (tenant_ids) ORDER BY t.id
-    LOOP
-        BEGIN
-            EXECUTE format(
-                'UPDATE %1$I.pos_orders AS o
-                    SET print_status = CASE o.print_status WHEN ''pending'' THEN ''sent_to_pos''
-                                                           ELSE o.print_status END,
-                        pushed_at = coalesce(o.pushed_at, now()),
-                        received_at = CASE WHEN o.first_seq <= $2 THEN coalesce(o.received_at, now()) END
-                  WHERE o.order_id = ANY (
-                        ARRAY(SELECT s.order_id FROM %1$I.pos_orders AS s
-                               WHERE s.received_at IS NULL AND s.print_status = ''pending''
-                                 AND s.first_seq <= greatest($1, $2) FOR UPDATE SKIP LOCKED)
-                     || ARRAY(SELECT r.order_id FROM %1$I.pos_orders AS r
-                               WHERE r.received_at IS NULL AND r.print_status IN (''sent_to_pos'', ''failed'')
-                                 AND r.first_seq <= $2 FOR UPDATE SKIP LOCKED))', tenant.schema_name)
-                USING tenant.sent_seq, tenant.received_seq;
-        EXCEPTION WHEN OTHERS THEN
-            RETURN QUERY SELECT tenant.id, SQLSTATE || ' ' || SQLERRM;
-        END;
-    END LOOP;
+    WITH head AS (
+        SELECT h.tenant_id, h.received_seq, greatest(h.sent_seq, h.received_seq) AS sent_seq
+          FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
+    ), due AS (
+        SELECT h.tenant_id, h.received_seq, f.order_id
+          FROM head AS h CROSS JOIN LATERAL (
+            SELECT s.order_id FROM dinedesk_main.pos_orders AS s
+             WHERE s.tenant_id = h.tenant_id AND s.received_at IS NULL AND s.print_status = 'pending'
+               AND s.first_seq <= h.sent_seq FOR UPDATE SKIP LOCKED) AS f
+        UNION ALL
+        SELECT h.tenant_id, h.received_seq, f.order_id
+          FROM head AS h CROSS JOIN LATERAL (
+            SELECT r.order_id FROM dinedesk_main.pos_orders AS r
+             WHERE r.tenant_id = h.tenant_id AND r.received_at IS NULL
+               AND r.print_status IN ('sent_to_pos', 'failed')
+               AND r.first_seq <= h.received_seq FOR UPDATE SKIP LOCKED) AS f
+    )
+    UPDATE dinedesk_main.pos_orders AS o
+       SET print_status = CASE o.print_status WHEN 'pending' THEN 'sent_to_pos' ELSE o.print_status END,
+           pushed_at = coalesce(o.pushed_at, now()),
+           received_at = CASE WHEN o.first_seq <= d.received_seq THEN coalesce(o.received_at, now()) END
+      FROM due AS d WHERE o.tenant_id = d.tenant_id AND o.order_id = d.order_id;
 END
 $$;
 
-REVOKE ALL ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]), dinedesk_main.pos_mark_orders(integer[])
-    FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]), dinedesk_main.pos_mark_orders(integer[])
-    TO posd;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_mark_orders(integer[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_mark_orders(integer[]) TO posd;

@@ -31,18 +31,16 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    shop text;
     floor bigint;
     upto bigint;
-    gone bigint[];
+    deleted bigint[];
     received bigint;
 BEGIN
     -- Whoever has taken over a daemon does not empty the logs with this.
     IF before IS NULL OR before > statement_timestamp() - interval '1 hour' THEN
         RAISE EXCEPTION 'nothing is pruned that is younger than an hour' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT t.schema_name, h.pruned_seq INTO shop, floor
-      FROM dinedesk_main.tenants AS t JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id WHERE t.id = tenant;
+    SELECT h.pruned_seq INTO floor FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = tenant;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -54,23 +52,21 @@ BEGIN
     orders := 0;
     done := false;
 
-    EXECUTE format(
-        'SELECT max(w.seq) FROM (
-            SELECT e.seq, bool_and(e.created_at < $2) OVER (ORDER BY e.seq) AS old
-              FROM %I.pos_events AS e WHERE e.seq > $1 ORDER BY e.seq LIMIT $3
-         ) AS w WHERE w.old', shop)
-       INTO upto USING floor, before, at_most;
+    SELECT max(w.seq) INTO upto FROM (
+        SELECT e.seq, bool_and(e.created_at < before) OVER (ORDER BY e.seq) AS old
+          FROM dinedesk_main.pos_events AS e WHERE e.tenant_id = tenant AND e.seq > floor
+         ORDER BY e.seq LIMIT at_most
+    ) AS w WHERE w.old;
     IF upto IS NOT NULL THEN
-        EXECUTE format(
-            'WITH gone AS (
-                DELETE FROM %I.pos_events AS e WHERE e.seq > $1 AND e.seq <= $2 RETURNING e.seq
-             )
-             SELECT coalesce(array_agg(g.seq), ''{}'') FROM gone AS g', shop)
-           INTO gone USING floor, upto;
+        WITH gone AS (
+            DELETE FROM dinedesk_main.pos_events AS e
+             WHERE e.tenant_id = tenant AND e.seq > floor AND e.seq <= upto RETURNING e.seq
+        )
+        SELECT coalesce(array_agg(g.seq), '{}') INTO deleted FROM gone AS g;
         SELECT h.received_seq INTO received FROM dinedesk_main.pos_heads AS h
          WHERE h.tenant_id = tenant FOR NO KEY UPDATE;
-        events := cardinality(gone);
-        expired := (SELECT count(*) FROM unnest(gone) AS g(seq) WHERE g.seq > received);
+        events := cardinality(deleted);
+        expired := (SELECT count(*) FROM unnest(deleted) AS g(seq) WHERE g.seq > received);
         UPDATE dinedesk_main.pos_heads AS h
            SET pruned_seq = greatest(h.pruned_seq, upto), expired = h.expired + pos_prune.expired
          WHERE h.tenant_id = tenant;
@@ -78,40 +74,36 @@ BEGIN
         RETURN;
     END IF;
 
-    EXECUTE format(
-        'WITH gone AS (
-            DELETE FROM %1$I.pos_events AS e
-             WHERE e.id = ANY (ARRAY(SELECT m.id FROM %1$I.pos_events AS m
-                                      WHERE m.seq IS NULL AND m.created_at < $1
-                                      ORDER BY m.created_at LIMIT $2))
-            RETURNING e.id
-         )
-         SELECT count(*) FROM gone', shop)
-       INTO messages USING before, at_most;
-    EXECUTE format(
-        'WITH gone AS (
-            DELETE FROM %1$I.pos_nacks AS n
-             WHERE (n.seq, n.device_id) IN (SELECT o.seq, o.device_id FROM %1$I.pos_nacks AS o
-                                             WHERE o.seq <= $1 AND o.created_at < $2
-                                             ORDER BY o.seq, o.device_id LIMIT $3)
-            RETURNING n.seq
-         )
-         SELECT count(*) FROM gone', shop)
-       INTO nacks USING floor, before, at_most;
-    EXECUTE format(
-        'WITH gone AS (
-            DELETE FROM %1$I.pos_orders AS o
-             WHERE o.order_id = ANY (ARRAY(
-                SELECT k.order_id FROM %1$I.pos_orders AS k
-                 WHERE k.created_at < $2 AND k.updated_at < $2 AND coalesce(k.last_seq, 0) <= $1
-                   AND CASE WHEN k.status = ANY ($3) THEN k.updated_at < now() - interval ''1 day''
-                            ELSE k.updated_at < now() - interval ''30 days''
-                             AND coalesce((k.snapshot ->> ''scheduledFor'')::timestamptz < $2, true) END
-                 ORDER BY k.created_at LIMIT $4 FOR UPDATE SKIP LOCKED))
-            RETURNING o.order_id
-         )
-         SELECT count(*) FROM gone', shop)
-       INTO orders USING floor, before, final, at_most;
+    WITH gone AS (
+        DELETE FROM dinedesk_main.pos_unsequenced AS u
+         WHERE u.tenant_id = tenant AND u.id = ANY (ARRAY(
+            SELECT m.id FROM dinedesk_main.pos_unsequenced AS m
+             WHERE m.tenant_id = tenant AND m.created_at < before ORDER BY m.created_at LIMIT at_most))
+        RETURNING u.id
+    )
+    SELECT count(*) INTO messages FROM gone;
+    WITH gone AS (
+        DELETE FROM dinedesk_main.pos_nacks AS n
+         WHERE n.tenant_id = tenant
+           AND (n.seq, n.device_id) IN (SELECT o.seq, o.device_id FROM dinedesk_main.pos_nacks AS o
+                                         WHERE o.tenant_id = tenant AND o.seq <= floor AND o.created_at < before
+                                         ORDER BY o.seq, o.device_id LIMIT at_most)
+        RETURNING n.seq
+    )
+    SELECT count(*) INTO nacks FROM gone;
+    WITH gone AS (
+        DELETE FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = tenant AND o.order_id = ANY (ARRAY(
+            SELECT k.order_id FROM dinedesk_main.pos_orders AS k
+             WHERE k.tenant_id = tenant AND k.created_at < before AND k.updated_at < before
+               AND coalesce(k.last_seq, 0) <= floor
+               AND CASE WHEN k.status = ANY (final) THEN k.updated_at < now() - interval '1 day'
+                        ELSE k.updated_at < now() - interval '30 days'
+                         AND coalesce((k.snapshot ->> 'scheduledFor')::timestamptz < before, true) END
+             ORDER BY k.created_at LIMIT at_most FOR UPDATE SKIP LOCKED))
+        RETURNING o.order_id
+    )
+    SELECT count(*) INTO orders FROM gone;
     IF messages + nacks + orders = 0 THEN
         UPDATE dinedesk_main.pos_heads AS h SET pruned_before = before
          WHERE h.tenant_id = tenant AND h.pruned_before < before;
@@ -136,7 +128,43 @@ SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqs
     SELECT count(*) FROM gone
 $$;
 
+-- Delete up to `at_most` rows of tenants that were deleted, of each table whose tenant_id has no foreign key; how
+-- many. So a DELETE of a tenant is short, however much it had. The number of a tenant is never used again.
+CREATE FUNCTION dinedesk_main.pos_prune_deleted(at_most integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' SET enable_seqscan = off AS $$
+DECLARE
+    log text;
+    rows bigint;
+    total bigint := 0;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    FOREACH log IN ARRAY ARRAY['pos_events', 'pos_unsequenced', 'pos_nacks', 'pos_orders'] LOOP
+        -- From one tenant_id to the next by the index, so that it costs as many looks as there are tenants.
+        EXECUTE format(
+            'WITH RECURSIVE held AS (
+                (SELECT l.tenant_id FROM dinedesk_main.%1$I AS l ORDER BY l.tenant_id LIMIT 1)
+                UNION ALL
+                SELECT (SELECT l.tenant_id FROM dinedesk_main.%1$I AS l
+                         WHERE l.tenant_id > h.tenant_id ORDER BY l.tenant_id LIMIT 1)
+                  FROM held AS h WHERE h.tenant_id IS NOT NULL
+             )
+             DELETE FROM dinedesk_main.%1$I AS g
+              WHERE g.ctid = ANY (ARRAY(
+                SELECT l.ctid FROM held AS h CROSS JOIN LATERAL (
+                    SELECT i.ctid FROM dinedesk_main.%1$I AS i WHERE i.tenant_id = h.tenant_id LIMIT $1) AS l
+                 WHERE h.tenant_id IS NOT NULL
+                   AND NOT EXISTS (SELECT FROM dinedesk_main.tenants AS t WHERE t.id = h.tenant_id)
+                 LIMIT $1))', log)
+            USING at_most - total;
+        GET DIAGNOSTICS rows = ROW_COUNT;
+        total := total + rows;
+    END LOOP;
+    RETURN total;
+END
+$$;
+
 REVOKE ALL ON FUNCTION dinedesk_main.pos_prune(integer, timestamptz, text[], integer),
-    dinedesk_main.pos_prune_answers(timestamptz, integer) FROM PUBLIC;
+    dinedesk_main.pos_prune_answers(timestamptz, integer), dinedesk_main.pos_prune_deleted(integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_prune(integer, timestamptz, text[], integer),
-    dinedesk_main.pos_prune_answers(timestamptz, integer) TO posd;
+    dinedesk_main.pos_prune_answers(timestamptz, integer), dinedesk_main.pos_prune_deleted(integer) TO posd;

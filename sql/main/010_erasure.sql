@@ -52,37 +52,43 @@ END
 $$;
 
 -- Put texts in the place of others that differ only by what was erased; the keys of those where that was so.
--- What was changed since it was read is left as it is. `place` and key: 'event' or 'beside' and the id,
--- 'order' and its id, 'outbox' and the id, 'answer' and its principal, operation and key with \x01 between them;
+-- What was changed since it was read is left as it is. `place` and key: 'event' or 'beside' and the position,
+-- 'message' and the id (pos_unsequenced), 'order' and its id, 'outbox' and the id, 'answer' and its principal, operation and key with \x01 between them;
 -- 'call' forgets a stored answer whose address names a customer. Nodes that have events in memory for tills
 -- which catch up are told to drop them.
 CREATE FUNCTION dinedesk_main.pos_erase(tenant integer, place text, keys text[], texts text[]) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' SET enable_seqscan = off AS $$
-DECLARE
-    shop text := (SELECT t.schema_name FROM dinedesk_main.tenants AS t WHERE t.id = tenant);
 BEGIN
-    IF shop IS NULL THEN
-        RETURN;
-    END IF;
     CASE place
         WHEN 'event' THEN
-            RETURN QUERY EXECUTE format(
-                'UPDATE %I.pos_events AS e SET event_data = n.text::json
-                   FROM unnest($1::bigint[], $2) AS n(key, text)
-                  WHERE e.id = n.key AND dinedesk_main.pos_only_erased(e.event_data::jsonb, n.text::jsonb)
-                 RETURNING e.id::text', shop) USING keys, texts;
+            RETURN QUERY
+                UPDATE dinedesk_main.pos_events AS e SET event_data = n.text::json
+                  FROM unnest(keys::bigint[], texts) AS n(key, text)
+                 WHERE e.tenant_id = tenant AND e.seq = n.key
+                   AND dinedesk_main.pos_only_erased(e.event_data::jsonb, n.text::jsonb)
+                RETURNING e.seq::text;
         WHEN 'beside' THEN
-            RETURN QUERY EXECUTE format(
-                'UPDATE %I.pos_events AS e SET beside = n.text::json
-                   FROM unnest($1::bigint[], $2) AS n(key, text)
-                  WHERE e.id = n.key AND dinedesk_main.pos_only_erased(e.beside::jsonb, n.text::jsonb)
-                 RETURNING e.id::text', shop) USING keys, texts;
+            RETURN QUERY
+                UPDATE dinedesk_main.pos_events AS e SET beside = n.text::json
+                  FROM unnest(keys::bigint[], texts) AS n(key, text)
+                 WHERE e.tenant_id = tenant AND e.seq = n.key
+                   AND dinedesk_main.pos_only_erased(e.beside::jsonb, n.text::jsonb)
+                RETURNING e.seq::text;
+        WHEN 'message' THEN
+            RETURN QUERY
+                UPDATE dinedesk_main.pos_unsequenced AS u SET event_data = n.text::json
+                  FROM unnest(keys::bigint[], texts) AS n(key, text)
+                 WHERE u.tenant_id = tenant AND u.id = n.key
+                   AND dinedesk_main.pos_only_erased(u.event_data::jsonb, n.text::jsonb)
+                RETURNING u.id::text;
         WHEN 'order' THEN
-            RETURN QUERY EXECUTE format(
-                'UPDATE %I.pos_orders AS o SET snapshot = n.text::json FROM unnest($1, $2) AS n(key, text)
-                  WHERE o.order_id = n.key AND dinedesk_main.pos_only_erased(o.snapshot::jsonb, n.text::jsonb)
-                 RETURNING o.order_id', shop) USING keys, texts;
+            RETURN QUERY
+                UPDATE dinedesk_main.pos_orders AS o SET snapshot = n.text::json
+                  FROM unnest(keys, texts) AS n(key, text)
+                 WHERE o.tenant_id = tenant AND o.order_id = n.key
+                   AND dinedesk_main.pos_only_erased(o.snapshot::jsonb, n.text::jsonb)
+                RETURNING o.order_id;
         WHEN 'answer' THEN
             RETURN QUERY
                 UPDATE dinedesk_main.idempotency_keys AS i SET answer = n.text::json

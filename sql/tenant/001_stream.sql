@@ -1,61 +1,37 @@
--- One tenant's log. `:"schema"`, `:tenant_id` and `:"hook_role"` are filled in by `posctl migrate` wherever
--- they stand, function bodies included.
+-- One tenant's part of the log. `:"schema"`, `:tenant_id` and `:"hook_role"` are filled in by `posctl migrate`
+-- wherever they stand, function bodies included.
 
-CREATE TABLE :"schema".pos_events (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- The position, gapless. NULL: not for tills (what a till said, and what could not be published).
-    seq bigint UNIQUE CHECK (seq > 0),
-    event_type text NOT NULL,
-    -- `json`, not `jsonb`: the compact text that the sequencer wrote goes to the tills as it is, with its
-    -- members in the contract's order. jsonb would bring back spaces and an order of its own.
-    event_data json NOT NULL,
-    beside json,
-    device_id text,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    failure text,
-    CHECK (seq IS NULL OR (failure IS NULL AND device_id IS NULL))
-);
-CREATE INDEX pos_events_by_age ON :"schema".pos_events (created_at);
+-- The rows are in dinedesk_main, in tables of all tenants. These views show the tenant's own under the deployed
+-- names. Whoever is granted SELECT here sees no other tenant's rows, and needs no right in dinedesk_main: a view
+-- reads with the rights of its owner, posd_owner. security_barrier: a condition that calls a function of the
+-- reader's is not evaluated before `tenant_id`, so the function is never given another tenant's row
+-- (https://www.postgresql.org/docs/current/rules-privileges.html).
+CREATE VIEW :"schema".pos_events WITH (security_barrier) AS
+    SELECT e.id, e.seq, e.event_type, e.event_data, e.beside, e.created_at
+      FROM dinedesk_main.pos_events AS e WHERE e.tenant_id = :tenant_id;
 
-CREATE TABLE :"schema".pos_nacks (
-    seq bigint NOT NULL,
-    device_id text NOT NULL,
-    reason text,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (seq, device_id)
-);
+CREATE VIEW :"schema".pos_nacks WITH (security_barrier) AS
+    SELECT n.seq, n.device_id, n.reason, n.created_at
+      FROM dinedesk_main.pos_nacks AS n WHERE n.tenant_id = :tenant_id;
 
--- The deployed table of this name, as a view: `status` follows from the positions.
-CREATE VIEW :"schema".pos_sync_logs AS
+-- The deployed table of this name: all of the log. `status` follows from the positions.
+CREATE VIEW :"schema".pos_sync_logs WITH (security_barrier) AS
     SELECT e.id, e.seq, e.event_type, e.event_data,
-           CASE WHEN e.failure IS NOT NULL
-                  OR EXISTS (SELECT FROM :"schema".pos_nacks AS n WHERE n.seq = e.seq) THEN 'failed'
-                WHEN e.seq IS NULL THEN 'received'
+           CASE WHEN EXISTS (SELECT FROM dinedesk_main.pos_nacks AS n
+                              WHERE n.tenant_id = e.tenant_id AND n.seq = e.seq) THEN 'failed'
                 WHEN e.seq <= h.received_seq THEN 'success'
                 WHEN e.seq <= h.sent_seq THEN 'broadcast'
                 ELSE 'pending' END AS status,
-           e.device_id, e.failure, e.created_at
-      FROM :"schema".pos_events AS e
-      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = :tenant_id;
+           NULL::text AS device_id, NULL::text AS failure, e.created_at
+      FROM dinedesk_main.pos_events AS e
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
+     WHERE e.tenant_id = :tenant_id
+    UNION ALL
+    SELECT u.id, NULL::bigint, u.event_type, u.event_data,
+           CASE WHEN u.failure IS NULL THEN 'received' ELSE 'failed' END, u.device_id, u.failure, u.created_at
+      FROM dinedesk_main.pos_unsequenced AS u WHERE u.tenant_id = :tenant_id;
 
-CREATE TABLE :"schema".pos_orders (
-    order_id text PRIMARY KEY CHECK (order_id <> ''),
-    snapshot json NOT NULL,
-    status text NOT NULL,
-    version integer NOT NULL CHECK (version > 0),
-    print_status text NOT NULL DEFAULT 'pending'
-        CHECK (print_status IN ('pending', 'sent_to_pos', 'printed', 'failed')),
-    print_reason text,
-    payment_status text,
-    device_id text,
-    received_at timestamptz,
-    accepted_at timestamptz,
-    printed_at timestamptz,
-    created_at timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-CREATE INDEX pos_orders_by_age ON :"schema".pos_orders (created_at);
-CREATE INDEX pos_orders_unprinted ON :"schema".pos_orders (created_at) WHERE print_status <> 'printed';
+GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_sync_logs TO posd;
 
 -- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop. The NOTIFY
 -- only makes it quicker, and a session that uses PREPARE TRANSACTION, which refuses a transaction that has
@@ -106,7 +82,3 @@ ALTER FUNCTION :"schema".pos_enqueue(text, text[]) OWNER TO posd_hook;
 ALTER FUNCTION :"schema".pos_enqueue_event(text, jsonb) OWNER TO posd_hook;
 ALTER FUNCTION :"schema".pos_read_orders(text[]) OWNER TO :"hook_role";
 REVOKE CREATE ON SCHEMA :"schema" FROM posd_hook, :"hook_role";
-
-GRANT SELECT, INSERT ON :"schema".pos_events, :"schema".pos_nacks TO posd;
-GRANT SELECT ON :"schema".pos_sync_logs TO posd;
-GRANT SELECT, INSERT, UPDATE ON :"schema".pos_orders TO posd;

@@ -62,7 +62,8 @@ class AuditTests(SynchronousTestCase):
 
     def test_a_warning_is_shown_and_is_no_fault(self) -> None:
         execute(
-            self.dsn, "INSERT INTO dinedesk_kitchen.pos_nacks (seq, device_id) VALUES (99, 'BAR')"
+            self.dsn,
+            "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id) VALUES (1, 99, 'BAR')",
         )
         ran = self.looked_at()
         self.assertEqual(ran.code, 0)
@@ -70,14 +71,14 @@ class AuditTests(SynchronousTestCase):
         self.assertIn(": 0 rows at fault, 1 warnings", ran.out)
 
     def test_what_cannot_be_looked_at_is_a_fault_and_the_rest_is_looked_at(self) -> None:
-        execute(self.dsn, "DROP TABLE dinedesk_kitchen.pos_nacks CASCADE")
+        execute(self.dsn, "DROP VIEW dinedesk_kitchen.pos_sync_logs")
         execute(self.dsn, "REVOKE SELECT ON dinedesk_kitchen.pos_daily_reports FROM posd")
         execute(self.dsn, MISSING)
         ran = self.looked_at("--json")
         self.assertEqual(ran.code, os.EX_DATAERR)
         assert isinstance(ran.json, dict)
         told = {each["check"]: each["rows"][0]["what"] for each in ran.json["faults"]}
-        self.assertRegex(told["nacks"], "cannot be looked at: .* does not exist")
+        self.assertRegex(told["statuses"], "cannot be looked at: .* does not exist")
         self.assertRegex(told["reports"], "cannot be looked at: permission denied")
         self.assertEqual(told["gaps"], "is not in the log")
 
@@ -117,7 +118,8 @@ class UnfinishedTests(SynchronousTestCase):
         execute(
             dsn,
             "CREATE OR REPLACE VIEW dinedesk_kitchen.pos_sync_logs AS SELECT e.id, e.seq, e.event_type,"
-            " e.event_data, pg_sleep(10)::text AS status, e.device_id, e.failure, e.created_at"
+            " e.event_data, pg_sleep(10)::text AS status, NULL::text AS device_id, "
+            " NULL::text AS failure, e.created_at"
             " FROM dinedesk_kitchen.pos_events AS e",
         )
         self.patch(audit, "_STATEMENT_SECONDS", 0.3)

@@ -37,7 +37,11 @@ FORGOTTEN = {
 }
 MISTYPED = {**ORDER, "customerPhone": "07700 900321", "customerEmail": None, "version": 2}
 OTHER = {**ORDER, "orderId": "W-2", "customerPhone": "07700 900124", "customerEmail": "t@x.org"}
-EVENTS = "SELECT event_data::text, beside::text FROM dinedesk_kitchen.pos_events ORDER BY id"
+EVENTS = """
+    SELECT l.event_data::text, e.beside::text
+      FROM dinedesk_kitchen.pos_sync_logs AS l LEFT JOIN dinedesk_kitchen.pos_events AS e ON e.seq = l.seq
+     ORDER BY l.id
+"""
 
 
 class ForgetTests(SynchronousTestCase):
@@ -62,8 +66,8 @@ class ForgetTests(SynchronousTestCase):
         for order in (MISTYPED, OTHER):
             execute(
                 self.dsn,
-                "INSERT INTO dinedesk_kitchen.pos_orders (order_id, snapshot, status, version)"
-                " VALUES (%s, %s, 'accepted', 2)",
+                "INSERT INTO dinedesk_main.pos_orders (tenant_id, order_id, snapshot, status, version)"
+                " VALUES (1, %s, %s, 'accepted', 2)",
                 *(order["orderId"], self.text(order)),
             )
         execute(
@@ -92,10 +96,19 @@ class ForgetTests(SynchronousTestCase):
         return jsontext.encode(value).decode()
 
     def event(self, seq: int | None, kind: str, data: object, beside: object) -> None:
+        if seq is None:
+            execute(
+                self.dsn,
+                "INSERT INTO dinedesk_main.pos_unsequenced (tenant_id, event_type, event_data)"
+                " VALUES (1, %s, %s)",
+                *(kind, self.text(data)),
+            )
+            return
         execute(
             self.dsn,
-            "INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data, beside)"
-            " VALUES (%s, %s, %s, %s)",
+            "INSERT INTO dinedesk_main.pos_events"
+            " (tenant_id, seq, event_type, event_data, beside, created_at)"
+            " VALUES (1, %s, %s, %s, %s, now())",
             *(seq, kind, self.text(data), None if beside is None else self.text(beside)),
         )
 
@@ -285,8 +298,8 @@ class RightsTests(SynchronousTestCase):
         was = '{"orderId":"7","name":"a","n":1,"list":["a","b"],"in":{"status":"s","x":"y"},"phone":5}'
         execute(
             dsn,
-            "INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data)"
-            " VALUES (1, 'notice', %s)",
+            "INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)"
+            " VALUES (1, 1, 'notice', %s, now())",
             was,
         )
         with closing(psycopg2.connect(as_role(dsn, "posd"))) as connection:

@@ -13,8 +13,8 @@ from posd.cli import database
 from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
 
 EVENTS = """
-    INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data, created_at)
-    SELECT n, 'notice', '{}', now() - n * interval '-10 days' - interval '100 days'
+    INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)
+    SELECT 1, n, 'notice', '{}', now() - n * interval '-10 days' - interval '100 days'
       FROM generate_series(1, 9) AS n
 """
 HEAD = "UPDATE dinedesk_main.pos_heads SET last_seq = 9, received_seq = 4"
@@ -45,17 +45,19 @@ class PruneTests(SynchronousTestCase):
         assert isinstance(ran.json, dict)
         return ran.json
 
-    def pruned_beside_a_lock(self, table: str) -> Ran:
-        """Prune without patience while somebody has a lock on a table."""
+    def pruned_beside_a_lock(self, lock: str) -> Ran:
+        """Prune without patience while somebody has a lock."""
         self.patch(database, "_PATIENCE", 0.0)
         with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
-            cursor.execute(f"LOCK TABLE {table} IN SHARE MODE")
+            cursor.execute(lock)
             ran = self.prune("--json")
         self.assertEqual(ran.code, os.EX_TEMPFAIL)
         return ran
 
     def test_a_shop_whose_rows_somebody_locks_is_left_and_told_after_what_went(self) -> None:
-        ran = self.pruned_beside_a_lock("dinedesk_kitchen.pos_events")
+        ran = self.pruned_beside_a_lock(
+            "SELECT FROM dinedesk_main.pos_events WHERE tenant_id = 1 FOR UPDATE"
+        )
         self.assertIn("not all went of: kitchen", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual(
@@ -66,7 +68,7 @@ class PruneTests(SynchronousTestCase):
         self.assertEqual(len(self.left()), 9)
 
     def test_stored_answers_that_somebody_locks_are_left_and_told_of(self) -> None:
-        ran = self.pruned_beside_a_lock("dinedesk_main.idempotency_keys")
+        ran = self.pruned_beside_a_lock("LOCK TABLE dinedesk_main.idempotency_keys IN SHARE MODE")
         self.assertIn("not all went of: the stored answers", ran.err)
         assert isinstance(ran.json, dict)
         self.assertEqual((ran.json["answers"], ran.json["answersHeld"]), (0, True))

@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
 
 EVENTS = """
-    INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data, created_at)
-    SELECT n, CASE WHEN n % 2 = 0 THEN 'new_order' ELSE 'notice' END, '{}',
+    INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)
+    SELECT 1, n, CASE WHEN n % 2 = 0 THEN 'new_order' ELSE 'notice' END, '{}',
            timestamptz '2026-11-22T12:00Z' + n * interval '1 hour'
       FROM generate_series(4, 9) AS n
 """

@@ -20,8 +20,8 @@ CONNECTION = """
             '2026-11-22T10:00Z', '2026-11-22T10:05Z', 41)
 """
 EVENT = """
-    INSERT INTO dinedesk_kitchen.pos_events (event_type, event_data, failure, created_at)
-    VALUES ('new_order', '{}', %s, now() - %s::interval)
+    INSERT INTO dinedesk_main.pos_unsequenced (tenant_id, event_type, event_data, failure, created_at)
+    VALUES (1, 'new_order', '{}', %s, now() - %s::interval)
 """
 HEAD = "UPDATE dinedesk_main.pos_heads SET last_seq = 42, sent_seq = 42, received_seq = 39"
 
@@ -106,7 +106,8 @@ class StatusTests(SynchronousTestCase):
             execute(self.dsn, EVENT, failure, age)
         execute(
             self.dsn,
-            "INSERT INTO dinedesk_kitchen.pos_nacks (seq, device_id) VALUES (7, 'A'), (7, 'B')",
+            "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id)"
+            " VALUES (1, 7, 'A'), (1, 7, 'B')",
         )
         self.assertEqual(self.status()["failed24h"], 2)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.database import migrations
+from posd.store import export
 from posd.testing.postgres import test_server
+from tests.audit_case import after_a_busy_day
 from tests.cli_runner import Ran, as_role, execute, migrated_database, posctl
 
 KITCHEN = {
@@ -289,3 +293,29 @@ class DisableTests(SynchronousTestCase):
     def test_the_daemons_own_role_may_not(self) -> None:
         ran = posctl("tenant", "disable", "kitchen", dsn=as_role(self.dsn, "posd"))
         self.assertEqual(ran.code, os.EX_NOPERM)
+
+
+class ExportTests(SynchronousTestCase):
+    """What `pg_dump` of a shop's schema does not have."""
+
+    def test_all_that_the_common_tables_have_of_a_shop_is_written_and_of_no_other(self) -> None:
+        self.patch(export, "BATCH", 2)
+        dsn = test_server().fresh_database(test_server().template(after_a_busy_day))
+        self.addCleanup(test_server().drop_database, dsn)
+        migrations.bootstrap(dsn)
+        ran = posctl("tenant", "export", "kitchen", dsn=as_role(dsn, "posd"))
+        self.assertEqual((ran.code, ran.err), (0, ""))
+        lines = [json.loads(line) for line in ran.out.splitlines()]
+        for table in export.TABLES:
+            stored = execute(
+                dsn, f"SELECT row_to_json(t) FROM dinedesk_main.{table} AS t WHERE tenant_id = 1"
+            )
+            written = [line["row"] for line in lines if line["table"] == table]
+            self.assertNotEqual(written, [])
+            self.assertCountEqual(map(str, written), [str(row) for (row,) in stored])
+        self.assertEqual({line["row"]["tenant_id"] for line in lines}, {1})
+
+    def test_an_unknown_tenant_is_answered_with_the_nearest(self) -> None:
+        ran = posctl("tenant", "export", "kitchn", dsn=migrated_database())
+        self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
+        self.assertIn('did you mean "kitchen"?', ran.err)

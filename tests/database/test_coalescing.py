@@ -55,6 +55,24 @@ class CoalescerTests(SynchronousTestCase):
         self.assertEqual([self.successResultOf(each) for each in later], ["<1>", "<2>", "<2>"])
         self.assertEqual((self.runs, self.coalescer.running), ([[1], [1, 2]], False))
 
+    def test_what_is_gathered_is_one_run(self) -> None:
+        self.gates = None
+        with self.coalescer.gathering():
+            asked = [self.coalescer.ask(each) for each in (1, 2, 3)]
+            self.assertEqual(self.runs, [])
+        self.assertEqual([self.successResultOf(each) for each in asked], ["<1>", "<2>", "<3>"])
+        self.assertEqual(self.runs, [[1, 2, 3]])
+
+    def test_what_is_gathered_during_a_run_is_in_the_next_one(self) -> None:
+        first = self.coalescer.ask(1)
+        with self.coalescer.gathering():
+            later = [self.coalescer.ask(each) for each in (2, 3)]
+            self.open_gate()
+        self.open_gate()
+        self.assertEqual(self.successResultOf(first), "<1>")
+        self.assertEqual([self.successResultOf(each) for each in later], ["<2>", "<3>"])
+        self.assertEqual(self.runs, [[1], [2, 3]])
+
     def test_a_run_takes_no_more_than_it_may(self) -> None:
         small = Coalescer(self.clock, self.work, most=2, seconds=5.0)
         for each in (1, 2, 3, 4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from uuid import UUID
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -81,6 +82,52 @@ class ChannelCase(SynchronousTestCase):
         if live:
             self.assertTrue(self.channel.go_live(subscriber))
         return listener
+
+
+class AppendTests(ChannelCase):
+    """What this node has committed itself."""
+
+    def append(self, first: Seq, last: Seq, stream_id: UUID | None = None) -> None:
+        events = [event(seq) for seq in range(first, last + 1)]
+        self.channel.append(stream_id or self.channel.stream_id, events)
+
+    def test_what_follows_the_tail_is_sent_without_a_read(self) -> None:
+        listener = self.listener()
+        self.log.commit(3)
+        self.append(11, 13)
+        self.assertEqual((listener.ids, self.log.reads), ([11, 12, 13], []))
+        self.assertEqual((self.channel.tail, self.delivered), (13, [13]))
+
+    def test_what_leaves_a_gap_is_read(self) -> None:
+        listener = self.listener()
+        self.log.commit(3)
+        self.append(12, 13)
+        self.assertEqual(listener.ids, [11, 12, 13])
+        self.assertEqual(len(self.log.reads), 1)
+
+    def test_what_was_sent_already_is_not_sent_again(self) -> None:
+        listener = self.listener()
+        self.channel.wake(self.log.commit(3))
+        self.append(11, 12)
+        self.append(13, 13)
+        self.assertEqual(listener.ids, [11, 12, 13])
+
+    def test_what_comes_while_the_log_is_read_comes_after_that(self) -> None:
+        listener = self.listener()
+        self.log.commit(2)
+        self.log.at_once = False
+        self.channel.wake(12)
+        self.log.commit(1)
+        self.append(13, 13)
+        self.assertEqual(listener.ids, [])
+        self.log.answer()
+        self.log.answer()
+        self.assertEqual(listener.ids, [11, 12, 13])
+
+    def test_events_of_another_history_are_never_sent_as_they_are(self) -> None:
+        listener = self.listener()
+        self.append(11, 13, OTHER_STREAM)
+        self.assertEqual(listener.ids, [])
 
 
 class FanOutTests(ChannelCase):

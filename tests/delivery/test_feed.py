@@ -13,10 +13,11 @@ from posd.database.pool import Database
 from posd.delivery import feed as module
 from posd.delivery.feed import Feed
 from posd.errors import Unavailable
+from posd.store.stream import StreamPosition
 from posd.testing.postgres import test_server
 from posd.values import Head, Seq, TenantId
 from tests.database_case import REACTOR, DatabaseCase, until
-from tests.schema_case import two_shops
+from tests.schema_case import Entry, two_shops
 
 AS_INSTALLED = module._POLL_SECONDS
 
@@ -36,7 +37,10 @@ class Tills:
     """The exchange's part, with sessions of the kitchen."""
 
     tenants: list[TenantId] = field(factory=lambda: [1])
-    woken: list[tuple[TenantId, Seq]] = field(factory=list)
+    tail: Seq = 0
+    """How far the kitchen's tills are."""
+    stream_id: UUID = field(factory=uuid4)
+    looks: int = 0
     checked: list[list[Head]] = field(factory=list)
     rechecked: list[set[int] | None] = field(factory=list)
     rechecking: Deferred[None] | None = None
@@ -47,8 +51,10 @@ class Tills:
     trouble: Exception | None = None
     troubled: int = 0
 
-    def wake(self, tenant_id: TenantId, seq: Seq) -> None:
-        self.woken.append((tenant_id, seq))
+    @property
+    def positions(self) -> list[StreamPosition]:
+        self.looks += 1
+        return [(1, self.stream_id, self.tail)]
 
     async def check(self, heads: list[Head]) -> None:
         if self.trouble is not None:
@@ -131,11 +137,11 @@ class FeedCase(DatabaseCase):
     def notify(self, channel: str, payload: str = "") -> None:
         self.admin.run("SELECT pg_notify(%s, %s)", channel, payload)
 
-    async def passed(self, feed: Feed) -> None:
+    async def passed(self) -> None:
         """Wait until the feed has heard what was notified before."""
-        count = len(self.tills.woken)
-        self.notify("posd_events", "77 77")
-        await until(lambda: (77, 77) in self.tills.woken[count:], "a notification was heard")
+        last = uuid4()
+        self.notify("posd_control", f"disconnect {last}")
+        await until(lambda: last in self.tills.sent_away, "a notification was heard")
 
 
 class NotificationTests(FeedCase):
@@ -151,11 +157,27 @@ class NotificationTests(FeedCase):
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
         await until(lambda: self.numbers.woken > 0, "the sequencer was woken")
 
-    async def test_what_was_numbered_wakes_the_tills(self) -> None:
+    async def test_of_what_another_node_numbered_the_heads_that_moved_are_read(self) -> None:
         await self.started()
-        self.notify("posd_events", "1 42")
-        await until(lambda: bool(self.tills.woken), "the tills were woken")
-        self.assertEqual(self.tills.woken, [(1, 42)])
+        head = "SELECT stream_id FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        self.tills.stream_id, self.tills.tail = UUID(self.admin.value(head)), 2
+        self.tills.checked.clear()
+        self.admin.record(*[Entry(1)] * 2, Entry(2))
+        self.notify("posd_events")
+        await until(lambda: self.tills.looks == 1, "the heads were read")
+        await until(lambda: self.tills.checked == [[]], "none had moved")
+        self.admin.record(Entry(1), Entry(2))
+        self.notify("posd_events")
+        await until(lambda: len(self.tills.checked) == 2, "the heads were read again")
+        self.assertEqual([(h.tenant_id, h.last_seq) for h in self.tills.checked[1]], [(1, 3)])
+
+    async def test_a_flood_of_notifications_is_a_few_looks(self) -> None:
+        await self.started()
+        self.admin.run(
+            "SELECT pg_notify('posd_events', n::text) FROM generate_series(1, 2000) AS n"
+        )
+        await self.passed()
+        self.assertLess(self.tills.looks, 20)
 
     async def test_a_key_or_tenant_that_changes_is_forgotten_and_looked_at(self) -> None:
         await self.started()
@@ -166,28 +188,28 @@ class NotificationTests(FeedCase):
         self.assertEqual(self.tills.rechecked, [{5}, None])
 
     async def test_a_thousand_keys_that_end_together_are_looked_at_in_two_looks(self) -> None:
-        feed = await self.started()
+        await self.started()
         waiting: Deferred[None] = Deferred()
         self.tills.rechecking = waiting
         self.admin.run(
             "SELECT pg_notify('posd_control', 'key ' || n) FROM generate_series(1, 1000) AS n"
         )
-        await self.passed(feed)
+        await self.passed()
         self.assertEqual(self.tills.rechecked, [{1}])
         self.tills.rechecking = None
         waiting.callback(None)
         self.assertEqual(self.tills.rechecked, [{1}, {*range(2, 1001)}])
         self.notify("posd_control", "key 5")
         self.notify("posd_control", "tenant 2")
-        await self.passed(feed)
+        await self.passed()
         self.assertEqual(self.tills.rechecked[2:], [{5}, None])
 
     async def test_what_changes_of_keys_is_looked_at_each_time(self) -> None:
-        feed = await self.started()
+        await self.started()
         self.assertEqual((self.keys.distrusted, self.keys.looks), (1, 1))
         for count, news in enumerate(("keys", "key 5", "tenant 2"), 2):
             self.notify("posd_control", news)
-            await self.passed(feed)
+            await self.passed()
             self.assertEqual(self.keys.looks, count)
         self.assertEqual(self.keys.distrusted, 1)
 
@@ -229,8 +251,7 @@ class NotificationTests(FeedCase):
             ("posd_outbox", "whatever"),
         ):
             self.notify(channel, payload)
-        await self.passed(feed)
-        self.assertEqual(self.tills.woken, [(77, 77)])
+        await self.passed()
         self.assertEqual((self.keys.keys, self.keys.tenants, self.tills.displaced), ([], [], []))
         self.assertTrue(feed.up)
 
@@ -322,7 +343,7 @@ class CanaryTests(FeedCase):
         await until(lambda: feed.canaries_missed == 1, "one was missed")
         self.assertTrue(feed.deaf)
         await until(lambda: feed.up and feed.canary_seconds is not None, "it hears again")
-        await self.passed(feed)
+        await self.passed()
         self.assertEqual(feed.canaries_missed, 1)
         self.assertFalse(feed.deaf)
 

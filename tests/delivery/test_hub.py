@@ -30,7 +30,7 @@ from tests.delivery_case import (
     opening,
     terminal,
 )
-from tests.exchange_case import ExchangeCase
+from tests.exchange_case import ExchangeCase, wake
 
 
 class LookingUpTests(ExchangeCase):
@@ -134,7 +134,7 @@ class OpeningTests(ExchangeCase):
         self.exchange.open(terminal(), newer, late)
         self.assertEqual((line.closings, late.closings), ([STREAM_CHANGED], []))
         self.log.commit()
-        self.exchange.channels.wake(KITCHEN.id, 11)
+        wake(self.exchange, KITCHEN.id, 11)
         self.assertEqual((line.ids, late.ids), ([], [11]))
 
     def test_the_end_of_an_old_session_does_not_touch_the_new_channel(self) -> None:
@@ -193,23 +193,23 @@ class CheckTests(ExchangeCase):
         self.assertEqual(line.ids, [11])
 
     def test_wakes_and_heads_of_tenants_without_tills_are_ignored(self) -> None:
-        self.exchange.channels.wake(99, 5)
+        wake(self.exchange, 99, 5)
         self.successResultOf(self.check(Head(99, OTHER_STREAM, 5)))
         self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_a_poll_that_looked_before_a_commit_is_no_restored_backup(self) -> None:
         _, line = self.connect()
         before = self.log.head
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
+        wake(self.exchange, KITCHEN.id, self.log.commit())
         self.successResultOf(self.check(before))
         self.assertEqual((line.ids, line.closings, self.store.resets), ([11], [], []))
         self.log.commit()
-        self.exchange.channels.wake(KITCHEN.id, 12)
+        wake(self.exchange, KITCHEN.id, 12)
         self.assertEqual(line.ids, [11, 12])
 
     def test_a_head_that_still_is_behind_is_one_and_the_stream_gets_a_new_name(self) -> None:
         _, line = self.connect()
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
+        wake(self.exchange, KITCHEN.id, self.log.commit())
         del self.log.events[5:]
         self.successResultOf(self.check(self.log.head))
         self.assertEqual((line.closings, self.store.resets), ([STREAM_CHANGED], [[KITCHEN.id]]))
@@ -218,11 +218,11 @@ class CheckTests(ExchangeCase):
     def test_what_came_while_it_was_looked_again_is_no_reason_either(self) -> None:
         _, line = self.connect()
         before = self.log.head
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
+        wake(self.exchange, KITCHEN.id, self.log.commit())
         self.store.pending = []
         checking = self.check(before)
         # The second look has read 11 by now, and here comes 12.
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
+        wake(self.exchange, KITCHEN.id, self.log.commit())
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
         self.assertEqual((line.ids, self.store.resets), ([11, 12], []))
@@ -230,7 +230,7 @@ class CheckTests(ExchangeCase):
     def test_everybody_may_have_left_meanwhile(self) -> None:
         session, _ = self.connect()
         before = self.log.head
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit())
+        wake(self.exchange, KITCHEN.id, self.log.commit())
         self.store.pending = []
         checking = self.check(before)
         self.exchange.closed(session)
@@ -246,7 +246,7 @@ class CheckTests(ExchangeCase):
     def test_nothing_of_another_history_is_delivered_before_that_is_known(self) -> None:
         _, line = self.connect()
         self.log.stream_id = OTHER_STREAM
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit(5))
+        wake(self.exchange, KITCHEN.id, self.log.commit(5))
         self.assertEqual(line.ids, [])
 
     def test_a_database_that_is_away_is_looked_at_again(self) -> None:

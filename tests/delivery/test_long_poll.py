@@ -37,7 +37,7 @@ from tests.delivery_case import (
     opening,
     terminal,
 )
-from tests.exchange_case import ExchangeCase
+from tests.exchange_case import ExchangeCase, wake
 
 PATIENT = Wish(seconds=20)
 
@@ -88,7 +88,7 @@ class PollCase(ExchangeCase):
 
     def commit(self, count: int = 1, size: int = 0) -> None:
         """Commit events, and say so."""
-        self.exchange.channels.wake(KITCHEN.id, self.log.commit(count, size))
+        wake(self.exchange, KITCHEN.id, self.log.commit(count, size))
 
     def nothing_is_left(self) -> None:
         self.assertEqual((self.exchange.channels.tenants, self.exchange._guests), ([], set()))
@@ -318,7 +318,7 @@ class WaitingTests(PollCase):
 
     def test_a_wake_for_nothing_wakes_nobody(self) -> None:
         asking = self.ask(10, PATIENT)
-        self.exchange.channels.wake(KITCHEN.id, 99)
+        wake(self.exchange, KITCHEN.id, 99)
         self.assertNoResult(asking)
         self.commit()
         self.assertEqual(ids(self.successResultOf(asking)), [11])

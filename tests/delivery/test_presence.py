@@ -12,7 +12,7 @@ from twisted.logger import LogLevel, capturedLogs
 from posd.database import migrations
 from posd.database.pool import Database
 from posd.delivery.presence import Presence
-from posd.errors import Unavailable
+from posd.errors import Busy, Unavailable
 from posd.store import orders
 from posd.store import presence as books
 from posd.testing.postgres import test_server
@@ -165,7 +165,9 @@ class PresenceTests(DatabaseCase):
         presence.refused(front, 8, "no paper")
         presence.refused(front, 8, "still none")
         await presence.flush()
-        said = "SELECT event_type, event_data ->> 'ok', device_id FROM dinedesk_kitchen.pos_events"
+        said = (
+            "SELECT event_type, event_data ->> 'ok', device_id FROM dinedesk_kitchen.pos_sync_logs"
+        )
         self.assertEqual(self.admin.rows(said), [("pos_status", "true", "front")])
         nacks = "SELECT seq, device_id, reason FROM dinedesk_kitchen.pos_nacks ORDER BY seq"
         self.assertEqual(
@@ -213,7 +215,7 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         await presence.flush()
         self.assertEqual(self.connected(), ["front"])
-        count = "SELECT count(*) FROM dinedesk_kitchen.pos_events"
+        count = "SELECT count(*) FROM dinedesk_kitchen.pos_sync_logs"
         self.assertEqual(self.admin.value(count), 2)
         self.assertEqual(self.cursor(), 50)
 
@@ -229,8 +231,8 @@ class PresenceTests(DatabaseCase):
         presence = await self.presence()
         front = await self.opened(presence)
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_orders (order_id, snapshot, status, version)"
-            " VALUES ('7', '{}', 'confirmed', 1)"
+            "INSERT INTO dinedesk_main.pos_orders (tenant_id, order_id, snapshot, status, version)"
+            " VALUES (1, '7', '{}', 'confirmed', 1)"
         )
         self.assertTrue(await presence.printed(front, "7", PrintStatus.PRINTED, ""))
         self.assertTrue(await presence.printed(front, "7", PrintStatus.FAILED, "late"))
@@ -256,22 +258,13 @@ class PresenceTests(DatabaseCase):
         await presence.flush()
         other = self.client()
         with other.transaction():
-            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
-            await presence.mark()
+            other.run("LOCK TABLE dinedesk_main.pos_orders")
+            with self.assertRaises(Busy):
+                await presence.mark()
         self.patch(orders, "mark", _away)
         with self.assertRaises(Unavailable):
             await presence.mark()
         self.assertEqual(presence._marks._unmarked, {1})
-
-    async def test_a_mark_that_is_refused_is_logged_and_not_tried_for_ever(self) -> None:
-        presence = await self.presence()
-        self.admin.run("ALTER TABLE dinedesk_kitchen.pos_orders RENAME COLUMN pushed_at TO gone")
-        presence.delivered(KITCHEN, 8)
-        await presence.flush()
-        with capturedLogs() as logged:
-            await presence.mark()
-        self.assertIn("42703", " ".join(str(event.get("reason")) for event in logged))
-        self.assertEqual(presence._marks._unmarked, set())
 
     async def test_what_a_till_says_of_an_order_moves_the_head(self) -> None:
         presence = await self.presence()
@@ -302,7 +295,7 @@ class PresenceTests(DatabaseCase):
         front = await self.opened(presence)
         other = self.client()
         with other.transaction():
-            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
+            other.run("SELECT FROM dinedesk_main.pos_orders WHERE tenant_id = 1 FOR UPDATE")
             prints = [
                 begin(presence.printed(front, "a", PrintStatus.PRINTED, "")) for _ in range(3)
             ]
@@ -312,9 +305,9 @@ class PresenceTests(DatabaseCase):
     def place(self, order_id: str, seq: int) -> None:
         """An order whose event has this position."""
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_orders"
-            " (order_id, snapshot, status, version, first_seq, last_seq)"
-            " VALUES (%s, '{}', 'confirmed', 1, %s, %s)",
+            "INSERT INTO dinedesk_main.pos_orders"
+            " (tenant_id, order_id, snapshot, status, version, first_seq, last_seq)"
+            " VALUES (1, %s, '{}', 'confirmed', 1, %s, %s)",
             *(order_id, seq, seq),
         )
 

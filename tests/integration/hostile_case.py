@@ -147,7 +147,7 @@ class HostileCase(SynchronousTestCase):
     def failure(self) -> tuple[str, str]:
         """The newest event of the hostile tenant that could not be published: data and reason."""
         sql = (
-            f"SELECT event_data::text, failure FROM {self.schema}.pos_events"
+            f"SELECT event_data::text, failure FROM {self.schema}.pos_sync_logs"
             " WHERE failure IS NOT NULL ORDER BY id DESC LIMIT 1"
         )
         ((data, reason),) = until(lambda: self.shop.query(sql), "a failed event")

@@ -192,10 +192,13 @@ class Scene:
     def state(self, slug: str) -> dict[str, object]:
         """What there is in a shop's schema, but for how far its orders have come on their way."""
         tables = self.shop.query(
-            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
+            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind IN ('r', 'v')",
             (f"dinedesk_{slug}",),
         )
-        columns = {"pos_orders": "order_id, snapshot::text, status, version"}
+        columns = {
+            "pos_orders": "order_id, snapshot::text, status, version",
+            "pos_sync_logs": "id, seq, event_type, event_data::text, device_id, failure",
+        }
         return {
             name: self.shop.query(
                 f"SELECT {columns.get(name, 't::text')} FROM dinedesk_{slug}.{name} AS t ORDER BY 1"

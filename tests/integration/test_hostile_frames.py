@@ -93,7 +93,7 @@ class SizeTests(HostileCase):
         self.assertEqual(len(text), _MOST)
         till.send(frame(TEXT, text))
         self.assert_alive(till)
-        sql = f"SELECT count(*) FROM {self.schema}.pos_events WHERE event_type = 'pos_note'"
+        sql = f"SELECT count(*) FROM {self.schema}.pos_sync_logs WHERE event_type = 'pos_note'"
         until(lambda: self.shop.query(sql) == [(1,)], "the message in the log")
 
     def test_one_byte_more_is_too_much(self) -> None:

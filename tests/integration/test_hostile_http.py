@@ -30,7 +30,7 @@ class SmugglingTests(HostileCase):
 
     def head(self) -> int:
         """How many events the tenant has."""
-        ((count,),) = self.shop.query(f"SELECT count(*) FROM {self.schema}.pos_events")
+        ((count,),) = self.shop.query(f"SELECT count(*) FROM {self.schema}.pos_sync_logs")
         return int(count)
 
     def assert_ended(self, raw: bytes, *later: bytes) -> None:
@@ -376,7 +376,7 @@ class SizeTests(HostileCase):
             peer.send(request("POST", path, {"X-API-Key": platform}, _NOTE)[:-1])
             peer.end()
             self.assertEqual(peer.rest(), b"")
-        count = f"SELECT count(*) FROM {self.schema}.pos_events"
+        count = f"SELECT count(*) FROM {self.schema}.pos_sync_logs"
         self.assertEqual(self.shop.query(count), [(0,)])
 
     def test_frames_as_a_body_are_no_frames(self) -> None:

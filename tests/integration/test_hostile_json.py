@@ -99,7 +99,7 @@ class FromTillsTests(HostileCase):
         ):
             till.send(frame(TEXT, text))
         self.assert_alive(till)
-        sql = f"SELECT event_data::text FROM {self.schema}.pos_events ORDER BY id"
+        sql = f"SELECT event_data::text FROM {self.schema}.pos_sync_logs ORDER BY id"
         texts = [text for (text,) in self.wait_for(sql, 4)]
         kept = [json.loads(text, parse_float=Decimal) for text in texts]
         self.assertEqual(kept[0]["nul"], "a\N{REPLACEMENT CHARACTER}b")
@@ -125,7 +125,7 @@ class FromTillsTests(HostileCase):
             ),
             (f"SELECT reason FROM {self.schema}.pos_nacks", "\N{REPLACEMENT CHARACTER} odd"),
             (
-                f"SELECT event_data->>'text' FROM {self.schema}.pos_events WHERE event_type = 'pos_odd'",
+                f"SELECT event_data->>'text' FROM {self.schema}.pos_sync_logs WHERE event_type = 'pos_odd'",
                 "half \N{REPLACEMENT CHARACTER}",
             ),
         ):
@@ -376,7 +376,7 @@ class FromDatabasesTests(HostileCase):
         ):
             self.publish(data, kind)
         self.assertEqual(self.next_note(till), 1)
-        failed = f"SELECT count(*) FROM {self.schema}.pos_events WHERE failure IS NOT NULL"
+        failed = f"SELECT count(*) FROM {self.schema}.pos_sync_logs WHERE failure IS NOT NULL"
         self.assertEqual(self.shop.query(failed), [(9,)])
 
     def test_notifications_that_nobody_sent(self) -> None:

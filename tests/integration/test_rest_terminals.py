@@ -127,7 +127,7 @@ class ReportTests(TerminalCase):
         reply = self.report("print", {"orderId": "A-1", "status": "re_fired", "reason": "dropped"})
         self.assertEqual((reply.status, reply.json["printStatus"]), (200, "sent_to_pos"))
         ((kind, data, device),) = self.rows(
-            "SELECT event_type, event_data, device_id FROM {schema}.pos_events WHERE seq IS NULL"
+            "SELECT event_type, event_data, device_id FROM {schema}.pos_sync_logs WHERE seq IS NULL"
         )
         self.assertEqual((kind, device), ("pos_re_fired", "POS_1"))
         self.assertEqual(data, {"orderId": "A-1", "reason": "dropped"})

@@ -101,14 +101,14 @@ class CloseTests(HostileCase):
         till.send(frame(CLOSE, (1000).to_bytes(2, "big")) + note * 3 + frame(PING))
         self.assertEqual(till.close_code(), 1000)
         till.rest(5.0)
-        count = f"SELECT count(*) FROM {self.schema}.pos_events"
+        count = f"SELECT count(*) FROM {self.schema}.pos_sync_logs"
         self.assertEqual(self.shop.query(count), [(0,)])
 
     def test_what_comes_before_it_is(self) -> None:
         till = self.till()
         till.send(frame(TEXT, b'{"type":"note"}') * 3 + frame(CLOSE, (1000).to_bytes(2, "big")))
         self.assertEqual(till.close_code(), 1000)
-        self.wait_for(f"SELECT id FROM {self.schema}.pos_events", 3)
+        self.wait_for(f"SELECT id FROM {self.schema}.pos_sync_logs", 3)
 
     def test_posds_own_close_is_over_as_soon_as_it_is_answered(self) -> None:
         till = self.till()

@@ -72,7 +72,11 @@ class ViewTests(AttackCase):
         self.assertEqual(states[2], "[", "the other shop is read all the same")
 
     def test_posds_own_rows_are_out_of_reach_for_its_code(self) -> None:
-        for table in ("dinedesk_grill.pos_events", "dinedesk_main.pos_api_keys"):
+        for table in (
+            "dinedesk_grill.pos_events",
+            "dinedesk_main.pos_events",
+            "dinedesk_main.pos_api_keys",
+        ):
             with self.subTest(table=table):
                 self.run_when_read(f"PERFORM FROM {table}")
                 self.assertIn("42501 permission denied", self.states(self.daemon)[1] or "")
@@ -184,8 +188,8 @@ class ReplacementTests(AttackCase):
             "CREATE OR REPLACE FUNCTION dinedesk_kitchen.pos_enqueue(kind text, keys text[])"
             " RETURNS void LANGUAGE sql AS ''",
             "ALTER FUNCTION dinedesk_kitchen.pos_enqueue_event(text, jsonb) OWNER TO posd_test_kitchen",
-            "DROP TABLE dinedesk_kitchen.pos_events",
-            "ALTER TABLE dinedesk_kitchen.pos_events RENAME TO gone",
+            "DROP VIEW dinedesk_kitchen.pos_events",
+            "ALTER VIEW dinedesk_kitchen.pos_events RENAME TO gone",
             "CREATE RULE r AS ON INSERT TO dinedesk_kitchen.pos_events DO ALSO SELECT 1",
             "CREATE OR REPLACE VIEW dinedesk_kitchen.pos_sync_logs AS SELECT 1",
             "ALTER SCHEMA dinedesk_kitchen RENAME TO dinedesk_gone",

@@ -23,7 +23,7 @@ AGED = """
         NEW.created_at := now() - interval '3 hours';
         RETURN NEW;
     END $$;
-    CREATE TRIGGER age BEFORE INSERT ON dinedesk_kitchen.pos_events
+    CREATE TRIGGER age BEFORE INSERT ON dinedesk_main.pos_events
         FOR EACH ROW EXECUTE FUNCTION dinedesk_kitchen.age();
 """
 _ROUNDS = 20

@@ -23,6 +23,12 @@ ON_MAIN = {
     "pos_incarnation": {"posd": "SELECT, UPDATE"},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
+    "pos_events": {"posd": "INSERT, SELECT"},
+    "pos_log_id": {"posd": "USAGE"},
+    "pos_nacks": {"posd": "INSERT, SELECT"},
+    "pos_order_terminals": {"posd": "DELETE, INSERT, SELECT, UPDATE"},
+    "pos_orders": {"posd": WRITE},
+    "pos_unsequenced": {"posd": "INSERT, SELECT"},
     "pos_pruning": {"posd": WRITE},
     "pos_sequencing": {"posd": "UPDATE"},
     "pos_tenant_changes": {"posd": READ},
@@ -41,12 +47,12 @@ ON_KITCHEN = {
     "orders": {"posd_hook_kitchen": READ},
     "pos_daily_report_amendments": {"posd": READ},
     "pos_daily_reports": {"posd": WRITE},
-    "pos_events": {"posd": "INSERT, SELECT"},
+    "pos_events": {"posd": READ},
     "pos_gift_card_transactions": {"posd": "INSERT, SELECT"},
     "pos_loyalty_transactions": {"posd": "INSERT, SELECT"},
-    "pos_nacks": {"posd": "INSERT, SELECT"},
-    "pos_order_terminals": {"posd": "DELETE, INSERT, SELECT, UPDATE"},
-    "pos_orders": {"posd": WRITE},
+    "pos_nacks": {"posd": READ},
+    "pos_order_terminals": {"posd": READ},
+    "pos_orders": {"posd": READ},
     "pos_points_given": {"posd": WRITE},
     "pos_sync_logs": {"posd": READ},
 }
@@ -71,8 +77,9 @@ FUNCTIONS_OF_MAIN = {
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),
+    "pos_prune_deleted(integer)": ("posd_owner", True, {"posd"}),
     "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
-    "pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])": (
+    f"pos_record(uuid, integer[]{', text[]' * 7}, integer[], text[], text[])": (
         "posd_owner",
         False,
         {"posd"},
@@ -225,10 +232,11 @@ class RoleTests(SchemaCase):
             "CREATE TABLE dinedesk_kitchen.t ()",
             "CREATE SCHEMA dinedesk_new",
             "CREATE ROLE another",
-            "ALTER TABLE dinedesk_kitchen.pos_events ADD note text",
+            "ALTER TABLE dinedesk_main.pos_events ADD note text",
+            "CREATE OR REPLACE VIEW dinedesk_kitchen.pos_events AS SELECT 1",
             "DROP TABLE dinedesk_main.pos_outbox",
-            "TRUNCATE dinedesk_kitchen.pos_events",
-            "CREATE TRIGGER t AFTER INSERT ON dinedesk_kitchen.pos_events"
+            "TRUNCATE dinedesk_main.pos_events",
+            "CREATE TRIGGER t AFTER INSERT ON dinedesk_main.pos_events"
             " EXECUTE FUNCTION dinedesk_main.pos_tell_nodes('x')",
             "SET ROLE posd_owner",
         )
@@ -236,10 +244,18 @@ class RoleTests(SchemaCase):
     def test_the_daemon_changes_no_history(self) -> None:
         self.refused(
             self.connect("posd"),
-            "UPDATE dinedesk_kitchen.pos_events SET event_data = '{}'",
-            "DELETE FROM dinedesk_kitchen.pos_events",
-            "DELETE FROM dinedesk_kitchen.pos_nacks",
-            "DELETE FROM dinedesk_kitchen.pos_orders",
+            *(
+                statement.format(schema=schema)
+                for schema in ("dinedesk_main", "dinedesk_kitchen")
+                for statement in (
+                    "UPDATE {schema}.pos_events SET event_data = '{{}}'",
+                    "DELETE FROM {schema}.pos_events",
+                    "DELETE FROM {schema}.pos_nacks",
+                    "DELETE FROM {schema}.pos_orders",
+                )
+            ),
+            "UPDATE dinedesk_main.pos_unsequenced SET event_data = '{}'",
+            "DELETE FROM dinedesk_main.pos_unsequenced",
             "UPDATE dinedesk_main.pos_api_keys SET key_sha256 = key_sha256",
             "DELETE FROM dinedesk_main.pos_api_keys",
             "UPDATE dinedesk_main.tenants SET is_active = false",
@@ -279,6 +295,8 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_main.pos_api_keys",
             "SELECT FROM dinedesk_kitchen.pos_events",
             "SELECT FROM dinedesk_kitchen.pos_orders",
+            "SELECT FROM dinedesk_main.pos_events",
+            "SELECT FROM dinedesk_main.pos_orders",
             "SELECT FROM dinedesk_main.pos_take(1, '{}', false)",
         )
 
@@ -348,3 +366,54 @@ class RoleTests(SchemaCase):
             shop.rows("SELECT event_data, status FROM dinedesk_kitchen.pos_sync_logs"),
             [({"a": 1}, "pending")],
         )
+
+    def test_a_shops_views_show_its_own_rows_to_whatever_it_calls(self) -> None:
+        """A shop's function that PostgreSQL takes for free is not called with another shop's row."""
+        for tenant_id, name in ((1, "mine"), (2, "other")):
+            self.admin.record(
+                Entry(tenant_id, data=f'{{"a":"{name}"}}', order_id=name, status=name, version=1),
+                Entry(tenant_id, data=f'{{"a":"{name}"}}', failure=name),
+            )
+            self.admin.run(
+                "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id, reason)"
+                " VALUES (%s, 1, 'POS_1', %s)",
+                *(tenant_id, name),
+            )
+            self.admin.run(
+                "INSERT INTO dinedesk_main.pos_order_terminals (tenant_id, order_id, device_id, received_at)"
+                " VALUES (%s, %s, 'POS_1', now())",
+                *(tenant_id, name),
+            )
+        self.admin.run(f"GRANT CREATE ON SCHEMA dinedesk_kitchen TO {KITCHEN_SHOP}")
+        views = ("pos_events", "pos_sync_logs", "pos_nacks", "pos_orders", "pos_order_terminals")
+        for view in views:
+            self.admin.run(f"GRANT SELECT ON dinedesk_kitchen.{view} TO {KITCHEN_SHOP}")
+        shop = self.connect(KITCHEN_SHOP)
+        shop.run(
+            "CREATE FUNCTION dinedesk_kitchen.leak(row_text text) RETURNS boolean LANGUAGE plpgsql"
+            " COST 0.0001"
+            " AS 'BEGIN RAISE NOTICE ''%'', row_text; RETURN true; END'"
+        )
+        for view in views:
+            with self.subTest(view=view):
+                del shop.connection.notices[:]
+                rows = shop.rows(
+                    f"SELECT v::text FROM dinedesk_kitchen.{view} AS v WHERE dinedesk_kitchen.leak(v::text)"
+                )
+                self.assertNotEqual(rows, [])
+                seen = "".join(shop.connection.notices) + str(rows)
+                self.assertIn("POS_1" if view == "pos_order_terminals" else "mine", seen)
+                self.assertNotIn("other", seen)
+        self.refused(
+            shop,
+            *(f"DELETE FROM dinedesk_kitchen.{view}" for view in views if view != "pos_sync_logs"),
+        )
+
+    def test_a_position_is_found_in_a_shops_view_by_the_index(self) -> None:
+        self.admin.run("SET enable_seqscan = off")
+        (plan,) = self.admin.rows(
+            "EXPLAIN (FORMAT JSON) SELECT * FROM dinedesk_kitchen.pos_events"
+            " WHERE seq > 5 ORDER BY seq LIMIT 9"
+        )
+        self.assertIn("pos_events_pkey", str(plan))
+        self.assertRegex(str(plan), r"Index Cond.*tenant_id = 1.*seq > 5")

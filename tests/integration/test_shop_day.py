@@ -144,7 +144,7 @@ class ShopDayTests(SynchronousTestCase):
     def test_nothing_else_is_in_the_stream_and_nothing_has_failed(self) -> None:
         for over in self.evenings():
             log = over.rows(
-                "SELECT seq, event_type, failure FROM {schema}.pos_events"
+                "SELECT seq, event_type, failure FROM {schema}.pos_sync_logs"
                 " WHERE seq IS NOT NULL OR failure IS NOT NULL ORDER BY id"
             )
             self.assertEqual(log, [(each["id"], each["type"], None) for each in over.told])

@@ -11,6 +11,7 @@ from posd.errors import Unavailable
 from posd.maintenance import retention as module
 from posd.maintenance.retention import Retention
 from posd.store import retention as store
+from posd.store.export import TABLES
 from tests.database_case import REACTOR, until
 from tests.schema_case import Entry
 from tests.store_case import StoreCase
@@ -95,14 +96,19 @@ class RetentionTests(StoreCase):
 
     async def test_a_tenant_that_cannot_be_pruned_is_told_of_once_and_stops_no_other(self) -> None:
         self.overdue()
-        self.admin.run("DROP TABLE dinedesk_kitchen.pos_nacks CASCADE")
+        self.admin.run(
+            "CREATE FUNCTION dinedesk_kitchen.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RAISE EXCEPTION ''no''; END';"
+            "CREATE TRIGGER refuse BEFORE DELETE ON dinedesk_main.pos_events"
+            " FOR EACH ROW WHEN (OLD.tenant_id = 1) EXECUTE FUNCTION dinedesk_kitchen.refuse()"
+        )
         retention = await self.retention()
         with capturedLogs() as logged:
             await retention.look()
             await retention.look()
         told = [each["log_format"] for each in logged if each["log_level"].name == "error"]
         self.assertEqual(told, ["tenant {tenant_id} cannot be pruned: {error}"])
-        self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+        self.assertEqual(self.admin.rows(LOGS), [(5, 0)])
 
     async def test_a_tenant_that_somebody_has_locked_stays_due(self) -> None:
         self.overdue()
@@ -113,6 +119,44 @@ class RetentionTests(StoreCase):
             self.assertEqual(self.admin.rows(LOGS), [(5, 0)])
         await retention.look()
         self.assertEqual(self.admin.rows(LOGS), [(0, 0)])
+
+    async def test_what_a_deleted_tenant_had_goes_in_batches_and_no_other_loses_any(self) -> None:
+        bodies = [
+            Entry(shop, order_id=str(n), status="new", version=1)
+            for shop in (1, 2)
+            for n in range(5)
+        ]
+        self.admin.record(*bodies, Entry(1, failure="bad"), Entry(2, failure="bad"))
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id)"
+            " SELECT t, 1, 'front' FROM unnest('{1,2}'::integer[]) AS t"
+        )
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_order_terminals (tenant_id, order_id, device_id, received_at)"
+            " SELECT t, '1', 'front', now() FROM unnest('{1,2}'::integer[]) AS t"
+        )
+        self.admin.run("DELETE FROM dinedesk_main.tenants WHERE id = 1")
+        self.patch(store, "BATCH", 2)
+        retention = await self.retention()
+        with capturedLogs() as logged:
+            await retention.look()
+        self.assertEqual([each["rows"] for each in logged if "rows" in each], [12])
+        left = {
+            table: self.admin.rows(
+                f"SELECT tenant_id, count(*) FROM dinedesk_main.{table} GROUP BY 1"
+            )
+            for table in TABLES
+        }
+        self.assertEqual(
+            left,
+            {
+                "pos_events": [(2, 5)],
+                "pos_unsequenced": [(2, 1)],
+                "pos_nacks": [(2, 1)],
+                "pos_orders": [(2, 5)],
+                "pos_order_terminals": [(2, 1)],
+            },
+        )
 
     async def test_stored_answers_go_too(self) -> None:
         self.overdue()

@@ -87,25 +87,25 @@ class DamageTests(SchemaCase):
         )
 
     def test_foreign_keys_that_are_not_enforced(self) -> None:
-        found = self.lacks("ALTER TABLE pos_order_terminals DISABLE TRIGGER ALL")
+        found = self.lacks("ALTER TABLE dinedesk_main.pos_order_terminals DISABLE TRIGGER ALL")
         self.assertEqual(
-            [*found], ["constraint pos_order_terminals.pos_order_terminals_order_id_fkey"]
+            [*found], ["constraint pos_order_terminals.pos_order_terminals_tenant_id_order_id_fkey"]
         )
 
     def test_rows_that_are_hidden(self) -> None:
         self.check(
             "table pos_events",
             "is: table, owner posd_owner, row security;",
-            "ALTER TABLE pos_events ENABLE ROW LEVEL SECURITY",
-            "CREATE POLICY all_rows ON pos_events USING (true)",
+            "ALTER TABLE dinedesk_main.pos_events ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY all_rows ON dinedesk_main.pos_events USING (true)",
         )
 
     def test_what_belongs_to_somebody_else(self) -> None:
         self.check(
             "table pos_order_terminals",
             "is: table, owner pg_monitor;",
-            "ALTER TABLE pos_order_terminals OWNER TO pg_monitor",
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON pos_order_terminals TO posd",
+            "ALTER TABLE dinedesk_main.pos_order_terminals OWNER TO pg_monitor",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_order_terminals TO posd",
         )
         self.check(
             "function pos_insert_only()",
@@ -115,9 +115,11 @@ class DamageTests(SchemaCase):
 
     def test_rights_that_were_given_or_taken(self) -> None:
         row = "rights pos_events"
-        self.check(row, "is: posd DELETE, posd INSERT", "GRANT DELETE ON pos_events TO posd")
-        self.check(row, "is: PUBLIC SELECT,", "GRANT SELECT ON pos_events TO PUBLIC")
-        self.check(row, "is: posd SELECT;", "REVOKE INSERT ON pos_events FROM posd")
+        self.check(
+            row, "is: posd DELETE, posd INSERT", "GRANT DELETE ON dinedesk_main.pos_events TO posd"
+        )
+        self.check(row, "is: PUBLIC SELECT,", "GRANT SELECT ON dinedesk_main.pos_events TO PUBLIC")
+        self.check(row, "is: posd SELECT;", "REVOKE INSERT ON dinedesk_main.pos_events FROM posd")
         self.check(
             "rights pos_tenant_files",
             "were not given: posd INSERT",
@@ -126,7 +128,7 @@ class DamageTests(SchemaCase):
         self.check("schema", "posd CREATE,", "GRANT CREATE ON SCHEMA dinedesk_kitchen TO posd")
 
     def test_rights_of_others_than_posd_are_the_operators_affair(self) -> None:
-        self.assertEqual(self.lacks("GRANT SELECT ON pos_events TO pg_monitor"), {})
+        self.assertEqual(self.lacks("GRANT SELECT ON dinedesk_main.pos_events TO pg_monitor"), {})
 
     def test_a_function_that_everybody_may_call(self) -> None:
         self.check(
@@ -179,7 +181,7 @@ class StrangerTests(SchemaCase):
 
     def test_a_trigger_on_rows_of_posd_is_worth_a_warning(self) -> None:
         found = self.lacks(
-            "CREATE TRIGGER mine BEFORE INSERT ON pos_events"
+            "CREATE TRIGGER mine BEFORE INSERT ON dinedesk_main.pos_events"
             " FOR EACH ROW EXECUTE FUNCTION pos_insert_only()",
             warns=True,
         )

@@ -89,22 +89,6 @@ class SurveyTests(SynchronousTestCase):
         self.tenants = [evolve(KITCHEN, acknowledged=291)]
         self.assertEqual(self.found()["posd_stream_imbalance", "kitchen"], -1)
 
-    def test_a_tenant_whose_tables_cannot_be_read_is_counted_and_has_the_rest(self) -> None:
-        self.tenants = [evolve(KITCHEN, shop=None)]
-        found = self.found()
-        self.assertEqual(found["posd_tenants_unreadable",], 1)
-        self.assertEqual(found["posd_undelivered", "kitchen"], 7)
-        self.assertNotIn(("posd_stream_events", "waiting", "kitchen"), found)
-
-    def test_why_its_tables_cannot_be_read_is_logged_once(self) -> None:
-        self.tenants = [evolve(KITCHEN, shop=None, failure="42P01 there is no pos_orders")]
-        with capturedLogs() as logged:
-            self.found()
-            self.clock.advance(10)
-            self.found()
-        ((tenant, error),) = [(each["tenant"], each["error"]) for each in logged]
-        self.assertEqual((tenant, error), ("kitchen", "42P01 there is no pos_orders"))
-
     def test_the_database_is_asked_for_so_many_tenants_only(self) -> None:
         self.found()
         self.assertEqual(self.asked, [MOST_TENANTS])

@@ -12,8 +12,8 @@ from posd.publishing.request_queue import RequestQueue
 from posd.values import Draft
 
 
-def request(tenant_id: int, events: int = 1) -> Request:
-    return Request(Publication(tenant_id, [Draft("notice", {})] * events))
+def request(tenant_id: int, events: int = 1, size: int = 0) -> Request:
+    return Request(Publication(tenant_id, [Draft("notice", {})] * events, size=size))
 
 
 def queue(*requests: Request) -> RequestQueue:
@@ -57,6 +57,17 @@ class RequestQueueTests(SynchronousTestCase):
         self.assertEqual(sizes(waiting), [[500], [1, 1]])
         waiting = queue(request(1), request(1, 500), request(1), request(2, 51))
         self.assertEqual(sizes(waiting), [[51], [1], [500], [1]])
+
+    def test_a_batch_has_about_a_mebibyte(self) -> None:
+        waiting = queue(*(request(tenant, size=200_000) for tenant in range(10)))
+        self.assertEqual([len(waiting.next_batch()), len(waiting.next_batch())], [6, 4])
+
+    def test_a_long_request_is_alone_in_its_batch(self) -> None:
+        waiting = queue(request(1, size=10), request(2, size=300_000), request(3, size=10))
+        tenants = []
+        while waiting:
+            tenants.append([each.tenant_id for each in waiting.next_batch()])
+        self.assertEqual(tenants, [[2], [1, 3]])
 
     def test_a_batch_has_up_to_100_tenants(self) -> None:
         waiting = queue(*(request(tenant) for tenant in range(150)))

@@ -58,7 +58,7 @@ class MarkTests(OrdersCase):
         session = await self.session()
         self.record("a", "b", "c")
         self.head(sent=2, received=1)
-        self.assertEqual(await orders.mark(session, [1, 2]), {})
+        await orders.mark(session, [1, 2])
         self.assertEqual(
             self.admin.rows(MARKS),
             [
@@ -99,21 +99,6 @@ class MarkTests(OrdersCase):
         await orders.mark(session, [1])
         self.assertEqual([row[1] for row in self.admin.rows(MARKS)], ["sent_to_pos"] * 2)
 
-    async def test_a_tenant_whose_orders_are_locked_stops_no_other(self) -> None:
-        session = await self.session()
-        self.record("a")
-        self.admin.record(entry("a", tenant_id=2))
-        self.admin.run("UPDATE dinedesk_main.pos_heads SET sent_seq = 1")
-        other = self.client()
-        with other.transaction():
-            other.run("LOCK TABLE dinedesk_kitchen.pos_orders")
-            failures = await orders.mark(session, [1, 2])
-        self.assertEqual([*failures], [1])
-        self.assertTrue(failures[1].startswith("55P03"))
-        self.assertEqual(self.admin.rows(MARKS), [("a", "pending", False, False)])
-        grill = "SELECT print_status FROM dinedesk_grill.pos_orders"
-        self.assertEqual(self.admin.value(grill), "sent_to_pos")
-
 
 class ConfirmedTests(OrdersCase):
     async def begin(self) -> None:
@@ -127,26 +112,7 @@ class ConfirmedTests(OrdersCase):
             await orders.note(self.books, KITCHEN, Report(order_id, Said.RECEIVED), None)
 
     async def confirmed(self) -> dict[int, int]:
-        found, failures = await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
-        self.assertEqual(failures, {})
-        return found
-
-    async def test_a_tenant_that_cannot_be_read_stops_no_other(self) -> None:
-        await self.begin()
-        await self.received("a", "b")
-        self.admin.run("ALTER TABLE dinedesk_grill.pos_orders RENAME COLUMN first_seq TO gone")
-        found, failures = await orders.confirmed(self.books, [2, 1], FINAL_STATUSES)
-        self.assertEqual((found, failures.keys()), ({1: 2}, {2}))
-        self.assertTrue(failures[2].startswith("42703"))
-
-    async def test_a_tenant_that_is_locked_is_not_waited_for_long(self) -> None:
-        await self.begin()
-        await self.received("a", "b")
-        other = self.client()
-        with other.transaction():
-            other.run("LOCK TABLE dinedesk_grill.pos_orders")
-            found, failures = await orders.confirmed(self.books, [2, 1], FINAL_STATUSES)
-        self.assertEqual((found, failures[2][:5]), ({1: 2}, "55P03"))
+        return await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
 
     async def test_a_report_confirms_what_came_before_it(self) -> None:
         await self.begin()
@@ -188,7 +154,7 @@ class OpenTests(OrdersCase):
     async def test_the_index_has_the_statuses_of_the_rules(self) -> None:
         definition = self.admin.value(
             "SELECT indexdef FROM pg_indexes"
-            " WHERE schemaname = 'dinedesk_kitchen' AND indexname = 'pos_orders_open'"
+            " WHERE schemaname = 'dinedesk_main' AND indexname = 'pos_orders_open'"
         )
         words = str(definition).partition("{")[2].partition("}")[0]
         self.assertEqual({*words.split(",")}, FINAL_STATUSES)
@@ -206,7 +172,7 @@ class OpenTests(OrdersCase):
             "after": "a",
         }
         with self.admin.connection.cursor() as cursor:
-            cursor.execute("EXPLAIN " + orders._OPEN.format(schema="dinedesk_kitchen"), values)
+            cursor.execute("EXPLAIN " + orders._OPEN, values)
             plan = cursor.fetchall()
         self.assertIn("pos_orders_open", str(plan))
         self.assertIn("created_at >=", str(plan))
@@ -294,8 +260,8 @@ class NoteTests(OrdersCase):
         session = await self.session()
         self.record("a")
         row = (
-            "SELECT o.xmin, t.xmin FROM dinedesk_kitchen.pos_orders AS o"
-            " JOIN dinedesk_kitchen.pos_order_terminals AS t USING (order_id)"
+            "SELECT o.xmin, t.xmin FROM dinedesk_main.pos_orders AS o"
+            " JOIN dinedesk_main.pos_order_terminals AS t USING (tenant_id, order_id)"
         )
         await orders.note(session, KITCHEN, Report("a", Said.PRINTED), "front")
         before = self.admin.rows(row)

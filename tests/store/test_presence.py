@@ -85,8 +85,8 @@ class OpeningTests(StoreCase):
         self.admin.run("UPDATE dinedesk_main.pos_devices SET first_acked_at = now()")
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data)"
-            " SELECT seq, 'notice', '{}' FROM generate_series(30, 50) AS seq"
+            "INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)"
+            " SELECT 1, seq, 'notice', '{}', clock_timestamp() FROM generate_series(30, 50) AS seq"
         )
         nacks = [(seq, "front", "no paper", first.head.stream_id) for seq in seqs]
         await presence.nacks(session, KITCHEN, [*nacks, (45, "bar", "", first.head.stream_id)])

@@ -119,8 +119,8 @@ class OrdersTests(StoreCase):
     async def test_printing_never_moves_backwards(self) -> None:
         session = await self.session()
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_orders (order_id, snapshot, status, version)"
-            " VALUES ('7', '{}', 'confirmed', 1)"
+            "INSERT INTO dinedesk_main.pos_orders (tenant_id, order_id, snapshot, status, version)"
+            " VALUES (1, '7', '{}', 'confirmed', 1)"
         )
         for told, held in (
             (PrintStatus.FAILED, PrintStatus.FAILED),
@@ -159,12 +159,14 @@ class StandingTests(StoreCase):
     async def test_what_failed_today_is_counted(self) -> None:
         session = await self.session()
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_events (event_type, event_data, failure, created_at)"
-            " VALUES ('a', '{}', 'bad', now()), ('a', '{}', 'bad', now() - interval '2 days'),"
-            " ('pos_x', '{}', NULL, now())"
+            "INSERT INTO dinedesk_main.pos_unsequenced"
+            " (tenant_id, event_type, event_data, failure, created_at)"
+            " VALUES (1, 'a', '{}', 'bad', now()), (1, 'a', '{}', 'bad', now() - interval '2 days'),"
+            " (1, 'pos_x', '{}', NULL, now())"
         )
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_nacks (seq, device_id) VALUES (1, 'a'), (1, 'b')"
+            "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id)"
+            " VALUES (1, 1, 'a'), (1, 1, 'b')"
         )
         self.assertEqual(await standing.failed(session, KITCHEN), 2)
         self.assertEqual(await standing.failed(session, GRILL), 0)

@@ -42,7 +42,7 @@ class RetentionCase(StoreCase):
         entry = Entry(order_id=name, snapshot=snapshot, status=status, version=1)
         self.admin.record(entry)
         self.admin.run(
-            "INSERT INTO dinedesk_kitchen.pos_order_terminals VALUES (%s, 'front', now())", name
+            "INSERT INTO dinedesk_main.pos_order_terminals VALUES (1, %s, 'front', now())", name
         )
         self.age("dinedesk_kitchen.pos_events", 40)
         self.age("dinedesk_kitchen.pos_orders", 40)
@@ -143,14 +143,14 @@ class BesideTests(RetentionCase):
         stream_id = (await stream.heads(session, [1]))[1].stream_id
         await presence.said(session, KITCHEN, [("pos_hello", "{}", "front")])
         await presence.nacks(session, KITCHEN, [(1, "front", "no paper", stream_id)])
-        for table in ("pos_events", "pos_nacks"):
-            condition = "failure IS DISTINCT FROM 'young'" if table == "pos_events" else "true"
-            self.age(f"dinedesk_kitchen.{table}", 31, condition)
+        for table in ("pos_events", "pos_unsequenced", "pos_nacks"):
+            young = " AND failure IS DISTINCT FROM 'young'" if table == "pos_unsequenced" else ""
+            self.age(f"dinedesk_main.{table}", 31, f"tenant_id = 1{young}")
         self.assertEqual(
             await self.all(session), Gone(events=1, expired=1, messages=2, nacks=1, orders=0)
         )
         self.assertEqual(
-            self.admin.rows("SELECT failure FROM dinedesk_kitchen.pos_events"), [("young",)]
+            self.admin.rows("SELECT failure FROM dinedesk_kitchen.pos_sync_logs"), [("young",)]
         )
 
     async def test_an_order_that_is_over_goes_with_its_last_event(self) -> None:

@@ -45,6 +45,42 @@ class StreamTests(StoreCase):
         seqs = [[event.seq for event in page] for page in pages]
         self.assertEqual(seqs, [[1, 2, 3], [4, 5], [5], []])
 
+    async def test_pages_of_several_streams_are_read_together(self) -> None:
+        session = await self.session()
+        await stream.record(session, uuid4(), [entry(1), entry(2), entry(3, 2), entry(4)])
+        heads = await stream.heads(session, [1, 2])
+        kitchen, grill = heads[1].stream_id, heads[2].stream_id
+        wanted = [(1, kitchen, 1), (2, grill, 0), (2, grill, 1), (1, grill, 0), (77, grill, 0)]
+        pages = await stream.pages(session, wanted, 100)
+        self.assertEqual(
+            [[event.seq for event in pages[each].events] for each in wanted],
+            [[2, 3], [1], [], [], []],
+        )
+        self.admin.run("DELETE FROM dinedesk_main.pos_events WHERE tenant_id = 1 AND seq <= 2")
+        self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 2 WHERE tenant_id = 1")
+        pages = await stream.pages(session, [(1, kitchen, 1), (1, kitchen, 2), (2, grill, 0)], 100)
+        self.assertEqual([page.pruned for page in pages.values()], [True, False, False])
+
+    async def test_heads_that_have_moved_are_those_beyond_and_of_another_history(self) -> None:
+        session = await self.session()
+        await stream.record(session, uuid4(), [entry(1), entry(2)])
+        heads = await stream.heads(session, [1, 2])
+        kitchen, grill = heads[1].stream_id, heads[2].stream_id
+        found = await stream.moved(session, [(1, kitchen, 1), (2, grill, 0)])
+        self.assertEqual([(head.tenant_id, head.last_seq) for head in found], [(1, 2)])
+        found = await stream.moved(session, [(1, kitchen, 2), (2, kitchen, 5)])
+        self.assertEqual([head.tenant_id for head in found], [2])
+        self.assertEqual(await stream.moved(session, []), [])
+
+    async def test_what_was_recorded_is_told_as_it_is_read(self) -> None:
+        session = await self.session()
+        odd = Entry(1, "notice", '{"b":1,"a":"é"}', '{"beside":true}')
+        recorded = await stream.record(session, uuid4(), [entry(1), odd, entry(3, 77)])
+        history = (await stream.heads(session, [1]))[1].stream_id
+        events = await stream.after(session, KITCHEN, history, 0, 10)
+        self.assertEqual([each.created_at for each in recorded[:2]], [e.created_at for e in events])
+        self.assertEqual([each.stream_id for each in recorded], [history, history, None])
+
     async def test_heads_and_the_poll_tell_where_streams_are_and_what_waits(self) -> None:
         session = await self.session()
         await stream.record(session, uuid4(), [entry(1), entry(2)])
@@ -102,7 +138,7 @@ class StreamTests(StoreCase):
         self.assertIsNone(states[1, "no such"].row_now)
         self.assertEqual(list(failures), [2])
         self.assertTrue(failures[2].startswith("42P01"))
-        self.assertEqual(await stream.order_states(session, [(1, None, False)]), stream.States())
+        self.assertEqual(found.postponed, set())
 
     async def test_a_database_that_is_another_one_is_recognised_once(self) -> None:
         session = await self.session()

@@ -16,6 +16,7 @@ from posd.errors import StatementFailed
 from posd.web.http.sockets import hasten
 from posd.web.sse import EventStream
 from tests.delivery_case import NOON, OTHER_STREAM, STREAM
+from tests.exchange_case import wake
 from tests.road_case import RoadCase, positions, reply, sent_to
 from tests.socket_case import Socket, text
 
@@ -126,7 +127,7 @@ class BeginningTests(StreamCase):
     def test_an_event_of_two_lines_is_one(self) -> None:
         socket = self.follow()
         self.log.events.append(self.odd(b'{"n":1,\n"text":"x"}'))
-        self.exchange.channels.wake(7, 11)
+        wake(self.exchange, 7, 11)
         self.assertEqual(sent_to(socket)[-1].message["data"], {"n": 1, "text": "x"})
 
     def odd(self, data: bytes) -> Any:

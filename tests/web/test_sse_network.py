@@ -17,6 +17,7 @@ from posd.values import GOING_AWAY
 from posd.web.http import site
 from posd.web.sse import EventStream
 from tests.delivery_case import opening, terminal
+from tests.exchange_case import wake
 from tests.road_case import reply
 from tests.server_sent import events_in
 from tests.web.test_websocket_network import (
@@ -58,14 +59,14 @@ class TCPTests(NetworkCase):
     async def test_a_till_that_stops_reading_costs_its_outbox_and_misses_nothing(self) -> None:
         await self.stall()
         for _ in range(50):
-            self.exchange.channels.wake(7, self.log.commit(size=_EVENT_BYTES))
+            wake(self.exchange, 7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.assertLessEqual(self.session.outbox.held, _OUTBOX_BYTES)
         self.assertLess(self.session.outbox.written, _MOST_ON_ITS_WAY)
         self.assertIsNotNone(self.session.outbox.stalled_since)
         self.till.socket.resumeProducing()
         await self.until(lambda: self.session.state is State.LIVE)
-        self.exchange.channels.wake(7, self.log.commit())
+        wake(self.exchange, 7, self.log.commit())
         last = b"id: %d\n" % self.log.last
         await self.until(lambda: last in self.till.received[-10_000:])
         self.assertEqual(self.positions, list(range(11, self.log.last + 1)))

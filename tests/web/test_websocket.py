@@ -20,6 +20,7 @@ from posd.errors import StatementFailed
 from posd.values import POLICY, SUPERSEDED, Position
 from posd.web.websocket import Options, TillProtocol
 from tests.delivery_case import PING, PONG, TEXT, opening, terminal
+from tests.exchange_case import wake
 from tests.socket_case import Socket, SocketCase, masked, text
 
 
@@ -117,7 +118,7 @@ class TrapTests(SocketCase):
     def test_a_transport_that_pauses_it_gets_nothing_until_it_resumes(self) -> None:
         socket = self.open()
         socket.stall()
-        self.exchange.channels.wake(7, self.log.commit(3))
+        wake(self.exchange, 7, self.log.commit(3))
         self.assertEqual(socket.ids, [])
         socket.drain()
         self.assertEqual(socket.ids, [11, 12, 13])
@@ -279,7 +280,7 @@ class LimitTests(SocketCase):
         """The Close frame is there, nothing follows it, and the socket is gone before long."""
         self.assertEqual(self.socket.close_code, code)
         before = self.socket.value()
-        self.exchange.channels.wake(7, self.log.commit())
+        wake(self.exchange, 7, self.log.commit())
         self.assertEqual(self.socket.value(), before)
         self.clock.advance(2)
         self.assertTrue(self.socket.disconnected)
@@ -330,7 +331,7 @@ class LimitTests(SocketCase):
         self.assertEqual(self.books.acks, [])
 
     def test_whoever_acknowledges_a_long_replay_one_by_one_is_read_more_slowly(self) -> None:
-        self.exchange.channels.wake(7, self.log.commit(3000))
+        wake(self.exchange, 7, self.log.commit(3000))
         for seq in range(11, 2011):
             self.socket.send(text(b'{"type":"ack","id":%d}' % seq))
         self.assertEqual(self.socket.producerState, "producing")
@@ -419,7 +420,7 @@ class EndingTests(SocketCase):
 
     def test_one_that_closes_and_does_not_read_is_given_nothing_more(self) -> None:
         self.socket.send(masked(8, b"\x03\xe8"))
-        self.exchange.channels.wake(7, self.log.commit())
+        wake(self.exchange, 7, self.log.commit())
         self.assertEqual(self.socket.ids, [])
 
     def test_one_that_answers_the_close_frame_is_let_go_gently(self) -> None:
@@ -466,10 +467,10 @@ class EndingTests(SocketCase):
         self.assertIn("65537", line["reason"])
 
     def test_the_line_tells_how_far_it_was(self) -> None:
-        self.exchange.channels.wake(7, self.log.commit(2))
+        wake(self.exchange, 7, self.log.commit(2))
         self.socket.send(text(b'{"type":"ack","id":11}'))
         self.socket.stall()
-        self.exchange.channels.wake(7, self.log.commit(3))
+        wake(self.exchange, 7, self.log.commit(3))
         line = self.end()
         kept = {name: line[name] for name in ("sent", "position", "acked", "behind")}
         self.assertEqual(kept, {"sent": 2, "position": 12, "acked": 11, "behind": 3})

@@ -41,7 +41,7 @@ from posd.web import websocket as ws
 from posd.web.http.site import BoundedSite
 from posd.web.websocket import TillFactory
 from tests.delivery_case import CLOSE, TEXT, frames_in, opening, said, terminal
-from tests.exchange_case import Presence, Store
+from tests.exchange_case import Presence, Store, wake
 from tests.socket_case import UPGRADE, Upgrades, masked
 
 reactor: Any = global_reactor
@@ -93,7 +93,11 @@ class NetworkCase(TestCase):
     async def setUp(self) -> None:  # type: ignore[override]
         self.store = Store()
         self.log = self.store.log
-        for name, found in (("heads", self.store.find_heads), ("after", self.store.find_events)):
+        for name, found in (
+            ("heads", self.store.find_heads),
+            ("after", self.store.find_events),
+            ("pages", self.store.find_pages),
+        ):
             self.patch(stream, name, found)
         self.exchange = Exchange(
             reactor,
@@ -149,7 +153,7 @@ class NetworkCase(TestCase):
         for _ in range(_EVENTS):
             if happened():
                 return
-            self.exchange.channels.wake(7, self.log.commit(size=_EVENT_BYTES))
+            wake(self.exchange, 7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.fail("the till takes everything without reading")
 
@@ -163,14 +167,14 @@ class TCPTests(NetworkCase):
     async def test_a_till_that_stops_reading_costs_its_outbox_and_misses_nothing(self) -> None:
         await self.stall()
         for _ in range(50):
-            self.exchange.channels.wake(7, self.log.commit(size=_EVENT_BYTES))
+            wake(self.exchange, 7, self.log.commit(size=_EVENT_BYTES))
             await deferLater(reactor, 0)
         self.assertLessEqual(self.session.outbox.held, _OUTBOX_BYTES)
         self.assertLess(self.session.outbox.written, _MOST_ON_ITS_WAY)
         self.assertIsNotNone(self.session.outbox.stalled_since)
         self.till.socket.resumeProducing()
         await self.until(lambda: self.session.state is State.LIVE)
-        self.exchange.channels.wake(7, self.log.commit())
+        wake(self.exchange, 7, self.log.commit())
         last = b'{"n":%d' % self.log.last
         await self.until(lambda: last in self.till.received[-10_000:])
         texts = [payload for opcode, payload in self.till.frames if opcode == TEXT]
@@ -234,5 +238,5 @@ class UnixTests(NetworkCase):
         await self.dial(UNIXClientEndpoint(reactor, path))
 
     async def test_a_till_is_greeted_and_sent_what_is_new(self) -> None:
-        self.exchange.channels.wake(7, self.log.commit())
+        wake(self.exchange, 7, self.log.commit())
         await self.until(lambda: b'"id":11' in self.till.received)

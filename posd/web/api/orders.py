@@ -288,7 +288,7 @@ class Orders:
         if not is_online(made.data):
             raise not_online()
         published = await self.publisher.publish(
-            Publication(ask.tenant.id, [made], ask.named(moved), condition)
+            Publication(ask.tenant.id, [made], ask.named(moved), condition, ask.call.size)
         )
         assert published.order is not None
         return published, published.order

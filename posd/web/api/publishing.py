@@ -174,7 +174,9 @@ class Publisher:
         source = Source(zone(ask.tenant.timezone), ask.call.repaired)
         drafting = _drafts(events, "events[{}]." if several else "", source)
         made = await in_pieces(drafting) if ask.call.is_long else at_once(drafting)
-        published = await self.publish(Publication(ask.tenant.id, made, ask.named(_moved(made))))
+        published = await self.publish(
+            Publication(ask.tenant.id, made, ask.named(_moved(made)), size=ask.call.size)
+        )
         ids = list(published.ids)
         answer = EventGiven(
             connections=published.connections,
@@ -204,7 +206,7 @@ class Publisher:
         # The deployed broadcaster sends an order once. Those of all its tenants have one turn in common,
         # in which they must not wait for the commit of another tenant's.
         call.give_turn()
-        published = await self.publish(Publication(tenant.id, made, named))
+        published = await self.publish(Publication(tenant.id, made, named, size=call.size))
         answer = BroadcastGiven(
             message=f"Event broadcasted to {slug}",
             connections=published.connections,

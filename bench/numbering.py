@@ -1,0 +1,117 @@
+"""What it costs to number and store a batch, by the size of the batch and by how many tenants there are.
+
+    python bench/numbering.py [--tenants 1,100,1000] [--rounds 15]
+
+It starts a PostgreSQL of its own with fsync on and calls `posd.store.stream.record`, each batch with its
+COMMIT. It prints the median and the fastest of the rounds in milliseconds. A posd of another version is
+measured by running this file with that version first on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from statistics import median
+from uuid import uuid4
+
+from posd.cli.database import BlockingSession, complete
+from posd.database import migrations
+from posd.database import provisioning as provision
+from posd.store import stream
+from posd.store.stream import Entry
+from posd.testing.server import Server
+
+CREATE = """
+    SELECT dinedesk_main.pos_create_tenant('shop-' || n, 'Shop', 'GBP', 'Europe/London', 'GB')
+      FROM generate_series(%s, %s) AS n
+"""
+
+
+def event(tenant_id: int, size: int) -> Entry:
+    return Entry(tenant_id, "notice", json.dumps({"text": "x" * size}))
+
+
+def order(tenant_id: int, number: int, size: int) -> Entry:
+    """A new order: items, which compress as well as real ones do."""
+    items = [
+        {"name": f"Dish {n} of {uuid4().hex[:12]}", "price": n / 10, "quantity": 1 + n % 3}
+        for n in range(size // 75)
+    ]
+    content = {"orderId": f"{uuid4().hex}-{number}", "status": "new", "version": 1, "items": items}
+    text = json.dumps(content, separators=(",", ":"))
+    return Entry(
+        tenant_id,
+        "new_order",
+        text,
+        order_id=content["orderId"],
+        snapshot=text,
+        status="new",
+        version=1,
+    )
+
+
+def measure(connection: object, name: str, made: Callable[[], list[Entry]], rounds: int) -> None:
+    session, node, took = BlockingSession(connection), uuid4(), []  # type: ignore[arg-type]
+    for _ in range(rounds):
+        entries = made()
+        began = time.perf_counter()
+        complete(session.execute("BEGIN"))
+        complete(stream.record(session, node, entries))
+        complete(session.execute("COMMIT"))
+        took.append(1000 * (time.perf_counter() - began))
+    print(f"{name:55} {median(took):9.1f} {min(took):9.1f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tenants", default="1,100,1000")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    server = Server.start(durable=True)
+    try:
+        dsn = server.dsn("numbering")
+        migrations.bootstrap(dsn)
+        with closing(migrations.connect(dsn)) as connection, connection.cursor() as cursor:
+            provision.migrate(connection)
+            there = 0
+            print(f"{'batch':55} {'median ms':>9} {'least ms':>9}")
+            for tenants in map(int, options.tenants.split(",")):
+                for first in range(there + 1, tenants + 1, 50):
+                    cursor.execute(CREATE, (first, min(first + 49, tenants)))
+                there = tenants
+                cursor.execute("ANALYZE")
+                cursor.execute("SET posd.statement_timeout = '60s'")
+                if tenants == 1:
+                    measure(
+                        connection,
+                        "500 events of 1.5 KB, 1 tenant",
+                        lambda: [event(1, 1500) for _ in range(500)],
+                        options.rounds,
+                    )
+                    measure(
+                        connection,
+                        "200 new orders of 35 KB, 1 tenant",
+                        lambda: [order(1, n, 35_000) for n in range(200)],
+                        max(3, options.rounds // 3),
+                    )
+                    measure(
+                        connection,
+                        "30 new orders of 35 KB (a batch of 1 MiB), 1 tenant",
+                        lambda: [order(1, n, 35_000) for n in range(30)],
+                        options.rounds,
+                    )
+                measure(
+                    connection,
+                    f"30 events of 1 KB of up to 30 tenants, {tenants} present",
+                    lambda tenants=tenants: [event(1 + n % tenants, 1000) for n in range(30)],  # type: ignore[misc]
+                    options.rounds,
+                )
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""A tenant's rows of the tables of all tenants, written out: the log, refusals, orders."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from posd.database.link import Reader
+from posd.values import Tenant
+
+BATCH: Final = 500
+
+_ROWS: Final = {
+    "pos_events": """
+        SELECT json_build_object('table', 'pos_events', 'row', row_to_json(t))::text, t.seq, ''
+          FROM dinedesk_main.pos_events AS t
+         WHERE t.tenant_id = %(tenant)s AND t.seq > %(key)s::bigint
+         ORDER BY t.seq LIMIT %(limit)s
+    """,
+    "pos_unsequenced": """
+        SELECT json_build_object('table', 'pos_unsequenced', 'row', row_to_json(t))::text, t.id, ''
+          FROM dinedesk_main.pos_unsequenced AS t
+         WHERE t.tenant_id = %(tenant)s AND t.id > %(key)s::bigint
+         ORDER BY t.id LIMIT %(limit)s
+    """,
+    "pos_nacks": """
+        SELECT json_build_object('table', 'pos_nacks', 'row', row_to_json(t))::text, t.seq, t.device_id
+          FROM dinedesk_main.pos_nacks AS t
+         WHERE t.tenant_id = %(tenant)s AND (t.seq, t.device_id) > (%(key)s::bigint, %(device)s)
+         ORDER BY t.seq, t.device_id LIMIT %(limit)s
+    """,
+    "pos_orders": """
+        SELECT json_build_object('table', 'pos_orders', 'row', row_to_json(t))::text, t.order_id, ''
+          FROM dinedesk_main.pos_orders AS t
+         WHERE t.tenant_id = %(tenant)s AND t.order_id > %(key)s::text
+         ORDER BY t.order_id LIMIT %(limit)s
+    """,
+    "pos_order_terminals": """
+        SELECT json_build_object('table', 'pos_order_terminals', 'row', row_to_json(t))::text,
+               t.order_id, t.device_id
+          FROM dinedesk_main.pos_order_terminals AS t
+         WHERE t.tenant_id = %(tenant)s AND (t.order_id, t.device_id) > (%(key)s::text, %(device)s)
+         ORDER BY t.order_id, t.device_id LIMIT %(limit)s
+    """,
+}
+TABLES: Final = tuple(_ROWS)
+
+Key = tuple[object, str]
+"""The key of a row within its tenant and table."""
+_FIRST: Final[dict[str, Key]] = {
+    # A position may be negative where a till has refused one that there is not.
+    "pos_nacks": ("-9223372036854775808", ""),
+    "pos_orders": ("", ""),
+    "pos_order_terminals": ("", ""),
+}
+
+
+async def rows(
+    session: Reader, tenant: Tenant, table: str, after: Key | None = None
+) -> tuple[list[str], Key | None]:
+    """The next rows of one of `TABLES`, each as a JSON text, and the key to read on from.
+
+    The texts are as PostgreSQL writes them: a `json` column stands in them as it is stored.
+    """
+    key, device = after or _FIRST.get(table, (0, ""))
+    values = {"tenant": tenant.id, "key": key, "device": device, "limit": BATCH}
+    found = await session.query(_ROWS[table], values)
+    return [row[0] for row in found], (found[-1][1], found[-1][2]) if found else None
