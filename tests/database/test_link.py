@@ -6,6 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
@@ -543,6 +544,17 @@ class HealingTests(LinkCase):
         link.startService()
         await until(lambda: link.trouble is not None, "there is trouble")
         self.assertEqual(link.trouble, "no answer in time")
+        await link.stopService()
+
+    async def test_after_a_host_that_does_not_answer_the_next_one_is_asked(self) -> None:
+        self.patch(module, "_CONNECT_SECONDS", 0.5)
+        port = REACTOR.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        there = parse_dsn(self.dsn)
+        hosts = f"127.0.0.1,{there['host']}"
+        ports = f"{port.getHost().port},{there['port']}"
+        link = await self.up(self.new(make_dsn(self.dsn, host=hosts, port=ports)))
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
         await link.stopService()
 
     async def test_a_statement_that_never_ends_ends_the_connection(self) -> None:
