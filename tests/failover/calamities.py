@@ -1,0 +1,121 @@
+"""The leader ends, again and again, while shops write and tills read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Final
+
+from attrs import frozen
+
+from tests.failover.cluster import Cluster, Machine
+from tests.integration.harness import Daemon
+from tests.integration.load import HOOK, REST, SQL, Load
+
+SWITCHOVER: Final = "switchover"
+KILL: Final = "kill -9"
+
+_PERIOD: Final = 60.0
+_PROMOTION_SECONDS: Final = 120.0
+_LET_RUN_SECONDS: Final = 5.0
+
+
+@frozen
+class Calamity:
+    """One end of a leader. Times are in seconds, `None` where nothing came any more.
+
+    `promoted` is until another machine accepted writes. `publishing` is the longest time without a publish
+    that was confirmed, on the road on which that was longest; `delivery` the longest time that a till
+    received nothing. `published_after` and `delivered_after` are from the promotion until every road and
+    every till were served again.
+    """
+
+    what: str
+    old: str
+    new: str
+    promoted: float
+    publishing: float | None
+    delivery: float | None
+    published_after: float | None
+    delivered_after: float | None
+
+
+def every_minute(
+    cluster: Cluster, load: Load, nodes: Sequence[Daemon], minutes: int
+) -> Iterable[Calamity]:
+    """Switch over and kill in turns, once a minute, and measure."""
+    for number in range(minutes):
+        began = time.monotonic()
+        leader = cluster.leader()
+        what = KILL if number % 2 else SWITCHOVER
+        if what == KILL:
+            leader.kill()
+        else:
+            cluster.switch_over(leader)
+        new = _promoted(cluster, leader)
+        promoted, head = time.monotonic(), load.head()
+        if what == KILL:
+            time.sleep(_LET_RUN_SECONDS)
+            leader.start()
+        cluster.wait_until_whole()
+        time.sleep(max(_LET_RUN_SECONDS, began + _PERIOD - time.monotonic()))
+        for node in nodes:
+            assert node.process.poll() is None, f"posd ended:\n{node.log()[-3000:]}"
+        yield _measured(load, what, leader, new, began, promoted, head)
+
+
+def _promoted(cluster: Cluster, old: Machine) -> Machine:
+    """Wait until another machine accepts writes; which one."""
+    others = [machine for machine in cluster.machines if machine is not old]
+    found: list[Machine] = []
+
+    def look() -> bool:
+        found.extend(machine for machine in others if machine.accepts_writes())
+        return bool(found)
+
+    cluster.wait(look, f"a successor of {old.name}", _PROMOTION_SECONDS)
+    return found[0]
+
+
+def _measured(
+    load: Load,
+    what: str,
+    old: Machine,
+    new: Machine,
+    began: float,
+    promoted: float,
+    head: int,
+) -> Calamity:
+    moments = [moment for writer in load.writers for moment in list(writer.moments)]
+    roads = [sorted(when for when, by in moments if by == road) for road in (REST, SQL, HOOK)]
+    tills = [list(rover.arrivals) for rover in load.rovers]
+    now = time.monotonic()
+    return Calamity(
+        what,
+        old.name,
+        new.name,
+        promoted - began,
+        _longest(_gap(road, began, now) for road in roads),
+        _longest(_gap([when for when, _ in till], began, now) for till in tills),
+        _longest(_first([when for when in road if when > promoted], promoted) for road in roads),
+        _longest(_first([when for when, seq in till if seq > head], promoted) for till in tills),
+    )
+
+
+def _gap(times: Sequence[float], began: float, ended: float) -> float | None:
+    """The longest pause in a window, the one that it begins in included."""
+    before = [when for when in times if when <= began][-1:]
+    within = [when for when in times if began < when <= ended]
+    return max((after - when for when, after in pairwise(before + within)), default=None)
+
+
+def _first(times: Sequence[float], since: float) -> float | None:
+    return times[0] - since if times else None
+
+
+def _longest(each: Iterable[float | None]) -> float | None:
+    """The largest, or `None` if one of them is missing."""
+    found = list(each)
+    known = [seconds for seconds in found if seconds is not None]
+    return max(known) if len(known) == len(found) else None

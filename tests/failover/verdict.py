@@ -1,0 +1,112 @@
+"""What became of the events, and whether that is what docs/high-availability.md promises."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+from attrs import frozen
+
+from tests.failover.calamities import KILL, Calamity
+from tests.integration.load import Load
+
+MOST_SECONDS: Final = 3.0
+"""Without service: of a switchover in all, of a killed leader after the promotion."""
+
+
+@frozen
+class Verdict:
+    """How many events were lost, moved and repeated, and how many tills were sent back for nothing."""
+
+    events: int
+    confirmed: int
+    lost: int
+    """A COMMIT or a publish by REST that was confirmed, and that is not in the log."""
+    reordered: int
+    repeated: int
+    """Within a connection, or published twice."""
+    missed: int
+    """Events that a till was never sent, by its own doing of loading everything anew."""
+    resyncs: int
+    """How often a till was told to load everything anew, although all that it had seen has survived."""
+    faults: Sequence[str]
+
+    @classmethod
+    def over(cls, load: Load, faults: Sequence[str]) -> Verdict:
+        """Judge a load that has finished."""
+        log = load.log()
+        places: dict[str, list[int]] = {}
+        for seq, (kind, data) in sorted(log.items()):
+            mark = data["customerName"] if kind == "new_order" else data.get("mark")
+            places.setdefault(mark, []).append(seq)
+        lost = reordered = 0
+        repeated = sum(len(at) - 1 for at in places.values())
+        for writer in load.writers:
+            lost += sum(mark not in places for mark in writer.committed)
+            order = [places[mark][0] for mark in writer.committed if mark in places]
+            reordered += sum(after < before for before, after in pairwise(order))
+        missed = resyncs = 0
+        for rover in load.rovers:
+            seen: dict[int, object] = {}
+            for visit in rover.visits:
+                if visit.resync is not None:
+                    resyncs += all(log.get(seq) == content for seq, content in seen.items())
+                ids = [seq for seq, _, _ in visit.received]
+                reordered += sum(after < before for before, after in pairwise(ids))
+                repeated += sum(count - 1 for count in Counter(ids).values())
+                seen.update((seq, (kind, data)) for seq, kind, data in visit.received)
+            missed += len(log.keys() - seen.keys())
+        confirmed = sum(len(writer.committed) for writer in load.writers)
+        return cls(len(log), confirmed, lost, reordered, repeated, missed, resyncs, faults)
+
+
+def table(calamities: Sequence[Calamity]) -> str:
+    """The times after each, in seconds."""
+    heads = (
+        *("what", "from", "to", "promoted after", "no publish for", "no delivery for"),
+        *("published after promotion", "delivered after promotion"),
+    )
+    rows = [
+        (
+            each.what,
+            each.old,
+            each.new,
+            *map(
+                _seconds,
+                (
+                    each.promoted,
+                    each.publishing,
+                    each.delivery,
+                    each.published_after,
+                    each.delivered_after,
+                ),
+            ),
+        )
+        for each in calamities
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in (heads, *rows)
+    )
+
+
+def broken(verdict: Verdict, calamities: Sequence[Calamity]) -> list[str]:
+    """Each promise that was not kept."""
+    told = [
+        f"{name}: {count}"
+        for name in ("lost", "reordered", "repeated", "missed", "resyncs")
+        if (count := getattr(verdict, name))
+    ]
+    for number, each in enumerate(calamities, 1):
+        after = (each.published_after, each.delivered_after)
+        times = after if each.what == KILL else (each.publishing, *after)
+        if any(seconds is None or seconds > MOST_SECONDS for seconds in times):
+            told.append(f"{number}, {each.what}: without service for too long")
+    return [*told, *verdict.faults]
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.2f}"
