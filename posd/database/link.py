@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.1
-_LAST_RETRY_SECONDS: Final = 5.0
+_LAST_RETRY_SECONDS: Final = 2.0
 _MOST_WAITING: Final = 5000
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0

@@ -9,6 +9,7 @@ from typing import Any
 from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 
 from posd.database import link as module
 from posd.database.connection import ConnectionLost
@@ -535,6 +536,22 @@ class HealingTests(LinkCase):
         self.assertIn("No such file or directory", link.trouble or "")
         self.assertIsNone(link.refusal)
         self.assertIsNone((await self.up(self.new())).trouble)
+
+    async def test_it_tries_again_soon_and_every_two_seconds_in_the_end(self) -> None:
+        pauses: list[float] = []
+
+        def at_once(reactor: Any, seconds: float) -> Deferred[None]:
+            pauses.append(seconds)
+            return deferLater(reactor, 0)
+
+        self.patch(module, "deferLater", at_once)
+        link = self.new("host=/nowhere dbname=none")
+        link.startService()
+        await until(lambda: len(pauses) >= 10, "it has tried often")
+        await link.stopService()
+        self.assertLessEqual(pauses[0], 0.1)
+        self.assertLessEqual(max(pauses), 2.0)
+        self.assertGreaterEqual(min(pauses[5:]), 1.0)
 
     async def test_a_server_that_does_not_answer_is_given_up(self) -> None:
         self.patch(module, "_CONNECT_SECONDS", 0.05)

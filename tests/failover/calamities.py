@@ -25,16 +25,17 @@ _LET_RUN_SECONDS: Final = 5.0
 class Calamity:
     """One end of a leader. Times are in seconds, `None` where nothing came any more.
 
-    `promoted` is until another machine accepted writes. `publishing` is the longest time without a publish
-    that was confirmed, on the road on which that was longest; `delivery` the longest time that a till
-    received nothing. `published_after` and `delivered_after` are from the promotion until every road and
-    every till were served again.
+    `promoted` is until another machine accepted writes. `committing` is the longest time without a COMMIT of
+    a shop that writes to the database directly, `publishing` without a publish by REST that was confirmed,
+    and `delivery` the longest time that a till received nothing. `published_after` and `delivered_after` are
+    from the promotion until a publish by REST was confirmed, and until every till was sent a new event.
     """
 
     what: str
     old: str
     new: str
     promoted: float
+    committing: float | None
     publishing: float | None
     delivery: float | None
     published_after: float | None
@@ -88,7 +89,9 @@ def _measured(
     head: int,
 ) -> Calamity:
     moments = [moment for writer in load.writers for moment in list(writer.moments)]
-    roads = [sorted(when for when, by in moments if by == road) for road in (REST, SQL, HOOK)]
+    commits, published = (
+        sorted(when for when, by in moments if by in roads) for roads in ((SQL, HOOK), (REST,))
+    )
     tills = [list(rover.arrivals) for rover in load.rovers]
     now = time.monotonic()
     return Calamity(
@@ -96,9 +99,10 @@ def _measured(
         old.name,
         new.name,
         promoted - began,
-        _longest(_gap(road, began, now) for road in roads),
+        _gap(commits, began, now),
+        _gap(published, began, now),
         _longest(_gap([when for when, _ in till], began, now) for till in tills),
-        _longest(_first([when for when in road if when > promoted], promoted) for road in roads),
+        _first([when for when in published if when > promoted], promoted),
         _longest(_first([when for when, seq in till if seq > head], promoted) for till in tills),
     )
 

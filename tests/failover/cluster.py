@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Self
@@ -209,8 +210,8 @@ class Cluster:
     def stop(self) -> None:
         if self._haproxy is not None:
             self._haproxy.end()
-        for machine in self.machines:
-            machine.stop()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(Machine.stop, self.machines))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def superuser_dsn(self, dbname: str) -> str:

@@ -85,13 +85,16 @@ class VerdictTests(SynchronousTestCase):
     def test_a_switchover_counts_from_its_beginning_and_a_kill_from_the_promotion(self) -> None:
         verdict = Books().verdict()
         slow, quick = 24.0, 1.0
-        for what, publishing, after, kept in (
-            (SWITCHOVER, quick, quick, True),
-            (SWITCHOVER, slow, quick, False),
-            (KILL, slow, quick, True),
-            (KILL, slow, slow, False),
-            (KILL, slow, None, False),
+        for what, committing, publishing, after, kept in (
+            (SWITCHOVER, quick, quick, quick, True),
+            (SWITCHOVER, quick, slow, quick, False),
+            (SWITCHOVER, slow, slow, quick, True),
+            (SWITCHOVER, quick, None, quick, False),
+            (KILL, quick, slow, quick, True),
+            (KILL, quick, slow, slow, False),
+            (KILL, quick, slow, None, False),
         ):
             with self.subTest(what=what, publishing=publishing, after=after):
-                calamity = Calamity(what, "db1", "db2", 1.0, publishing, slow, after, quick)
+                times = (1.0, committing, publishing, slow, after, quick)
+                calamity = Calamity(what, "db1", "db2", *times)
                 self.assertEqual(not broken(verdict, [calamity]), kept)
