@@ -2,6 +2,7 @@
 #
 #   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
 #   make test    all tests; TESTS=tests.web.test_websocket for some, JOBS=1 for one process
+#   make failover MINUTES=10   a cluster by Patroni whose leader ends every minute, under load
 #   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
 #   make vulnerabilities   what is known of the packages that posd is installed with: asks PyPI
@@ -18,6 +19,7 @@ SYSTEM ?= $(patsubst tests/system/%.py,tests.system.%,$(wildcard tests/system/*_
 # One more than there are processors on a small machine: tests wait for a quarter of their time.
 JOBS ?= 3
 ARGS ?=
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -31,7 +33,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test system check vulnerabilities dist deb lock clean
+.PHONY: demo test failover system check vulnerabilities dist deb lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -41,6 +43,10 @@ demo: $(VENV)/.embedded
 test: $(VENV)/.test
 	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
 	grep -hs '^recovery: ' _trial_temp/*/out.log | sort; exit $$status
+
+# It says `not run:` where etcd or Patroni cannot be had.
+failover: $(VENV)/.test
+	@$(BIN)/python -m tests.failover $(MINUTES)
 
 system: $(VENV)/.test
 	@$(BIN)/python -m twisted.trial $(SYSTEM)

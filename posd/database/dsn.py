@@ -75,6 +75,18 @@ def problem(dsn: str) -> str | None:
     return None
 
 
+def rotated(dsn: str, places: int) -> str:
+    """Return the connection string with its list of hosts rotated: `b,c,a` is `a,b,c` rotated by 1."""
+    options = parse_dsn(dsn)
+    lists = {name: options.get(name, "").split(",") for name in ("host", "hostaddr", "port")}
+    turned = {
+        name: ",".join(items[places % len(items) :] + items[: places % len(items)])
+        for name, items in lists.items()
+        if len(items) > 1
+    }
+    return str(make_dsn(dsn, **turned)) if places and turned else dsn
+
+
 def _without_values(text: str, *, may_name_options: bool) -> str:
     """Remove the pieces of the string that libpq quotes: each may be part of a password."""
     unknown = _UNKNOWN_OPTION.search(text)

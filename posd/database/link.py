@@ -22,6 +22,7 @@ from posd.database.connection import Connection, ConnectionLost, line
 from posd.database.connection import DatabaseReactor as DatabaseReactor
 from posd.database.connection import Parameters as Parameters
 from posd.database.connection import Row as Row
+from posd.database.dsn import rotated
 from posd.database.turns import Turns
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.waiting import Pulse, within
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_RETRY_SECONDS: Final = 0.1
-_LAST_RETRY_SECONDS: Final = 5.0
+_LAST_RETRY_SECONDS: Final = 2.0
 _MOST_WAITING: Final = 5000
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0
@@ -85,6 +86,8 @@ class Link(Service):
     ) -> None:
         self._reactor = reactor
         self._dsn = dsn
+        # How many attempts to connect had no answer in time; each one begins at the next host.
+        self._unanswered = 0
         self._statement_timeout = statement_timeout
         self._settings = session_settings.statements(
             application_name=name,
@@ -242,6 +245,9 @@ class Link(Service):
         try:
             await within(self._reactor, _CONNECT_SECONDS, self._open(connection))
         except TimeoutError:
+            # A host whose machine is off takes all the time. libpq goes on to the next host by itself only
+            # when a host refuses: `connect_timeout` counts in its blocking calls alone.
+            self._unanswered += 1
             self._end(connection, _NO_ANSWER)
         except Exception as error:
             # Any reason will do: a refused role and a server that is away both mean "later".
@@ -256,7 +262,7 @@ class Link(Service):
         return True
 
     async def _open(self, connection: Connection) -> None:
-        await connection.open(self._dsn)
+        await connection.open(rotated(self._dsn, self._unanswered))
         bound = _Bound(self, connection)
         await bound.execute(self._settings)
         if self._prepare is not None:

@@ -131,7 +131,7 @@ class Daemon:
         self._keeper = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", keeper.__file__),
-                *(str(self.folder), str(os.geteuid()), str(os.getegid())),
+                *(str(self.folder), str(os.geteuid()), str(os.getegid()), "QUIT"),
                 *(sys.executable, "-c", _TWISTD),
                 *("--nodaemon", "--pidfile=", "posd", "--config", str(config)),
             ],

@@ -1,10 +1,10 @@
 """The process between a test and its PostgreSQL: the server lives exactly as long as both do.
 
-Run as a program, `keeper.py FOLDER UID GID COMMAND…`. It starts the command, prints its process id
-and waits for its end. When standard input reaches its end, which it does however the owner dies, it
-has the server quit at once and removes the folder. Should the keeper itself be killed, Linux sends
-the server the same signal (`PR_SET_PDEATHSIG`, prctl(2)); that signal follows the *thread* that
-forked, which is why a process with a single one does it and not the test.
+Run as a program, `keeper.py FOLDER UID GID SIGNAL COMMAND…`. It starts the command, prints its process
+id and waits for its end. Standard input reaches its end however the owner dies: then the keeper sends
+the server the signal, such as QUIT, and removes the folder when the server has ended. If the keeper
+itself is killed, Linux sends the server the same signal (`PR_SET_PDEATHSIG`, prctl(2)); that signal
+follows the *thread* that forked, which is why a process with a single one does it and not the test.
 
 It imports nothing but the standard library and runs with `python -I -S`: starting is quick, and
 what the tests do to their environment cannot reach it.
@@ -26,7 +26,8 @@ _PR_SET_PDEATHSIG = 1
 
 def main(arguments: list[str]) -> int:
     """Keep one server; the exit status is the server's, or 1 if it ended by a signal."""
-    folder, uid, gid, *command = arguments
+    folder, uid, gid, name, *command = arguments
+    ending = signal.Signals[f"SIG{name}"]
     unprivileged = uid != str(os.geteuid())
     with open(os.path.join(folder, "log"), "ab") as log:  # noqa: PTH118, PTH123
         server = subprocess.Popen(
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
             user=int(uid) if unprivileged else None,
             group=int(gid) if unprivileged else None,
             extra_groups=[] if unprivileged else None,
-            preexec_fn=_mortal(os.getpid()),
+            preexec_fn=_mortal(os.getpid(), ending),
         )
     print(server.pid, flush=True)
     abandoned = threading.Event()
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     def wait_for_owner() -> None:
         os.read(0, 1)
         abandoned.set()
-        server.send_signal(signal.SIGQUIT)
+        server.send_signal(ending)
 
     threading.Thread(target=wait_for_owner, daemon=True).start()
     status = server.wait()
@@ -55,16 +56,16 @@ def main(arguments: list[str]) -> int:
     return status if status >= 0 else 1
 
 
-def _mortal(parent: int) -> Callable[[], None]:
+def _mortal(parent: int, ending: signal.Signals) -> Callable[[], None]:
     """What the child does before it becomes the server, so that it can be ended by our signal."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def prepare() -> None:
         # A shell without job control has what it starts by `&` ignore it, and exec keeps that.
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        signal.signal(ending, signal.SIG_DFL)
         if prctl is not None:
             # After the change of user, which would clear it.
-            prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
+            prctl(_PR_SET_PDEATHSIG, int(ending), 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(1)
 

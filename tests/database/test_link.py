@@ -6,8 +6,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 
 from posd.database import link as module
 from posd.database.connection import ConnectionLost
@@ -535,6 +537,22 @@ class HealingTests(LinkCase):
         self.assertIsNone(link.refusal)
         self.assertIsNone((await self.up(self.new())).trouble)
 
+    async def test_it_tries_again_soon_and_every_two_seconds_in_the_end(self) -> None:
+        pauses: list[float] = []
+
+        def at_once(reactor: Any, seconds: float) -> Deferred[None]:
+            pauses.append(seconds)
+            return deferLater(reactor, 0)
+
+        self.patch(module, "deferLater", at_once)
+        link = self.new("host=/nowhere dbname=none")
+        link.startService()
+        await until(lambda: len(pauses) >= 10, "it has tried often")
+        await link.stopService()
+        self.assertLessEqual(pauses[0], 0.1)
+        self.assertLessEqual(max(pauses), 2.0)
+        self.assertGreaterEqual(min(pauses[5:]), 1.0)
+
     async def test_a_server_that_does_not_answer_is_given_up(self) -> None:
         self.patch(module, "_CONNECT_SECONDS", 0.05)
         port = REACTOR.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
@@ -543,6 +561,17 @@ class HealingTests(LinkCase):
         link.startService()
         await until(lambda: link.trouble is not None, "there is trouble")
         self.assertEqual(link.trouble, "no answer in time")
+        await link.stopService()
+
+    async def test_after_a_host_that_does_not_answer_the_next_one_is_asked(self) -> None:
+        self.patch(module, "_CONNECT_SECONDS", 0.5)
+        port = REACTOR.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        there = parse_dsn(self.dsn)
+        hosts = f"127.0.0.1,{there['host']}"
+        ports = f"{port.getHost().port},{there['port']}"
+        link = await self.up(self.new(make_dsn(self.dsn, host=hosts, port=ports)))
+        self.assertEqual(await link.query("SELECT 1"), [(1,)])
         await link.stopService()
 
     async def test_a_statement_that_never_ends_ends_the_connection(self) -> None:

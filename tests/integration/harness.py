@@ -64,6 +64,7 @@ class Shop:
     server: Server | None = None
     _certificate: Path = field(kw_only=True)
     _private_key: Path = field(kw_only=True)
+    _shared: bool = field(kw_only=True)
     _daemons: list[Daemon] = field(init=False, factory=list)
 
     @classmethod
@@ -77,6 +78,18 @@ class Shop:
         else:
             dsn = server.dsn("posd")
             prepare(dsn)
+        return cls.at(dsn, tenants, server=server, shared=server is None)
+
+    @classmethod
+    def at(
+        cls,
+        dsn: str,
+        tenants: Sequence[str],
+        *,
+        server: Server | None = None,
+        shared: bool = False,
+    ) -> Self:
+        """Make these tenants in a database that is posd's already. A `shared` one goes with the shop."""
         folder = Path(tempfile.mkdtemp(prefix="posd-shop-"))
         made = certificates.make(folder / "tls", ["localhost", "127.0.0.1"])
         shop = cls(
@@ -86,6 +99,7 @@ class Shop:
             server,
             certificate=made.certificate_path,
             private_key=made.key_path,
+            shared=shared,
         )
         for slug in tenants:
             shop.add_tenant(slug)
@@ -177,7 +191,7 @@ class Shop:
             daemon.kill()
         undeclared = [each for daemon in self._daemons for each in daemon.undeclared()]
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.server is None:
+        if self._shared:
             test_server().drop_database(self.dsn)
         if undeclared:
             raise AssertionError(f"refusals that no operation declares: {undeclared}")

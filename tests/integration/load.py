@@ -10,12 +10,12 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 from threading import Event
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 import psycopg2
 from attrs import define, field
@@ -47,8 +47,8 @@ class RolledBack(Exception):
 class Writer:
     """One of the shop's programs. It works through its list, one transaction after the other.
 
-    `committed` are its marks in the order of their commits, `doubtful` those whose COMMIT got no
-    answer, `positions` what REST told.
+    `committed` are its marks in the order of their commits, `moments` when each was confirmed and by which
+    road, `doubtful` those whose COMMIT got no answer, `positions` what REST told.
     """
 
     shop: Shop
@@ -61,6 +61,7 @@ class Writer:
     roads: Sequence[str]
     pace: float
     committed: list[str] = field(factory=list)
+    moments: list[tuple[float, str]] = field(factory=list)
     doubtful: set[str] = field(factory=set)
     rolled_back: set[str] = field(factory=set)
     positions: dict[str, int] = field(factory=dict)
@@ -105,7 +106,11 @@ class Writer:
             self._forget()
             self.over.wait(_PAUSE)
         else:
-            self.committed.append(mark)
+            self._confirmed(mark, road)
+
+    def _confirmed(self, mark: str, road: str) -> None:
+        self.committed.append(mark)
+        self.moments.append((time.monotonic(), road))
 
     def _write(self, cursor: Any, mark: str, road: str, lines: int) -> None:
         schema = f"dinedesk_{self.slug.replace('-', '_')}"
@@ -143,7 +148,7 @@ class Writer:
                 )
                 if reply.status in (200, 201):
                     self.positions[mark] = reply.json["id"]
-                    self.committed.append(mark)
+                    self._confirmed(mark, REST)
                     return
                 assert reply.status in (409, 429, 503), reply
             time.sleep(_PAUSE)
@@ -171,12 +176,21 @@ class Visit:
     received: list[tuple[int, str, Any]] = field(factory=list)
 
 
+class Connection(Protocol):
+    """What a till has open."""
+
+    def hang_up(self) -> None: ...
+
+
 @define(eq=False)
 class Rover:
     """A till that comes and goes, on one node or another, in haste or with all the time.
 
-    A named one acknowledges, and has its position kept by posd; the others keep it themselves.
+    A named one acknowledges, and has its position kept by posd; the others keep it themselves. This one
+    speaks WebSocket; `load_roads` has those of the other transports.
     """
+
+    transport: ClassVar[str] = "WebSocket"
 
     slug: str
     key: str
@@ -209,7 +223,21 @@ class Rover:
                 self._stay(till)
             till.hang_up()
 
-    def _connect(self) -> Till:
+    def _connect(self) -> Connection:
+        """Open a connection, and note in a `Visit` from where it goes on."""
+        query, by_cursor = self._wish()
+        till = Till.dial(
+            self.dice.choice(self.nodes),
+            f"/ws/pos/{self.slug}{query}",
+            {"X-API-Key": self.key},
+            receive_buffer=4096 if self.dice.random() < 0.3 else None,
+            seconds=10,
+        )
+        self._greeted(till.connected, by_cursor)
+        return till
+
+    def _wish(self) -> tuple[str, bool]:
+        """The query that says where to go on, and whether that is the cursor that posd keeps."""
         # A named till that has acknowledged lets posd remember where it stands, mostly.
         by_cursor = self.named and self.acked > 0 and self.dice.random() < 0.7
         query = "" if by_cursor else f"?last_event_id={self.position}"
@@ -218,14 +246,9 @@ class Rover:
         if self.named and not by_cursor:
             # To name a position is to say that everything up to it is stored, even if no answer comes.
             self.acked = max(self.acked, self.position)
-        till = Till.dial(
-            self.dice.choice(self.nodes),
-            f"/ws/pos/{self.slug}{query}",
-            {"X-API-Key": self.key},
-            receive_buffer=4096 if self.dice.random() < 0.3 else None,
-            seconds=10,
-        )
-        said = till.connected
+        return query, by_cursor
+
+    def _greeted(self, said: Mapping[str, Any], by_cursor: bool) -> None:
         visit = Visit(said["resumedFrom"], said["resync"], said["streamId"], said["lastEventId"])
         self.visits.append(visit)
         if visit.resync is not None:
@@ -239,25 +262,30 @@ class Rover:
         else:
             self.position = visit.resumed
         self.stream = visit.stream
-        return till
 
-    def _stay(self, till: Till) -> None:
+    @property
+    def _has_all(self) -> bool:
+        return self.over.is_set() and self.final is not None and self.position >= self.final
+
+    def _received(self, message: Mapping[str, Any]) -> None:
+        if "id" not in message:
+            self.faults.append(f"posd says {message}")
+            return
+        self.arrivals.append((time.monotonic(), message["id"]))
+        self.visits[-1].received.append((message["id"], message["type"], message["data"]))
+        self.position = message["id"]
+
+    def _stay(self, till: Any) -> None:
+        """Receive for as long as this visit lasts. Raises `Ended` and `OSError` where posd ends it."""
         until = time.monotonic() + self.dice.random() * self.stays
         slow = self.dice.random() < 0.3
-        visit = self.visits[-1]
         while time.monotonic() < until or self.over.is_set():
-            if self.over.is_set() and self.final is not None and self.position >= self.final:
+            if self._has_all:
                 return
             try:
-                message = till.receive(0.2)
+                self._received(till.receive(0.2))
             except TimeoutError:
                 continue
-            if "id" not in message:
-                self.faults.append(f"posd says {message}")
-                continue
-            self.arrivals.append((time.monotonic(), message["id"]))
-            visit.received.append((message["id"], message["type"], message["data"]))
-            self.position = message["id"]
             if self.named and self.dice.random() < 0.5:
                 self.acked = max(self.acked, self.position - self.dice.randrange(3))
                 till.send({"type": "ack", "id": self.acked})
@@ -287,11 +315,15 @@ class Load:
         tills: int,
         *,
         roads: Sequence[str] = (SQL, HOOK, REST),
+        kinds: Sequence[type[Rover]] = (Rover,),
         most: int = 10**6,
         pace: float = 0.02,
         stays: float = 3.0,
     ) -> None:
-        """`most` transactions of each writer, with pauses of up to `pace` seconds; stays of tills."""
+        """`most` transactions of each writer, with pauses of up to `pace` seconds; stays of tills.
+
+        Every other till of each of the `kinds` has a name.
+        """
         dice = random.Random(self.seed)
         key = self.shop.key("platform", self.slug)
         tenant_key = self.shop.key(slug=self.slug)
@@ -312,11 +344,12 @@ class Load:
                 )
             )
         for number in range(tills):
-            named = number % 2 == 0
+            kind = kinds[number % len(kinds)]
+            named = number // len(kinds) % 2 == 0
             till_key = self.shop.key("device", self.slug, f"POS_{number}") if named else tenant_key
             own = random.Random(dice.random())
             self.rovers.append(
-                Rover(self.slug, till_key, self.nodes, own, self._closed, named, stays)
+                kind(self.slug, till_key, self.nodes, own, self._closed, named, stays)
             )
         self._writing = [self._threads.submit(each.work, most) for each in self.writers]
         self._roving = [self._threads.submit(each.rove) for each in self.rovers]
@@ -364,9 +397,18 @@ class Load:
         self._wait(lambda: all(first(each) is not None for each in self.rovers))
         return max(first(each) or 0.0 for each in self.rovers)
 
+    def resyncs(self) -> list[str]:
+        """Each time a till was told that it cannot go on: which till, and why."""
+        return [
+            f"till {number} ({rover.transport}): {visit.resync}"
+            for number, rover in enumerate(self.rovers)
+            for visit in rover.visits
+            if visit.resync is not None
+        ]
+
     def faults(self) -> list[str]:
         """Compare what was written and what was received with the log."""
-        log = self._log()
+        log = self.log()
         told = [fault for rover in self.rovers for fault in rover.faults]
         positions = sorted(log)
         if positions != list(range(1, len(positions) + 1)):
@@ -403,7 +445,8 @@ class Load:
                 told.append(f"{writer.name} had collisions: {writer.collisions}")
         return told
 
-    def _log(self) -> dict[int, tuple[str, Any]]:
+    def log(self) -> dict[int, tuple[str, Any]]:
+        """Type and content of each event, by its position."""
         schema = f"dinedesk_{self.slug.replace('-', '_')}"
         rows = self.shop.query(
             f"SELECT seq, event_type, event_data::text FROM {schema}.pos_events WHERE seq > 0"

@@ -70,6 +70,11 @@ class Response:
         taken, self._events = self._events[:count], self._events[count:]
         return taken
 
+    def take_all(self) -> list[ServerSent]:
+        """The events that have come so far."""
+        taken, self._events = self._events, []
+        return taken
+
     def read_some(self, size: int = 65536) -> bool:
         """Read what there is; False at the end, which must be a clean one."""
         some = self._answer.read1(size)

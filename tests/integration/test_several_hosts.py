@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
@@ -40,11 +41,11 @@ class SeveralHostsTests(ChaosCase):
             f"host={hosts} port={numbers} dbname=posd user=postgres target_session_attrs=read-write"
         )
 
-    def goes_on(self, dsn: str) -> None:
-        """Kill the first host several times; a connected till gets its orders afterwards."""
+    def goes_on(self, dsn: str, times: int = TIMES) -> None:
+        """Kill PostgreSQL several times; a connected till gets its orders afterwards."""
         posd = self.node(dsn)
         till = self.dial(posd)
-        for number in range(1, TIMES + 1):
+        for number in range(1, times + 1):
             self.server.kill()
             time.sleep(AWAY_SECONDS)
             self.server.restart()
@@ -66,6 +67,22 @@ class SeveralHostsTests(ChaosCase):
         other = free_port()
         self.new_server(other, default_transaction_read_only="on")
         self.goes_on(self.dsn(self.port, other))
+
+    def test_the_machine_of_the_first_host_is_off(self) -> None:
+        self.goes_on(self.dsn(self.silent_port(), self.port), times=1)
+
+    def silent_port(self) -> int:
+        """A port from which nothing comes back, not even a refusal: a full queue drops every SYN (Linux)."""
+        listening = socket.socket()
+        self.addCleanup(listening.close)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):
+            queued = socket.socket()
+            self.addCleanup(queued.close)
+            queued.setblocking(False)
+            queued.connect_ex(listening.getsockname())
+        return int(listening.getsockname()[1])
 
     def test_the_first_host_refuses(self) -> None:
         self.goes_on(self.dsn(free_port(), self.port))

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import subprocess
-import tempfile
-from functools import cache
 from pathlib import Path
 from unittest import SkipTest
 
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import documents
+from tests import debian, documents
 from tests.documents import ROOT
 
 CASES = Path(__file__).with_name("alert_rules.yml")
-
-
-@cache
-def promtool() -> Path:
-    """Prometheus' tool; where it is not installed and Debian's package can be had, out of that."""
-    found = shutil.which("promtool")
-    if found is not None:
-        return Path(found)
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise SkipTest(
-            "not run: there is no promtool, nor apt-get to fetch it (Debian: prometheus)"
-        )
-    folder = Path(tempfile.mkdtemp(prefix="posd-promtool-"))
-    atexit.register(shutil.rmtree, folder)
-    # Lists of its own, since a machine may have none, and those that it has are not ours to change.
-    (folder / "lists/partial").mkdir(parents=True)
-    for task in (("update",), ("download", "prometheus")):
-        apt = ("apt-get", "--quiet", "--option", f"Dir::State::Lists={folder}/lists", *task)
-        done = subprocess.run(apt, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise SkipTest(f"not run: there is no promtool, and {done.stderr.strip()}")
-    (package,) = folder.glob("prometheus_*.deb")
-    subprocess.run(["dpkg-deb", "--extract", str(package), str(folder)], check=True)
-    return folder / "usr/bin/promtool"
 
 
 class Alarms(SynchronousTestCase):
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir(parents=True)
-        self.tool = promtool()
+        try:
+            self.tool = debian.program("promtool", "prometheus")
+        except debian.Missing as error:
+            raise SkipTest(f"not run: {error}") from error
 
     def run_tool(self, *arguments: str) -> str:
         done = subprocess.run(

@@ -30,7 +30,7 @@ class BackgroundTests(SynchronousTestCase):
         self.keeper = subprocess.Popen(
             [
                 *("sh", "-c", _AS_IN_THE_BACKGROUND, "sh", sys.executable, "-I", "-S"),
-                *(keeper.__file__, str(self.folder), str(os.geteuid()), str(os.getegid())),
+                *(keeper.__file__, str(self.folder), str(os.geteuid()), str(os.getegid()), "QUIT"),
                 *(sys.executable, "-c", _WAIT),
             ],
             stdin=subprocess.PIPE,

@@ -389,6 +389,41 @@ class AccountTests(SynchronousTestCase):
         self.assertTrue(server.binaries.path.is_relative_to(server.folder))
 
 
+class StandbyTests(SynchronousTestCase):
+    """A second server that follows the first."""
+
+    def setUp(self) -> None:
+        self.primary = Server.start()
+        self.addCleanup(self.primary.stop)
+        query(self.primary.dsn(), "CREATE TABLE orders AS SELECT 1 AS id")
+        self.standby = self.primary.standby()
+        self.addCleanup(self.standby.stop)
+
+    def ids(self, server: Server) -> list[tuple[object, ...]]:
+        return query(server.dsn(), "SELECT id FROM orders ORDER BY id")
+
+    def test_it_has_what_there_was_and_follows(self) -> None:
+        self.assertEqual(self.ids(self.standby), [(1,)])
+        query(self.primary.dsn(), "INSERT INTO orders VALUES (2)")
+        eventually(lambda: self.ids(self.standby) == [(1,), (2,)], "the row is at the standby")
+        with self.assertRaises(psycopg2.errors.ReadOnlySqlTransaction):
+            query(self.standby.dsn(), "INSERT INTO orders VALUES (3)")
+
+    def test_it_is_promoted_and_needs_the_first_one_no_more(self) -> None:
+        self.primary.stop()
+        self.standby.promote()
+        query(self.standby.dsn(), "INSERT INTO orders VALUES (2)")
+        self.assertEqual(self.ids(self.standby), [(1,), (2,)])
+
+    def test_a_setting_it_refuses_is_reported_and_leaves_nothing(self) -> None:
+        place = self.primary.folder.parent
+        before = set(place.glob("posd-pg-*"))
+        with self.assertRaises(ServerFailed) as raised:
+            self.primary.standby({"max_connections": "many"})
+        self.assertIn('invalid value for parameter "max_connections"', str(raised.exception))
+        self.assertFalse(set(place.glob("posd-pg-*")) - before)
+
+
 class DatabaseTests(SynchronousTestCase):
     """Databases on the server that a process's tests share."""
 

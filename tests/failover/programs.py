@@ -1,0 +1,105 @@
+"""The programs of the cluster: those of this machine, of Debian's packages and of PyPI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from posd.testing.account import Account, open_to_all, within_reach
+from posd.testing.binaries import NoServer, preferred_binaries
+from tests import debian
+from tests.debian import Missing
+from tests.failover.configuration import shown
+
+_LIBRARIES: Final = {
+    "haproxy": ("liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1", "libpcre2-8-0"),
+    "pgbouncer": ("libevent-2.1-7", "libc-ares2"),
+}
+"""Of Debian 12. Other systems have to have the programs."""
+_RECENT: Final = "import sys, venv; sys.exit(sys.version_info < (3, 10))"
+
+
+@frozen
+class Programs:
+    """Where the programs are, all of which `account` can run."""
+
+    account: Account
+    postgresql: Path
+    patroni: Path
+    """The folder of patroni and patronictl."""
+    etcd: Path
+    haproxy: Path | None
+    pgbouncer: Path | None
+    missing: Sequence[str]
+    """Why there is no HAProxy, and no PgBouncer, if there is none."""
+
+    @classmethod
+    def gather(cls, folder: Path) -> Programs:
+        """Find all, and install in `folder` what has to be installed. Raises `Missing`."""
+        account = Account.for_postgresql()
+        etcd = debian.program("etcd", "etcd-server")
+        try:
+            binaries = preferred_binaries(os.environ)
+        except NoServer as error:
+            raise Missing(str(error)) from error
+        if not account.can_enter(binaries.path.resolve().parent):
+            binaries = within_reach(binaries, folder)
+        for name in ("pg_ctl", "pg_basebackup", "pg_rewind", "pg_controldata"):
+            if not (binaries.path / name).exists():
+                raise Missing(f"{binaries.path} has no {name}")
+        missing: list[str] = []
+        haproxy = _optional("haproxy", missing)
+        pgbouncer = _optional("pgbouncer", missing)
+        patroni = _patroni(folder / "patroni", account)
+        return cls(account, binaries.path, patroni, etcd, haproxy, pgbouncer, missing)
+
+
+def _optional(name: str, missing: list[str]) -> Path | None:
+    try:
+        return debian.program(name, name, *_LIBRARIES[name])
+    except Missing as error:
+        missing.append(str(error))
+        return None
+
+
+def _patroni(folder: Path, account: Account) -> Path:
+    """Install Patroni as the page says, on an interpreter that the account can run."""
+    python = next(_interpreters(account), None)
+    if python is None:
+        raise Missing("there is no Python 3.10 that PostgreSQL's account can run")
+    made = subprocess.run([python, "-m", "venv", "--without-pip", folder], capture_output=True)
+    if made.returncode:
+        raise Missing(f"{python} makes no virtual environment: {made.stderr.decode().strip()}")
+    ours = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    installed = subprocess.run(
+        [*ours, "--python", str(folder / "bin/python"), "install", *_requirements()],
+        capture_output=True,
+        text=True,
+    )
+    if installed.returncode:
+        raise Missing(f"Patroni could not be installed: {installed.stderr.strip()}")
+    return folder / "bin"
+
+
+def _requirements() -> list[str]:
+    """What the page has pip install."""
+    (line,) = (line for line in shown("sh", "patroni").splitlines() if " install " in line)
+    return [word.strip("'") for word in line.split(" install ")[1].split()]
+
+
+def _interpreters(account: Account) -> Iterator[str]:
+    names = ("python3", *(f"python3.{minor}" for minor in range(14, 9, -1)))
+    paths = (os.environ.get("PATH", ""), os.defpath)
+    found = (shutil.which(name, path=path) for path in paths for name in names)
+    for python in (sys.executable, *found):
+        if python is None or not (account.is_ours or open_to_all(Path(python).resolve().parent)):
+            continue
+        if subprocess.run([python, "-c", _RECENT], capture_output=True).returncode == 0:
+            yield python

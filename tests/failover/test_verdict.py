@@ -1,0 +1,119 @@
+"""What `make failover` counts, on books with known damage."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from attrs import define, field
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.failover.calamities import KILL, SWITCHOVER, UPGRADE, Calamity
+from tests.failover.configuration import DIRECT
+from tests.failover.verdict import Verdict, broken, table
+from tests.integration.load import Load, Visit
+
+NOTE = "note"
+
+
+def content(mark: str) -> Any:
+    return {"mark": mark}
+
+
+@define
+class Writer:
+    committed: list[str]
+
+
+@define
+class Till:
+    visits: list[Visit]
+
+
+@define
+class Books:
+    """As much of a load as a verdict looks at; the events 1 to 4 are a, b, c and d."""
+
+    writers: list[Writer] = field(factory=lambda: [Writer(["a", "b"]), Writer(["c", "d"])])
+    rovers: list[Till] = field(factory=list)
+    marks: str = "abcd"
+
+    def log(self) -> dict[int, tuple[str, Any]]:
+        return {seq: (NOTE, content(mark)) for seq, mark in enumerate(self.marks, 1)}
+
+    def verdict(self) -> Verdict:
+        return Verdict.over(cast(Load, self), [])
+
+
+def visit(ids: list[int], marks: str, *, resync: str | None = None, head: int = 0) -> Visit:
+    made = Visit(None if resync else 0, resync, "stream", head)
+    made.received += [(seq, NOTE, content(mark)) for seq, mark in zip(ids, marks, strict=True)]
+    return made
+
+
+class VerdictTests(SynchronousTestCase):
+    def test_nothing_is_wrong(self) -> None:
+        books = Books(rovers=[Till([visit([1, 2], "ab"), visit([3, 4], "cd")])])
+        verdict = books.verdict()
+        self.assertEqual((verdict.events, verdict.confirmed), (4, 4))
+        self.assertEqual(broken(verdict, []), [])
+
+    def test_a_confirmed_event_is_not_in_the_log(self) -> None:
+        self.assertEqual(Books(marks="abd").verdict().lost, 1)
+
+    def test_events_are_not_in_the_order_of_their_commits(self) -> None:
+        self.assertEqual(Books(marks="bacd").verdict().reordered, 1)
+
+    def test_an_event_was_published_twice(self) -> None:
+        self.assertEqual(Books(marks="abcda").verdict().repeated, 1)
+
+    def test_a_till_was_sent_events_again_and_backwards(self) -> None:
+        verdict = Books(rovers=[Till([visit([1, 2, 3, 2, 4], "abcbd")])]).verdict()
+        self.assertEqual((verdict.repeated, verdict.reordered), (1, 1))
+
+    def test_what_comes_again_on_another_connection_is_no_repetition(self) -> None:
+        till = Till([visit([1, 2, 3], "abc"), visit([3, 4], "cd")])
+        self.assertEqual(Books(rovers=[till]).verdict().repeated, 0)
+
+    def test_a_till_was_reset_for_nothing_and_missed_what_came_meanwhile(self) -> None:
+        till = Till([visit([1, 2], "ab"), visit([4], "d", resync="reset", head=3)])
+        verdict = Books(rovers=[till]).verdict()
+        self.assertEqual((verdict.resyncs, verdict.missed), (1, 1))
+
+    def test_a_till_that_saw_what_is_lost_had_to_be_reset(self) -> None:
+        till = Till([visit([1, 2, 3], "abx"), visit([3, 4], "cd", resync="reset", head=2)])
+        self.assertEqual(Books(rovers=[till]).verdict().resyncs, 0)
+
+    def test_behind_a_proxy_only_the_events_count(self) -> None:
+        calamity = Calamity(KILL, "proxies", "db1", "db2", *(24.0,) * 6)
+        self.assertEqual(broken(Books().verdict(), [calamity]), [])
+        self.assertTrue(broken(Books(marks="abd").verdict(), [calamity]))
+
+    def test_the_table_has_a_line_for_each(self) -> None:
+        calamity = Calamity(KILL, DIRECT, "db1", "db2", 20.0, 21.0, 21.5, None, 0.5, 1.25)
+        heads, line = table([calamity]).splitlines()
+        self.assertEqual(heads.split()[:4], ["what", "via", "from", "to"])
+        self.assertEqual(
+            " ".join(line.split()), "kill -9 direct db1 db2 20.00 21.00 21.50 never 0.50 1.25"
+        )
+
+    def test_the_verdicts_of_two_shops_add_up(self) -> None:
+        both = Books(marks="abd").verdict() + Books(marks="bacd").verdict()
+        self.assertEqual((both.events, both.lost, both.reordered), (7, 1, 1))
+
+    def test_a_switchover_counts_from_its_beginning_and_a_kill_from_the_promotion(self) -> None:
+        verdict = Books().verdict()
+        slow, quick = 24.0, 1.0
+        for what, committing, publishing, after, kept in (
+            (SWITCHOVER, quick, quick, quick, True),
+            (SWITCHOVER, quick, slow, quick, False),
+            (SWITCHOVER, slow, slow, quick, True),
+            (SWITCHOVER, quick, None, quick, False),
+            (UPGRADE, quick, slow, quick, False),
+            (KILL, quick, slow, quick, True),
+            (KILL, quick, slow, slow, False),
+            (KILL, quick, slow, None, False),
+        ):
+            with self.subTest(what=what, publishing=publishing, after=after):
+                times = (1.0, committing, publishing, slow, after, quick)
+                calamity = Calamity(what, DIRECT, "db1", "db2", *times)
+                self.assertEqual(not broken(verdict, [calamity]), kept)

@@ -1,0 +1,87 @@
+"""docs/high-availability.md: its files fit together. `make failover` runs them."""
+
+from __future__ import annotations
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import yaml
+from psycopg2.extensions import parse_dsn
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database import dsn as libpq
+from tests.failover.configuration import MACHINES, Place, own, shown, superuser
+
+PLACE = Place("127.1.2.", Path("/programs"))
+FOLDER = Path("/folder")
+ADDRESSES = [PLACE.address(number) for number in MACHINES]
+
+
+class FilesTests(SynchronousTestCase):
+    def test_posd_is_told_of_every_machine_and_takes_the_one_that_accepts_writes(self) -> None:
+        dsn = PLACE.dsn("direct", FOLDER)
+        options = parse_dsn(dsn)
+        self.assertIsNone(libpq.problem(dsn))
+        self.assertEqual(options["host"].split(","), ADDRESSES)
+        self.assertEqual(options["target_session_attrs"], "read-write")
+        self.assertEqual(options["passfile"], "/folder/pgpass")
+
+    def test_the_password_of_the_file_is_the_one_that_the_role_gets(self) -> None:
+        *_, user, password = shown("text", "pgpass").strip().split(":")
+        self.assertIn(f"ALTER ROLE {user} PASSWORD '{password}'", shown("sql", "posd"))
+
+    def test_each_machine_has_files_of_its_own(self) -> None:
+        for number in MACHINES:
+            with self.subTest(number):
+                settings: Any = yaml.safe_load(PLACE.patroni(number, FOLDER))
+                environ = PLACE.etcd(number, FOLDER)
+                mine = PLACE.address(number)
+                self.assertEqual((settings["name"], environ["ETCD_NAME"]), (f"db{number}",) * 2)
+                self.assertEqual(settings["postgresql"]["listen"], f"{mine}:5432")
+                self.assertEqual(settings["restapi"]["connect_address"], f"{mine}:8008")
+                self.assertEqual(environ["ETCD_LISTEN_CLIENT_URLS"], f"http://{mine}:2379")
+                hosts = [f"{address}:2379" for address in ADDRESSES]
+                self.assertEqual(settings["etcd3"]["hosts"].split(","), hosts)
+                members = environ["ETCD_INITIAL_CLUSTER"].split(",")
+                self.assertEqual(
+                    members, [f"db{n}=http://{PLACE.address(n)}:2380" for n in MACHINES]
+                )
+                self.assertIn(f"db{number}={environ['ETCD_LISTEN_PEER_URLS']}", members)
+
+    def test_nothing_of_the_page_is_left_when_the_test_runs_it(self) -> None:
+        for text in (
+            *(PLACE.patroni(number, FOLDER) for number in MACHINES),
+            *(f"{PLACE.etcd(number, FOLDER)}" for number in MACHINES),
+            PLACE.haproxy(FOLDER),
+            PLACE.pgbouncer(FOLDER),
+            *(PLACE.dsn(way, FOLDER) for way in ("direct", "haproxy", "pgbouncer")),
+        ):
+            self.assertNotRegex(text, r"10\.0\.0|/var/|/usr/|/etc/")
+
+    def test_a_leader_gives_up_before_it_is_replaced(self) -> None:
+        """Patroni's own rule: a leader that cannot reach etcd demotes itself within `ttl`."""
+        timing = yaml.safe_load(own(shown("yaml", "patroni"), 1))["bootstrap"]["dcs"]
+        self.assertGreaterEqual(timing["ttl"], timing["loop_wait"] + 2 * timing["retry_timeout"])
+
+    def test_haproxy_asks_every_patroni_and_leads_to_every_postgresql(self) -> None:
+        servers = re.findall(r"server (db\d) ([\d.]+):5432 check port 8008", PLACE.haproxy(FOLDER))
+        self.assertEqual(servers, [(f"db{n}", PLACE.address(n)) for n in MACHINES])
+
+    def test_proxies_are_where_they_are_looked_for(self) -> None:
+        haproxy, pgbouncer = (parse_dsn(PLACE.dsn(way, FOLDER)) for way in ("haproxy", "pgbouncer"))
+        bound = f"bind {haproxy['host']}:{haproxy['port']}\n"
+        self.assertIn(bound, PLACE.haproxy(FOLDER))
+        settings = ConfigParser()
+        settings.read_string(PLACE.pgbouncer(FOLDER))
+        listens = settings["pgbouncer"]
+        self.assertEqual(
+            (pgbouncer["host"], pgbouncer["port"]), (listens["listen_addr"], listens["listen_port"])
+        )
+        behind = settings["databases"]["posd"]
+        self.assertEqual(behind, f"host={haproxy['host']} port={haproxy['port']}")
+        self.assertEqual(listens["pool_mode"], "session")
+
+    def test_the_superuser_is_the_one_of_patroni(self) -> None:
+        self.assertEqual(superuser(), {"user": "postgres", "password": "postgres-secret"})
