@@ -16,6 +16,7 @@ from posd.database.migrations import MAIN
 from posd.database.provisioning import hook_role
 from posd.errors import Busy, StatementFailed
 from posd.maintenance import schema_diff as structure
+from posd.maintenance import shop_changes
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream, audit_structure
 from posd.store.audit import Check, Found, Wrong, look
 from posd.values import Tenant
@@ -64,6 +65,7 @@ class Auditor:
     async def tenant(self, tenant: Tenant) -> None:
         """Look at one tenant, as far as its schema is one that this posd knows."""
         if await self._structure(tenant):
+            await self._try("shop tables", tenant, self._shop_tables(tenant))
             await self._checks((*audit_stream.CHECKS, *audit_orders.CHECKS), tenant)
             await self._checks(await audit_ledgers.checks(self.session, tenant), tenant)
 
@@ -105,6 +107,14 @@ class Auditor:
         await self._try("schema", tenant, compare())
         return fits == [True]
 
+    async def _shop_tables(self, tenant: Tenant) -> None:
+        """Hold the shop's own tables against what they were when they were adopted."""
+        rows = [
+            Wrong("orders, order_items", " ".join((each.what, *each.statements)))
+            for each in await shop_changes.changes(self.session, tenant)
+        ]
+        self._note("shop tables", tenant, Found(len(rows), rows[: self.most]))
+
     def _note(self, name: str, tenant: Tenant | None, found: Found, *, warns: bool = False) -> None:
         if found.total:
             slug = None if tenant is None else tenant.slug
@@ -119,5 +129,4 @@ async def read(session: Reader, tenant: Tenant | None) -> structure.Schema:
         await audit_structure.things(session, name, role),
         await audit_structure.applied(session, name),
         tenant,
-        await audit_structure.order_id_type(session, name),
     )

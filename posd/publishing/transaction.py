@@ -52,6 +52,8 @@ class Outcome:
     warned: Sequence[stream.Entry] = ()
     """Events that were published and whose values were repaired, or could not be read."""
     left_out: Sequence[batch.LeftOut] = ()
+    lacking: Mapping[TenantId, frozenset[str]] = field(factory=dict)
+    """The tenants whose tables were read, and the columns that are missing since they were adopted."""
 
 
 @define(eq=False)
@@ -102,7 +104,16 @@ class Numbering:
             (shops[each.tenant_id].slug, each.order_id or "") for each in entries if each.reuses_id
         ]
         warned = [entry for entry, each in placed if entry.warnings and each.seq is not None]
-        return Outcome(taken, failed, states.seconds, published, reused, warned, ledger.left_out)
+        return Outcome(
+            taken,
+            failed,
+            states.seconds,
+            published,
+            reused,
+            warned,
+            ledger.left_out,
+            ledger.lacking,
+        )
 
     async def reject(
         self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
