@@ -55,21 +55,25 @@ DECLARE
     its_ids text[];
     its_contents json[];
 BEGIN
+    -- Types of the system have an oid below 16384, and are no domains.
     SELECT array_agg(concat(c.relation, '.', c.name)),
-           string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.place > 0 AND c.alias = 'o'),
-           string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.place > 0 AND c.alias = 'i')
+           string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'o'),
+           string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'i')
       INTO present, order_columns, item_columns
-      FROM (SELECT w.relation, w.alias, a.attname AS name, array_position(w.names, a.attname::text) AS place, format(
-                       CASE coalesce(nullif(t.typbasetype, 0), t.oid)
-                            WHEN 'money'::regtype THEN '%1$s.%2$I::numeric AS %2$I'
-                            WHEN CASE times WHEN 'utc' THEN 'timestamp'::regtype END
+      FROM (SELECT a.relation, a.alias, a.name, a.place, CASE WHEN a.place IS NOT NULL THEN format(
+                       CASE WHEN a.type = 'money'::regtype THEN '%1$s.%2$I::numeric AS %2$I'
+                            WHEN a.type = 'timestamp'::regtype AND times = 'utc'
                             THEN '%1$s.%2$I AT TIME ZONE ''UTC'' AS %2$I'
-                            ELSE '%1$s.%2$I' END, w.alias, a.attname) AS expression
-              FROM (VALUES ('orders', orders, 'o', of_order), ('order_items', items, 'i', of_item))
-                   AS w(relation, oid, alias, names)
-              JOIN pg_attribute AS a ON a.attrelid = w.oid AND a.attnum > 0 AND NOT a.attisdropped
-              JOIN pg_type AS t ON t.oid = a.atttypid) AS c;
-    lacks := ARRAY(SELECT n.name FROM unnest(needed || known) AS n(name) EXCEPT SELECT unnest(present) ORDER BY 1);
+                            ELSE '%1$s.%2$I' END, a.alias, a.name) END AS expression
+              FROM (SELECT w.relation, w.alias, a.attname AS name, array_position(w.names, a.attname::text) AS place,
+                           CASE WHEN a.atttypid < 16384 THEN a.atttypid
+                                ELSE (SELECT coalesce(nullif(t.typbasetype, 0), t.oid)
+                                        FROM pg_type AS t WHERE t.oid = a.atttypid) END AS type
+                      FROM (VALUES ('orders', orders, 'o', of_order), ('order_items', items, 'i', of_item))
+                           AS w(relation, oid, alias, names)
+                      JOIN pg_attribute AS a
+                        ON a.attrelid = w.oid AND a.attnum > 0 AND NOT a.attisdropped) AS a) AS c;
+    lacks := ARRAY(SELECT n.name FROM unnest(needed || known) AS n(name) WHERE n.name <> ALL (present) ORDER BY 1);
     IF lacks && needed THEN
         RAISE EXCEPTION 'there is no column %', (SELECT min(n.name) FROM unnest(lacks) AS n(name) WHERE n.name = ANY (needed))
             USING ERRCODE = 'undefined_column';
