@@ -80,7 +80,7 @@ def survey(connection: Connection, slug: str, choices: Choices) -> Survey:
         chosen,
         looked,
         (*refusals, *unread),
-        tuple(adoption.doubts(tenant, tables)),
+        tuple(adoption.doubts(tenant, tables, chosen, looked)),
     )
 
 

@@ -32,6 +32,15 @@ _AMOUNTS: Final = (
 )
 
 
+_UNPLACED: Final = frozenset(
+    (
+        *("cart", "basket", "draft", "quote", "incomplete", "new_cart", "checkout"),
+        *("awaiting_payment", "pending_payment", "payment_pending", "unpaid", "initiated"),
+    )
+)
+"""Words of shops' software for what a customer has not ordered yet."""
+
+
 class About(enum.Enum):
     """What a finding is about."""
 
@@ -140,9 +149,15 @@ def refusals(
     ]
 
 
-def doubts(tenant: Tenant, tables: Mapping[str, ShopTable]) -> list[Finding]:
+def doubts(
+    tenant: Tenant, tables: Mapping[str, ShopTable], choices: Choices, looked: Looked | None
+) -> list[Finding]:
     """What of the tables can be read, but perhaps not as it is meant."""
-    return [*_odd_types(tables), *_slow(tenant, tables["order_items"])]
+    return [
+        *_odd_types(tables),
+        *_slow(tenant, tables["order_items"]),
+        *_unplaced(tenant, choices, looked),
+    ]
 
 
 def changes(
@@ -270,6 +285,20 @@ def _odd_types(tables: Mapping[str, ShopTable]) -> Iterator[Finding]:
     if kind in _NUMBERS or kind in ("boolean", "bytea", "json", "jsonb"):
         yield Finding(
             f"orders.status is {kind}: a status is a word, and every order counts as confirmed"
+        )
+
+
+def _unplaced(tenant: Tenant, choices: Choices, looked: Looked | None) -> Iterator[Finding]:
+    """Statuses of what is no order yet."""
+    if choices.condition is not None or looked is None:
+        return
+    found = [each for each in looked.statuses if each is not None and each.lower() in _UNPLACED]
+    if found:
+        words = ", ".join(f"'{each}'" for each in sorted(found))
+        yield Finding(
+            f"orders of the status {words} are published as soon as they are written. To wait until they"
+            " are placed:",
+            (f'posctl adopt {tenant.slug} --where "status NOT IN ({words})"',),
         )
 
 

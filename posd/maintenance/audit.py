@@ -15,8 +15,8 @@ from posd.database.link import Reader
 from posd.database.migrations import MAIN
 from posd.database.provisioning import hook_role
 from posd.errors import Busy, StatementFailed
+from posd.maintenance import account_numbers, shop_changes
 from posd.maintenance import schema_diff as structure
-from posd.maintenance import shop_changes
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream, audit_structure
 from posd.store.audit import Check, Found, Wrong, look
 from posd.values import Tenant
@@ -68,6 +68,7 @@ class Auditor:
             await self._try("shop tables", tenant, self._shop_tables(tenant))
             await self._checks((*audit_stream.CHECKS, *audit_orders.CHECKS), tenant)
             await self._checks(await audit_ledgers.checks(self.session, tenant), tenant)
+            await self._try("account numbers", tenant, self._account_numbers(tenant))
 
     async def _checks(self, checks: Sequence[Check], tenant: Tenant | None) -> None:
         for check in checks:
@@ -114,6 +115,10 @@ class Auditor:
             for each in await shop_changes.changes(self.session, tenant)
         ]
         self._note("shop tables", tenant, Found(len(rows), rows[: self.most]))
+
+    async def _account_numbers(self, tenant: Tenant) -> None:
+        found = await account_numbers.unfound(self.session, tenant, self.most)
+        self._note("account numbers", tenant, found, warns=True)
 
     def _note(self, name: str, tenant: Tenant | None, found: Found, *, warns: bool = False) -> None:
         if found.total:

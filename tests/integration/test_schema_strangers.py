@@ -355,6 +355,15 @@ class SurveyTests(StrangerCase):
         self.shop.run(statement)
         self.assertNotIn("CREATE INDEX", "\n".join(map(str, self.survey().doubts)))
 
+    def test_carts_are_a_doubt_until_a_condition_is_given(self) -> None:
+        self.tables()
+        self.order(1)
+        self.write("UPDATE orders SET status = 'Cart'")
+        doubts = "\n".join(map(str, self.survey().doubts))
+        self.assertIn("""posctl adopt bistro --where "status NOT IN ('Cart')\"""", doubts)
+        chosen = Choices("status NOT IN ('Cart')")
+        self.assertNotIn("--where", "\n".join(map(str, self.survey(chosen).doubts)))
+
     def test_partitions_and_row_security_are_seen(self) -> None:
         self.shop.run(
             "CREATE TABLE dinedesk_bistro.orders (id bigint, status text, total_amount numeric,"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import psycopg2
 from twisted.trial.unittest import SynchronousTestCase
@@ -92,6 +94,19 @@ class ChangeTests(ChangeCase):
         line = self.only("tables", State.FAULT, f"{self.ORDERS} ALTER tax TYPE text")
         self.assertEqual(line.what, "dinedesk_kitchen: orders.tax was numeric and is text")
         self.assertIn("posctl adopt kitchen", str(line.remedy))
+
+    def test_the_audit_names_it_and_accounts_that_nobody_finds(self) -> None:
+        execute(self.dsn, f"{self.ORDERS} RENAME special_instructions TO remarks")
+        execute(
+            self.dsn,
+            "INSERT INTO dinedesk_kitchen.loyalty_accounts (phone) VALUES ('+4407700900123')",
+        )
+        ran = posctl("audit", "--tenant", "kitchen", "--json", dsn=self.dsn)
+        told = cast("dict[str, list[dict[str, Any]]]", ran.json)
+        self.assertEqual([each["check"] for each in told["warnings"]], ["account numbers"])
+        (fault,) = told["faults"]
+        self.assertEqual((ran.code, fault["check"]), (os.EX_DATAERR, "shop tables"))
+        self.assertIn("orders.special_instructions was dropped or renamed", str(fault["rows"]))
 
     def test_the_doctor_compares_the_times_of_orders_with_the_clock(self) -> None:
         line = self.only(
