@@ -34,6 +34,8 @@ _KEEP: Final = """
        SET adopted_at = clock_timestamp(), condition = excluded.condition, timestamps = excluded.timestamps,
            unique_ids = excluded.unique_ids, tables = excluded.tables
 """
+_LONGEST: Final = 200
+"""Characters of a message about a condition, which may quote all of it."""
 _NEWEST: Final = 10_000
 """How many orders are looked at for their statuses."""
 
@@ -130,7 +132,7 @@ def _look(
         if condition is None:
             return None, (Finding(f"the orders cannot be read: {line(error)}"),)
         looked, unread = _look(connection, tenant, None)
-        what = f"the condition {condition!r} cannot be evaluated: {line(error)}"
+        what = f"the condition of --where cannot be evaluated: {line(error)[:_LONGEST]}"
         return looked, unread or (Finding(what),)
 
 

@@ -65,7 +65,8 @@ class Refused(SchemaError):
 
     def __init__(self, tenant: Tenant, findings: Sequence[Finding]) -> None:
         lines = "\n".join(map(str, findings))
-        super().__init__(f"the tables of {tenant.slug} are not hooked:\n{lines}")
+        space = "\n" if "\n" in lines else " "
+        super().__init__(f"the tables of {tenant.slug} are not hooked:{space}{lines}")
         self.findings = tuple(findings)
 
     @property

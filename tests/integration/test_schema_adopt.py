@@ -50,7 +50,7 @@ class AdoptCase(SchemaCase):
         """What an operator is told who tries to adopt the shop."""
         with self.assertRaises(SchemaError) as raised:
             self.adopt(choices)
-        return str(raised.exception).removeprefix("the tables of bistro are not hooked:\n")
+        return str(raised.exception).removeprefix("the tables of bistro are not hooked:").lstrip()
 
     def order(self, key: object) -> None:
         """Sell something, as the shop, in one transaction."""
