@@ -1,7 +1,7 @@
 """`posctl adopt`: look at a shop's existing tables, and put the hooks on them.
 
-Plain blocking code, like `provisioning`. The system catalog is read by posd_owner; the orders are read as
-the daemon reads them, through a function of the tenant's reader, and what it did is rolled back.
+Plain blocking code, like `provisioning`. The system catalog is read by posd_owner; the orders are read by a
+function that has the rights of the tenant's reader only, in a transaction that is read-only and rolled back.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from posd.database.shop_tables import ShopTable
 from posd.errors import SchemaError
 from posd.values import Tenant
 
-_AS_THE_DAEMON: Final = """
+_LOOK: Final = """
     BEGIN READ ONLY;
     SET LOCAL statement_timeout = '5s';
-    SET LOCAL ROLE posd
+    SET LOCAL ROLE posd_owner
 """
 _KEEP: Final = """
     INSERT INTO dinedesk_main.pos_adoptions (tenant_id, condition, timestamps, unique_ids, tables)
@@ -137,11 +137,11 @@ def _look(
 
 
 def _read(connection: Connection, tenant: Tenant, condition: str | None) -> Looked:
-    """Call the function that reads the newest orders, as the daemon, and roll back what it did."""
+    """Call the function that reads the newest orders, and roll back what it did."""
     look = f"SELECT * FROM {_quoted(tenant.schema)}.pos_look_at_orders(%s, %s)"
     with connection.cursor() as cursor:
         try:
-            cursor.execute(_AS_THE_DAEMON)
+            cursor.execute(_LOOK)
             cursor.execute(look, (_NEWEST, condition))
             rows = cursor.fetchall()
         finally:

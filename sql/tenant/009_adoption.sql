@@ -10,7 +10,8 @@ GRANT USAGE ON SCHEMA dinedesk_main TO :"hook_role";
 
 -- What the shop's orders are like, for `posctl adopt`, which calls it before the tables are hooked: how many of the
 -- newest `most` orders have each status, for how many of these the condition is true, and the newest `created_at`,
--- as text. It reads with the rights of the tenant's reader, and fails as pos_read_orders() would.
+-- as text. It reads with the rights of the tenant's reader, and fails as pos_read_orders() would. Only posd_owner may
+-- call it: the condition is SQL, and would give a daemon that was taken over the reader's rights.
 CREATE FUNCTION :"schema".pos_look_at_orders(most integer, condition text)
 RETURNS TABLE (status text, orders bigint, met bigint, newest text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
@@ -26,7 +27,7 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION :"schema".pos_look_at_orders(integer, text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION :"schema".pos_look_at_orders(integer, text) TO posd;
 GRANT CREATE ON SCHEMA :"schema" TO :"hook_role";
 ALTER FUNCTION :"schema".pos_look_at_orders(integer, text) OWNER TO :"hook_role";
+GRANT EXECUTE ON FUNCTION :"schema".pos_look_at_orders(integer, text) TO posd_owner;
 REVOKE CREATE ON SCHEMA :"schema" FROM :"hook_role";

@@ -113,7 +113,7 @@ FUNCTIONS_OF_KITCHEN = {
     "pos_note_order_items()": ("posd_hook_kitchen", True, set()),
     "pos_note_orders()": ("posd_hook_kitchen", True, set()),
     "pos_read_orders(text[])": ("posd_hook_kitchen", True, {"posd"}),
-    "pos_look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd"}),
+    "pos_look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd_owner"}),
 }
 """Owner, whether it runs with the owner's rights, and who else may call it."""
 
