@@ -119,7 +119,10 @@ def _lines(found: Survey) -> Iterator[tuple[str, str]]:
         ", ".join(f"{each} {orders.columns[each]}" for each in TIMES if each in orders.columns),
     )
     if found.looked is None:
-        yield "statuses", "posd cannot read the orders yet"
+        yield (
+            "statuses",
+            "not known: posd has no right to read the orders, or it took more than 5 s",
+        )
     else:
         yield "statuses", _statuses(found)
         if found.looked.newest is not None:

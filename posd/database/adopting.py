@@ -116,13 +116,16 @@ def put_hooks_on(connection: Connection, found: Survey) -> None:
 
 
 def _look(
-    connection: Connection, tenant: Tenant, condition: str | None
+    connection: Connection, tenant: Tenant, condition: str | None, most: int = _NEWEST
 ) -> tuple[Looked | None, tuple[Finding, ...]]:
-    """What the newest orders are like, and why they cannot be read, if posd has the rights to read them."""
+    """What the newest orders are like, and why they cannot be read, if it is not for want of a right.
+
+    If they cannot be counted in time, it is still found out whether they can be read.
+    """
     try:
-        return _read(connection, tenant, condition), ()
-    except (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.QueryCanceled):
-        return None, ()
+        return _read(connection, tenant, condition, most), ()
+    except psycopg2.errors.QueryCanceled:
+        return None, _look(connection, tenant, condition, 0)[1] if most else ()
     except psycopg2.errors.LockNotAvailable as error:
         what = f"the tables of {tenant.schema} are in use ({line(error)}); try again"
         raise SchemaError(what) from error
@@ -130,19 +133,23 @@ def _look(
         if connection.closed:
             raise
         if condition is None:
+            if isinstance(error, psycopg2.errors.InsufficientPrivilege):
+                return None, ()
             return None, (Finding(f"the orders cannot be read: {line(error)}"),)
-        looked, unread = _look(connection, tenant, None)
+        looked, unread = _look(connection, tenant, None, most)
+        if unread or looked is None:
+            return looked, unread
         what = f"the condition of --where cannot be evaluated: {line(error)[:_LONGEST]}"
-        return looked, unread or (Finding(what),)
+        return looked, (Finding(what),)
 
 
-def _read(connection: Connection, tenant: Tenant, condition: str | None) -> Looked:
+def _read(connection: Connection, tenant: Tenant, condition: str | None, most: int) -> Looked:
     """Call the function that reads the newest orders, and roll back what it did."""
     look = f"SELECT * FROM {_quoted(tenant.schema)}.pos_look_at_orders(%s, %s)"
     with connection.cursor() as cursor:
         try:
             cursor.execute(_LOOK)
-            cursor.execute(look, (_NEWEST, condition))
+            cursor.execute(look, (most, condition))
             rows = cursor.fetchall()
         finally:
             if not connection.closed:

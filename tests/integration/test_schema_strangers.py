@@ -250,6 +250,26 @@ class ConditionTests(StrangerCase):
         self.order(1)
         self.assertEqual(self.admin.touched(), [])
 
+    def test_a_right_on_its_columns_is_asked_for(self) -> None:
+        self.tables()
+        self.shop.run("REVOKE SELECT ON dinedesk_bistro.orders FROM posd_hook_bistro")
+        columns = ", ".join(REQUIRED_COLUMNS["orders"])
+        self.shop.run(f"GRANT SELECT ({columns}) ON dinedesk_bistro.orders TO posd_hook_bistro")
+        self.assertIn("permission denied", self.refusal(Choices("waiter IS NULL")))
+        self.adopt(Choices("status IS NOT NULL"))
+
+    def test_it_is_looked_at_though_counting_the_orders_takes_too_long(self) -> None:
+        self.tables()
+        self.patch(adopting, "_LOOK", adopting._LOOK.replace("5s", "200ms"))
+        self.shop.run(
+            "CREATE FUNCTION dinedesk_bistro.slow(numeric) RETURNS boolean LANGUAGE sql AS"
+            " 'SELECT pg_sleep(1) IS NOT NULL'"
+        )
+        self.order(1)
+        slow = "dinedesk_bistro.slow(total_amount)"
+        self.assertIn("cannot be evaluated", self.refusal(Choices(f"{slow} AND nothing")))
+        self.adopt(Choices(slow))
+
     def test_the_hook_does_not_evaluate_it(self) -> None:
         self.tables()
         self.adopt(Choices("1 / total_amount > 0"))
