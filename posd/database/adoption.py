@@ -228,12 +228,11 @@ def _hidden(tenant: Tenant, tables: Mapping[str, ShopTable], role: str) -> Itera
 
 
 def _key_types(tenant: Tenant, tables: Mapping[str, ShopTable]) -> Iterator[Finding]:
-    """A hook writes a key as text: of a type that is not PostgreSQL's own the shop's code may do that."""
+    """A hook writes a key as text, which for a type of the shop's own the shop's code may do."""
     for name, column in (("orders", "id"), ("order_items", "order_id")):
         if column in tables[name].foreign:
             yield Finding(
-                f"{name}.{column} is of a type that is not one of PostgreSQL's own. As the owner of the"
-                " table:",
+                f"{name}.{column} is of a type that the shop has made itself. As the owner of the table:",
                 (f"ALTER TABLE {_named(tenant, name)} ALTER COLUMN {column} TYPE text;",),
             )
 

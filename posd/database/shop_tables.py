@@ -50,7 +50,7 @@ READ: Final = """
                    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
                    JOIN pg_type AS b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                    AND b.typnamespace <> 'pg_catalog'::regnamespace),
+                    AND NOT (SELECT o.rolsuper FROM pg_roles AS o WHERE o.oid = b.typowner)),
            ARRAY(SELECT has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT') FROM pg_attribute AS a
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
            ARRAY(SELECT format('"%%s".%%I', replace(n.nspname, '"', '""'), p.relname)
@@ -110,7 +110,7 @@ class ShopTable:
     columns: Mapping[str, str]
     """All columns with their types, of a domain the type below it."""
     foreign: tuple[str, ...]
-    """The columns of types that are not PostgreSQL's own."""
+    """The columns of types that do not belong to a superuser: their casts may be the shop's functions."""
     unreadable: tuple[str, ...]
     """The columns of `USED_COLUMNS` that the tenant's reader has no right to read."""
     closed: tuple[str, ...]

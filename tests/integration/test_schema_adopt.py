@@ -114,17 +114,21 @@ class IdTypesTests(AdoptCase):
         self.shop.run("CREATE DOMAIN dinedesk_bistro.number AS text CHECK (VALUE ~ '^B-')")
         self.check("dinedesk_bistro.number", "B-17")
 
-    def test_a_type_of_an_extension_is_refused_with_the_statements_that_help(self) -> None:
+    def test_a_type_of_an_extension_in_another_schema(self) -> None:
         self.admin.run("CREATE EXTENSION citext SCHEMA public")
-        self.tables("public.citext")
+        self.check("public.citext", "Order-A")
+
+    def test_a_type_that_the_shop_has_made_is_refused_with_the_statements_that_help(self) -> None:
+        self.shop.run("CREATE TYPE dinedesk_bistro.code AS ENUM ('A-1', 'A-2')")
+        self.tables("dinedesk_bistro.code")
         self.shop.run(
             "ALTER TABLE dinedesk_bistro.order_items DROP CONSTRAINT order_items_order_id_fkey"
         )
         for statement in re.findall("ALTER .*", self.refusal()):
             self.shop.run(statement)
         self.adopt()
-        self.order("Order-A")
-        self.assertEqual(self.read("Order-A"), [("Order-A", "new", 1)])
+        self.order("A-1")
+        self.assertEqual(self.read("A-1"), [("A-1", "new", 1)])
 
 
 class RightsTests(AdoptCase):
