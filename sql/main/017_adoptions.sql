@@ -55,6 +55,7 @@ DECLARE
     its_ids text[];
     its_contents json[];
 BEGIN
+    keys := coalesce(keys, '{}');
     -- Types of the system have an oid below 16384, and are no domains.
     SELECT array_agg(concat(c.relation, '.', c.name)),
            string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'o'),
