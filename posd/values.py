@@ -151,7 +151,7 @@ WARNING_CODES: Final = (
     *("unreadable", "schedule_as_text", "quantity_replaced", "name_missing", "character_replaced"),
 )
 """What a `PublishWarning` may be about."""
-LEFT_OUT: Final = ("not_online", "over", "old", "unchanged", "gone")
+LEFT_OUT: Final = ("not_online", "over", "old", "unchanged", "gone", "condition")
 """Why an order that was published, or touched in a shop's tables, became no event."""
 
 

@@ -1,6 +1,5 @@
 -- The hooks on a shop's `orders` and `order_items`. Applied by `posctl adopt`, and by `posctl tenant add`
--- to the tables that posd makes itself; may be applied again at any time. `:order_id_type` is the type of
--- orders.id as it is found.
+-- to the tables that posd makes itself; may be applied again at any time.
 --
 -- A hook notes which order was touched and reads nothing: a hook that read the order to build its
 -- event would fail SERIALIZABLE writers. The content is read after the commit, by pos_read_orders().
@@ -40,14 +39,12 @@ BEGIN
 END
 $$;
 
+-- Read orders as they are now, with the rights of the tenant's reader: see sql/main/017_adoptions.sql.
 CREATE OR REPLACE FUNCTION :"schema".pos_read_orders(keys text[]) RETURNS TABLE (order_id text, content json)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
-    SELECT o.id::text,
-           (to_jsonb(o) || jsonb_build_object('items', coalesce(
-               (SELECT jsonb_agg(to_jsonb(i) ORDER BY i.id)
-                  FROM :"schema".order_items AS i WHERE i.order_id = o.id), '[]')))::json
-      FROM :"schema".orders AS o
-     WHERE o.id = ANY (keys:::order_id_type[])
+    SELECT r.order_id, r.content
+      FROM (SELECT 1) AS always LEFT JOIN :"schema".pos_adoption AS a ON true
+     CROSS JOIN LATERAL dinedesk_main.pos_read_shop(':"schema"', keys, a.timestamps, a.condition, a.columns) AS r
 $$;
 
 REVOKE ALL ON FUNCTION :"schema".pos_note_orders(), :"schema".pos_note_order_items(),

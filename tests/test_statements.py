@@ -21,7 +21,7 @@ _SQL = re.compile(
     r"|COPY|LOCK|LISTEN|NOTIFY|EXPLAIN|VALUES|BEGIN)\b"
 )
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
-_QUOTING = ("schema", "_quoted")
+_QUOTING = ("schema", "_quoted", "_named")
 """Functions that make an identifier of what they are given, whatever is in it."""
 _KNOWN = {
     (
@@ -34,12 +34,8 @@ _KNOWN = {
     ("posd.database.session_settings", "role"): "posd, the only one there is",
     ("posd.database.link", "sql"): "the statement itself, behind a time limit",
     ("posd.database.link", "max(1, int(seconds * 1000))"): "an integer",
-    (
-        "posd.database.provisioning",
-        "name",
-    ): "a table of a hook's, of two that are known, or an owner quoted before",
-    ("posd.database.provisioning", "role"): "quoted in the line before",
-    ("posd.database.provisioning", "closed"): "advice for people; the table was quoted",
+    ("posd.database.adoption", "closed"): "advice for people; the table was quoted",
+    ("posd.database.adoption", "column"): "advice for people; one of two that are known",
 }
 """What is put in besides, and what it is."""
 

@@ -25,7 +25,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "bootstrap": "schema",
         "migrate": "schema",
         "tenant": "tenants",
-        "adopt": "schema",
+        "adopt": "adopting",
         "key": "keys",
     },
     "Look after": {

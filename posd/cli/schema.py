@@ -1,4 +1,4 @@
-"""`posctl bootstrap`, `migrate` and `adopt`: what posd needs in the database."""
+"""`posctl bootstrap` and `migrate`: what posd needs in the database."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from contextlib import closing, contextmanager
 import click
 from psycopg2.extensions import parse_dsn
 
-from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, progress_bar
-from posd.cli.parameters import SLUG
 from posd.database import migrations
 from posd.database import provisioning as provision
-from posd.errors import SchemaBusy, SchemaError
+from posd.errors import SchemaError
 
 
 @click.command()
@@ -92,38 +90,6 @@ def _check(dsn: str, as_json: bool) -> None:
         print_json({"fits": True, "reason": None})
     else:
         click.echo("The main schema is what this posd needs.")
-
-
-@click.command()
-@click.argument("slug", type=SLUG)
-@as_json
-@pass_installation
-def adopt(installation: Installation, slug: str, as_json: bool) -> None:
-    """Put the hooks on a shop's existing orders.
-
-    From then on every order that is written to `orders` and `order_items` in the schema of the
-    tenant reaches its tills. Nothing else about the tables changes. If rights lack, the exact
-    GRANTs are printed for the owner of the tables to run.
-
-    \b
-    Example:
-        posctl adopt kitchen
-    """
-    with closing(migrations.connect(installation.admin_dsn())) as connection:
-        migrations.check_main(connection)
-        try:
-            provision.adopt(connection, slug)
-        except SchemaBusy:
-            raise
-        except SchemaError as error:
-            # What has no cause in PostgreSQL is about the tenant: unknown, or other tables.
-            if error.__cause__ is None:
-                raise Failure(str(error), os.EX_DATAERR) from error
-            raise
-    if as_json:
-        print_json({"tenant": slug, "hooked": True})
-    else:
-        click.echo(f"The orders of {slug} are hooked.")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Make tenants, bring their schemas up to date, and put the hooks on a shop's own tables.
 
 Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has
-placeholders in psql's notation (`:"schema"`, `:"hook_role"`, `:tenant_id` and, for the hooks,
-`:order_id_type`); they are filled in wherever they stand, function bodies included.
+placeholders in psql's notation (`:"schema"`, `:"hook_role"` and `:tenant_id`); they are filled in wherever
+they stand, function bodies included.
 
 A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: whoever owns a
 schema can replace what is in it, and posd's functions in there are called with posd's rights.
@@ -11,12 +11,14 @@ schema can replace what is in it, and posd's functions in there are called with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import psycopg2
 from attrs import frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from posd.database import adoption, shop_tables
+from posd.database.adoption import Choices, Refused
 from posd.database.migrations import (
     MAIN,
     OWNER,
@@ -30,17 +32,12 @@ from posd.database.migrations import (
     record,
     transaction,
 )
+from posd.database.shop_tables import REQUIRED_COLUMNS, ShopTable
 from posd.errors import SchemaError
 from posd.events.money import is_currency
 from posd.events.phones import is_region
 from posd.events.regions import DEFAULT, region_of
 from posd.values import TENANT_RULES, Tenant
-
-REQUIRED_COLUMNS: Final = {
-    "orders": ("id", "status", "total_amount", "created_at"),
-    "order_items": ("id", "order_id", "name", "price", "quantity"),
-}
-"""What a shop's own tables must have to be hooked; every other column is used where it is there."""
 
 
 @frozen
@@ -146,37 +143,24 @@ def add_tenant(
     return tenant
 
 
-def adopt(connection: Connection, slug: str) -> None:
-    """Put the hooks on the shop's existing `orders` and `order_items`.
-
-    Raises `SchemaError` with the columns that are missing, or with the exact GRANTs to make.
-    """
-    with administration(connection):
-        check_main(connection)
-        tenant = next((t for t in _tenants(connection) if t.slug == slug), None)
-        if tenant is None:
-            raise SchemaError(f"there is no tenant {slug!r}")
-        with transaction(connection) as cursor:
-            try:
-                _hook(cursor, tenant)
-            except psycopg2.errors.LockNotAvailable as error:
-                raise SchemaError(
-                    f"the tables of {tenant.schema} are in use ({line(error)}); try again"
-                ) from error
-            except psycopg2.Error as error:
-                raise SchemaError(f"{tenant.schema}: {line(error)}") from error
-
-
-def fill(text: str, tenant: Tenant, **more: str) -> str:
+def fill(text: str, tenant: Tenant) -> str:
     """Fill in the placeholders of a tenant's SQL. Names are quoted as PostgreSQL quotes them."""
     values = {
         ':"schema"': _quoted(tenant.schema),
         ':"hook_role"': _quoted(hook_role(tenant)),
         ":tenant_id": str(tenant.id),
-    } | {f":{name}": value for name, value in more.items()}
+    }
     for placeholder, value in values.items():
         text = text.replace(placeholder, value)
     return text
+
+
+def tenant_of(connection: Connection, slug: str) -> Tenant:
+    """The tenant of this slug. Raises `SchemaError` if there is none."""
+    tenant = next((t for t in _tenants(connection) if t.slug == slug), None)
+    if tenant is None:
+        raise SchemaError(f"there is no tenant {slug!r}")
+    return tenant
 
 
 def _tenants(connection: Connection) -> Iterator[Tenant]:
@@ -198,7 +182,7 @@ def _prepare(connection: Connection, tenant: Tenant) -> bool:
     changed = apply(connection, tenant.schema, "tenant", lambda text: fill(text, tenant))
     with transaction(connection) as cursor:
         if _hooks_wanted(cursor, tenant):
-            _hook(cursor, tenant)
+            hook(cursor, tenant, kept_choices(cursor, tenant))
             changed = True
         if changed:
             cursor.execute("SELECT pg_notify('posd_control', %s)", (f"tenant {tenant.id}",))
@@ -246,109 +230,39 @@ def _hooks_wanted(cursor: Any, tenant: Tenant) -> bool:
         (tenant.schema, hooks().file),
     )
     row = cursor.fetchone()
-    tables = _shop_tables(cursor, tenant)
+    tables = tables_of(cursor, tenant)
     if tables.keys() != REQUIRED_COLUMNS.keys():
         return False
     if row is None:
         return all(table.owner == OWNER for table in tables.values())
-    return row[0] != hooks().checksum or not all(table.hooked for table in tables.values())
+    return row[0] != hooks().checksum or not all(table.is_hooked for table in tables.values())
 
 
-@frozen
-class _Table:
-    """One of a shop's own tables: what is needed to hook it."""
-
-    kind: str
-    """`relkind` of pg_class."""
-    owner: str
-    hooked: bool
-    """Whether it is, with all of its partitions and the tables that inherit from it."""
-    columns: Mapping[str, str]
-    """The type of each, as it is written in SQL."""
-    closed: tuple[str, ...]
-    """What of it, and of its partitions and the tables that inherit from it, posd_owner may not put
-    triggers on, as it is written in SQL."""
-    may_read: bool
-    """Whether the tenant's role may read it."""
-
-
-def _shop_tables(cursor: Any, tenant: Tenant) -> dict[str, _Table]:
-    """The shop's `orders` and `order_items`, as far as there are any.
-
-    From pg_catalog, since information_schema shows nothing that one has no rights on. Types come without
-    their length: a cast to one cuts a key that has become longer since, and finds no order.
-    """
+def kept_choices(cursor: Any, tenant: Tenant) -> Choices:
+    """What the operator chose when the tables were adopted; nothing if they were not."""
     cursor.execute(
-        "WITH RECURSIVE family AS ("
-        " SELECT c.oid AS root, c.oid FROM pg_class AS c"
-        "  WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)"
-        "    AND relname = ANY (%(tables)s)"
-        "  UNION SELECT root, inhrelid FROM family JOIN pg_inherits ON inhparent = family.oid)"
-        "SELECT relname::text, relkind::text, pg_get_userbyid(relowner)::text,"
-        "       NOT EXISTS (SELECT FROM family WHERE root = c.oid AND NOT EXISTS ("
-        "           SELECT FROM pg_trigger WHERE tgrelid = family.oid AND tgname ~ '^pos_.*_inserted$')),"
-        "       ARRAY(SELECT attname::text FROM pg_attribute"
-        "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
-        "       ARRAY(SELECT format_type(atttypid, -1) FROM pg_attribute"
-        "              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),"
-        "       ARRAY(SELECT format('\"%%s\".%%I', replace(nspname, '\"', '\"\"'), p.relname)"
-        "               FROM family JOIN pg_class AS p ON p.oid = family.oid"
-        "               JOIN pg_namespace AS n ON n.oid = p.relnamespace"
-        "              WHERE root = c.oid AND NOT has_table_privilege(p.oid, 'TRIGGER')"
-        "              ORDER BY p.oid <> root, 1),"
-        "       has_table_privilege(%(role)s, c.oid, 'SELECT')"
-        "  FROM pg_class AS c WHERE c.oid IN (SELECT root FROM family)",
-        {"role": hook_role(tenant), "schema": tenant.schema, "tables": [*REQUIRED_COLUMNS]},
+        f"SELECT condition, timestamps, unique_ids FROM {MAIN}.pos_adoptions WHERE tenant_id = %s",
+        (tenant.id,),
     )
-    return {
-        name: _Table(
-            kind, owner, hooked, dict(zip(columns, types, strict=True)), tuple(closed), may_read
-        )
-        for name, kind, owner, hooked, columns, types, closed, may_read in cursor.fetchall()
-    }
+    row = cursor.fetchone()
+    return Choices() if row is None else Choices(*row)
 
 
-def _hook(cursor: Any, tenant: Tenant) -> None:
-    """Put the hooks on, in the caller's transaction, or say what is missing for that."""
-    tables = _shop_tables(cursor, tenant)
-    for name in REQUIRED_COLUMNS:
-        if name not in tables:
-            raise SchemaError(f"{tenant.schema} has no table {name}")
-        if tables[name].kind not in ("r", "p"):
-            raise SchemaError(f"{tenant.schema}.{name} is not a table, so it cannot be hooked")
-    missing = [
-        f"{name}.{column}"
-        for name, columns in REQUIRED_COLUMNS.items()
-        for column in columns
-        if column not in tables[name].columns
-    ]
-    if missing:
-        raise SchemaError(f"{tenant.schema} lacks the columns {', '.join(missing)}")
-    grants = "\n".join(
-        grant for name in REQUIRED_COLUMNS for grant in _grants(tenant, name, tables[name])
-    )
-    try:
-        cursor.execute(fill(hooks().text, tenant, order_id_type=tables["orders"].columns["id"]))
-        # Whether the tenant's role may read the tables shows when it does.
-        cursor.execute(f"SELECT FROM {_quoted(tenant.schema)}.pos_read_orders('{{}}')")
-    except psycopg2.errors.InsufficientPrivilege as error:
-        raise SchemaError(
-            f"posd lacks rights ({line(error)}). As the owner of the tables:\n{grants}"
-        ) from error
-    except psycopg2.errors.UndefinedFunction as error:
-        raise SchemaError(
-            f"{tenant.schema}: orders.id and order_items.order_id cannot be compared: {line(error)}"
-        ) from None  # as for columns that are missing: the fault is the tables', not PostgreSQL's
+def tables_of(cursor: Any, tenant: Tenant) -> dict[str, ShopTable]:
+    """The shop's `orders` and `order_items`, as far as there are any."""
+    cursor.execute(shop_tables.READ, {"schema": tenant.schema, "role": hook_role(tenant)})
+    return shop_tables.load(cursor.fetchall())
+
+
+def hook(cursor: Any, tenant: Tenant, choices: Choices) -> None:
+    """Put the hooks on, in the caller's transaction, or raise `Refused`."""
+    tables = tables_of(cursor, tenant)
+    adoption.check_shape(tenant, tables)
+    found = adoption.refusals(tenant, tables, choices, hook_role(tenant))
+    if found:
+        raise Refused(tenant, found)
+    cursor.execute(fill(hooks().text, tenant))
     record(cursor, tenant.schema, hooks())
-
-
-def _grants(tenant: Tenant, name: str, table: _Table) -> Iterator[str]:
-    """What the owner of a table has to execute before it can be hooked."""
-    for closed in table.closed:
-        yield f"GRANT TRIGGER ON {closed} TO {OWNER};"
-    if not table.may_read:
-        role = _quoted(hook_role(tenant))
-        yield f"GRANT SELECT ON {_quoted(tenant.schema)}.{name} TO {role};"
 
 
 def hook_role(tenant: Tenant) -> str:

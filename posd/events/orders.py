@@ -5,6 +5,7 @@ Here, and nowhere else, stands the filter that only online orders are pushed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
@@ -39,7 +40,7 @@ The contract names none; these are the words that shops' software uses. A status
 them is taken for an order still to be made, since printing one too many is the smaller harm.
 """
 
-NOT_ONLINE, OVER, OLD, UNCHANGED, GONE = LEFT_OUT
+NOT_ONLINE, OVER, OLD, UNCHANGED, GONE, CONDITION = LEFT_OUT
 
 _RECENT = timedelta(hours=24)
 """A hooked order that is older when first seen was there before posd was."""
@@ -130,26 +131,45 @@ def is_final(status: str) -> bool:
 def from_row(row: Mapping[str, object]) -> dict[str, object]:
     """The data of a `new_order` from a shop's own row of `orders`, with its `items` in an array.
 
-    Only the columns that the contract has a member for are taken, in the order, its items and
-    their addons alike: what else a shop keeps in there never reaches a till. The values are left
-    to `events.normalise.draft`.
+    Only the columns `ORDER_COLUMNS` and `ITEM_COLUMNS` are taken, and of an addon its known members: what
+    else a shop keeps there never reaches a till. The values are left to `events.normalise.draft`.
     """
-    order = {name: row[column] for column, name in _ORDER_COLUMNS.items() if column in row}
+    order = _renamed(row, ORDER_COLUMNS)
+    if (schedule := _schedule(order)) is not None:
+        order["scheduledFor"] = order["scheduledTime"] = schedule
     order["items"] = [_from_item_row(item) for item in _objects(row.get("items"))]
     return order
 
 
+def _renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
+    """The values of some columns by member; of two columns for one member the one that has a value."""
+    members: dict[str, object] = {}
+    for column, name in columns.items():
+        if column in row and (row[column] is not None or name not in members):
+            members[name] = row[column]
+    return members
+
+
+def _schedule(order: Mapping[str, object]) -> str | None:
+    """A day in one column and a time of day in the other as one text; None if that is not what they are."""
+    day, clock = order.get("scheduledFor"), order.get("scheduledTime")
+    if not isinstance(day, str) or not isinstance(clock, str) or not clock.strip():
+        return None
+    return f"{day} {clock}" if _DAY.fullmatch(day) and not _DAY.match(clock) else None
+
+
 def _from_item_row(row: Mapping[str, object]) -> dict[str, object]:
-    item = {name: row[column] for column, name in _ITEM_COLUMNS.items() if column in row}
-    addons = row.get("selected_addons")
+    item = _renamed(row, ITEM_COLUMNS)
+    chosen = [row[column] for column in ADDON_COLUMNS if row.get(column) is not None]
     try:
         item["selectedAddons"] = [
             {name: value for name, value in addon.items() if name in ADDON_SPELLINGS}
-            for addon in ([] if addons is None else choices(addons, ADDON_SPELLINGS))
+            for addons in chosen
+            for addon in choices(addons, ADDON_SPELLINGS)
         ] or None
     except Unreadable:
         # It may be an allergy: `unreadable` of the line keeps it, whatever it is.
-        item["selectedAddons"] = addons
+        item["selectedAddons"] = chosen[0] if len(chosen) == 1 else chosen
     return item
 
 
@@ -160,10 +180,22 @@ def _objects(value: object) -> list[Mapping[str, object]]:
         return []
 
 
-_ORDER_COLUMNS = {"id": "orderId", "total": "totalAmount"} | {
-    snake(name): name for name, _ in ORDER_MEMBERS if name not in _MANAGED | {"orderId", "items"}
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+ORDER_COLUMNS: Mapping[str, str] = {
+    "id": "orderId",
+    "total": "totalAmount",
+    "address": "deliveryAddress",
+} | {snake(name): name for name, _ in ORDER_MEMBERS if name not in _MANAGED | {"orderId", "items"}}
+"""The columns of a shop's `orders` that an event uses, and the members that they become."""
+ITEM_COLUMNS: Mapping[str, str] = {
+    **{snake(name): name for name in ITEM_MEMBERS if name != "selectedAddons"},
+    **{name: name for name in ("notes", "note", "instructions", "comment", "comments")},
 }
-_ITEM_COLUMNS = {snake(name): name for name in ITEM_MEMBERS}
+"""The same of `order_items`, but for the columns that hold addons."""
+ADDON_COLUMNS = ("selected_addons", "addons", "modifiers", "extras", "toppings")
+"""The columns of `order_items` that hold addons; those of all of them are the addons of the line."""
+
 _NULLABLE = tuple(name for name, nullable in ORDER_MEMBERS if nullable and name not in _MANAGED)
 
 

@@ -15,6 +15,7 @@ from posd.database.link import Reader
 from posd.database.migrations import MAIN
 from posd.database.provisioning import hook_role
 from posd.errors import Busy, StatementFailed
+from posd.maintenance import account_numbers, shop_changes
 from posd.maintenance import schema_diff as structure
 from posd.store import audit_ledgers, audit_main, audit_orders, audit_stream, audit_structure
 from posd.store.audit import Check, Found, Wrong, look
@@ -64,8 +65,10 @@ class Auditor:
     async def tenant(self, tenant: Tenant) -> None:
         """Look at one tenant, as far as its schema is one that this posd knows."""
         if await self._structure(tenant):
+            await self._try("shop tables", tenant, self._shop_tables(tenant))
             await self._checks((*audit_stream.CHECKS, *audit_orders.CHECKS), tenant)
             await self._checks(await audit_ledgers.checks(self.session, tenant), tenant)
+            await self._try("account numbers", tenant, self._account_numbers(tenant))
 
     async def _checks(self, checks: Sequence[Check], tenant: Tenant | None) -> None:
         for check in checks:
@@ -105,6 +108,18 @@ class Auditor:
         await self._try("schema", tenant, compare())
         return fits == [True]
 
+    async def _shop_tables(self, tenant: Tenant) -> None:
+        """Hold the shop's own tables against what they were when they were adopted."""
+        rows = [
+            Wrong("orders, order_items", " ".join((each.what, *each.statements)))
+            for each in await shop_changes.changes(self.session, tenant)
+        ]
+        self._note("shop tables", tenant, Found(len(rows), rows[: self.most]))
+
+    async def _account_numbers(self, tenant: Tenant) -> None:
+        found = await account_numbers.unfound(self.session, tenant, self.most)
+        self._note("account numbers", tenant, found, warns=True)
+
     def _note(self, name: str, tenant: Tenant | None, found: Found, *, warns: bool = False) -> None:
         if found.total:
             slug = None if tenant is None else tenant.slug
@@ -119,5 +134,4 @@ async def read(session: Reader, tenant: Tenant | None) -> structure.Schema:
         await audit_structure.things(session, name, role),
         await audit_structure.applied(session, name),
         tenant,
-        await audit_structure.order_id_type(session, name),
     )

@@ -46,7 +46,6 @@ class Schema:
     things: Sequence[Thing]
     applied: Mapping[str, str]
     tenant: Tenant | None = None
-    order_id_type: str = "bigint"
     _made: dict[str, str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -128,7 +127,7 @@ class Schema:
         if self.tenant is None:
             return "\n".join(files)
         files.append(migrations.hooks().text)
-        return provision.fill("\n".join(files), self.tenant, order_id_type=self.order_id_type)
+        return provision.fill("\n".join(files), self.tenant)
 
     def _stranger(self, thing: Thing) -> Iterator[Difference]:
         """Of what the migrations have not made, what acts with the rights of posd or on its tables."""

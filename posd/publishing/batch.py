@@ -13,7 +13,7 @@ from typing import Final, cast
 
 from attrs import evolve, frozen
 
-from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable
+from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable, returned
 from posd.events import ledger_movements as movements
 from posd.events import normalise as drafts
 from posd.events import orders
@@ -28,6 +28,10 @@ OrderKey = tuple[TenantId, str]
 Shops = Mapping[TenantId, Tenant]
 TOUCHED_ORDER: Final = "order"
 """The `type` of an outbox row by which a hook says that an order was touched."""
+_FAILURE: Final = "failure"
+_PASSED_OVER: Final = "passed_over"
+_LACKS: Final = "lacks"
+"""What `pos_read_shop()` says of a row besides its columns (sql/main/017_adoptions.sql)."""
 
 
 @frozen
@@ -138,7 +142,8 @@ class Ledger:
     """The orders of one batch: as they were stored, and as the batch has changed them so far.
 
     `now` is the time by the database's clock, which dates the shops' orders. `moved` has what the rows
-    of ledgers say, as JSON text, by tenant, kind and key.
+    of ledgers say, as JSON text, by tenant, kind and key. After the work `lacking` has the tenants whose
+    tables were read, each with the columns that are missing since they were adopted.
     """
 
     def __init__(
@@ -155,7 +160,10 @@ class Ledger:
         self._largest = largest
         self._now = now
         self._changed: dict[OrderKey, StoredOrder] = {}
+        # Touched orders for which the condition of the adoption is not true.
+        self._passed_over: set[OrderKey] = set()
         self.left_out: list[LeftOut] = []
+        self.lacking: dict[TenantId, frozenset[str]] = {}
 
     def outbox(self, items: Sequence[Item | Moved | Rejected]) -> list[Entry]:
         """Entries for rows of the outbox. What cannot be published is noted and stops nothing."""
@@ -232,6 +240,9 @@ class Ledger:
             item.condition(stored, change)
         if change is None:
             return None
+        if key in self._passed_over and hooked and (stored is None or change.reuses_id):
+            left_out(orders.CONDITION)
+            return None
         self._changed[key] = StoredOrder(order_id, change.snapshot, change.status, change.version)
         entry = _plain_entry(tenant_id, change.draft)
         # A new order's data is its snapshot; an update's has what came before beside it.
@@ -259,13 +270,22 @@ class Ledger:
         return movements.draft(item.kind, row, shop.currency if shop else "")
 
     def _touched(self, item: Item) -> Draft | None:
-        """What a touched order is now; None when it is gone."""
+        """What a touched order is now; None when it is gone. Raises `Unprocessable` if it was not read."""
         state = self._states.get((item.tenant_id, cast(str, item.touched)))
         if state is None or state.row_now is None:
             return None
         if not state.row_now:
             raise Unprocessable("The order is larger than any may be.")
         row = cast("dict[str, object]", jsontext.decode_stored(state.row_now))
+        if isinstance(failure := row.get(_FAILURE), str):
+            raise Unprocessable(
+                f"The row of order {item.touched} cannot be read: {returned(failure)}. Correct the row;"
+                " its next change publishes the order."
+            )
+        lacks = row.get(_LACKS)
+        self.lacking[item.tenant_id] = frozenset(map(str, lacks if isinstance(lacks, list) else ()))
+        if row.get(_PASSED_OVER) is True:
+            self._passed_over.add((item.tenant_id, cast(str, item.touched)))
         shop_zone = zone_of(self._shops, item.tenant_id)
         repaired = jsontext.needs_repair(state.row_now)
         data = orders.from_row(row)

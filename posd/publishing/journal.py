@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from attrs import define
+from attrs import define, field
 from twisted.logger import Logger, LogLevel
 
 from posd.events.orders import GONE, OLD, OVER
@@ -32,6 +32,8 @@ class Journal:
 
     instruments: Instruments
     name_of: Callable[[TenantId], str]
+    _lacking: dict[TenantId, frozenset[str]] = field(init=False, factory=dict)
+    """Tenants of which it was logged that columns are missing, and those."""
     _log = Logger()
 
     def committed(self, outcome: Outcome, seconds: float) -> None:
@@ -52,6 +54,8 @@ class Journal:
                 order=order_id,
             )
         self._left_out(outcome.left_out)
+        for tenant_id, columns in outcome.lacking.items():
+            self._lacks(tenant_id, columns)
 
     def rejected(self, row: stream.OutboxRow, reason: str) -> None:
         """A row of the outbox was logged as failed, since it cannot be published."""
@@ -89,6 +93,20 @@ class Journal:
             order=entry.order_id or "none",
             codes=", ".join(sorted({each.code for each in entry.warnings})),
         )
+
+    def _lacks(self, tenant_id: TenantId, columns: frozenset[str]) -> None:
+        """Log it once when columns of a shop's tables have gone."""
+        if columns == self._lacking.get(tenant_id, frozenset()):
+            return
+        self._lacking[tenant_id] = columns
+        if columns:
+            self._log.error(
+                "columns of the tables of tenant {tenant} were dropped or renamed: {columns}. Its orders are"
+                " published without their values. Put the columns back, or run `posctl adopt {tenant}` if the"
+                " change is meant",
+                tenant=self.name_of(tenant_id),
+                columns=", ".join(sorted(columns)),
+            )
 
     def _left_out(self, left_out: Sequence[batch.LeftOut]) -> None:
         orders: defaultdict[tuple[TenantId, str], list[str]] = defaultdict(list)

@@ -287,7 +287,8 @@ class Sequencer(Service):
 
     def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
         self._log.error(
-            "tenant {tenant} is left out for {seconds} s: {reason}",
+            "tenant {tenant} is left out for {seconds} s: {reason}. Its events wait in the outbox."
+            " `posctl doctor` names what was changed in its tables",
             tenant=self._numbering.name_of(tenant_id),
             seconds=aside.add(tenant_id),
             reason=reason,

@@ -56,6 +56,8 @@ class Outcome:
     """What came to the end of each tenant's stream."""
     postponed: bool = False
     """Whether some of the rows that were taken are in the outbox again."""
+    lacking: Mapping[TenantId, frozenset[str]] = field(factory=dict)
+    """The tenants whose tables were read, and the columns that are missing since they were adopted."""
 
 
 @define(eq=False)
@@ -117,6 +119,7 @@ class Numbering:
             ledger.left_out,
             _appended(placed),
             bool(states.postponed),
+            ledger.lacking,
         )
 
     async def reject(

@@ -104,12 +104,6 @@ _THINGS: Final = r"""
                 ELSE regexp_replace(replace(t.made, %(schema)s || '.', ''), '\s+', ' ', 'g') END
       FROM thing AS t ORDER BY t.kind, t.name
 """
-_ORDER_ID: Final = """
-    SELECT format_type(a.atttypid, -1)
-      FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
-      JOIN pg_namespace AS n ON n.oid = c.relnamespace
-     WHERE n.nspname = %(schema)s AND c.relname = 'orders' AND a.attname = 'id' AND NOT a.attisdropped
-"""
 _APPLIED: Final = """
     SELECT v.file, v.checksum FROM dinedesk_main.schema_versions AS v
      WHERE v.schema_name = %(schema)s ORDER BY v.file
@@ -134,9 +128,3 @@ async def things(session: Reader, schema_name: str, role: str) -> list[Thing]:
 async def applied(session: Reader, schema_name: str) -> dict[str, str]:
     """The migrations that a schema has, with the checksum that each had then."""
     return dict(await session.query(_APPLIED, {"schema": schema_name}))
-
-
-async def order_id_type(session: Reader, schema_name: str) -> str:
-    """The type of `events.orders.id`, which the hooks have in them."""
-    rows = await session.query(_ORDER_ID, {"schema": schema_name})
-    return str(rows[0][0]) if rows else "bigint"

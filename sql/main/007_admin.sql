@@ -62,11 +62,10 @@ BEGIN
     END IF;
     FOR source IN SELECT f.file, f.checksum, f.content FROM dinedesk_main.pos_tenant_files AS f ORDER BY f.position
     LOOP
-        EXECUTE replace(replace(replace(replace(source.content,
+        EXECUTE replace(replace(replace(source.content,
             ':"schema"', '"' || shop || '"'),
             ':"hook_role"', '"' || hook_role || '"'),
-            ':tenant_id', new_id::text),
-            ':order_id_type', 'bigint');
+            ':tenant_id', new_id::text);
         INSERT INTO dinedesk_main.schema_versions (schema_name, file, checksum)
         VALUES (shop, source.file, source.checksum);
     END LOOP;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from typing import Any, cast
 
 from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.trial.unittest import SynchronousTestCase
@@ -184,11 +185,48 @@ class AdoptTests(SynchronousTestCase):
     def test_the_orders_of_a_tenant_are_hooked(self) -> None:
         execute(self.dsn, "DROP TRIGGER pos_orders_inserted ON dinedesk_kitchen.orders")
         ran = posctl("adopt", "kitchen", "--json", dsn=self.dsn)
-        self.assertEqual((ran.code, ran.json), (0, {"tenant": "kitchen", "hooked": True}))
+        self.assertEqual(ran.code, 0, ran.err)
+        self.assertEqual(
+            {**cast("dict[str, object]", ran.json), "found": None},
+            {"tenant": "kitchen", "hooked": True, "found": None},
+        )
         triggers = execute(
             self.dsn, "SELECT tgname FROM pg_trigger WHERE tgname = 'pos_orders_inserted'"
         )
         self.assertEqual(len(triggers), 1)
+
+    def test_what_was_found_is_shown_first(self) -> None:
+        execute(
+            self.dsn,
+            "INSERT INTO dinedesk_kitchen.orders (status, total_amount) VALUES ('cart', 5)",
+        )
+        ran = posctl("adopt", "kitchen", "--where", "status <> 'cart'", dsn=self.dsn)
+        self.assertEqual(ran.code, 0, ran.err)
+        lines = [line.split(maxsplit=1) for line in ran.out.splitlines()]
+        shown = dict(lines[:-1])
+        self.assertEqual(shown["orders"], "owner posd_owner, id bigint, primary key id")
+        self.assertEqual(shown["statuses"], "cart 1 (of the newest 1 orders)")
+        self.assertEqual(shown["published"], "orders where status <> 'cart' (0 of the newest 1)")
+        self.assertRegex(shown["newest"], r"^order +20\d\d-.* in Europe/London, \d\d:\d\d in UTC$")
+        self.assertEqual(ran.out.splitlines()[-1], "The orders of kitchen are hooked.")
+
+    def test_a_dry_run_changes_nothing(self) -> None:
+        execute(self.dsn, "DROP TRIGGER pos_orders_inserted ON dinedesk_kitchen.orders")
+        ran = posctl("adopt", "kitchen", "--dry-run", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.out.splitlines()[-1]), (0, "Nothing was changed."))
+        left = "SELECT FROM pg_trigger WHERE tgname = 'pos_orders_inserted'"
+        self.assertEqual(execute(self.dsn, left), [])
+        self.assertEqual(execute(self.dsn, "SELECT FROM dinedesk_main.pos_adoptions"), [])
+
+    def test_programs_read_what_was_found_and_chosen(self) -> None:
+        execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders ALTER created_at TYPE timestamp")
+        ran = posctl("adopt", "kitchen", "--json", dsn=self.dsn)
+        self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
+        self.assertIn("posctl adopt kitchen --timestamps utc", ran.err)
+        ran = posctl("adopt", "kitchen", "--json", "--timestamps", "utc", dsn=self.dsn)
+        found = cast("dict[str, Any]", ran.json)["found"]
+        self.assertEqual((found["timestamps"], found["where"]), ("utc", None))
+        self.assertEqual(found["tables"]["orders"]["primaryKey"], ["id"])
 
     def test_an_unknown_tenant_is_named(self) -> None:
         ran = posctl("adopt", "kitchn", dsn=self.dsn)
@@ -209,7 +247,7 @@ class AdoptTests(SynchronousTestCase):
         )
         ran = posctl("adopt", "kitchen", dsn=self.dsn)
         self.assertEqual(ran.code, os.EX_DATAERR)
-        self.assertIn("cannot be compared", ran.err)
+        self.assertIn("operator does not exist: text = bigint", ran.err)
 
     def test_rights_that_lack_are_asked_for_by_the_grants_themselves(self) -> None:
         execute(self.dsn, "ALTER TABLE dinedesk_kitchen.orders OWNER TO postgres")

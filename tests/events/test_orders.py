@@ -404,6 +404,43 @@ class RowTests(OrderCase):
             [{"name": "Soup", "selectedAddons": [{"addon_id": 3, "name": "Bread"}]}],
         )
 
+    def test_columns_with_other_names_of_a_member_are_read_too(self) -> None:
+        item = {
+            "name": "Soup",
+            "quantity": 1,
+            "modifiers": ["No nuts"],
+            "addons": {"21": {"name": "Bread", "quantity": 3}},
+            "notes": "hot",
+            "comment": "for Tom",
+        }
+        row = {"id": 1, "address": "8 Mill Lane", "delivery_address": None, "items": [item]}
+        amounts = {"total": 5, "total_amount": None}
+        made: dict[str, Any] = {**draft("new_order", from_row({**row, **amounts})).data}
+        self.assertEqual((made["deliveryAddress"], made["totalAmount"]), ("8 Mill Lane", 5))
+        (line,) = made["items"]
+        self.assertEqual(
+            [(addon["name"], addon.get("quantity")) for addon in line["selectedAddons"]],
+            [("Bread", 3), ("No nuts", None)],
+        )
+        self.assertEqual(line["specialInstructions"], "hot\nfor Tom")
+
+    def test_a_day_and_a_time_of_day_in_two_columns_are_one_schedule(self) -> None:
+        for day, clock, said in (
+            ("2026-11-22", "18:30:00", "2026-11-22T18:30:00.000Z"),
+            ("2026-11-22", "18:30:00+02", "2026-11-22T16:30:00.000Z"),
+            ("2026-11-22", "2026-11-22T19:00:00", "2026-11-22T19:00:00.000Z"),
+            ("2026-11-22T18:00:00", "19:00:00", "2026-11-22T18:00:00.000Z"),
+        ):
+            row = {"id": 1, "scheduled_for": day, "scheduled_time": clock}
+            made = draft("new_order", from_row(row)).data
+            self.assertEqual((made["scheduledFor"], made["scheduledTime"]), (said, said))
+
+    def test_a_time_of_day_in_words_is_kept_as_text(self) -> None:
+        row = {"id": 1, "scheduled_for": "2026-11-22", "scheduled_time": "half past six"}
+        made = draft("new_order", from_row(row)).data
+        self.assertIsNone(made["scheduledFor"])
+        self.assertEqual(made["scheduledText"], "2026-11-22 half past six")
+
     def test_a_row_of_nothing_known_is_no_order(self) -> None:
         self.assertRaises(Unprocessable, draft, "new_order", from_row({"cost": 1}))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from typing import cast
 
 import psycopg2
 
@@ -11,6 +13,11 @@ from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, Client, SchemaCase
 ORDER = "INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (%s, 10)"
 STATES = "SELECT * FROM dinedesk_main.pos_order_states('{1,2}', '{1,1}', '{true,true}')"
 PUBLISH = "SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')"
+
+
+def _failure(content: str) -> str | None:
+    """Why an order could not be read, if it is the only one that cannot."""
+    return cast("str | None", json.loads(content).get("failure"))
 
 
 class AttackCase(SchemaCase):
@@ -53,19 +60,23 @@ class ViewTests(AttackCase):
             "CREATE FUNCTION dinedesk_kitchen.evil() RETURNS bigint LANGUAGE plpgsql"
             f" {rights} AS $$ BEGIN {body}; RETURN 1; END $$"
         )
-        self.replace_items("SELECT 1::bigint AS id, dinedesk_kitchen.evil() AS order_id")
+        self.replace_items(
+            "SELECT 1::bigint AS id, dinedesk_kitchen.evil() AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity"
+        )
 
     def states(self, reader: Client) -> dict[int, str | None]:
         """By tenant what posd gets to read of order 1: items as text, or why there are none."""
         return {
-            row[0]: row[6] or row[2].partition('"items": ')[2].partition("]")[0]
+            row[0]: row[6] or _failure(row[2]) or row[2].partition('"items":')[2].partition("]")[0]
             for row in reader.rows(STATES)
         }
 
     def test_another_tenants_rows_are_out_of_reach(self) -> None:
         self.admin.run(f"GRANT USAGE ON SCHEMA dinedesk_grill TO {KITCHEN_SHOP}")
         self.replace_items(
-            "SELECT o.id, 1::bigint AS order_id, o.total_amount FROM dinedesk_grill.orders AS o"
+            "SELECT o.id, 1::bigint AS order_id, o.total_amount AS price, 'Soup' AS name, 1 AS quantity"
+            " FROM dinedesk_grill.orders AS o"
         )
         states = self.states(self.daemon)
         self.assertIn("42501 permission denied", states[1] or "")
@@ -100,7 +111,7 @@ class ViewTests(AttackCase):
         self.daemon.run("SET search_path = pg_catalog")
         self.daemon.run("SET statement_timeout = '5s'")
         with self.daemon.transaction():
-            self.assertIn('"order_id": 1', self.states(self.daemon)[1] or "")
+            self.assertIn('"name":"Soup"', self.states(self.daemon)[1] or "")
         self.assertEqual(self.daemon.rows(settings)[0][:2], ("pg_catalog", "5s"))
         self.assertNotEqual(self.daemon.rows(settings)[0][2], "off")
 

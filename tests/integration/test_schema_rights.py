@@ -10,6 +10,7 @@ READ, WRITE, ALL = "SELECT", "INSERT, SELECT, UPDATE", "DELETE, INSERT, SELECT, 
 
 ON_MAIN = {
     "idempotency_keys": {"posd": "INSERT, SELECT"},
+    "pos_adoptions": {"posd": READ},
     "pos_api_keys": {"posd": "INSERT, SELECT, UPDATE (last_used_at), UPDATE (revoked_at)"},
     "pos_connected": {"posd": READ},
     "pos_connections": {"posd": ALL},
@@ -45,6 +46,7 @@ ON_KITCHEN = {
     },
     "order_items": {"posd_hook_kitchen": READ},
     "orders": {"posd_hook_kitchen": READ},
+    "pos_adoption": {"posd_hook_kitchen": READ},
     "pos_daily_report_amendments": {"posd": READ},
     "pos_daily_reports": {"posd": WRITE},
     "pos_events": {"posd": READ},
@@ -74,6 +76,8 @@ FUNCTIONS_OF_MAIN = {
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
+    # It has its caller's rights only; the tenants' readers call it.
+    "pos_read_shop(text, text[], text, text, text[])": ("posd_owner", False, {"-"}),
     "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),
@@ -116,6 +120,7 @@ FUNCTIONS_OF_KITCHEN = {
     "pos_note_order_items()": ("posd_hook_kitchen", True, set()),
     "pos_note_orders()": ("posd_hook_kitchen", True, set()),
     "pos_read_orders(text[])": ("posd_hook_kitchen", True, {"posd"}),
+    "pos_look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd_owner"}),
 }
 """Owner, whether it runs with the owner's rights, and who else may call it."""
 
@@ -182,6 +187,8 @@ class GrantsTests(SchemaCase):
                 ("dinedesk_kitchen", "posd_hook_kitchen", "USAGE"),
                 ("dinedesk_main", "posd", "USAGE"),
                 ("dinedesk_main", "posd_hook", "USAGE"),
+                ("dinedesk_main", "posd_hook_grill", "USAGE"),
+                ("dinedesk_main", "posd_hook_kitchen", "USAGE"),
                 ("dinedesk_main", "posd_publisher", "USAGE"),
             ],
         )

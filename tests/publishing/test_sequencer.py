@@ -416,7 +416,8 @@ class LeftOutTests(SequencerCase):
             f"CREATE FUNCTION dinedesk_{slug}.slowly() RETURNS bigint LANGUAGE sql AS"
             f" 'SELECT 1::bigint FROM pg_sleep({seconds})';"
             f"CREATE VIEW dinedesk_{slug}.order_items AS"
-            f" SELECT 1::bigint AS id, dinedesk_{slug}.slowly() AS order_id;"
+            f" SELECT 1::bigint AS id, dinedesk_{slug}.slowly() AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity;"
             f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
         )
 

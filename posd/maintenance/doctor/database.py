@@ -13,7 +13,7 @@ from posd.database.migrations import MAIN, OLDEST, hooks
 from posd.database.regions import country_of
 from posd.errors import Busy, StatementFailed
 from posd.events.timezones import is_zone
-from posd.maintenance import audit
+from posd.maintenance import audit, shop_changes
 from posd.maintenance import schema_diff as structure
 from posd.maintenance.doctor import Line, fault, machine, ok, unknown, warning
 from posd.store import audit_main, fitness, tenants
@@ -181,6 +181,7 @@ async def _schemas(session: Reader) -> list[Line]:
         schema = await _schema(session, listed.tenant, lines)
         if schema is not None:
             lines += _hooks(listed.tenant, schema)
+            lines += await _tables(session, listed.tenant)
             lines += _zone(listed.tenant)
         fine += len(lines) == before
     if everyone:
@@ -238,6 +239,19 @@ def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:
         what = f"{tenant.schema}: {', '.join(wrong)} are missing or disabled, so orders are not noticed"
         remedy = f"posctl adopt {tenant.slug}; where one is disabled, ALTER TABLE … ENABLE TRIGGER"
         yield fault("hooks", what, remedy)
+
+
+async def _tables(session: Reader, tenant: Tenant) -> list[Line]:
+    """What has changed in a shop's own tables since they were adopted, and by which clock they are read."""
+    lines = []
+    for each in await shop_changes.changes(session, tenant):
+        help_ = " ".join(each.statements) or f"posctl adopt {tenant.slug}, if the change is meant"
+        lines.append(fault("tables", f"{tenant.schema}: {each.what}", help_))
+    other = await shop_changes.other_clock(session, tenant)
+    if other is not None:
+        what = f"orders.created_at of {tenant.slug} is off by the time zone {tenant.timezone}"
+        lines.append(warning("tables", what, f"posctl adopt {tenant.slug} --timestamps {other}"))
+    return lines
 
 
 def _zone(tenant: Tenant) -> Iterator[Line]:

@@ -1,0 +1,202 @@
+"""`posctl adopt`: put the hooks on a shop's existing orders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+
+import click
+
+from posd.cli.failures import Failure
+from posd.cli.installation import Installation, pass_installation
+from posd.cli.output import as_json, print_json, printable
+from posd.cli.parameters import SLUG
+from posd.database import adopting, migrations
+from posd.database.adopting import Survey
+from posd.database.adoption import Choices, Finding, Refused
+from posd.database.shop_tables import TIMES, ShopTable
+from posd.errors import SchemaBusy, SchemaError
+from posd.events.timezones import zone
+
+_MOST_STATUSES = 12
+
+
+@click.command()
+@click.argument("slug", type=SLUG)
+@click.option(
+    "--where",
+    "condition",
+    metavar="CONDITION",
+    help="Which orders are published: a condition in SQL on the columns of orders. '' publishes all.",
+)
+@click.option(
+    "--timestamps",
+    type=click.Choice(["local", "utc"]),
+    help="What values without a time zone mean: the time in the shop's time zone, or UTC.",
+)
+@click.option(
+    "--unique-ids/--no-unique-ids",
+    default=None,
+    help="No two orders have the same id, although no constraint says so.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what was found, and change nothing.")
+@as_json
+@pass_installation
+def adopt(
+    installation: Installation,
+    slug: str,
+    condition: str | None,
+    timestamps: str | None,
+    unique_ids: bool | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put the hooks on a shop's existing orders.
+
+    Every order that is written to `orders` and `order_items` in the schema of the tenant then
+    reaches its tills. Nothing else about the tables changes. The command first shows what it
+    found in the tables. If they cannot be hooked it prints why, with the statements that help.
+
+    The values of --where, --timestamps and --unique-ids are kept with the tenant. A later
+    `posctl adopt` without the option leaves the value as it is.
+
+    An order for which the condition of --where is not true, such as a cart, is not published until
+    the condition is true. An order that was published stays published, and each change of it is too.
+
+    \b
+    Examples:
+        posctl adopt kitchen --dry-run
+        posctl adopt kitchen
+        posctl adopt kitchen --timestamps utc --where "status NOT IN ('cart', 'draft')"
+    """
+    choices = Choices(condition, timestamps, unique_ids)
+    with closing(migrations.connect(installation.admin_dsn())) as connection:
+        migrations.check_main(connection)
+        try:
+            found = adopting.survey(connection, slug, choices)
+            if not as_json:
+                _show(found)
+            if found.refusals:
+                raise Refused(found.tenant, found.refusals)
+            if not dry_run:
+                adopting.put_hooks_on(connection, found)
+        except SchemaBusy:
+            raise
+        except Refused as error:
+            code = os.EX_NOPERM if error.only_lacks_rights else os.EX_DATAERR
+            raise Failure(str(error), code) from error
+        except SchemaError as error:
+            # What has no cause in PostgreSQL is about the tenant.
+            if error.__cause__ is None:
+                raise Failure(str(error), os.EX_DATAERR) from error
+            raise
+    if as_json:
+        print_json({"tenant": slug, "hooked": not dry_run, "found": _shape(found)})
+    elif dry_run:
+        click.echo("Nothing was changed.")
+    else:
+        click.echo(f"The orders of {slug} are hooked.")
+
+
+def _show(found: Survey) -> None:
+    lines = [*_lines(found)]
+    width = max(len(name) for name, _ in lines) + 2
+    for name, what in lines:
+        click.echo(f"{name:{width}}{printable(what)}")
+    for doubt in found.doubts:
+        click.echo(f"posctl: warning: {doubt}", err=True)
+
+
+def _lines(found: Survey) -> Iterator[tuple[str, str]]:
+    """What was found, a line each: what it is about, and what there is."""
+    for table in found.tables.values():
+        yield table.name, _table(table)
+    orders = found.tables["orders"]
+    yield (
+        "times",
+        ", ".join(f"{each} {orders.columns[each]}" for each in TIMES if each in orders.columns),
+    )
+    if found.looked is None:
+        yield (
+            "statuses",
+            "not known: posd has no right to read the orders, or it took more than 5 s",
+        )
+    else:
+        yield "statuses", _statuses(found)
+        if found.looked.newest is not None:
+            yield "newest order", f"{found.looked.newest}; it is {_clocks(found)}"
+    yield "published", _published(found)
+
+
+def _table(table: ShopTable) -> str:
+    key = ", ".join(table.key) or "none"
+    parts = [f"owner {table.owner}", f"id {table.columns['id']}", f"primary key {key}"]
+    if table.partition_key is not None:
+        parts.append(f"partitioned by {table.partition_key}, {table.parts} partitions")
+    elif table.parts:
+        parts.append(f"{table.parts} tables inherit from it")
+    if table.is_partition:
+        parts.append("a partition itself")
+    if table.has_row_security:
+        parts.append("row security")
+    return ", ".join(parts)
+
+
+def _statuses(found: Survey) -> str:
+    looked = found.looked
+    if looked is None or not looked.statuses:
+        return "there are no orders"
+    shown = [
+        f"{'null' if status is None else status} {count}"
+        for status, count in [*looked.statuses.items()][:_MOST_STATUSES]
+    ]
+    others = len(looked.statuses) - len(shown)
+    more = [f"{others} others"] if others else []
+    return f"{', '.join(shown + more)} (of the newest {looked.orders} orders)"
+
+
+def _clocks(found: Survey) -> str:
+    now = datetime.now(UTC)
+    local = now.astimezone(zone(found.tenant.timezone))
+    return f"{local:%Y-%m-%d %H:%M} in {found.tenant.timezone}, {now:%H:%M} in UTC"
+
+
+def _published(found: Survey) -> str:
+    choices, looked = found.choices, found.looked
+    said = f"orders where {choices.condition}" if choices.condition else "all orders"
+    if choices.condition and looked is not None and looked.orders:
+        said += f" ({looked.met} of the newest {looked.orders})"
+    times = {"local": "the shop's time", "utc": "UTC", None: ""}[choices.timestamps]
+    return f"{said}; times without a zone are {times}" if times else said
+
+
+def _shape(found: Survey) -> dict[str, object]:
+    """What was found, as programs read it."""
+    looked = found.looked
+    return {
+        "tables": {
+            name: {
+                "owner": table.owner,
+                "columns": dict(table.columns),
+                "primaryKey": table.key,
+                "uniqueId": table.has_unique_id,
+                "rowSecurity": table.has_row_security,
+                "partitionKey": table.partition_key,
+                "parts": table.parts,
+            }
+            for name, table in found.tables.items()
+        },
+        "statuses": None
+        if looked is None
+        else [{"status": status, "orders": count} for status, count in looked.statuses.items()],
+        "newest": None if looked is None else looked.newest,
+        "where": found.choices.condition or None,
+        "timestamps": found.choices.timestamps,
+        "warnings": [_warning(each) for each in found.doubts],
+    }
+
+
+def _warning(doubt: Finding) -> dict[str, object]:
+    return {"what": doubt.what, "statements": doubt.statements}

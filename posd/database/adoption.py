@@ -1,0 +1,319 @@
+"""What `posctl adopt` thinks of a shop's tables: whether they can be hooked, and what has changed since.
+
+Pure functions over `shop_tables.ShopTable`. A `Finding` has a sentence and the statements that help.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from posd.database.shop_tables import REQUIRED_COLUMNS, TIMES, ShopTable
+from posd.errors import SchemaError
+from posd.values import Tenant
+
+_NUMBERS: Final = frozenset(
+    ("smallint", "integer", "bigint", "numeric", "real", "double precision", "money")
+)
+_TEXTS: Final = frozenset(("text", "character varying", "character"))
+_MOMENTS: Final = frozenset(
+    ("timestamp with time zone", "timestamp without time zone", "date", "bigint", *_TEXTS)
+)
+_AMOUNTS: Final = (
+    "total_amount",
+    "subtotal",
+    "delivery_fee",
+    "discount_amount",
+    "tax",
+    "amount_paid",
+)
+
+
+_UNPLACED: Final = frozenset(
+    (
+        *("cart", "basket", "draft", "quote", "incomplete", "new_cart", "checkout"),
+        *("awaiting_payment", "pending_payment", "payment_pending", "unpaid", "initiated"),
+    )
+)
+"""Words of shops' software for what a customer has not ordered yet."""
+
+
+class About(enum.Enum):
+    """What a finding is about."""
+
+    RIGHTS = "rights"
+    TABLES = "tables"
+
+
+@frozen
+class Finding:
+    """What is wrong with a shop's tables, and the statements that help: those of the tables' owner."""
+
+    what: str
+    statements: tuple[str, ...] = ()
+    about: About = About.TABLES
+
+    def __str__(self) -> str:
+        return "\n".join((self.what, *self.statements))
+
+
+class Refused(SchemaError):
+    """The tables are not hooked, and why; the text has all findings with their statements."""
+
+    def __init__(self, tenant: Tenant, findings: Sequence[Finding]) -> None:
+        lines = "\n".join(map(str, findings))
+        space = "\n" if "\n" in lines else " "
+        super().__init__(f"the tables of {tenant.slug} are not hooked:{space}{lines}")
+        self.findings = tuple(findings)
+
+    @property
+    def only_lacks_rights(self) -> bool:
+        return all(each.about is About.RIGHTS for each in self.findings)
+
+
+@frozen
+class Choices:
+    """What an operator says about the tables; None says nothing, so that what was said before counts.
+
+    `condition` is SQL; `timestamps` is `local` or `utc`.
+    """
+
+    condition: str | None = None
+    timestamps: str | None = None
+    unique_ids: bool | None = None
+
+    def over(self, earlier: Choices) -> Choices:
+        """These, and what they do not say from `earlier`. A condition that is blank becomes none."""
+        condition = earlier.condition if self.condition is None else self.condition
+        return Choices(
+            (condition or "").strip() or None,
+            earlier.timestamps if self.timestamps is None else self.timestamps,
+            earlier.unique_ids if self.unique_ids is None else self.unique_ids,
+        )
+
+
+NOTHING_CHOSEN: Final = Choices()
+
+
+@frozen
+class Looked:
+    """The newest orders of a shop: how many have each status, for how many the condition is true, and the
+    newest `created_at`, as text."""
+
+    statuses: Mapping[str | None, int]
+    met: int
+    newest: str | None
+
+    @property
+    def orders(self) -> int:
+        return sum(self.statuses.values())
+
+
+def check_shape(tenant: Tenant, tables: Mapping[str, ShopTable]) -> None:
+    """Raise `Refused` unless there are two tables with the columns that are needed."""
+    findings = [
+        Finding(f"{tenant.schema} has no table {name}")
+        for name in REQUIRED_COLUMNS
+        if name not in tables
+    ]
+    findings += [
+        Finding(f"{tenant.schema}.{table.name} is not a table, so it cannot be hooked")
+        for table in tables.values()
+        if table.kind not in ("r", "p")
+    ]
+    missing = [
+        f"{name}.{column}"
+        for name, columns in REQUIRED_COLUMNS.items()
+        if name in tables
+        for column in columns
+        if column not in tables[name].columns
+    ]
+    if missing:
+        findings.append(Finding(f"{tenant.schema} lacks the columns {', '.join(missing)}"))
+    if findings:
+        raise Refused(tenant, findings)
+
+
+def refusals(
+    tenant: Tenant, tables: Mapping[str, ShopTable], choices: Choices, role: str
+) -> list[Finding]:
+    """Why tables of the right shape cannot be hooked; `role` is the tenant's reader."""
+    return [
+        *_rights(tenant, tables, role),
+        *_hidden(tenant, tables, role),
+        *_key_types(tenant, tables),
+        *_ids(tenant, tables["orders"], choices),
+        *_zones(tenant, tables["orders"], choices),
+    ]
+
+
+def doubts(
+    tenant: Tenant, tables: Mapping[str, ShopTable], choices: Choices, looked: Looked | None
+) -> list[Finding]:
+    """What of the tables can be read, but perhaps not as it is meant."""
+    return [
+        *_odd_types(tables),
+        *_slow(tenant, tables["order_items"]),
+        *_unplaced(tenant, choices, looked),
+    ]
+
+
+def changes(
+    tenant: Tenant,
+    kept: Mapping[str, Mapping[str, str]],
+    tables: Mapping[str, ShopTable],
+    role: str,
+) -> list[Finding]:
+    """What has changed since the tables were adopted, when their columns were `kept`."""
+    findings = []
+    for name, columns in kept.items():
+        if name not in tables:
+            findings.append(Finding(f"{tenant.schema} has no table {name} any more"))
+            continue
+        now = tables[name].columns
+        gone = [f"{name}.{column}" for column in columns if column not in now]
+        if gone:
+            findings.append(Finding(f"{', '.join(gone)} was dropped or renamed"))
+        findings += [
+            Finding(
+                f"{part} has no hooks, or they are disabled, so what is written to it is not noticed:"
+                f" posctl adopt {tenant.slug}, or ALTER TABLE … ENABLE TRIGGER"
+            )
+            for part in tables[name].unhooked
+        ]
+        findings += [
+            Finding(f"{name}.{column} was {kind} and is {now[column]}")
+            for column, kind in columns.items()
+            if now.get(column, kind) != kind
+        ]
+    return [*findings, *_unread(tenant, tables, role), *_hidden(tenant, tables, role)]
+
+
+def _rights(tenant: Tenant, tables: Mapping[str, ShopTable], role: str) -> Iterator[Finding]:
+    grants: list[str] = []
+    for table in tables.values():
+        grants += [f"GRANT TRIGGER ON {closed} TO posd_owner;" for closed in table.closed]
+        if table.unreadable:
+            grants.append(_grant(tenant, table, role))
+    if grants:
+        what = "posd lacks rights on the tables. As their owner:"
+        yield Finding(what, tuple(grants), About.RIGHTS)
+
+
+def _unread(tenant: Tenant, tables: Mapping[str, ShopTable], role: str) -> Iterator[Finding]:
+    for table in tables.values():
+        if table.unreadable:
+            what = f"posd may not read {table.name}. As the owner of the table:"
+            yield Finding(what, (_grant(tenant, table, role),), About.RIGHTS)
+
+
+def _grant(tenant: Tenant, table: ShopTable, role: str) -> str:
+    return f"GRANT SELECT ON {_named(tenant, table.name)} TO {_quoted(role)};"
+
+
+def _hidden(tenant: Tenant, tables: Mapping[str, ShopTable], role: str) -> Iterator[Finding]:
+    for table in tables.values():
+        if table.hides_rows:
+            name = _named(tenant, table.name)
+            yield Finding(
+                f"row security on {table.name} can hide rows from posd, which reads as {role}. As the owner"
+                " of the table; a restrictive policy must let the role pass too:",
+                (
+                    f"CREATE POLICY posd_reads ON {name} FOR SELECT TO {_quoted(role)} USING (true);",
+                ),
+            )
+
+
+def _key_types(tenant: Tenant, tables: Mapping[str, ShopTable]) -> Iterator[Finding]:
+    """A hook writes a key as text, which for a type of the shop's own the shop's code may do."""
+    for name, column in (("orders", "id"), ("order_items", "order_id")):
+        if column in tables[name].foreign:
+            yield Finding(
+                f"{name}.{column} is of a type that the shop has made itself. As the owner of the table:",
+                (f"ALTER TABLE {_named(tenant, name)} ALTER COLUMN {column} TYPE text;",),
+            )
+
+
+def _ids(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Finding]:
+    if orders.has_unique_id or choices.unique_ids:
+        return
+    key = f"its primary key is ({', '.join(orders.key)})" if orders.key else "it has no primary key"
+    vouch = f"say that no two orders have the same id: posctl adopt {tenant.slug} --unique-ids"
+    if orders.partition_key is not None and orders.partition_key.partition("(")[2] != "id)":
+        yield Finding(
+            f"no constraint makes orders.id unique ({key}), and a table that is partitioned by"
+            f" {orders.partition_key} can have none. Two orders with one id are one order to posd. If it is"
+            f" so, {vouch}"
+        )
+        return
+    yield Finding(
+        f"no constraint makes orders.id unique ({key}). Two orders with one id are one order to posd. As the"
+        f" owner of the table, or {vouch}",
+        (f"ALTER TABLE {_named(tenant, 'orders')} ADD UNIQUE (id);",),
+    )
+
+
+def _zones(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Finding]:
+    if orders.without_zone and choices.timestamps is None:
+        names = ", ".join(f"orders.{name}" for name in orders.without_zone)
+        yield Finding(
+            f"{names} has no time zone. Say whether the values are in the shop's time zone"
+            f" ({tenant.timezone}) or in UTC:",
+            (
+                f"posctl adopt {tenant.slug} --timestamps local",
+                f"posctl adopt {tenant.slug} --timestamps utc",
+            ),
+        )
+
+
+def _odd_types(tables: Mapping[str, ShopTable]) -> Iterator[Finding]:
+    """Columns whose type is none that such a value is kept in."""
+    wanted: list[tuple[str, str, frozenset[str]]] = [
+        *(("orders", name, _NUMBERS | _TEXTS) for name in _AMOUNTS),
+        *(("orders", name, _MOMENTS) for name in TIMES if name != "scheduled_time"),
+        ("order_items", "price", _NUMBERS | _TEXTS),
+        ("order_items", "quantity", _NUMBERS | _TEXTS),
+    ]
+    for table, column, kinds in wanted:
+        kind = tables[table].columns.get(column)
+        if kind is not None and kind not in kinds:
+            yield Finding(f"{table}.{column} is {kind}: values that cannot be read are left out")
+    kind = tables["orders"].columns["status"]
+    if kind in _NUMBERS or kind in ("boolean", "bytea", "json", "jsonb"):
+        yield Finding(
+            f"orders.status is {kind}: a status is a word, and every order counts as confirmed"
+        )
+
+
+def _unplaced(tenant: Tenant, choices: Choices, looked: Looked | None) -> Iterator[Finding]:
+    """Statuses of what is no order yet."""
+    if choices.condition is not None or looked is None:
+        return
+    found = [each for each in looked.statuses if each is not None and each.lower() in _UNPLACED]
+    if found:
+        words = ", ".join(f"'{each}'" for each in sorted(found))
+        yield Finding(
+            f"orders of the status {words} are published as soon as they are written. To wait until they"
+            " are placed:",
+            (f'posctl adopt {tenant.slug} --where "status NOT IN ({words})"',),
+        )
+
+
+def _slow(tenant: Tenant, items: ShopTable) -> Iterator[Finding]:
+    if not items.has_order_index:
+        yield Finding(
+            "no index finds the lines of an order, so posd reads all of order_items for each order. As the"
+            " owner of the table:",
+            (f"CREATE INDEX CONCURRENTLY ON {_named(tenant, 'order_items')} (order_id);",),
+        )
+
+
+def _named(tenant: Tenant, table: str) -> str:
+    return f"{_quoted(tenant.schema)}.{table}"
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'

@@ -1,0 +1,194 @@
+"""A shop's own `orders` and `order_items`, as the system catalog describes them.
+
+Nothing of the shop's runs while the catalog is read: no view, policy, type or expression of its tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from posd.database.link import Reader
+from posd.events.orders import ADDON_COLUMNS, ITEM_COLUMNS, ORDER_COLUMNS
+from posd.values import Tenant
+
+REQUIRED_COLUMNS: Final = {
+    "orders": ("id", "status", "total_amount", "created_at"),
+    "order_items": ("id", "order_id", "name", "price", "quantity"),
+}
+"""The columns that a shop's own tables must have to be hooked."""
+
+USED_COLUMNS: Final = {
+    "orders": frozenset(ORDER_COLUMNS),
+    "order_items": frozenset((*ITEM_COLUMNS, *ADDON_COLUMNS, "id", "order_id")),
+}
+"""The columns that are read, if they exist."""
+
+TIMES: Final = ("created_at", "scheduled_for", "scheduled_time")
+"""The columns of `orders` that hold points in time."""
+
+# From pg_catalog, since information_schema shows nothing that one has no rights on. The types come without
+# their length. A policy hides no rows if it is permissive, for the reader and `USING (true)`, and no other
+# policy restricts it.
+READ: Final = """
+    WITH RECURSIVE family AS (
+        SELECT c.oid AS root, c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE n.nspname = %(schema)s AND c.relname IN ('orders', 'order_items')
+         UNION SELECT f.root, i.inhrelid FROM family AS f JOIN pg_inherits AS i ON i.inhparent = f.oid
+    )
+    SELECT c.relname::text, c.relkind::text, pg_get_userbyid(c.relowner)::text,
+           NOT EXISTS (SELECT FROM family AS f WHERE f.root = c.oid AND NOT EXISTS (
+               SELECT FROM pg_trigger AS t WHERE t.tgrelid = f.oid AND t.tgname ~ '^pos_.*_inserted$')),
+           ARRAY(SELECT a.attname::text FROM pg_attribute AS a
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+           ARRAY(SELECT format_type(coalesce(nullif(t.typbasetype, 0), t.oid), -1)
+                   FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+           ARRAY(SELECT a.attname::text
+                   FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                   JOIN pg_type AS b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                    AND NOT (SELECT o.rolsuper FROM pg_roles AS o WHERE o.oid = b.typowner)),
+           ARRAY(SELECT has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT') FROM pg_attribute AS a
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+           ARRAY(SELECT format('"%%s".%%I', replace(n.nspname, '"', '""'), p.relname)
+                   FROM family AS f JOIN pg_class AS p ON p.oid = f.oid
+                   JOIN pg_namespace AS n ON n.oid = p.relnamespace
+                  WHERE f.root = c.oid AND NOT has_table_privilege('posd_owner', p.oid, 'TRIGGER')
+                  ORDER BY p.oid <> f.root, 1),
+           ARRAY(SELECT format('"%%s".%%I', replace(n.nspname, '"', '""'), p.relname)
+                   FROM family AS f JOIN pg_class AS p ON p.oid = f.oid
+                   JOIN pg_namespace AS n ON n.oid = p.relnamespace
+                  WHERE f.root = c.oid AND f.oid <> c.oid AND NOT EXISTS (
+                        SELECT FROM pg_trigger AS t WHERE t.tgrelid = f.oid AND t.tgname ~ '^pos_.*_inserted$'
+                           AND t.tgenabled IN ('O', 'A'))
+                  ORDER BY 1),
+           EXISTS (SELECT FROM pg_index AS i
+                     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'id'
+                    WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+                      AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
+           EXISTS (SELECT FROM pg_index AS i
+                     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'order_id'
+                    WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL
+                      AND i.indkey[0] = a.attnum),
+           ARRAY(SELECT a.attname::text
+                   FROM pg_index AS i
+                  CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, place)
+                   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
+                  WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts ORDER BY k.place),
+           c.relrowsecurity AND NOT coalesce(r.rolbypassrls OR r.rolsuper, false)
+             AND (c.relforcerowsecurity OR c.relowner IS DISTINCT FROM r.oid)
+             AND (NOT EXISTS (SELECT FROM pg_policy AS p
+                               WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('r', '*')
+                                 AND (0 = ANY (p.polroles) OR r.oid = ANY (p.polroles))
+                                 AND pg_get_expr(p.polqual, p.polrelid) = 'true')
+                  OR EXISTS (SELECT FROM pg_policy AS p
+                              WHERE p.polrelid = c.oid AND NOT p.polpermissive AND p.polcmd IN ('r', '*')
+                                AND (0 = ANY (p.polroles) OR r.oid = ANY (p.polroles))
+                                AND pg_get_expr(p.polqual, p.polrelid) <> 'true')),
+           c.relrowsecurity, pg_get_partkeydef(c.oid),
+           (SELECT count(*)::integer FROM family AS f WHERE f.root = c.oid AND f.oid <> c.oid),
+           c.relispartition
+      FROM pg_class AS c LEFT JOIN pg_roles AS r ON r.rolname = %(role)s
+     WHERE c.oid IN (SELECT root FROM family)
+     ORDER BY c.relname DESC
+"""
+
+
+@frozen
+class ShopTable:
+    """One of a shop's own tables; names in `closed` and `unhooked` are as they are written in SQL."""
+
+    name: str
+    kind: str
+    """`relkind` of pg_class."""
+    owner: str
+    is_hooked: bool
+    """Whether it is, with all of its partitions and the tables that inherit from it."""
+    columns: Mapping[str, str]
+    """All columns with their types, of a domain the type below it."""
+    foreign: tuple[str, ...]
+    """The columns of types that do not belong to a superuser: their casts may be the shop's functions."""
+    unreadable: tuple[str, ...]
+    """The columns of `USED_COLUMNS` that the tenant's reader has no right to read."""
+    closed: tuple[str, ...]
+    """The tables, of it and of those that belong to it, on which posd_owner may not make triggers."""
+    unhooked: tuple[str, ...]
+    """Its partitions, or the tables that inherit from it, without enabled hooks."""
+    has_unique_id: bool
+    has_order_index: bool
+    """Whether there is an index by which the lines of one order are found."""
+    key: tuple[str, ...]
+    """The columns of the primary key."""
+    hides_rows: bool
+    """Whether row security may hide rows from the tenant's reader."""
+    has_row_security: bool
+    partition_key: str | None
+    parts: int
+    """How many partitions it has, or tables that inherit from it."""
+    is_partition: bool
+
+    @property
+    def without_zone(self) -> tuple[str, ...]:
+        """The columns of times that do not say in which time zone they are."""
+        return tuple(
+            name for name in TIMES if self.columns.get(name) == "timestamp without time zone"
+        )
+
+
+async def read(session: Reader, tenant: Tenant, role: str) -> dict[str, ShopTable]:
+    """The shop's tables, as far as there are any; `role` is the tenant's reader."""
+    return load(await session.query(READ, {"schema": tenant.schema, "role": role}))
+
+
+def load(rows: Iterable[tuple[Any, ...]]) -> dict[str, ShopTable]:
+    """The tables from the rows of `READ`."""
+    return {row[0]: _table(*row) for row in rows}
+
+
+def described(tables: Mapping[str, ShopTable]) -> dict[str, dict[str, str]]:
+    """The columns that are read, with their types, as `pos_adoptions.tables` keeps them."""
+    return {
+        name: {
+            column: kind for column, kind in table.columns.items() if column in USED_COLUMNS[name]
+        }
+        for name, table in tables.items()
+    }
+
+
+def _table(
+    name: str,
+    kind: str,
+    owner: str,
+    is_hooked: bool,
+    columns: list[str],
+    types: list[str],
+    foreign: list[str],
+    readable: list[bool],
+    closed: list[str],
+    unhooked: list[str],
+    *rest: Any,
+) -> ShopTable:
+    unreadable = tuple(
+        column
+        for column, is_readable in zip(columns, readable, strict=True)
+        if column in USED_COLUMNS[name] and not is_readable
+    )
+    unique, index, key, *others = rest
+    return ShopTable(
+        name,
+        kind,
+        owner,
+        is_hooked,
+        dict(zip(columns, types, strict=True)),
+        tuple(foreign),
+        unreadable,
+        tuple(closed),
+        tuple(unhooked),
+        unique,
+        index,
+        tuple(key),
+        *others,
+    )

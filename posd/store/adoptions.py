@@ -1,0 +1,48 @@
+"""What was chosen and found when a shop's tables were adopted (`sql/main/017_adoptions.sql`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final, cast
+
+from attrs import frozen
+
+from posd.database.link import Reader
+from posd.protocol import jsontext
+from posd.store import schema
+from posd.values import Tenant
+
+_KEPT: Final = """
+    SELECT a.timestamps, a.tables::text FROM dinedesk_main.pos_adoptions AS a WHERE a.tenant_id = %s
+"""
+_PUBLISHED: Final = """
+    SELECT o.created_at, e.created_at
+      FROM {schema}.pos_orders AS o JOIN {schema}.pos_events AS e ON e.seq = o.first_seq
+     ORDER BY o.first_seq DESC LIMIT %s
+"""
+
+
+@frozen
+class Kept:
+    """The columns of the tables with their types, and what a time without a zone means."""
+
+    timestamps: str | None
+    tables: Mapping[str, Mapping[str, str]]
+
+
+async def kept(session: Reader, tenant: Tenant) -> Kept | None:
+    """What is known of a tenant's adoption; None if its tables were never adopted."""
+    rows = await session.query(_KEPT, (tenant.id,))
+    if not rows:
+        return None
+    ((timestamps, tables),) = rows
+    return Kept(timestamps, cast("dict[str, dict[str, str]]", jsontext.decode(tables)))
+
+
+async def published(session: Reader, tenant: Tenant, most: int) -> list[tuple[datetime, datetime]]:
+    """Of the last orders: when each was made by its own account, and when posd first published it."""
+    return [
+        (made, told)
+        for made, told in await session.query(_PUBLISHED.format(schema=schema(tenant)), (most,))
+    ]

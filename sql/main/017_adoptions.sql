@@ -1,0 +1,121 @@
+-- Shops whose own `orders` and `order_items` were hooked by `posctl adopt`: what the operator chose, and what the
+-- tables were like then. A tenant without a row has the tables that posd has made.
+CREATE TABLE dinedesk_main.pos_adoptions (
+    tenant_id integer PRIMARY KEY REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    adopted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- A boolean SQL expression over the columns of `orders`. An order for which it is not true is published only
+    -- if it was published before. NULL: all orders are published.
+    condition text CHECK (condition ~ '\S'),
+    -- What a value of a `timestamp` column means: the time in the shop's time zone, or UTC. NULL: there is none.
+    timestamps text CHECK (timestamps IN ('local', 'utc')),
+    -- The operator says that no two orders have the same id, although no constraint does.
+    unique_ids boolean NOT NULL DEFAULT false,
+    -- The columns that an event uses, with their types: {"orders": {"id": "bigint", …}, "order_items": {…}}.
+    tables json NOT NULL
+);
+GRANT SELECT ON dinedesk_main.pos_adoptions TO posd;
+
+-- Read orders of a shop as they are now, each with its lines in `items`. It has the rights of its caller, which is
+-- pos_read_orders() of the tenant. `shop` is the name of the schema as it is written in SQL; the others are from
+-- pos_adoptions, NULL for tables that posd has made. One function for all tenants, since a session keeps the plans
+-- of each PL/pgSQL function that it has called.
+--
+-- Only the columns that an event has a member for are read, and of those the ones that the tables have now. The
+-- types come from the catalog at each call, so a column may change its type at any time. `money` is read as
+-- numeric; a `timestamp` is read as UTC if `times` says so, and otherwise comes without an offset.
+--
+-- A table without a column that is needed is an error (undefined_column). Other columns that were there when the
+-- tables were adopted, `known`, and are not there any more are named in the member `lacks`. An order for which
+-- `condition` is not true has the member `passed_over`.
+--
+-- The keys stand in the query as a literal, which takes the type of orders.id.
+--
+-- If a value makes the query fail, the orders are read again one by one. An order that fails alone has
+-- {"failure": "SQLSTATE message"} as its content, and the others are returned as usual. Errors about names,
+-- rights, locks and resources concern all orders and are raised.
+CREATE FUNCTION dinedesk_main.pos_read_shop(
+    shop text, keys text[], times text, condition text, known text[])
+RETURNS TABLE (order_id text, content json)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    of_order CONSTANT text[] := '{id,order_number,customer_name,customer_phone,customer_email,order_type,order_source,status,total_amount,total,subtotal,delivery_fee,discount,discount_amount,tax,payment_method,payment_status,amount_paid,voucher_code,currency,special_instructions,notes,delivery_address,address,scheduled_for,scheduled_time,created_at}';
+    of_item CONSTANT text[] := '{menu_item_id,name,display_name,variant_id,variant_name,price,quantity,selected_addons,addons,modifiers,extras,toppings,special_instructions,notes,note,instructions,comment,comments}';
+    needed CONSTANT text[] := '{orders.id,orders.status,orders.total_amount,orders.created_at,order_items.id,order_items.order_id,order_items.name,order_items.price,order_items.quantity}';
+    orders CONSTANT regclass := concat(shop, '.orders');
+    items CONSTANT regclass := concat(shop, '.order_items');
+    order_columns text;
+    item_columns text;
+    present text[];
+    lacks text[];
+    query_start text;
+    ids text[];
+    contents json[];
+    one text;
+    its_ids text[];
+    its_contents json[];
+BEGIN
+    keys := coalesce(keys, '{}');
+    -- Types of the system have an oid below 16384, and are no domains.
+    SELECT array_agg(concat(c.relation, '.', c.name)),
+           string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'o'),
+           string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'i')
+      INTO present, order_columns, item_columns
+      FROM (SELECT a.relation, a.alias, a.name, a.place, CASE WHEN a.place IS NOT NULL THEN format(
+                       CASE WHEN a.type = 'money'::regtype THEN '%1$s.%2$I::numeric AS %2$I'
+                            WHEN a.type = 'timestamp'::regtype AND times = 'utc'
+                            THEN '%1$s.%2$I AT TIME ZONE ''UTC'' AS %2$I'
+                            ELSE '%1$s.%2$I' END, a.alias, a.name) END AS expression
+              FROM (SELECT w.relation, w.alias, a.attname AS name, array_position(w.names, a.attname::text) AS place,
+                           CASE WHEN a.atttypid < 16384 THEN a.atttypid
+                                ELSE (SELECT coalesce(nullif(t.typbasetype, 0), t.oid)
+                                        FROM pg_type AS t WHERE t.oid = a.atttypid) END AS type
+                      FROM (VALUES ('orders', orders, 'o', of_order), ('order_items', items, 'i', of_item))
+                           AS w(relation, oid, alias, names)
+                      JOIN pg_attribute AS a
+                        ON a.attrelid = w.oid AND a.attnum > 0 AND NOT a.attisdropped) AS a) AS c;
+    lacks := ARRAY(SELECT n.name FROM unnest(needed || known) AS n(name) WHERE n.name <> ALL (present) ORDER BY 1);
+    IF lacks && needed THEN
+        RAISE EXCEPTION 'there is no column %', (SELECT min(n.name) FROM unnest(lacks) AS n(name) WHERE n.name = ANY (needed))
+            USING ERRCODE = 'undefined_column';
+    END IF;
+    -- The line break ends a comment in the condition.
+    query_start := concat(
+        'SELECT array_agg(r.order_id), array_agg(r.content)
+           FROM (SELECT o.id::text AS order_id, row_to_json(c) AS content
+                   FROM ', shop, '.orders AS o CROSS JOIN LATERAL (
+                        SELECT ', order_columns, ', coalesce((
+                                SELECT json_agg(row_to_json(l) ORDER BY i.id)
+                                  FROM ', shop, '.order_items AS i CROSS JOIN LATERAL (SELECT ', item_columns, ') AS l
+                                 WHERE i.order_id = o.id), ''[]'') AS items',
+        ', NOT coalesce((' || condition || E'\n), false) AS passed_over',
+        CASE WHEN lacks <> '{}' THEN concat(', ', quote_literal(lacks), '::text[] AS lacks') END, ') AS c
+                  WHERE o.id = ANY (');
+    BEGIN
+        EXECUTE query_start || quote_literal(keys) || ')) AS r' INTO ids, contents;
+    EXCEPTION WHEN OTHERS THEN
+        IF keys = '{}' OR SQLSTATE !~ '^(21|22|23|38|39|54|P0|XX)' THEN
+            RAISE;
+        END IF;
+        ids := '{}';
+        contents := '{}';
+        FOREACH one IN ARRAY keys LOOP
+            BEGIN
+                EXECUTE query_start || quote_literal(ARRAY[one]) || ')) AS r' INTO its_ids, its_contents;
+                ids := ids || its_ids;
+                contents := contents || its_contents;
+            EXCEPTION WHEN OTHERS THEN
+                IF SQLSTATE !~ '^(21|22|23|38|39|54|P0|XX)' THEN
+                    RAISE;
+                END IF;
+                ids := ids || one;
+                contents := contents || json_build_object('failure', SQLSTATE || ' ' || left(SQLERRM, 1000));
+            END;
+        END LOOP;
+    END;
+    RETURN QUERY SELECT u.order_id, u.content FROM unnest(ids, contents) AS u(order_id, content);
+END
+$$;
+
+-- The tenants' readers call it, and their roles come and go. It gives nobody a right that he does not have.
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_read_shop(text, text[], text, text, text[]) TO PUBLIC;

@@ -1,0 +1,51 @@
+"""Loyalty accounts that a shop's SQL has made under a number that nobody finds."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import psycopg2
+
+from posd.cli.database import Snapshot, complete
+from posd.maintenance import account_numbers
+from posd.store.audit import Found
+from tests.maintenance.doctor.test_database import DatabaseCase
+from tests.store_case import KITCHEN
+
+INSERT = "INSERT INTO dinedesk_kitchen.loyalty_accounts (phone) VALUES ('{}')"
+
+
+class AccountNumberTests(DatabaseCase):
+    def unfound(self, *statements: str, most: int = 10) -> Found:
+        with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            return complete(account_numbers.unfound(Snapshot(connection), KITCHEN, most))
+
+    def test_numbers_as_posd_writes_them_are_found(self) -> None:
+        numbers = ("+447700900123", "+33612345678")
+        self.assertEqual(self.unfound(*map(INSERT.format, numbers)), Found(0, []))
+
+    def test_a_number_that_is_written_otherwise_is_named_by_its_account_alone(self) -> None:
+        found = self.unfound(INSERT.format("+447700900123"), INSERT.format("+4407700900123"))
+        self.assertEqual(found.total, 1)
+        self.assertRegex(found.rows[0].row, r"^loyalty_accounts id \d+$")
+        self.assertIn("otherwise in E.164", found.rows[0].what)
+
+    def test_what_is_no_number_at_all(self) -> None:
+        found = self.unfound(INSERT.format("+44"), INSERT.format("+999999999999999"), most=1)
+        self.assertEqual((found.total, len(found.rows)), (2, 1))
+        self.assertIn("no telephone number", found.rows[0].what)
+
+    def test_all_pages_are_read(self) -> None:
+        self.patch(account_numbers, "_PAGE", 2)
+        numbers = [f"+44770090012{digit}" for digit in range(5)]
+        found = self.unfound(*map(INSERT.format, numbers), INSERT.format("+4407700900123"))
+        self.assertEqual(found.total, 1)
+
+    def test_a_shops_own_table_of_this_name_is_not_read(self) -> None:
+        found = self.unfound(
+            INSERT.format("+4407700900123"),
+            "ALTER TABLE dinedesk_kitchen.loyalty_accounts OWNER TO pg_monitor",
+        )
+        self.assertEqual(found.total, 0)

@@ -1,0 +1,126 @@
+"""What has changed in a shop's tables since they were adopted, and by which clock they are read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import psycopg2
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.cli.database import Snapshot, complete
+from posd.maintenance import shop_changes
+from posd.maintenance.doctor import State
+from tests.cli_runner import execute, posctl
+from tests.maintenance.doctor.test_database import DatabaseCase
+from tests.store_case import KITCHEN
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+
+
+class ClockTests(SynchronousTestCase):
+    def judged(self, minutes: float, timezone: str, timestamps: str, count: int = 3) -> str | None:
+        """The verdict on orders that were published so long after they were made."""
+        orders = [(NOON - timedelta(minutes=minutes), NOON)] * count
+        return shop_changes.judged(orders, timezone, timestamps)
+
+    def test_orders_that_are_off_by_the_time_zone_are_read_by_the_wrong_clock(self) -> None:
+        self.assertEqual(self.judged(120, "Europe/Paris", "local"), "utc")
+        self.assertEqual(self.judged(-120, "Europe/Paris", "utc"), "local")
+        self.assertEqual(self.judged(-239, "America/New_York", "local"), "utc")
+
+    def test_others_are_not(self) -> None:
+        self.assertIsNone(self.judged(0, "Europe/Paris", "local"))
+        self.assertIsNone(self.judged(45, "Europe/Paris", "local"))
+        self.assertIsNone(self.judged(0, "Atlantic/Reykjavik", "local"))
+        self.assertIsNone(self.judged(120, "Europe/Paris", "local", count=2))
+
+
+class ChangeCase(DatabaseCase):
+    def setUp(self) -> None:
+        super().setUp()
+        adopted = posctl("adopt", "kitchen", dsn=self.dsn)
+        self.assertEqual(adopted.code, 0, adopted.err)
+        for table in ("orders", "order_items"):
+            execute(self.dsn, f"ALTER TABLE dinedesk_kitchen.{table} OWNER TO pg_monitor")
+
+    def changes(self, *statements: str) -> list[str]:
+        with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            found = complete(shop_changes.changes(Snapshot(connection), KITCHEN))
+        return [str(each) for each in found]
+
+
+class ChangeTests(ChangeCase):
+    ORDERS = "ALTER TABLE dinedesk_kitchen.orders"
+
+    def test_what_was_adopted_has_not_changed(self) -> None:
+        self.assertEqual(self.changes(), [])
+
+    def test_each_change_is_named(self) -> None:
+        for statement, said in (
+            (
+                f"{self.ORDERS} RENAME special_instructions TO remarks",
+                "orders.special_instructions was",
+            ),
+            (f"{self.ORDERS} DROP tax", "orders.tax was dropped or renamed"),
+            (
+                f"{self.ORDERS} ALTER tax TYPE money USING tax::money",
+                "orders.tax was numeric and is money",
+            ),
+            (f"{self.ORDERS} ADD extra bytea", None),
+            (f"{self.ORDERS} ENABLE ROW LEVEL SECURITY", "CREATE POLICY"),
+            ("DROP TABLE dinedesk_kitchen.order_items", "has no table order_items any more"),
+            (
+                "REVOKE SELECT ON dinedesk_kitchen.orders FROM posd_hook_kitchen",
+                'GRANT SELECT ON "dinedesk_kitchen".orders TO "posd_hook_kitchen";',
+            ),
+            (
+                "CREATE TABLE dinedesk_kitchen.late () INHERITS (dinedesk_kitchen.orders)",
+                '"dinedesk_kitchen".late has no hooks',
+            ),
+        ):
+            with self.subTest(statement=statement):
+                found = "\n".join(self.changes(statement))
+                if said is None:
+                    self.assertEqual(found, "")
+                else:
+                    self.assertIn(said, found)
+
+    def test_the_doctor_names_it_with_what_to_do(self) -> None:
+        line = self.only("tables", State.FAULT, f"{self.ORDERS} ALTER tax TYPE text")
+        self.assertEqual(line.what, "dinedesk_kitchen: orders.tax was numeric and is text")
+        self.assertIn("posctl adopt kitchen", str(line.remedy))
+
+    def test_the_audit_names_it_and_accounts_that_nobody_finds(self) -> None:
+        execute(self.dsn, f"{self.ORDERS} RENAME special_instructions TO remarks")
+        execute(
+            self.dsn,
+            "INSERT INTO dinedesk_kitchen.loyalty_accounts (phone) VALUES ('+4407700900123')",
+        )
+        ran = posctl("audit", "--tenant", "kitchen", "--json", dsn=self.dsn)
+        told = cast("dict[str, list[dict[str, Any]]]", ran.json)
+        self.assertEqual([each["check"] for each in told["warnings"]], ["account numbers"])
+        (fault,) = told["faults"]
+        self.assertEqual((ran.code, fault["check"]), (os.EX_DATAERR, "shop tables"))
+        self.assertIn("orders.special_instructions was dropped or renamed", str(fault["rows"]))
+
+    def test_the_doctor_compares_the_times_of_orders_with_the_clock(self) -> None:
+        line = self.only(
+            "tables",
+            State.WARNING,
+            "UPDATE dinedesk_main.tenants SET timezone = 'Asia/Tokyo', default_region = 'JP' WHERE id = 1",
+            f"{self.ORDERS} ALTER created_at TYPE timestamp",
+            "UPDATE dinedesk_main.pos_adoptions SET timestamps = 'local',"
+            """ tables = '{"orders": {"created_at": "timestamp without time zone"}}'""",
+            "INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data)"
+            " SELECT n, 'new_order', '{}' FROM generate_series(1, 3) AS n",
+            "INSERT INTO dinedesk_kitchen.pos_orders"
+            " (order_id, snapshot, status, version, created_at, first_seq)"
+            " SELECT n, '{}', 'new', 1, now() - interval '9 hours', n FROM generate_series(1, 3) AS n",
+        )
+        self.assertIn("off by the time zone Asia/Tokyo", line.what)
+        self.assertEqual(line.remedy, "posctl adopt kitchen --timestamps utc")
