@@ -39,7 +39,7 @@ BEGIN
 END
 $$;
 
--- Read orders as they are now, with the rights of the tenant's reader: see sql/main/017_adoptions.sql.
+-- Read orders as they are now, with the rights of the tenant's reader: see sql/main/016_adoptions.sql.
 CREATE OR REPLACE FUNCTION :"schema".pos_read_orders(keys text[]) RETURNS TABLE (order_id text, content json)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
     SELECT r.order_id, r.content

@@ -31,7 +31,7 @@ TOUCHED_ORDER: Final = "order"
 _FAILURE: Final = "failure"
 _PASSED_OVER: Final = "passed_over"
 _LACKS: Final = "lacks"
-"""What `pos_read_shop()` says of a row besides its columns (sql/main/017_adoptions.sql)."""
+"""What `pos_read_shop()` says of a row besides its columns (sql/main/016_adoptions.sql)."""
 
 
 @frozen

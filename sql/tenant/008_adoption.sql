@@ -1,4 +1,4 @@
--- What pos_read_orders() needs to know of the tenant's adoption (sql/main/017_adoptions.sql). No row: the tables
+-- What pos_read_orders() needs to know of the tenant's adoption (sql/main/016_adoptions.sql). No row: the tables
 -- were made by posd.
 CREATE VIEW :"schema".pos_adoption WITH (security_barrier) AS
     SELECT a.condition, a.timestamps,
