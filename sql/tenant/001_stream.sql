@@ -14,24 +14,29 @@ CREATE VIEW :"schema".pos_nacks WITH (security_barrier) AS
     SELECT n.seq, n.device_id, n.reason, n.created_at
       FROM dinedesk_main.pos_nacks AS n WHERE n.tenant_id = :tenant_id;
 
--- The deployed table of this name: all of the log. `status` follows from the positions.
+CREATE VIEW :"schema".pos_unsequenced WITH (security_barrier) AS
+    SELECT u.id, u.event_type, u.event_data, u.device_id, u.failure, u.created_at
+      FROM dinedesk_main.pos_unsequenced AS u WHERE u.tenant_id = :tenant_id;
+
+-- The deployed table of this name: all of the log. `status` follows from the positions. It reads the views above
+-- and not the tables: PostgreSQL pushes conditions into the parts of a UNION ALL though the view is a barrier, so
+-- the parts have to be barriers themselves.
 CREATE VIEW :"schema".pos_sync_logs WITH (security_barrier) AS
     SELECT e.id, e.seq, e.event_type, e.event_data,
            CASE WHEN EXISTS (SELECT FROM dinedesk_main.pos_nacks AS n
-                              WHERE n.tenant_id = e.tenant_id AND n.seq = e.seq) THEN 'failed'
+                              WHERE n.tenant_id = :tenant_id AND n.seq = e.seq) THEN 'failed'
                 WHEN e.seq <= h.received_seq THEN 'success'
                 WHEN e.seq <= h.sent_seq THEN 'broadcast'
                 ELSE 'pending' END AS status,
            NULL::text AS device_id, NULL::text AS failure, e.created_at
-      FROM dinedesk_main.pos_events AS e
-      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
-     WHERE e.tenant_id = :tenant_id
+      FROM :"schema".pos_events AS e JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = :tenant_id
     UNION ALL
     SELECT u.id, NULL::bigint, u.event_type, u.event_data,
            CASE WHEN u.failure IS NULL THEN 'received' ELSE 'failed' END, u.device_id, u.failure, u.created_at
-      FROM dinedesk_main.pos_unsequenced AS u WHERE u.tenant_id = :tenant_id;
+      FROM :"schema".pos_unsequenced AS u;
 
-GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_sync_logs TO posd;
+GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_unsequenced, :"schema".pos_sync_logs
+    TO posd;
 
 -- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop. The NOTIFY
 -- only makes it quicker, and a session that uses PREPARE TRANSACTION, which refuses a transaction that has

@@ -62,6 +62,7 @@ class AddTenantTests(ProvisionCase):
                 *("pos_daily_report_amendments r", "pos_daily_reports r", "pos_events v"),
                 *("pos_gift_card_transactions r", "pos_loyalty_transactions r", "pos_nacks v"),
                 *("pos_order_terminals v", "pos_orders v", "pos_points_given r", "pos_sync_logs v"),
+                "pos_unsequenced v",
             ],
         )
         self.assertEqual(provision.migrate(self.connection).updated, ())

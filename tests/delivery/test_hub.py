@@ -18,6 +18,7 @@ from posd.values import (
     REVOKED,
     STREAM_CHANGED,
     SUPERSEDED,
+    Appended,
     Head,
     Opening,
     Position,
@@ -191,6 +192,25 @@ class CheckTests(ExchangeCase):
         self.log.commit()
         self.successResultOf(self.check(self.log.head))
         self.assertEqual(line.ids, [11])
+
+    def test_what_is_new_of_several_tenants_is_read_together(self) -> None:
+        shops = [evolve(KITCHEN, id=number, slug=f"shop-{number}") for number in (7, 8, 9)]
+        lines = [self.connect(terminal(tenant=shop))[1] for shop in shops]
+        self.log.commit()
+        heads = [Head(shop.id, self.log.stream_id, 11) for shop in shops]
+        self.store.pages.clear()
+        self.successResultOf(self.check(*heads))
+        self.assertEqual([line.ids for line in lines], [[11]] * 3)
+        self.assertEqual(self.store.pages, [[(n, self.log.stream_id, 10) for n in (7, 8, 9)]])
+
+    def test_what_this_node_committed_is_sent_without_a_read(self) -> None:
+        _, line = self.connect()
+        self.store.pages.clear()
+        self.log.commit(2)
+        events = self.log.events[-2:]
+        self.exchange.channels.append(Appended(KITCHEN.id, self.log.stream_id, events))
+        self.exchange.channels.append(Appended(99, self.log.stream_id, events))
+        self.assertEqual((line.ids, self.store.pages), ([11, 12], []))
 
     def test_wakes_and_heads_of_tenants_without_tills_are_ignored(self) -> None:
         wake(self.exchange, 99, 5)

@@ -78,7 +78,8 @@ class Scene:
             for (table,) in self.shop.query(
                 "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relname IN"
                 " ('gift_cards', 'loyalty_accounts', 'idempotency_keys', 'pos_outbox',"
-                " 'pos_devices', 'pos_cursors', 'tenants', 'pos_api_keys')"
+                " 'pos_devices', 'pos_cursors', 'tenants', 'pos_api_keys', 'pos_events',"
+                " 'pos_unsequenced', 'pos_nacks', 'pos_orders', 'pos_order_terminals')"
                 " OR relkind = 'r' AND relnamespace = 'dinedesk_kitchen'::regnamespace"
                 " AND relname LIKE 'pos\\_%'"
             )
