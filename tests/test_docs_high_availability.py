@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ ADDRESSES = [PLACE.address(number) for number in MACHINES]
 
 class FilesTests(SynchronousTestCase):
     def test_posd_is_told_of_every_machine_and_takes_the_one_that_accepts_writes(self) -> None:
-        dsn = PLACE.dsn(FOLDER)
+        dsn = PLACE.dsn("direct", FOLDER)
         options = parse_dsn(dsn)
         self.assertIsNone(libpq.problem(dsn))
         self.assertEqual(options["host"].split(","), ADDRESSES)
@@ -28,7 +29,7 @@ class FilesTests(SynchronousTestCase):
         self.assertEqual(options["passfile"], "/folder/pgpass")
 
     def test_the_password_of_the_file_is_the_one_that_the_role_gets(self) -> None:
-        *_, user, password = PLACE.pgpass().strip().split(":")
+        *_, user, password = shown("text", "pgpass").strip().split(":")
         self.assertIn(f"ALTER ROLE {user} PASSWORD '{password}'", shown("sql", "posd"))
 
     def test_each_machine_has_files_of_its_own(self) -> None:
@@ -54,7 +55,8 @@ class FilesTests(SynchronousTestCase):
             *(PLACE.patroni(number, FOLDER) for number in MACHINES),
             *(f"{PLACE.etcd(number, FOLDER)}" for number in MACHINES),
             PLACE.haproxy(FOLDER),
-            PLACE.dsn(FOLDER),
+            PLACE.pgbouncer(FOLDER),
+            *(PLACE.dsn(way, FOLDER) for way in ("direct", "haproxy", "pgbouncer")),
         ):
             self.assertNotRegex(text, r"10\.0\.0|/var/|/usr/|/etc/")
 
@@ -66,6 +68,20 @@ class FilesTests(SynchronousTestCase):
     def test_haproxy_asks_every_patroni_and_leads_to_every_postgresql(self) -> None:
         servers = re.findall(r"server (db\d) ([\d.]+):5432 check port 8008", PLACE.haproxy(FOLDER))
         self.assertEqual(servers, [(f"db{n}", PLACE.address(n)) for n in MACHINES])
+
+    def test_proxies_are_where_they_are_looked_for(self) -> None:
+        haproxy, pgbouncer = (parse_dsn(PLACE.dsn(way, FOLDER)) for way in ("haproxy", "pgbouncer"))
+        bound = f"bind {haproxy['host']}:{haproxy['port']}\n"
+        self.assertIn(bound, PLACE.haproxy(FOLDER))
+        settings = ConfigParser()
+        settings.read_string(PLACE.pgbouncer(FOLDER))
+        listens = settings["pgbouncer"]
+        self.assertEqual(
+            (pgbouncer["host"], pgbouncer["port"]), (listens["listen_addr"], listens["listen_port"])
+        )
+        behind = settings["databases"]["posd"]
+        self.assertEqual(behind, f"host={haproxy['host']} port={haproxy['port']}")
+        self.assertEqual(listens["pool_mode"], "session")
 
     def test_the_superuser_is_the_one_of_patroni(self) -> None:
         self.assertEqual(superuser(), {"user": "postgres", "password": "postgres-secret"})

@@ -16,12 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import psycopg2
 from attrs import define, field
 
 from posd.errors import PosdError
@@ -31,7 +30,7 @@ from posd.testing.binaries import Binaries, preferred_binaries
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
-_PROMOTE_SECONDS = 60
+_PROMOTE_SECONDS = "60"
 _POLL_SECONDS = 0.01
 _FOLDER = "posd-pg-"
 
@@ -128,10 +127,7 @@ class Server:
 
     def promote(self) -> None:
         """Make a standby a primary; return when it accepts writes. Raises `ServerFailed`."""
-        with closing(psycopg2.connect(self.dsn())) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT pg_promote(true, %s)", (_PROMOTE_SECONDS,))
-            if not cursor.fetchall()[0][0]:
-                raise ServerFailed(f"the standby was not promoted:\n{_tail(self.log())}")
+        self._run("pg_ctl", "promote", "-D", str(self.folder / "data"), "-t", _PROMOTE_SECONDS)
 
     def __enter__(self) -> Self:
         return self

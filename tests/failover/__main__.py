@@ -9,23 +9,25 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 from posd.testing.account import Account
 from tests.debian import Missing
 from tests.failover.calamities import Calamity, every_minute
 from tests.failover.cluster import Cluster
-from tests.failover.configuration import shown
+from tests.failover.configuration import DIRECT, shown
 from tests.failover.programs import Programs
 from tests.failover.verdict import Verdict, broken, table
-from tests.integration.chaos_case import LIMITS, SLUG
+from tests.integration.chaos_case import LIMITS
 from tests.integration.harness import Shop, prepare
 from tests.integration.load import Load
 from tests.integration.load_roads import ALL_KINDS, CONFIGURATION
 
-_WRITERS = 4
-_TILLS = 12
+_WRITERS = 3
+_TILLS = 6
 _PACE = 0.2
 _STAYS = 120.0
 
@@ -39,8 +41,8 @@ def main(minutes: int) -> int:
     except Missing as error:
         print(f"not run: {error}")
         return 0
-    if programs.haproxy is None:
-        print(f"not run: HAProxy: {programs.missing}")
+    for reason in programs.missing:
+        print(f"not run without it: {reason}")
     began = time.monotonic()
     cluster = Cluster.start(programs, folder)
     try:
@@ -53,26 +55,28 @@ def main(minutes: int) -> int:
 def _endure(cluster: Cluster, minutes: int) -> int:
     dsn = cluster.superuser_dsn("posd")
     prepare(dsn)
-    with closing(Shop.at(dsn, [SLUG])) as shop:
+    slugs = {via: f"shop-{number}" for number, via in enumerate((DIRECT, "proxies"), 1)}
+    with closing(Shop.at(dsn, list(slugs.values()))) as shop, ExitStack() as running:
         shop.query(shown("sql", "posd"))
-        nodes = [
-            shop.start(f"{LIMITS}\n{CONFIGURATION}", dsn=each)
-            for each in cluster.posd_dsns(shop.folder)
-        ]
-        load = Load(shop, SLUG, nodes)
-        calamities: list[Calamity] = []
-        try:
+        loads: dict[str, Load] = {}
+        for via, dsns in cluster.posd_dsns(shop.folder).items():
+            nodes = [shop.start(f"{LIMITS}\n{CONFIGURATION}", dsn=each) for each in dsns]
+            loads[via] = load = Load(shop, slugs[via], nodes)
+            running.callback(load.abort)
             load.start(_WRITERS, _TILLS, kinds=ALL_KINDS, pace=_PACE, stays=_STAYS)
             load.past(20)
-            for calamity in every_minute(cluster, load, nodes, minutes):
-                calamities.append(calamity)
-                print(table([calamity]), flush=True)
-            verdict = Verdict.over(load, load.finish())
-        finally:
-            load.abort()
+        calamities: list[Calamity] = []
+        for seen in every_minute(cluster, loads, minutes):
+            calamities += seen
+            print(table(seen), flush=True)
+        verdicts = [Verdict.over(load, load.finish()) for load in loads.values()]
+    return _tell(reduce(add, verdicts), calamities)
+
+
+def _tell(verdict: Verdict, calamities: list[Calamity]) -> int:
     print(f"\n{table(calamities)}\n")
     print(f"{verdict.confirmed} publishes confirmed, {verdict.events} events in the log")
-    print(f"{verdict.lost} lost, {verdict.reordered} reordered, {verdict.repeated} repeated,")
+    print(f"{verdict.lost} lost, {verdict.reordered} reordered, {verdict.repeated} repeated")
     print(f"{verdict.resyncs} needless resyncs, {verdict.missed} events that a till was never sent")
     failures = broken(verdict, calamities)
     for failure in failures:

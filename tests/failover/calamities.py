@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
 from attrs import frozen
 
 from tests.failover.cluster import Cluster, Machine
-from tests.integration.harness import Daemon
 from tests.integration.load import HOOK, REST, SQL, Load
 
 SWITCHOVER: Final = "switchover"
 KILL: Final = "kill -9"
+UPGRADE: Final = "upgrade"
+"""One after the other is restarted: the followers, and after a switchover the old leader."""
 
 _PERIOD: Final = 60.0
 _PROMOTION_SECONDS: Final = 120.0
@@ -23,7 +24,9 @@ _LET_RUN_SECONDS: Final = 5.0
 
 @frozen
 class Calamity:
-    """One end of a leader. Times are in seconds, `None` where nothing came any more.
+    """One end of a leader, for the shop whose posd connects `via` one way or another.
+
+    Times are in seconds, `None` where nothing came any more.
 
     `promoted` is until another machine accepted writes. `committing` is the longest time without a COMMIT of
     a shop that writes to the database directly, `publishing` without a publish by REST that was confirmed,
@@ -32,6 +35,7 @@ class Calamity:
     """
 
     what: str
+    via: str
     old: str
     new: str
     promoted: float
@@ -43,27 +47,41 @@ class Calamity:
 
 
 def every_minute(
-    cluster: Cluster, load: Load, nodes: Sequence[Daemon], minutes: int
-) -> Iterable[Calamity]:
-    """Switch over and kill in turns, once a minute, and measure."""
+    cluster: Cluster, loads: Mapping[str, Load], minutes: int
+) -> Iterable[list[Calamity]]:
+    """Switch over, kill and upgrade in turns, once a minute if that is time enough.
+
+    What each of the loads saw of it comes together; they are named by how their posd connects.
+    """
     for number in range(minutes):
-        began = time.monotonic()
         leader = cluster.leader()
-        what = KILL if number % 2 else SWITCHOVER
+        what = (SWITCHOVER, KILL, UPGRADE)[number % 3]
+        if what == UPGRADE:
+            for machine in cluster.machines:
+                if machine is not leader:
+                    machine.restart()
+                    cluster.wait_until_whole()
+        began = time.monotonic()
         if what == KILL:
             leader.kill()
         else:
             cluster.switch_over(leader)
         new = _promoted(cluster, leader)
-        promoted, head = time.monotonic(), load.head()
+        promoted = time.monotonic()
+        heads = {via: load.head() for via, load in loads.items()}
         if what == KILL:
             time.sleep(_LET_RUN_SECONDS)
             leader.start()
+        if what == UPGRADE:
+            cluster.wait_until_whole()
+            leader.restart()
         cluster.wait_until_whole()
         time.sleep(max(_LET_RUN_SECONDS, began + _PERIOD - time.monotonic()))
-        for node in nodes:
-            assert node.process.poll() is None, f"posd ended:\n{node.log()[-3000:]}"
-        yield _measured(load, what, leader, new, began, promoted, head)
+        for load in loads.values():
+            for node in load.nodes:
+                assert node.process.poll() is None, f"posd ended:\n{node.log()[-3000:]}"
+        ends = (what, leader, new, began, promoted)
+        yield [_measured(load, via, heads[via], *ends) for via, load in loads.items()]
 
 
 def _promoted(cluster: Cluster, old: Machine) -> Machine:
@@ -81,12 +99,13 @@ def _promoted(cluster: Cluster, old: Machine) -> Machine:
 
 def _measured(
     load: Load,
+    via: str,
+    head: int,
     what: str,
     old: Machine,
     new: Machine,
     began: float,
     promoted: float,
-    head: int,
 ) -> Calamity:
     moments = [moment for writer in load.writers for moment in list(writer.moments)]
     commits, published = (
@@ -96,6 +115,7 @@ def _measured(
     now = time.monotonic()
     return Calamity(
         what,
+        via,
         old.name,
         new.name,
         promoted - began,

@@ -23,7 +23,7 @@ from psycopg2.extensions import make_dsn
 
 from posd.testing import keeper
 from posd.testing.account import Account, environment
-from tests.failover.configuration import MACHINES, Place, shown, superuser
+from tests.failover.configuration import DIRECT, MACHINES, Place, shown, superuser
 from tests.failover.programs import Programs
 
 _START_SECONDS: Final = 180.0
@@ -124,6 +124,12 @@ class Machine:
             self._patroni.end(signal.SIGKILL)
         self._end_postgresql(signal.SIGKILL)
 
+    def restart(self) -> None:
+        """Stop Patroni and PostgreSQL as for an upgrade, and start them."""
+        assert self._patroni is not None
+        self._patroni.end()
+        self.start()
+
     def stop(self) -> None:
         """Let Patroni stop PostgreSQL and end; then etcd."""
         if self._patroni is not None:
@@ -167,13 +173,13 @@ class Machine:
 
 @define(eq=False)
 class Cluster:
-    """The three machines, and HAProxy before them where there is one."""
+    """The three machines, and HAProxy and PgBouncer before them where there are such."""
 
     place: Place
     folder: Path
     machines: list[Machine]
     _programs: Programs
-    _haproxy: Program | None = field(init=False, default=None)
+    _proxies: dict[str, Program] = field(init=False, factory=dict)
 
     @classmethod
     def start(cls, programs: Programs, folder: Path) -> Self:
@@ -191,25 +197,32 @@ class Cluster:
             for machine in machines:
                 machine.start()
             cluster.wait_until_whole()
-            if programs.haproxy is not None:
-                cluster._start_haproxy(programs.haproxy)
+            cluster._start_proxies()
         except BaseException:
             cluster.stop()
             raise
         return cluster
 
-    def _start_haproxy(self, program: Path) -> None:
-        folder = self.folder / "haproxy"
+    def _start_proxies(self) -> None:
+        """PgBouncer asks HAProxy which machine leads."""
+        haproxy, pgbouncer = self._programs.haproxy, self._programs.pgbouncer
+        if haproxy is not None:
+            self._start_proxy("haproxy", haproxy, "-db", "-f")
+            if pgbouncer is not None:
+                self._start_proxy("pgbouncer", pgbouncer)
+
+    def _start_proxy(self, name: str, program: Path, *options: str) -> None:
+        folder = self.folder / name
         folder.mkdir()
-        (folder / "haproxy.cfg").write_text(self.place.haproxy(folder), "utf-8")
-        folder.chmod(0o755)
-        self._haproxy = Program.start(
-            folder, self._programs.account, str(program), "-db", "-f", str(folder / "haproxy.cfg")
-        )
+        make = {"haproxy": self.place.haproxy, "pgbouncer": self.place.pgbouncer}[name]
+        (folder / "configuration").write_text(make(folder), "utf-8")
+        (folder / "userlist.txt").write_text(shown("text", "userlist"), "utf-8")
+        command = (str(program), *options, str(folder / "configuration"))
+        self._proxies[name] = Program.start(folder, self._programs.account, *command)
 
     def stop(self) -> None:
-        if self._haproxy is not None:
-            self._haproxy.end()
+        for proxy in self._proxies.values():
+            proxy.end()
         with ThreadPoolExecutor() as threads:
             list(threads.map(Machine.stop, self.machines))
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -227,18 +240,17 @@ class Cluster:
             )
         )
 
-    def posd_dsns(self, folder: Path) -> list[str]:
-        """How two nodes of posd connect: as the page says, and by HAProxy if there is one."""
+    def posd_dsns(self, folder: Path) -> dict[str, list[str]]:
+        """How nodes of posd connect: two directly, and one through each proxy that there is."""
         passwords = folder / "pgpass"
-        passwords.write_text(self.place.pgpass(), "utf-8")
+        passwords.write_text(shown("text", "pgpass"), "utf-8")
         passwords.chmod(0o600)
-        direct = self.place.dsn(folder)
-        if self._haproxy is None:
-            return [direct, direct]
-        host, port = self.place.proxy.split(":")
-        # The port of the file is PostgreSQL's.
-        passwords.write_text(self.place.pgpass().replace(":5432:", ":*:"), "utf-8")
-        return [direct, str(make_dsn(direct, host=host, port=port))]
+        ways = {DIRECT: [DIRECT, DIRECT], "proxies": list(self._proxies)}
+        return {
+            name: [self.place.dsn(way, folder) for way in each]
+            for name, each in ways.items()
+            if each
+        }
 
     def leader(self) -> Machine:
         """The machine that leads, in the eyes of Patroni and in its own."""

@@ -17,8 +17,10 @@ from tests import documents
 
 PAGE: Final = "docs/high-availability.md"
 NETWORK: Final = "10.0.0."
-PROXY: Final = "127.0.0.1:5000"
+HERE: Final = "127.0.0.1"
+"""The machine on which posd runs, with HAProxy and PgBouncer beside it."""
 MACHINES: Final = (1, 2, 3)
+DIRECT: Final = "direct"
 
 _PROGRAMS: Final = "/usr/lib/postgresql/15/bin"
 _FOLDERS: Final = {
@@ -27,6 +29,7 @@ _FOLDERS: Final = {
     "/var/lib/etcd/posd": "etcd",
     "/var/run/postgresql": ".",
     "/etc/posd": ".",
+    "/etc/pgbouncer": ".",
 }
 """The folders of the page, and what they are in a machine's own; of two that begin alike the longer first."""
 
@@ -65,14 +68,14 @@ class Place:
         return f"{self.network}1{number}"
 
     @property
-    def proxy(self) -> str:
-        return f"{self.network}1:5000"
+    def here(self) -> str:
+        return f"{self.network}1"
 
     def put(self, text: str, folder: Path) -> str:
         """A file of the page with the addresses and folders of this place."""
         # Whoever connects to an address of the loopback does so from 127.0.0.1.
         text = text.replace(f"{NETWORK}0/24", "127.0.0.0/8")
-        text = text.replace(NETWORK, self.network).replace(PROXY, self.proxy)
+        text = text.replace(HERE, self.here).replace(NETWORK, self.network)
         text = text.replace(_PROGRAMS, str(self.programs))
         for name, here in _FOLDERS.items():
             text = text.replace(name, str(folder / here))
@@ -90,12 +93,12 @@ class Place:
     def haproxy(self, folder: Path) -> str:
         return self.put(shown("haproxy"), folder)
 
-    def pgpass(self) -> str:
-        return shown("text", "pgpass")
+    def pgbouncer(self, folder: Path) -> str:
+        return self.put(shown("ini", "pgbouncer"), folder)
 
-    def dsn(self, folder: Path) -> str:
-        """How posd connects."""
-        dsn = tomllib.loads(shown("toml", "posd"))["database"]["dsn"]
+    def dsn(self, through: str, folder: Path) -> str:
+        """How posd connects: `direct`, or through `haproxy` or `pgbouncer`."""
+        dsn = tomllib.loads(shown("toml", through))["database"]["dsn"]
         return self.put(str(dsn), folder)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +18,11 @@ from tests import debian
 from tests.debian import Missing
 from tests.failover.configuration import shown
 
-_HAPROXY_LIBRARIES: Final = (
-    "liblua5.3-0",
-    "libopentracing-c-wrapper0",
-    "libopentracing1",
-    "libpcre2-8-0",
-)
+_LIBRARIES: Final = {
+    "haproxy": ("liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1", "libpcre2-8-0"),
+    "pgbouncer": ("libevent-2.1-7", "libc-ares2"),
+}
+"""Of Debian 12. Other systems have to have the programs."""
 _RECENT: Final = "import sys, venv; sys.exit(sys.version_info < (3, 10))"
 
 
@@ -37,8 +36,9 @@ class Programs:
     """The folder of patroni and patronictl."""
     etcd: Path
     haproxy: Path | None
-    missing: str
-    """Why there is no HAProxy, if there is none."""
+    pgbouncer: Path | None
+    missing: Sequence[str]
+    """Why there is no HAProxy, and no PgBouncer, if there is none."""
 
     @classmethod
     def gather(cls, folder: Path) -> Programs:
@@ -54,13 +54,19 @@ class Programs:
         for name in ("pg_ctl", "pg_basebackup", "pg_rewind", "pg_controldata"):
             if not (binaries.path / name).exists():
                 raise Missing(f"{binaries.path} has no {name}")
-        haproxy, missing = None, ""
-        try:
-            haproxy = debian.program("haproxy", "haproxy", *_HAPROXY_LIBRARIES)
-        except Missing as error:
-            missing = str(error)
+        missing: list[str] = []
+        haproxy = _optional("haproxy", missing)
+        pgbouncer = _optional("pgbouncer", missing)
         patroni = _patroni(folder / "patroni", account)
-        return cls(account, binaries.path, patroni, etcd, haproxy, missing)
+        return cls(account, binaries.path, patroni, etcd, haproxy, pgbouncer, missing)
+
+
+def _optional(name: str, missing: list[str]) -> Path | None:
+    try:
+        return debian.program(name, name, *_LIBRARIES[name])
+    except Missing as error:
+        missing.append(str(error))
+        return None
 
 
 def _patroni(folder: Path, account: Account) -> Path:

@@ -7,8 +7,9 @@ from typing import Any, cast
 from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.failover.calamities import KILL, SWITCHOVER, Calamity
-from tests.failover.verdict import Verdict, broken
+from tests.failover.calamities import KILL, SWITCHOVER, UPGRADE, Calamity
+from tests.failover.configuration import DIRECT
+from tests.failover.verdict import Verdict, broken, table
 from tests.integration.load import Load, Visit
 
 NOTE = "note"
@@ -82,6 +83,23 @@ class VerdictTests(SynchronousTestCase):
         till = Till([visit([1, 2, 3], "abx"), visit([3, 4], "cd", resync="reset", head=2)])
         self.assertEqual(Books(rovers=[till]).verdict().resyncs, 0)
 
+    def test_behind_a_proxy_only_the_events_count(self) -> None:
+        calamity = Calamity(KILL, "proxies", "db1", "db2", *(24.0,) * 6)
+        self.assertEqual(broken(Books().verdict(), [calamity]), [])
+        self.assertTrue(broken(Books(marks="abd").verdict(), [calamity]))
+
+    def test_the_table_has_a_line_for_each(self) -> None:
+        calamity = Calamity(KILL, DIRECT, "db1", "db2", 20.0, 21.0, 21.5, None, 0.5, 1.25)
+        heads, line = table([calamity]).splitlines()
+        self.assertEqual(heads.split()[:4], ["what", "via", "from", "to"])
+        self.assertEqual(
+            " ".join(line.split()), "kill -9 direct db1 db2 20.00 21.00 21.50 never 0.50 1.25"
+        )
+
+    def test_the_verdicts_of_two_shops_add_up(self) -> None:
+        both = Books(marks="abd").verdict() + Books(marks="bacd").verdict()
+        self.assertEqual((both.events, both.lost, both.reordered), (7, 1, 1))
+
     def test_a_switchover_counts_from_its_beginning_and_a_kill_from_the_promotion(self) -> None:
         verdict = Books().verdict()
         slow, quick = 24.0, 1.0
@@ -90,11 +108,12 @@ class VerdictTests(SynchronousTestCase):
             (SWITCHOVER, quick, slow, quick, False),
             (SWITCHOVER, slow, slow, quick, True),
             (SWITCHOVER, quick, None, quick, False),
+            (UPGRADE, quick, slow, quick, False),
             (KILL, quick, slow, quick, True),
             (KILL, quick, slow, slow, False),
             (KILL, quick, slow, None, False),
         ):
             with self.subTest(what=what, publishing=publishing, after=after):
                 times = (1.0, committing, publishing, slow, after, quick)
-                calamity = Calamity(what, "db1", "db2", *times)
+                calamity = Calamity(what, DIRECT, "db1", "db2", *times)
                 self.assertEqual(not broken(verdict, [calamity]), kept)
