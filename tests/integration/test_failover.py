@@ -11,8 +11,9 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 import psycopg2
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 
+from posd.database import migrations
 from posd.testing.postgres import Server
 from tests.integration.chaos_case import LIMITS, SLUG, ChaosCase
 from tests.integration.harness import Daemon, Reply, Shop, free_port
@@ -106,6 +107,23 @@ class FailoverCase(ChaosCase):
         load.start(4, 6, kinds=ALL_KINDS, pace=0.04)
         load.past(20)
         return load
+
+
+class BootstrapTests(FailoverCase):
+    """A database is made while the standby, which is asked first, is behind."""
+
+    def test_bootstrap_waits_until_the_standby_knows_the_new_database(self) -> None:
+        names = parse_dsn(self.shop.dsn)
+        dsn = make_dsn(
+            self.shop.dsn, dbname="another", port=",".join(reversed(names["port"].split(",")))
+        )
+        query(self.standby, "SELECT pg_wal_replay_pause()")
+        there = "SELECT 1 FROM pg_database WHERE datname = 'another'"
+        with ThreadPoolExecutor(1) as threads:
+            made = threads.submit(migrations.bootstrap, dsn)
+            until(lambda: query(self.server, there), "the database is made", 40)
+            query(self.standby, "SELECT pg_wal_replay_resume()")
+            self.assertTrue(made.result(40))
 
 
 class SynchronousTests(FailoverCase):
