@@ -11,11 +11,12 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 import psycopg2
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 
+from posd.database import migrations
 from posd.testing.postgres import Server
 from tests.integration.chaos_case import LIMITS, SLUG, ChaosCase
-from tests.integration.harness import Daemon, Shop, free_port
+from tests.integration.harness import Daemon, Reply, Shop, free_port
 from tests.integration.load import Load
 from tests.integration.load_roads import ALL_KINDS, CONFIGURATION
 from tests.integration.wire import Till
@@ -108,6 +109,23 @@ class FailoverCase(ChaosCase):
         return load
 
 
+class BootstrapTests(FailoverCase):
+    """A database is made while the standby, which is asked first, is behind."""
+
+    def test_bootstrap_waits_until_the_standby_knows_the_new_database(self) -> None:
+        names = parse_dsn(self.shop.dsn)
+        dsn = make_dsn(
+            self.shop.dsn, dbname="another", port=",".join(reversed(names["port"].split(",")))
+        )
+        query(self.standby, "SELECT pg_wal_replay_pause()")
+        there = "SELECT 1 FROM pg_database WHERE datname = 'another'"
+        with ThreadPoolExecutor(1) as threads:
+            made = threads.submit(migrations.bootstrap, dsn)
+            until(lambda: query(self.server, there), "the database is made", 40)
+            query(self.standby, "SELECT pg_wal_replay_resume()")
+            self.assertTrue(made.result(40))
+
+
 class SynchronousTests(FailoverCase):
     """The standby confirms each COMMIT: nothing that was acknowledged is lost."""
 
@@ -142,19 +160,27 @@ class SynchronousTests(FailoverCase):
         posd = self.node()
         till = self.dial(posd)
         key = self.shop.key("platform", SLUG)
+
+        def publish() -> Reply:
+            body = {"type": "note", "data": {}}
+            return posd.request(
+                "POST", f"/api/{SLUG}/events", body, key=key, headers={"Idempotency-Key": "one"}
+            )
+
         self.cut_replication()
         waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = 'posd'"
         with ThreadPoolExecutor(1) as threads:
-            answer = threads.submit(
-                posd.request, "POST", f"/api/{SLUG}/events", {"type": "note", "data": {}}, key=key
-            )
+            answer = threads.submit(publish)
             until(lambda: query(self.server, waits), "the COMMIT waits for the standby", 40)
             self.assertTrue(till.next_is_pong(1))
             self.assertFalse(answer.done())
             self.resume_replication()
             reply = answer.result(40)
-        self.assertEqual((reply.status, reply.json["id"]), (201, 1))
+        # After ten seconds posd answers that it does not know; then the same call is made again.
+        self.assertIn(reply.status, (201, 503))
+        until(lambda: publish().status in (200, 201), "it is confirmed", 40)
         self.assertEqual(till.receive()["id"], 1)
+        self.assertTrue(till.next_is_pong(2))
 
 
 class AsynchronousTests(FailoverCase):
