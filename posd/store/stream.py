@@ -10,7 +10,7 @@ from uuid import UUID
 from attrs import field, frozen
 
 from posd.database.link import Row, Session
-from posd.errors import Pruned, returned
+from posd.errors import Pruned, Renamed, returned
 from posd.store import schema
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
@@ -39,6 +39,7 @@ _AFTER: Final = """
      WHERE before < %s
      ORDER BY seq
 """
+# No row: the stream has another name.
 _FLOOR: Final = """
     SELECT pruned_seq FROM dinedesk_main.pos_heads WHERE tenant_id = %s AND stream_id = %s::uuid
 """
@@ -53,22 +54,9 @@ _STATES: Final = """
 """
 _RECORD: Final = """
     SELECT set_config('statement_timeout', current_setting('posd.statement_timeout'), true);
+    SELECT dinedesk_main.pos_recognise();
     SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[])
-"""
-_FINGERPRINT: Final = """
-    SELECT fingerprint, dinedesk_main.pos_fingerprint() FROM dinedesk_main.pos_incarnation
-"""
-_REINCARNATE: Final = """
-    WITH changed AS (
-        UPDATE dinedesk_main.pos_incarnation SET fingerprint = %s, since = now() WHERE fingerprint = %s
-        RETURNING fingerprint
-    )
-    UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid() WHERE EXISTS (SELECT FROM changed)
-"""
-_RESET: Final = """
-    UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid()
-     WHERE %(ids)s::integer[] IS NULL OR tenant_id = ANY (%(ids)s)
 """
 
 
@@ -163,18 +151,20 @@ async def poll(session: Session, ids: Iterable[TenantId]) -> tuple[float | None,
 async def after(
     session: Session, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
 ) -> list[Event]:
-    """Up to `limit` events after a position, in order; none if that is another history by now.
+    """Up to `limit` events after a position, in order.
 
     There are fewer where they have more than 256 KiB together, and one at least where there is any.
 
-    Raises `Pruned` if the next one is kept no more.
+    Raises `Pruned` if the next one is kept no more, and `Renamed` if the stream has another name.
     """
     values = (seq, tenant.id, str(stream_id), limit, _PAGE_BYTES)
     rows = await session.query(_AFTER.format(schema=schema(tenant)), values)
     if not rows or rows[0][0] != seq + 1:
         # Events and floor go together, so a floor that is asked for later explains what lacks.
         floor = await session.query(_FLOOR, (tenant.id, str(stream_id)))
-        if floor and seq < floor[0][0]:
+        if not floor:
+            raise Renamed(f"the stream of {tenant.slug} is not {stream_id}")
+        if seq < floor[0][0]:
             raise Pruned(f"what follows event {seq} is kept no more")
     return [
         Event(seq, kind, data.encode(), created_at, (beside or "{}").encode())
@@ -246,20 +236,3 @@ async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> l
     rows = await session.query(_RECORD, (str(node_id), *columns))
     placed = {ordinal: Recorded(seq, elsewhere) for ordinal, seq, elsewhere in rows}
     return [placed[ordinal] for ordinal in range(1, len(entries) + 1)]
-
-
-async def recognise(session: Session) -> bool:
-    """Whether this is the database that it was; if not, name every stream anew, once.
-
-    A backup that was restored, or a standby that was promoted, may lack events that tills have.
-    """
-    ((known, now),) = await session.query(_FINGERPRINT)
-    if known == now:
-        return True
-    await session.execute(_REINCARNATE, (now, known))
-    return False
-
-
-async def reset(session: Session, ids: Iterable[TenantId] | None = None) -> None:
-    """Give streams a new name, so that no old position is taken for one of theirs."""
-    await session.execute(_RESET, {"ids": None if ids is None else list(ids)})

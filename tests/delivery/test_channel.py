@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery import channel as channels
 from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
-from posd.errors import Busy, Pruned, StatementFailed, Unavailable
+from posd.errors import Busy, Pruned, Renamed, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET, Dialect
 from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, Tenant
-from tests.delivery_case import KITCHEN, OTHER_STREAM, Log, event, head, said
+from tests.delivery_case import KITCHEN, Log, event, head, said
 
 
 @define(eq=False)
@@ -352,10 +352,11 @@ class TroubleTests(ChannelCase):
         self.channel.wake(12)
         self.assertEqual((listener.endings, listener.ids), ([STREAM_CHANGED], []))
 
-    def test_another_history_ends_every_session(self) -> None:
+    def test_a_stream_that_has_another_name_is_waited_for(self) -> None:
         listener = self.listener()
-        self.channel.check(head(10, stream_id=OTHER_STREAM))
-        self.assertEqual((listener.endings, self.ended), ([STREAM_CHANGED], [self.channel]))
+        self.log.trouble = Renamed("it is another stream")
+        self.channel.wake(self.log.commit())
+        self.assertEqual((listener.endings, listener.ids), ([], []))
 
     def test_a_statement_that_is_refused_ends_every_session_loudly(self) -> None:
         listener = self.listener()

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from datetime import timedelta
 from uuid import UUID
 
-from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from posd.delivery.session import State
@@ -15,8 +14,8 @@ from posd.values import (
     DISABLED,
     DISCONNECTED,
     GOING_AWAY,
+    RENAMED,
     REVOKED,
-    STREAM_CHANGED,
     SUPERSEDED,
     Head,
     Opening,
@@ -126,24 +125,6 @@ class OpeningTests(ExchangeCase):
         _, line = self.connect(at=10)
         self.assertEqual(line.ids, [11])
 
-    def test_a_till_with_another_history_than_the_channel_ends_that_one(self) -> None:
-        _, line = self.connect()
-        self.log.stream_id = OTHER_STREAM
-        newer = evolve(opening(10), head=self.log.head)
-        late = Line()
-        self.exchange.open(terminal(), newer, late)
-        self.assertEqual((line.closings, late.closings), ([STREAM_CHANGED], []))
-        self.log.commit()
-        self.exchange.channels.wake(KITCHEN.id, 11)
-        self.assertEqual((line.ids, late.ids), ([], [11]))
-
-    def test_the_end_of_an_old_session_does_not_touch_the_new_channel(self) -> None:
-        old, _ = self.connect()
-        self.log.stream_id = OTHER_STREAM
-        self.exchange.open(terminal(), evolve(opening(10), head=self.log.head), Line())
-        self.exchange.closed(old)
-        self.assertEqual(self.exchange.connections(KITCHEN.id), 1)
-
     def test_a_connection_that_fails_to_begin_leaves_nothing_behind(self) -> None:
         class Broken(Line):
             def attach(self, outbox: object) -> None:
@@ -202,17 +183,19 @@ class CheckTests(ExchangeCase):
         before = self.log.head
         self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         self.successResultOf(self.check(before))
-        self.assertEqual((line.ids, line.closings, self.store.resets), ([11], [], []))
+        self.assertEqual((line.ids, line.closings, self.store.set_back), ([11], [], []))
         self.log.commit()
         self.exchange.channels.wake(KITCHEN.id, 12)
         self.assertEqual(line.ids, [11, 12])
 
     def test_a_head_that_still_is_behind_is_one_and_the_stream_gets_a_new_name(self) -> None:
-        _, line = self.connect()
+        _, line = self.connect(terminal("BAR", position=Position(10)))
         self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         del self.log.events[5:]
-        self.successResultOf(self.check(self.log.head))
-        self.assertEqual((line.closings, self.store.resets), ([STREAM_CHANGED], [[KITCHEN.id]]))
+        found = self.log.head
+        self.successResultOf(self.check(found))
+        self.clock.advance(1)
+        self.assertEqual((line.closings, self.store.set_back), ([RENAMED], [found]))
         self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_what_came_while_it_was_looked_again_is_no_reason_either(self) -> None:
@@ -225,7 +208,7 @@ class CheckTests(ExchangeCase):
         self.exchange.channels.wake(KITCHEN.id, self.log.commit())
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
-        self.assertEqual((line.ids, self.store.resets), ([11, 12], []))
+        self.assertEqual((line.ids, self.store.set_back), ([11, 12], []))
 
     def test_everybody_may_have_left_meanwhile(self) -> None:
         session, _ = self.connect()
@@ -236,12 +219,6 @@ class CheckTests(ExchangeCase):
         self.exchange.closed(session)
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
-
-    def test_another_history_closes_the_tills_of_that_tenant(self) -> None:
-        _, line = self.connect()
-        self.log.stream_id = OTHER_STREAM
-        self.successResultOf(self.check(self.log.head))
-        self.assertEqual((line.closings, self.store.resets), ([STREAM_CHANGED], []))
 
     def test_nothing_of_another_history_is_delivered_before_that_is_known(self) -> None:
         _, line = self.connect()
