@@ -18,13 +18,14 @@ ON_MAIN = {
     "pos_erasures": {"posd": "INSERT, SELECT"},
     "pos_heads": {
         "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
-        " UPDATE (sent_seq), UPDATE (stream_id)"
+        " UPDATE (sent_seq)"
     },
-    "pos_incarnation": {"posd": "SELECT, UPDATE"},
+    "pos_incarnation": {"posd": READ},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
     "pos_pruning": {"posd": WRITE},
     "pos_sequencing": {"posd": "UPDATE"},
+    "pos_stream_epochs": {"posd": READ},
     "pos_tenant_changes": {"posd": READ},
     "schema_versions": {"posd": READ},
     "tenants": {"posd": READ},
@@ -54,6 +55,7 @@ ON_KITCHEN = {
 
 FUNCTIONS_OF_MAIN = {
     "pos_begin_device()": ("posd_owner", True, set()),
+    "pos_begin_epochs(integer[], uuid[], bigint[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_begin_stream()": ("posd_owner", True, set()),
     "pos_create_tenant(text, text, text, text, text)": ("posd_owner", True, {"posd"}),
     "pos_confirmed(integer[], text[])": ("posd_owner", False, {"posd"}),
@@ -72,6 +74,7 @@ FUNCTIONS_OF_MAIN = {
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),
     "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
+    "pos_recognise()": ("posd_owner", True, {"posd"}),
     "pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[])": (
         "posd_owner",
         False,
