@@ -235,7 +235,7 @@ class Polls:
         opening = await self._exchange.look_up(tenant, device_id, asked, resuming=False)
         head = opening.head
         if resume(opening, asked)[1] is Resync.RESET:
-            raise Conflict("The stream is another one by now.", code="stream_changed")
+            raise Conflict("The stream has lost that event.", code="stream_changed")
         if seq > head.last_seq:
             raise Unprocessable(f"There is no event {seq} yet.", code="beyond_head")
         self._exchange.acknowledged(_terminal(caller, opening, Position(seq)), seq)
