@@ -13,8 +13,8 @@ from uuid import UUID
 from posd.database.link import Session
 from posd.values import Seq, TenantId
 
-# A device that was sent more of a name than the present stream has of it, and has not spoken since, has to
-# reload: its cursor loses its name. One that has spoken since was told.
+# A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
+# name. One that has spoken in a later name was told when it came. A node may say the same again long after that.
 _ASTRAY: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
       FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
@@ -24,6 +24,10 @@ _ASTRAY: Final = """
        AND a.stream_id <> h.stream_id AND c.stream_id <> h.stream_id
        AND a.seq > coalesce((SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
                               WHERE e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id), -1)
+       AND NOT EXISTS (SELECT FROM dinedesk_main.pos_stream_epochs AS said
+                         JOIN dinedesk_main.pos_stream_epochs AS sent USING (tenant_id)
+                        WHERE said.tenant_id = c.tenant_id AND said.stream_id = c.stream_id
+                          AND sent.stream_id = a.stream_id AND said.began_at > sent.began_at)
 """
 # Never backwards and never beyond what the stream has of the name, in whatever order flushes of several nodes
 # come. What a device says of an earlier name is true of the present one that far. Two words take a cursor

@@ -313,6 +313,16 @@ class CursorsTests(ShopCase):
         self.sent(5, self.name)
         self.assertEqual(self.told(), (3, None))
 
+    def test_nor_at_the_next_change_of_the_name(self) -> None:
+        """A node remembers what it has sent to a device that has come to another node since."""
+        self.ack(2)
+        self.shop.lose(3)
+        self.rename()
+        self.ack(3)
+        self.rename()
+        self.sent(5, self.name)
+        self.assertEqual(self.told(), (3, None))
+
     def test_the_present_stream_has_everything_that_was_sent_of_it(self) -> None:
         self.ack(2)
         self.sent(5, self.name)
@@ -404,6 +414,7 @@ class Epochs(RuleBasedStateMachine):
         self.state = State()
         self.standby: tuple[State, UUID, list[Any], list[Any], list[Any]] | None = None
         self.number = 0
+        self.memory: dict[tuple[str, UUID], Seq] = {}
         name = self.shop.head.stream_id
         # The one that relies on its cursor has acknowledged before.
         self.tills = [Till(None, True, name, []), Till("names", True, name, [])]
@@ -486,6 +497,30 @@ class Epochs(RuleBasedStateMachine):
         self.shop.promote()
         self.follow(self.put_back(), first)
 
+    @rule(
+        count=st.integers(1, 3),
+        most=st.integers(0, 3),
+        index=st.integers(0, 2),
+        stores=st.booleans(),
+        first=st.sampled_from(["a node looks", "an event is published"]),
+    )
+    def a_standby_takes_over_that_lacks_the_last_events(
+        self, count: int, most: int, index: int, stores: bool, first: str
+    ) -> None:
+        """A till has seen none, some or all of them."""
+        self.till_comes(index, 10, True)
+        self.the_standby_is_left_behind()
+        self.publish(count)
+        self.till_comes(index, most, stores)
+        self.a_standby_takes_over_that_lacks_events(first)
+
+    @rule()
+    def a_node_says_again_what_it_remembers(self) -> None:
+        moves = [(1, device, name, seq) for (device, name), seq in self.memory.items()]
+        known = [move for move in moves if move[2] in self.state.shared]
+        if known:
+            complete(cursors.sent_astray(self.shop.session, known))
+
     @precondition(lambda self: self.standby is not None)
     @rule()
     def an_older_state_is_put_back_under_the_same_name(self) -> None:
@@ -538,6 +573,7 @@ class Epochs(RuleBasedStateMachine):
         else:
             self.state.end(name, len(self.state.log))
             self.publish(1)
+        assert self.shop.head.stream_id != name
         self.tell()
 
     def tell(self) -> None:
@@ -548,6 +584,8 @@ class Epochs(RuleBasedStateMachine):
             if till.device is not None
         ]
         complete(cursors.sent_astray(self.shop.session, moves))
+        for _, device, name, seq in moves:
+            self.memory[device, name] = max(seq, self.memory.get((device, name), 0))
 
 
 class EpochProperties(SynchronousTestCase):
