@@ -14,7 +14,8 @@ from posd.database.link import Session
 from posd.values import Seq, TenantId
 
 # A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
-# name. One that has spoken in a later name was told when it came. A node may say the same again long after that.
+# name. One that has spoken in a later name was told when it came; a node may say the same again long after
+# that.
 _ASTRAY: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
       FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])

@@ -296,15 +296,22 @@ class Resyncing(TillCase):
         self.assertEqual(self.acks(desk), [1042])
 
     def test_what_was_stored_of_a_stream_that_is_gone_is_not_acknowledged_to_another(self) -> None:
+        stored: Deferred[None] = Deferred()
         reloaded: Deferred[None] = Deferred()
-        self.started(stream_id=STREAM, after=1041, on_resync=lambda reason, head: reloaded)
+        self.started(
+            lambda event: stored,
+            stream_id=STREAM,
+            after=1041,
+            on_resync=lambda reason, head: reloaded,
+        )
         desk = self.connect()
         desk.greet(1042, resumed=1041)
         desk.push(1042)
         self.flush()
-        # It is stored, and the connection is lost before that is said.
         desk.hang_up(1001, "the stream has a new name")
         self.flush()
+        # It is stored when nobody is there to be told.
+        stored.callback(None)
         self.wait_for_attempt()
         again = self.connect()
         self.assertEqual(again.params["stream_id"], [str(STREAM)])
