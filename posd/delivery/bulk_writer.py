@@ -20,6 +20,9 @@ from posd.values import Seq, TenantId
 
 R = TypeVar("R")
 
+_PIECE: Final = 500
+"""Positions in earlier streams in one statement: to write out 20,000 of them would stop the reactor."""
+
 _MOST_BLAMED: Final = 16
 """Rows that are looked for in one batch, at some ten statements each; the rest of the part goes unwritten."""
 
@@ -143,11 +146,14 @@ class BulkWriter:
         notes.follows = {}
 
     async def _reached(self, notes: Notes) -> None:
-        await in_parts(
-            _moves(notes.reached),
-            lambda rows: cursors.sent_astray(self._database, rows),
-            self._blame("the position {row} of a device in an earlier stream was not written"),
-        )
+        """Of all devices that this node knows, after the database was away: so in pieces."""
+        moves = _moves(notes.reached)
+        for start in range(0, len(moves), _PIECE):
+            await in_parts(
+                moves[start : start + _PIECE],
+                lambda rows: cursors.sent_astray(self._database, rows),
+                self._blame("the position {row} of a device in an earlier stream was not written"),
+            )
         notes.reached = {}
 
     async def _acks(self, notes: Notes) -> None:

@@ -157,12 +157,21 @@ $$;
 
 -- Whether this is the database that it was. If not, all streams get new names, once: what was numbered after the
 -- last event that is here, tills may have seen, and it may be lost. It is called in the transaction that numbers,
--- before anything is numbered, since a standby may be promoted under a connection that stays.
+-- before anything is numbered: a pooler may have moved a connection to the new primary meanwhile.
+--
+-- A server process sees one database on one timeline for all its life, once recovery is over. So it looks once,
+-- which takes half a millisecond, and then remembers that it has. What a transaction sets that is rolled back is
+-- forgotten with it.
 CREATE FUNCTION dinedesk_main.pos_recognise() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    fingerprint_now text := dinedesk_main.pos_fingerprint();
+    fingerprint_now text;
 BEGIN
+    IF current_setting('posd.recognised', true) = 'yes' THEN
+        RETURN true;
+    END IF;
+    fingerprint_now := dinedesk_main.pos_fingerprint();
+    PERFORM set_config('posd.recognised', 'yes', false);
     PERFORM FROM dinedesk_main.pos_incarnation AS i WHERE i.fingerprint = fingerprint_now;
     IF FOUND THEN
         RETURN true;

@@ -80,6 +80,11 @@ class Shop:
     def promote(self) -> None:
         """From now on it is another database, as a standby is that was promoted."""
         self.admin("UPDATE dinedesk_main.pos_incarnation SET fingerprint = %s", str(uuid4()))
+        # Its server processes have not looked yet.
+        self.run_as_daemon("RESET posd.recognised")
+
+    def run_as_daemon(self, sql: str) -> None:
+        complete(self.session.execute(sql))
 
     def events(self, after: Seq) -> list[int]:
         found = complete(stream.after(self.session, KITCHEN, self.head.stream_id, after, 1000))
@@ -139,13 +144,24 @@ class NamesTests(ShopCase):
         self.assertEqual(self.shop.ends()[before], End(3, 3))
 
     def test_it_is_recognised_before_anything_is_numbered(self) -> None:
-        """A standby may be promoted under a connection that stays."""
+        """A pooler may have moved the connection to the new primary."""
         self.shop.publish(1, 2)
         before = self.shop.head.stream_id
         self.shop.promote()
         self.shop.publish(3)
         self.assertEqual(self.shop.ends()[before], End(2, 2))
         self.assertEqual(self.shop.head.last_seq, 3)
+
+    def test_what_is_rolled_back_is_recognised_again(self) -> None:
+        self.shop.publish(1)
+        before = self.shop.head.stream_id
+        self.shop.promote()
+        self.shop.run_as_daemon("BEGIN")
+        self.shop.publish(2)
+        self.shop.run_as_daemon("ROLLBACK")
+        self.assertEqual(self.shop.head.stream_id, before)
+        self.shop.publish(3)
+        self.assertEqual(self.shop.ends()[before], End(1, 1))
 
     def test_two_nodes_that_find_it_give_one_name(self) -> None:
         self.shop.promote()
