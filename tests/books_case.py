@@ -41,6 +41,7 @@ class Books:
         self.seen: list[UUID] = []
         self.logged: list[tuple[str, str | None]] = []
         self.nacked: list[tuple[str, Seq]] = []
+        self.astray: list[tuple[str, Seq]] = []
         self.marked: list[TenantId] = []
 
     async def statement(self, name: str, devices: Iterable[str | None] = ()) -> None:
@@ -93,6 +94,10 @@ class Books:
             self.cursors[tenant_id, device] = seq
         return [(tenant_id, seq) for tenant_id, _, _, seq in moves]
 
+    async def sent_astray(self, _: Any, moves: Sequence[cursors.Move]) -> None:
+        await self.statement("sent astray")
+        self.astray += [(device, seq) for _tenant, device, _stream, seq in moves]
+
     async def progress(self, _: Any, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:
         await self.statement("progress")
         for tenant_id, sent, received in heads:
@@ -130,6 +135,7 @@ class BooksCase(SynchronousTestCase):
             (store, "claim", self.books.claim),
             (store, "seen", self.books.sightings),
             (cursors, "acknowledged", self.books.moved),
+            (cursors, "sent_astray", self.books.sent_astray),
             (store, "progress", self.books.progress),
             (store, "said", self.books.said),
             (store, "nacks", self.books.nacks),
