@@ -240,9 +240,10 @@ class Polls:
             raise Unprocessable(f"There is no event {seq} yet.", code="beyond_head")
         self._exchange.acknowledged(_terminal(caller, opening, Position(seq)), seq)
         await self._settle(tenant.id, device_id)
-        written = await self._exchange.look_up(tenant, device_id, resuming=False)
-        if written.head.stream_id != head.stream_id:
-            raise Conflict("The stream is another one by now.", code="stream_changed")
+        noted = Position(seq, head.stream_id)
+        written = await self._exchange.look_up(tenant, device_id, noted, resuming=False)
+        if resume(written, noted)[1] is Resync.RESET:
+            raise Conflict("The stream has lost that event.", code="stream_changed")
         if written.acked is None or written.acked < seq:
             raise Unavailable("The position was not written.", retry_after=1)
         return written.acked
