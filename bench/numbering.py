@@ -40,13 +40,14 @@ def order(tenant_id: int, number: int, size: int) -> Entry:
         {"name": f"Dish {n} of {uuid4().hex[:12]}", "price": n / 10, "quantity": 1 + n % 3}
         for n in range(size // 75)
     ]
-    content = {"orderId": f"{uuid4().hex}-{number}", "status": "new", "version": 1, "items": items}
+    order_id = f"{uuid4().hex}-{number}"
+    content = {"orderId": order_id, "status": "new", "version": 1, "items": items}
     text = json.dumps(content, separators=(",", ":"))
     return Entry(
         tenant_id,
         "new_order",
         text,
-        order_id=content["orderId"],
+        order_id=order_id,
         snapshot=text,
         status="new",
         version=1,
@@ -54,7 +55,7 @@ def order(tenant_id: int, number: int, size: int) -> Entry:
 
 
 def measure(connection: object, name: str, made: Callable[[], list[Entry]], rounds: int) -> None:
-    session, node, took = BlockingSession(connection), uuid4(), []  # type: ignore[arg-type]
+    session, node, took = BlockingSession(connection), uuid4(), []
     for _ in range(rounds):
         entries = made()
         began = time.perf_counter()
