@@ -14,7 +14,9 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from statistics import median
+from typing import Any
 from uuid import uuid4
 
 from posd.cli.database import BlockingSession, complete
@@ -54,7 +56,11 @@ def order(tenant_id: int, number: int, size: int) -> Entry:
     )
 
 
-def measure(connection: object, name: str, made: Callable[[], list[Entry]], rounds: int) -> None:
+def events_of_many(tenants: int) -> list[Entry]:
+    return [event(1 + n % tenants, 1000) for n in range(30)]
+
+
+def measure(connection: Any, name: str, made: Callable[[], list[Entry]], rounds: int) -> None:
     session, node, took = BlockingSession(connection), uuid4(), []
     for _ in range(rounds):
         entries = made()
@@ -67,7 +73,7 @@ def measure(connection: object, name: str, made: Callable[[], list[Entry]], roun
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tenants", default="1,100,1000")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -107,7 +113,7 @@ def main() -> None:
                 measure(
                     connection,
                     f"30 events of 1 KB of up to 30 tenants, {tenants} present",
-                    lambda tenants=tenants: [event(1 + n % tenants, 1000) for n in range(30)],  # type: ignore[misc]
+                    partial(events_of_many, tenants),
                     options.rounds,
                 )
     finally:
