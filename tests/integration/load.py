@@ -462,6 +462,10 @@ class Load:
     def _wait(self, look: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _GIVE_UP
         while not look():
+            for each in self._roving:
+                if each.done():
+                    # What a till failed by is raised here, and not waited for.
+                    each.result()
             if time.monotonic() > deadline:
                 places = [(each.position, len(each.visits), each.faults) for each in self.rovers]
                 raise AssertionError(

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from attrs import define, field
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidState, InvalidStatus
 from websockets.extensions import ClientExtensionFactory
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
@@ -166,8 +166,11 @@ class Till:
         self.send_text(json.dumps(message, separators=(",", ":")).encode())
 
     def send_text(self, payload: bytes) -> None:
-        """Send a text frame, whatever is in it."""
-        self._protocol.send_text(payload)
+        """Send a text frame, whatever is in it. Raises `Ended` if posd has closed the connection."""
+        try:
+            self._protocol.send_text(payload)
+        except InvalidState as error:
+            raise self._end() from error
         self._write()
 
     def send_fragments(self, *parts: bytes) -> None:
