@@ -59,6 +59,7 @@ class AddTenantTests(ProvisionCase):
             [name for (name,) in self.admin.rows(OBJECTS, "dinedesk_bistro")],
             [
                 *("gift_cards r", "loyalty_accounts r", "order_items r", "orders r"),
+                "pos_adoption v",
                 *("pos_daily_report_amendments r", "pos_daily_reports r", "pos_events v"),
                 *("pos_gift_card_transactions r", "pos_loyalty_transactions r", "pos_nacks v"),
                 *("pos_order_terminals v", "pos_orders v", "pos_points_given r", "pos_sync_logs v"),

@@ -116,11 +116,11 @@ class ChangeTests(ChangeCase):
             f"{self.ORDERS} ALTER created_at TYPE timestamp",
             "UPDATE dinedesk_main.pos_adoptions SET timestamps = 'local',"
             """ tables = '{"orders": {"created_at": "timestamp without time zone"}}'""",
-            "INSERT INTO dinedesk_kitchen.pos_events (seq, event_type, event_data)"
-            " SELECT n, 'new_order', '{}' FROM generate_series(1, 3) AS n",
-            "INSERT INTO dinedesk_kitchen.pos_orders"
-            " (order_id, snapshot, status, version, created_at, first_seq)"
-            " SELECT n, '{}', 'new', 1, now() - interval '9 hours', n FROM generate_series(1, 3) AS n",
+            "INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)"
+            " SELECT 1, n, 'new_order', '{}', now() FROM generate_series(1, 3) AS n",
+            "INSERT INTO dinedesk_main.pos_orders"
+            " (tenant_id, order_id, snapshot, status, version, created_at, first_seq)"
+            " SELECT 1, n, '{}', 'new', 1, now() - interval '9 hours', n FROM generate_series(1, 3) AS n",
         )
         self.assertIn("off by the time zone Asia/Tokyo", line.what)
         self.assertEqual(line.remedy, "posctl adopt kitchen --timestamps utc")
