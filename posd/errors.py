@@ -56,6 +56,10 @@ class Pruned(PosdError):
     """The events after a position are kept no more: who wants them is too far behind."""
 
 
+class Renamed(PosdError):
+    """A stream has another name: what follows a position is to be asked of that one."""
+
+
 class Refusal(PosdError):
     """A request that is answered with an error.
 

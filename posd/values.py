@@ -112,6 +112,10 @@ class Opening:
     never process; `recalled`: an operator wants it to be sent again what it has acknowledged. `at` is
     when that was so, by the database's clock, which is the same for all nodes: it tells which of a
     device's connections is the newest.
+
+    `astray`: the device is known to have events that the present stream does not have. `shared`: up to
+    where the positions of the stream that the terminal names are those of the present one; None if it
+    names the present one, or one that is not known.
     """
 
     head: Head
@@ -120,6 +124,8 @@ class Opening:
     at: datetime
     refused: frozenset[Seq] = frozenset()
     recalled: bool = False
+    astray: bool = False
+    shared: Seq | None = None
 
 
 @frozen
@@ -223,6 +229,7 @@ TOO_BIG = Closing(1009, "message too big")
 FAILED = Closing(1011, "internal error")
 TOO_SLOW = Closing(1013, "too far behind")
 STREAM_CHANGED = Closing(1013, "the stream has changed")
+RENAMED = Closing(1001, "the stream has a new name")
 PRUNED = Closing(1013, "the next events are kept no more")
 REVOKED = Closing(4001, "the credential is no longer valid")
 DISABLED = Closing(4001, "the device is disabled")

@@ -25,7 +25,7 @@ from posd.events.print_status import Report, Said
 from posd.maintenance.audit import Auditor, Finding
 from posd.publishing.outbox import Portion
 from posd.publishing.transaction import Numbering
-from posd.store import giftcards, idempotency, loyalty, orders, presence, reports
+from posd.store import cursors, giftcards, idempotency, loyalty, orders, presence, reports
 from posd.store.idempotency import Idempotency
 from posd.store.ledgers import Cause
 from posd.testing.postgres import test_server
@@ -127,7 +127,7 @@ def _tell(session: BlockingSession) -> None:
     )
     ((last_seq, stream_id),) = head
     stream = UUID(stream_id)
-    complete(presence.acknowledged(session, [(1, FRONT, stream, 4)]))
+    complete(cursors.acknowledged(session, [(1, FRONT, stream, 4)]))
     complete(presence.progress(session, [(1, last_seq - 1, 4)]))
     complete(orders.mark(session, [1]))
     complete(presence.nacks(session, KITCHEN, [(3, FRONT, "no paper", stream)]))

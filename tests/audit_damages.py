@@ -32,6 +32,7 @@ def without(table: str, *constraints: str) -> str:
     return f"ALTER TABLE {table} {drops}"
 
 
+NAME: Final = "ffffffff-0000-4000-8000-000000000001"
 HEADS: Final = without("pos_heads", "pos_heads_check")
 STREAM: Final = (
     damage(
@@ -69,6 +70,37 @@ STREAM: Final = (
         {"pos_heads": "another tenant's stream has the same name"},
         "UPDATE pos_heads SET stream_id = (SELECT stream_id FROM pos_heads WHERE tenant_id = 2)"
         " WHERE tenant_id = 1",
+        also="names",
+    ),
+    damage(
+        "names",
+        {"pos_heads": "the present name is not in pos_stream_epochs"},
+        "DELETE FROM pos_stream_epochs WHERE tenant_id = 1",
+    ),
+    damage(
+        "names",
+        {f"pos_stream_epochs {NAME}": "has ended, and is the present name"},
+        f"UPDATE pos_heads SET stream_id = '{NAME}' WHERE tenant_id = 1",
+        f"UPDATE pos_stream_epochs SET stream_id = '{NAME}', ended_seq = 0 WHERE tenant_id = 1",
+    ),
+    damage(
+        "names",
+        {f"pos_stream_epochs {NAME}": "has not ended, and is not the present name"},
+        "DROP INDEX pos_stream_epochs_present",
+        f"INSERT INTO pos_stream_epochs (tenant_id, stream_id) VALUES (1, '{NAME}')",
+    ),
+    damage(
+        "names",
+        {f"pos_stream_epochs {NAME}": "a position is negative"},
+        without("pos_stream_epochs", "pos_stream_epochs_ended_seq_check"),
+        f"INSERT INTO pos_stream_epochs (tenant_id, stream_id, ended_seq) VALUES (1, '{NAME}', -1)",
+    ),
+    damage(
+        "names",
+        {
+            f"pos_stream_epochs {NAME}": "has the position 17, which is after the head, which is at 16"
+        },
+        f"INSERT INTO pos_stream_epochs (tenant_id, stream_id, ended_seq) VALUES (1, '{NAME}', 17)",
     ),
     damage(
         "gaps",

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.database.pool import Database
 from posd.delivery.presence import Presence
 from posd.errors import StatementFailed, Unavailable
-from posd.store import orders
+from posd.store import cursors, orders
 from posd.store import presence as store
 from posd.values import Seq, Tenant, TenantId
 
@@ -41,6 +41,7 @@ class Books:
         self.seen: list[UUID] = []
         self.logged: list[tuple[str, str | None]] = []
         self.nacked: list[tuple[str, Seq]] = []
+        self.astray: list[tuple[str, Seq]] = []
         self.marked: list[TenantId] = []
 
     async def statement(self, name: str, devices: Iterable[str | None] = ()) -> None:
@@ -87,10 +88,15 @@ class Books:
         await self.statement("seen")
         self.seen += [row[0] for row in rows]
 
-    async def moved(self, _: Any, moves: Sequence[store.Move]) -> None:
+    async def moved(self, _: Any, moves: Sequence[cursors.Move]) -> list[tuple[TenantId, Seq]]:
         await self.statement("acknowledged", (move[1] for move in moves))
         for tenant_id, device, _stream, seq in moves:
             self.cursors[tenant_id, device] = seq
+        return [(tenant_id, seq) for tenant_id, _, _, seq in moves]
+
+    async def sent_astray(self, _: Any, moves: Sequence[cursors.Move]) -> None:
+        await self.statement("sent astray")
+        self.astray += [(device, seq) for _tenant, device, _stream, seq in moves]
 
     async def progress(self, _: Any, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:
         await self.statement("progress")
@@ -128,7 +134,8 @@ class BooksCase(SynchronousTestCase):
             (store, "disconnected", self.books.disconnected),
             (store, "claim", self.books.claim),
             (store, "seen", self.books.sightings),
-            (store, "acknowledged", self.books.moved),
+            (cursors, "acknowledged", self.books.moved),
+            (cursors, "sent_astray", self.books.sent_astray),
             (store, "progress", self.books.progress),
             (store, "said", self.books.said),
             (store, "nacks", self.books.nacks),

@@ -17,8 +17,9 @@ from posd.delivery.hub import Books, Exchange
 from posd.delivery.registry import Line as RosterLine
 from posd.delivery.registry import Sighting
 from posd.delivery.session import Session
-from posd.errors import Pruned, Unavailable
-from posd.store import credentials, presence, replay, stream
+from posd.errors import Pruned, Renamed, Unavailable
+from posd.store import credentials, epochs, presence, replay, stream
+from posd.store.epochs import End
 from posd.values import (
     Event,
     Head,
@@ -49,15 +50,25 @@ class Presence(Register):
         self.furthest: dict[str, Seq] = {}
         self.claims: list[Terminal] = []
         self.settled: list[tuple[TenantId, str]] = []
+        self.sent_to: dict[tuple[TenantId, str, UUID], Seq] = {}
+        self.flushes = 0
 
     def connected(self, terminal: Terminal) -> None:
         self.here.append(terminal)
 
     def disconnected(self, terminal: Terminal) -> None:
-        self.here.remove(terminal)
+        # Its stream may have another name by now.
+        (gone,) = [each for each in self.here if each.connection_id == terminal.connection_id]
+        self.here.remove(gone)
 
     def delivered(self, tenant: Tenant, seq: Seq) -> None:
         self.furthest[tenant.slug] = seq
+
+    def sent(self, cursor: tuple[TenantId, str, UUID], seq: Seq) -> None:
+        self.sent_to[cursor] = max(seq, self.sent_to.get(cursor, 0))
+
+    async def flush(self) -> None:
+        self.flushes += 1
 
     def settle(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
         self.settled.append((tenant_id, device_id))
@@ -69,9 +80,8 @@ class Presence(Register):
 
 
 def wake(exchange: Exchange, tenant_id: TenantId, seq: Seq) -> None:
-    """Tell the tenant's channel, if there is one, that its stream goes up to `seq`."""
-    channel = exchange.channels.of(tenant_id)
-    if channel is not None:
+    """Tell the tenant's channels that its stream goes up to `seq`."""
+    for channel in exchange.channels._all_of(tenant_id):
         channel.wake(seq)
 
 
@@ -85,9 +95,10 @@ class Store:
         self.pending: list[Deferred[None]] | None = None
         self.away = False
         self.asked: list[list[TenantId]] = []
-        self.resets: list[list[TenantId]] = []
         self.pages: list[list[stream.StreamPosition]] = []
         """What was read for live sessions, by statement."""
+        self.set_back: list[Head] = []
+        self.ends: dict[UUID, End] = {}
         self.ended: set[int] = set()
         self.disabled: set[tuple[TenantId, str]] = set()
         self.wished: set[tuple[TenantId, str]] = set()
@@ -132,7 +143,10 @@ class Store:
     async def find_events(
         self, _: Any, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
     ) -> list[Event]:
-        return await self.log.read(seq, limit) if stream_id == self.log.stream_id else []
+        if stream_id != self.log.stream_id:
+            await self.look()
+            raise Renamed("it is another stream")
+        return await self.log.read(seq, limit)
 
     async def find_pages(
         self, session: Any, wanted: Sequence[stream.StreamPosition], limit: int
@@ -146,11 +160,35 @@ class Store:
                 found[tenant_id, stream_id, seq] = stream.Page(events)
             except Pruned:
                 found[tenant_id, stream_id, seq] = stream.Page(pruned=True)
+            except Renamed:
+                found[tenant_id, stream_id, seq] = stream.Page(renamed=True)
         return found
 
-    async def reset(self, _: Any, ids: Iterable[TenantId]) -> None:
-        self.resets.append(list(ids))
-        self.log.stream_id = OTHER_STREAM
+    def rename(
+        self, name: UUID = OTHER_STREAM, *, lost: int = 0, common: Seq | None = None
+    ) -> UUID:
+        """The stream has another name; the last events are lost, or nothing after `common` is certain."""
+        if lost:
+            del self.log.events[-lost:]
+        last = self.log.last
+        shared = last if common is None else min(common, last)
+        self.ends[self.log.stream_id] = End(last, last)
+        self.ends = {
+            each: End(min(end.shared, shared), min(end.resumed_after, last))
+            for each, end in self.ends.items()
+        }
+        self.log.stream_id = name
+        return name
+
+    async def find_set_back(self, _: Any, found: Iterable[Head]) -> None:
+        self.set_back += found
+        self.rename()
+
+    async def find_ends(
+        self, _: Any, names: Iterable[tuple[TenantId, UUID]]
+    ) -> dict[tuple[TenantId, UUID], End]:
+        await self.look()
+        return {name: self.ends[name[1]] for name in names if name[1] in self.ends}
 
     async def find_ended(self, _: Any, ids: Iterable[int]) -> set[int]:
         self.checked.append(set(ids))
@@ -179,7 +217,8 @@ class ExchangeCase(SynchronousTestCase):
             (stream, "heads", self.store.find_heads),
             (stream, "after", self.store.find_events),
             (stream, "pages", self.store.find_pages),
-            (stream, "reset", self.store.reset),
+            (epochs, "set_back", self.store.find_set_back),
+            (epochs, "ends", self.store.find_ends),
             (credentials, "ended", self.store.find_ended),
             (credentials, "disabled", self.store.find_disabled),
             (replay, "wished", self.store.find_wished),

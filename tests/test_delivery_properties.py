@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 from unittest import mock
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from attrs import define, evolve, field
 from hypothesis import settings
@@ -31,9 +31,9 @@ from posd.delivery import channel as channels
 from posd.delivery.hub import Exchange
 from posd.delivery.session import Session, State
 from posd.errors import Unavailable
-from posd.store import credentials, presence, stream
+from posd.store import credentials, epochs, presence, stream
 from posd.values import (
-    STREAM_CHANGED,
+    RENAMED,
     SUPERSEDED,
     Appended,
     Closing,
@@ -62,10 +62,13 @@ indexes = st.integers(0, 11)
 class Till(Line):
     """A till's end of the line: what it has read, and what is still on its way to it."""
 
-    history: UUID = field(factory=uuid4)
     start: Seq = 0
-    received: list[Seq] = field(factory=list)
-    histories: set[str] = field(factory=set)
+    asked: bool = False
+    """Whether it named a position."""
+    received: list[tuple[Seq, str]] = field(factory=list)
+    """Positions, and the names that the stream had when the events were committed."""
+    shared: list[Seq] = field(factory=list)
+    """What was left of its stream at each change of the name since it was let in."""
     reading: bool = True
     device: str | None = None
 
@@ -73,8 +76,8 @@ class Till(Line):
         self.most_written = max(self.most_written, len(data))
         for message in said(data):
             if "data" in message:
-                self.received.append(message["id"])
-                self.histories.add(message["data"]["text"].partition(" ")[0])
+                name = message["data"]["text"].partition(" ")[0]
+                self.received.append((message["id"], name))
         if not self.reading:
             self.kept += len(data)
             if self.kept > TRANSPORT_BYTES and self.outbox is not None:
@@ -133,7 +136,8 @@ class Delivery(RuleBasedStateMachine):
             mock.patch.object(stream, "heads", self.store.find_heads),
             mock.patch.object(stream, "after", self.store.find_events),
             mock.patch.object(stream, "pages", self.store.find_pages),
-            mock.patch.object(stream, "reset", self.store.reset),
+            mock.patch.object(epochs, "set_back", self.store.find_set_back),
+            mock.patch.object(epochs, "ends", self.store.find_ends),
             mock.patch.object(credentials, "ended", self.store.find_ended),
             mock.patch.object(channels, "_CHUNK_BYTES", CHUNK_BYTES),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
@@ -155,6 +159,8 @@ class Delivery(RuleBasedStateMachine):
         """Whether a read may have failed since the database was looked at."""
         self.looked_up: list[tuple[Terminal, Opening]] = []
         self.polled: list[Any] = []
+        self.logs: list[dict[Seq, str]] = []
+        """What was in the log when it had an earlier name."""
 
     def teardown(self) -> None:
         try:
@@ -206,15 +212,20 @@ class Delivery(RuleBasedStateMachine):
         if floor > self.pruned:
             self.pruned = floor
 
-    @rule(lost=st.integers(0, 5))
-    def restore_a_backup(self, lost: int) -> None:
-        self.log.stream_id = uuid4()
-        kept = self.log.events[: max(0, len(self.log.events) - lost)]
-        self.log.events = [self.signed(each) for each in kept]
-        self.pruned = min(self.pruned, self.log.last)
+    @rule(lost=st.sampled_from([0, 0, 0, 1, 2, 5]), looks=st.booleans())
+    def a_standby_takes_over(self, lost: int, looks: bool) -> None:
+        self.logs.append(self.names)
+        self.store.rename(uuid4(), lost=min(lost, self.log.last - self.pruned))
+        for till in self.tills:
+            till.shared.append(self.log.last)
         self.books.devices.clear()
-        # Who was looked up in a database that is gone did not get an answer.
-        self.looked_up.clear()
+        if looks and not self.store.away:
+            self.exchange_looks()
+
+    @property
+    def names(self) -> dict[Seq, str]:
+        """The events by their positions: the name that the stream had when each was committed."""
+        return {each.seq: each.data[9:41].decode() for each in self.log.events}
 
     # -- the feed ----------------------------------------------------------------------------
 
@@ -265,17 +276,27 @@ class Delivery(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from([None, "BAR", "KITCHEN"]),
         asked=st.none() | st.integers(0, 40),
-        history=st.sampled_from(["unnamed", "this", "another"]),
+        history=st.sampled_from(["unnamed", "this", "earlier", "another"]),
     )
     def till_is_looked_up(self, name: str | None, asked: Seq | None, history: str) -> None:
-        names = {"unnamed": None, "this": self.log.stream_id, "another": uuid4()}
+        earlier = [*self.store.ends, uuid4()][0]
+        names = {
+            "unnamed": None,
+            "this": self.log.stream_id,
+            "earlier": earlier,
+            "another": uuid4(),
+        }
         position = None if asked is None else Position(asked, names[history])
         acked = legacy = None
         if name is not None:
             device = self.books.devices.setdefault(name, Device(self.log.last))
             acked, legacy = device.acked, device.legacy
-        opening = Opening(evolve(self.log.head, pruned_seq=self.pruned), acked, bool(legacy), NOON)
-        self.looked_up.append((terminal(name, position=position), opening))
+        head = evolve(self.log.head, pruned_seq=self.pruned)
+        opening = Opening(head, acked, bool(legacy), NOON)
+        if position is not None and position.stream_id in self.store.ends:
+            opening = evolve(opening, shared=self.store.ends[position.stream_id].shared)
+        connecting = terminal(name, position=position, stream_id=head.stream_id)
+        self.looked_up.append((connecting, opening))
 
     @precondition(lambda self: len(self.tills) < 8)
     @rule(back=st.none() | st.integers(0, 12), reading=st.booleans())
@@ -293,12 +314,16 @@ class Delivery(RuleBasedStateMachine):
             self.books.devices.setdefault(
                 connecting.device_id, Device(opening.acked or 0, opening.legacy)
             )
-        till = Till(reading=reading, history=opening.head.stream_id, device=connecting.device_id)
-        session = self.exchange.open(connecting, opening, till)
+        till = Till(reading=reading, device=connecting.device_id)
+        till.asked = connecting.position is not None
         till.start = expected_start(connecting, opening)
+        if opening.head.stream_id != self.log.stream_id:
+            # It was looked up before the name changed.
+            till.shared.append(self.store.ends[opening.head.stream_id].shared)
+        session = self.exchange.open(connecting, opening, till)
         self.tills[till] = session
         greeting = opening.head.last_seq
-        assert session.terminal is connecting
+        assert session.terminal.connection_id == connecting.connection_id
         assert till.start <= greeting
 
     @precondition(lambda self: self.tills)
@@ -330,7 +355,7 @@ class Delivery(RuleBasedStateMachine):
         till = self.pick(index)
         if not till.received:
             return
-        seq = till.received[max(0, len(till.received) - 1 - back)]
+        seq, _ = till.received[max(0, len(till.received) - 1 - back)]
         session = self.tills[till]
         kind = b"nack" if refused else b"ack"
         session.heard(b'{"type":"%b","id":%d}' % (kind, seq))
@@ -365,16 +390,26 @@ class Delivery(RuleBasedStateMachine):
 
     def reasons(self, till: Till) -> list[Closing]:
         reasons = [SUPERSEDED] if till.device is not None else []
-        if till.history != self.log.stream_id:
-            reasons.append(STREAM_CHANGED)
+        if till.shared and not self.tills[till].plain:
+            reasons.append(RENAMED)
         return reasons
 
     @invariant()
     def every_event_comes_once_and_in_order(self) -> None:
         for till in self.tills:
-            first = till.start + 1
-            assert till.received == list(range(first, first + len(till.received)))
-            assert till.histories <= {till.history.hex}
+            before: tuple[Seq, str] | None = None
+            for seq, name in till.received:
+                if before is None or seq <= before[0]:
+                    # Only a deployed till, which knows of no positions, is sent others under the same ones.
+                    first = before is None and seq == till.start + 1
+                    assert first or (not till.asked and seq - 1 in till.shared), till.received
+                else:
+                    assert seq == before[0] + 1, till.received
+                    assert any(
+                        log.get(before[0]) == before[1] and log.get(seq) == name
+                        for log in (self.names, *self.logs)
+                    ), till.received
+                before = seq, name
 
     @invariant()
     def memory_is_bounded(self) -> None:
@@ -386,7 +421,7 @@ class Delivery(RuleBasedStateMachine):
             assert till.kept <= TRANSPORT_BYTES + LARGEST_FRAME
         kept = [
             each
-            for channel in self.exchange.channels._by_tenant.values()
+            for channel in self.exchange.channels._all_of(KITCHEN.id)[:1]
             for each in channel._recent
         ]
         assert sum(each.size for each in kept) <= RECENT_BYTES + LARGEST_FRAME
@@ -405,7 +440,7 @@ class Delivery(RuleBasedStateMachine):
             return
         for session in self.tills.values():
             if session._channel.stream_id != self.log.stream_id:
-                # Its history is gone, and there is nothing to read: the next poll ends it.
+                # There is nothing to read under its name: the next poll finds the new one.
                 continue
             if session.state is State.CATCHING_UP and session.outbox.has_room:
                 ahead = session.position > session._channel.tail
@@ -440,6 +475,8 @@ class Delivery(RuleBasedStateMachine):
             self.exchange_looks()
             while self.log.waiting:
                 self.log.answer()
+        # Those that have to come back are closed one after the other.
+        self.clock.advance(5)
         self.nobody_is_closed_without_a_reason()
 
     def exchange_looks(self) -> None:
@@ -449,8 +486,12 @@ class Delivery(RuleBasedStateMachine):
 
     def assert_complete(self, till: Till, session: Session) -> None:
         assert session.state is State.LIVE, (session.state, session.position, self.log.last)
-        assert till.start + len(till.received) == self.log.last
-        assert till.history == self.log.stream_id
+        assert session.outbox.written == self.log.last
+        assert session.terminal.stream_id == self.log.stream_id
+        first = min([till.start, *till.shared]) + 1
+        latest = dict(till.received)
+        for seq, name in self.names.items():
+            assert seq < first or latest[seq] == name, (seq, first, till.received)
 
 
 def expected_start(connecting: Terminal, opening: Opening) -> Seq:
@@ -462,6 +503,7 @@ def expected_start(connecting: Terminal, opening: Opening) -> Seq:
         wanted, same = opening.acked, True
     else:
         wanted, same = asked.seq, asked.stream_id in (None, head.stream_id)
+        same = same or (opening.shared is not None and wanted <= opening.shared)
     possible = same and head.pruned_seq <= wanted <= head.last_seq
     return wanted if possible else head.last_seq
 

@@ -1,10 +1,11 @@
 """Whichever roads a till takes, in whichever order: it misses nothing, and nothing comes twice to it if
 it names its position.
 
-A machine commits events, and has tills change between WebSocket, server-sent events and polls at any
-moment: with a read of the log on its way, with an answer that is lost, with a connection that posd takes
-for open, with what was sent and never read. One kind of till names the last event that it stored, the
-other names nothing and relies on what it acknowledged, by a message or by a call.
+A machine commits events, lets a standby take over, and has tills change between WebSocket,
+server-sent events and polls at any moment: with a read of the log on its way, with an answer that is
+lost, with a connection that posd takes for open, with what was sent and never read. One kind of till
+names the last event that it stored, the other names nothing and relies on what it acknowledged, by a
+message or by a call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
+from uuid import UUID, uuid4
 
 from attrs import define, field
 from hypothesis import settings
@@ -39,7 +41,7 @@ from posd.errors import Unavailable
 from posd.protocol.encodings import SERVER_SENT, WEBSOCKET, Dialect
 from posd.protocol.jsontext import decode
 from posd.security.connection_limits import Connections
-from posd.store import credentials, presence, stream
+from posd.store import credentials, epochs, presence, stream
 from posd.values import KeyKind, Opening, Position, Principal, Seq, Tenant, Terminal
 from tests.delivery_case import KITCHEN, NOON, Line, said, terminal
 from tests.exchange_case import Presence, Store, wake
@@ -94,6 +96,7 @@ class Till:
     names: bool
     """Whether it names its position; if not, it relies on its cursor."""
     start: Seq
+    stream_id: UUID
     last: Seq = field(init=False)
     session: Session | None = None
     road: Road | None = None
@@ -164,6 +167,7 @@ class Roads(RuleBasedStateMachine):
             mock.patch.object(stream, "heads", self.store.find_heads),
             mock.patch.object(stream, "after", self.store.find_events),
             mock.patch.object(stream, "pages", self.store.find_pages),
+            mock.patch.object(epochs, "ends", self.store.find_ends),
             mock.patch.object(credentials, "ended", self.store.find_ended),
             mock.patch.object(channels, "_CHUNK_BYTES", 500),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
@@ -196,7 +200,7 @@ class Roads(RuleBasedStateMachine):
     def begin(self, count: int) -> None:
         self.log.commit(count)
         for device, names in (("BAR", True), (None, True), ("KITCHEN", False)):
-            till = Till(device, names, self.log.last)
+            till = Till(device, names, self.log.last, self.log.stream_id)
             self.tills.append(till)
         # From its first poll on it relies on its cursor.
         self.begin_poll(self.tills[-1], Wish())
@@ -230,6 +234,13 @@ class Roads(RuleBasedStateMachine):
     def a_read_fails(self, index: int) -> None:
         self.log.fail(index=index % len(self.log.waiting))
 
+    @rule(looks=st.booleans())
+    def a_standby_takes_over_that_has_everything(self, looks: bool) -> None:
+        """No till reloads, and none misses anything: `resync` and gaps fail the test."""
+        self.store.rename(uuid4())
+        if looks:
+            self.the_feed_looks()
+
     @rule(seconds=st.sampled_from([1.0, 10.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -245,10 +256,11 @@ class Roads(RuleBasedStateMachine):
     def till_connects(self, index: int, dialect: Dialect, reading: bool, silently: bool) -> None:
         till = self.pick(index)
         self.leave(till, silently)
-        position = Position(till.last, self.log.stream_id) if till.names else None
-        opening = self.now(self.exchange.look_up(KITCHEN, till.device))
+        position = Position(till.last, till.stream_id) if till.names else None
+        opening = self.now(self.exchange.look_up(KITCHEN, till.device, position))
         till.road = Road(dialect=dialect, reading=reading, stored=till.store)
-        connecting = terminal(till.device, position=position)
+        name = till.stream_id = opening.head.stream_id
+        connecting = terminal(till.device, position=position, stream_id=name)
         till.session = self.exchange.open(connecting, opening, till.road)
 
     @rule(
@@ -279,7 +291,8 @@ class Roads(RuleBasedStateMachine):
         if till.device is None or seq < 0:
             return
         if call or till.session is None or till.session.dialect is SERVER_SENT:
-            cursor = self.now(self.polls.acknowledge(self.caller(till), seq, None))
+            name = till.stream_id if back else None
+            cursor = self.now(self.polls.acknowledge(self.caller(till), seq, name))
             assert seq <= cursor <= till.last
         else:
             till.session.heard(b'{"type":"ack","id":%d}' % seq)
@@ -334,7 +347,7 @@ class Roads(RuleBasedStateMachine):
             till.leave = leave
             return lambda: None
 
-        position = Position(till.last, self.log.stream_id) if till.names else None
+        position = Position(till.last, till.stream_id) if till.names else None
         asking = self.polls.answer(self.caller(till), position, wish, hold)
         till.poll = polling = Deferred.fromCoroutine(asking)
         polling.addCallbacks(self.polled, self.not_polled, (till, polling), {}, (till, polling))
@@ -345,6 +358,7 @@ class Roads(RuleBasedStateMachine):
             return
         till.poll = till.leave = None
         assert batch.resync is None
+        till.stream_id = batch.stream_id
         messages: list[Any] = [decode(each) for each in batch.messages]
         seqs = [each["id"] for each in messages]
         for seq in seqs:

@@ -151,6 +151,7 @@ class ChanceTests(SynchronousTestCase):
             "database/link",
             "maintenance/retention",
             "delivery/registry",
+            "delivery/renaming",
             "web/sse",
             "web/http/site",
             "client/till",

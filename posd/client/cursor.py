@@ -22,14 +22,15 @@ class Cursor:
     """A position that only moves when everything up to it is durable at the till.
 
     It is saved before it is acknowledged, so that the server is never told more than a till that
-    loses its power would still know. `acknowledge` is None while there is nobody to tell.
+    loses its power would still know. `acknowledge` is None while there is nobody to tell; it returns
+    whether the server was told: a position means nothing to one whose stream is another.
     """
 
     _clock: IReactorTime
     position: Position | None
     _file: PositionFile | None = None
     acknowledged: Seq | None = None
-    _acknowledge: Callable[[Seq], None] | None = None
+    _acknowledge: Callable[[Position], bool] | None = None
     _unsaved: bool = False
     _owed: bool = False
     _timer: IDelayedCall | None = None
@@ -49,7 +50,7 @@ class Cursor:
         self._owed = self._owed or stored
         self._schedule()
 
-    def attach(self, acknowledge: Callable[[Seq], None]) -> None:
+    def attach(self, acknowledge: Callable[[Position], bool]) -> None:
         """From now on there is a server to tell, first of all what it has not heard yet."""
         self._acknowledge = acknowledge
         self._schedule()
@@ -75,10 +76,9 @@ class Cursor:
                 self._timer = self._clock.callLater(_SAVE_AGAIN, self.settle)
                 return
         self._unsaved = False
-        if self._owed and self._acknowledge is not None:
+        if self._owed and self._acknowledge is not None and self._acknowledge(self.position):
             self._owed = False
             self.acknowledged = self.position.seq
-            self._acknowledge(self.position.seq)
 
     def close(self) -> None:
         """Leave no timer behind. What could not be saved by now comes again, as it should."""

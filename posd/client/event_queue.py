@@ -184,9 +184,14 @@ class Intake:
         if outcome is not None:
             await outcome
 
-    def _acknowledge(self, seq: Seq) -> None:
-        if self._link is not None:
-            self._link.send(encode({"type": "ack", "id": seq}))
+    def _acknowledge(self, position: Position) -> bool:
+        """Tell the server, unless its stream is another one: then the till has to reload first."""
+        if self._link is None or self._greeting is None:
+            return False
+        if position.stream_id not in (None, self._greeting.stream_id):
+            return False
+        self._link.send(encode({"type": "ack", "id": position.seq}))
+        return True
 
     def _refuse(self, position: Position, reason: str) -> None:
         """Pass over an event that is of no use, after acknowledging those before it."""

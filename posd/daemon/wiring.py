@@ -40,7 +40,7 @@ from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
 from posd.security.validity import Validity
-from posd.store import presence, standing, stream, survey
+from posd.store import epochs, presence, standing, stream, survey
 from posd.values import Tenant
 from posd.web.admission import Admission, Gate
 from posd.web.api.events import Events
@@ -250,15 +250,19 @@ class Parts:
         Its fingerprint tells a backup that was promoted or loaded, but not a data directory that was
         put back; there the heads are behind what tills on this node were sent already.
         """
-        if not await stream.recognise(session):
-            _log.warn("this is another database than before; every stream has a new name")
+        if not await epochs.recognise(session):
+            _log.warn(
+                "this is another database than before (a standby was promoted, or a backup restored): all"
+                " streams have a new name, and terminals go on as far as no events are lost"
+            )
         # Noted before the heads are read: another node may number meanwhile, and we deliver that.
         delivered = self.exchange.channels.delivered()
         heads = await stream.heads(session, delivered)
         set_back = [each for each in heads if is_set_back(heads[each], delivered[each])]
         if set_back:
             _log.error("the streams of tenants {ids} were set back", ids=set_back)
-            await stream.reset(session, set_back)
+            await epochs.set_back(session, [heads[each] for each in set_back])
+        self.exchange.recall()
 
     def start(self) -> None:
         """Start all that runs by itself, what others need first."""

@@ -11,8 +11,9 @@ indexes concurrently.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final, Literal
 
 import psycopg2
@@ -31,6 +32,8 @@ OWNER: Final = "posd_owner"
 Kind = Literal["main", "tenant"]
 
 _LOCK_SECONDS: Final = 2.0
+_REPLAY_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.05
 _LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
 _KEEP_FILE: Final = f"""
@@ -196,7 +199,22 @@ def _create_database(dsn: str) -> bool:
         return False
     finally:
         connection.close()
+    _wait_until_replayed(dsn)
     return True
+
+
+def _wait_until_replayed(dsn: str) -> None:
+    """Wait until the new database can be connected to, which a cluster takes a moment for.
+
+    libpq asks the hosts of a connection string in their order. A standby that is asked before the primary,
+    and does not know the database yet, ends the attempt: libpq does not go on to the next host.
+    """
+    deadline = time.monotonic() + _REPLAY_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(psycopg2.OperationalError):
+            psycopg2.connect(dsn).close()
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextmanager

@@ -14,10 +14,14 @@ from twisted.logger import Logger
 from posd.database.pool import Database
 from posd.delivery.pending_writes import Notes, Subscription
 from posd.errors import StatementFailed, Unavailable
+from posd.store import cursors
 from posd.store import presence as books
 from posd.values import Seq, TenantId
 
 R = TypeVar("R")
+
+_PIECE: Final = 500
+"""Positions in earlier streams in one statement: to write out 20,000 of them would stop the reactor."""
 
 _MOST_BLAMED: Final = 16
 """Rows that are looked for in one batch, at some ten statements each; the rest of the part goes unwritten."""
@@ -77,6 +81,7 @@ class BulkWriter:
         await self._kind("claims of connections", lambda: self._claims(notes))
         await self._kind("sightings of connections", lambda: self._seen(notes))
         await self._kind("positions of legacy tills", lambda: self._follows(notes))
+        await self._kind("positions in earlier streams", lambda: self._reached(notes))
         await self._kind("acknowledgements", lambda: self._acks(notes))
         await self._kind("heads of streams", lambda: self._progress(notes))
 
@@ -135,18 +140,34 @@ class BulkWriter:
         moves = _moves({k: seq for k, seq in notes.follows.items() if k not in notes.acks})
         await in_parts(
             moves,
-            lambda rows: books.followed(self._database, rows),
+            lambda rows: cursors.followed(self._database, rows),
             self._blame("the position {row} of a legacy till was not written"),
         )
         notes.follows = {}
 
+    async def _reached(self, notes: Notes) -> None:
+        """Of all devices that this node knows, after the database was away: so in pieces."""
+        moves = _moves(notes.reached)
+        for start in range(0, len(moves), _PIECE):
+            await in_parts(
+                moves[start : start + _PIECE],
+                lambda rows: cursors.sent_astray(self._database, rows),
+                self._blame("the position {row} of a device in an earlier stream was not written"),
+            )
+        notes.reached = {}
+
     async def _acks(self, notes: Notes) -> None:
+        accepted: list[tuple[TenantId, Seq]] = []
+
+        async def acknowledge(rows: Sequence[cursors.Move]) -> None:
+            accepted.extend(await cursors.acknowledged(self._database, rows))
+
         await in_parts(
             _moves(notes.acks),
-            lambda rows: books.acknowledged(self._database, rows),
+            acknowledge,
             self._blame("the acknowledgement {row} was not written"),
         )
-        notes.acks_are_written()
+        notes.acks_are_written(accepted)
 
     async def _progress(self, notes: Notes) -> None:
         """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
@@ -202,6 +223,6 @@ async def in_parts(
                 parts += [part[half:], part[:half]]
 
 
-def _moves(cursors: dict[Subscription, Seq]) -> list[books.Move]:
+def _moves(positions: dict[Subscription, Seq]) -> list[cursors.Move]:
     """In one order everywhere, so that two nodes do not wait for each other."""
-    return [(*key, seq) for key, seq in sorted(cursors.items())]
+    return [(*key, seq) for key, seq in sorted(positions.items())]

@@ -14,14 +14,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Protocol
-from uuid import UUID
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd.database.coalescing import fail_all
-from posd.errors import PosdError, Pruned, Refusal
+from posd.errors import PosdError, Pruned, Refusal, Renamed
 from posd.monitoring.counters import Instruments
 from posd.protocol import messages
 from posd.protocol.encodings import Dialect
@@ -33,13 +32,13 @@ _RECENT_BYTES: Final = 64 * 1024
 _ENVELOPE_BYTES: Final = 150
 
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
-"""Reads up to so many events after a position from the log, in order; none of another history.
+"""Reads up to so many events after a position from the log, in order.
 
-Raises `Pruned` if the next one is kept no more."""
+Raises `Pruned` if the next one is kept no more, and `Renamed` if the stream has another name."""
 
 
 class StreamBroken(PosdError):
-    """The log does not go on where it should: events are missing, or it is another history."""
+    """The log does not go on where it should: events are missing."""
 
 
 @frozen
@@ -154,6 +153,11 @@ class Channel:
         return max(self._head, self.tail)
 
     @property
+    def watchers(self) -> list[Watcher]:
+        """Those that wait now."""
+        return list(self._watchers)
+
+    @property
     def deserted(self) -> bool:
         """Whether nobody is there any more."""
         return not self.sessions and not self._watchers
@@ -198,10 +202,13 @@ class Channel:
             self._reading = True
             Deferred.fromCoroutine(self._read_on())
 
-    def append(self, stream_id: UUID, events: Sequence[Event]) -> None:
-        """Events were committed on this node. If they follow the tail, they need not be read from the log."""
+    def append(self, events: Sequence[Event]) -> None:
+        """Events of this name of the stream were committed on this node.
+
+        If they follow the tail, they need not be read from the log.
+        """
         last = events[-1].seq
-        if not self._reading and stream_id == self.stream_id and events[0].seq == self.tail + 1:
+        if not self._reading and events[0].seq == self.tail + 1:
             try:
                 self._fan_out([Encoded(event, self.tenant.slug) for event in events])
             except Exception:
@@ -211,14 +218,7 @@ class Channel:
         self.wake(last)
 
     def check(self, head: Head) -> None:
-        """Look at how far the database is; see to it that nobody is left behind.
-
-        Another history ends every session.
-        """
-        if head.stream_id != self.stream_id:
-            self._log.error("the stream of {slug} is another one now", slug=self.tenant.slug)
-            self.end(STREAM_CHANGED)
-            return
+        """Look at how far the database is; see to it that nobody is left behind."""
         self._head = max(self._head, head.last_seq)
         self.wake(head.last_seq)
         # Whoever could not read on while the database was away does so now.
@@ -238,7 +238,8 @@ class Channel:
         """What follows a position, as far as one page goes; empty at the end of the log.
 
         Sessions at the same position share one read. Raises `StreamBroken` if the log does not go
-        on there, `Pruned` if it is not kept that far back, and what the database raises.
+        on there, `Pruned` if it is not kept that far back, `Renamed` if the stream has another name, and what
+        the database raises.
         """
         if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
             first = position + 1 - self._recent[0].seq
@@ -298,8 +299,9 @@ class Channel:
                     raise StreamBroken(f"there is no event {self.tail + 1}, but {head}")
                 elif not self._woken:
                     self._target = self._head
-        except Refusal:
-            # The database is away. The poll wakes the channel again when it is back.
+        except (Refusal, Renamed):
+            # The database is away, and the poll wakes the channel again when it is back; or the poll finds
+            # the new name.
             self._target = self.tail
         except Pruned:
             # This node was cut off for as long as events are kept.

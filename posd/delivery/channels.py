@@ -16,8 +16,9 @@ from posd.database.pool import Database
 from posd.delivery.channel import Channel
 from posd.errors import Unavailable
 from posd.monitoring.counters import Instruments
-from posd.store import stream
-from posd.values import STREAM_CHANGED, Appended, Event, Head, Seq, Tenant, TenantId
+from posd.store import epochs, stream
+from posd.store.epochs import End
+from posd.values import Appended, Event, Head, Seq, Tenant, TenantId
 
 _AT_ONCE: Final = 30
 """Streams in one statement. A page has up to 256 KiB."""
@@ -29,18 +30,29 @@ _Tail = tuple[stream.StreamPosition, int]
 _log: Final = Logger()
 
 
+def _nobody_is_told(old: Channel, new: Channel, end: End | None) -> None:
+    """What is done at a new name where nobody has to be told."""
+
+
 @define(eq=False)
 class Channels:
     """A channel for each tenant that has somebody here, made when the first comes.
 
-    `delivered` is told by the channels how far each stream was sent to somebody.
+    `delivered` is told by the channels how far each stream was sent to somebody. `renamed` is told the
+    channel of a name that has ended, the one that takes its place, and how the name has ended, if that is
+    known.
+
+    A tenant has two channels for the moment in which two terminals disagree about the name of its stream: one
+    of them was looked up before it changed. The database decides.
     """
 
     _clock: IReactorTime
     _database: Database
     _delivered: Callable[[Tenant, Seq], None]
     _instruments: Instruments
+    renamed: Callable[[Channel, Channel, End | None], None] = _nobody_is_told
     _by_tenant: dict[TenantId, Channel] = field(init=False, factory=dict)
+    _rivals: dict[TenantId, list[Channel]] = field(init=False, factory=dict)
     _tails: Coalescer[_Tail, stream.Page] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -51,13 +63,14 @@ class Channels:
         """What the live sessions of each tenant have been given."""
         return [
             (tenant_id, channel.stream_id, channel.tail)
-            for tenant_id, channel in self._by_tenant.items()
+            for tenant_id in self.tenants
+            for channel in self._all_of(tenant_id)
         ]
 
     @property
     def tenants(self) -> list[TenantId]:
         """Those that have a channel here."""
-        return list(self._by_tenant)
+        return list(self._by_tenant | self._rivals)
 
     def of(self, tenant_id: TenantId) -> Channel | None:
         """A tenant's channel, if there is one."""
@@ -66,22 +79,16 @@ class Channels:
     def join(self, tenant: Tenant, head: Head) -> tuple[Channel, bool]:
         """The channel of a tenant whose stream is at `head`, and whether it was made for that.
 
-        Whoever had it made calls `look_again` when he belongs to it.
+        The caller calls `look_again` when the terminal belongs to a channel that was made.
         """
-        channel = self.of(tenant.id)
-        if channel is not None and channel.stream_id == head.stream_id:
-            return channel, False
-        if channel is not None:
-            channel.end(STREAM_CHANGED)
-        read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
-
-        async def read_tail(seq: Seq, limit: int) -> list[Event]:
-            position = tenant.id, head.stream_id, seq
-            return stream.events_of(position, await self._tails.ask((position, limit)))
-
-        channel = self._by_tenant[tenant.id] = Channel(
-            *(tenant, head, read, self._delivered, self._forget, self._instruments, read_tail)
-        )
+        for channel in self._all_of(tenant.id):
+            if channel.stream_id == head.stream_id:
+                return channel, False
+        channel = self._made(tenant, head)
+        if tenant.id in self._by_tenant:
+            self._rivals.setdefault(tenant.id, []).append(channel)
+        else:
+            self._by_tenant[tenant.id] = channel
         return channel, True
 
     def look_again(self, channel: Channel) -> None:
@@ -94,16 +101,20 @@ class Channels:
         if channel.deserted:
             self._forget(channel)
 
+    def tidy(self, tenant_id: TenantId) -> None:
+        """Somebody has left one of a tenant's channels."""
+        for channel in self._all_of(tenant_id):
+            self.left(channel)
+
     def append(self, appended: Appended) -> None:
-        """Events were committed on this node."""
-        channel = self.of(appended.tenant_id)
-        if channel is not None:
-            channel.append(appended.stream_id, appended.events)
+        """Events were committed on this node. Only the channel of the name that they got is given them."""
+        for channel in self._all_of(appended.tenant_id):
+            if channel.stream_id == appended.stream_id:
+                channel.append(appended.events)
 
     def erased(self, tenant_id: TenantId) -> None:
         """Something was erased from a stream: what is remembered of it is read again."""
-        channel = self.of(tenant_id)
-        if channel is not None:
+        for channel in self._all_of(tenant_id):
             channel.forget()
 
     def delivered(self) -> dict[TenantId, Head]:
@@ -119,13 +130,11 @@ class Channels:
         # All that have something new read it by one statement.
         with self._tails.gathering():
             for head in heads:
-                channel = self.of(head.tenant_id)
-                if channel is None:
-                    continue
-                if head.stream_id != channel.stream_id or head.last_seq < channel.tail:
-                    suspects[channel] = channel.tail
-                else:
-                    channel.check(head)
+                for channel in self._all_of(head.tenant_id):
+                    if head.stream_id != channel.stream_id or head.last_seq < channel.tail:
+                        suspects[channel] = channel.tail
+                    else:
+                        channel.check(head)
         if suspects:
             await self._confirm(suspects)
 
@@ -133,20 +142,53 @@ class Channels:
         """Look again at heads that do not go with what was already delivered.
 
         A poll may have looked just before the last events were committed, or before a channel began.
-        A head that still is behind them means that a backup was restored under the same name; the
-        stream is renamed, so that no till takes an old position for a valid one.
+        A head that still is behind them means that a backup was restored under the same name. The name
+        ends there, so that no later position in it is taken for a valid one.
         """
-        heads = await stream.heads(self._database, [each.tenant.id for each in suspects])
-        for channel, tail in suspects.items():
+        ids = {each.tenant.id for each in suspects}
+        heads = await stream.heads(self._database, ids)
+        behind = {
+            head.tenant_id: head
+            for channel, tail in suspects.items()
+            if (head := heads.get(channel.tenant.id)) is not None
+            and is_set_back(head, Head(head.tenant_id, channel.stream_id, tail))
+        }
+        if behind:
+            _log.error("the streams of tenants {ids} were set back", ids=sorted(behind))
+            await epochs.set_back(self._database, behind.values())
+            heads = await stream.heads(self._database, ids)
+        old = [
+            channel
+            for channel in suspects
+            if (head := heads.get(channel.tenant.id)) is not None
+            and head.stream_id != channel.stream_id
+        ]
+        names = [(each.tenant.id, each.stream_id) for each in old]
+        ends = await epochs.ends(self._database, names) if names else {}
+        for channel in suspects:
             head = heads.get(channel.tenant.id)
-            if head is None or self.of(channel.tenant.id) is not channel:
+            if head is None or channel not in self._all_of(head.tenant_id):
                 continue
-            if is_set_back(head, Head(head.tenant_id, channel.stream_id, tail)):
-                await stream.reset(self._database, [channel.tenant.id])
-                _log.error("the stream of {slug} was set back", slug=channel.tenant.slug)
-                channel.end(STREAM_CHANGED)
+            if channel in old:
+                self._hand_over(channel, head, ends.get((head.tenant_id, channel.stream_id)))
             else:
                 channel.check(head)
+        if old:
+            # What was committed here under the new names since the heads were read, no channel was given.
+            heads = await stream.heads(self._database, {each.tenant.id for each in old})
+            await self.check(heads.values())
+
+    def _hand_over(self, old: Channel, head: Head, end: End | None) -> None:
+        """Replace a channel whose stream has another name now."""
+        self._forget(old)
+        new, _ = self.join(old.tenant, head)
+        if self.of(head.tenant_id) is not new:
+            # It was the rival of another channel of an old name, whose turn comes.
+            self._rivals[head.tenant_id].remove(new)
+            self._rivals[head.tenant_id].append(self._by_tenant[head.tenant_id])
+            self._by_tenant[head.tenant_id] = new
+        self.renamed(old, new, end)
+        self.left(new)
 
     async def _read_tails(self, wanted: Sequence[_Tail]) -> dict[_Tail, stream.Page]:
         """Read what is new for all channels that were woken in a turn, by one statement."""
@@ -162,9 +204,30 @@ class Channels:
             # The poll sees it when the database is back.
             return
 
+    def _made(self, tenant: Tenant, head: Head) -> Channel:
+        read = partial(stream.after, self._database.of(tenant.id), tenant, head.stream_id)
+
+        async def read_tail(seq: Seq, limit: int) -> list[Event]:
+            position = tenant.id, head.stream_id, seq
+            return stream.events_of(position, await self._tails.ask((position, limit)))
+
+        return Channel(
+            *(tenant, head, read, self._delivered, self._forget, self._instruments, read_tail)
+        )
+
+    def _all_of(self, tenant_id: TenantId) -> list[Channel]:
+        channel = self.of(tenant_id)
+        return [*([] if channel is None else [channel]), *self._rivals.get(tenant_id, ())]
+
     def _forget(self, channel: Channel) -> None:
-        if self.of(channel.tenant.id) is channel:
-            del self._by_tenant[channel.tenant.id]
+        tenant_id = channel.tenant.id
+        rivals = [each for each in self._rivals.pop(tenant_id, ()) if each is not channel]
+        if self.of(tenant_id) is channel:
+            del self._by_tenant[tenant_id]
+            if rivals:
+                self._by_tenant[tenant_id] = rivals.pop(0)
+        if rivals:
+            self._rivals[tenant_id] = rivals
 
 
 def is_set_back(head: Head, delivered: Head) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 from uuid import UUID
 
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -22,6 +22,8 @@ from posd.delivery.channels import Channels
 from posd.delivery.connection_log import ConnectionLog
 from posd.delivery.openings import Openings
 from posd.delivery.registry import Attendance, Line, Roster, Sighting
+from posd.delivery.renaming import Books as SentBooks
+from posd.delivery.renaming import Renaming
 from posd.delivery.send_queue import Budget, Outbox
 from posd.delivery.session import Register, Session
 from posd.errors import TooManyRequests, Unavailable
@@ -34,6 +36,7 @@ from posd.values import (
     GOING_AWAY,
     Closing,
     Opening,
+    Position,
     Seq,
     Tenant,
     TenantId,
@@ -45,7 +48,7 @@ _PARTING_SECONDS: Final = 3.0
 _LOOK_SECONDS: Final = 0.05
 
 
-class Books(Register, Protocol):
+class Books(Register, SentBooks, Protocol):
     """Where it is written down who is connected and how far everybody is (`posd.delivery.presence`)."""
 
     sightings: Callable[[], list[Sighting]]
@@ -112,6 +115,8 @@ class Exchange(Service):
         self.channels = Channels(reactor, database, presence.delivered, self.instruments)
         self._guests: set[Guest] = set()
         self._roster = Roster(reactor, heartbeat, presence.claim)
+        self._renaming = Renaming(reactor, presence, self._roster, self._send_home)
+        self.channels.renamed = self._renaming.renamed
         presence.sightings = self._roster.sightings
         self.draining = False
 
@@ -150,12 +155,18 @@ class Exchange(Service):
         self._budget.relieve()
 
     async def look_up(
-        self, tenant: Tenant, device_id: str | None, *, resuming: bool = True
+        self,
+        tenant: Tenant,
+        device_id: str | None,
+        asked: Position | None = None,
+        *,
+        resuming: bool = True,
     ) -> Opening:
-        """Where a terminal stands; before the upgrade, so that a refusal can still be an answer.
+        """Where a terminal stands that names a position, or none.
 
-        One that is `resuming` comes for events, and so for those that it is to be sent again. Raises
-        `Unavailable`, or `TooManyRequests` when the tenant has too many devices.
+        Before the upgrade, so that a refusal can still be an answer. One that is `resuming` comes for
+        events, and so for those that it is to be sent again. Raises `Unavailable`, or `TooManyRequests` when
+        the tenant has too many devices.
         """
         self._refuse_while_draining()
         if device_id is not None:
@@ -164,6 +175,13 @@ class Exchange(Service):
         if resuming and opening is not None and opening.recalled and device_id is not None:
             await replay.fulfil(self._database, tenant.id, device_id)
             opening = await self._openings.find(tenant, device_id)
+        if (
+            opening is not None
+            and asked is not None
+            and asked.stream_id not in (None, opening.head.stream_id)
+        ):
+            shared = await self._openings.shared(tenant.id, asked.stream_id)
+            opening = evolve(opening, shared=shared)
         # Whoever comes in after the drain has begun would never be sent home.
         self._refuse_while_draining()
         if opening is None:
@@ -206,9 +224,8 @@ class Exchange(Service):
         if not self._roster.leave(session):
             return
         self._presence.disconnected(session.terminal)
-        channel = self.channels.of(session.terminal.tenant.id)
-        if channel is not None:
-            self.channels.left(channel)
+        self._renaming.left(session.terminal, session.reached)
+        self.channels.tidy(session.terminal.tenant.id)
 
     def watch(self, guest: Guest, opening: Opening) -> Channel:
         """Let somebody wait at the tenant's channel, until `unwatch`."""
@@ -233,6 +250,14 @@ class Exchange(Service):
             if session.terminal.stream_id == terminal.stream_id:
                 seq = max(seq, session.hear_of(seq))
         self._presence.acknowledged(terminal, seq)
+
+    def answered(self, terminal: Terminal, seq: Seq) -> None:
+        """A terminal was sent everything up to `seq`, not on a connection."""
+        self._renaming.left(terminal, seq)
+
+    def recall(self) -> None:
+        """The database may be another one: the next flush compares with it how far devices were sent."""
+        self._renaming.recall()
 
     def heard(self, session: Session) -> None:
         """A till sent a frame."""

@@ -25,6 +25,7 @@ from posd.errors import (
     BadRequest,
     Conflict,
     Pruned,
+    Renamed,
     Unauthorized,
     Unavailable,
     Unprocessable,
@@ -35,6 +36,7 @@ from posd.security.connection_limits import Connections, Lease
 from posd.values import (
     GOING_AWAY,
     PRUNED,
+    RENAMED,
     REVOKED,
     STREAM_CHANGED,
     Closing,
@@ -201,7 +203,7 @@ class Polls:
 
         Raises `BadRequest`, `TooManyRequests`, `Unauthorized` and `Unavailable`.
         """
-        opening = await self._exchange.look_up(caller.tenant, caller.device_id)
+        opening = await self._exchange.look_up(caller.tenant, caller.device_id, asked)
         if asked is None:
             if opening.acked is None:
                 raise BadRequest(
@@ -209,15 +211,16 @@ class Polls:
                     code="position_required",
                 )
             asked = Position(opening.acked)
-        asked = Position(asked.seq, asked.stream_id or opening.head.stream_id)
+        if asked.stream_id is None and not opening.astray:
+            asked = Position(asked.seq, opening.head.stream_id)
         try:
             return await self._read(caller, opening, asked, wish, hold)
-        except (StreamBroken, Pruned):
-            # It was renamed or pruned meanwhile: how that stands now is looked up again.
-            opening = await self._exchange.look_up(caller.tenant, caller.device_id)
+        except (StreamBroken, Renamed, Pruned):
+            # How that stands now is looked up again.
+            opening = await self._exchange.look_up(caller.tenant, caller.device_id, asked)
         try:
             return await self._read(caller, opening, asked, wish, hold)
-        except (StreamBroken, Pruned) as error:
+        except (StreamBroken, Renamed, Pruned) as error:
             raise Unavailable("The stream cannot be read on.", retry_after=1) from error
 
     async def acknowledge(self, caller: Caller, seq: Seq, stream_id: UUID | None) -> Seq:
@@ -228,17 +231,19 @@ class Polls:
         tenant, device_id = caller.tenant, caller.device_id
         if device_id is None:
             raise Unprocessable("Only a named device has a position.", code="no_device")
-        opening = await self._exchange.look_up(tenant, device_id, resuming=False)
+        asked = Position(seq, stream_id)
+        opening = await self._exchange.look_up(tenant, device_id, asked, resuming=False)
         head = opening.head
-        if stream_id is not None and stream_id != head.stream_id:
-            raise Conflict("The stream is another one by now.", code="stream_changed")
+        if resume(opening, asked)[1] is Resync.RESET:
+            raise Conflict("The stream has lost that event.", code="stream_changed")
         if seq > head.last_seq:
             raise Unprocessable(f"There is no event {seq} yet.", code="beyond_head")
         self._exchange.acknowledged(_terminal(caller, opening, Position(seq)), seq)
         await self._settle(tenant.id, device_id)
-        written = await self._exchange.look_up(tenant, device_id, resuming=False)
-        if written.head.stream_id != head.stream_id:
-            raise Conflict("The stream is another one by now.", code="stream_changed")
+        noted = Position(seq, head.stream_id)
+        written = await self._exchange.look_up(tenant, device_id, noted, resuming=False)
+        if resume(written, noted)[1] is Resync.RESET:
+            raise Conflict("The stream has lost that event.", code="stream_changed")
         if written.acked is None or written.acked < seq:
             raise Unavailable("The position was not written.", retry_after=1)
         return written.acked
@@ -271,9 +276,11 @@ class Polls:
             last = max(head.last_seq, channel.head, harvest.position)
         finally:
             self._exchange.unwatch(poll, channel)
-        if not poll.left and wish.seconds:
-            # It is there still.
-            self._note(terminal, start)
+        if not poll.left:
+            self._exchange.answered(terminal, harvest.position)
+            if wish.seconds:
+                # It is there still.
+                self._note(terminal, start)
         return Batch(harvest.messages, harvest.position, last, head.stream_id)
 
     async def _wait(
@@ -301,7 +308,7 @@ class Polls:
             lease.release()
         if poll.ended == REVOKED:
             raise Unauthorized
-        if poll.ended in (STREAM_CHANGED, PRUNED):
+        if poll.ended in (STREAM_CHANGED, RENAMED, PRUNED):
             raise StreamBroken(poll.ended.reason)
         if poll.ended not in (None, GOING_AWAY):
             raise Unavailable("The stream cannot be read at the moment.", retry_after=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Final
+from uuid import UUID
 
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
@@ -15,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
 from posd.protocol.cursor import passed
+from posd.store import epochs
 from posd.store import presence as books
 from posd.values import Opening, Seq, Tenant, TenantId
 
@@ -37,6 +39,10 @@ class Openings:
         self._places: Coalescer[books.Place, Opening | None] = Coalescer(
             clock, self._look_up, most=_AT_ONCE, seconds=_SECONDS, turn=_IN_A_TURN
         )
+        # After a failover all terminals of a tenant name the same earlier stream.
+        self._shared: Coalescer[epochs.Name, Seq | None] = Coalescer(
+            clock, self._look_up_names, most=_AT_ONCE, seconds=_SECONDS
+        )
         # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
         self._refused: dict[TenantId, Coalescer[_Cursor, frozenset[Seq]]] = {}
 
@@ -57,6 +63,19 @@ class Openings:
         if not opening.legacy:
             acked, refused = passed(acked, refused)
         return evolve(opening, acked=acked, refused=refused)
+
+    async def shared(self, tenant_id: TenantId, stream_id: UUID) -> Seq | None:
+        """Up to where an earlier stream of a tenant has the events of the present one.
+
+        None if it is no earlier one. Raises `Unavailable`.
+        """
+        return await self._shared.ask((tenant_id, stream_id))
+
+    async def _look_up_names(
+        self, names: Sequence[epochs.Name]
+    ) -> Mapping[epochs.Name, Seq | None]:
+        found = await epochs.ends(self._database.for_all, names)
+        return {name: found[name].shared if name in found else None for name in names}
 
     async def _look_up(self, wanted: Sequence[books.Place]) -> Mapping[books.Place, Opening | None]:
         found = await books.openings(self._database.for_all, wanted, self._most_devices)

@@ -50,19 +50,21 @@ class Notes:
     gone: set[UUID] = field(factory=set)
     claims: dict[UUID, Claim] = field(factory=dict)
     seen: dict[UUID, Sighting] = field(factory=dict)
+    reached: dict[Subscription, Seq] = field(factory=dict)
+    """How far devices were sent a stream that may have another name by now."""
     acks: dict[Subscription, Seq] = field(factory=dict)
     follows: dict[Subscription, Seq] = field(factory=dict)
     sent: dict[TenantId, Seq] = field(factory=dict)
     received: dict[TenantId, Seq] = field(factory=dict)
     """How far each tenant's best till is: by cursors that are written, and by what tills said of orders."""
     acknowledging: set[Device] = field(factory=set)
-    """The devices of `acks`."""
+    """The devices of `acks` and `reached`."""
 
     def __bool__(self) -> bool:
         return any(
             (
                 *(self.connected, self.gone, self.claims, self.seen, self.acks, self.follows),
-                *(self.sent, self.received),
+                *(self.sent, self.received, self.reached),
             )
         )
 
@@ -73,6 +75,11 @@ class Notes:
         if self.connected.pop(connection_id, None) is None:
             self.gone.add(connection_id)
 
+    def sent_to(self, key: Subscription, seq: Seq) -> None:
+        """A device was sent everything up to `seq` of a stream that may have ended."""
+        self.reached[key] = max(seq, self.reached.get(key, 0))
+        self.acknowledging.add(key[:2])
+
     def acknowledged(self, key: Subscription, seq: Seq) -> None:
         """A device has everything up to `seq`."""
         self.acks[key] = max(seq, self.acks.get(key, 0))
@@ -82,11 +89,15 @@ class Notes:
         """A tenant's tills have everything up to `seq`."""
         self.received[tenant_id] = max(seq, self.received.get(tenant_id, 0))
 
-    def acks_are_written(self) -> None:
-        """The cursors stand where `acks` wants them; their heads are still to be moved."""
-        for (tenant_id, _, _), seq in self.acks.items():
+    def acks_are_written(self, accepted: Sequence[tuple[TenantId, Seq]]) -> None:
+        """The cursors stand where `acks` wants them; their heads are still to be moved.
+
+        `accepted` are those that are true of the present stream.
+        """
+        for tenant_id, seq in accepted:
             self.confirmed(tenant_id, seq)
-        self.acks, self.acknowledging = {}, set()
+        self.acks = {}
+        self.acknowledging = {key[:2] for key in self.reached}
 
     def merged(self, later: Notes) -> Notes:
         """These notes and later ones together.
@@ -101,6 +112,7 @@ class Notes:
             gone=self.gone | later.gone,
             claims=self.claims | later.claims,
             seen=seen | later.seen,
+            reached=_furthest(self.reached, later.reached),
             acks=_furthest(self.acks, later.acks),
             follows=self.follows | later.follows,
             sent=_furthest(self.sent, later.sent),

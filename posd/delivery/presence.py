@@ -25,7 +25,7 @@ from posd.database.pool import Database
 from posd.delivery.bulk_writer import BulkWriter
 from posd.delivery.message_writer import MessageWriter
 from posd.delivery.order_marks import OrderMarks
-from posd.delivery.pending_writes import Claim, Notes, subscription
+from posd.delivery.pending_writes import Claim, Notes, Subscription, subscription
 from posd.delivery.registry import Sighting
 from posd.errors import StatementFailed, Unavailable
 from posd.events.print_status import print_report
@@ -112,6 +112,10 @@ class Presence(Service):
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.acknowledged(subscription(terminal), seq)
+
+    def sent(self, cursor: Subscription, seq: Seq) -> None:
+        """A device was sent a stream up to `seq`, and the stream may have another name by now."""
+        self._notes.sent_to(cursor, seq)
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.follows[subscription(terminal)] = seq

@@ -135,6 +135,13 @@ class Outbox:
         if self.listener is not None:
             self.listener.given_up()
 
+    def go_back(self, seq: Seq) -> int:
+        """Go on after an earlier event: what waits is dropped. By how many events it went back."""
+        self._forget()
+        back = max(0, self.written - seq)
+        self.position = self.written = self.written - back
+        return back
+
     def close(self) -> None:
         """Take nothing more and forget what waits."""
         self._open = False

@@ -1,4 +1,4 @@
-"""One terminal's life: opening, catching up, live, closed. No I/O, no framework.
+"""One terminal's life: opening, catching up, live, parting, closed. No I/O, no framework.
 
 What a till is sent, and in which order, is decided here; `ws` brings in what it says. A session
 catches up page by page from its own position, as fast as its outbox empties, until it has everything
@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, chunks
 from posd.delivery.send_queue import Outbox
-from posd.errors import InvalidMessage, Pruned, Refusal
+from posd.errors import InvalidMessage, Pruned, Refusal, Renamed
 from posd.protocol import frames, messages
 from posd.protocol.cursor import Cursor
 from posd.protocol.encodings import WEBSOCKET, Dialect
@@ -44,6 +45,7 @@ class State(enum.Enum):
 
     CATCHING_UP = "catching up"
     LIVE = "live"
+    PARTING = "parting"
     CLOSED = "closed"
 
 
@@ -127,6 +129,12 @@ class Session:
         return max(0, self._channel.head - self.outbox.written)
 
     @property
+    def reached(self) -> Seq:
+        """How far the terminal may be: what was written to it, or what it has acknowledged."""
+        acked = 0 if self.cursor is None or self.cursor.legacy else self.cursor.acked
+        return max(self.outbox.written, acked)
+
+    @property
     def acked(self) -> Seq | None:
         """The terminal's cursor, None if it has none."""
         return None if self.cursor is None else self.cursor.acked
@@ -151,7 +159,7 @@ class Session:
         from its cursor. `resync` is why it cannot have what it wanted.
         """
         asked = self.terminal.position is not None
-        durable = opening.acked is not None and not opening.legacy
+        durable = opening.acked is not None and not opening.legacy and not opening.astray
         self._say(
             "connected",
             messages.connected_text(
@@ -188,7 +196,7 @@ class Session:
 
     def behind(self) -> None:
         """Go live if there is nothing to catch up with; else read the next page."""
-        if self.state is State.CLOSED or self._paging:
+        if self.state in (State.PARTING, State.CLOSED) or self._paging:
             return
         self.state = State.CATCHING_UP
         self._channel.slow_down(self)
@@ -252,6 +260,28 @@ class Session:
         if since is not None and self._clock() - since > _STALLED_SECONDS:
             self.end(TOO_SLOW)
 
+    def move(self, channel: Channel, start: Seq) -> None:
+        """Go on at another channel, where the stream has another name, after event `start` at most."""
+        self._channel.leave(self)
+        back = self.outbox.go_back(start) if start < self.position else 0
+        if back:
+            self._start -= back
+            if self.cursor is not None:
+                self.cursor = Cursor(start, self.cursor.legacy)
+        self.terminal = evolve(self.terminal, stream_id=channel.stream_id)
+        self._channel = channel
+        channel.enter(self)
+        if self.state is State.LIVE:
+            self.state = State.CATCHING_UP
+        self.behind()
+
+    def part(self) -> None:
+        """Be sent nothing more: the connection is going to be closed. What the till says still counts."""
+        if self.state is not State.CLOSED:
+            self.state = State.PARTING
+            self._channel.leave(self)
+            self.outbox.shed()
+
     def end(self, closing: Closing) -> None:
         """Close the connection; nothing more is sent."""
         if self.state is not State.CLOSED:
@@ -275,7 +305,16 @@ class Session:
                     return
                 if self.position > self._channel.tail:
                     return
-                self._offer(await self._channel.page(self.position))
+                channel = self._channel
+                try:
+                    page = await channel.page(self.position)
+                except Renamed:
+                    if channel is self._channel:
+                        # The poll is about to find that, and hands the session over.
+                        return
+                    continue
+                if channel is self._channel:
+                    self._offer(page)
         except Pruned:
             # It comes back and is told that it has to reload (`protocol.cursor.resume`).
             self.end(PRUNED)

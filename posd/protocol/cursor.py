@@ -71,17 +71,25 @@ def resume(opening: Opening, asked: Position | None) -> tuple[Seq, Resync | None
     """Where to go on from, and why not from where the terminal wanted.
 
     Without a position of its own a terminal that acknowledges goes on from its cursor, every other
-    one from the head.
+    one from the head. A position of an earlier stream is as good as one of the present stream, as far
+    as the two are the same. A position without a stream is taken for one of the present stream, unless
+    the device is known to have events of another one.
     """
     head = opening.head
     if asked is not None:
-        if asked.stream_id is not None and asked.stream_id != head.stream_id:
-            return head.last_seq, Resync.RESET
+        if asked.stream_id is None:
+            is_lost = opening.astray
+        elif asked.stream_id == head.stream_id:
+            is_lost = False
+        else:
+            is_lost = opening.shared is None or asked.seq > opening.shared
         wanted = asked.seq
     elif opening.acked is not None and not opening.legacy:
-        wanted = opening.acked
+        wanted, is_lost = opening.acked, opening.astray
     else:
         return head.last_seq, None
+    if is_lost:
+        return head.last_seq, Resync.RESET
     if wanted > head.last_seq:
         return head.last_seq, Resync.AHEAD
     if wanted < head.pruned_seq:

@@ -54,11 +54,13 @@ class Purpose(enum.Enum):
 class Account:
     """Who is charged: `scopes` are what is counted, with how many times the rate each may have.
 
-    `owner` is whose input a request is: the tenant's that it is about, or the key's.
+    `owner` is whose input a request is: the tenant's that it is about, or the key's. `purpose` is what is
+    charged.
     """
 
     scopes: tuple[tuple[object, int], ...]
     owner: object = None
+    purpose: Purpose = Purpose.REQUEST
 
     @property
     def together(self) -> object:
@@ -83,11 +85,11 @@ def account(
     of all together for handshakes and frames.
     """
     if not shared:
-        return Account(((key_id, OF_ALL_TENANTS if all_tenants else 1),), owner)
+        return Account(((key_id, OF_ALL_TENANTS if all_tenants else 1),), owner, purpose)
     together = ((key_id, purpose), TOGETHER)
     if device_id is None and purpose is not Purpose.REQUEST:
-        return Account((together,), owner)
-    return Account((((key_id, device_id), 1), together), owner)
+        return Account((together,), owner, purpose)
+    return Account((((key_id, device_id), 1), together), owner, purpose)
 
 
 def account_of(terminal: Terminal) -> Account:
@@ -114,24 +116,33 @@ class RequestRates:
     refused: Callable[[str], None] = lambda by: None
     _requests: Buckets = field(init=False)
     _bytes: Buckets = field(init=False)
+    _answers: Buckets = field(init=False)
     _addresses: Buckets = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._requests = Buckets(self._clock)
         self._bytes = Buckets(self._clock)
+        self._answers = Buckets(self._clock)
         self._addresses = Buckets(self._clock)
 
     def request(self, who: Account, size: int) -> None:
         """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing."""
-        self._charge([*self._of_requests(who, 1), *self._of_bytes(who, size)])
+        charges = [*self._of_requests(who, 1), *self._of_bytes(who, size)]
+        if who.purpose is Purpose.REQUEST:
+            # A terminal may connect whatever it has read: it reads less by a WebSocket.
+            charges += self._of_bytes(who, 0, self._answers)
+        self._charge(charges)
 
     def body(self, who: Account, size: int) -> None:
         """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
         self._charge(self._of_bytes(who, size))
 
     def answered(self, who: Account, size: int) -> None:
-        """Charge an answer of so many bytes, even into debt; until that is paid requests are refused."""
-        for bucket, count in self._of_bytes(who, size * ANSWERED):
+        """Charge an answer of so many bytes, even into debt; until that is paid requests are refused.
+
+        What is sent is counted apart from it, and handshakes are not refused.
+        """
+        for bucket, count in self._of_bytes(who, size * ANSWERED, self._answers):
             bucket.owe(count, _MOST_DEBT)
 
     def stranger(self, address: str, purpose: str) -> None:
@@ -167,11 +178,13 @@ class RequestRates:
             for scope, times in who.scopes
         ]
 
-    def _of_bytes(self, who: Account, count: float) -> list[_Charge]:
+    def _of_bytes(
+        self, who: Account, count: float, buckets: Buckets | None = None
+    ) -> list[_Charge]:
         rate = self.bytes_per_credential
+        buckets = self._bytes if buckets is None else buckets
         return [
-            (self._bytes.get(scope, times * rate, BURST_SECONDS), count)
-            for scope, times in who.scopes
+            (buckets.get(scope, times * rate, BURST_SECONDS), count) for scope, times in who.scopes
         ]
 
     def _refusal(self, by: str, what: str, wait: float) -> TooManyRequests:

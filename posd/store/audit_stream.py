@@ -37,6 +37,25 @@ _GAPS: Final = """
               ) AS p) AS g
      WHERE g.seq > g.before + 1 ORDER BY g.seq
 """
+_NAMES: Final = """
+    SELECT concat('pos_stream_epochs ', e.stream_id), CASE
+               WHEN e.ended_seq IS NULL AND e.stream_id <> h.stream_id
+                   THEN 'has not ended, and is not the present name'
+               WHEN e.ended_seq IS NOT NULL AND e.stream_id = h.stream_id
+                   THEN 'has ended, and is the present name'
+               WHEN least(e.began_seq, e.ended_seq) < 0 THEN 'a position is negative'
+               WHEN greatest(e.began_seq, e.ended_seq) > h.last_seq
+                   THEN concat('has the position ', greatest(e.began_seq, e.ended_seq),
+                               ', which is after the head, which is at ', h.last_seq)
+           END
+      FROM dinedesk_main.pos_stream_epochs AS e JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+     WHERE e.tenant_id = %(tenant)s
+    UNION ALL
+    SELECT 'pos_heads', 'the present name is not in pos_stream_epochs' FROM dinedesk_main.pos_heads AS h
+     WHERE h.tenant_id = %(tenant)s
+       AND NOT EXISTS (SELECT FROM dinedesk_main.pos_stream_epochs AS e
+                        WHERE e.tenant_id = h.tenant_id AND e.stream_id = h.stream_id)
+"""
 # What waits are rows; the other two are counted where they happen (docs/data-model.md).
 _BALANCE: Final = """
     SELECT 'pos_heads', CASE WHEN h.last_seq <> h.acknowledged + h.expired + e.waiting
@@ -104,6 +123,7 @@ _NACKS: Final = """
 
 CHECKS: Final = (
     Check("head", _HEAD),
+    Check("names", _NAMES),
     Check("gaps", _GAPS),
     Check("balance", _BALANCE),
     Check("events", _EVENTS),

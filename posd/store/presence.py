@@ -74,11 +74,14 @@ _DISCONNECT: Final = """
 """
 _PLACES: Final = """
     SELECT h.tenant_id, w.device_id, h.stream_id, h.last_seq, h.pruned_seq, clock_timestamp(),
-           d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq, c.replay_after IS NOT NULL
+           d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq, c.replay_after IS NOT NULL,
+           NOT coalesce(c.stream_id = h.stream_id OR c.acked_seq <= e.ended_seq, c.device_id IS NULL)
       FROM unnest(%s::integer[], %s::text[]) AS w(tenant_id, device_id)
       JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
       LEFT JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
       LEFT JOIN dinedesk_main.pos_cursors AS c USING (tenant_id, device_id)
+      LEFT JOIN dinedesk_main.pos_stream_epochs AS e
+        ON e.tenant_id = c.tenant_id AND e.stream_id = c.stream_id
 """
 # A device that was never seen begins at the head: nobody prints last month's orders. In one order
 # everywhere, so that two nodes do not wait for each other.
@@ -99,8 +102,8 @@ _REGISTER: Final = """
         ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen_at = now()
         RETURNING tenant_id, device_id
     )
-    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq)
-    SELECT device.tenant_id, device.device_id, h.last_seq
+    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq, stream_id)
+    SELECT device.tenant_id, device.device_id, h.last_seq, h.stream_id
       FROM device JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET acked_seq = pos_cursors.acked_seq
     RETURNING tenant_id, device_id, acked_seq
@@ -115,33 +118,6 @@ _REFUSED: Final = """
         ON n.tenant_id = c.tenant_id AND n.device_id = w.device_id AND n.seq > w.acked_seq
       JOIN dinedesk_main.pos_events AS e ON e.tenant_id = n.tenant_id AND e.seq = n.seq
      WHERE n.created_at >= greatest(e.created_at, c.replayed_at)
-"""
-# Never backwards and never beyond the head, whatever order flushes of several nodes come in. Only the
-# first word of a legacy device takes back what was merely followed: nobody had vouched for that.
-_ADVANCE: Final = """
-    WITH a AS (
-        SELECT a.* FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
-                        AS a(tenant_id, device_id, stream_id, seq)
-          JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
-         WHERE a.seq <= h.last_seq
-    ), moved AS (
-        UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
-          FROM a JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
-         WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
-           AND (c.acked_seq < a.seq OR d.first_acked_at IS NULL)
-    )
-    UPDATE dinedesk_main.pos_devices AS d
-       SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
-      FROM a WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
-"""
-_FOLLOW: Final = """
-    UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, acked_at = now()
-      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
-           AS a(tenant_id, device_id, stream_id, seq)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id, stream_id)
-      JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
-     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
-       AND c.acked_seq < a.seq AND d.first_acked_at IS NULL AND a.seq <= h.last_seq
 """
 # Of the events that `received_seq` passes those count that were still there to be acknowledged.
 _PROGRESS: Final = """
@@ -168,7 +144,10 @@ _NACKS: Final = """
     SELECT h.tenant_id, n.seq, n.device_id, n.reason
       FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::uuid[])
            AS n(seq, device_id, reason, stream_id)
-      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %s AND h.stream_id = n.stream_id
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %s
+     WHERE h.stream_id = n.stream_id
+        OR n.seq <= (SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
+                      WHERE e.tenant_id = h.tenant_id AND e.stream_id = n.stream_id)
     ON CONFLICT (tenant_id, seq, device_id) DO NOTHING
 """
 _SAID: Final = """
@@ -185,9 +164,6 @@ Connection = tuple[UUID, TenantId, str | None, datetime]
 
 Place = tuple[TenantId, str | None]
 """A terminal as its cursor names it: tenant, device."""
-
-Move = tuple[TenantId, str, UUID, Seq]
-"""Where a cursor is to go: tenant, device, history, position."""
 
 
 async def lease(session: Session, node_id: UUID, seconds: float) -> bool:
@@ -255,7 +231,7 @@ async def openings(
     rows = await session.query(_PLACES, (list(tenants), list(devices)))
     new = {
         (tenant_id, device_id): known
-        for tenant_id, device_id, *_, known, _, acked, _ in rows
+        for tenant_id, device_id, *_, known, _, acked, _, _ in rows
         if device_id is not None and (not known or acked is None)
     }
     cursors: dict[Place, Seq] = {}
@@ -271,12 +247,14 @@ async def openings(
 
 
 def _opening(row: Row, registered: Seq | None) -> Opening:
-    tenant_id, device_id, stream_id, last_seq, pruned_seq, at, _, acked_before, acked, recalled = (
-        row
-    )
+    tenant_id, device_id, stream_id, last_seq, pruned_seq, at, *of_device = row
+    _, acked_before, acked, recalled, astray = of_device
     head = stream.load_head((tenant_id, stream_id, last_seq, pruned_seq))
     legacy = device_id is not None and not acked_before
-    return Opening(head, acked if registered is None else registered, legacy, at, recalled=recalled)
+    if registered is not None:
+        # It begins now, with the present stream.
+        acked, astray = registered, False
+    return Opening(head, acked, legacy, at, recalled=recalled, astray=astray)
 
 
 async def refused(
@@ -289,24 +267,6 @@ async def refused(
     for device, seq in await session.query(_REFUSED, values):
         found[device].add(seq)
     return {device: frozenset(seqs) for device, seqs in found.items()}
-
-
-async def acknowledged(session: Session, acks: Sequence[Move]) -> None:
-    """Move cursors forward. From then on they are no legacy terminals'.
-
-    A position in another history than the stream's moves nothing: a failover may have lost it.
-    """
-    await session.execute(_ADVANCE, _columns(acks))
-
-
-async def followed(session: Session, follows: Sequence[Move]) -> None:
-    """Move the cursors of legacy terminals to where they were sent to."""
-    await session.execute(_FOLLOW, _columns(follows))
-
-
-def _columns(moves: Sequence[Move]) -> tuple[list[object], ...]:
-    tenants, devices, streams, positions = zip(*moves, strict=True)
-    return list(tenants), list(devices), [str(each) for each in streams], list(positions)
 
 
 async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:

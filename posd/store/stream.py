@@ -10,7 +10,7 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.database.link import Row, Session
-from posd.errors import Pruned
+from posd.errors import Pruned, Renamed
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
@@ -39,6 +39,7 @@ _PAGES: Final = """
      WHERE p.before < %s
      ORDER BY w.number, p.seq
 """
+# No row: the stream has another name.
 _FLOORS: Final = """
     SELECT w.number, h.pruned_seq
       FROM unnest(%s::integer[], %s::uuid[]) WITH ORDINALITY AS w(tenant_id, stream_id, number)
@@ -61,23 +62,10 @@ _STATES: Final = """
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
 """
 _RECORD: Final = """
+    SELECT dinedesk_main.pos_recognise();
     SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
         %s::text[])
-"""
-_FINGERPRINT: Final = """
-    SELECT fingerprint, dinedesk_main.pos_fingerprint() FROM dinedesk_main.pos_incarnation
-"""
-_REINCARNATE: Final = """
-    WITH changed AS (
-        UPDATE dinedesk_main.pos_incarnation SET fingerprint = %s, since = now() WHERE fingerprint = %s
-        RETURNING fingerprint
-    )
-    UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid() WHERE EXISTS (SELECT FROM changed)
-"""
-_RESET: Final = """
-    UPDATE dinedesk_main.pos_heads SET stream_id = gen_random_uuid()
-     WHERE %(ids)s::integer[] IS NULL OR tenant_id = ANY (%(ids)s)
 """
 
 
@@ -175,10 +163,14 @@ StreamPosition = tuple[TenantId, UUID, Seq]
 
 @frozen
 class Page:
-    """The events that follow a position, in order; `pruned`: the next one is kept no more."""
+    """The events that follow a position, in order.
+
+    `pruned`: the next one is kept no more; `renamed`: the stream has another name than the position.
+    """
 
     events: Sequence[Event] = ()
     pruned: bool = False
+    renamed: bool = False
 
 
 def load_head(row: Row) -> Head:
@@ -210,8 +202,7 @@ async def pages(
 ) -> dict[StreamPosition, Page]:
     """For each position a page of up to `limit` events after it, by one statement for all.
 
-    A page ends where its events have more than 256 KiB, and has one event at least where there is any. It is
-    empty where the stream has another name by now.
+    A page ends where its events have more than 256 KiB, and has one event at least where there is any.
     """
     found: dict[int, list[Event]] = {number: [] for number in range(1, len(wanted) + 1)}
     values = (*_columns(wanted, 3), limit, _PAGE_BYTES)
@@ -228,8 +219,9 @@ async def pages(
         columns = _columns(doubtful, 3)[:2]
         for number, floor in await session.query(_FLOORS, columns):
             floors[doubtful[number - 1]] = floor
+    renamed = set(doubtful) - floors.keys()
     return {
-        each: Page(found[number], each[2] < floors.get(each, 0))
+        each: Page(found[number], each[2] < floors.get(each, 0), each in renamed)
         for number, each in enumerate(wanted, 1)
     }
 
@@ -237,18 +229,21 @@ async def pages(
 async def after(
     session: Session, tenant: Tenant, stream_id: UUID, seq: Seq, limit: int
 ) -> list[Event]:
-    """Up to `limit` events after a position, in order; none if that is another history by now.
+    """Up to `limit` events after a position, in order.
 
-    Raises `Pruned` if the next one is kept no more.
+    Raises `Pruned` if the next one is kept no more, and `Renamed` if the stream has another name.
     """
     position = tenant.id, stream_id, seq
     return events_of(position, (await pages(session, [position], limit))[position])
 
 
 def events_of(position: StreamPosition, page: Page) -> list[Event]:
-    """The events of a page. Raises `Pruned` if the next one is kept no more."""
+    """The events of a page. Raises `Pruned` or `Renamed` where the page says so."""
+    tenant_id, stream_id, seq = position
+    if page.renamed:
+        raise Renamed(f"the stream of tenant {tenant_id} is not {stream_id}")
     if page.pruned:
-        raise Pruned(f"what follows event {position[2]} is kept no more")
+        raise Pruned(f"what follows event {seq} is kept no more")
     return list(page.events)
 
 
@@ -319,23 +314,6 @@ async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> l
         for ordinal, seq, stream_id, created_at, elsewhere in rows
     }
     return [placed[ordinal] for ordinal in range(1, len(entries) + 1)]
-
-
-async def recognise(session: Session) -> bool:
-    """Whether this is the database that it was; if not, name every stream anew, once.
-
-    A backup that was restored, or a standby that was promoted, may lack events that tills have.
-    """
-    ((known, now),) = await session.query(_FINGERPRINT)
-    if known == now:
-        return True
-    await session.execute(_REINCARNATE, (now, known))
-    return False
-
-
-async def reset(session: Session, ids: Iterable[TenantId] | None = None) -> None:
-    """Give streams a new name, so that no old position is taken for one of theirs."""
-    await session.execute(_RESET, {"ids": None if ids is None else list(ids)})
 
 
 def _columns(rows: Iterable[tuple[object, ...]], width: int) -> tuple[list[object], ...]:

@@ -50,7 +50,7 @@ class Admission:
         """A place for one more connection. Raises `TooManyRequests` and `Unavailable`."""
         lease = self.connections.admit(tenant.id, device)
         try:
-            opening = await self.exchange.look_up(tenant, device)
+            opening = await self.exchange.look_up(tenant, device, position)
         except BaseException:
             lease.release()
             raise

@@ -25,13 +25,13 @@ from posd.delivery.session import Session
 from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import messages
 from posd.protocol.encodings import SERVER_SENT
-from posd.values import FAILED, GOING_AWAY, REVOKED, SUPERSEDED, Closing
+from posd.values import FAILED, GOING_AWAY, RENAMED, REVOKED, SUPERSEDED, Closing
 from posd.web.http.site import BoundedChannel
 from posd.web.http.sockets import hasten
 
 _COMMENT: Final = b":\n\n"
 _RETRY: Final = 2000
-_RETRIES: Final = {GOING_AWAY: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
+_RETRIES: Final = {GOING_AWAY: 500, RENAMED: 500, REVOKED: 60_000, SUPERSEDED: 60_000}
 """Milliseconds until a till that knows no better should come back, on average."""
 _UNCONFIRMED_MILLISECONDS: Final = 65_000
 """As long as a WebSocket may be silent. A slow reader may take nothing for a minute, which the kernel

@@ -26,7 +26,7 @@ CREATE TABLE dinedesk_main.pos_sequencing ();
 
 CREATE TABLE dinedesk_main.pos_heads (
     tenant_id integer PRIMARY KEY REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
-    -- Names this history. Another id means that positions of before mean nothing any more.
+    -- The present name of the stream: positions are counted in it. pos_stream_epochs has the earlier ones.
     stream_id uuid NOT NULL DEFAULT gen_random_uuid(),
     last_seq bigint NOT NULL DEFAULT 0,
     pruned_seq bigint NOT NULL DEFAULT 0,
@@ -41,6 +41,21 @@ CREATE TABLE dinedesk_main.pos_heads (
     pruned_before timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK (pruned_seq <= last_seq AND sent_seq <= last_seq AND received_seq <= last_seq)
 ) WITH (fillfactor = 50);
+
+-- The names that a stream has had. A name ends when the database may lack events that tills have seen. Up to
+-- `ended_seq` its events are those of the present stream: a later loss lowers it for all earlier names. NULL: it is
+-- the present name.
+CREATE TABLE dinedesk_main.pos_stream_epochs (
+    tenant_id integer NOT NULL REFERENCES dinedesk_main.tenants ON DELETE CASCADE,
+    stream_id uuid NOT NULL,
+    -- The last event that the stream had when the name began. What a connected terminal without positions of its
+    -- own is sent goes on from here.
+    began_seq bigint NOT NULL DEFAULT 0 CHECK (began_seq >= 0),
+    ended_seq bigint CHECK (ended_seq >= 0),
+    began_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, stream_id)
+);
+CREATE UNIQUE INDEX pos_stream_epochs_present ON dinedesk_main.pos_stream_epochs (tenant_id) WHERE ended_seq IS NULL;
 
 -- The log and the refusals of all tenants. Every key begins with tenant_id: a batch of many tenants is one
 -- INSERT, planned once, and each tenant reads its own range of the index. Each tenant's schema has views of its
@@ -104,6 +119,9 @@ CREATE TABLE dinedesk_main.pos_cursors (
     tenant_id integer NOT NULL,
     device_id text NOT NULL,
     acked_seq bigint NOT NULL CHECK (acked_seq >= 0),
+    -- The name of the stream in which the terminal said so. NULL: a node knows that the terminal was sent events
+    -- which the present stream does not have, and so it has to reload.
+    stream_id uuid,
     acked_at timestamptz,
     -- What an operator wants: all after this again. The cursor goes back when the terminal comes for it, so that
     -- nothing that it has said before can take it forward again.
@@ -140,8 +158,7 @@ CREATE VIEW dinedesk_main.pos_connected AS
      WHERE n.lease_until > now();
 
 -- Which incarnation of the database this is. A base backup that was restored, or a standby that was
--- promoted, has another timeline, a dump that was loaded has another database or cluster: then every
--- stream gets a new name, so that no till's old position is taken for a valid one.
+-- promoted, has another timeline; a dump that was loaded has another database or cluster.
 CREATE TABLE dinedesk_main.pos_incarnation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     fingerprint text NOT NULL,
@@ -158,11 +175,85 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 INSERT INTO dinedesk_main.pos_incarnation (fingerprint) VALUES (dinedesk_main.pos_fingerprint());
 
+-- End the present names of these tenants' streams and begin others. `stream_ids` are the names that the caller has
+-- seen: a stream with another one is left as it is, since somebody else was faster. `ended_seqs` is how far the
+-- events of the old name are still those of the stream, `began_seqs` from where on the stream has the new name;
+-- where one is NULL, the name does not matter, or the head is meant.
+--
+-- Returns the tenants whose stream has a new name. Names of which everything in common is pruned are forgotten.
+CREATE FUNCTION dinedesk_main.pos_begin_epochs(
+    tenant_ids integer[], stream_ids uuid[], ended_seqs bigint[], began_seqs bigint[])
+RETURNS SETOF integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    ids integer[];
+    ended bigint[];
+    began bigint[];
+BEGIN
+    -- In the order in which everybody locks several heads.
+    PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
+      ORDER BY h.tenant_id FOR NO KEY UPDATE;
+    SELECT array_agg(h.tenant_id), array_agg(least(w.ended_seq, h.last_seq)),
+           array_agg(least(w.began_seq, h.last_seq))
+      INTO ids, ended, began
+      FROM unnest(tenant_ids, stream_ids, ended_seqs, began_seqs) AS w(tenant_id, stream_id, ended_seq, began_seq)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+     WHERE w.stream_id IS NULL OR w.stream_id = h.stream_id;
+    -- least() ignores NULL.
+    UPDATE dinedesk_main.pos_stream_epochs AS e SET ended_seq = least(e.ended_seq, c.ended_seq)
+      FROM unnest(ids, ended) AS c(tenant_id, ended_seq)
+     WHERE e.tenant_id = c.tenant_id AND (e.ended_seq IS NULL OR e.ended_seq > c.ended_seq);
+    DELETE FROM dinedesk_main.pos_stream_epochs AS e USING dinedesk_main.pos_heads AS h
+     WHERE e.tenant_id = ANY (ids) AND h.tenant_id = e.tenant_id AND e.ended_seq < h.pruned_seq;
+    UPDATE dinedesk_main.pos_heads AS h SET stream_id = gen_random_uuid() WHERE h.tenant_id = ANY (ids);
+    INSERT INTO dinedesk_main.pos_stream_epochs (tenant_id, stream_id, began_seq)
+    SELECT h.tenant_id, h.stream_id, c.began_seq
+      FROM unnest(ids, began) AS c(tenant_id, began_seq) JOIN dinedesk_main.pos_heads AS h USING (tenant_id);
+    RETURN QUERY SELECT unnest(ids);
+END
+$$;
+
+-- Whether this is the database that it was. If not, all streams get new names, once: what was numbered after the
+-- last event that is here, tills may have seen, and it may be lost. It is called in the transaction that numbers,
+-- before anything is numbered: a pooler may have moved a connection to the new primary meanwhile.
+--
+-- A server process sees one database on one timeline for all its life, once recovery is over. So it looks once,
+-- which takes half a millisecond, and then remembers that it has. What a transaction sets that is rolled back is
+-- forgotten with it.
+CREATE FUNCTION dinedesk_main.pos_recognise() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    fingerprint_now text;
+BEGIN
+    IF current_setting('posd.recognised', true) = 'yes' THEN
+        RETURN true;
+    END IF;
+    fingerprint_now := dinedesk_main.pos_fingerprint();
+    PERFORM set_config('posd.recognised', 'yes', false);
+    PERFORM FROM dinedesk_main.pos_incarnation AS i WHERE i.fingerprint = fingerprint_now;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    -- Of several callers the first one changes the row; the others wait for it here, and find nothing to change.
+    UPDATE dinedesk_main.pos_incarnation AS i SET fingerprint = fingerprint_now, since = now()
+     WHERE i.fingerprint <> fingerprint_now;
+    IF NOT FOUND THEN
+        RETURN true;
+    END IF;
+    PERFORM dinedesk_main.pos_begin_epochs((SELECT array_agg(h.tenant_id) FROM dinedesk_main.pos_heads AS h),
+                                           NULL, NULL, NULL);
+    RETURN false;
+END
+$$;
+
 -- What a new tenant and a new device key begin with.
 CREATE FUNCTION dinedesk_main.pos_begin_stream() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO dinedesk_main.pos_heads (tenant_id) VALUES (NEW.id);
+    WITH head AS (
+        INSERT INTO dinedesk_main.pos_heads (tenant_id) VALUES (NEW.id) RETURNING tenant_id, stream_id
+    )
+    INSERT INTO dinedesk_main.pos_stream_epochs (tenant_id, stream_id) SELECT h.tenant_id, h.stream_id FROM head AS h;
     RETURN NULL;
 END
 $$;
@@ -175,8 +266,8 @@ BEGIN
     INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id, has_key)
     VALUES (NEW.tenant_id, NEW.device_id, true)
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET has_key = true, is_active = true;
-    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq)
-    SELECT h.tenant_id, NEW.device_id, h.last_seq
+    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq, stream_id)
+    SELECT h.tenant_id, NEW.device_id, h.last_seq, h.stream_id
       FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
     ON CONFLICT (tenant_id, device_id) DO NOTHING;
     -- Nodes may have cached that the device can be used with the tenant's key.
@@ -230,17 +321,20 @@ GRANT INSERT ON dinedesk_main.pos_outbox TO posd_hook;
 GRANT SELECT (id) ON dinedesk_main.pos_outbox TO posd_hook;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_begin_stream(), dinedesk_main.pos_begin_device(),
-    dinedesk_main.pos_fingerprint() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION dinedesk_main.pos_fingerprint() TO posd;
+    dinedesk_main.pos_fingerprint(), dinedesk_main.pos_recognise(),
+    dinedesk_main.pos_begin_epochs(integer[], uuid[], bigint[], bigint[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_fingerprint(), dinedesk_main.pos_recognise(),
+    dinedesk_main.pos_begin_epochs(integer[], uuid[], bigint[], bigint[]) TO posd;
 
 GRANT SELECT, INSERT, DELETE ON dinedesk_main.pos_outbox TO posd;
 -- What LOCK TABLE asks for.
 GRANT UPDATE ON dinedesk_main.pos_sequencing TO posd;
--- Nobody but pos_prune() says that events are gone.
-GRANT SELECT, UPDATE (stream_id, last_seq, sent_seq, received_seq, acknowledged) ON dinedesk_main.pos_heads TO posd;
+-- Nobody but pos_prune() says that events are gone, and nobody but pos_begin_epochs() that a name has ended.
+GRANT SELECT, UPDATE (last_seq, sent_seq, received_seq, acknowledged) ON dinedesk_main.pos_heads TO posd;
+GRANT SELECT ON dinedesk_main.pos_stream_epochs TO posd;
 GRANT USAGE ON SEQUENCE dinedesk_main.pos_log_id TO posd;
 GRANT SELECT, INSERT ON dinedesk_main.pos_events, dinedesk_main.pos_unsequenced, dinedesk_main.pos_nacks TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_cursors TO posd;
 GRANT SELECT, INSERT, UPDATE, DELETE ON dinedesk_main.pos_nodes, dinedesk_main.pos_connections TO posd;
 GRANT SELECT ON dinedesk_main.pos_connected TO posd;
-GRANT SELECT, UPDATE ON dinedesk_main.pos_incarnation TO posd;
+GRANT SELECT ON dinedesk_main.pos_incarnation TO posd;

@@ -47,6 +47,37 @@ class ResetTests(SynchronousTestCase):
         self.assertEqual(posctl("stream", "reset", dsn=self.dsn, stdin="y\n").code, 0)
         self.assertEqual(self.renamed(), {"bistro", "kitchen"})
 
+    def ends(self) -> list[tuple[object, ...]]:
+        """Where the names have ended, by shop."""
+        return execute(
+            self.dsn,
+            "SELECT t.slug, e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e"
+            " JOIN dinedesk_main.tenants AS t ON t.id = e.tenant_id"
+            " WHERE e.ended_seq IS NOT NULL ORDER BY t.slug",
+        )
+
+    def test_nothing_is_common_by_itself(self) -> None:
+        execute(self.dsn, "UPDATE dinedesk_main.pos_heads SET last_seq = 10 RETURNING 1")
+        posctl("stream", "reset", "--yes", dsn=as_role(self.dsn, "posd"))
+        self.assertEqual(self.ends(), [("bistro", 0), ("kitchen", 0)])
+
+    def test_somebody_may_vouch_for_what_is(self) -> None:
+        execute(self.dsn, "UPDATE dinedesk_main.pos_heads SET last_seq = 10 RETURNING 1")
+        chosen = ("stream", "reset", "--tenant", "bistro", "--common-up-to", "7")
+        asked = posctl(*chosen, dsn=self.dsn, stdin="n\n")
+        self.assertIn("all tills of bistro that have had an event after 7 reload", asked.err)
+        self.assertEqual(posctl(*chosen, "--yes", dsn=as_role(self.dsn, "posd")).code, 0)
+        self.assertEqual(self.ends(), [("bistro", 7)])
+
+    def test_but_not_for_more_than_there_is_nor_for_all_shops(self) -> None:
+        execute(self.dsn, "UPDATE dinedesk_main.pos_heads SET last_seq = 10 RETURNING 1")
+        chosen = ("stream", "reset", "--yes", "--common-up-to", "11")
+        self.assertEqual(posctl(*chosen, dsn=self.dsn).code, os.EX_USAGE)
+        ran = posctl(*chosen, "--tenant", "bistro", dsn=self.dsn)
+        self.assertEqual(ran.code, os.EX_DATAERR)
+        self.assertIn("the last event of bistro is 10", ran.err)
+        self.assertEqual(self.renamed(), set())
+
     def test_an_unknown_tenant_renames_nothing(self) -> None:
         ran = posctl("stream", "reset", "--tenant", "bistr", "--yes", dsn=self.dsn)
         self.assertEqual(ran.code, os.EX_DATAERR)

@@ -295,6 +295,42 @@ class Resyncing(TillCase):
         self.assertEqual(till.position, Position(1042, OTHER_STREAM))
         self.assertEqual(self.acks(desk), [1042])
 
+    def test_what_was_stored_of_a_stream_that_is_gone_is_not_acknowledged_to_another(self) -> None:
+        stored: Deferred[None] = Deferred()
+        reloaded: Deferred[None] = Deferred()
+        self.started(
+            lambda event: stored,
+            stream_id=STREAM,
+            after=1041,
+            on_resync=lambda reason, head: reloaded,
+        )
+        desk = self.connect()
+        desk.greet(1042, resumed=1041)
+        desk.push(1042)
+        self.flush()
+        desk.hang_up(1001, "the stream has a new name")
+        self.flush()
+        # It is stored when nobody is there to be told.
+        stored.callback(None)
+        self.wait_for_attempt()
+        again = self.connect()
+        self.assertEqual(again.params["stream_id"], [str(STREAM)])
+        again.greet(2000, resync="reset", stream=OTHER_STREAM)
+        self.advance(1)
+        self.assertEqual(self.acks(again), [])
+        reloaded.callback(None)
+        self.advance(1)
+        self.assertEqual(self.acks(again), [2000])
+
+    def test_where_nothing_is_lost_the_till_goes_on_under_the_new_name(self) -> None:
+        till = self.started(stream_id=STREAM, after=3)
+        desk = self.connect()
+        desk.greet(5, resumed=3, stream=OTHER_STREAM)
+        desk.push(4, 5)
+        self.advance(1)
+        self.assertEqual((self.handled, self.acks(desk)), ([4, 5], [5]))
+        self.assertEqual(till.position, Position(5, OTHER_STREAM))
+
     def test_a_reload_that_fails_is_asked_for_again(self) -> None:
         def reload(reason: Resync, head: int) -> None:
             raise OSError("no space left")

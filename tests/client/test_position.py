@@ -67,10 +67,27 @@ class Cursors(SynchronousTestCase):
         self.clock = Clock()
         self.file = PositionFile(Path(self.mktemp()))
         self.acks: list[int] = []
+        self.told = True
         self.cursor = Cursor(self.clock, None, self.file)
 
+    def hear(self, position: Position) -> bool:
+        """A server that takes positions, or whose stream is another one."""
+        if self.told:
+            self.acks.append(position.seq)
+        return self.told
+
+    def test_what_a_server_does_not_take_is_owed(self) -> None:
+        self.told = False
+        self.cursor.attach(self.hear)
+        self.cursor.advance(Position(1, STREAM))
+        self.clock.advance(INTERVAL)
+        self.assertEqual((self.acks, self.cursor.acknowledged), ([], None))
+        self.told = True
+        self.cursor.settle()
+        self.assertEqual((self.acks, self.cursor.acknowledged), ([1], 1))
+
     def test_the_first_of_a_burst_is_told_at_once_and_the_rest_together(self) -> None:
-        self.cursor.attach(self.acks.append)
+        self.cursor.attach(self.hear)
         for seq in (1, 2):
             self.cursor.advance(Position(seq, STREAM))
         self.clock.advance(0)
@@ -86,14 +103,14 @@ class Cursors(SynchronousTestCase):
         self.cursor.advance(Position(1, STREAM))
         self.clock.advance(0)
         self.assertEqual(self.file.load(), Position(1, STREAM))
-        self.cursor.attach(self.acks.append)
+        self.cursor.attach(self.hear)
         self.clock.advance(INTERVAL)
         self.assertEqual(self.acks, [1])
 
     def test_a_position_that_cannot_be_saved_is_not_acknowledged_until_it_can(self) -> None:
         broken = PositionFile(Path(self.mktemp()) / "missing" / "position.json")
         cursor = Cursor(self.clock, None, broken)
-        cursor.attach(self.acks.append)
+        cursor.attach(self.hear)
         cursor.advance(Position(1, STREAM))
         self.clock.advance(0)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
@@ -103,7 +120,7 @@ class Cursors(SynchronousTestCase):
         self.assertEqual((self.acks, broken.load()), ([1], Position(1, STREAM)))
 
     def test_where_the_server_says_to_begin_is_saved_and_not_acknowledged(self) -> None:
-        self.cursor.attach(self.acks.append)
+        self.cursor.attach(self.hear)
         self.cursor.adopt(Position(1041, STREAM))
         self.clock.advance(INTERVAL)
         self.assertEqual((self.file.load(), self.acks), (Position(1041, STREAM), []))

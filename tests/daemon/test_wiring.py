@@ -9,6 +9,7 @@ from attrs import evolve, fields_dict
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.config.model import Config, Database, Delivery, Limits
@@ -17,6 +18,7 @@ from posd.daemon.wiring import Parts
 from posd.database.connection import Parameters, Row
 from posd.delivery.channel import Channel
 from posd.values import Event, Head, Seq, Tenant
+from tests.delivery_case import STREAM, terminal
 
 TENANT = Tenant(7, "kitchen", "Kitchen", "dinedesk_kitchen")
 
@@ -30,8 +32,8 @@ class ScriptedSession:
         self.changes: list[tuple[str, Parameters]] = []
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        if "pos_fingerprint" in sql:
-            return [("here", "here" if self.known else "elsewhere")]
+        if "pos_recognise" in sql:
+            return [(self.known,)]
         head = self.head
         return [(head.tenant_id, str(head.stream_id), head.last_seq, head.pruned_seq)]
 
@@ -58,8 +60,8 @@ class RecognitionTests(SynchronousTestCase):
 
     def test_a_head_behind_what_was_delivered_names_the_stream_anew(self) -> None:
         ((sql, parameters),) = self.recognise(9, self.stream_id)
-        self.assertIn("gen_random_uuid()", sql)
-        self.assertEqual(parameters, {"ids": [TENANT.id]})
+        self.assertIn("pos_begin_epochs", sql)
+        self.assertEqual(parameters, ([TENANT.id], [str(self.stream_id)], [9], [9]))
 
     def test_a_head_as_far_as_what_was_delivered_changes_nothing(self) -> None:
         self.assertEqual(self.recognise(10, self.stream_id), [])
@@ -70,7 +72,7 @@ class RecognitionTests(SynchronousTestCase):
 
         async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
             rows = await look(sql, parameters)
-            if "pos_fingerprint" not in sql:
+            if "pos_recognise" not in sql:
                 # Another node has numbered an event by now, and this one has delivered it.
                 channel.tail = 11
             return rows
@@ -82,12 +84,14 @@ class RecognitionTests(SynchronousTestCase):
     def test_a_stream_that_has_another_name_already_keeps_it(self) -> None:
         self.assertEqual(self.recognise(3, uuid4()), [])
 
-    def test_another_database_names_every_stream_anew(self) -> None:
+    def test_another_database_is_told_how_far_devices_were_sent(self) -> None:
+        self.parts.exchange.answered(terminal("BAR"), 9)
         session = ScriptedSession(Head(TENANT.id, self.stream_id, 10), known=False)
-        self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
-        ((sql, parameters),) = session.changes
-        self.assertIn("pos_incarnation", sql)
-        self.assertEqual(parameters, ("elsewhere", "here"))
+        with capturedLogs() as logged:
+            self.successResultOf(Deferred.fromCoroutine(self.parts._recognise(session)))
+        self.assertEqual([each["log_level"].name for each in logged], ["warn"])
+        self.assertEqual(session.changes, [])
+        self.assertEqual(self.parts.presence._notes.reached, {(TENANT.id, "BAR", STREAM): 9})
 
 
 class LifeTests(SynchronousTestCase):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -12,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery import channel as channels
 from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
-from posd.errors import Busy, Pruned, StatementFailed, Unavailable
+from posd.errors import Busy, Pruned, Renamed, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET, Dialect
 from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, Tenant
-from tests.delivery_case import KITCHEN, OTHER_STREAM, Log, event, head, said
+from tests.delivery_case import KITCHEN, Log, event, head, said
 
 
 @define(eq=False)
@@ -87,9 +86,8 @@ class ChannelCase(SynchronousTestCase):
 class AppendTests(ChannelCase):
     """What this node has committed itself."""
 
-    def append(self, first: Seq, last: Seq, stream_id: UUID | None = None) -> None:
-        events = [event(seq) for seq in range(first, last + 1)]
-        self.channel.append(stream_id or self.channel.stream_id, events)
+    def append(self, first: Seq, last: Seq) -> None:
+        self.channel.append([event(seq) for seq in range(first, last + 1)])
 
     def test_what_follows_the_tail_is_sent_without_a_read(self) -> None:
         listener = self.listener()
@@ -123,11 +121,6 @@ class AppendTests(ChannelCase):
         self.log.answer()
         self.log.answer()
         self.assertEqual(listener.ids, [11, 12, 13])
-
-    def test_events_of_another_history_are_never_sent_as_they_are(self) -> None:
-        listener = self.listener()
-        self.append(11, 13, OTHER_STREAM)
-        self.assertEqual(listener.ids, [])
 
 
 class FanOutTests(ChannelCase):
@@ -399,10 +392,11 @@ class TroubleTests(ChannelCase):
         self.channel.wake(12)
         self.assertEqual((listener.endings, listener.ids), ([STREAM_CHANGED], []))
 
-    def test_another_history_ends_every_session(self) -> None:
+    def test_a_stream_that_has_another_name_is_waited_for(self) -> None:
         listener = self.listener()
-        self.channel.check(head(10, stream_id=OTHER_STREAM))
-        self.assertEqual((listener.endings, self.ended), ([STREAM_CHANGED], [self.channel]))
+        self.log.trouble = Renamed("it is another stream")
+        self.channel.wake(self.log.commit())
+        self.assertEqual((listener.endings, listener.ids), ([], []))
 
     def test_a_statement_that_is_refused_ends_every_session_loudly(self) -> None:
         listener = self.listener()

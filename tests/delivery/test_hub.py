@@ -15,8 +15,8 @@ from posd.values import (
     DISABLED,
     DISCONNECTED,
     GOING_AWAY,
+    RENAMED,
     REVOKED,
-    STREAM_CHANGED,
     SUPERSEDED,
     Appended,
     Head,
@@ -27,6 +27,7 @@ from tests.delivery_case import (
     KITCHEN,
     NOON,
     OTHER_STREAM,
+    STREAM,
     Line,
     opening,
     terminal,
@@ -127,24 +128,6 @@ class OpeningTests(ExchangeCase):
         _, line = self.connect(at=10)
         self.assertEqual(line.ids, [11])
 
-    def test_a_till_with_another_history_than_the_channel_ends_that_one(self) -> None:
-        _, line = self.connect()
-        self.log.stream_id = OTHER_STREAM
-        newer = evolve(opening(10), head=self.log.head)
-        late = Line()
-        self.exchange.open(terminal(), newer, late)
-        self.assertEqual((line.closings, late.closings), ([STREAM_CHANGED], []))
-        self.log.commit()
-        wake(self.exchange, KITCHEN.id, 11)
-        self.assertEqual((line.ids, late.ids), ([], [11]))
-
-    def test_the_end_of_an_old_session_does_not_touch_the_new_channel(self) -> None:
-        old, _ = self.connect()
-        self.log.stream_id = OTHER_STREAM
-        self.exchange.open(terminal(), evolve(opening(10), head=self.log.head), Line())
-        self.exchange.closed(old)
-        self.assertEqual(self.exchange.connections(KITCHEN.id), 1)
-
     def test_a_connection_that_fails_to_begin_leaves_nothing_behind(self) -> None:
         class Broken(Line):
             def attach(self, outbox: object) -> None:
@@ -203,6 +186,21 @@ class CheckTests(ExchangeCase):
         self.assertEqual([line.ids for line in lines], [[11]] * 3)
         self.assertEqual(self.store.pages, [[(n, self.log.stream_id, 10) for n in (7, 8, 9)]])
 
+    def test_a_stream_that_has_another_name_keeps_no_other_from_its_events(self) -> None:
+        lines = []
+        for number, name in ((7, STREAM), (8, OTHER_STREAM), (9, STREAM)):
+            shop, line = evolve(KITCHEN, id=number, slug=f"shop-{number}"), Line()
+            begun = evolve(opening(10), head=Head(number, name, 10))
+            self.exchange.open(terminal(tenant=shop, stream_id=name), begun, line)
+            lines.append(line)
+        self.log.commit()
+        self.store.pages.clear()
+        names = (STREAM, OTHER_STREAM, STREAM)
+        self.successResultOf(self.check(*map(Head, (7, 8, 9), names, (11, 11, 11))))
+        self.assertEqual(len(self.store.pages), 1)
+        self.assertEqual([line.ids for line in lines], [[11], [], [11]])
+        self.assertEqual([line.closings for line in lines], [[], [], []])
+
     def test_what_this_node_committed_is_sent_without_a_read(self) -> None:
         _, line = self.connect()
         self.store.pages.clear()
@@ -222,17 +220,19 @@ class CheckTests(ExchangeCase):
         before = self.log.head
         wake(self.exchange, KITCHEN.id, self.log.commit())
         self.successResultOf(self.check(before))
-        self.assertEqual((line.ids, line.closings, self.store.resets), ([11], [], []))
+        self.assertEqual((line.ids, line.closings, self.store.set_back), ([11], [], []))
         self.log.commit()
         wake(self.exchange, KITCHEN.id, 12)
         self.assertEqual(line.ids, [11, 12])
 
     def test_a_head_that_still_is_behind_is_one_and_the_stream_gets_a_new_name(self) -> None:
-        _, line = self.connect()
+        _, line = self.connect(terminal("BAR", position=Position(10)))
         wake(self.exchange, KITCHEN.id, self.log.commit())
         del self.log.events[5:]
-        self.successResultOf(self.check(self.log.head))
-        self.assertEqual((line.closings, self.store.resets), ([STREAM_CHANGED], [[KITCHEN.id]]))
+        found = self.log.head
+        self.successResultOf(self.check(found))
+        self.clock.advance(1)
+        self.assertEqual((line.closings, self.store.set_back), ([RENAMED], [found]))
         self.assertEqual(self.exchange.channels.tenants, [])
 
     def test_what_came_while_it_was_looked_again_is_no_reason_either(self) -> None:
@@ -245,7 +245,7 @@ class CheckTests(ExchangeCase):
         wake(self.exchange, KITCHEN.id, self.log.commit())
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
-        self.assertEqual((line.ids, self.store.resets), ([11, 12], []))
+        self.assertEqual((line.ids, self.store.set_back), ([11, 12], []))
 
     def test_everybody_may_have_left_meanwhile(self) -> None:
         session, _ = self.connect()
@@ -256,12 +256,6 @@ class CheckTests(ExchangeCase):
         self.exchange.closed(session)
         self.store.pending.pop().callback(None)
         self.successResultOf(checking)
-
-    def test_another_history_closes_the_tills_of_that_tenant(self) -> None:
-        _, line = self.connect()
-        self.log.stream_id = OTHER_STREAM
-        self.successResultOf(self.check(self.log.head))
-        self.assertEqual((line.closings, self.store.resets), ([STREAM_CHANGED], []))
 
     def test_nothing_of_another_history_is_delivered_before_that_is_known(self) -> None:
         _, line = self.connect()

@@ -402,6 +402,24 @@ class WaitingTests(PollCase):
         batch = self.successResultOf(asking)
         self.assertEqual((batch.resync, batch.stream_id), (Resync.RESET, OTHER_STREAM))
 
+    def test_a_stream_that_has_lost_nothing_is_waited_for_under_its_new_name(self) -> None:
+        asking = self.ask(10, PATIENT)
+        self.store.rename()
+        self.stands()
+        self.check(self.log.head)
+        self.assertNoResult(asking)
+        self.commit(2)
+        batch = self.successResultOf(asking)
+        self.assertEqual((batch.resync, batch.stream_id), (None, OTHER_STREAM))
+        self.assertEqual((len(batch.messages), batch.position), (2, 12))
+        self.nothing_is_left()
+
+    def test_how_far_a_device_was_answered_is_known(self) -> None:
+        self.stands(acked=8)
+        self.successResultOf(self.ask(8, device="BAR"))
+        self.exchange.recall()
+        self.assertEqual(self.books.sent_to, {(KITCHEN.id, "BAR", STREAM): 10})
+
     def test_a_bug_in_reading_is_no_answer(self) -> None:
         asking = self.ask(10, PATIENT)
         self.log.trouble = ZeroDivisionError()
@@ -460,6 +478,19 @@ class AcknowledgingTests(PollCase):
         refused = self.acknowledge(7, OTHER_STREAM)
         self.assertEqual(self.refusal(refused, Conflict), "stream_changed")
         self.assertEqual(self.books.acks, [])
+
+    def test_one_of_an_earlier_name_counts_as_far_as_nothing_is_lost(self) -> None:
+        self.store.rename(lost=2)
+        self.stands(acked=3)
+        self.written(acked=8)
+        self.assertEqual(self.successResultOf(self.acknowledge(8, STREAM)), 8)
+        self.assertEqual(self.refusal(self.acknowledge(9, STREAM), Conflict), "stream_changed")
+
+    def test_a_name_may_change_while_it_is_written(self) -> None:
+        self.stands(acked=3)
+        self.store.rename()
+        self.written(acked=7)
+        self.assertEqual(self.successResultOf(self.acknowledge(7, STREAM)), 7)
 
     def test_so_is_one_whose_history_ends_meanwhile(self) -> None:
         self.stands(acked=3)

@@ -11,9 +11,11 @@ from twisted.logger import LogLevel, capturedLogs
 
 from posd.database import migrations
 from posd.database.pool import Database
+from posd.delivery import bulk_writer
+from posd.delivery.pending_writes import subscription
 from posd.delivery.presence import Presence
 from posd.errors import Busy, Unavailable
-from posd.store import orders
+from posd.store import epochs, orders
 from posd.store import presence as books
 from posd.testing.postgres import test_server
 from posd.values import KeyKind, Principal, PrintStatus, Tenant, Terminal
@@ -145,6 +147,34 @@ class PresenceTests(DatabaseCase):
         self.assertEqual(self.cursor(), 5)
         known = "SELECT first_acked_at IS NULL FROM dinedesk_main.pos_devices"
         self.assertTrue(self.admin.value(known))
+        self.assertEqual(self.head(), (0, 0))
+
+    async def test_one_of_an_earlier_name_counts_as_far_as_nothing_is_lost(self) -> None:
+        presence = await self.presence()
+        front, back = await self.opened(presence), await self.opened(presence, "back")
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
+        presence.acknowledged(front, 8)
+        presence.acknowledged(back, 9)
+        await epochs.reset(self.pool, [KITCHEN.id], 8)
+        await presence.flush()
+        self.assertEqual((self.cursor(), self.cursor("back"), self.head()), (8, 5, (0, 8)))
+
+    async def test_devices_that_were_sent_what_is_lost_are_noted(self) -> None:
+        presence = await self.presence()
+        self.patch(bulk_writer, "_PIECE", 2)
+        terminals = [await self.opened(presence, f"till-{n}") for n in range(5)]
+        await epochs.reset(self.pool, [KITCHEN.id], 98)
+        self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 90")
+        for number, each in enumerate(terminals):
+            presence.sent(subscription(each), 96 + number)
+            presence.sent(subscription(each), 1)
+        await presence.flush()
+        places = [(KITCHEN.id, each.device_id) for each in terminals]
+        found = await books.openings(self.pool, places, 10)
+        self.assertEqual(
+            [found[place].astray for place in places], [False, False, False, True, True]
+        )
+        self.assertFalse(presence._notes.acknowledging)
 
     async def test_a_legacy_terminal_is_followed_without_counting_as_received(self) -> None:
         presence = await self.presence()

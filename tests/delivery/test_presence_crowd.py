@@ -9,6 +9,7 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
+from posd.delivery.pending_writes import subscription
 from posd.errors import Busy, StatementFailed, Unavailable
 from posd.store import orders
 from posd.values import Seq, Tenant, TenantId, Terminal
@@ -109,6 +110,16 @@ class WaitingTests(BooksCase):
         self.successResultOf(settled)
         self.successResultOf(flush)
         self.assertEqual(self.books.cursors, {(KITCHEN.id, "front"): 7})
+
+    def test_how_far_it_was_sent_an_earlier_stream_is_waited_for_too(self) -> None:
+        self.flush()
+        self.presence.sent(subscription(terminal("front")), 7)
+        self.books.pending = []
+        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        self.assertNoResult(settled)
+        self.answer()
+        self.successResultOf(settled)
+        self.assertEqual(self.books.astray, [("front", 7)])
 
     def test_what_the_device_has_refused_is_waited_for_too(self) -> None:
         self.flush()

@@ -6,6 +6,7 @@ line says `not run:` and what.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -37,10 +38,15 @@ def main(minutes: int) -> int:
     folder = Account.for_postgresql().temporary_folder(Path(tempfile.gettempdir()), "posd-ha-")
     folder.chmod(0o755)
     try:
-        programs = Programs.gather(folder)
+        return _run(Programs.gather(folder), folder, minutes)
     except Missing as error:
         print(f"not run: {error}")
         return 0
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(programs: Programs, folder: Path, minutes: int) -> int:
     for reason in programs.missing:
         print(f"not run without it: {reason}")
     began = time.monotonic()

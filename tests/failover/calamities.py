@@ -30,8 +30,9 @@ class Calamity:
 
     `promoted` is until another machine accepted writes. `committing` is the longest time without a COMMIT of
     a shop that writes to the database directly, `publishing` without a publish by REST that was confirmed,
-    and `delivery` the longest time that a till received nothing. `published_after` and `delivered_after` are
-    from the promotion until a publish by REST was confirmed, and until every till was sent a new event.
+    and `delivery` the longest time that a till received nothing. `committed_after`, `published_after` and
+    `delivered_after` are from the promotion until such a COMMIT was confirmed, which a follower has to do,
+    until a publish by REST was, and until every till was sent a new event.
     """
 
     what: str
@@ -42,6 +43,7 @@ class Calamity:
     committing: float | None
     publishing: float | None
     delivery: float | None
+    committed_after: float | None
     published_after: float | None
     delivered_after: float | None
 
@@ -122,6 +124,7 @@ def _measured(
         _gap(commits, began, now),
         _gap(published, began, now),
         _longest(_gap([when for when, _ in till], began, now) for till in tills),
+        _first([when for when in commits if when > promoted], promoted),
         _first([when for when in published if when > promoted], promoted),
         _longest(_first([when for when, seq in till if seq > head], promoted) for till in tills),
     )

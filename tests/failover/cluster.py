@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -225,7 +224,6 @@ class Cluster:
             proxy.end()
         with ThreadPoolExecutor() as threads:
             list(threads.map(Machine.stop, self.machines))
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def superuser_dsn(self, dbname: str) -> str:
         """A connection string of the superuser, to the machine that leads."""

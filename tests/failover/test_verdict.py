@@ -84,36 +84,38 @@ class VerdictTests(SynchronousTestCase):
         self.assertEqual(Books(rovers=[till]).verdict().resyncs, 0)
 
     def test_behind_a_proxy_only_the_events_count(self) -> None:
-        calamity = Calamity(KILL, "proxies", "db1", "db2", *(24.0,) * 6)
+        calamity = Calamity(KILL, "proxies", "db1", "db2", *(24.0,) * 7)
         self.assertEqual(broken(Books().verdict(), [calamity]), [])
         self.assertTrue(broken(Books(marks="abd").verdict(), [calamity]))
 
     def test_the_table_has_a_line_for_each(self) -> None:
-        calamity = Calamity(KILL, DIRECT, "db1", "db2", 20.0, 21.0, 21.5, None, 0.5, 1.25)
+        calamity = Calamity(KILL, DIRECT, "db1", "db2", 20.0, 21.0, 21.5, None, 0.25, 0.5, 1.25)
         heads, line = table([calamity]).splitlines()
         self.assertEqual(heads.split()[:4], ["what", "via", "from", "to"])
         self.assertEqual(
-            " ".join(line.split()), "kill -9 direct db1 db2 20.00 21.00 21.50 never 0.50 1.25"
+            " ".join(line.split()), "kill -9 direct db1 db2 20.00 21.00 21.50 never 0.25 0.50 1.25"
         )
 
     def test_the_verdicts_of_two_shops_add_up(self) -> None:
         both = Books(marks="abd").verdict() + Books(marks="bacd").verdict()
         self.assertEqual((both.events, both.lost, both.reordered), (7, 1, 1))
 
-    def test_a_switchover_counts_from_its_beginning_and_a_kill_from_the_promotion(self) -> None:
+    def test_a_switchover_counts_in_all_and_a_kill_from_when_the_database_is_back(self) -> None:
         verdict = Books().verdict()
         slow, quick = 24.0, 1.0
-        for what, committing, publishing, after, kept in (
-            (SWITCHOVER, quick, quick, quick, True),
-            (SWITCHOVER, quick, slow, quick, False),
-            (SWITCHOVER, slow, slow, quick, True),
-            (SWITCHOVER, quick, None, quick, False),
-            (UPGRADE, quick, slow, quick, False),
-            (KILL, quick, slow, quick, True),
-            (KILL, quick, slow, slow, False),
-            (KILL, quick, slow, None, False),
+        for what, committing, publishing, there, after, kept in (
+            (SWITCHOVER, quick, quick, quick, quick, True),
+            (SWITCHOVER, quick, slow, quick, quick, False),
+            (SWITCHOVER, slow, slow, quick, quick, True),
+            (SWITCHOVER, quick, None, quick, quick, False),
+            (UPGRADE, quick, slow, quick, quick, False),
+            (KILL, quick, slow, quick, quick, True),
+            (KILL, quick, slow, quick, slow, False),
+            (KILL, quick, slow, slow, slow, True),
+            (KILL, quick, slow, None, slow, False),
+            (KILL, quick, slow, quick, None, False),
         ):
-            with self.subTest(what=what, publishing=publishing, after=after):
-                times = (1.0, committing, publishing, slow, after, quick)
+            with self.subTest(what=what, publishing=publishing, there=there, after=after):
+                times = (1.0, committing, publishing, slow, there, after, quick)
                 calamity = Calamity(what, DIRECT, "db1", "db2", *times)
                 self.assertEqual(not broken(verdict, [calamity]), kept)

@@ -14,7 +14,8 @@ from tests.failover.configuration import DIRECT
 from tests.integration.load import Load
 
 MOST_SECONDS: Final = 3.0
-"""Without service after a promotion; and in all at a switchover, if the database itself was away for less.
+"""Without posd's service although the database confirms commits again; and in all at a switchover, if the
+database itself was away for less.
 
 A proxy takes its own time to see which machine leads, so this holds for a posd that connects directly.
 """
@@ -77,11 +78,11 @@ def table(calamities: Sequence[Calamity]) -> str:
     heads = (
         *("what", "via", "from", "to", "promoted after"),
         *("no COMMIT for", "no REST for", "no delivery for"),
-        *("REST after promotion", "delivery after promotion"),
+        *("then COMMIT after", "REST after", "delivery after"),
     )
     rows = []
     for each in calamities:
-        *words, _, _, _, _, _, _ = values = astuple(each)
+        *words, _, _, _, _, _, _, _ = values = astuple(each)
         rows.append((*words, *map(_seconds, values[len(words) :])))
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return "\n".join(
@@ -100,8 +101,11 @@ def broken(verdict: Verdict, calamities: Sequence[Calamity]) -> list[str]:
     for each in calamities:
         if each.via != DIRECT:
             continue
-        after = (each.published_after, each.delivered_after)
-        late = any(seconds is None or seconds > MOST_SECONDS for seconds in after)
+        there = each.committed_after or 0.0
+        late = any(
+            seconds is None or seconds - there > MOST_SECONDS
+            for seconds in (each.published_after, each.delivered_after)
+        )
         most = max(MOST_SECONDS, (each.committing or 0.0) + _MARGIN)
         if late or (each.what != KILL and (each.publishing or most + 1) > most):
             told.append(f"{each.what} of {each.old}: without service for too long")

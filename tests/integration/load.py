@@ -209,9 +209,11 @@ class Rover:
 
     def rove(self) -> None:
         """Connect again and again until it is over, and then until all is there."""
-        deadline = time.monotonic() + 4 * _GIVE_UP
-        while not self.over.is_set() or self.final is None or self.position < self.final:
-            if time.monotonic() > deadline:
+        deadline: float | None = None
+        while not self._has_all:
+            if self.over.is_set():
+                deadline = deadline or time.monotonic() + 4 * _GIVE_UP
+            if deadline is not None and time.monotonic() > deadline:
                 self.faults.append(f"still at {self.position}, wanted {self.final}")
                 return
             try:

@@ -1,7 +1,8 @@
-"""A database that is restored from an older backup: every till is told, none skips in silence.
+"""A database that is restored from an older backup, or replaced by a standby: who is told, who goes on.
 
-The tills know a future that is lost. That is told them where posd can know it: by the fingerprint
-of the database (a dump or a copy has another one), or because a head is behind what was delivered.
+Tills that know a future that is lost are told so, where posd can know it: by the fingerprint of the database
+(a dump, a copy and a promoted standby have another one), or because a head is behind what was delivered. All
+others go on where they are.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 
-from tests.integration.chaos_case import ChaosCase, report
+from tests.integration.chaos_case import SLUG, ChaosCase, report
 from tests.integration.harness import Daemon
 from tests.integration.wire import Till
 from tests.integration.wire_case import until
@@ -39,9 +41,15 @@ class RestoreCase(ChaosCase):
         self.assertEqual(taken, list(range(first, first + count)))
 
     def assert_told(self, posd: Daemon, stream: str) -> None:
-        """Whoever knows the lost history is told so, wherever in it he stands."""
+        """Tills that have lost events are told to reload, and no others."""
         self.assertNotEqual(self.stream(), stream)
-        for position in (0, _AT_BACKUP - 5, _AT_BACKUP, _AT_BACKUP + _LOST, 10_000):
+        for position in (0, _AT_BACKUP - 5, _AT_BACKUP):
+            till = self.dial_again(posd, f"?last_event_id={position}&stream_id={stream}")
+            said = till.connected
+            self.assertEqual((said["resync"], said["resumedFrom"]), (None, position))
+            self.ids(till, self.head() - position, position + 1)
+            till.leave()
+        for position in (_AT_BACKUP + 1, _AT_BACKUP + _LOST, 10_000):
             till = self.dial_again(posd, f"?last_event_id={position}&stream_id={stream}")
             said = till.connected
             self.assertEqual((said["resync"], said["resumedFrom"]), ("reset", None))
@@ -54,7 +62,7 @@ class RestoreCase(ChaosCase):
         """A till that was connected is told by the end of its connection, and got nothing since."""
         ended = till.ended(40)
         report("older backup restored → connected tills sent away", time.monotonic() - began)
-        self.assertIn(ended.code, (1013, 1006))
+        self.assertIn(ended.code, (1001, 1006))
         # The greeting and every event of the lost history; not one of the new.
         self.assertEqual(len(till.frames), 1 + _AT_BACKUP + _LOST)
 
@@ -112,7 +120,7 @@ class LogicalTests(RestoreCase):
         self.publish(_SINCE)
         self.assert_told(self.posd, stream)
 
-    def test_a_named_till_goes_on_from_what_the_backup_knows_of_it(self) -> None:
+    def test_a_named_till_that_relies_on_posd_is_told_what_the_backup_does_not_know(self) -> None:
         till = self.dial(self.posd, "?last_event_id=0", device="POS_BAR_1")
         self.publish(_AT_BACKUP)
         self.ids(till, _AT_BACKUP, 1)
@@ -128,13 +136,32 @@ class LogicalTests(RestoreCase):
         self.restore()
         self.publish(_SINCE)
         again = self.dial_again(self.posd, device="POS_BAR_1")
-        self.assertEqual(again.connected["resumedFrom"], _AT_BACKUP)
-        self.ids(again, _SINCE, _AT_BACKUP + 1)
+        self.assertEqual(
+            (again.connected["resync"], again.connected["resumedFrom"]), ("reset", None)
+        )
+        again.leave()
+        with self.subTest("once"):
+            again = self.dial_again(self.posd, device="POS_BAR_1")
+            self.assertIsNone(again.connected["resync"])
+
+    def test_a_named_till_that_has_nothing_of_what_is_lost_goes_on(self) -> None:
+        till = self.dial(self.posd, "?last_event_id=0", device="POS_BAR_1")
+        self.publish(_AT_BACKUP)
+        self.ids(till, _AT_BACKUP, 1)
+        till.send({"type": "ack", "id": _AT_BACKUP - 5})
+        acked = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
+        until(lambda: self.shop.query(acked) == [(_AT_BACKUP - 5,)], "the ack is in the books")
+        till.leave()
+        self.back_up()
+        self.publish(_LOST)
+        self.restore()
+        self.publish(_SINCE)
+        again = self.dial_again(self.posd, device="POS_BAR_1")
+        self.assertEqual(again.connected["resumedFrom"], _AT_BACKUP - 5)
+        self.ids(again, _SINCE + 5, _AT_BACKUP - 4)
 
 
-class PhysicalTests(RestoreCase):
-    """The data directory is put back as it was: nothing about the database itself says so."""
-
+class DataFolderCase(RestoreCase):
     def data(self) -> Path:
         return self.server.folder / "data"
 
@@ -153,19 +180,31 @@ class PhysicalTests(RestoreCase):
                 continue
         return found
 
-    def test_while_posd_runs(self) -> None:
-        self.publish(_AT_BACKUP)
-        till = self.live_till()
-        stream = till.connected["streamId"]
+    def keep(self) -> Path:
+        """A copy of the data directory as it is now."""
         backup = self.server.folder / "backup"
         self.down()
         subprocess.run(["cp", "-a", self.data(), backup], check=True)
         self.server.restart()
-        self.publish(_LOST)
-        self.ids(till, _LOST, _AT_BACKUP + 1)
+        return backup
+
+    def put_back(self, backup: Path) -> None:
         self.down()
         subprocess.run(["rm", "-rf", self.data()], check=True)
         subprocess.run(["cp", "-a", backup, self.data()], check=True)
+
+
+class PhysicalTests(DataFolderCase):
+    """The data directory is put back as it was: nothing about the database itself says so."""
+
+    def test_while_posd_runs(self) -> None:
+        self.publish(_AT_BACKUP)
+        till = self.live_till()
+        stream = till.connected["streamId"]
+        backup = self.keep()
+        self.publish(_LOST)
+        self.ids(till, _LOST, _AT_BACKUP + 1)
+        self.put_back(backup)
         began = time.monotonic()
         self.server.restart()
         self.assert_sent_away(till, began)
@@ -179,3 +218,83 @@ class PhysicalTests(RestoreCase):
         self.assertEqual(till.connected["resync"], "ahead")
         self.publish(_SINCE)
         self.ids(till, _SINCE, _AT_BACKUP + 1)
+
+
+class PromotionTests(DataFolderCase):
+    """A standby takes over."""
+
+    def promote(self) -> None:
+        """Let the data directory be that of a standby, and promote it."""
+        (self.data() / "standby.signal").touch()
+        self.server.restart()
+        with closing(psycopg2.connect(self.server.dsn())) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_promote()")
+
+    def poll(self, query: str) -> dict[str, Any]:
+        def answered() -> dict[str, Any] | None:
+            reply = self.posd.request(
+                "GET", f"/api/{SLUG}/events?{query}", headers={"X-API-Key": self.key}
+            )
+            return reply.json if reply.status == 200 else None
+
+        found = until(answered, "a poll is answered", 40)
+        assert found is not None
+        return found
+
+    def test_that_has_everything(self) -> None:
+        """Position 3 of 5: events 4 and 5 still come, and no till reloads."""
+        first = self.dial(self.posd, "?last_event_id=0", device="POS_BAR_1")
+        legacy, live = self.dial(self.posd), self.dial(self.posd, "?last_event_id=0")
+        stream = live.connected["streamId"]
+        self.publish(5)
+        for till in (first, legacy, live):
+            self.ids(till, 5, 1)
+        first.send({"type": "ack", "id": 3})
+        acked = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
+        until(lambda: self.shop.query(acked) == [(3,)], "the ack is in the books")
+        first.leave()
+        self.down()
+        self.promote()
+        ended = live.ended(40)
+        self.assertEqual((ended.code, ended.reason), (1001, "the stream has a new name"))
+        self.publish(1)
+        self.assertNotEqual(self.stream(), stream)
+
+        for query, device in ((f"?last_event_id=3&stream_id={stream}", None), ("", "POS_BAR_1")):
+            with self.subTest(device=device):
+                till = self.dial_again(self.posd, query, device)
+                said = till.connected
+                self.assertEqual((said["resync"], said["resumedFrom"]), (None, 3))
+                self.assertEqual(said["streamId"], self.stream())
+                self.ids(till, 3, 4)
+        with self.subTest("a poll"):
+            batch = self.poll(f"after=3&stream_id={stream}")
+            self.assertIsNone(batch["resync"])
+            self.assertEqual([each["id"] for each in batch["events"]], [4, 5, 6])
+            self.assertEqual(batch["streamId"], self.stream())
+        with self.subTest("a deployed till stays"):
+            self.ids(legacy, 1, 6)
+
+    def test_that_lacks_events(self) -> None:
+        """Tills that have lost events reload, the others go on."""
+        self.publish(_AT_BACKUP)
+        till = self.live_till()
+        stream = till.connected["streamId"]
+        named = self.dial(self.posd, f"?last_event_id={_AT_BACKUP}", device="POS_BAR_1")
+        spoken = "SELECT first_acked_at IS NOT NULL FROM dinedesk_main.pos_devices"
+        until(lambda: self.shop.query(spoken) == [(True,)], "the ack is in the books")
+        backup = self.keep()
+        self.publish(_LOST)
+        self.ids(till, _LOST, _AT_BACKUP + 1)
+        self.ids(named, _LOST, _AT_BACKUP + 1)
+        self.put_back(backup)
+        began = time.monotonic()
+        self.promote()
+        self.publish(_SINCE)
+        self.assert_sent_away(till, began)
+        self.assert_told(self.posd, stream)
+        with self.subTest("one that relies on posd, whose cursor shows nothing of it"):
+            again = self.dial_again(self.posd, device="POS_BAR_1")
+            self.assertEqual(again.connected["resync"], "reset")

@@ -276,7 +276,7 @@ class FromPlatformsTests(HostileCase):
         dense = (b"[],", b'{"a":1},', b"1.5,", b"1e399,", b"1e9,", b'{"":{"":[]}},')
         parts = (
             *(b'"abcdefghij",', *dense, b'"\\u0000",', b'"\\ud83d",'),
-            *(b"1e9        ,", b"{}              ,"),
+            *(b"1e9        ,", b"1e30,   ", b"{}              ,"),
         )
         wide = b",".join(b'"m%05d":1' % number for number in range(80_000))
         for body in (

@@ -19,9 +19,9 @@ ON_MAIN = {
     "pos_erasures": {"posd": "INSERT, SELECT"},
     "pos_heads": {
         "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
-        " UPDATE (sent_seq), UPDATE (stream_id)"
+        " UPDATE (sent_seq)"
     },
-    "pos_incarnation": {"posd": "SELECT, UPDATE"},
+    "pos_incarnation": {"posd": READ},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
     "pos_events": {"posd": "INSERT, SELECT"},
@@ -32,6 +32,7 @@ ON_MAIN = {
     "pos_unsequenced": {"posd": "INSERT, SELECT"},
     "pos_pruning": {"posd": WRITE},
     "pos_sequencing": {"posd": "UPDATE"},
+    "pos_stream_epochs": {"posd": READ},
     "pos_tenant_changes": {"posd": READ},
     "schema_versions": {"posd": READ},
     "tenants": {"posd": READ},
@@ -63,6 +64,7 @@ ON_KITCHEN = {
 
 FUNCTIONS_OF_MAIN = {
     "pos_begin_device()": ("posd_owner", True, set()),
+    "pos_begin_epochs(integer[], uuid[], bigint[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_begin_stream()": ("posd_owner", True, set()),
     "pos_create_tenant(text, text, text, text, text)": ("posd_owner", True, {"posd"}),
     "pos_confirmed(integer[], text[])": ("posd_owner", False, {"posd"}),
@@ -87,6 +89,7 @@ FUNCTIONS_OF_MAIN = {
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_deleted(integer)": ("posd_owner", True, {"posd"}),
     "pos_publish(text, text, jsonb)": ("posd_hook", True, {"posd", "posd_publisher"}),
+    "pos_recognise()": ("posd_owner", True, {"posd"}),
     f"pos_record(uuid, integer[]{', text[]' * 7}, integer[], text[], text[])": (
         "posd_owner",
         False,

@@ -115,6 +115,25 @@ class ResumeTests(SynchronousTestCase):
     def test_a_position_of_another_history_is_none(self) -> None:
         self.assertEqual(resume(STRANGER, Position(50, OTHER)), (100, Resync.RESET))
 
+    def test_one_of_an_earlier_stream_is_as_far_as_both_have_the_same_events(self) -> None:
+        earlier = evolve(NAMED, shared=50)
+        self.assertEqual(resume(earlier, Position(50, OTHER)), (50, None))
+        self.assertEqual(resume(earlier, Position(51, OTHER)), (100, Resync.RESET))
+        self.assertEqual(resume(earlier, Position(19, OTHER)), (100, Resync.RETENTION))
+        self.assertEqual(resume(earlier, Position(80, THIS)), (80, None))
+
+    def test_a_device_that_has_events_of_another_stream_is_told_so(self) -> None:
+        astray = evolve(NAMED, astray=True)
+        self.assertEqual(resume(astray, None), (100, Resync.RESET))
+        with self.subTest("what it says without a stream may be of that one"):
+            self.assertEqual(resume(astray, Position(60)), (100, Resync.RESET))
+        with self.subTest("what it says with its stream is what it has"):
+            self.assertEqual(resume(astray, Position(60, THIS)), (60, None))
+            self.assertEqual(resume(evolve(astray, shared=70), Position(60, OTHER)), (60, None))
+
+    def test_a_deployed_till_is_told_nothing(self) -> None:
+        self.assertEqual(resume(evolve(LEGACY, astray=True), None), (100, None))
+
     def test_there_is_nothing_beyond_the_head(self) -> None:
         self.assertEqual(resume(STRANGER, Position(101)), (100, Resync.AHEAD))
         self.assertEqual(resume(evolve(NAMED, acked=101), None), (100, Resync.AHEAD))

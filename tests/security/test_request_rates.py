@@ -166,10 +166,12 @@ class AnsweredTests(RatesCase):
     def test_half_of_an_answer_is_charged_and_what_is_over_is_owed(self) -> None:
         who = account(1, None, shared=False)
         free = int(self.rates.bytes_per_credential * 10)
-        self.rates.answered(who, 2 * (free - 100))
+        self.rates.answered(who, 2 * free)
         self.rates.request(who, 100)
         self.rates.answered(who, 2 * 100)
         self.assertRaises(TooManyRequests, self.rates.request, who, 0)
+        connecting = account(1, None, shared=False, purpose=Purpose.HANDSHAKE)
+        self.rates.request(connecting, 0)
         self.clock.advance(100 / self.rates.bytes_per_credential)
         self.rates.request(who, 0)
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from attrs import evolve
 
 from posd.database.link import Session
-from posd.store import presence
+from posd.store import cursors, presence
 from posd.values import Opening, Tenant
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
@@ -71,7 +71,7 @@ class OpeningTests(StoreCase):
         first = await opening_of(session, KITCHEN, "front", 10)
         assert first is not None
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 30")
-        await presence.acknowledged(session, [(1, "front", first.head.stream_id, 40)])
+        await cursors.acknowledged(session, [(1, "front", first.head.stream_id, 40)])
         opening = await opening_of(session, KITCHEN, "front", 10)
         assert opening is not None
         self.assertEqual((opening.acked, opening.legacy), (40, False))
@@ -161,7 +161,7 @@ class OpeningTests(StoreCase):
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 40")
         cursor = "SELECT acked_seq FROM dinedesk_main.pos_cursors"
         for asked, held in ((50, 50), (45, 50), (101, 50), (100, 100)):
-            await presence.acknowledged(session, [(1, "front", first.head.stream_id, asked)])
+            await cursors.acknowledged(session, [(1, "front", first.head.stream_id, asked)])
             self.assertEqual(self.admin.value(cursor), held)
 
     async def test_progress_never_moves_back_nor_beyond_the_head(self) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from attrs import evolve
 
 from posd.database.link import Link
-from posd.errors import Busy, Pruned, StatementFailed
+from posd.errors import Busy, Pruned, Renamed, StatementFailed
 from posd.events.orders import FINAL_STATUSES
 from posd.protocol import jsontext
 from posd.store import presence, retention, stream
@@ -102,7 +102,8 @@ class EventTests(RetentionCase):
             [each.seq for each in await stream.after(session, KITCHEN, history, 4, 10)], [5, 6]
         )
         self.assertEqual(await stream.after(session, KITCHEN, history, 6, 10), [])
-        self.assertEqual(await stream.after(session, KITCHEN, uuid4(), 3, 10), [])
+        with self.assertRaises(Renamed):
+            await stream.after(session, KITCHEN, uuid4(), 3, 10)
         self.age("dinedesk_kitchen.pos_events", 31)
         await self.all(session)
         with self.assertRaises(Pruned):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
-from posd.errors import Busy
+from posd.errors import Busy, Renamed
 from posd.store import stream
 from posd.store.stream import Entry
 from tests.store_case import GRILL, KITCHEN, StoreCase
@@ -32,9 +32,8 @@ class StreamTests(StoreCase):
         self.assertEqual(events[0].data, '{"b":1,"a":"é"}'.encode())
         self.assertEqual((events[0].beside, events[1].beside), (b'{"beside":true}', b"{}"))
         self.assertIsNotNone(events[0].created_at.utcoffset())
-        self.assertEqual(await stream.after(session, GRILL, history, 0, 10), [])
-        await stream.reset(session, [1])
-        self.assertEqual(await stream.after(session, KITCHEN, history, 1, 2), [])
+        with self.assertRaises(Renamed):
+            await stream.after(session, GRILL, history, 0, 10)
 
     async def test_a_page_has_no_more_bytes_than_a_terminal_is_sent_at_once(self) -> None:
         session = await self.session()
@@ -56,10 +55,14 @@ class StreamTests(StoreCase):
             [[event.seq for event in pages[each].events] for each in wanted],
             [[2, 3], [1], [], [], []],
         )
+        # The last two are named by a stream that is not the tenant's.
+        renamed = [pages[each].renamed for each in wanted]
+        self.assertEqual(renamed, [False, False, False, True, True])
         self.admin.run("DELETE FROM dinedesk_main.pos_events WHERE tenant_id = 1 AND seq <= 2")
         self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 2 WHERE tenant_id = 1")
         pages = await stream.pages(session, [(1, kitchen, 1), (1, kitchen, 2), (2, grill, 0)], 100)
         self.assertEqual([page.pruned for page in pages.values()], [True, False, False])
+        self.assertEqual([page.renamed for page in pages.values()], [False] * 3)
 
     async def test_heads_that_have_moved_are_those_beyond_and_of_another_history(self) -> None:
         session = await self.session()
@@ -155,15 +158,6 @@ class StreamTests(StoreCase):
         states = await stream.order_states(session, [(1, "7"), (1, "no such")], rows_now)
         self.assertEqual(states[1, "7"], stream.OrderState(None, '{"total_amount":5}'))
         self.assertEqual(states[1, "no such"], stream.OrderState(None, None))
-
-    async def test_a_database_that_is_another_one_is_recognised_once(self) -> None:
-        session = await self.session()
-        before = (await stream.heads(session, [1]))[1].stream_id
-        self.assertFalse(await stream.recognise(session), "it is a copy of its template")
-        named = (await stream.heads(session, [1]))[1].stream_id
-        self.assertNotEqual(named, before)
-        self.assertTrue(await stream.recognise(session))
-        self.assertEqual((await stream.heads(session, [1]))[1].stream_id, named)
 
     def publish(self, slug: str = "kitchen") -> None:
         self.admin.run("SELECT dinedesk_main.pos_publish(%s, 'notice', '{}')", slug)

@@ -298,11 +298,20 @@ class EndingTests(StreamCase):
         self.assertEqual(older.close_code, 4009)
         self.assertFalse(socket.disconnecting)
 
-    def test_another_history_ends_it(self) -> None:
+    def test_another_name_of_the_stream_ends_it(self) -> None:
         socket = self.follow()
-        self.log.stream_id = OTHER_STREAM
+        self.store.rename()
         self.check(self.log.head)
-        self.assertEqual(self.last(socket)[:2], (1013, "the stream has changed"))
+        self.clock.advance(1)
+        self.assertEqual(self.last(socket)[:2], (1001, "the stream has a new name"))
+
+    def test_and_it_goes_on_there(self) -> None:
+        self.store.rename()
+        self.stands()
+        socket = self.follow(f"?last_event_id=8&stream_id={STREAM}")
+        greeting = self.greeting(socket)
+        self.assertEqual((greeting["resync"], greeting["streamId"]), (None, str(OTHER_STREAM)))
+        self.assertEqual(positions(socket), [9, 10])
 
     def test_a_till_that_hangs_up_is_noted_like_any_other(self) -> None:
         socket = self.follow("?last_event_id=8", X_Device_ID="BAR")

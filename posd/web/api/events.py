@@ -32,7 +32,11 @@ Place = Annotated[
 ]
 History = Annotated[
     UUID,
-    Meta(description="The history in which positions are counted.", extra={"also": ("streamId",)}),
+    Meta(
+        description="The `streamId` under which the position was given out. One of an earlier stream is"
+        " valid as far as nothing was lost since.",
+        extra={"also": ("streamId",)},
+    ),
 ]
 
 
@@ -161,7 +165,8 @@ class Events:
                 description=(
                     "The first event is `connected`, the last one `pos_closing`; neither has an id."
                     " `Last-Event-ID` says the same as `last_event_id`, and counts where both are sent:"
-                    " a client that reconnects by itself keeps its URL and renews the header."
+                    " a client that reconnects by itself keeps its URL and renews the header. It leaves"
+                    " `stream_id` out of such a URL."
                 ),
                 tag="Stream",
                 media="text/event-stream",
@@ -175,7 +180,7 @@ class Events:
                 {200: CursorGiven},
                 takes=AckTaken,
                 refusals=(
-                    Refused(409, "stream_changed", "The position is one in another history."),
+                    Refused(409, "stream_changed", "The event of this position is lost."),
                     Refused(422, "beyond_head", "There is no such event yet."),
                     Refused(422, "no_device", "A terminal without a name has no cursor."),
                     _CONNECTING[1],

@@ -65,7 +65,8 @@ class InputTurns:
         self._handshakes = handshakes
         self._known: OrderedDict[object, deque[Waiting]] = OrderedDict()
         self._strangers: OrderedDict[object, deque[Waiting]] = OrderedDict()
-        self._resting: dict[object, deque[Waiting]] = {}
+        """By address, and whether a handshake is to begin: what has begun does not rest with those."""
+        self._resting: dict[str, deque[Waiting]] = {}
         """Strangers' connections of addresses that have begun too many handshakes."""
         self._left = _TURN_SECONDS
         """Of the time of this turn of the reactor."""
@@ -79,7 +80,7 @@ class InputTurns:
         """Let a connection go on: at once where nobody waits and there is time, and else in its turn."""
         more = True
         nobody_waits = not (self._known or self._strangers or self._is_running)
-        if nobody_waits and self._may_begin(connection):
+        if nobody_waits and self._left > 0 and self._may_begin(connection):
             while more and self._left > 0:
                 more = self._go_on(connection)
         if more:
@@ -104,7 +105,8 @@ class InputTurns:
         elif connection.counts and connection.where in self._resting:
             self._resting[connection.where].append(connection)
         else:
-            self._strangers.setdefault(connection.where, deque()).append(connection)
+            who = (connection.where, connection.counts)
+            self._strangers.setdefault(who, deque()).append(connection)
 
     def _need_turn(self) -> None:
         if not self._is_timed:
@@ -130,8 +132,8 @@ class InputTurns:
         if connection.owner is None and connection.counts:
             seconds = self._handshakes.begin(connection.where)
             if seconds:
-                self._resting[who] = waiting
-                self._reactor.callLater(seconds, self._rested, who)
+                self._resting[connection.where] = waiting
+                self._reactor.callLater(seconds, self._rested, connection.where)
                 return
         waiting.popleft()
         if waiting:
@@ -139,9 +141,8 @@ class InputTurns:
         if self._go_on(connection):
             self._append(connection)
 
-    def _rested(self, who: object) -> None:
-        resting = self._resting.pop(who)
-        self._strangers.setdefault(who, deque()).extend(resting)
+    def _rested(self, where: str) -> None:
+        self._strangers[where, True] = self._resting.pop(where)
         self._need_turn()
 
     def _go_on(self, connection: Waiting) -> bool:
@@ -192,6 +193,9 @@ class PacedInput(ProtocolWrapper):
         self.owner = owner
 
     def dataReceived(self, data: bytes) -> None:
+        if not self._has_begun and isinstance(self.transport, ProtocolWrapper):
+            # Behind `haproxy:` the address of the client is known only now.
+            self.where = place(getattr(self.transport.getPeer(), "host", ""))
         self._came.append(data)
         self._work()
 
@@ -225,7 +229,7 @@ class PacedInput(ProtocolWrapper):
                 self._came.appendleft(piece[_PIECE_BYTES:])
                 piece = piece[:_PIECE_BYTES]
             self._has_begun = True
-            super().dataReceived(piece)  # type: ignore[no-untyped-call]
+            self._deliver(piece)
         if self._came and not self._is_held:
             return True
         self._in_queue = False
@@ -237,6 +241,17 @@ class PacedInput(ProtocolWrapper):
             self._resume()
         return False
 
+    def _deliver(self, piece: bytes) -> None:
+        try:
+            super().dataReceived(piece)  # type: ignore[no-untyped-call]
+        except Exception:
+            # The connection is given up, and the protocol above is told so in a turn of its own.
+            self._came.clear()
+            self._in_queue = False
+            if self._lost is not None:
+                self._work()
+            raise
+
     def ended(self, reason: Failure) -> None:
         """The connection is gone, and what had come on it was worked on."""
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
@@ -247,9 +262,9 @@ class PacedInput(ProtocolWrapper):
         if not self._in_queue:
             self._in_queue = True
             self.factory.turns.work(self)
-            if self._in_queue and self._has_begun:
-                # Before that `PacedTLS` bounds what may come, and a client that leaves is forgotten at once.
-                self._pause()
+        if self._in_queue and not self.counts:
+            # Before a handshake `PacedTLS` bounds what may come, and who leaves is forgotten at once.
+            self._pause()
 
     def _pause(self) -> None:
         if not self._is_paused:
@@ -279,6 +294,11 @@ class PacedTLS(PacedInput, BufferingTLSTransport):
     def counts(self) -> bool:
         return not (self._has_begun or self._is_of_a_proxy) and bool(self.connected)
 
+    def abortConnection(self) -> None:
+        """Give the connection up, and work on nothing more that has come on it."""
+        self._came.clear()
+        super().abortConnection()  # type: ignore[no-untyped-call]
+
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
         # The traceback has the frame in which Twisted keeps the failure: a cycle.
         if reason is not None:
@@ -289,8 +309,7 @@ class PacedTLS(PacedInput, BufferingTLSTransport):
         if not self._handshakeDone:
             self._size += len(data)
             if self._size > _MOST_BYTES:
-                self._came.clear()
-                self.abortConnection()  # type: ignore[no-untyped-call]
+                self.abortConnection()
                 return
         super().dataReceived(data)
 
@@ -339,8 +358,11 @@ class PacedPlain(PacedInput):
             self._read_lost = True
             self._work()
         else:
-            # What Twisted does with a protocol that does not know of halves.
-            self.transport.connectionLost(Failure(ConnectionDone()))
+            self._end_both_halves()
+
+    def _end_both_halves(self) -> None:
+        """What Twisted does with a protocol that does not know of halves."""
+        self.transport.connectionLost(Failure(ConnectionDone()))
 
     def writeConnectionLost(self) -> None:
         """posd never closes its own half alone."""
@@ -349,11 +371,16 @@ class PacedPlain(PacedInput):
         more = super().go_on()
         if self._read_lost and not more and not self._came and self.wrappedProtocol is not None:
             self._read_lost = False
-            self.wrappedProtocol.readConnectionLost()
+            # It may have become a WebSocket meanwhile.
+            if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+                self.wrappedProtocol.readConnectionLost()
+            else:
+                self._end_both_halves()
         return more
 
     def abortConnection(self) -> None:
-        """Give the connection up."""
+        """Give the connection up, and work on nothing more that has come on it."""
+        self._came.clear()
         self.transport.abortConnection()
 
 

@@ -166,11 +166,14 @@ class BoundedChannel(HTTPChannel):
 
     def rest(self, request: BoundedRequest) -> None:
         """Read nothing for a moment, since a request was over a rate. A stranger's rests get longer."""
-        if self._leaving or self._rest is not None or self._is_of_a_proxy():
+        if self._leaving or self._is_of_a_proxy():
+            return
+        # Also where it rests already: Twisted reads on when a request is done.
+        self._networkProducer.pauseProducing()
+        if self._rest is not None:
             return
         doubled = 0 if request.account is not None else min(self._refusals, _LONGEST_DOUBLED)
         self._refusals += 1
-        self._networkProducer.pauseProducing()
         self._rest = self.site.clock.callLater(
             _PAUSE_SECONDS * 2**doubled * random.uniform(0.5, 1.5), self._rested
         )

@@ -46,6 +46,8 @@ class SniffingTransport(PacedTLS):
         self.transport.loseConnection()
 
     def ended(self, reason: Failure) -> None:
+        # Nothing more comes, and a method of its own would be a cycle.
+        self.dataReceived = _ignore  # type: ignore[method-assign]
         # What OpenSSL raised, if it ended this. Twisted tells nobody but the wrapped protocol.
         error = getattr(self._reason, "value", None)
         if isinstance(self.factory, _Factory) and error is not None:

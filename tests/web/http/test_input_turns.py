@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -34,6 +35,7 @@ from posd.web.http.input_turns import (
     PacedTLS,
     PacedTLSFactory,
 )
+from posd.web.http.tls_endpoint import SniffingTransport
 
 
 @define(eq=False)
@@ -173,6 +175,26 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual(self.turn()[-1], "last")
         self.assertEqual(len(self.turns), 0)
 
+    def test_what_has_begun_does_not_rest_with_what_is_to_begin(self) -> None:
+        self.work("busy", 1.0, owner=1)
+        while not self.turns._handshakes.begin("192.0.2.1"):
+            pass
+        self.work("hello", counts=True)
+        self.work("second part")
+        self.said()
+        self.assertEqual(self.turn(), ["second part"])
+        self.assertEqual((self.turn(), len(self.turns)), ([], 1))
+
+    def test_a_handshake_that_waits_is_charged_once(self) -> None:
+        self.work("busy", 1.0, owner=1)
+        self.work("hello", 0.0, counts=True)
+        self.said()
+        self.assertEqual(self.turn(), ["hello"])
+        charged = 2000
+        while not self.turns._handshakes.begin("192.0.2.1"):
+            charged -= 1
+        self.assertEqual(charged, 1)
+
 
 @define(eq=False)
 class Said(Protocol):
@@ -259,6 +281,68 @@ class PacedPlainTests(PacedCase):
         self.protocol.resumeProducing()
         self.assertEqual(bytes(self.said.data), b"first")
         self.assertEqual(self.transport.producerState, "producing")
+
+    def test_the_first_bytes_too_are_not_read_on_while_they_wait(self) -> None:
+        """Else a thousand clients that send without end would fill the memory."""
+        self.use_up()
+        self.protocol.dataReceived(bytes(65536))
+        self.assertEqual(self.transport.producerState, "paused")
+        self.turn()
+        self.assertEqual(len(self.said.data), 65536)
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_whose_input_cannot_be_worked_on_is_told_of_its_end(self) -> None:
+        for lost_before in (False, True):
+            self.setUp()
+            self.patch(self.said, "dataReceived", lambda data: 1 // 0)
+            self.patch(self.transport, "abortConnection", lambda: None)
+            self.protocol.dataReceived(b"first")
+            if lost_before:
+                self.protocol._has_begun = True
+                self.use_up()
+                self.protocol.dataReceived(b"second")
+            self.protocol.connectionLost(Failure(ConnectionDone()))
+            self.turn()
+            self.turn()
+            self.assertTrue(self.said.lost)
+            self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
+
+    def test_nothing_is_worked_on_after_it_was_given_up(self) -> None:
+        self.protocol.dataReceived(b"first")
+        self.use_up()
+        self.protocol.dataReceived(b"second")
+        self.patch(self.transport, "abortConnection", lambda: None)
+        self.protocol.abortConnection()
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.turn()
+        self.assertEqual((bytes(self.said.data), self.said.lost), (b"first", True))
+
+    def test_one_that_became_a_websocket_while_its_end_waited_is_over(self) -> None:
+        @implementer(IHalfCloseableProtocol)
+        class Half(Said):
+            def readConnectionLost(self) -> None:
+                """Not called here."""
+
+            def writeConnectionLost(self) -> None:
+                """Not tried here."""
+
+        self.protocol.wrappedProtocol = Half()
+        self.protocol.dataReceived(b"GET")
+        self.use_up()
+        self.protocol.readConnectionLost()
+        self.protocol.wrappedProtocol = self.said
+        self.transport.connectionLost = self.protocol.connectionLost  # type: ignore[attr-defined]
+        self.turn()
+        self.turn()
+        self.assertTrue(self.said.lost)
+
+    def test_behind_a_proxy_protocol_it_is_the_place_of_its_client(self) -> None:
+        outer = HAProxyWrappingFactory(PacedPlainFactory(self.wrapped, self.turns))
+        connection: Any = outer.buildProtocol(self.peer)
+        connection.makeConnection(self.transport)
+        connection.dataReceived(b"PROXY TCP4 198.51.100.7 192.0.2.9 5 6\r\nfirst")
+        self.assertEqual(connection.wrappedProtocol.where, "198.51.100.7")
+        self.assertEqual(bytes(self.said.data), b"first")
 
     def test_the_end_comes_after_what_came_before_it(self) -> None:
         self.protocol.dataReceived(b"first ")
@@ -414,6 +498,18 @@ class PacedTLSTests(PacedCase):
         del self.protocol, self.said
         self.wrapped.protocol = None
         self.assertEqual([each() for each in kept], [None, None])
+
+    def test_one_that_never_says_a_word_leaves_no_cycle(self) -> None:
+        """A balancer that only looks whether the port is open does so."""
+        self.patch(self.factory, "protocol", SniffingTransport)
+        self.protocol = self.connection()
+        kept = weakref.ref(self.protocol)
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.said.transport = None
+        del self.protocol
+        self.assertIsNone(kept())
 
     def test_what_is_declared_of_a_connection_is_declared_once(self) -> None:
         first = self.connection()

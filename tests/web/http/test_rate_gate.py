@@ -271,6 +271,18 @@ class BodyTests(GateCase):
 
 
 class PauseTests(GateCase):
+    def test_one_with_a_body_without_a_length_rests_as_well(self) -> None:
+        self.asked()
+        channel, transport = self.connect()
+        chunked = request(
+            PLATFORM, "/", b"2\r\n{}\r\n0\r\n\r\n", "POST", Transfer_Encoding="chunked"
+        )
+        channel.dataReceived(chunked)
+        self.assertEqual(reply(transport.value()).status, 429)
+        self.assertEqual(transport.producerState, "paused")
+        self.clock.advance(1.5)
+        self.assertEqual(transport.producerState, "producing")
+
     def test_who_does_not_heed_it_is_not_read_for_a_second(self) -> None:
         self.asked()
         channel, transport = self.connect()

@@ -1,0 +1,109 @@
+"""How far terminals have come: their cursors, moved in bulk (`posd.delivery.presence`).
+
+A cursor is a position, so it is counted in a name of the stream (`posd.store.epochs`). It is carried over to
+a later name as far as both names have the same events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from posd.database.link import Session
+from posd.values import Seq, TenantId
+
+# A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
+# name. One that has spoken in a later name was told when it came; a node may say the same again long after
+# that.
+_ASTRAY: Final = """
+    UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
+      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
+           AS a(tenant_id, device_id, stream_id, seq)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+       AND a.stream_id <> h.stream_id AND c.stream_id <> h.stream_id
+       AND a.seq > coalesce((SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
+                              WHERE e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id), -1)
+       AND NOT EXISTS (SELECT FROM dinedesk_main.pos_stream_epochs AS said
+                         JOIN dinedesk_main.pos_stream_epochs AS sent USING (tenant_id)
+                        WHERE said.tenant_id = c.tenant_id AND said.stream_id = c.stream_id
+                          AND sent.stream_id = a.stream_id AND said.began_at > sent.began_at)
+"""
+# Never backwards and never beyond what the stream has of the name, in whatever order flushes of several nodes
+# come. What a device says of an earlier name is true of the present one that far. Two words take a cursor
+# back: the first one of a legacy device, since nobody had vouched for what was merely followed; and the first
+# one in the present name of a device whose cursor means nothing in it.
+_ADVANCE: Final = """
+    WITH a AS (
+        SELECT DISTINCT ON (a.tenant_id, a.device_id) a.tenant_id, a.device_id, a.seq, h.stream_id,
+               a.stream_id = h.stream_id AS present
+          FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
+               AS a(tenant_id, device_id, stream_id, seq)
+          JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+         WHERE a.seq <= CASE WHEN a.stream_id = h.stream_id THEN h.last_seq
+                             ELSE (SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
+                                    WHERE e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id) END
+         ORDER BY a.tenant_id, a.device_id, present DESC, a.seq DESC
+    ), moved AS (
+        UPDATE dinedesk_main.pos_cursors AS c
+           SET acked_seq = CASE WHEN d.first_acked_at IS NOT NULL
+                                 AND (c.stream_id = a.stream_id OR NOT a.present
+                                      OR c.acked_seq <= (SELECT e.ended_seq
+                                                           FROM dinedesk_main.pos_stream_epochs AS e
+                                                          WHERE e.tenant_id = c.tenant_id
+                                                            AND e.stream_id = c.stream_id))
+                                THEN greatest(c.acked_seq, a.seq) ELSE a.seq END,
+               stream_id = CASE WHEN a.present THEN a.stream_id ELSE c.stream_id END,
+               acked_at = now()
+          FROM a JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
+         WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+           AND (c.acked_seq < a.seq OR d.first_acked_at IS NULL
+                OR (a.present AND c.stream_id IS DISTINCT FROM a.stream_id))
+    )
+    UPDATE dinedesk_main.pos_devices AS d
+       SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
+      FROM a WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
+    RETURNING a.tenant_id, a.seq
+"""
+_FOLLOW: Final = """
+    UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, stream_id = a.stream_id, acked_at = now()
+      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
+           AS a(tenant_id, device_id, stream_id, seq)
+      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = a.tenant_id AND h.stream_id = a.stream_id
+      JOIN dinedesk_main.pos_devices AS d ON d.tenant_id = a.tenant_id AND d.device_id = a.device_id
+     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+       AND (c.acked_seq < a.seq OR c.stream_id IS DISTINCT FROM a.stream_id)
+       AND d.first_acked_at IS NULL AND a.seq <= h.last_seq
+"""
+
+Move = tuple[TenantId, str, UUID, Seq]
+"""Where a cursor is to go: tenant, device, history, position."""
+
+
+async def acknowledged(session: Session, acks: Sequence[Move]) -> list[tuple[TenantId, Seq]]:
+    """Move cursors forward. From then on they are no legacy terminals'.
+
+    Returns what was true of the stream: tenant and position. A position that the stream does not have in
+    common with the one it was counted in moves nothing: it is of an event that is lost.
+    """
+    rows = await session.query(_ADVANCE, _columns(acks))
+    return [(tenant_id, seq) for tenant_id, seq in rows]
+
+
+async def sent_astray(session: Session, sent: Sequence[Move]) -> None:
+    """Note of terminals how far they were sent a stream that has another name by now.
+
+    One that was sent more than the present stream has of it is told to reload when it comes.
+    """
+    await session.execute(_ASTRAY, _columns(sent))
+
+
+async def followed(session: Session, follows: Sequence[Move]) -> None:
+    """Move the cursors of legacy terminals to where they were sent to."""
+    await session.execute(_FOLLOW, _columns(follows))
+
+
+def _columns(moves: Sequence[Move]) -> tuple[list[object], ...]:
+    tenants, devices, streams, positions = zip(*moves, strict=True)
+    return list(tenants), list(devices), [str(each) for each in streams], list(positions)
