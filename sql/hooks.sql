@@ -1,59 +1,78 @@
 -- The hooks on a shop's `orders` and `order_items`. Applied by `posctl adopt`, and by `posctl tenant add`
 -- to the tables that posd makes itself; may be applied again at any time.
 --
--- A hook notes which order was touched and reads nothing: a hook that read the order to build its
--- event would fail SERIALIZABLE writers. The content is read after the commit, by pos_read_orders().
--- Rows and keys only, no columns added. A hook on a table that stands alone is called once for a statement;
--- on one that has parts, or is one, once for each row, since only those fire wherever the row is written. A session that loads in bulk may `SET posd.hooks = 'off'`.
-
-CREATE OR REPLACE FUNCTION :"schema".pos_note_orders() RETURNS trigger
+-- A hook notes which order was touched and reads nothing: a hook that read the order to build its event would
+-- fail SERIALIZABLE writers. The content is read after the commit, by read_orders$:shop(). A hook adds no
+-- columns. A hook on a table that stands alone is called once for a statement. On a table that has partitions or
+-- children, or is one, it is called once for each row, since only row triggers fire wherever the row is written.
+-- A session that loads in bulk may `SET posd.hooks = 'off'`.
+--
+-- A hook runs inside the shop's transaction with the rights of :"note_role". It turns a key into text by concat(),
+-- which calls the type's output function: a cast may be a function of the shop's own, and the shop may change the
+-- type of the column at any time. Only a superuser can make an output function. concat() keeps the blanks of
+-- character(n), and a cast drops them.
+CREATE OR REPLACE FUNCTION posd_hooks.note_orders$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    keys text[];
 BEGIN
     IF current_setting('posd.hooks', true) IS NOT DISTINCT FROM 'off' THEN
         RETURN NULL;
     ELSIF TG_LEVEL = 'ROW' THEN
-        PERFORM :"schema".pos_enqueue('order'::text, ARRAY[NEW.id::text]);
+        keys := ARRAY(
+            SELECT CASE pg_typeof(k.id) WHEN 'bpchar'::regtype THEN rtrim(concat(k.id)) ELSE concat(k.id) END
+              FROM (VALUES (NEW.id)) AS k (id));
     ELSE
-        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(SELECT DISTINCT t.id::text FROM touched AS t));
+        keys := ARRAY(
+            SELECT CASE pg_typeof(k.id) WHEN 'bpchar'::regtype THEN rtrim(concat(k.id)) ELSE concat(k.id) END
+              FROM (SELECT t.id FROM touched AS t) AS k (id));
     END IF;
+    PERFORM posd_hooks.enqueue$:shop('order'::text, ARRAY(SELECT DISTINCT k FROM unnest(keys) AS k));
     RETURN NULL;
 END
 $$;
 
 -- `before` is there in an UPDATE only: an item that moves to another order touches both.
-CREATE OR REPLACE FUNCTION :"schema".pos_note_order_items() RETURNS trigger
+CREATE OR REPLACE FUNCTION posd_hooks.note_items$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    keys text[];
 BEGIN
     IF current_setting('posd.hooks', true) IS NOT DISTINCT FROM 'off' THEN
         RETURN NULL;
     ELSIF TG_LEVEL = 'ROW' THEN
-        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(
-            SELECT NEW.order_id::text UNION SELECT OLD.order_id::text));
+        keys := ARRAY(
+            SELECT CASE pg_typeof(k.id) WHEN 'bpchar'::regtype THEN rtrim(concat(k.id)) ELSE concat(k.id) END
+              FROM (VALUES (NEW.order_id), (OLD.order_id)) AS k (id));
     ELSIF TG_OP = 'UPDATE' THEN
-        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(
-            SELECT t.order_id::text FROM touched AS t UNION SELECT b.order_id::text FROM before AS b));
+        keys := ARRAY(
+            SELECT CASE pg_typeof(k.id) WHEN 'bpchar'::regtype THEN rtrim(concat(k.id)) ELSE concat(k.id) END
+              FROM (SELECT t.order_id FROM touched AS t UNION ALL SELECT b.order_id FROM before AS b) AS k (id));
     ELSE
-        PERFORM :"schema".pos_enqueue('order'::text, ARRAY(SELECT DISTINCT t.order_id::text FROM touched AS t));
+        keys := ARRAY(
+            SELECT CASE pg_typeof(k.id) WHEN 'bpchar'::regtype THEN rtrim(concat(k.id)) ELSE concat(k.id) END
+              FROM (SELECT t.order_id FROM touched AS t) AS k (id));
     END IF;
+    PERFORM posd_hooks.enqueue$:shop('order'::text, ARRAY(SELECT DISTINCT k FROM unnest(keys) AS k));
     RETURN NULL;
 END
 $$;
 
 -- Read orders as they are now, with the rights of the tenant's reader: see sql/main/016_adoptions.sql.
-CREATE OR REPLACE FUNCTION :"schema".pos_read_orders(keys text[]) RETURNS TABLE (order_id text, content json)
+CREATE OR REPLACE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content json)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
     SELECT r.order_id, r.content
       FROM (SELECT 1) AS always LEFT JOIN :"schema".pos_adoption AS a ON true
      CROSS JOIN LATERAL dinedesk_main.pos_read_shop(':"schema"', keys, a.timestamps, a.condition, a.columns) AS r
 $$;
 
-REVOKE ALL ON FUNCTION :"schema".pos_note_orders(), :"schema".pos_note_order_items(),
-    :"schema".pos_read_orders(text[]) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION :"schema".pos_read_orders(text[]) TO posd;
-GRANT CREATE ON SCHEMA :"schema" TO :"hook_role";
-ALTER FUNCTION :"schema".pos_note_orders() OWNER TO :"hook_role";
-ALTER FUNCTION :"schema".pos_note_order_items() OWNER TO :"hook_role";
-REVOKE CREATE ON SCHEMA :"schema" FROM :"hook_role";
+REVOKE ALL ON FUNCTION posd_hooks.note_orders$:shop(), posd_hooks.note_items$:shop(),
+    posd_hooks.read_orders$:shop(text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION posd_hooks.read_orders$:shop(text[]) TO posd_reader;
+GRANT CREATE ON SCHEMA posd_hooks TO :"note_role";
+ALTER FUNCTION posd_hooks.note_orders$:shop() OWNER TO :"note_role";
+ALTER FUNCTION posd_hooks.note_items$:shop() OWNER TO :"note_role";
+REVOKE CREATE ON SCHEMA posd_hooks FROM :"note_role";
 
 -- One trigger for each kind of statement, since transition tables allow no more. Under the same names by row
 -- too, since who may make a trigger on a table may replace it but not drop it. PostgreSQL gives those of a
@@ -78,18 +97,18 @@ BEGIN
     LOOP
         FOR hook IN
             SELECT * FROM (VALUES
-                ('orders', 'pos_orders_inserted', 'INSERT', 'NEW TABLE AS touched', 'pos_note_orders'),
-                ('orders', 'pos_orders_updated', 'UPDATE', 'NEW TABLE AS touched', 'pos_note_orders'),
-                ('order_items', 'pos_items_inserted', 'INSERT', 'NEW TABLE AS touched', 'pos_note_order_items'),
+                ('orders', 'pos_orders_inserted', 'INSERT', 'NEW TABLE AS touched', 'note_orders$:shop'),
+                ('orders', 'pos_orders_updated', 'UPDATE', 'NEW TABLE AS touched', 'note_orders$:shop'),
+                ('order_items', 'pos_items_inserted', 'INSERT', 'NEW TABLE AS touched', 'note_items$:shop'),
                 ('order_items', 'pos_items_updated', 'UPDATE', 'OLD TABLE AS before NEW TABLE AS touched',
-                 'pos_note_order_items'),
-                ('order_items', 'pos_items_deleted', 'DELETE', 'OLD TABLE AS touched', 'pos_note_order_items')
+                 'note_items$:shop'),
+                ('order_items', 'pos_items_deleted', 'DELETE', 'OLD TABLE AS touched', 'note_items$:shop')
             ) AS hooks (root, name, event, tables, note) WHERE hooks.root = hooked.root
         LOOP
             IF hooked.by_row THEN
-                EXECUTE format('GRANT EXECUTE ON FUNCTION :"schema".%I() TO %I', hook.note, hooked.owner);
+                EXECUTE format('GRANT EXECUTE ON FUNCTION posd_hooks.%I() TO %I', hook.note, hooked.owner);
             END IF;
-            EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION :"schema".%I()',
+            EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION posd_hooks.%I()',
                 hook.name, hook.event, hooked.name,
                 CASE WHEN hooked.by_row THEN 'FOR EACH ROW'
                      ELSE format('REFERENCING %s FOR EACH STATEMENT', hook.tables) END,

@@ -23,6 +23,7 @@ from posd.database import migrations
 from posd.events.daily_reports import Figures, judged
 from posd.events.print_status import Report, Said
 from posd.maintenance.audit import Auditor, Finding
+from posd.publishing.outbox import Portion
 from posd.publishing.transaction import Numbering
 from posd.store import cursors, giftcards, idempotency, loyalty, orders, presence, reports
 from posd.store.idempotency import Idempotency
@@ -82,8 +83,19 @@ def after_a_busy_day(dsn: str) -> None:
 def _number(client: Client) -> None:
     """What the sequencer does with what is in the outbox."""
     numbering = Numbering(Clock(), NODE, 4096, lambda tenant_id: 0)
+    portions = []
+    for tenant in (KITCHEN, GRILL):
+        ids = [row_id for _, row_id in client.look(one=tenant.id)]
+        keys = client.value(
+            "SELECT array_agg(key) FROM dinedesk_main.pos_outbox WHERE type = 'order' AND tenant_id = %s",
+            tenant.id,
+        )
+        read = (
+            f"SELECT order_id, content::text FROM posd_hooks.read_orders${tenant.slug}(%s::text[])"
+        )
+        portions.append(Portion(tenant.id, ids, dict(client.rows(read, keys))))
     with client.transaction():
-        complete(numbering.number(BlockingSession(client.connection), [], 500, []))
+        complete(numbering.number(BlockingSession(client.connection), [], portions))
 
 
 def _move(session: BlockingSession) -> None:

@@ -539,6 +539,9 @@ MAIN: Final = (
             ("posd", "CREATEDB", "may make databases"),
             ("posd_publisher", "REPLICATION", "may copy the whole cluster"),
             ("posd_hook_kitchen", "BYPASSRLS", "bypasses row security"),
+            ("posd_note_kitchen", "LOGIN", "may log in"),
+            ("posd_reader", "CREATEROLE", "may make roles"),
+            ("posd_owner", "CREATEROLE", "may make roles"),
         )
     ),
     damage(

@@ -117,6 +117,14 @@ class Client:
             raise
         self.run("COMMIT")
 
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        self.run("BEGIN")
+        try:
+            yield
+        finally:
+            self.run("ROLLBACK")
+
     @property
     def pid(self) -> int:
         return int(self.connection.info.backend_pid)
@@ -130,14 +138,31 @@ class Client:
         self.connection.notifies.clear()
         return heard
 
-    def take(
-        self, at_most: int = 500, aside: Sequence[int] = (), *, patient: bool = False
-    ) -> list[Taken] | None:
-        """What the sequencer takes; None if there is another one at work."""
-        rows = self.rows(
-            "SELECT * FROM dinedesk_main.pos_take(%s, %s::integer[], %s)",
+    def look(
+        self, at_most: int = 500, aside: Sequence[int] = (), one: int | None = None
+    ) -> list[tuple[int, int]]:
+        """What the sequencer sees: tenant and id of each row."""
+        return self.rows(
+            "SELECT tenant_id, id FROM dinedesk_main.pos_look(%s, %s::integer[], '{}', '{}', %s::integer)",
             at_most,
             list(aside),
+            one,
+        )
+
+    def take(
+        self,
+        at_most: int = 500,
+        aside: Sequence[int] = (),
+        *,
+        patient: bool = False,
+        seen: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Taken] | None:
+        """What the sequencer takes of what it has `seen`, or sees now; None if another one is at work."""
+        rows_seen = self.look(at_most, aside) if seen is None else seen
+        rows = self.rows(
+            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s)",
+            [tenant_id for tenant_id, _ in rows_seen],
+            [row_id for _, row_id in rows_seen],
             patient,
         )
         if not rows[0][0]:

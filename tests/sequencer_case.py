@@ -12,7 +12,9 @@ from psycopg2.extras import Json
 from twisted.internet.task import Clock
 
 from posd.database import migrations
+from posd.database.dsn import of_reader
 from posd.database.link import Link, Session
+from posd.database.readers import Readers
 from posd.events import normalise as drafts
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
@@ -67,6 +69,14 @@ class SequencerCase(DatabaseCase):
         await self.up(link)
         return link
 
+    async def readers(self) -> Readers:
+        """The connections that read shops' tables, all of them up."""
+        readers = Readers(REACTOR, of_reader(self.dsn))
+        readers.startService()
+        self.addCleanup(readers.stopService)
+        await until(lambda: all(each.link.up for each in readers._places), "all readers are up")
+        return readers
+
     async def started(
         self, link: Link | None = None, appended: Callable[[Appended], None] = lambda each: None
     ) -> Sequencer:
@@ -74,6 +84,7 @@ class SequencerCase(DatabaseCase):
         sequencer = Sequencer(
             self.clock,
             link or await self.linked(),
+            await self.readers(),
             uuid4(),
             event_bytes=EVENT_BYTES,
             connections_here=lambda tenant_id: 0,
@@ -120,19 +131,23 @@ class SequencerCase(DatabaseCase):
         def empty() -> bool:
             if not self.waiting:
                 return True
-            if not sequencer._working:
+            if self.rests(sequencer):
                 self.clock.advance(0.1)
                 sequencer.wake()
             return False
 
         sequencer.wake()
         await until(empty, "the outbox is empty")
-        await until(lambda: not sequencer._working, "the sequencer rests")
+        await until(lambda: self.rests(sequencer), "the sequencer rests")
+
+    def rests(self, sequencer: Sequencer) -> bool:
+        """Whether nothing is numbered and no shop's tables are read."""
+        return not sequencer._working and not sequencer._outbox.reading
 
     async def rested(self, sequencer: Sequencer) -> None:
         """Wake it and let it do what it can."""
         sequencer.wake()
-        await until(lambda: not sequencer._working, "the sequencer rests")
+        await until(lambda: self.rests(sequencer), "the sequencer rests")
 
 
 def publication(

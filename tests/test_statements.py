@@ -21,7 +21,7 @@ _SQL = re.compile(
     r"|COPY|LOCK|LISTEN|NOTIFY|EXPLAIN|VALUES|BEGIN)\b"
 )
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
-_QUOTING = ("schema", "_quoted", "_named")
+_QUOTING = ("schema", "shop", "_quoted", "_named")
 """Functions that make an identifier of what they are given, whatever is in it."""
 _KNOWN = {
     (
@@ -33,6 +33,10 @@ _KNOWN = {
     ("posd.database.session_settings", "name"): "settings that posd names itself",
     ("posd.database.session_settings", "role"): "posd, the only one there is",
     ("posd.database.link", "sql"): "the statement itself, behind a time limit",
+    (
+        "posd.database.readers",
+        "sql",
+    ): "the statement itself, behind the beginning of its transaction",
     ("posd.database.link", "max(1, int(seconds * 1000))"): "an integer",
     ("posd.database.adoption", "closed"): "advice for people; the table was quoted",
     ("posd.database.adoption", "column"): "advice for people; one of two that are known",

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database.link import Link
 from posd.database.pool import Database
+from posd.database.readers import Readers
 from posd.delivery.channel import Channel
 from posd.delivery.openings import Openings
 from posd.delivery.receive_queue import Intake
@@ -290,7 +291,12 @@ class CrowdTests(SynchronousTestCase):
         """They are told in several turns of the reactor, since each of them is answered by HTTP."""
         link = Link(self.clock, "", name="", statement_timeout=5)
         sequencer = Sequencer(
-            self.clock, link, uuid4(), event_bytes=4096, connections_here=lambda tenant_id: 0
+            self.clock,
+            link,
+            Readers(self.clock, ""),
+            uuid4(),
+            event_bytes=4096,
+            connections_here=lambda tenant_id: 0,
         )
         gate: Deferred[None] = Deferred()
 

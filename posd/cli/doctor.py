@@ -20,6 +20,7 @@ from posd.cli.installation import Installation, pass_installation
 from posd.cli.output import as_json, print_json, print_table, printable
 from posd.config.model import Config
 from posd.database import migrations
+from posd.database.dsn import of_reader
 from posd.errors import PosdError
 from posd.maintenance.doctor import (
     Line,
@@ -97,7 +98,15 @@ def _database(installation: Installation, config: Config | None) -> Iterator[Lin
     yield from _connected(
         "database", dsn, user, lambda session: complete(database.examine(session, config))
     )
-    admin_dsn = None if installation.given_dsn or config is None else config.database.admin_dsn
+    if installation.given_dsn or config is None:
+        return
+    yield from _connected(
+        "reader_dsn",
+        config.database.reader_dsn or of_reader(config.database.dsn),
+        files.USER,
+        lambda session: complete(database.reading(session)),
+    )
+    admin_dsn = config.database.admin_dsn
     if admin_dsn is not None:
         yield from _connected(
             "admin_dsn",
@@ -127,6 +136,13 @@ def _connect(dsn: str, user: str | None) -> Connection:
 
 
 def _unreachable(part: str, what: str) -> Line:
+    if part == "reader_dsn" and "Peer authentication" in what:
+        remedy = (
+            "let the user posd in as posd_reader: `local all posd,posd_reader peer map=posd` as the first"
+            " line of pg_hba.conf, and `posd posd posd` and `posd posd posd_reader` in pg_ident.conf;"
+            " or set database.reader_dsn"
+        )
+        return fault(part, f"shops' tables cannot be read: {what}", remedy, passing=True)
     remedies = {
         "does not exist": "posctl bootstrap makes roles and database; run posctl as the user posd",
         "authentication failed": "see pg_hba.conf: `local` lines with peer let the user posd in as posd",

@@ -18,6 +18,7 @@ from posd.cli.parameters import SLUG
 from posd.cli.reactor import CommandReactor, run
 from posd.cli.tenants import known
 from posd.database.link import Link
+from posd.database.readers import Readers
 from posd.events import normalise as drafts
 from posd.events.timezones import zone
 from posd.files import LONGEST
@@ -84,6 +85,8 @@ async def _publish(
     sequencer = Sequencer(
         reactor,
         link,
+        # Never started, since nothing is taken out of the outbox here.
+        Readers(reactor, installation.dsn()),
         uuid4(),
         event_bytes=installation.event_bytes(),
         connections_here=lambda tenant_id: 0,

@@ -43,13 +43,15 @@ _LEVELS = ("debug", "info", "warn", "error", "critical")
 class Database:
     """`[database]`: where the orders are. `statement_timeout` is in seconds.
 
-    `admin_dsn` is the connection of those posctl commands that need more rights than the daemon
-    has; they take `dsn` where it is None.
+    `reader_dsn` is the connection on which shops' tables are read; where it is None, it is `dsn` with the
+    user posd_reader. `admin_dsn` is the connection of those posctl commands that need more rights than the
+    daemon has; they take `dsn` where it is None.
     """
 
     dsn: Annotated[str, Dsn()] = field(repr=False)
     pool_size: Annotated[int, Whole(2)] = 8
     statement_timeout: Annotated[float, Duration("100ms", "5m")] = 5.0
+    reader_dsn: Annotated[str | None, Dsn()] = field(default=None, repr=False)
     admin_dsn: Annotated[str | None, Dsn()] = field(default=None, repr=False)
 
 
@@ -224,7 +226,8 @@ def _absences(tables: Tables) -> Iterator[_Complaint]:
 
 
 def _unusable_dsns(database: Database, find_problem: _FindProblem) -> Iterator[_Complaint]:
-    for key, dsn in (("dsn", database.dsn), ("admin_dsn", database.admin_dsn)):
+    for key in ("dsn", "reader_dsn", "admin_dsn"):
+        dsn = getattr(database, key)
         problem = find_problem(dsn) if dsn else None
         if problem is not None:
             what = f"the value (not shown) is refused by libpq: {problem}"

@@ -46,6 +46,7 @@ class Gauges:
         """A question for each name; None is the answer where there is nothing to be said."""
         return {
             **{f"{name}_up": self.health.parts[name] for name in _WATCHED},
+            "readers_up": self.health.spares["readers"],
             "ready": lambda: not self.health.missing(),
             "draining": lambda: self.exchange.draining,
             "connections_open": lambda: self.connections.open,

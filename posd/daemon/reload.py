@@ -19,7 +19,10 @@ from posd.errors import ConfigError, StartError
 from posd.security import server_tls as tls
 from posd.security.server_tls import ServerTLS
 
-RESTART: Final = ("database.dsn", "database.pool_size", "database.statement_timeout", "listen")
+RESTART: Final = (
+    *("database.dsn", "database.pool_size", "database.statement_timeout", "database.reader_dsn"),
+    "listen",
+)
 """The keys of which a running posd takes no new value. Of `database`, posctl reads the rest."""
 
 

@@ -14,8 +14,10 @@ from posd.config.model import Config, Listener
 from posd.daemon.gauges import Gauges
 from posd.daemon.stopping import Stopping
 from posd.database import migrations
+from posd.database.dsn import of_reader
 from posd.database.link import Link, Session
 from posd.database.pool import Database
+from posd.database.readers import Readers
 from posd.delivery.channels import is_set_back
 from posd.delivery.feed import Feed
 from posd.delivery.hub import Exchange
@@ -98,6 +100,7 @@ class Parts:
     presence: Presence = field(init=False)
     exchange: Exchange = field(init=False)
     numbering: Link = field(init=False)
+    readers: Readers = field(init=False)
     sequencer: Sequencer = field(init=False)
     failed_attempts: FailedAttempts = field(init=False)
     key_index: KeyIndex = field(init=False)
@@ -147,9 +150,11 @@ class Parts:
             statement_timeout=timeout,
             prepare=self._recognise,
         )
+        self.readers = Readers(reactor, self.settings.database.reader_dsn or of_reader(dsn))
         self.sequencer = Sequencer(
             reactor,
             self.numbering,
+            self.readers,
             node_id,
             event_bytes=limits.event_bytes,
             connections_here=self.exchange.connections,
@@ -224,6 +229,8 @@ class Parts:
                 # Everything is found by polling then, up to a second later.
                 "notifications": lambda: not self.feed.deaf,
                 "outbox": lambda: self.feed.outbox_seconds < _OUTBOX_SECONDS,
+                # Orders in shops' own tables wait then. What is published by REST or SQL does not.
+                "readers": lambda: self.readers.up,
                 "tenants": lambda: self.sequencer.serves_all,
             },
         )
@@ -264,6 +271,7 @@ class Parts:
             self.presence,
             self.exchange,
             self.numbering,
+            self.readers,
             self.sequencer,
             self.feed,
             self.retention,
@@ -286,6 +294,7 @@ class Parts:
             ("presence", _PART_SECONDS, self.presence.stopService),
             ("the feed", _PART_SECONDS, self.feed.stopService),
             ("the sequencer's connection", _PART_SECONDS, self.numbering.stopService),
+            ("the connections that read shops' tables", _PART_SECONDS, self.readers.stopService),
             ("the pool of connections", _PART_SECONDS, self.database.stopService),
         ):
             await stopping.part(name, seconds, ending)

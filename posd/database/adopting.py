@@ -145,7 +145,8 @@ def _look(
 
 def _read(connection: Connection, tenant: Tenant, condition: str | None, most: int) -> Looked:
     """Call the function that reads the newest orders, and roll back what it did."""
-    look = f"SELECT * FROM {_quoted(tenant.schema)}.pos_look_at_orders(%s, %s)"
+    name = _quoted(f"look_at_orders${provision.shop_of(tenant)}")
+    look = f"SELECT * FROM posd_hooks.{name}(%s, %s)"
     with connection.cursor() as cursor:
         try:
             cursor.execute(_LOOK)

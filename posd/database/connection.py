@@ -37,8 +37,9 @@ DatabaseReactor = IReactorTime
 # By SQLSTATE or its beginning (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 # query_canceled, lock_not_available, deadlock_detected, serialization_failure
 _BUSY: Final = ("57014", "55P03", "40P01", "40001")
-# connection_exception, admin_shutdown and its like, read_only_sql_transaction: a standby by now
-_LOST: Final = ("08", "57P", "25006")
+# connection_exception, admin_shutdown and its like
+_LOST: Final = ("08", "57P")
+_READ_ONLY: Final = "25006"
 # insufficient_resources (a full disk), system_error: the statement is as good as it ever was
 _UNABLE: Final = ("53", "58")
 
@@ -71,8 +72,12 @@ class Connection:
         reactor: DatabaseReactor,
         lost: Callable[[Connection, str], None],
         notified: Callable[[str, str], None] | None = None,
+        *,
+        read_only: bool = False,
     ) -> None:
         self._reactor = reactor
+        # Where something is to be written, a refusal means that the server is a standby by now.
+        self._losing = _LOST if read_only else (*_LOST, _READ_ONLY)
         self._lost = lost
         self._notified = notified
         self._open = False
@@ -201,7 +206,7 @@ class Connection:
         sqlstate = error.pgcode or ""
         # Without a code PostgreSQL never answered, unless psycopg2 itself did not like the statement.
         unanswered = not sqlstate and not isinstance(error, psycopg2.ProgrammingError)
-        if self._raw.gone or unanswered or sqlstate.startswith(_LOST):
+        if self._raw.gone or unanswered or sqlstate.startswith(self._losing):
             self._ended(line(error))
             return ConnectionLost()
         if sqlstate.startswith(_BUSY):

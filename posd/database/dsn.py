@@ -44,6 +44,11 @@ def files(dsn: str) -> Iterator[tuple[str, Path, str]]:
             yield name, Path(options[name]), consequence
 
 
+def of_reader(dsn: str) -> str:
+    """A connection string with the user that reads shops' tables in the place of its own."""
+    return str(make_dsn(dsn, user="posd_reader"))
+
+
 def problem(dsn: str) -> str | None:
     """Return why libpq refuses a connection string, in libpq's words, or None if it does not.
 

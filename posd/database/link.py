@@ -62,7 +62,8 @@ class Link(Service):
     `prepare` runs on every new connection before anybody else may use it; if it fails the
     connection is dropped and made again. `changed` is told when the link comes up, when it goes
     down, and when PostgreSQL will not have it; `notified` gets the channel and payload of each
-    NOTIFY. A `quiet` link leaves it to another one to log that the server is away.
+    NOTIFY. A `quiet` link leaves it to another one to log that the server is away. On a link that is
+    `read_only` a statement that would write fails like any other.
 
     Statements wait for each other in their order, up to 5,000 of them. While the link is down, and
     when it goes down, they fail at once with `Unavailable`. To cancel a running statement gives up
@@ -83,13 +84,15 @@ class Link(Service):
         changed: Callable[[Link], None] = lambda link: None,
         notified: Callable[[str, str], None] | None = None,
         quiet: bool = False,
+        read_only: bool = False,
     ) -> None:
         self._reactor = reactor
         self._dsn = dsn
         # How many attempts to connect had no answer in time; each one begins at the next host.
         self._unanswered = 0
+        self._read_only = read_only
         self._statement_timeout = statement_timeout
-        self._settings = session_settings.statements(
+        self.settings = session_settings.statements(
             application_name=name,
             statement_timeout=statement_timeout,
             lock_timeout=_LOCK_SECONDS,
@@ -241,7 +244,9 @@ class Link(Service):
 
     async def _connect(self, gone: Deferred[None]) -> bool:
         self.pulse.beat()
-        self._connection = connection = Connection(self._reactor, self._end, self._notified)
+        self._connection = connection = Connection(
+            self._reactor, self._end, self._notified, read_only=self._read_only
+        )
         try:
             await within(self._reactor, _CONNECT_SECONDS, self._open(connection))
         except TimeoutError:
@@ -264,7 +269,7 @@ class Link(Service):
     async def _open(self, connection: Connection) -> None:
         await connection.open(rotated(self._dsn, self._unanswered))
         bound = _Bound(self, connection)
-        await bound.execute(self._settings)
+        await bound.execute(self.settings)
         if self._prepare is not None:
             await self._prepare(bound)
 

@@ -122,9 +122,15 @@ def check_bootstrapped(connection: Connection) -> None:
     """Raise `SchemaError` if `bootstrap` has not been here, or the server is none for posd."""
     _check_server(connection)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL")
-        if not cursor.fetchone()[0]:
+        cursor.execute(
+            "SELECT to_regclass('dinedesk_main.schema_versions') IS NOT NULL,"
+            " to_regnamespace('posd_hooks') IS NOT NULL"
+        )
+        main, current = cursor.fetchone()
+        if not main:
             raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
+        if not current:
+            raise SchemaError("the database has no schema posd_hooks: run `posctl bootstrap` again")
 
 
 def _check_server(connection: Connection) -> None:

@@ -1,11 +1,15 @@
 """Make tenants, bring their schemas up to date, and put the hooks on a shop's own tables.
 
 Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has
-placeholders in psql's notation (`:"schema"`, `:"hook_role"` and `:tenant_id`); they are filled in wherever
-they stand, function bodies included.
+placeholders in psql's notation (`:"schema"`, `:"hook_role"`, `:"note_role"`, `:shop` and `:tenant_id`); they
+are filled in wherever they stand, function bodies included.
 
-A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: whoever owns a
-schema can replace what is in it, and posd's functions in there are called with posd's rights.
+A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: the owner of a schema
+can drop what is in it, posd's tables included.
+
+Sessions here belong to a superuser or to a member of posd_owner, so they read nothing in a shop's tables,
+only what the system catalogs say of them. A view, a policy or a type of the shop's would run the shop's
+functions with the rights of that session. `adopting` reads them with the rights of the tenant's reader.
 """
 
 from __future__ import annotations
@@ -148,6 +152,8 @@ def fill(text: str, tenant: Tenant) -> str:
     values = {
         ':"schema"': _quoted(tenant.schema),
         ':"hook_role"': _quoted(hook_role(tenant)),
+        ':"note_role"': _quoted(note_role(tenant)),
+        ":shop": shop_of(tenant),
         ":tenant_id": str(tenant.id),
     }
     for placeholder, value in values.items():
@@ -176,9 +182,9 @@ def _tenants(connection: Connection) -> Iterator[Tenant]:
 def _prepare(connection: Connection, tenant: Tenant) -> bool:
     """Role, schema, migrations, hooks: whatever of it is missing. Returns whether any was."""
     with connection.cursor() as cursor:
-        _make_role(cursor, hook_role(tenant))
         _check_owner(cursor, tenant.schema)
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(tenant.schema)}")
+        cursor.execute(f"SELECT {MAIN}.pos_make_roles(%s)", (shop_of(tenant),))
     changed = apply(connection, tenant.schema, "tenant", lambda text: fill(text, tenant))
     with transaction(connection) as cursor:
         if _hooks_wanted(cursor, tenant):
@@ -187,21 +193,6 @@ def _prepare(connection: Connection, tenant: Tenant) -> bool:
         if changed:
             cursor.execute("SELECT pg_notify('posd_control', %s)", (f"tenant {tenant.id}",))
     return changed
-
-
-def _make_role(cursor: Any, role: str) -> None:
-    """Make a tenant's role, which posd_owner can act as, unless the cluster has it already.
-
-    Since PostgreSQL 16 who makes a role may grant it but not become it; CREATE ROLE … ROLE gives
-    both, at once. Another database of the cluster may have a tenant of the same name.
-    """
-    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,))
-    if cursor.fetchone() is None:
-        try:
-            cursor.execute(f"CREATE ROLE {_quoted(role)} NOLOGIN ROLE posd_owner")
-        except (psycopg2.errors.DuplicateObject, psycopg2.errors.UniqueViolation):
-            # The second is what the slower of two at once gets.
-            return
 
 
 def _check_owner(cursor: Any, schema: str) -> None:
@@ -266,8 +257,18 @@ def hook(cursor: Any, tenant: Tenant, choices: Choices) -> None:
 
 
 def hook_role(tenant: Tenant) -> str:
-    """The role that owns a tenant's hooks."""
-    return f"posd_hook_{tenant.slug.replace('-', '_')}"
+    """The role that owns the function which reads a tenant's orders, and may read its tables."""
+    return f"posd_hook_{shop_of(tenant)}"
+
+
+def note_role(tenant: Tenant) -> str:
+    """The role that owns a tenant's hooks, and may do nothing but enqueue for it."""
+    return f"posd_note_{shop_of(tenant)}"
+
+
+def shop_of(tenant: Tenant) -> str:
+    """What the names of a tenant's roles and functions end in."""
+    return tenant.schema.removeprefix("dinedesk_")
 
 
 def _quoted(identifier: str) -> str:

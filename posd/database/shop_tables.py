@@ -40,7 +40,9 @@ READ: Final = """
     )
     SELECT c.relname::text, c.relkind::text, pg_get_userbyid(c.relowner)::text,
            NOT EXISTS (SELECT FROM family AS f WHERE f.root = c.oid AND NOT EXISTS (
-               SELECT FROM pg_trigger AS t WHERE t.tgrelid = f.oid AND t.tgname ~ '^pos_.*_inserted$')),
+               SELECT FROM pg_trigger AS t JOIN pg_proc AS note ON note.oid = t.tgfoid
+                WHERE t.tgrelid = f.oid AND t.tgname ~ '^pos_.*_inserted$'
+                  AND note.pronamespace = 'posd_hooks'::regnamespace)),
            ARRAY(SELECT a.attname::text FROM pg_attribute AS a
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
            ARRAY(SELECT format_type(coalesce(nullif(t.typbasetype, 0), t.oid), -1)

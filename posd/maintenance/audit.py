@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from posd.database.link import Reader
 from posd.database.migrations import MAIN
-from posd.database.provisioning import hook_role
+from posd.database.provisioning import shop_of
 from posd.errors import Busy, StatementFailed
 from posd.maintenance import account_numbers, shop_changes
 from posd.maintenance import schema_diff as structure
@@ -129,9 +129,9 @@ class Auditor:
 async def read(session: Reader, tenant: Tenant | None) -> structure.Schema:
     """A schema as it is; the main one for None."""
     name = MAIN if tenant is None else tenant.schema
-    role = "" if tenant is None else hook_role(tenant)
+    shop = "" if tenant is None else shop_of(tenant)
     return structure.Schema(
-        await audit_structure.things(session, name, role),
+        await audit_structure.things(session, name, shop),
         await audit_structure.applied(session, name),
         tenant,
     )

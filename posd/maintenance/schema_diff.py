@@ -23,10 +23,10 @@ from posd.values import Tenant
 SHOPS_OWN: Final = ("orders", "order_items")
 """Tables that a shop may have made itself, and hooks that are on them only if it was asked."""
 
-_HOOKS: Final = ("pos_note_orders", "pos_note_order_items", "pos_read_orders")
+_HOOKS: Final = ("posd_hooks.note_orders", "posd_hooks.note_items", "posd_hooks.read_orders")
 _LEDGERS: Final = (
-    ("gift_cards", "pos_gift_card_transactions", "pos_gift_card_"),
-    ("loyalty_accounts", "pos_loyalty_transactions", "pos_loyalty_"),
+    ("gift_cards", "pos_gift_card_transactions", "posd_hooks.card_"),
+    ("loyalty_accounts", "pos_loyalty_transactions", "posd_hooks.points_"),
 )
 _OURS: Final = "owner posd_owner"
 
@@ -125,14 +125,15 @@ class Schema:
         """All that the migrations say, filled in for this schema."""
         files = [each.text for each in migrations.migrations(self.kind)]
         if self.tenant is None:
-            return "\n".join(files)
+            bootstrap = (resources.sql() / "bootstrap.sql").read_text("utf-8")
+            return "\n".join([bootstrap, *files])
         files.append(migrations.hooks().text)
         return provision.fill("\n".join(files), self.tenant)
 
     def _stranger(self, thing: Thing) -> Iterator[Difference]:
         """Of what the migrations have not made, what acts with the rights of posd or on its tables."""
         table = thing.name.partition(".")[0]
-        if thing.kind == "function" and thing.made.startswith(("owner posd", "owner :hook_role")):
+        if thing.kind == "function" and thing.made.startswith(("owner posd", "owner :")):
             if thing.name.partition("(")[0] not in _HOOKS:
                 yield Difference(
                     Wrong(label(thing), "belongs to posd and is none of its own"), False

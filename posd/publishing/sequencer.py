@@ -4,10 +4,13 @@ One loop, one transaction at a time, on a link of its own. While a transaction i
 else arrives is collected for the next one, so concurrent publishers share a commit without waiting
 for a timer. A lock in the database lets one sequencer work at a time, whichever node it is on.
 
+The shops' tables are read on other connections, before the transaction (`posd.publishing.outbox`), so no
+code of a shop runs here and no tenant waits for another one's tables.
+
 What goes wrong is kept small. A tenant whose tables cannot be read or written is left out for a
-while and keeps its rows. A batch that is refused is done again in halves, and those in halves, until
-what is at fault fails alone. Nothing leaves the outbox without having become an event or a `failed`
-row with a reason.
+while and keeps its rows. A batch that is refused is done again in parts, and those in halves, until
+what is at fault fails alone; the shops' orders are read again for that. Nothing leaves the outbox without
+having become an event or a `failed` row with a reason.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.link import Link
+from posd.database.readers import Readers
 from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
 from posd.monitoring.counters import Instruments
 from posd.publishing.journal import Journal
+from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
 from posd.publishing.publication import Request, answer, fail
@@ -36,16 +41,9 @@ from posd.store import stream
 from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
-# A shop whose own tables are read in a transaction costs about ten locks, of the 6,400 that a server has as
-# installed for everybody (max_locks_per_transaction), so rows of as many shops are the most there may be.
-_MOST_ROWS: Final = 200
-# pos_take() cuts a batch at 1 MiB. A character has up to four bytes, so from here on it may have.
-_MANY_CHARACTERS: Final = 256 * 1024
 _MANY_WAITING: Final = 1000
-# Reading some orders takes milliseconds. A shop whose own tables take longer, when all others wait for
-# them, is left out in proportion afterwards, so that it has one part in twenty of everybody's time.
-_LONG_SECONDS: Final = 0.1
-_PAUSE: Final = 20
+# For how long, at most, the outbox of a tenant is left alone whose tables cannot be read.
+_LONGEST_ASIDE: Final = 300.0
 
 
 class Sequencer(Service):
@@ -57,6 +55,7 @@ class Sequencer(Service):
         self,
         reactor: IReactorTime,
         link: Link,
+        readers: Readers,
         node_id: UUID,
         *,
         event_bytes: int,
@@ -72,9 +71,17 @@ class Sequencer(Service):
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
-        self._aside = Aside(reactor)
+        self._aside = Aside(reactor, _LONGEST_ASIDE)
         self._shut = Aside(reactor)
         self._queue = RequestQueue()
+        self._outbox = Outbox(
+            reactor,
+            link,
+            readers,
+            shops=self._numbering.shops,
+            changed=self._start,
+            failed=lambda tenant_id, reason: self._leave(self._aside, tenant_id, reason),
+        )
         self._outbox_waits = False
         self._work: Deferred[None] = succeed(None)
         self._working = False
@@ -114,7 +121,7 @@ class Sequencer(Service):
     @property
     def serves_all(self) -> bool:
         """Whether no tenant is left out because its tables cannot be read or written."""
-        return not self._aside.troubled() and not self._shut.troubled()
+        return not self.left_out
 
     def wake(self) -> None:
         """Look into the outbox, now or after the transaction that is in flight."""
@@ -154,11 +161,11 @@ class Sequencer(Service):
 
     async def _loop(self) -> None:
         try:
-            while self._queue or (self._outbox_waits and self.running):
+            while self._queue or ((self._outbox_waits or self._outbox) and self.running):
                 requests = self._queue.next_batch()
-                self._outbox_waits = away = False
+                away = False
                 try:
-                    await self._settle(requests, _MOST_ROWS)
+                    await self._settle(requests, await self._portions())
                 except Unavailable:
                     # The rows stay in the outbox; the feed wakes us when the database is back.
                     away = True
@@ -172,46 +179,79 @@ class Sequencer(Service):
         finally:
             self._working = False
 
-    async def _settle(self, requests: Sequence[Request], rows: int) -> None:
-        """Publish requests and up to `rows` of the outbox; each fails only for its own faults.
+    async def _portions(self) -> list[Portion]:
+        """What of the outbox is ready to be numbered, after a look at it if there is reason for one."""
+        if self._outbox_waits and self.running:
+            self._outbox_waits = False
+            self._pulse.beat()
+            try:
+                await self._outbox.look(self._aside.now())
+            except StatementFailed as error:
+                # Requests can be numbered all the same.
+                self._log.error("the outbox cannot be looked at: {error}", error=error)
+        return self._outbox.next_batch()
+
+    async def _settle(self, requests: Sequence[Request], portions: Sequence[Portion] = ()) -> None:
+        """Publish requests and portions of the outbox; each fails only for its own faults.
 
         Raises `Unavailable`: what was not done by then can only be done later.
         """
-        if not requests and not rows:
+        if not requests and not portions:
             return
         try:
-            await self._commit(requests, rows)
+            await self._commit(requests, portions)
         except TenantsFailed as trouble:
-            await self._leave_out(trouble.failures, requests, rows)
+            await self._leave_out(trouble.failures, requests, portions)
         except Unavailable as error:
             fail(requests, error)
             raise
         except Exception as error:
-            parts = _halves(requests, rows)
-            for part in parts:
-                await self._settle(*part)
-            if not parts:
-                await self._blame(requests, error)
+            # What is older goes first. Orders are read again, since the shop may have changed them meanwhile.
+            for each in portions:
+                await self._settle_rows(each.tenant_id, len(each.ids))
+            if portions:
+                await self._settle(requests)
+            elif len(requests) > 1:
+                half = len(requests) // 2
+                await self._settle(requests[:half])
+                await self._settle(requests[half:])
+            else:
+                self._blame(requests[0], error)
 
-    async def _commit(self, requests: Sequence[Request], rows: int) -> None:
+    async def _settle_rows(self, tenant_id: TenantId, rows: int) -> None:
+        """Publish up to `rows` of one tenant's outbox, the oldest first; one that cannot be fails alone."""
+        portion = None if tenant_id in self._aside else await self._outbox.one(tenant_id, rows)
+        if portion is None:
+            return
+        try:
+            await self._commit([], [portion])
+        except TenantsFailed as trouble:
+            await self._leave_out(trouble.failures, [], [portion])
+        except Unavailable:
+            raise
+        except Exception as error:
+            if rows > 1:
+                await self._settle_rows(tenant_id, rows // 2)
+                await self._settle_rows(tenant_id, rows - rows // 2)
+            else:
+                await self._blame_row(error)
+
+    async def _commit(self, requests: Sequence[Request], portions: Sequence[Portion]) -> None:
         self._pulse.beat()
         began = self._reactor.seconds()
         try:
             outcome = await self._link.transaction(
-                lambda session: self._numbering.number(session, requests, rows, self._aside.now())
+                lambda session: self._numbering.number(session, requests, portions)
             )
         except Exception:
             self._instruments.batch_failed()
             raise
         self._hand_on(outcome.appended)
         self._journal.committed(outcome, self._reactor.seconds() - began)
-        size = sum(len(row.data or "") for row in outcome.taken)
-        if len(outcome.taken) == rows > 0 or size >= _MANY_CHARACTERS or outcome.postponed:
+        if outcome.taken:
+            # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True
         answer(requests)
-        for tenant_id, seconds in outcome.seconds.items():
-            if seconds > _LONG_SECONDS:
-                self._rest(tenant_id, seconds)
 
     def _hand_on(self, appended: Iterable[Appended]) -> None:
         """Give this node's tills what was committed. Whatever goes wrong there, the batch was published."""
@@ -226,33 +266,40 @@ class Sequencer(Service):
                 )
 
     async def _leave_out(
-        self, failures: Mapping[TenantId, str], requests: Sequence[Request], rows: int
+        self,
+        failures: Mapping[TenantId, str],
+        requests: Sequence[Request],
+        portions: Sequence[Portion],
     ) -> None:
-        """Do a batch without the tenants that failed.
+        """Do a batch without the tenants that failed. The outbox is looked at anew for the others.
 
-        It may be that only a shop's own tables cannot be read. So at first a tenant loses its place
-        in the outbox, and what publishers ask is tried once more without that.
+        It may be that only something in the outbox is at fault. So at first a tenant loses its place
+        there, and what publishers ask is tried once more without that.
         """
-        spared = {each for each in failures if rows and each not in self._aside}
+        had_rows = {each.tenant_id for each in portions}
+        spared = failures.keys() & had_rows
+        self._outbox_waits = self._outbox_waits or bool(had_rows)
         for tenant_id, reason in failures.items():
             self._leave(self._aside if tenant_id in spared else self._shut, tenant_id, reason)
         shut = failures.keys() - spared
         fail((each for each in requests if each.tenant_id in shut), _not_served())
-        await self._settle([each for each in requests if each.tenant_id not in failures], rows)
-        await self._settle([each for each in requests if each.tenant_id in spared], 0)
+        await self._settle([each for each in requests if each.tenant_id not in failures])
+        await self._settle([each for each in requests if each.tenant_id in spared])
 
-    async def _blame(self, requests: Sequence[Request], error: Exception) -> None:
-        """A request, or the oldest row of the outbox, has failed alone."""
-        row = self._numbering.oldest
-        badly_made = isinstance(error, StatementFailed) and error.about_data
+    def _blame(self, request: Request, error: Exception) -> None:
+        """A request has failed alone."""
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
-        for request in requests:
-            self._journal.refused(request, error)
-            refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
-            fail([request], refusal if badly_made else error)
-        if requests:
-            return
+        self._journal.refused(request, error)
+        refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
+        fail([request], refusal if _is_badly_made(error) else error)
+
+    async def _blame_row(self, error: Exception) -> None:
+        """The oldest row of a tenant's outbox has failed alone."""
+        row = self._numbering.oldest
+        badly_made = _is_badly_made(error)
+        if not isinstance(error, StatementFailed):
+            self._log.failure("an event could not be worked on")
         if row is None:
             # There was none yet: the sequencer cannot work at all.
             raise error
@@ -265,7 +312,7 @@ class Sequencer(Service):
         """Log the outbox row that just failed alone as failed, since it cannot be published."""
         try:
             await self._link.transaction(
-                lambda session: self._numbering.reject(session, row, reason, self._aside.now())
+                lambda session: self._numbering.reject(session, row, reason)
             )
         except StatementFailed as error:
             self._leave(self._aside, row.tenant_id, str(error))
@@ -274,16 +321,6 @@ class Sequencer(Service):
             self._outbox_waits = True
         else:
             self._journal.rejected(row, reason)
-
-    def _rest(self, tenant_id: TenantId, took: float) -> None:
-        self._aside.rest(tenant_id, _PAUSE * took)
-        self._log.warn(
-            "the tables of tenant {tenant} took {took:.2f} s to read; its outbox is not read for"
-            " {seconds:.0f} s",
-            tenant=self._numbering.name_of(tenant_id),
-            took=took,
-            seconds=_PAUSE * took,
-        )
 
     def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
         self._log.error(
@@ -295,16 +332,9 @@ class Sequencer(Service):
         )
 
 
-def _halves(requests: Sequence[Request], rows: int) -> Sequence[tuple[Sequence[Request], int]]:
-    """A batch in two, what is older first; nothing if it is one thing already."""
-    if requests and rows:
-        return ([], rows), (requests, 0)
-    half = len(requests) // 2 or rows // 2
-    if not half:
-        return ()
-    if requests:
-        return (requests[:half], 0), (requests[half:], 0)
-    return ([], half), ([], rows - half)
+def _is_badly_made(error: Exception) -> bool:
+    """Whether PostgreSQL has refused what an event has in it."""
+    return isinstance(error, StatementFailed) and error.about_data
 
 
 def _not_served() -> Unavailable:

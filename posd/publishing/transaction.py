@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from posd.errors import NotFound, PosdError, Refusal
 from posd.events.timezones import is_zone
 from posd.protocol import jsontext
 from posd.publishing import batch
+from posd.publishing.outbox import Portion
 from posd.publishing.publication import OrderOutcome, Published, Request
 from posd.store import idempotency, movements, orders, presence, stream, tenants
 from posd.values import Appended, Event, Tenant, TenantId
@@ -34,7 +35,7 @@ class TenantsFailed(PosdError):
 
 
 class OutboxChanged(PosdError):
-    """An older row than the one that failed has come to light."""
+    """The row that failed is not there any more."""
 
 
 @frozen
@@ -43,8 +44,6 @@ class Outcome:
 
     taken: Sequence[stream.OutboxRow] = ()
     failed: Sequence[stream.Entry] = ()
-    seconds: Mapping[TenantId, float] = field(factory=dict)
-    """How long everybody waited for each tenant's own tables."""
     published: Mapping[str, int] = field(factory=dict)
     """How many events have got a position, by the road on which they came."""
     reused: Sequence[tuple[str, str]] = ()
@@ -54,8 +53,6 @@ class Outcome:
     left_out: Sequence[batch.LeftOut] = ()
     appended: Sequence[Appended] = ()
     """What came to the end of each tenant's stream."""
-    postponed: bool = False
-    """Whether some of the rows that were taken are in the outbox again."""
     lacking: Mapping[TenantId, frozenset[str]] = field(factory=dict)
     """The tenants whose tables were read, and the columns that are missing since they were adopted."""
 
@@ -76,25 +73,27 @@ class Numbering:
     """Tenants whose unknown time zone was logged, and that zone."""
 
     async def number(
-        self, session: Session, requests: Sequence[Request], rows: int, aside: Sequence[TenantId]
+        self, session: Session, requests: Sequence[Request], portions: Sequence[Portion] = ()
     ) -> Outcome:
-        """Publish requests and up to `rows` of the outbox. The requests are given their results.
+        """Publish requests and portions of the outbox. The requests are given their results.
 
         Raises `TenantsFailed`, and whatever the database raises; then nothing may be committed.
         """
         self.oldest = None
-        found = await stream.take(session, rows, aside, patient=bool(requests))
+        seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
+        found = await stream.take(session, seen, patient=bool(requests))
         if found is None or (not requests and not found.rows):
             return Outcome()
         taken = found.rows
         self.oldest = taken[0] if taken else None
-        shops = await self._shops_of(session, requests, taken)
+        wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in taken}
+        shops = await self.shops(session, wanted)
         items = batch.read(taken, shops)
         fresh = await self._replay(session, requests)
-        states = await self._states(session, items, fresh)
-        items = [item for item in items if not _is_postponed(item, states)]
+        rows_now = {(p.tenant_id, each): row for p in portions for each, row in p.orders.items()}
+        states = await self._states(session, items, fresh, rows_now)
         moved = await self._moved(session, items)
-        ledger = batch.Ledger(states.orders, shops, self.event_bytes, found.now, moved)
+        ledger = batch.Ledger(states, shops, self.event_bytes, found.now, moved)
         made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
@@ -112,21 +111,17 @@ class Numbering:
         return Outcome(
             taken,
             failed,
-            states.seconds,
             published,
             reused,
             warned,
             ledger.left_out,
             _appended(placed),
-            bool(states.postponed),
             ledger.lacking,
         )
 
-    async def reject(
-        self, session: Session, row: stream.OutboxRow, reason: str, aside: Sequence[TenantId]
-    ) -> None:
-        """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not the next one now."""
-        found = await stream.take(session, 1, aside, patient=True)
+    async def reject(self, session: Session, row: stream.OutboxRow, reason: str) -> None:
+        """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
+        found = await stream.take(session, [(row.tenant_id, row.id)], patient=True)
         if found is None or [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)
@@ -137,14 +132,11 @@ class Numbering:
         shop = self._shops.get(tenant_id)
         return str(tenant_id) if shop is None else shop.slug
 
-    async def _shops_of(
-        self, session: Session, requests: Sequence[Request], rows: Sequence[stream.OutboxRow]
-    ) -> batch.Shops:
-        """The tenants of a batch. What was read of them is used for a minute."""
-        wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in rows}
+    async def shops(self, session: Session, wanted: Collection[TenantId]) -> batch.Shops:
+        """These tenants and others, without those that are gone. What was read is used for a minute."""
         if self.clock.seconds() - self._shops_since > _SHOPS_SECONDS:
             self._shops, self._shops_since = {}, self.clock.seconds()
-        if missing := wanted - self._shops.keys():
+        if missing := set(wanted) - self._shops.keys():
             found = await tenants.by_id(session, missing)
             self._shops = self._shops | found
             for shop in found.values():
@@ -185,22 +177,13 @@ class Numbering:
         session: Session,
         items: Sequence[batch.Item | batch.Moved | batch.Rejected],
         requests: Sequence[Request],
-    ) -> stream.States:
+        rows_now: Mapping[tuple[TenantId, str], str],
+    ) -> Mapping[tuple[TenantId, str], stream.OrderState]:
         """The orders of a batch. One without any has no need of this statement."""
-        wanted: dict[tuple[TenantId, str], bool] = {}
-        for item in (*items, *(item for request in requests for item in request.items)):
-            tenant_id, order_id = item.place
-            if order_id is not None:
-                touched = isinstance(item, batch.Item) and item.touched is not None
-                wanted[tenant_id, order_id] = wanted.get((tenant_id, order_id), False) or touched
-        if not wanted:
-            return stream.States()
-        states = await stream.order_states(
-            session, [(*key, touched) for key, touched in wanted.items()]
-        )
-        if states.failures:
-            raise TenantsFailed(states.failures)
-        return states
+        asked = (item for request in requests for item in request.items)
+        places = (item.place for item in (*items, *asked))
+        wanted = {(tenant_id, order_id) for tenant_id, order_id in places if order_id is not None}
+        return await stream.order_states(session, wanted, rows_now) if wanted else {}
 
     async def _moved(
         self, session: Session, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
@@ -266,12 +249,6 @@ class Numbering:
         ]
         if answers:
             await idempotency.store(session, answers)
-
-
-def _is_postponed(item: batch.Item | batch.Moved | batch.Rejected, states: stream.States) -> bool:
-    """Whether it is an order that a hook saw touched and that is in the outbox again."""
-    touched = isinstance(item, batch.Item) and item.touched is not None
-    return touched and item.place in states.postponed
 
 
 def _appended(placed: Sequence[tuple[stream.Entry, stream.Recorded]]) -> list[Appended]:

@@ -81,15 +81,16 @@ _ROLES: Final = """
                WHEN r.rolcreatedb THEN 'may make databases'
                WHEN r.rolreplication THEN 'may copy the whole cluster'
                WHEN r.rolbypassrls THEN 'bypasses row security'
+               WHEN r.rolcanlogin AND r.rolname ~ '^posd_(hook|note)' THEN 'may log in'
                WHEN m.names IS NOT NULL THEN concat('is a member of ', m.names)
            END
       FROM pg_roles AS r CROSS JOIN LATERAL (
             SELECT string_agg(o.rolname, ', ' ORDER BY o.rolname) AS names FROM pg_roles AS o
              WHERE o.oid <> r.oid AND pg_has_role(r.oid, o.oid, 'MEMBER')
-               AND (o.rolsuper OR o.rolname ~ '^posd_(owner$|hook)'
+               AND (o.rolsuper OR (o.rolname ~ '^posd_(owner$|hook|note_)' AND r.rolname <> 'posd_owner')
                     OR o.rolname IN ('pg_read_all_data', 'pg_write_all_data', 'pg_execute_server_program',
                                      'pg_read_server_files', 'pg_write_server_files'))) AS m
-     WHERE r.rolname ~ '^posd(_publisher|_hook.*)?$' ORDER BY r.rolname
+     WHERE r.rolname ~ '^posd(_owner|_publisher|_reader|_(hook|note).*)?$' ORDER BY r.rolname
 """
 
 ROLES: Final = Check("roles", _ROLES)

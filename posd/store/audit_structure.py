@@ -1,8 +1,9 @@
 """What a schema is made of, as the system catalogs have it: what an audit holds against the migrations.
 
-Each thing has a kind, a name and a text that says how it is made, without the names of the tenant's schema
-and role, so that it is the same for all tenants. Rights are those of posd's own roles and of PUBLIC; whom
-else an operator lets in is not posd's affair.
+Each thing has a kind, a name and a text that says how it is made, without the names of the tenant's schema,
+roles and functions, so that it is the same for all tenants. A tenant's functions in `posd_hooks` count as
+part of its schema. Rights are those of posd's own roles and of PUBLIC; whom else an operator lets in is not
+posd's affair.
 """
 
 from __future__ import annotations
@@ -15,13 +16,26 @@ from posd.database.link import Reader
 
 _THINGS: Final = r"""
     WITH space AS (
-        SELECT n.oid, n.nspname, n.nspowner, n.nspacl, %(role)s::text AS role
+        SELECT n.oid, n.nspname, n.nspowner, n.nspacl,
+               CASE WHEN %(shop)s <> '' THEN '$' || %(shop)s END AS suffix
           FROM pg_namespace AS n WHERE n.nspname = %(schema)s
+    ), role AS (
+        SELECT r.oid, CASE r.rolname WHEN 'posd_hook_' || %(shop)s THEN ':hook_role'
+                                     WHEN 'posd_note_' || %(shop)s THEN ':note_role'
+                                     ELSE CASE WHEN r.rolsuper THEN 'a superuser' ELSE r.rolname END
+               END AS name,
+               r.rolname IN ('posd', 'posd_publisher', 'posd_hook', 'posd_note', 'posd_reader',
+                             'posd_hook_' || %(shop)s, 'posd_note_' || %(shop)s) AS watched
+          FROM pg_roles AS r
     ), watched AS (
-        SELECT r.oid, CASE WHEN r.rolname = s.role THEN ':hook_role' ELSE r.rolname END AS name
-          FROM pg_roles AS r CROSS JOIN space AS s
-         WHERE r.rolname IN ('posd', 'posd_publisher', 'posd_hook', s.role)
+        SELECT r.oid, r.name FROM role AS r WHERE r.watched
         UNION ALL SELECT 0, 'PUBLIC'
+    ), routine AS (
+        SELECT p.*, p.proname::text AS name FROM pg_proc AS p JOIN space AS s ON s.oid = p.pronamespace
+        UNION ALL
+        SELECT p.*, concat('posd_hooks.', split_part(p.proname, '$', 1))
+          FROM pg_proc AS p JOIN space AS s ON p.proname LIKE '%%' || replace(s.suffix, '_', '\_')
+         WHERE p.pronamespace = to_regnamespace('posd_hooks')
     ), relation AS (
         SELECT c.*, c.relname IN ('orders', 'order_items') AS shops
           FROM pg_class AS c JOIN space AS s ON s.oid = c.relnamespace
@@ -33,6 +47,13 @@ _THINGS: Final = r"""
                      FROM aclexplode(coalesce(s.nspacl, acldefault('n', s.nspowner))) AS a
                      JOIN watched AS w ON w.oid = a.grantee))
           FROM space AS s
+        UNION ALL
+        SELECT 'schema', 'posd_hooks', concat('owner ', n.nspowner::regrole, ', ', (
+                   SELECT string_agg(concat(w.name, ' ', a.privilege_type), ', '
+                                     ORDER BY w.name, a.privilege_type)
+                     FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a
+                     JOIN watched AS w ON w.oid = a.grantee))
+          FROM pg_namespace AS n JOIN space AS s ON s.suffix IS NULL WHERE n.nspname = 'posd_hooks'
         UNION ALL
         SELECT 'table', c.relname, concat(
                    CASE c.relkind WHEN 'v' THEN 'view' WHEN 'p' THEN 'parted'
@@ -81,27 +102,30 @@ _THINGS: Final = r"""
         UNION ALL
         -- Hooks are of one form on a table that stands alone, and of another on one that has parts.
         SELECT 'trigger', concat(c.relname, '.', t.tgname), concat(
-                   CASE WHEN c.shops THEN p.proname::text ELSE pg_get_triggerdef(t.oid) END,
+                   CASE WHEN c.shops THEN concat(p.pronamespace::regnamespace, '.', p.proname, '()')
+                        ELSE pg_get_triggerdef(t.oid) END,
                    CASE WHEN t.tgenabled IN ('D', 'R') THEN ' disabled' END)
           FROM relation AS c JOIN pg_trigger AS t ON t.tgrelid = c.oid JOIN pg_proc AS p ON p.oid = t.tgfoid
          WHERE NOT t.tgisinternal
         UNION ALL
-        SELECT 'function', concat(p.proname, '(', pg_get_function_identity_arguments(p.oid), ')'), concat(
-                   'owner ', CASE WHEN pg_get_userbyid(p.proowner) = s.role THEN ':hook_role'
-                                  ELSE pg_get_userbyid(p.proowner) END,
+        SELECT 'function', concat(p.name, '(', pg_get_function_identity_arguments(p.oid), ')'), concat(
+                   'owner ', (SELECT r.name FROM role AS r WHERE r.oid = p.proowner),
                    CASE WHEN p.prosecdef THEN ', with its rights' END,
                    ', set ' || array_to_string(p.proconfig, ', '), (
                    SELECT string_agg(concat(', for ', w.name), '' ORDER BY w.name)
                      FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
                      JOIN watched AS w ON w.oid = a.grantee AND a.grantee <> p.proowner))
-          FROM pg_proc AS p JOIN space AS s ON s.oid = p.pronamespace
+          FROM routine AS p
         UNION ALL
-        SELECT 'source', concat(p.proname, '(', pg_get_function_identity_arguments(p.oid), ')'), p.prosrc
-          FROM pg_proc AS p JOIN space AS s ON s.oid = p.pronamespace
+        SELECT 'source', concat(p.name, '(', pg_get_function_identity_arguments(p.oid), ')'), p.prosrc
+          FROM routine AS p
     )
     SELECT t.kind, replace(t.name, %(schema)s || '.', ''),
            CASE WHEN t.kind = 'source' THEN t.made
-                ELSE regexp_replace(replace(t.made, %(schema)s || '.', ''), '\s+', ' ', 'g') END
+                ELSE regexp_replace(regexp_replace(
+                         replace(t.made, %(schema)s || '.', ''),
+                         '"?(\w+)\$' || %(shop)s || '"?\(', '\1(', 'g'),
+                     '\s+', ' ', 'g') END
       FROM thing AS t ORDER BY t.kind, t.name
 """
 _APPLIED: Final = """
@@ -119,9 +143,9 @@ class Thing:
     made: str
 
 
-async def things(session: Reader, schema_name: str, role: str) -> list[Thing]:
-    """What a schema is made of; `role` is the tenant's own."""
-    rows = await session.query(_THINGS, {"schema": schema_name, "role": role})
+async def things(session: Reader, schema_name: str, shop: str = "") -> list[Thing]:
+    """What a schema is made of; `shop` is what the names of the tenant's roles and functions end in."""
+    rows = await session.query(_THINGS, {"schema": schema_name, "shop": shop})
     return [Thing(*row) for row in rows]
 
 

@@ -20,7 +20,7 @@ from attrs import frozen
 from posd.database.link import Session
 from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
 from posd.events import money
-from posd.store import ledgers, schema
+from posd.store import ledgers, shop
 from posd.store.ledgers import Cause
 from posd.values import Tenant
 
@@ -36,18 +36,18 @@ _MOVEMENT: Final = """
     (m.movement).expiry_date, (m.movement).created_at
 """
 _MOVE: Final = f"""
-    SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_move(
+    SELECT {_MOVEMENT} FROM posd_hooks."card_move${{shop}}"(
         %(number)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
         %(note)s) AS m
 """
 _ISSUE: Final = f"""
-    SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_issue(
+    SELECT {_MOVEMENT} FROM posd_hooks."card_issue${{shop}}"(
         %(number)s, %(chosen)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
         %(note)s, %(purchased_by)s, %(recipient_name)s, %(recipient_email)s,
         %(expiry_date)s::timestamptz) AS m
 """
 _REVERSE: Final = f"""
-    SELECT {_MOVEMENT} FROM {{schema}}.pos_gift_card_reverse(
+    SELECT {_MOVEMENT} FROM posd_hooks."card_reverse${{shop}}"(
         %(number)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
 _CARD: Final = """
@@ -144,8 +144,7 @@ def new_number() -> str:
 
 async def balance(session: Session, tenant: Tenant, number: str) -> Card | None:
     """A card and what is on it."""
-    statement = _CARD.format(schema=schema(tenant))
-    rows = await ledgers.call(session, statement, {"number": normalise(number)})
+    rows = await ledgers.own(session, tenant, "gift_cards", _CARD, {"number": normalise(number)})
     if not rows:
         return None
     number, now_on_it, initial, *rest = rows[0]
@@ -262,8 +261,8 @@ async def unblock(session: Session, tenant: Tenant, number: str) -> Card:
 
 
 async def _set_blocked(session: Session, tenant: Tenant, number: str, *, blocked: bool) -> Card:
-    statement = _BLOCK.format(schema=schema(tenant))
-    await ledgers.call(session, statement, {"number": _known(number), "blocked": blocked})
+    values = {"number": _known(number), "blocked": blocked}
+    await ledgers.own(session, tenant, "gift_cards", _BLOCK, values)
     card = await balance(session, tenant, number)
     if card is None:
         raise _unknown()
@@ -307,7 +306,7 @@ async def _issue(
 async def _run(
     session: Session, tenant: Tenant, statement: str, number: str, parameters: dict[str, object]
 ) -> Movement:
-    statement = statement.format(schema=schema(tenant))
+    statement = statement.format(shop=shop(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
     outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
     before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)

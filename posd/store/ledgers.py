@@ -1,6 +1,6 @@
 """What the ledgers have in common: who moves something and why, and what may come of it.
 
-The movements themselves are functions of the tenant's schema (`sql/tenant/003_ledgers.sql`): one
+The movements themselves are functions in `posd_hooks` (`sql/tenant/003_ledgers.sql`): one
 call takes the one lock, looks and writes, in one round trip. Each is whole in itself, so it needs no
 transaction around it, and can be made in one.
 """
@@ -8,7 +8,7 @@ transaction around it, and can be made in one.
 from __future__ import annotations
 
 import re
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 from attrs import frozen
 
@@ -22,6 +22,8 @@ from posd.errors import (
     StatementFailed,
     Unprocessable,
 )
+from posd.store import schema
+from posd.values import Tenant
 
 PLATFORM: Final = "platform"
 """The principal that may reverse everybody's movements."""
@@ -32,6 +34,8 @@ _ID_LENGTH: Final = 255
 _DEVICE_LENGTH: Final = 128
 _INT64: Final = range(1, 2**63)
 
+# In the same string as the statement that follows, so that it costs no round trip.
+_CHECK: Final = "SELECT dinedesk_main.pos_check_keeps(%(_schema)s, %(_people)s);"
 # undefined_table, undefined_function, and the schema itself
 _NO_LEDGER: Final = ("42P01", "42883", "3F000")
 
@@ -90,6 +94,24 @@ def original(key: str | None, transaction_id: int | None) -> dict[str, object]:
     if transaction_id is not None and transaction_id not in _INT64:
         raise unknown_transaction()
     return {"original_key": _usable(key), "original": transaction_id}
+
+
+async def own(
+    session: Session,
+    tenant: Tenant,
+    people: Literal["gift_cards", "loyalty_accounts"],
+    statement: str,
+    parameters: dict[str, object],
+) -> list[Row]:
+    """Run a statement that names the tables of a ledger in `{schema}`.
+
+    It runs only if the tables belong to posd: a view that the shop has put in the place of one would run
+    the shop's functions with posd's rights. Raises what `call` does.
+    """
+    statement = _CHECK + statement.format(schema=schema(tenant))
+    return await call(
+        session, statement, {**parameters, "_schema": tenant.schema, "_people": people}
+    )
 
 
 async def call(session: Session, statement: str, parameters: dict[str, object]) -> list[Row]:

@@ -15,7 +15,7 @@ from attrs import frozen
 from posd.database.link import Session
 from posd.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unprocessable
 from posd.events import money
-from posd.store import ledgers, schema
+from posd.store import ledgers, schema, shop
 from posd.store.ledgers import Cause
 from posd.values import Tenant
 
@@ -30,12 +30,12 @@ _MOVEMENT: Final = """
     (m.movement).discount
 """
 _MOVE: Final = f"""
-    SELECT {_MOVEMENT} FROM {{schema}}.pos_loyalty_move(
+    SELECT {_MOVEMENT} FROM posd_hooks."points_move${{shop}}"(
         %(phone)s, %(kind)s, %(points)s::bigint, %(principal)s, %(key)s, %(device)s, %(order)s, %(note)s,
         %(joining)s) AS m
 """
 _REVERSE: Final = f"""
-    SELECT {_MOVEMENT} FROM {{schema}}.pos_loyalty_reverse(
+    SELECT {_MOVEMENT} FROM posd_hooks."points_reverse${{shop}}"(
         %(phone)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
 # The chain's last row has the balance; a tombstone says nothing to anybody.
@@ -151,8 +151,9 @@ class Movement:
 
 async def account(session: Session, tenant: Tenant, phone: str) -> Account | None:
     """A customer's account with its last ten movements."""
-    statement = _ACCOUNT.format(schema=schema(tenant))
-    rows = await ledgers.call(session, statement, {"phone": phone, "recent": _RECENT})
+    rows = await ledgers.own(
+        session, tenant, "loyalty_accounts", _ACCOUNT, {"phone": phone, "recent": _RECENT}
+    )
     if not rows:
         return None
     account_id, number, name, email, points, earned, redeemed, spent, since = rows[0][:9]
@@ -179,9 +180,8 @@ async def open_account(
     email: str | None = None,
 ) -> int:
     """Make a customer's account, or add to one what is known now; its id."""
-    statement = _OPEN.format(schema=schema(tenant))
     values: dict[str, object] = {"phone": phone, "name": name, "email": email}
-    ((account_id,),) = await ledgers.call(session, statement, values)
+    ((account_id,),) = await ledgers.own(session, tenant, "loyalty_accounts", _OPEN, values)
     return int(account_id)
 
 
@@ -272,7 +272,7 @@ async def _move(
 async def _run(
     session: Session, tenant: Tenant, statement: str, phone: str, parameters: dict[str, object]
 ) -> Movement:
-    statement = statement.format(schema=schema(tenant))
+    statement = statement.format(shop=shop(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "phone": phone})
     outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):

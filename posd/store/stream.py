@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from attrs import field, frozen
+from attrs import frozen
 
 from posd.database.link import Row, Session
-from posd.errors import Pruned, Renamed, returned
+from posd.errors import Pruned, Renamed
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
@@ -50,17 +50,18 @@ _MOVED: Final = f"""
       JOIN unnest(%s::integer[], %s::uuid[], %s::bigint[]) AS w(tenant_id, known_id, seq) USING (tenant_id)
      WHERE h.last_seq > w.seq OR h.stream_id <> w.known_id
 """
+_LOOK: Final = """
+    SELECT tenant_id, id, type, key
+      FROM dinedesk_main.pos_look(%s, %s::integer[], %s::integer[], %s::integer[], %s::integer)
+"""
 # The function is called once, and the clock is read after it: after the wait for the lock.
 _TAKE: Final = """
-    SELECT *, clock_timestamp() FROM dinedesk_main.pos_take(%s, %s::integer[], %s)
+    SELECT *, clock_timestamp() FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s)
 """
-# In here the shops' own code may run, and everybody waits for it.
 _STATES: Final = """
-    SET LOCAL statement_timeout = '1s';
-    SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[], %s::boolean[])
+    SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
 """
 _RECORD: Final = """
-    SELECT set_config('statement_timeout', current_setting('posd.statement_timeout'), true);
     SELECT dinedesk_main.pos_recognise();
     SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
@@ -77,6 +78,16 @@ class OutboxRow:
     type: str
     key: str | None
     data: str | None
+
+
+@frozen
+class Seen:
+    """A row of the outbox that is still there: `key` names what was touched in the shop's tables."""
+
+    tenant_id: TenantId
+    id: int
+    type: str
+    key: str | None
 
 
 @frozen
@@ -236,51 +247,49 @@ def events_of(position: StreamPosition, page: Page) -> list[Event]:
     return list(page.events)
 
 
+async def look(
+    session: Session,
+    limit: int,
+    aside: Iterable[TenantId],
+    limits: Mapping[TenantId, int],
+    only: TenantId | None = None,
+) -> list[Seen]:
+    """The next rows of the outbox, up to `limit` of them and all others that have the same keys.
+
+    Without those of tenants that are `aside`; of a tenant that is in `limits` up to so many. With `only`,
+    those of that tenant.
+    """
+    values = (limit, list(aside), [*limits], [*limits.values()], only)
+    return [Seen(*row) for row in await session.query(_LOOK, values)]
+
+
 async def take(
-    session: Session, limit: int, aside: Iterable[TenantId], *, patient: bool
+    session: Session, seen: Sequence[tuple[TenantId, int]], *, patient: bool
 ) -> Taken | None:
-    """Take up to `limit` rows out of the outbox under the sequencer's lock.
+    """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
 
     None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
     takes longer than lock_timeout.
     """
-    rows = await session.query(_TAKE, (limit, list(aside), patient))
+    columns = [tenant_id for tenant_id, _ in seen], [row_id for _, row_id in seen]
+    rows = await session.query(_TAKE, (*columns, patient))
     if not rows[0][0]:
         return None
     return Taken([OutboxRow(*row[1:-1]) for row in rows if row[1] is not None], rows[0][-1])
 
 
-@frozen
-class States:
-    """What `order_states` found: orders by tenant and id, and by tenant why it has none.
-
-    `seconds` tells how long it took to read a tenant's own rows.
-    """
-
-    orders: Mapping[tuple[TenantId, str], OrderState] = field(factory=dict)
-    postponed: Collection[tuple[TenantId, str]] = ()
-    """Orders whose own rows were not read now, and which are in the outbox again."""
-    failures: Mapping[TenantId, str] = field(factory=dict)
-    seconds: Mapping[TenantId, float] = field(factory=dict)
-
-
-async def order_states(session: Session, wanted: Sequence[tuple[TenantId, str, bool]]) -> States:
-    """The states of the named orders: tenant, order id and whether the shop's own row is to be read."""
-    rows = await session.query(_STATES, _columns(wanted, 3))
+async def order_states(
+    session: Session,
+    wanted: Collection[tuple[TenantId, str]],
+    rows_now: Mapping[tuple[TenantId, str], str],
+) -> dict[tuple[TenantId, str], OrderState]:
+    """The states of the named orders. `rows_now` has those that were read in the shops' tables."""
+    rows = await session.query(_STATES, _columns([*wanted], 2))
     orders: dict[tuple[TenantId, str], OrderState] = {}
-    postponed: set[tuple[TenantId, str]] = set()
-    failures: dict[TenantId, str] = {}
-    seconds: dict[TenantId, float] = {}
-    for tenant_id, order_id, row_now, snapshot, status, version, failure, took, later in rows:
-        if failure is not None:
-            failures[tenant_id] = returned(failure)
-            continue
+    for tenant_id, order_id, snapshot, status, version in rows:
         stored = None if snapshot is None else StoredText(snapshot, status, version)
-        orders[tenant_id, order_id] = OrderState(stored, row_now)
-        seconds[tenant_id] = max(took, seconds.get(tenant_id, 0.0))
-        if later:
-            postponed.add((tenant_id, order_id))
-    return States(orders, postponed, failures, seconds)
+        orders[tenant_id, order_id] = OrderState(stored, rows_now.get((tenant_id, order_id)))
+    return orders
 
 
 async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> list[Recorded]:

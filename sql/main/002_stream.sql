@@ -283,27 +283,28 @@ CREATE TRIGGER pos_begin_device AFTER INSERT ON dinedesk_main.pos_api_keys
 -- there and costs the caller nothing here.
 --
 -- The tenant is found in the system catalogs, where SERIALIZABLE transactions cannot conflict: having
--- read `tenants`, a shop's transaction could fail because somebody changes a tenant. Its schema proves
--- what it is by who owns it: nobody else can make such a function in such a schema.
+-- read `tenants`, a shop's transaction could fail because somebody changes a tenant. Only posd_owner can make
+-- a function in posd_hooks.
 CREATE FUNCTION dinedesk_main.pos_publish(slug text, type text, data jsonb) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     -- translate() and not replace(), so that only one slug leads to a schema.
     shop text := 'dinedesk_' || translate(slug, '-_', '_-');
+    enqueue text := 'enqueue_event$' || translate(slug, '-_', '_-');
     published bigint;
 BEGIN
     -- One answer for a tenant that is not there and one that is somebody else's.
     IF NOT EXISTS (
         SELECT FROM pg_namespace AS n
-          JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'pos_enqueue_event'
-         WHERE n.nspname = shop AND n.nspowner = 'posd_owner'::regrole AND p.proowner = 'posd_hook'::regrole
+          JOIN pg_proc AS p ON p.pronamespace = 'posd_hooks'::regnamespace AND p.proname = enqueue
+         WHERE n.nspname = shop AND n.nspowner = 'posd_owner'::regrole
            AND has_schema_privilege(session_user, n.oid, 'USAGE')
     ) THEN
         RAISE EXCEPTION 'no tenant % that % may publish for', slug, session_user
             USING ERRCODE = 'insufficient_privilege',
                   HINT = 'The role needs USAGE on the schema of the tenant.';
     END IF;
-    EXECUTE format('SELECT %I.pos_enqueue_event($1, $2)', shop) INTO published
+    EXECUTE format('SELECT posd_hooks.%I($1, $2)', enqueue) INTO published
       USING coalesce(type, ''), coalesce(data, 'null');
     RETURN published;
 END

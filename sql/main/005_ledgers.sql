@@ -10,10 +10,36 @@ END
 $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_insert_only() FROM PUBLIC;
 
+-- Whether posd keeps a tenant's gift cards or loyalty accounts: whether the table of this name, and that of its
+-- movements, are ordinary tables of posd_owner. Names prove nothing, since a shop may have CREATE on its schema: a
+-- view in the place of `gift_cards` runs the shop's functions with the rights of who reads it.
+CREATE FUNCTION dinedesk_main.pos_keeps(shop text, people text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(*) = 2 FROM pg_class AS c
+     WHERE c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = shop)
+       AND c.relkind = 'r' AND c.relowner = 'posd_owner'::regrole
+       AND c.relname = ANY (CASE people WHEN 'gift_cards' THEN '{gift_cards,pos_gift_card_transactions}'
+                                        WHEN 'loyalty_accounts' THEN '{loyalty_accounts,pos_loyalty_transactions}'
+                            END::name[])
+$$;
+
+-- The same, for the beginning of a statement: fails as if there were no such table where posd keeps no such ledger,
+-- before the names that follow are looked up.
+CREATE FUNCTION dinedesk_main.pos_check_keeps(shop text, people text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT dinedesk_main.pos_keeps(shop, people) THEN
+        RAISE EXCEPTION 'posd keeps no % of %', people, shop USING ERRCODE = 'undefined_table';
+    END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_keeps(text, text), dinedesk_main.pos_check_keeps(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_keeps(text, text), dinedesk_main.pos_check_keeps(text, text) TO posd;
+
 -- What the hooks on ledgers have noted, as it is now: by tenant, kind and key what an event is made of.
 -- 'gift_card_movement' and 'loyalty_movement' are named by the row's id, a changed 'gift_card' by its number.
--- A tenant that keeps no such ledger (any more), and a row that is gone, say nothing. posd's own tables are
--- read here, and none of a shop's own code runs.
+-- There is no row for a tenant whose ledger posd does not keep, nor for a row that is gone. Only tables of
+-- posd_owner are read, so no code of a shop runs.
 CREATE FUNCTION dinedesk_main.pos_movement_states(tenant_ids integer[], kinds text[], keys text[])
 RETURNS TABLE (tenant_id integer, kind text, key text, content json, failure text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
@@ -28,6 +54,8 @@ BEGIN
           JOIN dinedesk_main.tenants AS t ON t.id = w.tenant_id
          GROUP BY t.id, w.kind ORDER BY t.id, w.kind
     LOOP
+        CONTINUE WHEN NOT dinedesk_main.pos_keeps(
+            tenant.schema_name, CASE WHEN tenant.kind LIKE 'gift\_card%' THEN 'gift_cards' ELSE 'loyalty_accounts' END);
         BEGIN
             ids := ARRAY(SELECT k::bigint FROM unnest(tenant.wanted) AS k WHERE k ~ '^[0-9]{1,18}$');
             IF tenant.kind = 'gift_card_movement' THEN

@@ -33,8 +33,8 @@ CREATE FUNCTION dinedesk_main.pos_create_tenant(
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = 'on' AS $$
 DECLARE
-    shop text := 'dinedesk_' || replace(slug, '-', '_');
-    hook_role text := 'posd_hook_' || replace(slug, '-', '_');
+    shop text := replace(slug, '-', '_');
+    shop_schema text := 'dinedesk_' || replace(slug, '-', '_');
     new_id integer;
     source record;
 BEGIN
@@ -48,26 +48,21 @@ BEGIN
     END IF;
     -- The constraints leave only small letters, digits and hyphens in the slug. All names come from it.
     INSERT INTO dinedesk_main.tenants (slug, name, schema_name, currency, timezone, default_region)
-    VALUES (pos_create_tenant.slug, pos_create_tenant.name, shop, pos_create_tenant.currency,
+    VALUES (pos_create_tenant.slug, pos_create_tenant.name, shop_schema, pos_create_tenant.currency,
             pos_create_tenant.timezone, pos_create_tenant.default_region)
     RETURNING id INTO new_id;
-    EXECUTE format('CREATE SCHEMA %I', shop);
-    -- Roles are the cluster's: another database may have a tenant of this name.
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = hook_role) THEN
-        BEGIN
-            EXECUTE format('CREATE ROLE %I NOLOGIN ROLE posd_owner', hook_role);
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL;
-        END;
-    END IF;
+    EXECUTE format('CREATE SCHEMA %I', shop_schema);
+    PERFORM dinedesk_main.pos_make_roles(shop);
     FOR source IN SELECT f.file, f.checksum, f.content FROM dinedesk_main.pos_tenant_files AS f ORDER BY f.position
     LOOP
-        EXECUTE replace(replace(replace(source.content,
-            ':"schema"', '"' || shop || '"'),
-            ':"hook_role"', '"' || hook_role || '"'),
+        EXECUTE replace(replace(replace(replace(replace(source.content,
+            ':"schema"', '"' || shop_schema || '"'),
+            ':"hook_role"', '"posd_hook_' || shop || '"'),
+            ':"note_role"', '"posd_note_' || shop || '"'),
+            ':shop', shop),
             ':tenant_id', new_id::text);
         INSERT INTO dinedesk_main.schema_versions (schema_name, file, checksum)
-        VALUES (shop, source.file, source.checksum);
+        VALUES (shop_schema, source.file, source.checksum);
     END LOOP;
     RETURN new_id;
 END

@@ -17,34 +17,48 @@ CREATE TABLE dinedesk_main.pos_erasures (
 );
 GRANT SELECT, INSERT ON dinedesk_main.pos_erasures TO posd;
 
--- Whether `now` is `was` but for texts that became null or, as members, went. No text of a member by one of the
--- names here may: these are what things are called, what became of them and when. A number stays, unless
--- its member's name says that it is for dialling.
-CREATE FUNCTION dinedesk_main.pos_only_erased(was jsonb, now jsonb, name text DEFAULT '') RETURNS boolean
+-- Whether `now` is `was` except for texts that became null or whose members were removed. A member by one of the
+-- names below keeps its text: it says what a thing is called, what became of it, or when. A number stays, unless its
+-- member's name says that it is for dialling.
+--
+-- The texts are compared as they are written and not as jsonb, which takes the last of several members of one name,
+-- and 1.0 for 1.00: the order of the members, their number and the digits of every number are the same. Only
+-- strings are compared by what they mean, since one string can be written with escapes and without.
+CREATE FUNCTION dinedesk_main.pos_only_erased(was json, now json, name text DEFAULT '') RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     plain CONSTANT text := replace(lower(name), '_', '');
+    gone CONSTANT boolean := json_typeof(now) = 'null';
 BEGIN
-    IF was = now THEN
+    IF was::text = now::text THEN
         RETURN true;
     END IF;
-    CASE jsonb_typeof(was)
+    CASE json_typeof(was)
         WHEN 'object' THEN
-            RETURN jsonb_typeof(now) = 'object'
-               AND NOT EXISTS (SELECT FROM jsonb_object_keys(now) AS k(name) WHERE NOT was ? k.name)
+            RETURN json_typeof(now) = 'object'
+               AND (SELECT count(*) = count(DISTINCT m.name) FROM json_object_keys(was) AS m(name))
+               -- What is left has the same order. So it has no name twice, and none that is new.
+               AND ARRAY(SELECT n.name FROM json_object_keys(now) WITH ORDINALITY AS n(name, place) ORDER BY n.place)
+                 = ARRAY(SELECT m.name FROM json_object_keys(was) WITH ORDINALITY AS m(name, place)
+                          WHERE m.name IN (SELECT n.name FROM json_object_keys(now) AS n(name)) ORDER BY m.place)
                AND NOT EXISTS (
-                    SELECT FROM jsonb_each(was) AS m(name, value)
-                     WHERE NOT dinedesk_main.pos_only_erased(m.value, coalesce(now -> m.name, 'null'), m.name));
+                    SELECT FROM json_each(was) AS m(name, value)
+                      LEFT JOIN json_each(now) AS n(name, value) ON n.name = m.name
+                     WHERE NOT dinedesk_main.pos_only_erased(m.value, coalesce(n.value, 'null'), m.name));
         WHEN 'array' THEN
-            RETURN jsonb_typeof(now) = 'array' AND jsonb_array_length(was) = jsonb_array_length(now)
+            RETURN json_typeof(now) = 'array' AND json_array_length(was) = json_array_length(now)
                AND NOT EXISTS (
-                    SELECT FROM jsonb_array_elements(was) WITH ORDINALITY AS e(value, place)
-                     WHERE NOT dinedesk_main.pos_only_erased(e.value, now -> (e.place::integer - 1), name));
+                    SELECT FROM json_array_elements(was) WITH ORDINALITY AS e(value, place)
+                      JOIN json_array_elements(now) WITH ORDINALITY AS n(value, place) USING (place)
+                     WHERE NOT dinedesk_main.pos_only_erased(e.value, n.value, pos_only_erased.name));
         WHEN 'string' THEN
-            RETURN now = 'null' AND plain <> ALL (
+            IF NOT gone THEN
+                RETURN json_typeof(now) = 'string' AND was #>> '{}' = now #>> '{}';
+            END IF;
+            RETURN plain <> ALL (
                 '{orderid,ordernumber,id,cardnumber,menuitemid,variantid,addonid,type,status,previousstatus,paymentstatus,paymentmethod,ordertype,ordersource,transactiontype,currency,createdat,updatedat,scheduledfor,scheduledtime,purchasedat,expirydate,streamid,timestamp}'::text[]);
         WHEN 'number' THEN
-            RETURN now = 'null' AND plain ~ 'phone|mobile|^tel';
+            RETURN gone AND plain ~ 'phone|mobile|^tel';
         ELSE
             RETURN false;
     END CASE;
@@ -66,28 +80,28 @@ BEGIN
                 UPDATE dinedesk_main.pos_events AS e SET event_data = n.text::json
                   FROM unnest(keys::bigint[], texts) AS n(key, text)
                  WHERE e.tenant_id = tenant AND e.seq = n.key
-                   AND dinedesk_main.pos_only_erased(e.event_data::jsonb, n.text::jsonb)
+                   AND dinedesk_main.pos_only_erased(e.event_data, n.text::json)
                 RETURNING e.seq::text;
         WHEN 'beside' THEN
             RETURN QUERY
                 UPDATE dinedesk_main.pos_events AS e SET beside = n.text::json
                   FROM unnest(keys::bigint[], texts) AS n(key, text)
                  WHERE e.tenant_id = tenant AND e.seq = n.key
-                   AND dinedesk_main.pos_only_erased(e.beside::jsonb, n.text::jsonb)
+                   AND dinedesk_main.pos_only_erased(e.beside, n.text::json)
                 RETURNING e.seq::text;
         WHEN 'message' THEN
             RETURN QUERY
                 UPDATE dinedesk_main.pos_unsequenced AS u SET event_data = n.text::json
                   FROM unnest(keys::bigint[], texts) AS n(key, text)
                  WHERE u.tenant_id = tenant AND u.id = n.key
-                   AND dinedesk_main.pos_only_erased(u.event_data::jsonb, n.text::jsonb)
+                   AND dinedesk_main.pos_only_erased(u.event_data, n.text::json)
                 RETURNING u.id::text;
         WHEN 'order' THEN
             RETURN QUERY
                 UPDATE dinedesk_main.pos_orders AS o SET snapshot = n.text::json
                   FROM unnest(keys, texts) AS n(key, text)
                  WHERE o.tenant_id = tenant AND o.order_id = n.key
-                   AND dinedesk_main.pos_only_erased(o.snapshot::jsonb, n.text::jsonb)
+                   AND dinedesk_main.pos_only_erased(o.snapshot, n.text::json)
                 RETURNING o.order_id;
         WHEN 'answer' THEN
             RETURN QUERY
@@ -96,7 +110,7 @@ BEGIN
                  WHERE coalesce(i.tenant_id, 0) = tenant
                    AND (i.principal, i.operation, i.key)
                      = (split_part(n.key, E'\x01', 1), split_part(n.key, E'\x01', 2), split_part(n.key, E'\x01', 3))
-                   AND dinedesk_main.pos_only_erased(i.answer::jsonb, n.text::jsonb)
+                   AND dinedesk_main.pos_only_erased(i.answer, n.text::json)
                 RETURNING n.key;
         WHEN 'call' THEN
             RETURN QUERY
@@ -111,7 +125,7 @@ BEGIN
                 UPDATE dinedesk_main.pos_outbox AS o SET data = n.text
                   FROM unnest(keys::bigint[], texts) AS n(key, text)
                  WHERE o.tenant_id = tenant AND o.id = n.key
-                   AND dinedesk_main.pos_only_erased(o.data::jsonb, n.text::jsonb)
+                   AND dinedesk_main.pos_only_erased(o.data::json, n.text::json)
                 RETURNING o.id::text;
     END CASE;
     IF FOUND AND place IN ('event', 'beside') THEN
@@ -146,18 +160,8 @@ BEGIN
 END
 $$;
 
--- Whether a shop's gift cards or accounts are posd's: a shop that had a table of this name kept its own.
-CREATE FUNCTION dinedesk_main.pos_keeps(shop text, people text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT EXISTS (
-        SELECT FROM pg_constraint AS c
-         WHERE c.connamespace = to_regnamespace(quote_ident(shop))
-           AND c.conname = CASE people WHEN 'gift_cards' THEN 'gift_cards_number_form'
-                                       WHEN 'loyalty_accounts' THEN 'loyalty_phone_form' END)
-$$;
-
-REVOKE ALL ON FUNCTION dinedesk_main.pos_only_erased(jsonb, jsonb, text),
+REVOKE ALL ON FUNCTION dinedesk_main.pos_only_erased(json, json, text),
     dinedesk_main.pos_erase(integer, text, text[], text[]),
-    dinedesk_main.pos_erase_people(integer, text[], bigint[]), dinedesk_main.pos_keeps(text, text) FROM PUBLIC;
+    dinedesk_main.pos_erase_people(integer, text[], bigint[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_erase(integer, text, text[], text[]),
-    dinedesk_main.pos_erase_people(integer, text[], bigint[]), dinedesk_main.pos_keeps(text, text) TO posd;
+    dinedesk_main.pos_erase_people(integer, text[], bigint[]) TO posd;

@@ -16,7 +16,7 @@ CREATE TABLE dinedesk_main.pos_adoptions (
 GRANT SELECT ON dinedesk_main.pos_adoptions TO posd;
 
 -- Read orders of a shop as they are now, each with its lines in `items`. It has the rights of its caller, which is
--- pos_read_orders() of the tenant. `shop` is the name of the schema as it is written in SQL; the others are from
+-- read_orders$… of the tenant. `shop` is the name of the schema as it is written in SQL; the others are from
 -- pos_adoptions, NULL for tables that posd has made. One function for all tenants, since a session keeps the plans
 -- of each PL/pgSQL function that it has called.
 --

@@ -1,5 +1,9 @@
--- One tenant's part of the log. `:"schema"`, `:tenant_id` and `:"hook_role"` are filled in by `posctl migrate`
--- wherever they stand, function bodies included.
+-- One tenant's part of the log. `posctl migrate` fills in `:"schema"`, `:tenant_id`, `:"hook_role"`, `:"note_role"` and
+-- `:shop` (the schema's name without `dinedesk_`) wherever they stand, function bodies included.
+--
+-- posd's functions for a tenant stand in the schema posd_hooks, as `<name>$<shop>`. A shop may have CREATE on its
+-- own schema: a function that posd calls there could be hidden by one of the shop's that has the same name and
+-- fits the arguments better, and would then run with the rights of posd.
 
 -- The rows are in dinedesk_main, in tables of all tenants. These views show the tenant's own under the deployed
 -- names. Whoever is granted SELECT here sees no other tenant's rows, and needs no right in dinedesk_main: a view
@@ -41,28 +45,28 @@ GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_unseque
 -- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop. The NOTIFY
 -- only makes it quicker, and a session that uses PREPARE TRANSACTION, which refuses a transaction that has
 -- notified, may `SET posd.notify = 'off'`.
-CREATE FUNCTION :"schema".pos_enqueue(kind text, keys text[]) RETURNS void
+CREATE FUNCTION posd_hooks.enqueue$:shop(kind text, keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
-    SELECT :tenant_id, kind, k FROM unnest(keys) AS k WHERE k IS NOT NULL;
+    SELECT :tenant_id, kind, k FROM unnest(keys) AS k WHERE k <> '';
     IF FOUND AND current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('posd_outbox', '');
     END IF;
 END
 $$;
-REVOKE ALL ON FUNCTION :"schema".pos_enqueue(text, text[]) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION :"schema".pos_enqueue(text, text[]) TO :"hook_role";
+REVOKE ALL ON FUNCTION posd_hooks.enqueue$:shop(text, text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION posd_hooks.enqueue$:shop(text, text[]) TO :"note_role";
 
 -- What pos_publish() calls, as its owner; nobody else may.
-CREATE FUNCTION :"schema".pos_enqueue_event(type text, data jsonb) RETURNS bigint
+CREATE FUNCTION posd_hooks.enqueue_event$:shop(type text, data jsonb) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     published bigint;
 BEGIN
     -- A longer type is as wrong as its beginning.
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
-    VALUES (:tenant_id, left(pos_enqueue_event.type, 100), pos_enqueue_event.data::text)
+    VALUES (:tenant_id, left(enqueue_event$:shop.type, 100), enqueue_event$:shop.data::text)
     RETURNING id INTO published;
     IF current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('posd_outbox', '');
@@ -70,20 +74,21 @@ BEGIN
     RETURN published;
 END
 $$;
-REVOKE ALL ON FUNCTION :"schema".pos_enqueue_event(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION posd_hooks.enqueue_event$:shop(text, jsonb) FROM PUBLIC;
 
 -- Reads the shop's orders as they are now. Until `orders` is hooked there is nothing to read.
-CREATE FUNCTION :"schema".pos_read_orders(keys text[]) RETURNS TABLE (order_id text, content json)
+CREATE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content json)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT NULL::text, NULL::json WHERE false
 $$;
-REVOKE ALL ON FUNCTION :"schema".pos_read_orders(text[]) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION :"schema".pos_read_orders(text[]) TO posd;
+REVOKE ALL ON FUNCTION posd_hooks.read_orders$:shop(text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION posd_hooks.read_orders$:shop(text[]) TO posd_reader;
 
-GRANT USAGE ON SCHEMA :"schema" TO posd, posd_hook, :"hook_role";
--- A function's new owner must be allowed to make one in its schema, for the moment of the change.
-GRANT CREATE ON SCHEMA :"schema" TO posd_hook, :"hook_role";
-ALTER FUNCTION :"schema".pos_enqueue(text, text[]) OWNER TO posd_hook;
-ALTER FUNCTION :"schema".pos_enqueue_event(text, jsonb) OWNER TO posd_hook;
-ALTER FUNCTION :"schema".pos_read_orders(text[]) OWNER TO :"hook_role";
-REVOKE CREATE ON SCHEMA :"schema" FROM posd_hook, :"hook_role";
+GRANT USAGE ON SCHEMA :"schema" TO posd, :"hook_role";
+-- ALTER FUNCTION … OWNER requires that the new owner has CREATE on the function's schema. It is granted and
+-- revoked in one transaction, so no other session sees it.
+GRANT CREATE ON SCHEMA posd_hooks TO posd_hook, :"hook_role";
+ALTER FUNCTION posd_hooks.enqueue$:shop(text, text[]) OWNER TO posd_hook;
+ALTER FUNCTION posd_hooks.enqueue_event$:shop(text, jsonb) OWNER TO posd_hook;
+ALTER FUNCTION posd_hooks.read_orders$:shop(text[]) OWNER TO :"hook_role";
+REVOKE CREATE ON SCHEMA posd_hooks FROM posd_hook, :"hook_role";

@@ -5,15 +5,16 @@
 -- everywhere but in `prev_seq`; NaN equals and exceeds everything, hence it is named. (Infinity has no
 -- place in numeric(14, 3).)
 --
--- Tables of these names that a shop has already are its own: they stay as they are, and posd keeps no ledger
--- of that kind for it. It publishes what happens to its cards by pos_publish() or REST.
+-- Tables of these names that exist already belong to the shop. They stay as they are, and posd keeps no ledger of
+-- that kind: the shop publishes by pos_publish() or REST. Whether posd keeps a ledger is decided by who owns its
+-- tables (dinedesk_main.pos_keeps()), since a shop can make tables, constraints and functions of any name.
 
 -- What the hooks below say is read after the commit, by pos_movement_states(). `posd.hooks`: see hooks.sql.
-CREATE FUNCTION :"schema".pos_note_movements() RETURNS trigger
+CREATE FUNCTION posd_hooks.note_movements$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('posd.hooks', true) IS DISTINCT FROM 'off' THEN
-        PERFORM :"schema".pos_enqueue(TG_ARGV[0], ARRAY(
+        PERFORM posd_hooks.enqueue$:shop(TG_ARGV[0], ARRAY(
             SELECT t.id::text FROM touched AS t WHERE t.transaction_type <> 'tombstone' ORDER BY t.id));
     END IF;
     RETURN NULL;
@@ -21,11 +22,11 @@ END
 $$;
 
 -- Tills care whether a card can be used. Who owns it is the shop's affair.
-CREATE FUNCTION :"schema".pos_note_gift_cards() RETURNS trigger
+CREATE FUNCTION posd_hooks.note_cards$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('posd.hooks', true) IS DISTINCT FROM 'off' THEN
-        PERFORM :"schema".pos_enqueue('gift_card'::text, ARRAY(
+        PERFORM posd_hooks.enqueue$:shop('gift_card'::text, ARRAY(
             SELECT t.card_number FROM touched AS t JOIN before AS b USING (card_number)
              WHERE (t.is_blocked, t.expiry_date) IS DISTINCT FROM (b.is_blocked, b.expiry_date)
                AND b.initial_balance IS NOT NULL));
@@ -33,11 +34,11 @@ BEGIN
     RETURN NULL;
 END
 $$;
-REVOKE ALL ON FUNCTION :"schema".pos_note_movements(), :"schema".pos_note_gift_cards() FROM PUBLIC;
-GRANT CREATE ON SCHEMA :"schema" TO :"hook_role";
-ALTER FUNCTION :"schema".pos_note_movements() OWNER TO :"hook_role";
-ALTER FUNCTION :"schema".pos_note_gift_cards() OWNER TO :"hook_role";
-REVOKE CREATE ON SCHEMA :"schema" FROM :"hook_role";
+REVOKE ALL ON FUNCTION posd_hooks.note_movements$:shop(), posd_hooks.note_cards$:shop() FROM PUBLIC;
+GRANT CREATE ON SCHEMA posd_hooks TO :"note_role";
+ALTER FUNCTION posd_hooks.note_movements$:shop() OWNER TO :"note_role";
+ALTER FUNCTION posd_hooks.note_cards$:shop() OWNER TO :"note_role";
+REVOKE CREATE ON SCHEMA posd_hooks FROM :"note_role";
 
 
 DO $ledger$
@@ -131,10 +132,10 @@ CREATE TRIGGER pos_insert_only BEFORE UPDATE OR DELETE OR TRUNCATE ON :"schema".
     FOR EACH STATEMENT EXECUTE FUNCTION dinedesk_main.pos_insert_only();
 CREATE TRIGGER pos_movements_inserted AFTER INSERT ON :"schema".pos_gift_card_transactions
     REFERENCING NEW TABLE AS touched
-    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_movements('gift_card_movement');
+    FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_movements$:shop('gift_card_movement');
 CREATE TRIGGER pos_gift_cards_updated AFTER UPDATE ON :"schema".gift_cards
     REFERENCING OLD TABLE AS before NEW TABLE AS touched
-    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_gift_cards();
+    FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_cards$:shop();
 
 -- All movements of a card go through its row, one after the other. Each function is VOLATILE plpgsql: what is
 -- read after the lock was taken is read as of then, and a call is one round trip. `outcome` says what came of
@@ -143,7 +144,7 @@ CREATE TRIGGER pos_gift_cards_updated AFTER UPDATE ON :"schema".gift_cards
 
 -- What became earlier of a movement that names this key: NULL if nothing did. A reversal that came first has
 -- left a tombstone; the platform's counts for everybody's key, since it may reverse everybody's movements.
-CREATE FUNCTION :"schema".pos_gift_card_replay(
+CREATE FUNCTION posd_hooks.card_replay$:shop(
     number text, kind text, change numeric, made_by text, call_key text,
     OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -165,7 +166,7 @@ END
 $$;
 
 -- Append to a card that the caller has locked, and whose use it has judged; here only the balance counts.
-CREATE FUNCTION :"schema".pos_gift_card_append(
+CREATE FUNCTION posd_hooks.card_append$:shop(
     number text, kind text, change numeric, made_by text, call_key text, device text, for_order text, note text,
     original bigint, OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -195,7 +196,7 @@ END
 $$;
 
 -- `kind`: deduct (a negative `change`) or top_up.
-CREATE FUNCTION :"schema".pos_gift_card_move(
+CREATE FUNCTION posd_hooks.card_move$:shop(
     number text, kind text, change numeric, made_by text, call_key text, device text, for_order text, note text,
     OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -210,7 +211,7 @@ BEGIN
     END IF;
     -- A retry is answered as the first call was, whatever has become of the card since.
     SELECT * INTO step
-      FROM :"schema".pos_gift_card_replay(number, kind, change, made_by, call_key);
+      FROM posd_hooks.card_replay$:shop(number, kind, change, made_by, call_key);
     outcome := step.outcome;
     movement := step.movement;
     IF outcome IS NOT NULL THEN
@@ -220,7 +221,7 @@ BEGIN
                     WHEN card.is_blocked THEN 'blocked'
                     WHEN card.expiry_date < clock_timestamp() THEN 'expired' END;
     IF outcome IS NULL THEN
-        SELECT * INTO step FROM :"schema".pos_gift_card_append(
+        SELECT * INTO step FROM posd_hooks.card_append$:shop(
             number, kind, change, made_by, call_key, device, for_order, note, NULL);
         outcome := step.outcome;
         movement := step.movement;
@@ -231,7 +232,7 @@ $$;
 -- Put a card on sale: `purchase` makes a new one; `activate` takes one that nobody has sold yet, or makes it. A
 -- number whose sale was reversed can be sold again. `chosen`: the caller named the number, so a retry with
 -- another one is another call; else posd did, and a retry is for the card of the first call.
-CREATE FUNCTION :"schema".pos_gift_card_issue(
+CREATE FUNCTION posd_hooks.card_issue$:shop(
     number text, chosen boolean, kind text, change numeric, made_by text, call_key text, device text,
     for_order text, note text, buyer text, recipient text, email text, valid_until timestamptz,
     OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
@@ -250,7 +251,7 @@ BEGIN
                 IF chosen THEN
                     outcome := 'mismatch';
                 ELSE
-                    SELECT * INTO step FROM :"schema".pos_gift_card_replay(
+                    SELECT * INTO step FROM posd_hooks.card_replay$:shop(
                         movement.card_number, kind, change, made_by, call_key);
                     outcome := step.outcome;
                     movement := step.movement;
@@ -266,7 +267,7 @@ BEGIN
             is_new := FOUND;
             SELECT * INTO card FROM :"schema".gift_cards AS c WHERE c.card_number = number FOR NO KEY UPDATE;
             SELECT * INTO step
-              FROM :"schema".pos_gift_card_replay(number, kind, change, made_by, call_key);
+              FROM posd_hooks.card_replay$:shop(number, kind, change, made_by, call_key);
             outcome := step.outcome;
             movement := step.movement;
             IF outcome IS NOT NULL THEN
@@ -297,7 +298,7 @@ BEGIN
                        recipient_email = coalesce(email, c.recipient_email)
                  WHERE c.card_number = number;
             END IF;
-            SELECT * INTO step FROM :"schema".pos_gift_card_append(
+            SELECT * INTO step FROM posd_hooks.card_append$:shop(
                 number, kind, change, made_by, call_key, device, for_order, note, NULL);
             outcome := step.outcome;
             movement := step.movement;
@@ -316,7 +317,7 @@ $$;
 -- Take back a movement: the one of this id, or that of this key. The platform may take back anybody's, all
 -- others their own. A key that no movement has is kept as a tombstone, so that the movement, should it still
 -- come, comes too late; even on a number that no card has yet, since it may be a sale that is on its way.
-CREATE FUNCTION :"schema".pos_gift_card_reverse(
+CREATE FUNCTION posd_hooks.card_reverse$:shop(
     number text, made_by text, call_key text, original_id bigint, device text, note text,
     OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -349,7 +350,7 @@ BEGIN
             outcome := 'ambiguous';
             RETURN;
         ELSIF originals = '{}' THEN
-            SELECT * INTO step FROM :"schema".pos_gift_card_append(
+            SELECT * INTO step FROM posd_hooks.card_append$:shop(
                 number, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL);
             outcome := 'tombstoned';
             movement := step.movement;
@@ -372,7 +373,7 @@ BEGIN
         IF FOUND THEN
             outcome := 'replayed';
         ELSE
-            SELECT * INTO step FROM :"schema".pos_gift_card_append(
+            SELECT * INTO step FROM posd_hooks.card_append$:shop(
                 number, 'reverse', -original.amount, made_by, NULL, device, original.order_id, note, original.id);
             outcome := step.outcome;
             movement := step.movement;
@@ -382,17 +383,17 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION
-    :"schema".pos_gift_card_replay(text, text, numeric, text, text),
-    :"schema".pos_gift_card_append(text, text, numeric, text, text, text, text, text, bigint),
-    :"schema".pos_gift_card_move(text, text, numeric, text, text, text, text, text),
-    :"schema".pos_gift_card_issue(text, boolean, text, numeric, text, text, text, text, text, text, text, text, timestamptz),
-    :"schema".pos_gift_card_reverse(text, text, text, bigint, text, text) FROM PUBLIC;
+    posd_hooks.card_replay$:shop(text, text, numeric, text, text),
+    posd_hooks.card_append$:shop(text, text, numeric, text, text, text, text, text, bigint),
+    posd_hooks.card_move$:shop(text, text, numeric, text, text, text, text, text),
+    posd_hooks.card_issue$:shop(text, boolean, text, numeric, text, text, text, text, text, text, text, text, timestamptz),
+    posd_hooks.card_reverse$:shop(text, text, text, bigint, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    :"schema".pos_gift_card_replay(text, text, numeric, text, text),
-    :"schema".pos_gift_card_append(text, text, numeric, text, text, text, text, text, bigint),
-    :"schema".pos_gift_card_move(text, text, numeric, text, text, text, text, text),
-    :"schema".pos_gift_card_issue(text, boolean, text, numeric, text, text, text, text, text, text, text, text, timestamptz),
-    :"schema".pos_gift_card_reverse(text, text, text, bigint, text, text) TO posd;
+    posd_hooks.card_replay$:shop(text, text, numeric, text, text),
+    posd_hooks.card_append$:shop(text, text, numeric, text, text, text, text, text, bigint),
+    posd_hooks.card_move$:shop(text, text, numeric, text, text, text, text, text),
+    posd_hooks.card_issue$:shop(text, boolean, text, numeric, text, text, text, text, text, text, text, text, timestamptz),
+    posd_hooks.card_reverse$:shop(text, text, text, bigint, text, text) TO posd;
 GRANT SELECT, INSERT ON :"schema".gift_cards, :"schema".pos_gift_card_transactions TO posd;
 GRANT UPDATE (initial_balance, is_blocked, expiry_date, purchased_by, recipient_name, recipient_email, order_id)
     ON :"schema".gift_cards TO posd;
@@ -479,10 +480,10 @@ CREATE TRIGGER pos_insert_only BEFORE UPDATE OR DELETE OR TRUNCATE ON :"schema".
     FOR EACH STATEMENT EXECUTE FUNCTION dinedesk_main.pos_insert_only();
 CREATE TRIGGER pos_movements_inserted AFTER INSERT ON :"schema".pos_loyalty_transactions
     REFERENCING NEW TABLE AS touched
-    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".pos_note_movements('loyalty_movement');
+    FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_movements$:shop('loyalty_movement');
 
 -- The same as those of the gift cards, in the same order.
-CREATE FUNCTION :"schema".pos_loyalty_replay(
+CREATE FUNCTION posd_hooks.points_replay$:shop(
     account bigint, kind text, change bigint, made_by text, call_key text,
     OUT outcome text, OUT movement :"schema".pos_loyalty_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -503,7 +504,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION :"schema".pos_loyalty_append(
+CREATE FUNCTION posd_hooks.points_append$:shop(
     account bigint, kind text, change bigint, made_by text, call_key text, device text, for_order text, note text,
     original bigint, OUT outcome text, OUT movement :"schema".pos_loyalty_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -537,7 +538,7 @@ END
 $$;
 
 -- `kind`: add, redeem (a negative `change`) or adjust. `joining` makes an account where there is none.
-CREATE FUNCTION :"schema".pos_loyalty_move(
+CREATE FUNCTION posd_hooks.points_move$:shop(
     number text, kind text, change bigint, made_by text, call_key text, device text, for_order text, note text,
     joining boolean, OUT outcome text, OUT movement :"schema".pos_loyalty_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -555,7 +556,7 @@ BEGIN
         SELECT * INTO account FROM :"schema".loyalty_accounts AS a WHERE a.phone = number FOR NO KEY UPDATE;
     END IF;
     SELECT * INTO step
-      FROM :"schema".pos_loyalty_replay(account.id, kind, change, made_by, call_key);
+      FROM posd_hooks.points_replay$:shop(account.id, kind, change, made_by, call_key);
     outcome := step.outcome;
     movement := step.movement;
     IF outcome IS NOT NULL THEN
@@ -568,14 +569,14 @@ BEGIN
         END IF;
         UPDATE :"schema".loyalty_accounts AS a SET member_since = clock_timestamp() WHERE a.id = account.id;
     END IF;
-    SELECT * INTO step FROM :"schema".pos_loyalty_append(
+    SELECT * INTO step FROM posd_hooks.points_append$:shop(
         account.id, kind, change, made_by, call_key, device, for_order, note, NULL);
     outcome := step.outcome;
     movement := step.movement;
 END
 $$;
 
-CREATE FUNCTION :"schema".pos_loyalty_reverse(
+CREATE FUNCTION posd_hooks.points_reverse$:shop(
     number text, made_by text, call_key text, original_id bigint, device text, note text,
     OUT outcome text, OUT movement :"schema".pos_loyalty_transactions)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -609,7 +610,7 @@ BEGIN
             outcome := 'ambiguous';
             RETURN;
         ELSIF originals = '{}' THEN
-            SELECT * INTO step FROM :"schema".pos_loyalty_append(
+            SELECT * INTO step FROM posd_hooks.points_append$:shop(
                 account, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL);
             outcome := 'tombstoned';
             movement := step.movement;
@@ -632,7 +633,7 @@ BEGIN
         IF FOUND THEN
             outcome := 'replayed';
         ELSE
-            SELECT * INTO step FROM :"schema".pos_loyalty_append(
+            SELECT * INTO step FROM posd_hooks.points_append$:shop(
                 account, 'reverse', -original.points, made_by, NULL, device, original.order_id, note, original.id);
             outcome := step.outcome;
             movement := step.movement;
@@ -642,15 +643,15 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION
-    :"schema".pos_loyalty_replay(bigint, text, bigint, text, text),
-    :"schema".pos_loyalty_append(bigint, text, bigint, text, text, text, text, text, bigint),
-    :"schema".pos_loyalty_move(text, text, bigint, text, text, text, text, text, boolean),
-    :"schema".pos_loyalty_reverse(text, text, text, bigint, text, text) FROM PUBLIC;
+    posd_hooks.points_replay$:shop(bigint, text, bigint, text, text),
+    posd_hooks.points_append$:shop(bigint, text, bigint, text, text, text, text, text, bigint),
+    posd_hooks.points_move$:shop(text, text, bigint, text, text, text, text, text, boolean),
+    posd_hooks.points_reverse$:shop(text, text, text, bigint, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    :"schema".pos_loyalty_replay(bigint, text, bigint, text, text),
-    :"schema".pos_loyalty_append(bigint, text, bigint, text, text, text, text, text, bigint),
-    :"schema".pos_loyalty_move(text, text, bigint, text, text, text, text, text, boolean),
-    :"schema".pos_loyalty_reverse(text, text, text, bigint, text, text) TO posd;
+    posd_hooks.points_replay$:shop(bigint, text, bigint, text, text),
+    posd_hooks.points_append$:shop(bigint, text, bigint, text, text, text, text, text, bigint),
+    posd_hooks.points_move$:shop(text, text, bigint, text, text, text, text, text, boolean),
+    posd_hooks.points_reverse$:shop(text, text, text, bigint, text, text) TO posd;
 GRANT SELECT, INSERT ON :"schema".loyalty_accounts, :"schema".pos_loyalty_transactions TO posd;
 GRANT UPDATE (customer_name, email, member_since) ON :"schema".loyalty_accounts TO posd;
 END

@@ -34,7 +34,7 @@ CREATE TABLE :"schema".pos_daily_report_amendments (
 );
 
 -- However a report is changed, it is first kept as it was: also for who writes SQL with the daemon's rights.
-CREATE FUNCTION :"schema".pos_keep_report() RETURNS trigger
+CREATE FUNCTION posd_hooks.keep_report$:shop() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO :"schema".pos_daily_report_amendments SELECT OLD.*;
@@ -44,9 +44,9 @@ BEGIN
     RETURN NEW;
 END
 $$;
-REVOKE ALL ON FUNCTION :"schema".pos_keep_report() FROM PUBLIC;
+REVOKE ALL ON FUNCTION posd_hooks.keep_report$:shop() FROM PUBLIC;
 CREATE TRIGGER pos_keep_report BEFORE UPDATE ON :"schema".pos_daily_reports
-    FOR EACH ROW EXECUTE FUNCTION :"schema".pos_keep_report();
+    FOR EACH ROW EXECUTE FUNCTION posd_hooks.keep_report$:shop();
 
 GRANT SELECT, INSERT, UPDATE ON :"schema".pos_daily_reports TO posd;
 GRANT SELECT ON :"schema".pos_daily_report_amendments TO posd;

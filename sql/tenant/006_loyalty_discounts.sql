@@ -2,9 +2,7 @@
 -- keeps a loyalty ledger of its own, posd has none.
 DO $ledger$
 BEGIN
-IF NOT EXISTS (
-    SELECT FROM pg_constraint WHERE conname = 'loyalty_chain' AND connamespace = ':"schema"'::regnamespace
-) THEN
+IF NOT dinedesk_main.pos_keeps('dinedesk_:shop', 'loyalty_accounts') THEN
     RETURN;
 END IF;
 -- With the decimals of the rate, so that it is rounded once, on its way out.

@@ -1,4 +1,4 @@
--- What pos_read_orders() needs to know of the tenant's adoption (sql/main/016_adoptions.sql). No row: the tables
+-- What read_orders$:shop() needs to know of the tenant's adoption (sql/main/016_adoptions.sql). No row: the tables
 -- were made by posd.
 CREATE VIEW :"schema".pos_adoption WITH (security_barrier) AS
     SELECT a.condition, a.timestamps,
@@ -10,9 +10,9 @@ GRANT USAGE ON SCHEMA dinedesk_main TO :"hook_role";
 
 -- What the shop's orders are like, for `posctl adopt`, which calls it before the tables are hooked: how many of the
 -- newest `most` orders have each status, for how many of these the condition is true, and the newest `created_at`,
--- as text. It reads with the rights of the tenant's reader, and fails as pos_read_orders() would. Only posd_owner may
+-- as text. It reads with the rights of the tenant's reader, and fails as read_orders$:shop() would. Only posd_owner may
 -- call it: the condition is SQL, and would give a daemon that was taken over the reader's rights.
-CREATE FUNCTION :"schema".pos_look_at_orders(most integer, condition text)
+CREATE FUNCTION posd_hooks.look_at_orders$:shop(most integer, condition text)
 RETURNS TABLE (status text, orders bigint, met bigint, newest text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
@@ -26,8 +26,8 @@ BEGIN
           GROUP BY o.status::text ORDER BY 2 DESC, 1') USING most;
 END
 $$;
-REVOKE ALL ON FUNCTION :"schema".pos_look_at_orders(integer, text) FROM PUBLIC;
-GRANT CREATE ON SCHEMA :"schema" TO :"hook_role";
-ALTER FUNCTION :"schema".pos_look_at_orders(integer, text) OWNER TO :"hook_role";
-GRANT EXECUTE ON FUNCTION :"schema".pos_look_at_orders(integer, text) TO posd_owner;
-REVOKE CREATE ON SCHEMA :"schema" FROM :"hook_role";
+REVOKE ALL ON FUNCTION posd_hooks.look_at_orders$:shop(integer, text) FROM PUBLIC;
+GRANT CREATE ON SCHEMA posd_hooks TO :"hook_role";
+ALTER FUNCTION posd_hooks.look_at_orders$:shop(integer, text) OWNER TO :"hook_role";
+GRANT EXECUTE ON FUNCTION posd_hooks.look_at_orders$:shop(integer, text) TO posd_owner;
+REVOKE CREATE ON SCHEMA posd_hooks FROM :"hook_role";

@@ -66,7 +66,7 @@ class HealthyTests(DoctorCase):
         self.assertEqual([line for line in lines if line["state"] == "fault"], [])
         self.assertEqual(code, 0)
         parts = {line["part"] for line in lines}
-        for part in ("configuration", "certificate", "clock", "database", "rights", "settings"):
+        for part in ("configuration", "clock", "database", "reader_dsn", "rights", "settings"):
             self.assertIn(part, parts)
         self.assertIn("listener https", parts)
 
@@ -91,7 +91,7 @@ class BrokenTests(DoctorCase):
         code, lines = self.asked()
         self.assertEqual(code, os.EX_UNAVAILABLE)
         faults = [line for line in lines if line["state"] == "fault"]
-        self.assertEqual({line["part"] for line in faults}, {"database", "admin_dsn"})
+        self.assertEqual({line["part"] for line in faults}, {"database", "reader_dsn", "admin_dsn"})
         self.assertIn("systemctl start postgresql", str(faults[0]["remedy"]))
 
     def test_with_nothing_at_all_every_part_says_what_it_can(self) -> None:

@@ -75,9 +75,12 @@ class PublishTests(SynchronousTestCase):
         self.assertEqual(self.publish(ORDER, "--json", kind="new_order").json, {"id": None})
         self.assertIn("Nothing new", self.publish(ORDER, kind="new_order").out)
 
-    def test_what_waited_in_the_outbox_is_numbered_before_it(self) -> None:
+    def test_what_waits_in_the_outbox_is_left_to_the_daemon(self) -> None:
         execute(self.dsn, "SELECT dinedesk_main.pos_publish('kitchen', 'earlier', '{}')")
-        self.assertEqual(self.publish("{}", "--json").json, {"id": 2})
+        self.assertEqual(self.publish("{}", "--json").json, {"id": 1})
+        self.assertEqual(
+            execute(self.dsn, "SELECT type FROM dinedesk_main.pos_outbox"), [("earlier",)]
+        )
 
     def test_an_event_that_is_too_large_publishes_nothing(self) -> None:
         ran = self.publish('{"text": "' + 200_000 * "x" + '"}')

@@ -71,6 +71,7 @@ class DefaultsTests(LoadCase):
                     "dsn": "dbname=posd",
                     "pool_size": 8,
                     "statement_timeout": 5.0,
+                    "reader_dsn": None,
                     "admin_dsn": None,
                 },
                 "listen": (
@@ -123,7 +124,7 @@ class DefaultsTests(LoadCase):
 class ShippedFileTests(LoadCase):
     """The file that is installed, which is also the reference of all keys."""
 
-    EXAMPLES = {"admin_dsn", "proxies", "client_ca"}
+    EXAMPLES = {"admin_dsn", "reader_dsn", "proxies", "client_ca"}
 
     def setUp(self) -> None:
         super().setUp()
@@ -144,7 +145,7 @@ class ShippedFileTests(LoadCase):
         https = attrs.evolve(full.listen[0], proxies=())
         without_examples = attrs.evolve(
             full,
-            database=attrs.evolve(full.database, admin_dsn=None),
+            database=attrs.evolve(full.database, admin_dsn=None, reader_dsn=None),
             listen=(https,),
             tls=attrs.evolve(full.tls, client_ca=None),
         )
@@ -169,6 +170,7 @@ class ValuesTests(LoadCase):
             dsn = "postgresql://posd@/shops"
             pool_size = 2
             statement_timeout = "250ms"
+            reader_dsn = "user=posd_reader"
             admin_dsn = "user=postgres"
             [[listen]]
             name = "inside"
@@ -208,7 +210,7 @@ class ValuesTests(LoadCase):
         self.assertEqual(
             config,
             Config(
-                Database("postgresql://posd@/shops", 2, 0.25, "user=postgres"),
+                Database("postgresql://posd@/shops", 2, 0.25, "user=posd_reader", "user=postgres"),
                 (
                     Listener("inside", "tcp6:9443", tls=True, proxies=proxies),
                     Listener("local", "tcp:9011:interface=127.0.0.1", trusted=True),

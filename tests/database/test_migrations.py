@@ -91,8 +91,10 @@ class BootstrapTests(SynchronousTestCase):
             [
                 ("posd", True, False, False),
                 ("posd_hook", False, False, False),
-                ("posd_owner", False, True, False),
+                ("posd_note", False, False, False),
+                ("posd_owner", False, False, False),
                 ("posd_publisher", False, False, False),
+                ("posd_reader", True, False, False),
             ],
         )
         owner = "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'dinedesk_main'"

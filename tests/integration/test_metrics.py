@@ -54,7 +54,7 @@ class MetricsTests(WireCase):
 
     def test_what_runs_well_says_so(self) -> None:
         found = until(lambda: self._with_canary(), "a canary came back")
-        for name in ("database_up", "feed_up", "sequencer_up", "ready"):
+        for name in ("database_up", "feed_up", "sequencer_up", "readers_up", "ready"):
             self.assertEqual(found[f"posd_{name}",], 1, name)
         left = found["posd_tls_certificate_expiry_seconds",]
         self.assertGreater(left, 24 * 3600)

@@ -64,8 +64,8 @@ class AdoptCase(SchemaCase):
 
     def contents(self, *keys: str) -> dict[str, Any]:
         """What the sequencer reads of orders, by id."""
-        rows = self.connect("posd").rows(
-            "SELECT * FROM dinedesk_bistro.pos_read_orders(%s)", [*keys]
+        rows = self.connect("posd_reader").rows(
+            "SELECT * FROM posd_hooks.read_orders$bistro(%s)", [*keys]
         )
         return dict(rows)
 

@@ -14,9 +14,10 @@ from tests.schema_case import KITCHEN_SHOP, SchemaCase, add
 
 CREATE = "SELECT dinedesk_main.pos_create_tenant(%s, %s, 'EUR', 'Europe/Paris', 'FR')"
 # All that a schema is made of, in words in which the shop's names are replaced.
-DESCRIBED = """
-    WITH shop AS (SELECT %(schema)s::regnamespace AS id)
-    SELECT kind, regexp_replace(what, '"?(dinedesk|posd_hook)_' || %(slug)s || '"?', '\\1', 'g')
+DESCRIBED = r"""
+    WITH shop AS (SELECT %(schema)s::regnamespace AS id), marked AS (
+        SELECT '"?(dinedesk_|posd_hook_|posd_note_|[a-z_]+[$])' || %(slug)s || '"?' AS pattern)
+    SELECT kind, regexp_replace(what, pattern, '\1', 'g')
       FROM (
         SELECT 'relation', format('%%s %%s %%s %%s', relkind, relname, relowner::regrole, relacl)
           FROM pg_class, shop WHERE relnamespace = shop.id
@@ -37,14 +38,14 @@ DESCRIBED = """
          WHERE relnamespace = shop.id AND NOT tgisinternal
         UNION ALL
         SELECT 'function', format('%%s %%s %%s', proowner::regrole, proacl, pg_get_functiondef(oid))
-          FROM pg_proc, shop WHERE pronamespace = shop.id
+          FROM pg_proc WHERE pronamespace = 'posd_hooks'::regnamespace AND proname LIKE '%%$' || %(slug)s
         UNION ALL
         SELECT 'schema', format('%%s %%s', nspowner::regrole, nspacl)
           FROM pg_namespace, shop WHERE oid = shop.id
         UNION ALL
         SELECT 'migration', format('%%s %%s', file, checksum)
           FROM dinedesk_main.schema_versions WHERE schema_name = %(schema)s
-      ) AS described(kind, what)
+      ) AS described(kind, what), marked
      ORDER BY 1, 2
 """
 

@@ -166,7 +166,7 @@ class WaitingTests(ShopCase):
         shop.run(PUBLISH, "kitchen")
         with sequencer.transaction():
             self.assertEqual(len(sequencer.take() or ()), 2)
-            sequencer.rows("SELECT * FROM dinedesk_main.pos_order_states('{1}', '{1}', '{true}')")
+            sequencer.rows("SELECT * FROM dinedesk_main.pos_order_states('{1}', '{1}')")
             sequencer.record(Entry(order_id="1", snapshot="{}", status="new", version=1))
             shop.run("UPDATE dinedesk_kitchen.orders SET status = 'confirmed' WHERE id = 1")
             shop.run("DELETE FROM dinedesk_kitchen.orders WHERE id = 1")

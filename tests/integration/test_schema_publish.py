@@ -136,7 +136,9 @@ class HookTests(SchemaCase):
 
     def read(self, *keys: str) -> dict[str, Any]:
         return dict(
-            self.connect("posd").rows("SELECT * FROM dinedesk_kitchen.pos_read_orders(%s)", [*keys])
+            self.connect("posd_reader").rows(
+                "SELECT * FROM posd_hooks.read_orders$kitchen(%s)", [*keys]
+            )
         )
 
     def test_an_order_is_noted_by_its_key_alone(self) -> None:

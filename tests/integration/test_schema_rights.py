@@ -70,8 +70,11 @@ FUNCTIONS_OF_MAIN = {
     "pos_confirmed(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_erase(integer, text, text[], text[])": ("posd_owner", True, {"posd"}),
     "pos_erase_people(integer, text[], bigint[])": ("posd_owner", True, {"posd"}),
+    "pos_check_keeps(text, text)": ("posd_owner", False, {"posd"}),
     "pos_keeps(text, text)": ("posd_owner", False, {"posd"}),
-    "pos_only_erased(jsonb, jsonb, text)": ("posd_owner", False, set()),
+    "pos_look(integer, integer[], integer[], integer[], integer)": ("posd_owner", False, {"posd"}),
+    "pos_make_roles(text)": ("a superuser", True, {"posd_owner"}),
+    "pos_only_erased(json, json, text)": ("posd_owner", False, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
     "pos_insert_only()": ("posd_owner", False, set()),
     "pos_value_points()": ("posd_owner", True, set()),
@@ -81,7 +84,7 @@ FUNCTIONS_OF_MAIN = {
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
     # It has its caller's rights only; the tenants' readers call it.
     "pos_read_shop(text, text[], text, text, text[])": ("posd_owner", False, {"-"}),
-    "pos_order_states(integer[], text[], boolean[])": ("posd_owner", False, {"posd"}),
+    "pos_order_states(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_deleted(integer)": ("posd_owner", True, {"posd"}),
@@ -92,7 +95,7 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_take(integer, integer[], boolean)": ("posd_owner", False, {"posd"}),
+    "pos_take(integer[], bigint[], boolean)": ("posd_owner", False, {"posd"}),
     "pos_tell_nodes()": ("posd_owner", False, set()),
     "pos_note_tenant_change()": ("posd_owner", True, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
@@ -102,29 +105,29 @@ FUNCTIONS_OF_MAIN = {
     "pos_tenant_zone()": ("posd_owner", False, set()),
 }
 FUNCTIONS_OF_KITCHEN = {
-    "pos_enqueue(text, text[])": ("posd_hook", True, {"posd_hook_kitchen"}),
-    "pos_enqueue_event(text, jsonb)": ("posd_hook", False, set()),
+    "enqueue(text, text[])": ("posd_hook", True, {"posd_note_kitchen"}),
+    "enqueue_event(text, jsonb)": ("posd_hook", False, set()),
     **{
-        f"pos_{name}": ("posd_owner", False, {"posd"})
+        name: ("posd_owner", False, {"posd"})
         for name in (
-            "gift_card_append(text, text, numeric, text, text, text, text, text, bigint)",
-            f"gift_card_issue(text, boolean, text, numeric{', text' * 8}, timestamp with time zone)",
-            "gift_card_move(text, text, numeric, text, text, text, text, text)",
-            "gift_card_replay(text, text, numeric, text, text)",
-            "gift_card_reverse(text, text, text, bigint, text, text)",
-            "loyalty_append(bigint, text, bigint, text, text, text, text, text, bigint)",
-            "loyalty_move(text, text, bigint, text, text, text, text, text, boolean)",
-            "loyalty_replay(bigint, text, bigint, text, text)",
-            "loyalty_reverse(text, text, text, bigint, text, text)",
+            "card_append(text, text, numeric, text, text, text, text, text, bigint)",
+            f"card_issue(text, boolean, text, numeric{', text' * 8}, timestamp with time zone)",
+            "card_move(text, text, numeric, text, text, text, text, text)",
+            "card_replay(text, text, numeric, text, text)",
+            "card_reverse(text, text, text, bigint, text, text)",
+            "points_append(bigint, text, bigint, text, text, text, text, text, bigint)",
+            "points_move(text, text, bigint, text, text, text, text, text, boolean)",
+            "points_replay(bigint, text, bigint, text, text)",
+            "points_reverse(text, text, text, bigint, text, text)",
         )
     },
-    "pos_note_gift_cards()": ("posd_hook_kitchen", True, set()),
-    "pos_note_movements()": ("posd_hook_kitchen", True, set()),
-    "pos_keep_report()": ("posd_owner", True, set()),
-    "pos_note_order_items()": ("posd_hook_kitchen", True, set()),
-    "pos_note_orders()": ("posd_hook_kitchen", True, set()),
-    "pos_read_orders(text[])": ("posd_hook_kitchen", True, {"posd"}),
-    "pos_look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd_owner"}),
+    "keep_report()": ("posd_owner", True, set()),
+    "note_cards()": ("posd_note_kitchen", True, set()),
+    "note_items()": ("posd_note_kitchen", True, set()),
+    "note_movements()": ("posd_note_kitchen", True, set()),
+    "note_orders()": ("posd_note_kitchen", True, set()),
+    "read_orders(text[])": ("posd_hook_kitchen", True, {"posd_reader"}),
+    "look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd_owner"}),
 }
 """Owner, whether it runs with the owner's rights, and who else may call it."""
 
@@ -144,10 +147,12 @@ GRANTS = """
 """
 # Without any grant a function has the default, which is that everybody (shown as -) may call it.
 FUNCTIONS = """
-    SELECT format('%%s(%%s)', proname, oidvectortypes(proargtypes)), proowner::regrole::text, prosecdef,
+    SELECT format('%%s(%%s)', split_part(proname, '$', 1), oidvectortypes(proargtypes)),
+           CASE WHEN (SELECT rolsuper FROM pg_roles AS r WHERE r.oid = proowner) THEN 'a superuser'
+                ELSE proowner::regrole::text END, prosecdef,
            ARRAY(SELECT grantee::regrole::text
                    FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE grantee <> proowner)
-      FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace
+      FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace AND split_part(proname, '$', 2) = %(shop)s
 """
 
 
@@ -162,9 +167,9 @@ class GrantsTests(SchemaCase):
                 granted.setdefault(relation, {})[role] = privileges
         return granted
 
-    def functions(self, schema: str) -> dict[str, tuple[str, bool, set[str]]]:
+    def functions(self, schema: str, shop: str = "") -> dict[str, tuple[str, bool, set[str]]]:
         with self.admin.connection.cursor() as cursor:
-            cursor.execute(FUNCTIONS, {"schema": schema})
+            cursor.execute(FUNCTIONS, {"schema": schema, "shop": shop})
             return {
                 name: (owner, definer, set(callers)) for name, owner, definer, callers in cursor
             }
@@ -175,25 +180,30 @@ class GrantsTests(SchemaCase):
 
     def test_on_functions(self) -> None:
         self.assertEqual(self.functions("dinedesk_main"), FUNCTIONS_OF_MAIN)
-        self.assertEqual(self.functions("dinedesk_kitchen"), FUNCTIONS_OF_KITCHEN)
+        self.assertEqual(self.functions("posd_hooks", "kitchen"), FUNCTIONS_OF_KITCHEN)
+        self.assertEqual(self.functions("dinedesk_kitchen"), {})
 
     def test_on_schemas(self) -> None:
         self.assertEqual(
             self.admin.rows(
                 "SELECT nspname::text, grantee::regrole::text, privilege_type"
                 "  FROM pg_namespace, aclexplode(nspacl) AS a"
-                " WHERE nspname IN ('dinedesk_main', 'dinedesk_kitchen') AND grantee <> nspowner"
+                " WHERE nspname IN ('dinedesk_main', 'dinedesk_kitchen', 'posd_hooks')"
+                "   AND grantee <> nspowner"
                 "   AND grantee::regrole::text !~ '^posd_test_' ORDER BY 1, 2, 3"
             ),
             [
                 ("dinedesk_kitchen", "posd", "USAGE"),
-                ("dinedesk_kitchen", "posd_hook", "USAGE"),
                 ("dinedesk_kitchen", "posd_hook_kitchen", "USAGE"),
                 ("dinedesk_main", "posd", "USAGE"),
                 ("dinedesk_main", "posd_hook", "USAGE"),
                 ("dinedesk_main", "posd_hook_grill", "USAGE"),
                 ("dinedesk_main", "posd_hook_kitchen", "USAGE"),
                 ("dinedesk_main", "posd_publisher", "USAGE"),
+                ("posd_hooks", "posd", "USAGE"),
+                ("posd_hooks", "posd_hook", "USAGE"),
+                ("posd_hooks", "posd_note", "USAGE"),
+                ("posd_hooks", "posd_reader", "USAGE"),
             ],
         )
 
@@ -208,7 +218,8 @@ class GrantsTests(SchemaCase):
     def test_every_function_has_a_search_path_of_its_own(self) -> None:
         lax = self.admin.rows(
             "SELECT oid::regprocedure::text FROM pg_proc"
-            " WHERE pronamespace::regnamespace::text LIKE 'dinedesk%'"
+            " WHERE (pronamespace::regnamespace::text LIKE 'dinedesk%'"
+            "    OR pronamespace::regnamespace::text = 'posd_hooks')"
             "   AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))"
         )
         self.assertEqual(lax, [])
@@ -217,11 +228,17 @@ class GrantsTests(SchemaCase):
         members = self.admin.rows(
             "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members"
             " WHERE roleid::regrole::text IN"
-            " ('posd', 'posd_hook', 'posd_hook_kitchen', 'posd_owner') ORDER BY 1, 2"
+            " ('posd', 'posd_reader', 'posd_hook', 'posd_hook_kitchen', 'posd_note', 'posd_note_kitchen',"
+            " 'posd_owner') AND member::regrole::text !~ '^posd_note_(?!kitchen)' ORDER BY 1, 2"
         )
         self.assertEqual(
             sorted(set(members)),
-            [("posd_hook", "posd_owner"), ("posd_hook_kitchen", "posd_owner")],
+            [
+                ("posd_hook", "posd_owner"),
+                ("posd_hook_kitchen", "posd_owner"),
+                ("posd_note", "posd_note_kitchen"),
+                ("posd_note_kitchen", "posd_owner"),
+            ],
         )
 
 
@@ -273,10 +290,46 @@ class RoleTests(SchemaCase):
             "DELETE FROM dinedesk_main.idempotency_keys",
         )
 
-    def test_the_daemon_reads_no_shops_rows_but_through_the_shops_own_function(self) -> None:
-        daemon = self.connect("posd")
-        self.refused(daemon, "SELECT FROM dinedesk_kitchen.orders")
-        self.assertEqual(daemon.rows("SELECT * FROM dinedesk_kitchen.pos_read_orders('{1}')"), [])
+    def test_shops_rows_are_read_by_the_readers_through_the_shops_own_function(self) -> None:
+        read = "SELECT * FROM posd_hooks.read_orders$kitchen('{1}')"
+        self.refused(self.connect("posd"), "SELECT FROM dinedesk_kitchen.orders", read)
+        self.assertEqual(self.connect("posd_reader").rows(read), [])
+
+    def test_the_readers_can_do_nothing_else(self) -> None:
+        self.refused(
+            self.connect("posd_reader"),
+            "SELECT FROM dinedesk_kitchen.orders",
+            "SELECT FROM dinedesk_kitchen.pos_events",
+            "SELECT FROM dinedesk_main.tenants",
+            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL)",
+            "SELECT posd_hooks.enqueue$kitchen('order', '{1}')",
+            "CREATE TABLE posd_hooks.t ()",
+            "CREATE SCHEMA another",
+            "SET ROLE posd_hook_kitchen",
+            "SET ROLE posd",
+        )
+
+    def test_roles_are_made_of_schemas_of_posds_and_of_no_other(self) -> None:
+        make = "SELECT dinedesk_main.pos_make_roles(%s)"
+        self.refused(self.connect("posd"), "SELECT dinedesk_main.pos_make_roles('kitchen')")
+        self.admin.run("CREATE SCHEMA dinedesk_evil")
+        self.admin.run("SET ROLE posd_owner")
+        self.refused(self.admin, "CREATE ROLE posd_hook_other", "GRANT posd TO posd_hook_kitchen")
+        for shop in ("evil", "nowhere", "kitchen; ", 'kitchen" SUPERUSER', ""):
+            with self.subTest(shop=shop), self.assertRaises(psycopg2.errors.InvalidParameterValue):
+                self.admin.run(make, shop)
+        self.admin.run(make, "kitchen")
+
+    def test_a_role_that_somebody_else_could_use_is_not_taken(self) -> None:
+        for made in ("CREATE ROLE {} LOGIN", f"CREATE ROLE {{}} ROLE {KITCHEN_SHOP}"):
+            slug = f"shop{self.admin.pid}"
+            for kind in ("hook", "note"):
+                role = f"posd_{kind}_{slug}"
+                with self.subTest(made=made, kind=kind), self.admin.rolled_back():
+                    self.admin.run(made.format(role))
+                    self.admin.run(f"CREATE SCHEMA dinedesk_{slug} AUTHORIZATION posd_owner")
+                    with self.assertRaises(psycopg2.errors.DuplicateObject):
+                        self.admin.run("SELECT dinedesk_main.pos_make_roles(%s)", slug)
 
     def test_the_daemon_can_do_its_work(self) -> None:
         self.connect(KITCHEN_SHOP).run(
@@ -308,7 +361,7 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.pos_orders",
             "SELECT FROM dinedesk_main.pos_events",
             "SELECT FROM dinedesk_main.pos_orders",
-            "SELECT FROM dinedesk_main.pos_take(1, '{}', false)",
+            "SELECT FROM dinedesk_main.pos_take('{}', '{}', false)",
         )
 
     def test_who_may_only_insert_orders_does_only_that(self) -> None:
@@ -317,8 +370,8 @@ class RoleTests(SchemaCase):
         self.refused(
             cashier,
             "SELECT FROM dinedesk_kitchen.orders",
-            "SELECT dinedesk_kitchen.pos_read_orders('{1}')",
-            "SELECT dinedesk_kitchen.pos_enqueue('order', '{1}')",
+            "SELECT posd_hooks.read_orders$kitchen('{1}')",
+            "SELECT posd_hooks.enqueue$kitchen('order', '{1}')",
             "SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')",
         )
 
@@ -327,10 +380,10 @@ class RoleTests(SchemaCase):
         self.refused(
             shop,
             "SELECT dinedesk_main.pos_publish('grill', 'x', '{}')",
-            "SELECT dinedesk_grill.pos_enqueue('order', '{1}')",
-            "SELECT dinedesk_grill.pos_enqueue_event('x', '{}')",
-            "SELECT dinedesk_kitchen.pos_enqueue('order', '{1}')",
-            "SELECT dinedesk_kitchen.pos_enqueue_event('x', '{}')",
+            "SELECT posd_hooks.enqueue$grill('order', '{1}')",
+            "SELECT posd_hooks.enqueue_event$grill('x', '{}')",
+            "SELECT posd_hooks.enqueue$kitchen('order', '{1}')",
+            "SELECT posd_hooks.enqueue_event$kitchen('x', '{}')",
             "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key) VALUES (2, 'order', '1')",
             "INSERT INTO dinedesk_grill.orders (total_amount) VALUES (1)",
             "SET ROLE posd_hook",
@@ -349,21 +402,29 @@ class RoleTests(SchemaCase):
             "DELETE FROM dinedesk_main.pos_outbox",
             "SELECT FROM dinedesk_main.tenants",
             "SELECT FROM dinedesk_kitchen.orders",
-            "SELECT dinedesk_kitchen.pos_read_orders('{1}')",
+            "SELECT posd_hooks.read_orders$kitchen('{1}')",
         )
 
-    def test_a_tenants_role_reads_that_shop_and_enqueues_for_it(self) -> None:
+    def test_of_a_tenants_roles_one_reads_that_shop_and_one_enqueues_for_it(self) -> None:
         self.connect(GRILL_SHOP).run("INSERT INTO dinedesk_grill.orders (total_amount) VALUES (1)")
         self.admin.run("SET ROLE posd_hook_kitchen")
         self.admin.run("SELECT FROM dinedesk_kitchen.orders")
-        self.admin.run("SELECT dinedesk_kitchen.pos_enqueue('order', '{5}')")
         self.refused(
             self.admin,
+            "SELECT posd_hooks.enqueue$kitchen('order', '{5}')",
             "UPDATE dinedesk_kitchen.orders SET status = 'x'",
             "SELECT FROM dinedesk_kitchen.pos_events",
             "SELECT FROM dinedesk_grill.orders",
-            "SELECT dinedesk_grill.pos_enqueue('order', '{5}')",
             "SELECT dinedesk_main.pos_publish('kitchen', 'x', '{}')",
+        )
+        self.admin.run("SET ROLE posd_note_kitchen")
+        self.admin.run("SELECT posd_hooks.enqueue$kitchen('order', '{5}')")
+        self.refused(
+            self.admin,
+            "SELECT FROM dinedesk_kitchen.orders",
+            "SELECT posd_hooks.enqueue$grill('order', '{5}')",
+            "SELECT FROM posd_hooks.read_orders$kitchen('{1}')",
+            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key) VALUES (2, 'order', '1')",
         )
         self.admin.run("RESET ROLE")
         taken = [(row.tenant_id, row.key) for row in self.admin.take() or ()]

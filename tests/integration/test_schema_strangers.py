@@ -78,8 +78,8 @@ class OddRowTests(StrangerCase):
             """UPDATE dinedesk_bistro.order_items SET meta = '{"a": "\\ud83d"}',"""
             """ selected_addons = '[{"name": "Anna \\ud83d"}]'"""
         )
-        text = self.connect("posd").value(
-            "SELECT content::text FROM dinedesk_bistro.pos_read_orders('{1}')"
+        text = self.connect("posd_reader").value(
+            "SELECT content::text FROM posd_hooks.read_orders$bistro('{1}')"
         )
         self.assertIn("Anna \\ud83d", text)
         self.assertNotIn("meta", text)

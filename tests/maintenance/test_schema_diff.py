@@ -82,7 +82,7 @@ class DamageTests(SchemaCase):
         self.check(row, "is missing", f"DROP TRIGGER pos_insert_only ON {CARDS}")
         self.check(
             "trigger orders.pos_orders_updated",
-            "is: pos_note_orders disabled;",
+            r"is: posd_hooks.note_orders\(\) disabled;",
             "ALTER TABLE orders DISABLE TRIGGER pos_orders_updated",
         )
 
@@ -153,11 +153,17 @@ class DamageTests(SchemaCase):
         )
         # That of the other tenant is none of the kitchen's.
         self.check(
-            "function pos_enqueue(kind text, keys text[])",
+            "function posd_hooks.enqueue(kind text, keys text[])",
             "does not do what it was made to do",
-            "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('pos_enqueue'::regproc),"
+            "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('posd_hooks.enqueue$kitchen'::regproc),"
             " 'SELECT 1, kind', 'SELECT 2, kind'); END $$",
         )
+
+    def test_a_function_that_has_other_rights(self) -> None:
+        name = "posd_hooks.read_orders$kitchen(text[])"
+        row = "function posd_hooks.read_orders(keys text[])"
+        self.check(row, "is: owner :hook_role, set", f"ALTER FUNCTION {name} SECURITY INVOKER")
+        self.check(row, "is: owner :note_role", f"ALTER FUNCTION {name} OWNER TO posd_note_kitchen")
 
     def test_a_file_that_was_changed_after_it_was_applied(self) -> None:
         self.check(
@@ -198,7 +204,7 @@ class StrangerTests(SchemaCase):
                 "CREATE TABLE menu (id int PRIMARY KEY)",
                 "CREATE FUNCTION total() RETURNS int LANGUAGE sql AS 'SELECT 1'",
                 "CREATE TRIGGER mine AFTER INSERT ON orders"
-                " FOR EACH ROW EXECUTE FUNCTION pos_note_orders()",
+                " FOR EACH ROW EXECUTE FUNCTION posd_hooks.note_orders$kitchen()",
             ),
             [],
         )

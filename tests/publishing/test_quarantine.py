@@ -42,19 +42,3 @@ class AsideTests(SynchronousTestCase):
         self.aside.add(2)
         self.clock.advance(0.6)
         self.assertEqual(self.aside.now(), [2])
-
-    def test_trouble_is_told_from_a_rest(self) -> None:
-        self.aside.rest(1, 30.0)
-        self.aside.add(2)
-        self.assertEqual(self.aside.troubled(), [2])
-        self.clock.advance(1.0)
-        self.assertEqual(self.aside.troubled(), [])
-
-    def test_a_rest_is_as_long_as_it_is_and_makes_no_later_one_longer(self) -> None:
-        self.aside.rest(1, 30.0)
-        self.aside.rest(1, 2.0)
-        self.clock.advance(29.0)
-        self.assertIn(1, self.aside)
-        self.clock.advance(2.0)
-        self.assertNotIn(1, self.aside)
-        self.assertEqual(self.aside.add(1), 1.0)

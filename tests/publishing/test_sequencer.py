@@ -19,7 +19,7 @@ from posd.errors import (
     Unprocessable,
 )
 from posd.events import normalise as drafts
-from posd.publishing import sequencer as sequencers
+from posd.publishing import outbox
 from posd.publishing.publication import Published
 from posd.publishing.sequencer import Sequencer
 from posd.store import stream
@@ -100,8 +100,8 @@ class PublishingTests(SequencerCase):
 
     async def test_a_bulk_of_large_orders_is_read_in_several_batches(self) -> None:
         """What does not fit into a batch waits for the next one, and is not taken for gone."""
-        # On a busy machine they take long to read, and no pause belongs to this test.
-        self.patch(sequencers, "_LONG_SECONDS", 1000.0)
+        # On a busy machine they take long to read, and then fewer are read at once.
+        self.patch(outbox, "_LATE_SECONDS", 1000.0)
         link = await self.linked()
         sequencer = await self.started(link)
         sequencer.event_bytes = 10**6
@@ -336,6 +336,7 @@ class FailingAloneTests(SequencerCase):
         sequencer = await self.started()
         refuse_poison(self)
         self.publish("notice", {"number": 5})
+        sequencer.wake()
         good, bad, other = await self.published(
             sequencer,
             publication(notice(1)),
@@ -385,20 +386,6 @@ class LeftOutTests(SequencerCase):
             self.assertEqual(first(await sequencer.publish(publication(notice()))), 1)
             self.admin.run("COMMIT")
         self.clock.advance(1.5)
-        await self.emptied(sequencer)
-        self.assertEqual(self.seqs(), [1, 2])
-
-    async def test_a_tenant_whose_tables_are_slow_pauses_afterwards(self) -> None:
-        sequencer = await self.started()
-        self.slow_down("kitchen", 0.11)
-        self.place_order()
-        await self.rested(sequencer)
-        self.assertEqual(self.seqs(), [1])
-        self.place_order()
-        self.place_order(GRILL)
-        await self.rested(sequencer)
-        self.assertEqual((self.seqs(), self.seqs(GRILL), self.waiting), ([1], [1], 1))
-        self.clock.advance(60)
         await self.emptied(sequencer)
         self.assertEqual(self.seqs(), [1, 2])
 

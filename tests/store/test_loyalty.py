@@ -121,8 +121,8 @@ class MovementTests(LoyaltyCase):
     async def test_an_account_holds_no_more_than_every_reader_of_json_can(self) -> None:
         session = await self.joined()
         spent = await loyalty.redeem(session, KITCHEN, ANN, 1, TILL)
-        move = "SELECT (pos_loyalty_move).outcome FROM (SELECT dinedesk_kitchen.pos_loyalty_move("
-        sent = f"'{ANN}', 'add', {{}}, 'shop', NULL, NULL, NULL, NULL, false)) AS m"
+        move = "SELECT m.outcome FROM posd_hooks.points_move$kitchen("
+        sent = f"'{ANN}', 'add', {{}}, 'shop', NULL, NULL, NULL, NULL, false) AS m"
         self.assertEqual(self.admin.value(move + sent.format(2**53 - 1)), "too_much")
         self.assertEqual(self.admin.value(move + sent.format(2**53 - 1 - 99)), "made")
         for call in (

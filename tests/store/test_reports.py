@@ -122,7 +122,7 @@ class HistoryTests(StoreCase):
             "DELETE FROM dinedesk_kitchen.pos_daily_report_amendments",
             "DELETE FROM dinedesk_kitchen.pos_daily_reports",
             "ALTER TABLE dinedesk_kitchen.pos_daily_reports DISABLE TRIGGER ALL",
-            "SELECT dinedesk_kitchen.pos_keep_report()",
+            "SELECT posd_hooks.keep_report$kitchen()",
         ):
             with (
                 self.subTest(statement=statement),

@@ -104,18 +104,43 @@ class StreamTests(StoreCase):
         session = await self.session()
         self.publish()
         self.publish("grill")
-        taken = await stream.take(session, 10, [2], patient=False)
+        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {})], [1, 2])
+        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {}, 2)], [2])
+        seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], {})]
+        taken = await stream.take(session, seen, patient=False)
         assert taken is not None
         self.assertEqual(
             [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        again = await stream.take(session, 10, [2], patient=False)
+        again = await stream.take(session, seen, patient=False)
         assert again is not None
         self.assertEqual(again.rows, [])
         self.assertLess(taken.now, again.now)
-        rest = await stream.take(session, 10, [], patient=False)
-        assert rest is not None
-        self.assertEqual(len(rest.rows), 1)
+        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {})], [2])
+
+    async def test_rows_that_come_after_the_look_are_left(self) -> None:
+        session = await self.session()
+        order_id = self.admin.value(
+            "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
+        )
+        seen = await stream.look(session, 10, [], {})
+        self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
+        taken = await stream.take(session, [(row.tenant_id, row.id) for row in seen], patient=False)
+        assert taken is not None
+        self.assertEqual([row.key for row in taken.rows], [str(order_id)])
+        left = await stream.look(session, 10, [], {})
+        self.assertEqual([row.key for row in left], [str(order_id)])
+
+    async def test_all_rows_about_one_order_are_seen_together(self) -> None:
+        session = await self.session()
+        for _ in range(2):
+            self.admin.run(
+                "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
+                " SELECT n, 5 FROM generate_series(1, 2) AS n ON CONFLICT (id) DO UPDATE SET total_amount = 6"
+            )
+        self.assertEqual([row.key for row in await stream.look(session, 1, [], {})], ["1", "1"])
+        self.assertEqual(len(await stream.look(session, 10, [], {1: 1})), 2)
+        self.assertEqual(len(await stream.look(session, 10, [], {})), 4)
 
     async def test_there_is_one_sequencer_at_a_time(self) -> None:
         session = await self.session()
@@ -123,25 +148,16 @@ class StreamTests(StoreCase):
         self.publish()
         with self.admin.transaction():
             self.assertEqual(len(self.admin.take() or ()), 1)
-            self.assertIsNone(await stream.take(session, 10, [], patient=False))
+            self.assertIsNone(await stream.take(session, [], patient=False))
             with self.assertRaises(Busy):
-                await stream.take(session, 10, [], patient=True)
+                await stream.take(session, [], patient=True)
 
-    async def test_orders_are_read_and_a_tenant_that_cannot_be_is_told_apart(self) -> None:
+    async def test_orders_are_as_they_were_published_and_as_they_were_read(self) -> None:
         session = await self.session()
-        place = "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
-        order_id = str(self.admin.value(place))
-        self.admin.run("ALTER TABLE dinedesk_grill.orders RENAME TO put_away")
-        found = await stream.order_states(
-            session, [(1, order_id, True), (1, "no such", False), (2, "1", True)]
-        )
-        states, failures = found.orders, found.failures
-        self.assertIn('"total_amount"', states[1, order_id].row_now or "")
-        self.assertIsNone(states[1, order_id].stored)
-        self.assertIsNone(states[1, "no such"].row_now)
-        self.assertEqual(list(failures), [2])
-        self.assertTrue(failures[2].startswith("42P01"))
-        self.assertEqual(found.postponed, set())
+        rows_now = {(1, "7"): '{"total_amount":5}'}
+        states = await stream.order_states(session, [(1, "7"), (1, "no such")], rows_now)
+        self.assertEqual(states[1, "7"], stream.OrderState(None, '{"total_amount":5}'))
+        self.assertEqual(states[1, "no such"], stream.OrderState(None, None))
 
     def publish(self, slug: str = "kitchen") -> None:
         self.admin.run("SELECT dinedesk_main.pos_publish(%s, 'notice', '{}')", slug)

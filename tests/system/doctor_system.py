@@ -76,6 +76,7 @@ class Installations(SynchronousTestCase):
             raise SkipTest(f"not run: {error}") from error
         self.machine.run("install", "-d", "-o", "postgres", "/run/postgresql", "/run/pg")
         self.postgres("initdb", "--auth=peer", "--no-sync", "--encoding=UTF8", "--locale=C")
+        self.machine.run(*machine.let_readers_in("/run/pg/data"), user="postgres")
         self.postgres("pg_ctl", "-w", "-l", "/run/pg/log", "-o",
                       "-k /run/postgresql -c listen_addresses=", "start")  # fmt: skip
 
@@ -108,6 +109,7 @@ class Installations(SynchronousTestCase):
         told = {line["part"]: line["what"] for line in lines if line["state"] == "ok"}
         # The daemon's login and the administrator's, though root has neither.
         self.assertIn("posd may become posd", told["rights"])
+        self.assertIn("are read as posd_reader", told["reader_dsn"])
         self.assertIn("postgres may change schemas", told["admin_dsn"])
         self.assertIn("GiB are free", told["disk"])
         self.assertIn("answers that it is ready", told["listener https"])
@@ -128,7 +130,7 @@ class Installations(SynchronousTestCase):
         self.assertEqual(daemon["remedy"], "systemctl start posd")
 
         self.postgres("pg_ctl", "-w", "-m", "fast", "stop")
-        self.assertEqual(self.faults(), (69, ["database", "admin_dsn"]))
+        self.assertEqual(self.faults(), (69, ["database", "reader_dsn", "admin_dsn"]))
 
     def test_an_audit_is_the_daemons_to_ask(self) -> None:
         self.assertIn("0 rows at fault", self.posctl("audit", user="posd"))

@@ -229,6 +229,7 @@ def _start_postgresql(posd: Installation) -> None:
     # Whoever is called so on this machine is let in, and nobody else.
     how = ("--auth=peer", "--no-sync", "--locale=C", "--encoding=UTF8", "--username=postgres")
     posd.machine.run(f"{programs}/initdb", *how, "-D", data, user="postgres")
+    posd.machine.run(*machine.let_readers_in(data), user="postgres")
     unit = _POSTGRESQL.format(programs=programs, data=data)
     # Not postgresql.service, with which Debian starts the clusters that are here already.
     posd.write("/etc/systemd/system/postgresql-of-tests.service", unit)

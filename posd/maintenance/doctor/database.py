@@ -10,6 +10,7 @@ from typing import Final
 from posd.config.model import Config
 from posd.database.link import Reader
 from posd.database.migrations import MAIN, OLDEST, hooks
+from posd.database.readers import PLACES
 from posd.database.regions import country_of
 from posd.errors import Busy, StatementFailed
 from posd.events.timezones import is_zone
@@ -21,8 +22,8 @@ from posd.store.audit import look
 from posd.store.fitness import Room, Server
 from posd.values import Tenant
 
-_LINKS: Final = 2
-"""Connections besides the pool's: the sequencer's, and that of who listens."""
+_LINKS: Final = 2 + PLACES
+"""Connections besides the pool's: the sequencer's, the listener's, and those that read shops' tables."""
 
 _REMEDIES: Final = {
     "42P01": "posctl bootstrap, then posctl migrate",  # undefined_table
@@ -286,6 +287,15 @@ def data_disk(server: Server, found: Mapping[str, str]) -> Line:
     if folder is None:
         return unknown("disk", "only database.admin_dsn may see where the database is")
     return machine.disk("disk", Path(folder))
+
+
+async def reading(session: Reader) -> list[Line]:
+    """Whether the login that shops' tables are read by is posd_reader, and nothing more."""
+    server = await fitness.server(session)
+    if server.user == "posd_reader":
+        return [ok("reader_dsn", "shops' tables are read as posd_reader")]
+    what = f"shops' tables are read as {server.user}: their code runs with its rights"
+    return [fault("reader_dsn", what, "name the user posd_reader in database.reader_dsn")]
 
 
 async def administration(session: Reader) -> list[Line]:

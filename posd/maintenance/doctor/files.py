@@ -136,12 +136,18 @@ def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iter
         )
     secret = settings is not None and any(
         dsn is not None and _has_password(dsn)
-        for dsn in (settings.database.dsn, settings.database.admin_dsn)
+        for dsn in (
+            settings.database.dsn,
+            settings.database.reader_dsn,
+            settings.database.admin_dsn,
+        )
     )
     for file in find(path, Report()):
         yield from _file("files", file, who, secret=secret)
     if settings is not None:
         yield from _of_dsn("database.dsn", settings.database.dsn, who)
+        if settings.database.reader_dsn is not None:
+            yield from _of_dsn("database.reader_dsn", settings.database.reader_dsn, who)
     tls = (
         None if settings is None or not any(each.tls for each in settings.listen) else settings.tls
     )

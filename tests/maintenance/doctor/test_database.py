@@ -72,6 +72,17 @@ class DatabaseCase(SynchronousTestCase):
             lines = complete(database.examine(Snapshot(connection), config))
         return [line for line in wrong(lines) if line.part != "settings"]
 
+    def test_shops_tables_are_read_by_nobody_but_posd_reader(self) -> None:
+        for role, state in (("posd_reader", State.OK), ("posd", State.FAULT), (None, State.FAULT)):
+            options = {} if role is None else {"user": role}
+            with (
+                self.subTest(role=role),
+                closing(psycopg2.connect(self.dsn, **options)) as connection,
+            ):
+                connection.cursor().execute("BEGIN READ ONLY")
+                (line,) = complete(database.reading(Snapshot(connection)))
+                self.assertEqual((line.part, line.state), ("reader_dsn", state))
+
     def only(self, part: str, state: State, *changes: str, config: Config | None = CONFIG) -> Line:
         lines = self.found(*changes, config=config)
         self.assertEqual([(line.part, line.state) for line in lines], [(part, state)], lines)
@@ -266,9 +277,9 @@ class SettingTests(DatabaseCase):
         for room, state in (
             (Room(97, 10, None, None), State.OK),
             (Room(97, 90, None, None), State.FAULT),
-            (Room(97, 0, 9, None), State.FAULT),
-            (Room(97, 0, None, 9), State.FAULT),
-            (Room(97, 0, 10, 10), State.OK),
+            (Room(97, 0, 13, None), State.FAULT),
+            (Room(97, 0, None, 13), State.FAULT),
+            (Room(97, 0, 14, 14), State.OK),
         ):
             with self.subTest(room=room):
                 self.assertEqual(database._room(room, CONFIG).state, state)

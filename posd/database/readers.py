@@ -1,0 +1,224 @@
+"""Connections that read shops' own tables, and can do nothing else.
+
+A shop may put a view, a policy or a type of its own in the place of what posd reads, so its code runs in the
+session that reads. These sessions belong to `posd_reader`, which has no right but EXECUTE on the functions
+that read. A read is one string, `BEGIN READ ONLY; SELECT …`: a session must be read-only before any of the
+shop's code runs in it. The session is cleaned after each read, before another shop's tables are read in it.
+
+`statement_timeout` ends a read after a second. Code that catches the cancellation goes on; half a second
+later its connection is given up, and the connection that takes its place terminates the session on the
+server.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from attrs import define, field
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+
+from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
+from posd.errors import Busy, Unavailable
+from posd.values import TenantId
+
+PLACES: Final = 4
+"""How many connections there are."""
+_FOR_ANY: Final = 2
+"""How many of them read tenants that were not quick the last time. The others are kept for quick ones."""
+STATEMENT_SECONDS: Final = 1.0
+_OVERTIME_SECONDS: Final = 0.5
+_QUICK_SECONDS: Final = 0.1
+
+_WHO: Final = """
+    SELECT a.pid, a.backend_start::text FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid()
+"""
+# By its beginning too: another session may have the pid by now.
+_TERMINATE: Final = """
+    SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a
+     WHERE a.pid = %s AND a.backend_start::text = %s
+"""
+
+
+class Unreadable(Busy):
+    """A shop's tables could not be read; the message says why."""
+
+
+class Overdue(Unreadable):
+    """They could not be read in time."""
+
+    def __init__(self) -> None:
+        super().__init__(f"its tables take longer than {STATEMENT_SECONDS:.0f} s to read")
+
+
+@define(eq=False)
+class _Waiter:
+    tenant: TenantId
+    turn: Deferred[_Place] = field(factory=Deferred)
+
+
+@define(eq=False)
+class _Place:
+    """One connection after the other."""
+
+    link: Link = field(init=False)
+    tenant: TenantId | None = None
+    """Whose tables are being read, or were and the session is not clean yet."""
+    is_kept: bool = False
+    """Whether that tenant was quick the last time, so that it does not count among the others."""
+    backend: tuple[int, str] | None = None
+    abandoned: tuple[int, str] | None = None
+    """The session on the server that a read was given up in."""
+
+    async def prepare(self, session: Session) -> None:
+        """Terminate the session of the connection before, if a read went on in it."""
+        if self.abandoned is not None:
+            await session.query(_TERMINATE, self.abandoned)
+            self.abandoned = None
+        ((pid, began),) = await session.query(_WHO)
+        self.backend = (pid, began)
+
+    def give_up(self) -> None:
+        """Have another connection, which terminates this one's session."""
+        self.abandoned = self.backend
+        self.link.drop()
+
+
+class Readers(Service):
+    """Four connections. One tenant's tables are read on one of them at a time."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: DatabaseReactor, dsn: str) -> None:
+        self._reactor = reactor
+        self._places = [_Place() for _ in range(PLACES)]
+        for number, place in enumerate(self._places):
+            place.link = Link(
+                reactor,
+                dsn,
+                name="posd reader",
+                statement_timeout=STATEMENT_SECONDS,
+                role=None,
+                prepare=place.prepare,
+                changed=lambda link: self._give_out(),
+                quiet=number > 0,
+                read_only=True,
+            )
+        self._waiting: deque[_Waiter] = deque()
+        self._quick: set[TenantId] = set()
+        self._giving_out = False
+
+    @property
+    def up(self) -> bool:
+        """Whether any connection stands."""
+        return any(place.link.up for place in self._places)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why none does; empty while nothing is known yet."""
+        return (
+            None if self.up else next((p.link.trouble for p in self._places if p.link.trouble), "")
+        )
+
+    def is_quick(self, tenant: TenantId) -> bool:
+        """Whether the last read of a tenant's tables was over in a tenth of a second."""
+        return tenant in self._quick
+
+    def startService(self) -> None:
+        Service.startService(self)
+        for place in self._places:
+            place.link.startService()
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        stopping = gatherResults([place.link.stopService() for place in self._places])
+        return stopping.addCallback(lambda _: None)
+
+    async def read(self, tenant: TenantId, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
+
+        Waits for a place. Raises `Unreadable`, `StatementFailed`, and `Unavailable` where no connection
+        stands.
+        """
+        place = await self._place(tenant)
+        began = self._reactor.seconds()
+        overdue = self._reactor.callLater(STATEMENT_SECONDS + _OVERTIME_SECONDS, place.give_up)
+        self._quick.discard(tenant)
+        try:
+            rows = await place.link.query(f"BEGIN READ ONLY; {sql}", parameters)
+        except Busy as error:
+            raise Overdue from error
+        except Unavailable as error:
+            if not overdue.active():
+                raise Overdue from error
+            if self.up:
+                # The others stand, so it may be by something in the shop's tables that this one was lost.
+                raise Unreadable("the connection was lost while its tables were read") from error
+            raise
+        finally:
+            if overdue.active():
+                overdue.cancel()
+            # Nobody waits for it.
+            Deferred.fromCoroutine(self._clean(place))
+        if self._reactor.seconds() - began <= _QUICK_SECONDS:
+            self._quick.add(tenant)
+        return rows
+
+    async def _clean(self, place: _Place) -> None:
+        """Undo what a read may have left in its session: settings, locks, plans. Then give it out again."""
+        overdue = self._reactor.callLater(STATEMENT_SECONDS, place.give_up)
+        try:
+            # DISCARD ALL runs in no transaction, and so in no string with other statements.
+            for statement in ("ROLLBACK", "DISCARD ALL", place.link.settings):
+                await place.link.execute(statement)
+        except Exception as error:
+            # Nothing is read in a session that may not be clean. Another connection takes its place.
+            if not isinstance(error, Unavailable):
+                self._log.failure("a reading session could not be cleaned; posd makes another one")
+            place.give_up()
+        finally:
+            if overdue.active():
+                overdue.cancel()
+            place.tenant = None
+            self._give_out()
+
+    async def _place(self, tenant: TenantId) -> _Place:
+        if not self.up:
+            raise _unreachable()
+        waiter = _Waiter(tenant)
+        self._waiting.append(waiter)
+        self._give_out()
+        return await waiter.turn
+
+    def _give_out(self) -> None:
+        """Let those who wait have places, one after the other and not one inside the other."""
+        if self._giving_out:
+            return
+        self._giving_out = True
+        try:
+            if not self.up:
+                while self._waiting:
+                    self._waiting.popleft().turn.errback(_unreachable())
+            for waiter, place in iter(self._next, None):
+                self._waiting.remove(waiter)
+                place.tenant, place.is_kept = waiter.tenant, waiter.tenant in self._quick
+                waiter.turn.callback(place)
+        finally:
+            self._giving_out = False
+
+    def _next(self) -> tuple[_Waiter, _Place] | None:
+        """Who is next, and where."""
+        place = next((each for each in self._places if each.tenant is None and each.link.up), None)
+        if place is None:
+            return None
+        others = sum(p.tenant is not None and not p.is_kept for p in self._places)
+        waiter = next(
+            (w for w in self._waiting if w.tenant in self._quick or others < _FOR_ANY), None
+        )
+        return None if waiter is None else (waiter, place)
+
+
+def _unreachable() -> Unavailable:
+    return Unavailable("The database cannot be reached by posd_reader.", retry_after=2)

@@ -1,0 +1,164 @@
+"""The connections that read shops' tables, with shops that mean harm."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from twisted.internet.defer import Deferred
+
+from posd.database.dsn import of_reader
+from posd.database.readers import PLACES, Overdue, Readers
+from posd.errors import StatementFailed, Unavailable
+from posd.testing.postgres import test_server
+from posd.values import TenantId
+from tests.database_case import REACTOR, DatabaseCase, until
+from tests.schema_case import two_shops
+
+KITCHEN: Final = 1
+GRILL: Final = 2
+READ: Final = "SELECT * FROM posd_hooks.read_orders${}('{{1}}')"
+LOOP: Final = """
+    LOOP
+        BEGIN
+            PERFORM pg_sleep(60);
+        EXCEPTION WHEN query_canceled THEN
+            NULL;
+        END;
+    END LOOP
+"""
+"""Code that a cancellation does not end."""
+
+
+class ReadersCase(DatabaseCase):
+    def setUp(self) -> None:
+        super().setUp()
+        for slug in ("kitchen", "grill"):
+            self.admin.run(f"INSERT INTO dinedesk_{slug}.orders (id, total_amount) VALUES (1, 5)")
+
+    def template(self) -> str:
+        return test_server().template(two_shops)
+
+    async def readers(self) -> Readers:
+        readers = Readers(REACTOR, of_reader(self.dsn))
+        readers.startService()
+        self.addCleanup(readers.stopService)
+        await until(lambda: all(each.link.up for each in readers._places), "all readers are up")
+        return readers
+
+    async def rested(self, readers: Readers) -> None:
+        await until(lambda: all(p.tenant is None for p in readers._places), "all places are free")
+
+    def run_when_read(self, body: str, slug: str = "kitchen", rights: str = "") -> None:
+        """Have PL/pgSQL run when a shop's order 1 is read: by a view in the place of its items."""
+        self.admin.run(
+            f"DROP ROUTINE IF EXISTS dinedesk_{slug}.evil CASCADE;"
+            f"DROP TABLE IF EXISTS dinedesk_{slug}.order_items;"
+            f"CREATE FUNCTION dinedesk_{slug}.evil() RETURNS bigint LANGUAGE plpgsql {rights}"
+            f" AS $$ BEGIN {body}; RETURN 1; END $$;"
+            f"CREATE VIEW dinedesk_{slug}.order_items AS"
+            f" SELECT 1::bigint AS id, dinedesk_{slug}.evil() AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity;"
+            f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
+        )
+
+    def pids(self) -> set[int]:
+        return set(self.backends("posd reader"))
+
+
+class ReadingTests(ReadersCase):
+    async def test_orders_are_read_as_the_shop_has_them(self) -> None:
+        readers = await self.readers()
+        ((order_id, content),) = await readers.read(KITCHEN, READ.format("kitchen"))
+        self.assertEqual((order_id, content["total_amount"]), ("1", 5))
+        self.assertTrue(readers.is_quick(KITCHEN))
+
+    async def test_nothing_can_be_written_while_a_shop_is_read(self) -> None:
+        readers = await self.readers()
+        self.admin.run("GRANT INSERT ON dinedesk_kitchen.orders TO posd_hook_kitchen")
+        for body, refusal in (
+            ("INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (2, 5)", "25006"),
+            ("ALTER FUNCTION posd_hooks.read_orders$kitchen(text[]) SECURITY INVOKER", "25006"),
+            ("CREATE TEMPORARY TABLE t ()", "25006"),
+            ("PERFORM set_config('transaction_read_only', 'off', true)", "25001"),
+        ):
+            with self.subTest(body=body):
+                self.run_when_read(body)
+                with self.assertRaises(StatementFailed) as caught:
+                    await readers.read(KITCHEN, READ.format("kitchen"))
+                self.assertEqual(caught.exception.sqlstate, refusal)
+
+    async def test_a_shops_code_has_no_more_rights_than_to_read_that_shop(self) -> None:
+        readers = await self.readers()
+        for body in (
+            "PERFORM FROM dinedesk_grill.orders",
+            "PERFORM FROM dinedesk_kitchen.pos_events",
+            "PERFORM FROM dinedesk_main.pos_api_keys",
+            "PERFORM FROM posd_hooks.read_orders$grill('{1}')",
+            "PERFORM FROM posd_hooks.enqueue$kitchen('order', '{1}')",
+            "PERFORM dinedesk_main.pos_publish('grill', 'x', '{}')",
+            "PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'posd_reader'",
+            "PERFORM set_config('role', 'posd_reader', false)",
+            "PERFORM set_config('session_authorization', 'default', false)",
+        ):
+            with self.subTest(body=body):
+                self.run_when_read(body)
+                with self.assertRaises(StatementFailed) as caught:
+                    await readers.read(KITCHEN, READ.format("kitchen"))
+                self.assertIn(caught.exception.sqlstate, ("42501", "42P01", "3F000", "22023"))
+
+    async def test_nothing_is_left_in_a_session_that_a_shop_was_read_in(self) -> None:
+        readers = await self.readers()
+        self.run_when_read(
+            "PERFORM set_config('search_path', 'dinedesk_kitchen', false),"
+            " set_config('statement_timeout', '0', false), pg_advisory_lock(7097, 3)"
+        )
+        await readers.read(KITCHEN, READ.format("kitchen"))
+        await self.rested(readers)
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        self.assertEqual(self.admin.value(locks), 0)
+        for _ in range(PLACES):
+            settings = "SELECT current_setting('search_path'), current_setting('statement_timeout')"
+            self.assertEqual(await readers.read(GRILL, settings), [("pg_catalog, pg_temp", "1s")])
+
+    async def test_without_a_connection_it_is_unavailable(self) -> None:
+        readers = Readers(REACTOR, of_reader(self.dsn))
+        with self.assertRaises(Unavailable):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+
+
+class OverdueTests(ReadersCase):
+    async def test_a_read_that_takes_too_long_is_ended_by_the_server(self) -> None:
+        readers = await self.readers()
+        before = self.pids()
+        self.run_when_read("PERFORM pg_sleep(60)")
+        with self.assertRaises(Overdue):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        self.assertEqual(self.pids(), before, "the connection can be used again")
+        self.assertFalse(readers.is_quick(KITCHEN))
+
+    async def test_code_that_goes_on_after_its_cancellation_is_terminated(self) -> None:
+        readers = await self.readers()
+        before = self.pids()
+        self.run_when_read(LOOP)
+        with self.assertRaises(Overdue):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        await until(lambda: all(p.link.up for p in readers._places), "the place is refilled")
+        await until(lambda: len(self.pids() & before) == PLACES - 1, "its session is ended")
+        await until(lambda: len(self.pids()) == PLACES, "there are as many as before")
+
+    async def test_shops_that_were_quick_have_places_that_no_other_gets(self) -> None:
+        readers = await self.readers()
+        await readers.read(GRILL, READ.format("grill"))
+        await self.rested(readers)
+        self.run_when_read("PERFORM pg_sleep(60)")
+        slow = [self.begun(readers, tenant) for tenant in (KITCHEN, 3, 4, 5)]
+        await until(lambda: sum(p.tenant is not None for p in readers._places) == 2, "two read")
+        for _ in range(5):
+            await readers.read(GRILL, READ.format("grill"))
+        self.assertEqual([each.called for each in slow], [False] * 4)
+        for each in slow:
+            await self.assertFailure(each, Overdue)
+
+    def begun(self, readers: Readers, tenant: TenantId) -> Deferred[object]:
+        """A read in the name of any tenant, which takes for ever."""
+        return Deferred.fromCoroutine(readers.read(tenant, READ.format("kitchen")))

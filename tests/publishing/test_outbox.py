@@ -1,0 +1,206 @@
+"""The outbox is looked at, shops are read, and then exactly what was seen is numbered."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from posd.publishing.sequencer import Sequencer
+from posd.store import shop_rows
+from posd.testing.postgres import test_server
+from tests.database_case import until
+from tests.schema_case import two_shops
+from tests.sequencer_case import GRILL, KITCHEN, SequencerCase, notice, publication
+
+ENDLESS = """
+    LOOP
+        BEGIN
+            PERFORM pg_sleep(60);
+        EXCEPTION WHEN query_canceled THEN
+            NULL;
+        END;
+    END LOOP
+"""
+
+
+class OutboxCase(SequencerCase):
+    have_read = False
+
+    def template(self) -> str:
+        return test_server().template(two_shops)
+
+    def change(self, order_id: str, note: str) -> None:
+        self.admin.run(
+            "UPDATE dinedesk_kitchen.orders SET special_instructions = %s WHERE id = %s",
+            note,
+            order_id,
+        )
+
+    def notes(self) -> list[str | None]:
+        return [each.data.get("notes") for each in self.log_of()]
+
+    def held(self) -> Deferred[None]:
+        """Orders that were read arrive only when this has fired."""
+        gate: Deferred[None] = Deferred()
+        read = shop_rows.read
+
+        async def late(*arguments: Any) -> shop_rows.ShopRows:
+            rows = await read(*arguments)
+            self.have_read = True
+            if not gate.called:
+                await until(lambda: gate.called, "it may go on")
+            return rows
+
+        self.patch(shop_rows, "read", late)
+        return gate
+
+
+class SeenTests(OutboxCase):
+    async def test_a_change_that_comes_after_the_read_is_published_too(self) -> None:
+        sequencer = await self.started()
+        gate = self.held()
+        order_id = self.place_order()
+        sequencer.wake()
+        await until(lambda: self.have_read, "the read is over")
+        # The row of what the shop commits now was not seen, so it stays.
+        self.change(order_id, "cancelled")
+        gate.callback(None)
+        await self.emptied(sequencer)
+        self.assertEqual(self.notes()[-1], "cancelled")
+
+    async def test_others_are_numbered_while_a_shop_is_read(self) -> None:
+        sequencer = await self.started()
+        gate = self.held()
+        self.place_order()
+        sequencer.wake()
+        await until(lambda: sequencer._outbox.reading == 1, "it is read")
+        self.publish("notice", {"number": 1}, GRILL)
+        sequencer.wake()
+        published = await sequencer.publish(publication(notice(2), tenant_id=KITCHEN))
+        self.assertEqual(published.ids, (1,))
+        await until(lambda: self.seqs(GRILL) == [1], "the other shop's event is numbered")
+        gate.callback(None)
+        await self.emptied(sequencer)
+        self.assertEqual(self.seqs(), [1, 2])
+
+    async def test_what_was_read_for_a_batch_that_is_refused_is_read_again(self) -> None:
+        sequencer = await self.started()
+        gate = self.held()
+        order_id = self.place_order()
+        self.publish("notice", {"number": 1})
+        sequencer.wake()
+        await until(lambda: self.have_read, "the read is over")
+        # Refuses the batch whole, as long as the notice is in it.
+        self.admin.run(
+            "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT no_notice"
+            " CHECK (event_type <> 'notice')"
+        )
+        self.change(order_id, "changed since")
+        gate.callback(None)
+        await self.emptied(sequencer)
+        log = self.log_of()
+        self.assertEqual([each.type for each in log if each.failure], ["notice"])
+        (order,) = [each for each in log if not each.failure]
+        self.assertEqual(order.data["notes"], "changed since")
+
+    async def test_two_nodes_publish_each_order_as_it_became(self) -> None:
+        for seed in range(3):
+            with self.subTest(seed=seed):
+                await self.one_history(random.Random(seed))
+
+    async def one_history(self, chance: random.Random) -> None:
+        """Two nodes read and number side by side, with delays in between, while the shop changes orders."""
+        read = shop_rows.read
+
+        async def dawdling(*arguments: Any) -> shop_rows.ShopRows:
+            rows = await read(*arguments)
+            for _ in range(chance.randrange(4)):
+                await until(lambda: True, "a turn of the reactor has passed")
+            return rows
+
+        self.patch(shop_rows, "read", dawdling)
+        nodes = [await self.started(), await self.started()]
+        orders = [self.place_order() for _ in range(3)]
+        last: dict[str, int] = {}
+        for number in range(40):
+            order_id = chance.choice(orders)
+            self.change(order_id, str(number))
+            last[order_id] = number
+            chance.choice(nodes).wake()
+            if chance.random() < 0.4:
+                await until(lambda: True, "a turn of the reactor has passed")
+        for node in nodes:
+            await self.emptied(node)
+            await self.rested(node)
+        told: dict[str, list[int]] = {each: [] for each in orders}
+        for each in self.log_of():
+            if each.data["orderId"] in told and each.data.get("notes"):
+                told[each.data["orderId"]].append(int(each.data["notes"]))
+        for order_id, numbers in told.items():
+            self.assertEqual(numbers, sorted(numbers), "in the order of the commits")
+            self.assertEqual(numbers[-1:], [last[order_id]] if order_id in last else [])
+        seqs = self.seqs()
+        self.assertEqual(seqs, list(range(1, len(seqs) + 1)))
+
+
+class HostileTests(OutboxCase):
+    def run_when_read(self, slug: str, body: str) -> None:
+        self.admin.run(
+            f"DROP TABLE dinedesk_{slug}.order_items;"
+            f"CREATE FUNCTION dinedesk_{slug}.evil() RETURNS bigint LANGUAGE plpgsql"
+            f" AS $$ BEGIN {body}; RETURN 1; END $$;"
+            f"CREATE VIEW dinedesk_{slug}.order_items AS"
+            f" SELECT 1::bigint AS id, dinedesk_{slug}.evil() AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity;"
+            f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
+        )
+
+    async def test_a_shop_whose_code_never_ends_waits_alone(self) -> None:
+        sequencer = await self.started()
+        self.run_when_read("kitchen", ENDLESS)
+        for _ in range(3):
+            self.place_order()
+        sequencer.wake()
+        await until(lambda: sequencer._outbox.reading == 1, "it is read")
+        placed = [self.place_order(GRILL) for _ in range(3)]
+        sequencer.wake()
+        await until(lambda: len(self.seqs(GRILL)) == len(placed), "the other shop is served")
+        self.assertEqual(sequencer._outbox.reading, 1, "the read goes on all the while")
+        await self.rested(sequencer)
+        self.assertEqual((self.seqs(), self.waiting), ([], 3))
+        self.assertEqual((sequencer.left_out, sequencer.serves_all), (1, False))
+
+    async def test_its_pauses_double_up_to_five_minutes(self) -> None:
+        sequencer = await self.started()
+        self.admin.run("ALTER TABLE dinedesk_kitchen.orders RENAME TO put_away")
+        self.admin.run("SELECT posd_hooks.enqueue$kitchen('order', '{1}')")
+        pauses = []
+        for _ in range(11):
+            await self.rested(sequencer)
+            began = self.clock.seconds()
+            until_then = sequencer._aside._until[KITCHEN][0]
+            pauses.append(round(until_then - began))
+            self.clock.advance(pauses[-1] + 0.1)
+        self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300])
+
+    async def test_a_shop_that_takes_long_has_fewer_orders_read_at_once(self) -> None:
+        sequencer = await self.started()
+        self.run_when_read("kitchen", "PERFORM pg_sleep(0.03)")
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.orders (total_amount) SELECT n FROM generate_series(1, 60) AS n"
+        )
+        self.assertEqual(self.waiting, 60)
+        await self.numbered(sequencer, 60)
+        self.assertEqual(Counter(each.type for each in self.log_of()), {"new_order": 60})
+
+    async def numbered(self, sequencer: Sequencer, count: int) -> None:
+        def done() -> bool:
+            if self.rests(sequencer):
+                self.clock.advance(1.1)
+                sequencer.wake()
+            return len(self.seqs()) == count
+
+        await until(done, "all are numbered")
