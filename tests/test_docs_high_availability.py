@@ -28,9 +28,12 @@ class FilesTests(SynchronousTestCase):
         self.assertEqual(options["target_session_attrs"], "read-write")
         self.assertEqual(options["passfile"], "/folder/pgpass")
 
-    def test_the_password_of_the_file_is_the_one_that_the_role_gets(self) -> None:
-        *_, user, password = shown("text", "pgpass").strip().split(":")
-        self.assertIn(f"ALTER ROLE {user} PASSWORD '{password}'", shown("sql", "posd"))
+    def test_the_passwords_of_the_file_are_those_that_the_roles_get(self) -> None:
+        for line in shown("text", "pgpass").splitlines():
+            *_, user, password = line.split(":")
+            with self.subTest(user=user):
+                self.assertIn(f"ALTER ROLE {user} PASSWORD '{password}'", shown("sql", "posd"))
+                self.assertIn(f'"{user}" "{password}"', shown("text", "userlist"))
 
     def test_each_machine_has_files_of_its_own(self) -> None:
         for number in MACHINES:
