@@ -190,6 +190,7 @@ class LedgerEventTests(SequencerCase):
         self.place_order()
         await self.emptied(sequencer)
         self.assertEqual(link.most(), 3)
+        self.place_order()
         await giftcards.purchase(session, TENANT, "GC-1", 50, SHOP)
         await self.emptied(sequencer)
         self.assertEqual(link.most(), 4)
