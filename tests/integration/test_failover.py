@@ -185,6 +185,12 @@ class AsynchronousTests(FailoverCase):
         self.stream_id = self.behind.connected["streamId"]
         self.sees([self.behind, self.ahead, self.unnamed], 1, 3)
         self.behind.hang_up()
+        # The standby knows the device: one whose first acknowledgement is lost is new to it.
+        self.ahead.send({"type": "ack", "id": 3})
+        acked = "SELECT 1 FROM dinedesk_main.pos_cursors WHERE device_id = 'POS_BAR_2' AND acked_seq = 3"
+        until(
+            lambda: query(self.server, acked, dbname="posd"), "the acknowledgement is written", 40
+        )
         self.wait_for_replay()
         self.cut_replication()
         self.publish(2)

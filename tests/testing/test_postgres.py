@@ -26,6 +26,7 @@ import posd
 from posd.testing import binaries as binaries_module
 from posd.testing import postgres as postgres_module
 from posd.testing import server as server_module
+from posd.testing.account import Account
 from posd.testing.binaries import Binaries, NoServer, find_binaries, preferred_binaries
 from posd.testing.postgres import TestServer, test_server
 from posd.testing.server import Server, ServerFailed
@@ -416,12 +417,20 @@ class StandbyTests(SynchronousTestCase):
         self.assertEqual(self.ids(self.standby), [(1,), (2,)])
 
     def test_a_setting_it_refuses_is_reported_and_leaves_nothing(self) -> None:
-        place = self.primary.folder.parent
-        before = set(place.glob("posd-pg-*"))
+        # Other processes of the tests make and remove folders in the same place.
+        made: list[Path] = []
+        account = Account
+        make = account.temporary_folder
+
+        def remember(*where: object) -> Path:
+            made.append(make(*where))  # type: ignore[arg-type]
+            return made[-1]
+
+        self.patch(account, "temporary_folder", remember)
         with self.assertRaises(ServerFailed) as raised:
             self.primary.standby({"max_connections": "many"})
         self.assertIn('invalid value for parameter "max_connections"', str(raised.exception))
-        self.assertFalse(set(place.glob("posd-pg-*")) - before)
+        self.assertEqual([each.exists() for each in made], [False])
 
 
 class DatabaseTests(SynchronousTestCase):
