@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from posd.database.watch import shortage
 
 _REST_SECONDS: Final = 1.0
-_AT_ONCE: Final = 4
+_AT_ONCE: Final = 2
 """Connections that are accepted in one turn of the reactor. Twisted accepts a hundred and more."""
 
 

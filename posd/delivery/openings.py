@@ -22,7 +22,7 @@ from posd.values import Opening, Seq, Tenant, TenantId
 
 _AT_ONCE: Final = 500
 """Terminals in one statement, so that its answer is small and the first ones need not wait for the last."""
-_IN_A_TURN: Final = 3
+_IN_A_TURN: Final = 2
 """Terminals that go on in one turn of the reactor: each is upgraded and greeted then."""
 _SECONDS: Final = 5.0
 

@@ -31,8 +31,6 @@ OF_ALL_TENANTS: Final = 20
 """How many times the rate of a credential a key of all tenants has."""
 FRAME: Final = 0.25
 """What a WebSocket frame costs, in requests. A message that has to be written down by itself costs one."""
-ANSWERED: Final = 0.5
-"""What a byte of a long answer costs, in bytes of a body that is sent: it is not parsed."""
 _MOST_DEBT: Final = 30.0
 """Seconds for which a connection is not read at most, whatever came on it."""
 
@@ -142,7 +140,7 @@ class RequestRates:
 
         What is sent is counted apart from it, and handshakes are not refused.
         """
-        for bucket, count in self._of_bytes(who, size * ANSWERED, self._answers):
+        for bucket, count in self._of_bytes(who, size, self._answers):
             bucket.owe(count, _MOST_DEBT)
 
     def stranger(self, address: str, purpose: str) -> None:

@@ -39,7 +39,7 @@ class RestsTests(SynchronousTestCase):
         accepting.Rests(Clock(), port)
         for _ in range(3):
             port.doRead()
-        self.assertEqual(port.taken, [4, 4, 2])
+        self.assertEqual(port.taken, [2, 2, 2])
 
     def test_a_port_rests_while_there_is_no_descriptor(self) -> None:
         clock, port = Clock(), Port(backlog=10)

@@ -137,7 +137,7 @@ class CutTests(NamedCrowdCase):
         posd = self.start()
         slug = self.slugs[0]
         path = f"/api/{slug}/orders/pending"
-        # Of one key's requests only four are worked on at once, so each call has a key of its own.
+        # Of one key's requests only two are worked on at once, so each call has a key of its own.
         keys = [self.shop.key("device", slug, f"POS_{number}") for number in range(150)]
 
         def call(key: str = self.keys[slug]) -> int:

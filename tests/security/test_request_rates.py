@@ -163,12 +163,12 @@ class StrangerTests(RatesCase):
 
 
 class AnsweredTests(RatesCase):
-    def test_half_of_an_answer_is_charged_and_what_is_over_is_owed(self) -> None:
+    def test_an_answer_is_charged_and_what_is_over_is_owed(self) -> None:
         who = account(1, None, shared=False)
         free = int(self.rates.bytes_per_credential * 10)
-        self.rates.answered(who, 2 * free)
+        self.rates.answered(who, free)
         self.rates.request(who, 100)
-        self.rates.answered(who, 2 * 100)
+        self.rates.answered(who, 100)
         self.assertRaises(TooManyRequests, self.rates.request, who, 0)
         connecting = account(1, None, shared=False, purpose=Purpose.HANDSHAKE)
         self.rates.request(connecting, 0)

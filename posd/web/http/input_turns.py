@@ -1,4 +1,4 @@
-"""What clients send is worked on for a few milliseconds in one turn of the reactor, each of them in turn.
+"""What clients send is worked on for one millisecond in a turn of the reactor, each client in its turn.
 
 A request takes several turns of the reactor, since each answer of the database is read in a turn of its own.
 If a turn lasted until everything was worked on that a thousand clients have just sent, each of these turns

@@ -8,7 +8,7 @@ from typing import Final, TypeVar, cast
 
 from twisted.internet.task import Cooperator
 
-_STEP_SECONDS: Final = 0.002
+_STEP_SECONDS: Final = 0.001
 """A turn ends with the step during which this much time has gone by."""
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 BY_TURN: Final = "turn"
 """What is counted when a request is refused since its turn did not come."""
-AT_ONCE: Final = 4
+AT_ONCE: Final = 2
 MOST_WAITING: Final = 1000
 """Requests of one credential that wait: as many as a crowd of terminals with one key sends at once.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -11,12 +12,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import TooManyRequests
 from posd.web.http import turns
-from posd.web.http.turns import ALL_WAITING, AT_ONCE, MOST_WAITING, WAIT_SECONDS, RequestTurns
+from posd.web.http.turns import ALL_WAITING, MOST_WAITING, WAIT_SECONDS, RequestTurns
+
+AT_ONCE: Final = 4
 
 
 class TurnsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
+        # Enough of them to tell an order; the tests of requests have as many as there are.
+        self.patch(turns, "AT_ONCE", AT_ONCE)
         self.counted: list[str] = []
         self.turns = RequestTurns(self.clock, self.counted.append)
         self.begun: list[str] = []
