@@ -61,6 +61,19 @@ class Journal:
         """A row of the outbox was logged as failed, since it cannot be published."""
         self._failed(batch.Rejected(row, reason, about=batch.order_of(row)).entry(0))
 
+    def unreadable(
+        self, tenant_id: TenantId, order_id: str | None, reason: str, seconds: float
+    ) -> None:
+        """Orders of a tenant cannot be read for now, all of them or one."""
+        self._log.error(
+            "{orders} of tenant {tenant} cannot be read: {reason}. posd tries again in {seconds:.0f} s"
+            " and publishes what needs no reading meanwhile. `posctl doctor` says what was changed",
+            orders="the orders" if order_id is None else f"order {order_id[:64]}",
+            tenant=self.name_of(tenant_id),
+            reason=reason,
+            seconds=seconds,
+        )
+
     def refused(self, request: Request, error: Exception) -> None:
         """A publisher's request failed in the database."""
         named = [item.place[1] for item in request.items if item.place[1] is not None]

@@ -60,12 +60,17 @@ class Request:
     """A publication and whoever waits for its answer.
 
     `result` is found out in the transaction, perhaps in several that fail, and is told after the
-    one that did not.
+    one that did not. `follows` is the last row of the outbox that comes before it, None while that is not
+    known. `orderly`: it waits for that row, since `waits_since`. `queued`: it waits for its transaction.
     """
 
     publication: Publication
     answer: Deferred[Published] = field(factory=Deferred)
     result: Published | Refusal | None = None
+    follows: int | None = None
+    orderly: bool = True
+    waits_since: float | None = None
+    queued: bool = False
 
     @property
     def tenant_id(self) -> TenantId:

@@ -72,7 +72,12 @@ FUNCTIONS_OF_MAIN = {
     "pos_erase_people(integer, text[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_check_keeps(text, text)": ("posd_owner", False, {"posd"}),
     "pos_keeps(text, text)": ("posd_owner", False, {"posd"}),
-    "pos_look(integer, integer[], integer[], integer[], integer)": ("posd_owner", False, {"posd"}),
+    "pos_look(integer, integer[], integer[], integer[], integer[], integer)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
+    "pos_look_again(integer[], text[], integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_make_roles(text)": ("a superuser", True, {"posd_owner"}),
     "pos_only_erased(json, json, text)": ("posd_owner", False, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
@@ -95,7 +100,7 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_take(integer[], bigint[], boolean)": ("posd_owner", False, {"posd"}),
+    "pos_take(integer[], bigint[], integer[], bigint[], boolean)": ("posd_owner", False, {"posd"}),
     "pos_tell_nodes()": ("posd_owner", False, set()),
     "pos_note_tenant_change()": ("posd_owner", True, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
@@ -301,7 +306,7 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.orders",
             "SELECT FROM dinedesk_kitchen.pos_events",
             "SELECT FROM dinedesk_main.tenants",
-            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL)",
+            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', '{}', NULL)",
             "SELECT posd_hooks.enqueue$kitchen('order', '{1}')",
             "CREATE TABLE posd_hooks.t ()",
             "CREATE SCHEMA another",
@@ -361,7 +366,7 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.pos_orders",
             "SELECT FROM dinedesk_main.pos_events",
             "SELECT FROM dinedesk_main.pos_orders",
-            "SELECT FROM dinedesk_main.pos_take('{}', '{}', false)",
+            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false)",
         )
 
     def test_who_may_only_insert_orders_does_only_that(self) -> None:
