@@ -146,6 +146,7 @@ class Parts:
             name="posd sequencer",
             statement_timeout=timeout,
             prepare=self._recognise,
+            retries=self.database.retries,
         )
         self.sequencer = Sequencer(
             reactor,
