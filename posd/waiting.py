@@ -6,8 +6,9 @@ from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -32,6 +33,31 @@ class Pulse:
     def stalled(self) -> bool:
         """Whether there was none for a minute: it is waiting for what will never come."""
         return monotonic() - self._last > _STALLED_SECONDS
+
+
+class Pauses:
+    """The pauses of a service between its rounds. The service ends them when it stops."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._under_way: set[Deferred[None]] = set()
+
+    async def take(self, seconds: float) -> bool:
+        """Wait; False if `end` was called before the time was over."""
+        pause: Deferred[None] = deferLater(self._reactor, seconds)
+        self._under_way.add(pause)
+        try:
+            await pause
+        except CancelledError:
+            return False
+        finally:
+            self._under_way.discard(pause)
+        return True
+
+    def end(self) -> None:
+        """End the pauses that are under way."""
+        for pause in list(self._under_way):
+            pause.cancel()
 
 
 def within(

@@ -8,7 +8,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import waiting
-from posd.waiting import Pulse, within
+from posd.waiting import Pauses, Pulse, within
 
 
 class WithinTests(SynchronousTestCase):
@@ -93,3 +93,15 @@ class PulseTests(SynchronousTestCase):
         self.assertTrue(pulse.stalled)
         pulse.beat()
         self.assertFalse(pulse.stalled)
+
+
+class PausesTests(SynchronousTestCase):
+    def test_they_last_as_long_as_they_should_or_until_they_are_ended(self) -> None:
+        clock = Clock()
+        pauses = Pauses(clock)
+        short, long = (Deferred.fromCoroutine(pauses.take(seconds)) for seconds in (1.0, 2.0))
+        clock.advance(1.0)
+        self.assertTrue(self.successResultOf(short))
+        pauses.end()
+        self.assertFalse(self.successResultOf(long))
+        self.assertEqual(clock.getDelayedCalls(), [])

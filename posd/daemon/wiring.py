@@ -149,6 +149,7 @@ class Parts:
             name="posd sequencer",
             statement_timeout=timeout,
             prepare=self._recognise,
+            retries=self.database.retries,
         )
         self.readers = Readers(reactor, self.settings.database.reader_dsn or of_reader(dsn))
         self.sequencer = Sequencer(

@@ -7,14 +7,12 @@ any transaction.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database import session_settings
@@ -23,6 +21,7 @@ from posd.database.connection import DatabaseReactor as DatabaseReactor
 from posd.database.connection import Parameters as Parameters
 from posd.database.connection import Row as Row
 from posd.database.dsn import rotated
+from posd.database.retries import Retries
 from posd.database.turns import Turns
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.waiting import Pulse, within
@@ -30,8 +29,6 @@ from posd.waiting import Pulse, within
 T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 5.0
-_FIRST_RETRY_SECONDS: Final = 0.1
-_LAST_RETRY_SECONDS: Final = 2.0
 _MOST_WAITING: Final = 5000
 # A statement that the server itself should have ended by now is on a network that is gone.
 _GRACE_SECONDS: Final = 5.0
@@ -57,7 +54,7 @@ class Session(Reader, Protocol):
 
 
 class Link(Service):
-    """One connection that is made again, with back-off, whenever it is lost.
+    """One connection that is made again, after a pause of `retries`, whenever it is lost.
 
     `prepare` runs on every new connection before anybody else may use it; if it fails the
     connection is dropped and made again. `changed` is told when the link comes up, when it goes
@@ -85,8 +82,10 @@ class Link(Service):
         notified: Callable[[str, str], None] | None = None,
         quiet: bool = False,
         read_only: bool = False,
+        retries: Retries | None = None,
     ) -> None:
         self._reactor = reactor
+        self._retries = retries or Retries(reactor)
         self._dsn = dsn
         # How many attempts to connect had no answer in time; each one begins at the next host.
         self._unanswered = 0
@@ -220,7 +219,7 @@ class Link(Service):
                 watchdog.cancel()
 
     async def _keep_up(self) -> None:
-        pause = _FIRST_RETRY_SECONDS
+        failures = 0
         while self.running:
             gone: Deferred[None] = Deferred()
             try:
@@ -231,16 +230,16 @@ class Link(Service):
                 self.drop()
                 up = False
             if up:
-                pause = _FIRST_RETRY_SECONDS
+                failures = 0
                 await gone
             if not self.running:
                 return
-            self._retry = deferLater(self._reactor, pause * random.uniform(0.5, 1.0))
+            failures += 1
+            self._retry = self._retries.pause(failures)
             try:
                 await self._retry
             except CancelledError:
                 return
-            pause = min(pause * 2, _LAST_RETRY_SECONDS)
 
     async def _connect(self, gone: Deferred[None]) -> bool:
         self.pulse.beat()
@@ -263,6 +262,7 @@ class Link(Service):
         if not self._holds(connection):
             return False
         self._gone, self.up, self.trouble, self.refusal = gone, True, None, None
+        self._retries.succeeded()
         self._tell_changed()
         return True
 

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from posd.database.checkout import Checkout
 from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
+from posd.database.retries import Retries
 from posd.errors import StatementFailed, Unavailable
 from posd.values import TenantId
 
@@ -59,6 +60,8 @@ class Database(Service):
     ) -> None:
         self._reactor = reactor
         self._waited = waited
+        self.retries = Retries(reactor)
+        """Also for other links to the same server."""
         self._links = [
             Link(
                 reactor,
@@ -68,6 +71,7 @@ class Database(Service):
                 role=role,
                 changed=self._link_changed,
                 quiet=number > 0,
+                retries=self.retries,
             )
             for number in range(size)
         ]

@@ -13,9 +13,8 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.link import DatabaseReactor, Link, Session
@@ -24,7 +23,7 @@ from posd.errors import Refusal, StatementFailed
 from posd.monitoring.database_clock import DatabaseClock
 from posd.store import stream
 from posd.values import Head, TenantId
-from posd.waiting import Pulse, within
+from posd.waiting import Pauses, Pulse, within
 
 _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
@@ -129,7 +128,7 @@ class Feed(Service):
         """How long a row of the outbox had waited when the outbox was last looked at."""
         self._loops: list[Deferred[None]] = []
         self._pulses: list[Pulse] = []
-        self._pauses: set[Deferred[None]] = set()
+        self._pauses = Pauses(reactor)
         # Keys to be looked at after those that are looked at now; None stands for all keys.
         self._suspects: set[int | None] = set()
         self._suspecting = False
@@ -142,6 +141,7 @@ class Feed(Service):
             prepare=self._listen,
             changed=self._link_changed,
             notified=self._notified,
+            retries=database.retries,
         )
 
     @property
@@ -173,8 +173,7 @@ class Feed(Service):
     def stopService(self) -> Deferred[None]:
         """What is being looked at is still looked at; nothing is cancelled but waiting."""
         Service.stopService(self)
-        for pause in list(self._pauses):
-            pause.cancel()
+        self._pauses.end()
         stopping = gatherResults([*self._loops, self._link.stopService()])
         return stopping.addCallback(lambda _: None)
 
@@ -246,7 +245,8 @@ class Feed(Service):
         try:
             heads = await stream.moved(self._database, self._delivery.positions)
             await self._delivery.check(heads)
-            await self._pause(_HEADS_PAUSE)
+            if self.running:
+                await self._pauses.take(_HEADS_PAUSE)
         finally:
             self._looking_at_heads = False
             if self._heads_notified and self.running:
@@ -310,24 +310,10 @@ class Feed(Service):
         self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]], pulse: Pulse
     ) -> None:
         while self.running:
-            if not await self._pause(seconds * random.uniform(0.75, 1.25)):
+            if not await self._pauses.take(seconds * random.uniform(0.75, 1.25)):
                 return
             pulse.beat()
             await self._shielded(work())
-
-    async def _pause(self, seconds: float) -> bool:
-        """Wait; False if the feed is stopped by then."""
-        if not self.running:
-            return False
-        pause: Deferred[None] = deferLater(self._reactor, seconds)
-        self._pauses.add(pause)
-        try:
-            await pause
-        except CancelledError:
-            return False
-        finally:
-            self._pauses.discard(pause)
-        return True
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         Deferred.fromCoroutine(self._shielded(work))

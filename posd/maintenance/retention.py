@@ -13,9 +13,8 @@ from typing import Final
 from uuid import UUID
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.config.units import HOUR, format_duration
@@ -25,6 +24,7 @@ from posd.events.orders import FINAL_STATUSES
 from posd.store import retention
 from posd.store.retention import Due, Gone
 from posd.values import TenantId
+from posd.waiting import Pauses
 
 _LOOK_SECONDS: Final = 300.0
 _NIGHT: Final = (3, 4, 5)
@@ -56,7 +56,7 @@ class Retention(Service):
         self.seconds = seconds
         # What is wrong with a tenant is told once.
         self._failed: set[TenantId] = set()
-        self._pauses: set[Deferred[None]] = set()
+        self._pauses = Pauses(reactor)
         self._loop: Deferred[None] = succeed(None)
 
     def startService(self) -> None:
@@ -67,8 +67,7 @@ class Retention(Service):
     def stopService(self) -> Deferred[None]:
         """The batch that is being deleted still is."""
         Service.stopService(self)
-        for pause in list(self._pauses):
-            pause.cancel()
+        self._pauses.end()
         return self._loop
 
     async def _go_on(self) -> None:
@@ -175,14 +174,6 @@ class Retention(Service):
 
     async def _rest(self, seconds: float) -> bool:
         """Let others have their turn; False when there is to be no more."""
-        if not self.running:
-            return False
-        pause: Deferred[None] = deferLater(self._reactor, seconds * random.uniform(0.5, 1.5))
-        self._pauses.add(pause)
-        try:
-            await pause
-        except CancelledError:
-            return False
-        finally:
-            self._pauses.discard(pause)
+        if self.running:
+            await self._pauses.take(seconds * random.uniform(0.5, 1.5))
         return bool(self.running)

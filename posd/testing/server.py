@@ -12,11 +12,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -24,12 +23,11 @@ from typing import Literal, Self
 from attrs import define, field
 
 from posd.errors import PosdError
-from posd.testing import keeper
 from posd.testing.account import Account, environment, within_reach
 from posd.testing.binaries import Binaries, preferred_binaries
+from posd.testing.kept import Kept
 
 _START_SECONDS = 60.0
-_STOP_SECONDS = 60.0
 _PROMOTE_SECONDS = "60"
 _POLL_SECONDS = 0.01
 _FOLDER = "posd-pg-"
@@ -68,7 +66,7 @@ class Server:
     _account: Account
     pid: int = field(init=False, default=0)
     """The postmaster's process id, 0 while it does not run."""
-    _keeper: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _kept: Kept | None = field(init=False, default=None)
 
     @classmethod
     def start(
@@ -208,29 +206,10 @@ class Server:
         command = [str(self.binaries.path / "postgres"), "-D", str(self.folder / "data")]
         for name, value in {"unix_socket_directories": str(self.folder), **self._settings}.items():
             command += ["-c", f"{name}={value}"]
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", keeper.__file__),
-                *(str(self.folder), str(self._account.uid), str(self._account.gid), "QUIT"),
-                *command,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-            env=environment(),
-            # A Ctrl-C in the terminal is for the tests; they then stop the server themselves.
-            start_new_session=True,
-        )
-        self._keeper = process
-        assert process.stdout is not None
-        with process.stdout as answer:
-            told = answer.readline()
-        self.pid = int(told or 0)
+        self._kept = kept = Kept.start(self.folder, self._account, "QUIT", command)
+        self.pid = kept.pid
         while not self._ready():
-            if not told or process.poll() is not None:
-                self._forget()
-                return False
-            if time.monotonic() > deadline:
+            if not kept.running or time.monotonic() > deadline:
                 self.kill()
                 return False
             time.sleep(_POLL_SECONDS)
@@ -245,21 +224,9 @@ class Server:
         return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     def _end(self, how: signal.Signals) -> None:
-        if self._keeper is None:
-            return
-        if self._keeper.poll() is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, how)
-        try:
-            self._keeper.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise ServerFailed(f"PostgreSQL did not stop:\n{_tail(self.log())}") from None
-        self._forget()
-
-    def _forget(self) -> None:
-        if self._keeper is not None and self._keeper.stdin is not None:
-            self._keeper.stdin.close()
-        self._keeper = None
+        if self._kept is not None and not self._kept.end(how):
+            raise ServerFailed(f"PostgreSQL did not stop:\n{_tail(self.log())}")
+        self._kept = None
         self.pid = 0
 
 

@@ -15,9 +15,8 @@ from posd import waiting
 from posd.config.model import Config, Database
 from posd.daemon.service import Daemon
 from posd.daemon.wiring import Parts
-from posd.database import link as links
 from posd.database.connection import Connection
-from posd.delivery import feed as feeds
+from posd.database.retries import Retries
 from posd.errors import Unavailable
 from tests.sequencer_case import publication
 
@@ -80,7 +79,7 @@ class StalledTests(SynchronousTestCase):
 
     def test_links_that_do_not_connect_any_more(self) -> None:
         # As it was when an error in drop() left the loop waiting.
-        self.patch(links, "deferLater", lambda *_: Deferred())
+        self.patch(Retries, "pause", lambda *_: Deferred())
         self.start()
         self.minutes(0.9)
         self.assertEqual(self.parts.stalled(), [])
@@ -91,7 +90,7 @@ class StalledTests(SynchronousTestCase):
         self.opening = lambda: succeed(None)
         self.start()
         self.assertTrue(self.parts.feed.up)
-        self.patch(feeds, "deferLater", lambda *_: Deferred())
+        self.patch(waiting, "deferLater", lambda *_: Deferred())
         self.minutes(1.2)
         self.assertEqual(self.parts.stalled(), ["feed"])
         self.assertIn("feed", self.parts.health.missing())
@@ -132,7 +131,7 @@ class StalledTests(SynchronousTestCase):
     def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
         daemon = Daemon.__new__(Daemon)
         daemon._parts, daemon._stalled, daemon._watchdog = self.parts, [], None
-        self.patch(links, "deferLater", lambda *_: Deferred())
+        self.patch(Retries, "pause", lambda *_: Deferred())
         self.start()
         self.assertTrue(daemon._is_alive())
         self.minutes(1.1)

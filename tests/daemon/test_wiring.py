@@ -154,3 +154,10 @@ class ReloadTests(SynchronousTestCase):
                 self.assertNotIn(None, now.values())
         self.parts.apply(self.settings)
         self.assertEqual(self.limits(), before)
+
+
+class RetriesTests(SynchronousTestCase):
+    def test_all_links_of_a_node_try_when_one_has_reached_the_server(self) -> None:
+        parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
+        links = [*parts.database._links, parts.numbering, parts.feed._link]
+        self.assertEqual({link._retries for link in links}, {parts.database.retries})

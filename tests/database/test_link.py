@@ -14,6 +14,7 @@ from twisted.internet.task import deferLater
 from posd.database import link as module
 from posd.database.connection import ConnectionLost
 from posd.database.link import Link, Session
+from posd.database.retries import Retries
 from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.testing.postgres import Server
 from tests.database_case import REACTOR, DatabaseCase, begin, until
@@ -32,6 +33,7 @@ class LinkCase(DatabaseCase):
         statement_timeout: float = 5.0,
         prepare: Callable[[Session], Awaitable[None]] | None = None,
         notified: Callable[[str, str], None] | None = None,
+        retries: Retries | None = None,
     ) -> Link:
         return Link(
             REACTOR,
@@ -42,6 +44,7 @@ class LinkCase(DatabaseCase):
             prepare=prepare,
             changed=lambda link: self.changes.append(link.up),
             notified=notified,
+            retries=retries,
         )
 
     async def pid(self, link: Link) -> int:
@@ -537,21 +540,26 @@ class HealingTests(LinkCase):
         self.assertIsNone(link.refusal)
         self.assertIsNone((await self.up(self.new())).trouble)
 
-    async def test_it_tries_again_soon_and_every_two_seconds_in_the_end(self) -> None:
-        pauses: list[float] = []
+    async def test_it_counts_its_failures_and_tells_when_it_has_connected(self) -> None:
+        noted: list[object] = []
 
-        def at_once(reactor: Any, seconds: float) -> Deferred[None]:
-            pauses.append(seconds)
-            return deferLater(reactor, 0)
+        class AtOnce(Retries):
+            def pause(self, failures: int) -> Deferred[None]:
+                noted.append(failures)
+                return deferLater(REACTOR, 0)
 
-        self.patch(module, "deferLater", at_once)
-        link = self.new("host=/nowhere dbname=none")
-        link.startService()
-        await until(lambda: len(pauses) >= 10, "it has tried often")
-        await link.stopService()
-        self.assertLessEqual(pauses[0], 0.1)
-        self.assertLessEqual(max(pauses), 2.0)
-        self.assertGreaterEqual(min(pauses[5:]), 1.0)
+            def succeeded(self) -> None:
+                noted.append("succeeded")
+
+        async def prepare(session: Session) -> None:
+            if len(noted) < 3:
+                raise StatementFailed("not yet", "0A000")
+
+        link = await self.up(self.new(prepare=prepare, retries=AtOnce(REACTOR)))
+        self.assertEqual(noted, [1, 2, 3, "succeeded"])
+        self.terminate()
+        await self.until_healed(link)
+        self.assertEqual(noted[4:], [1, "succeeded"])
 
     async def test_a_server_that_does_not_answer_is_given_up(self) -> None:
         self.patch(module, "_CONNECT_SECONDS", 0.05)

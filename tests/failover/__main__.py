@@ -83,7 +83,8 @@ def _tell(verdict: Verdict, calamities: list[Calamity]) -> int:
     print(f"\n{table(calamities)}\n")
     print(f"{verdict.confirmed} publishes confirmed, {verdict.events} events in the log")
     print(f"{verdict.lost} lost, {verdict.reordered} reordered, {verdict.repeated} repeated")
-    print(f"{verdict.resyncs} needless resyncs, {verdict.missed} events that a till was never sent")
+    print(f"{verdict.resyncs} needless resyncs, {verdict.unnoticed} needed ones that were not made")
+    print(f"{verdict.missed} events that a till was never sent")
     failures = broken(verdict, calamities)
     for failure in failures:
         print(f"broken: {failure}")

@@ -8,9 +8,8 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,13 +19,12 @@ import psycopg2
 from attrs import define, field
 from psycopg2.extensions import make_dsn
 
-from posd.testing import keeper
 from posd.testing.account import Account, environment
+from posd.testing.kept import Kept
 from tests.failover.configuration import DIRECT, MACHINES, Place, shown, superuser
 from tests.failover.programs import Programs
 
 _START_SECONDS: Final = 180.0
-_STOP_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.02
 
 
@@ -34,45 +32,15 @@ class ClusterFailed(Exception):
     """The cluster is not what it should be by now; the text ends with the logs."""
 
 
-@define(eq=False)
-class Program:
-    """A program that runs as another account, and ends when we do."""
+def _start(folder: Path, account: Account, *command: str, **environ: str) -> Kept:
+    """Start a program; `folder` is for its log."""
+    # What libpq looks for at home need not be readable for the account.
+    return Kept.start(folder, account, "TERM", command, {"HOME": str(folder), **environ})
 
-    pid: int
-    _keeper: subprocess.Popen[bytes]
 
-    @classmethod
-    def start(
-        cls, folder: Path, account: Account, *command: str, environ: Mapping[str, str] = {}
-    ) -> Self:
-        """Start it. `folder` is for its log; it goes with everything in it if we die before `stop`."""
-        kept = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", keeper.__file__, str(folder)),
-                *(str(account.uid), str(account.gid), "TERM", *command),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-            # What libpq looks for at home need not be readable for the account.
-            env={**environment(), "HOME": str(folder), **environ},
-            start_new_session=True,
-        )
-        assert kept.stdout is not None
-        with kept.stdout as answer:
-            return cls(int(answer.readline() or 0), kept)
-
-    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self._keeper.poll() is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, how)
-        try:
-            self._keeper.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.kill(self.pid, signal.SIGKILL)
-            self._keeper.wait()
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
+def _end(program: Kept, how: signal.Signals = signal.SIGTERM) -> None:
+    if not program.end(how):
+        program.end(signal.SIGKILL)
 
 
 @define(eq=False)
@@ -83,8 +51,8 @@ class Machine:
     place: Place
     folder: Path
     _programs: Programs
-    _etcd: Program | None = None
-    _patroni: Program | None = None
+    _etcd: Kept | None = None
+    _patroni: Kept | None = None
 
     @property
     def name(self) -> str:
@@ -105,38 +73,38 @@ class Machine:
         self.settings.chmod(0o600)
 
     def start_etcd(self) -> None:
-        self._etcd = Program.start(
+        self._etcd = _start(
             self.folder / "log-etcd",
             self._programs.account,
             str(self._programs.etcd),
-            environ=self.place.etcd(self.number, self.folder),
+            **self.place.etcd(self.number, self.folder),
         )
 
     def start(self) -> None:
         """Start Patroni, which starts PostgreSQL."""
         command = (str(self._programs.patroni / "patroni"), str(self.settings))
-        self._patroni = Program.start(self.folder / "log-patroni", self._programs.account, *command)
+        self._patroni = _start(self.folder / "log-patroni", self._programs.account, *command)
 
     def kill(self) -> None:
         """SIGKILL Patroni and the postmaster, as if the machine had lost its power."""
         if self._patroni is not None:
-            self._patroni.end(signal.SIGKILL)
+            _end(self._patroni, signal.SIGKILL)
         self._end_postgresql(signal.SIGKILL)
 
     def restart(self) -> None:
         """Stop Patroni and PostgreSQL as for an upgrade, and start them."""
         assert self._patroni is not None
-        self._patroni.end()
+        _end(self._patroni)
         self.start()
 
     def stop(self) -> None:
         """Let Patroni stop PostgreSQL and end; then etcd."""
         if self._patroni is not None:
-            self._patroni.end()
+            _end(self._patroni)
         # It is still there where Patroni was killed.
         self._end_postgresql(signal.SIGQUIT)
         if self._etcd is not None:
-            self._etcd.end()
+            _end(self._etcd)
         self._patroni = self._etcd = None
 
     def _end_postgresql(self, how: signal.Signals) -> None:
@@ -178,7 +146,7 @@ class Cluster:
     folder: Path
     machines: list[Machine]
     _programs: Programs
-    _proxies: dict[str, Program] = field(init=False, factory=dict)
+    _proxies: dict[str, Kept] = field(init=False, factory=dict)
 
     @classmethod
     def start(cls, programs: Programs, folder: Path) -> Self:
@@ -217,11 +185,11 @@ class Cluster:
         (folder / "configuration").write_text(make(folder), "utf-8")
         (folder / "userlist.txt").write_text(shown("text", "userlist"), "utf-8")
         command = (str(program), *options, str(folder / "configuration"))
-        self._proxies[name] = Program.start(folder, self._programs.account, *command)
+        self._proxies[name] = _start(folder, self._programs.account, *command)
 
     def stop(self) -> None:
         for proxy in self._proxies.values():
-            proxy.end()
+            _end(proxy)
         with ThreadPoolExecutor() as threads:
             list(threads.map(Machine.stop, self.machines))
 

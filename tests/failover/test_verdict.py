@@ -44,8 +44,16 @@ class Books:
         return Verdict.over(cast(Load, self), [])
 
 
-def visit(ids: list[int], marks: str, *, resync: str | None = None, head: int = 0) -> Visit:
-    made = Visit(None if resync else 0, resync, "stream", head)
+def visit(
+    ids: list[int],
+    marks: str,
+    *,
+    resync: str | None = None,
+    head: int = 0,
+    stream: str = "stream",
+    by_cursor: bool = False,
+) -> Visit:
+    made = Visit(None if resync else 0, resync, stream, head, by_cursor)
     made.received += [(seq, NOTE, content(mark)) for seq, mark in zip(ids, marks, strict=True)]
     return made
 
@@ -82,6 +90,26 @@ class VerdictTests(SynchronousTestCase):
     def test_a_till_that_saw_what_is_lost_had_to_be_reset(self) -> None:
         till = Till([visit([1, 2, 3], "abx"), visit([3, 4], "cd", resync="reset", head=2)])
         self.assertEqual(Books(rovers=[till]).verdict().resyncs, 0)
+
+    def test_one_that_has_loaded_everything_anew_begins_anew(self) -> None:
+        visits = [visit([1, 2, 3], "abx"), visit([4], "d", resync="reset", head=3)]
+        till = Till([*visits, visit([], "", resync="reset", head=4)])
+        self.assertEqual(Books(rovers=[till]).verdict().resyncs, 1)
+
+    def test_one_that_saw_what_is_lost_was_not_told(self) -> None:
+        seen = visit([1, 2, 3], "abx")
+        till = Till([seen, visit([4], "d"), visit([], "", stream="other")])
+        self.assertEqual(Books(rovers=[till]).verdict().unnoticed, 1)
+        with self.subTest("who comes back under the same name cannot be told"):
+            self.assertEqual(Books(rovers=[Till([seen, visit([4], "d")])]).verdict().unnoticed, 0)
+
+    def test_where_events_are_lost_posd_knows_only_what_it_sent(self) -> None:
+        for marks, needless in (("abcd", 1), ("abc", 0)):
+            for by_cursor in (True, False):
+                told = visit([], "", resync="reset", by_cursor=by_cursor)
+                books = Books(rovers=[Till([visit([1, 2], "ab"), told])], marks=marks)
+                with self.subTest(marks=marks, by_cursor=by_cursor):
+                    self.assertEqual(books.verdict().resyncs, needless if by_cursor else 1)
 
     def test_behind_a_proxy_only_the_events_count(self) -> None:
         calamity = Calamity(KILL, "proxies", "db1", "db2", *(24.0,) * 7)

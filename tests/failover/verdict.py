@@ -36,7 +36,13 @@ class Verdict:
     missed: int
     """Events that a till was never sent, by its own doing of loading everything anew."""
     resyncs: int
-    """How often a till was told to load everything anew, although all that it had seen has survived."""
+    """How often a till was told to load everything anew, although all that it had seen has survived.
+
+    Where events were lost, a till that named no position does not count: posd knows what it was sent, not
+    what it received of that.
+    """
+    unnoticed: int
+    """How often a till was not told so at a new name of the stream, although it had seen what is lost."""
     faults: Sequence[str]
 
     def __add__(self, other: Verdict) -> Verdict:
@@ -58,19 +64,31 @@ class Verdict:
             lost += sum(mark not in places for mark in writer.committed)
             order = [places[mark][0] for mark in writer.committed if mark in places]
             reordered += sum(after < before for before, after in pairwise(order))
-        missed = resyncs = 0
+        missed = resyncs = unnoticed = 0
         for rover in load.rovers:
             seen: dict[int, object] = {}
+            # Since it last loaded everything, and under which name of the stream.
+            trusted: dict[int, object] = {}
+            stream = None
             for visit in rover.visits:
+                survived = all(log.get(seq) == content for seq, content in trusted.items())
                 if visit.resync is not None:
-                    resyncs += all(log.get(seq) == content for seq, content in seen.items())
+                    resyncs += survived and not (lost and visit.by_cursor)
+                    trusted = {}
+                elif visit.stream != stream:
+                    unnoticed += not survived
+                stream = visit.stream
                 ids = [seq for seq, _, _ in visit.received]
                 reordered += sum(after < before for before, after in pairwise(ids))
                 repeated += sum(count - 1 for count in Counter(ids).values())
-                seen.update((seq, (kind, data)) for seq, kind, data in visit.received)
+                received = {seq: (kind, data) for seq, kind, data in visit.received}
+                seen.update(received)
+                trusted.update(received)
             missed += len(log.keys() - seen.keys())
         confirmed = sum(len(writer.committed) for writer in load.writers)
-        return cls(len(log), confirmed, lost, reordered, repeated, missed, resyncs, faults)
+        return cls(
+            len(log), confirmed, lost, reordered, repeated, missed, resyncs, unnoticed, faults
+        )
 
 
 def table(calamities: Sequence[Calamity]) -> str:
@@ -95,7 +113,7 @@ def broken(verdict: Verdict, calamities: Sequence[Calamity]) -> list[str]:
     """Each promise that was not kept."""
     told = [
         f"{name}: {count}"
-        for name in ("lost", "reordered", "repeated", "missed", "resyncs")
+        for name in ("lost", "reordered", "repeated", "missed", "resyncs", "unnoticed")
         if (count := getattr(verdict, name))
     ]
     for each in calamities:

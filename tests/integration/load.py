@@ -174,6 +174,8 @@ class Visit:
     resync: str | None
     stream: str
     head: int
+    by_cursor: bool = False
+    """Whether the till named no position, and went on from the one that posd keeps."""
     received: list[tuple[int, str, Any]] = field(factory=list)
 
 
@@ -252,7 +254,9 @@ class Rover:
         return query, by_cursor
 
     def _greeted(self, said: Mapping[str, Any], by_cursor: bool) -> None:
-        visit = Visit(said["resumedFrom"], said["resync"], said["streamId"], said["lastEventId"])
+        visit = Visit(
+            said["resumedFrom"], said["resync"], said["streamId"], said["lastEventId"], by_cursor
+        )
         self.visits.append(visit)
         if visit.resync is not None:
             self.position = visit.head

@@ -17,7 +17,7 @@ from typing import Final
 
 from attrs import define, field
 
-_SOCKET: Final = ".s.PGSQL.5432"
+_SOCKET: Final = ".s.PGSQL."
 _NOTIFICATION: Final = b"A"
 _HEAD: Final = 5
 
@@ -31,6 +31,8 @@ class Proxy:
     """
 
     server: Path
+    """The folder of its socket."""
+    port: int = 5432
     deaf: bool = False
     mute: bool = False
     delay: float = 0.0
@@ -45,7 +47,7 @@ class Proxy:
 
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="posd-proxy-"))
-        listening = asyncio.start_unix_server(self._serve, self.folder / _SOCKET)
+        listening = asyncio.start_unix_server(self._serve, self.folder / f"{_SOCKET}5432")
         self._loop.run_until_complete(listening)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -80,7 +82,9 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            upstream, downstream = await asyncio.open_unix_connection(self.server / _SOCKET)
+            upstream, downstream = await asyncio.open_unix_connection(
+                self.server / f"{_SOCKET}{self.port}"
+            )
         except OSError:
             writer.close()
             return
