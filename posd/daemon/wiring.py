@@ -151,7 +151,9 @@ class Parts:
             prepare=self._recognise,
             retries=self.database.retries,
         )
-        self.readers = Readers(reactor, self.settings.database.reader_dsn or of_reader(dsn))
+        self.readers = Readers(
+            reactor, self.settings.database.reader_dsn or of_reader(dsn), self.database.retries
+        )
         self.sequencer = Sequencer(
             reactor,
             self.numbering,

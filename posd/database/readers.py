@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
+from posd.database.retries import Retries
 from posd.errors import Busy, Unavailable
 from posd.values import TenantId
 
@@ -94,8 +95,9 @@ class Readers(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: DatabaseReactor, dsn: str) -> None:
+    def __init__(self, reactor: DatabaseReactor, dsn: str, retries: Retries | None = None) -> None:
         self._reactor = reactor
+        retries = retries or Retries(reactor)
         self._places = [_Place() for _ in range(PLACES)]
         for number, place in enumerate(self._places):
             place.link = Link(
@@ -108,6 +110,7 @@ class Readers(Service):
                 changed=lambda link: self._give_out(),
                 quiet=number > 0,
                 read_only=True,
+                retries=retries,
             )
         self._waiting: deque[_Waiter] = deque()
         self._quick: set[TenantId] = set()
