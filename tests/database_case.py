@@ -34,7 +34,9 @@ class DatabaseCase(TestCase):
     def setUp(self) -> None:
         server = test_server()
         self.dsn = server.fresh_database(self.template())
-        self.addCleanup(gc.collect)
+        self.addCleanup(self._free)
+        # Of all objects only those that the test makes are looked at: the rest took 0.1 s for each test.
+        gc.freeze()
         self.addCleanup(server.drop_database, self.dsn)
         self.admin = self.client()
 
@@ -48,6 +50,11 @@ class DatabaseCase(TestCase):
         connection.autocommit = True
         self.addCleanup(connection.close)
         return Client(connection)
+
+    def _free(self) -> None:
+        """Free the cycles that the test has left, so that what they log counts for it."""
+        gc.collect()
+        gc.unfreeze()
 
     async def up(self, link: Link) -> Link:
         """Start a link, stop it at the end of the test, and wait until it is up."""

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.daemon.service import is_local
 from posd.security import private_ca as certificates
 from posd.testing.postgres import Server, test_server
-from tests.integration.harness import ROOT, Daemon, Shop
+from tests.integration.harness import ROOT, TWISTD, Daemon, Shop
 from tests.integration.wire import Till
 from tests.scrapes import read
 
@@ -164,7 +164,7 @@ class RunningTests(SynchronousTestCase):
         self.addCleanup(self.shop.close)
 
     def test_sigterm_is_a_clean_end(self) -> None:
-        daemon = self.shop.start()
+        daemon = self.shop.start(twistd=TWISTD)
         self.assertEqual(daemon.stop(), 0)
         self.assertNotIn("Traceback", daemon.log())
         self.assertNotIn("Unhandled", daemon.log())
@@ -194,7 +194,7 @@ class RunningTests(SynchronousTestCase):
         self.assertEqual(twist.stop(), 0, twist.log())
 
     def test_a_reload_takes_what_is_good_and_leaves_what_is_not(self) -> None:
-        daemon = self.shop.start()
+        daemon = self.shop.start(twistd=TWISTD)
         path = self.shop.folder / f"posd-{daemon.port}.toml"
         good = path.read_text()
         path.write_text(good + "[limits]\nfailed_auth_per_minute = 1\n")

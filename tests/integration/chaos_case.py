@@ -9,7 +9,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.testing.postgres import Server
-from tests.integration.harness import Daemon, Shop
+from tests.integration.harness import TWISTD, Daemon, Shop
 from tests.integration.load import Load
 from tests.integration.wire import Ended, Refused, Till
 from tests.integration.wire_case import until
@@ -34,11 +34,12 @@ class ChaosCase(SynchronousTestCase):
         self.key = self.shop.key()
 
     def node(self, dsn: str | None = None) -> Daemon:
-        return self.shop.start(LIMITS, dsn=dsn)
+        return self.shop.start(LIMITS, dsn=dsn, twistd=TWISTD)
 
     def again(self, posd: Daemon) -> None:
         """Start a daemon where another one was."""
-        self.shop.start(LIMITS, port=posd.port)
+        # The time that a whole start takes is in what these tests report.
+        self.shop.start(LIMITS, port=posd.port, twistd=TWISTD)
 
     def busy(self, *nodes: Daemon) -> Load:
         """Writers on every road and tills of every kind, all of them well under way."""

@@ -38,6 +38,7 @@ from posd.database import provisioning as provision
 from posd.security import private_ca as certificates
 from posd.testing.ports import Reservation, reserve
 from posd.testing.postgres import Server, test_server
+from tests.integration import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 30.0
@@ -162,12 +163,12 @@ class Shop:
         wait: bool = True,
         dsn: str | None = None,
         environ: Mapping[str, str] = {},
-        twistd: Sequence[str] = TWISTD,
+        twistd: Sequence[str] = (),
     ) -> Daemon:
         """Start a daemon. `more` is further configuration, `wait` until it is ready.
 
         `dsn` is another way to the database, or to none. `environ` is added to its environment. `twistd` is
-        another command in place of twistd.
+        the command, for instance `TWISTD`; without one and without `environ` posd is forked (`forked`).
         """
         port = port or free_port()
         path = self.folder / f"posd-{port}.toml"
@@ -214,11 +215,17 @@ class Daemon:
         ca: Path,
         log_path: Path,
         environ: Mapping[str, str] = {},
-        twistd: Sequence[str] = TWISTD,
+        twistd: Sequence[str] = (),
     ) -> Self:
+        arguments = ["-n", "--pidfile=", "posd", "--config", str(config)]
+        if forked.available and not (environ or twistd):
+            process: subprocess.Popen[bytes] = forked.Forked(
+                ["twistd", *arguments], cwd=config.parent, log=log_path
+            )
+            return cls(port, ca, log_path, process)
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [*twistd, "-n", "--pidfile=", "posd", "--config", str(config)],
+                [*(twistd or TWISTD), *arguments],
                 cwd=config.parent,
                 env={
                     **os.environ,

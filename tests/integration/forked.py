@@ -1,0 +1,148 @@
+"""`twistd posd` as a fork of a process that has imported it: it starts in a tenth of the time.
+
+What a fork cannot show, how posd is imported and what its environment does before that, is for tests
+that start `twistd` itself (tests/test_tap.py, tests/integration/test_chaos.py, tests/system).
+
+The forking process runs this file. It is single-threaded and has no reactor, and each daemon that it
+forks is a child of the process that asked (prctl(2), PR_SET_CHILD_SUBREAPER), which waits for it and
+signals it as it does with any other child.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+available: Final = sys.platform == "linux"
+"""Whether this system has what is needed here."""
+
+
+class Forked(subprocess.Popen[bytes]):
+    """A child that another process has forked; to its parent it is like one that was spawned."""
+
+    def __init__(self, arguments: list[str], *, cwd: Path, log: Path) -> None:
+        log.touch()
+        # What Popen.__init__ sets, without its fork.
+        self.args = arguments
+        self.stdin = self.stdout = self.stderr = None
+        self.encoding = self.errors = None
+        self.text_mode = False
+        self.returncode: Any = None
+        self._waitpid_lock = threading.Lock()
+        self._input = None
+        self._communication_started = False
+        self._child_created = False
+        order = {
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "log": str(log),
+            "environ": dict(os.environ),
+        }
+        self.pid = _fork(json.dumps(order))
+        self._child_created = True
+
+
+_turn = threading.Lock()
+
+
+def _fork(order: str) -> int:
+    with _turn:
+        forking = _forking()
+        assert forking.stdin is not None
+        assert forking.stdout is not None
+        _adopt_orphans(True)
+        try:
+            forking.stdin.write(f"{order}\n")
+            forking.stdin.flush()
+            answer = forking.stdout.readline()
+        finally:
+            _adopt_orphans(False)
+    if not answer:
+        raise AssertionError(f"the forking process ended with {forking.wait()}")
+    return int(answer)
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+@functools.cache
+def _forking() -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"},
+    )
+
+    def end() -> None:
+        process.communicate()
+
+    atexit.register(end)
+    return process
+
+
+def _main() -> None:
+    """Fork a daemon for each line of the standard input, and print its process id."""
+    # All that twistd imports for posd but the reactor.
+    from twisted.scripts import twistd
+
+    import posd.daemon.service
+    import posd.tap  # noqa: F401
+
+    assert "twisted.internet.reactor" not in sys.modules
+    # A Ctrl-C in the terminal is for the tests, which close the input then.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        answer, answering = os.pipe()
+        between = os.fork()
+        if between == 0:
+            daemon = os.fork()
+            if daemon == 0:
+                signal.signal(signal.SIGINT, handler)
+                os.close(answer)
+                os.close(answering)
+                _become(json.loads(line))
+                twistd.run()
+                return
+            os.write(answering, b"%d\n" % daemon)
+            os._exit(0)
+        os.close(answering)
+        # Once it is gone its child is the tests'.
+        os.waitpid(between, 0)
+        with open(answer) as told:  # noqa: PTH123
+            print(told.readline(), end="", flush=True)
+
+
+def _become(order: dict[str, Any]) -> None:
+    """Be in the place, the environment and the log that were asked for."""
+    os.environ.clear()
+    os.environ.update(order["environ"], PYTHONUNBUFFERED="1")
+    os.chdir(order["cwd"])
+    for descriptor, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        (2, order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    ):
+        opened = os.open(path, flags, 0o666)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.argv = order["arguments"]
+
+
+if __name__ == "__main__":
+    _main()
