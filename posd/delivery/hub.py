@@ -171,7 +171,8 @@ class Exchange(Service):
         self._refuse_while_draining()
         if device_id is not None:
             await self._presence.settle(tenant.id, device_id)
-        opening = await self._openings.find(tenant, device_id)
+        names_stream = asked is not None and asked.stream_id is not None
+        opening = await self._openings.find(tenant, device_id, names_stream=names_stream)
         if resuming and opening is not None and opening.recalled and device_id is not None:
             await replay.fulfil(self._database, tenant.id, device_id)
             opening = await self._openings.find(tenant, device_id)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
@@ -25,6 +26,8 @@ _AT_ONCE: Final = 500
 _IN_A_TURN: Final = 2
 """Terminals that go on in one turn of the reactor: each is upgraded and greeted then."""
 _SECONDS: Final = 5.0
+_SETTLING_SECONDS: Final = 1.0
+"""After a failover: in this time nodes connect, and write down how far devices were sent their streams."""
 
 _Cursor = tuple[str, Seq]
 
@@ -46,13 +49,21 @@ class Openings:
         # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
         self._refused: dict[TenantId, Coalescer[_Cursor, frozenset[Seq]]] = {}
 
-    async def find(self, tenant: Tenant, device_id: str | None) -> Opening | None:
+    async def find(
+        self, tenant: Tenant, device_id: str | None, *, names_stream: bool = False
+    ) -> Opening | None:
         """Where a terminal stands; registers a device that was never seen.
 
-        What the device refused right after its cursor is passed. None if the tenant is gone, or has too
-        many devices to take another one. Raises `Unavailable`.
+        What the device refused right after its cursor is passed. After a failover a device that does not name
+        its stream waits until other nodes have written down how far they sent it the stream. None if the
+        tenant is gone, or has too many devices to take another one. Raises `Unavailable`.
         """
         opening = await self._places.ask((tenant.id, device_id))
+        if opening is not None and not names_stream:
+            seconds = _unsettled(opening)
+            if seconds > 0:
+                await deferLater(self._clock, seconds)
+                opening = await self._places.ask((tenant.id, device_id))
         if opening is None or device_id is None or opening.acked is None:
             return opening
         if opening.acked >= opening.head.last_seq:
@@ -94,3 +105,13 @@ class Openings:
                 self._clock, look_up, most=_AT_ONCE, seconds=_SECONDS
             )
         return self._refused[tenant.id].ask(cursor)
+
+
+def _unsettled(opening: Opening) -> float:
+    """For how many seconds another node may yet tell that a device has to reload.
+
+    A device that never said how far it is begins at the head, whatever is told.
+    """
+    if opening.renamed_ago is None or opening.legacy or opening.astray:
+        return 0.0
+    return max(0.0, _SETTLING_SECONDS - opening.renamed_ago)

@@ -75,13 +75,17 @@ _DISCONNECT: Final = """
 _PLACES: Final = """
     SELECT h.tenant_id, w.device_id, h.stream_id, h.last_seq, h.pruned_seq, clock_timestamp(),
            d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq, c.replay_after IS NOT NULL,
-           NOT coalesce(c.stream_id = h.stream_id OR c.acked_seq <= e.ended_seq, c.device_id IS NULL)
+           NOT coalesce(c.stream_id = h.stream_id OR c.acked_seq <= e.ended_seq, c.device_id IS NULL),
+           CASE WHEN c.stream_id <> h.stream_id
+                THEN extract(epoch FROM clock_timestamp() - p.began_at)::float8 END
       FROM unnest(%s::integer[], %s::text[]) AS w(tenant_id, device_id)
       JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
       LEFT JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
       LEFT JOIN dinedesk_main.pos_cursors AS c USING (tenant_id, device_id)
       LEFT JOIN dinedesk_main.pos_stream_epochs AS e
         ON e.tenant_id = c.tenant_id AND e.stream_id = c.stream_id
+      LEFT JOIN dinedesk_main.pos_stream_epochs AS p
+        ON p.tenant_id = h.tenant_id AND p.stream_id = h.stream_id
 """
 # A device that was never seen begins at the head: nobody prints last month's orders. In one order
 # everywhere, so that two nodes do not wait for each other.
@@ -231,7 +235,7 @@ async def openings(
     rows = await session.query(_PLACES, (list(tenants), list(devices)))
     new = {
         (tenant_id, device_id): known
-        for tenant_id, device_id, *_, known, _, acked, _, _ in rows
+        for tenant_id, device_id, *_, known, _, acked, _, _, _ in rows
         if device_id is not None and (not known or acked is None)
     }
     cursors: dict[Place, Seq] = {}
@@ -248,13 +252,15 @@ async def openings(
 
 def _opening(row: Row, registered: Seq | None) -> Opening:
     tenant_id, device_id, stream_id, last_seq, pruned_seq, at, *of_device = row
-    _, acked_before, acked, recalled, astray = of_device
+    _, acked_before, acked, recalled, astray, renamed_ago = of_device
     head = stream.load_head((tenant_id, stream_id, last_seq, pruned_seq))
     legacy = device_id is not None and not acked_before
     if registered is not None:
         # It begins now, with the present stream.
-        acked, astray = registered, False
-    return Opening(head, acked, legacy, at, recalled=recalled, astray=astray)
+        acked, astray, renamed_ago = registered, False, None
+    return Opening(
+        *(head, acked, legacy, at), recalled=recalled, astray=astray, renamed_ago=renamed_ago
+    )
 
 
 async def refused(

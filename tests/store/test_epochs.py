@@ -264,6 +264,20 @@ class CursorsTests(ShopCase):
         self.assertEqual(self.told(), (3, None))
         self.assertEqual(self.shop.events(3), [4, 5])
 
+    def test_while_it_is_carried_over_it_is_known_since_when_the_stream_has_its_name(self) -> None:
+        def ago() -> float | None:
+            return self.shop.opening("front", None).renamed_ago
+
+        self.ack(3)
+        self.assertIsNone(ago())
+        self.rename()
+        moved = "UPDATE dinedesk_main.pos_stream_epochs SET began_at = now() - interval '1 hour'"
+        self.assertLess(ago() or 3600, 3600)
+        self.shop.admin(f"{moved} WHERE ended_seq IS NULL")
+        self.assertGreaterEqual(ago() or 0, 3600)
+        self.ack(4)
+        self.assertIsNone(ago())
+
     def test_what_was_said_of_the_old_name_still_counts(self) -> None:
         self.ack(2)
         self.rename()
