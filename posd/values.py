@@ -35,6 +35,9 @@ TENANT_RULES: Final = {
 Seq = int
 """A stream position: 1, 2, 3, … without a gap within one tenant's stream; 0 is before the first."""
 
+StreamName = tuple[TenantId, UUID]
+"""A tenant, and the name of its stream in which positions are counted."""
+
 
 class KeyKind(enum.Enum):
     """Who holds a credential, and so what it may do."""

@@ -38,6 +38,7 @@ from posd.values import (
     Opening,
     Position,
     Seq,
+    StreamName,
     Tenant,
     TenantId,
     Terminal,
@@ -60,8 +61,8 @@ class Books(Register, SentBooks, Protocol):
     def disconnected(self, terminal: Terminal) -> None:
         """A connection is gone."""
 
-    def delivered(self, tenant: Tenant, seq: Seq) -> None:
-        """A till of the tenant was sent everything up to `seq`."""
+    def delivered(self, stream: StreamName, seq: Seq) -> None:
+        """A till of the tenant was sent everything up to `seq` of its stream."""
 
     def settle(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
         """Write down what is still to be written of a device, before its cursor is asked for."""

@@ -19,7 +19,7 @@ from posd.database.pool import Database
 from posd.protocol.cursor import passed
 from posd.store import epochs
 from posd.store import presence as books
-from posd.values import Opening, Seq, Tenant, TenantId
+from posd.values import Opening, Seq, StreamName, Tenant, TenantId
 
 _AT_ONCE: Final = 500
 """Terminals in one statement, so that its answer is small and the first ones need not wait for the last."""
@@ -43,7 +43,7 @@ class Openings:
             clock, self._look_up, most=_AT_ONCE, seconds=_SECONDS, turn=_IN_A_TURN
         )
         # After a failover all terminals of a tenant name the same earlier stream.
-        self._shared: Coalescer[epochs.Name, Seq | None] = Coalescer(
+        self._shared: Coalescer[StreamName, Seq | None] = Coalescer(
             clock, self._look_up_names, most=_AT_ONCE, seconds=_SECONDS
         )
         # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
@@ -82,9 +82,7 @@ class Openings:
         """
         return await self._shared.ask((tenant_id, stream_id))
 
-    async def _look_up_names(
-        self, names: Sequence[epochs.Name]
-    ) -> Mapping[epochs.Name, Seq | None]:
+    async def _look_up_names(self, names: Sequence[StreamName]) -> Mapping[StreamName, Seq | None]:
         found = await epochs.ends(self._database.for_all, names)
         return {name: found[name].shared if name in found else None for name in names}
 

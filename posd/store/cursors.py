@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from posd.database.link import Session
-from posd.values import Seq, TenantId
+from posd.values import Seq, StreamName, TenantId
 
 # A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
 # name. One that has spoken in a later name was told when it came; a node may say the same again long after
@@ -64,7 +64,7 @@ _ADVANCE: Final = """
     UPDATE dinedesk_main.pos_devices AS d
        SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
       FROM a WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
-    RETURNING a.tenant_id, a.seq
+    RETURNING a.tenant_id, a.stream_id, a.seq
 """
 _FOLLOW: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, stream_id = a.stream_id, acked_at = now()
@@ -81,14 +81,14 @@ Move = tuple[TenantId, str, UUID, Seq]
 """Where a cursor is to go: tenant, device, history, position."""
 
 
-async def acknowledged(session: Session, acks: Sequence[Move]) -> list[tuple[TenantId, Seq]]:
+async def acknowledged(session: Session, acks: Sequence[Move]) -> list[tuple[StreamName, Seq]]:
     """Move cursors forward. From then on they are no legacy terminals'.
 
-    Returns what was true of the stream: tenant and position. A position that the stream does not have in
+    Returns what was true of the stream, under its present name. A position that the stream does not have in
     common with the one it was counted in moves nothing: it is of an event that is lost.
     """
     rows = await session.query(_ADVANCE, _columns(acks))
-    return [(tenant_id, seq) for tenant_id, seq in rows]
+    return [((tenant_id, UUID(stream_id)), seq) for tenant_id, stream_id, seq in rows]
 
 
 async def sent_astray(session: Session, sent: Sequence[Move]) -> None:
