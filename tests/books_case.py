@@ -94,9 +94,9 @@ class Books:
             self.cursors[tenant_id, device] = seq
         return [((tenant_id, stream), seq) for tenant_id, _, stream, seq in moves]
 
-    async def sent_astray(self, _: Any, moves: Sequence[cursors.Move]) -> None:
+    async def sent_astray(self, _: Any, sent: Sequence[cursors.Reached]) -> None:
         await self.statement("sent astray")
-        self.astray += [(device, seq) for _tenant, device, _stream, seq in moves]
+        self.astray += [(device, seq) for _tenant, device, _stream, seq, _spoke in sent]
 
     async def progress(self, _: Any, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]) -> None:
         await self.statement("progress")

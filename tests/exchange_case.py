@@ -43,6 +43,7 @@ class Presence(Register):
         self.claims: list[Terminal] = []
         self.settled: list[tuple[TenantId, str]] = []
         self.sent_to: dict[tuple[TenantId, str, UUID], Seq] = {}
+        self.spoken: set[str] = set()
         self.flushes = 0
 
     def connected(self, terminal: Terminal) -> None:
@@ -56,8 +57,10 @@ class Presence(Register):
     def delivered(self, stream: StreamName, seq: Seq) -> None:
         self.furthest[stream] = seq
 
-    def sent(self, cursor: tuple[TenantId, str, UUID], seq: Seq) -> None:
+    def sent(self, cursor: tuple[TenantId, str, UUID], seq: Seq, spoke: bool) -> None:
         self.sent_to[cursor] = max(seq, self.sent_to.get(cursor, 0))
+        if spoke:
+            self.spoken.add(cursor[1])
 
     async def flush(self) -> None:
         self.flushes += 1

@@ -147,14 +147,16 @@ class BulkWriter:
 
     async def _reached(self, notes: Notes) -> None:
         """Of all devices that this node knows, after the database was away: so in pieces."""
-        moves = _moves(notes.reached)
+        moves: list[cursors.Reached] = [
+            (*key, seq, key in notes.spoken) for key, seq in sorted(notes.reached.items())
+        ]
         for start in range(0, len(moves), _PIECE):
             await in_parts(
                 moves[start : start + _PIECE],
                 lambda rows: cursors.sent_astray(self._database, rows),
                 self._blame("the position {row} of a device in an earlier stream was not written"),
             )
-        notes.reached = {}
+        notes.reached, notes.spoken = {}, set()
 
     async def _acks(self, notes: Notes) -> None:
         accepted: list[tuple[StreamName, Seq]] = []

@@ -226,7 +226,7 @@ class Exchange(Service):
         if not self._roster.leave(session):
             return
         self._presence.disconnected(session.terminal)
-        self._renaming.left(session.terminal, session.reached)
+        self._renaming.left(session)
         self.channels.tidy(session.terminal.tenant.id)
 
     def watch(self, guest: Guest, opening: Opening) -> Channel:
@@ -255,7 +255,7 @@ class Exchange(Service):
 
     def answered(self, terminal: Terminal, seq: Seq) -> None:
         """A terminal was sent everything up to `seq`, not on a connection."""
-        self._renaming.left(terminal, seq)
+        self._renaming.answered(terminal, seq)
 
     def recall(self) -> None:
         """The database may be another one: the next flush compares with it how far devices were sent."""

@@ -52,6 +52,8 @@ class Notes:
     seen: dict[UUID, Sighting] = field(factory=dict)
     reached: dict[Subscription, Seq] = field(factory=dict)
     """How far devices were sent a stream that may have another name by now."""
+    spoken: set[Subscription] = field(factory=set)
+    """Those of `reached` that have said how far they are."""
     acks: dict[Subscription, Seq] = field(factory=dict)
     follows: dict[Subscription, Seq] = field(factory=dict)
     sent: dict[StreamName, Seq] = field(factory=dict)
@@ -75,9 +77,11 @@ class Notes:
         if self.connected.pop(connection_id, None) is None:
             self.gone.add(connection_id)
 
-    def sent_to(self, key: Subscription, seq: Seq) -> None:
+    def sent_to(self, key: Subscription, seq: Seq, spoke: bool) -> None:
         """A device was sent everything up to `seq` of a stream that may have ended."""
         self.reached[key] = max(seq, self.reached.get(key, 0))
+        if spoke:
+            self.spoken.add(key)
         self.acknowledging.add(key[:2])
 
     def acknowledged(self, key: Subscription, seq: Seq) -> None:
@@ -117,6 +121,7 @@ class Notes:
             claims=self.claims | later.claims,
             seen=seen | later.seen,
             reached=_furthest(self.reached, later.reached),
+            spoken=self.spoken | later.spoken,
             acks=_furthest(self.acks, later.acks),
             follows=self.follows | later.follows,
             sent=_furthest(self.sent, later.sent),

@@ -113,9 +113,9 @@ class Presence(Service):
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.acknowledged(subscription(terminal), seq)
 
-    def sent(self, cursor: Subscription, seq: Seq) -> None:
+    def sent(self, cursor: Subscription, seq: Seq, spoke: bool) -> None:
         """A device was sent a stream up to `seq`, and the stream may have another name by now."""
-        self._notes.sent_to(cursor, seq)
+        self._notes.sent_to(cursor, seq, spoke)
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.follows[subscription(terminal)] = seq

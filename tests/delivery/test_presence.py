@@ -170,8 +170,8 @@ class PresenceTests(DatabaseCase):
         await epochs.reset(self.pool, [KITCHEN.id], 98)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 90")
         for number, each in enumerate(terminals):
-            presence.sent(subscription(each), 96 + number)
-            presence.sent(subscription(each), 1)
+            presence.sent(subscription(each), 96 + number, spoke=True)
+            presence.sent(subscription(each), 1, spoke=True)
         await presence.flush()
         places = [(KITCHEN.id, each.device_id) for each in terminals]
         found = await books.openings(self.pool, places, 10)

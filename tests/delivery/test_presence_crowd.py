@@ -113,7 +113,7 @@ class WaitingTests(BooksCase):
 
     def test_how_far_it_was_sent_an_earlier_stream_is_waited_for_too(self) -> None:
         self.flush()
-        self.presence.sent(subscription(terminal("front")), 7)
+        self.presence.sent(subscription(terminal("front")), 7, spoke=True)
         self.books.pending = []
         settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
         self.assertNoResult(settled)

@@ -223,6 +223,15 @@ class KnowledgeTests(RenamingCase):
         self.exchange.recall()
         self.assertEqual(self.known(), {("BAR", STREAM): 9})
 
+    def test_also_whether_they_have_ever_said_how_far_they_are(self) -> None:
+        self.positioned("NAMES")
+        self.connect(terminal("LISTENS"))
+        self.exchange.answered(terminal("POLLS"), 9)
+        left, _ = self.positioned("LEFT")
+        self.exchange.closed(left)
+        self.exchange.recall()
+        self.assertEqual(self.books.spoken, {"NAMES", "POLLS", "LEFT"})
+
     def test_what_was_said_counts_though_it_was_sent_on_another_road(self) -> None:
         session, _ = self.positioned(after=8)
         session.outbox.written = 8

@@ -291,8 +291,8 @@ class CursorsTests(ShopCase):
         self.assertLessEqual({name for name, _ in accepted}, {(1, self.shop.head.stream_id)})
         return [seq for _, seq in accepted]
 
-    def sent(self, seq: Seq, name: UUID) -> None:
-        complete(cursors.sent_astray(self.session, [(1, "front", name, seq)]))
+    def sent(self, seq: Seq, name: UUID, *, spoke: bool = True) -> None:
+        complete(cursors.sent_astray(self.session, [(1, "front", name, seq, spoke)]))
 
     def told(self) -> tuple[Seq, Resync | None]:
         return resume(self.shop.opening("front", None), None)
@@ -360,6 +360,17 @@ class CursorsTests(ShopCase):
         with self.subTest("until it has said something of the present stream"):
             self.ack(6)
             self.assertEqual(self.told(), (6, None))
+
+    def test_also_one_whose_first_word_is_lost_too(self) -> None:
+        """In the database it is one that never said how far it is, and begins at the head."""
+        self.shop.lose(3)
+        self.rename()
+        self.shop.publish(6, 7, 8)
+        self.sent(5, self.name, spoke=False)
+        self.assertEqual(self.told(), (6, None))
+        self.shop.admin("UPDATE dinedesk_main.pos_cursors SET stream_id = %s", str(self.name))
+        self.sent(5, self.name)
+        self.assertEqual(self.told(), (6, Resync.RESET))
 
     def test_one_that_was_sent_what_is_left_has_not(self) -> None:
         self.ack(2)
@@ -585,7 +596,7 @@ class Epochs(RuleBasedStateMachine):
 
     @rule()
     def a_node_says_again_what_it_remembers(self) -> None:
-        moves = [(1, device, name, seq) for (device, name), seq in self.memory.items()]
+        moves = [(1, device, name, seq, True) for (device, name), seq in self.memory.items()]
         known = [move for move in moves if move[2] in self.state.shared]
         if known:
             complete(cursors.sent_astray(self.shop.session, known))
@@ -648,12 +659,12 @@ class Epochs(RuleBasedStateMachine):
     def tell(self) -> None:
         """The node writes down how far devices were sent."""
         moves = [
-            (1, till.device, till.name, len(till.seen))
+            (1, till.device, till.name, len(till.seen), True)
             for till in self.tills
             if till.device is not None
         ]
         complete(cursors.sent_astray(self.shop.session, moves))
-        for _, device, name, seq in moves:
+        for _, device, name, seq, _ in moves:
             self.memory[device, name] = max(seq, self.memory.get((device, name), 0))
 
 
