@@ -35,6 +35,9 @@ TENANT_RULES: Final = {
 Seq = int
 """A stream position: 1, 2, 3, … without a gap within one tenant's stream; 0 is before the first."""
 
+StreamName = tuple[TenantId, UUID]
+"""A tenant, and the name of its stream in which positions are counted."""
+
 
 class KeyKind(enum.Enum):
     """Who holds a credential, and so what it may do."""
@@ -113,7 +116,8 @@ class Opening:
     when that was so, by the database's clock, which is the same for all nodes: it tells which of a
     device's connections is the newest.
 
-    `astray`: the device is known to have events that the present stream does not have. `shared`: up to
+    `astray`: the device is known to have events that the present stream does not have. `renamed_ago`: how
+    many seconds ago the stream got its name, if the device's cursor is of an earlier name. `shared`: up to
     where the positions of the stream that the terminal names are those of the present one; None if it
     names the present one, or one that is not known.
     """
@@ -125,6 +129,7 @@ class Opening:
     refused: frozenset[Seq] = frozenset()
     recalled: bool = False
     astray: bool = False
+    renamed_ago: float | None = None
     shared: Seq | None = None
 
 

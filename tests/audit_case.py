@@ -128,7 +128,7 @@ def _tell(session: BlockingSession) -> None:
     ((last_seq, stream_id),) = head
     stream = UUID(stream_id)
     complete(cursors.acknowledged(session, [(1, FRONT, stream, 4)]))
-    complete(presence.progress(session, [(1, last_seq - 1, 4)]))
+    complete(presence.progress(session, [(1, stream, last_seq - 1, 4)]))
     complete(orders.mark(session, [1]))
     complete(presence.nacks(session, KITCHEN, [(3, FRONT, "no paper", stream)]))
     complete(presence.said(session, KITCHEN, [("heartbeat", "{}", FRONT)]))

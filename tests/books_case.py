@@ -16,7 +16,7 @@ from posd.delivery.presence import Presence
 from posd.errors import StatementFailed, Unavailable
 from posd.store import cursors, orders
 from posd.store import presence as store
-from posd.values import Seq, Tenant, TenantId
+from posd.values import Seq, StreamName, Tenant, TenantId
 
 
 class Books:
@@ -88,19 +88,19 @@ class Books:
         await self.statement("seen")
         self.seen += [row[0] for row in rows]
 
-    async def moved(self, _: Any, moves: Sequence[cursors.Move]) -> list[tuple[TenantId, Seq]]:
+    async def moved(self, _: Any, moves: Sequence[cursors.Move]) -> list[tuple[StreamName, Seq]]:
         await self.statement("acknowledged", (move[1] for move in moves))
         for tenant_id, device, _stream, seq in moves:
             self.cursors[tenant_id, device] = seq
-        return [(tenant_id, seq) for tenant_id, _, _, seq in moves]
+        return [((tenant_id, stream), seq) for tenant_id, _, stream, seq in moves]
 
-    async def sent_astray(self, _: Any, moves: Sequence[cursors.Move]) -> None:
+    async def sent_astray(self, _: Any, sent: Sequence[cursors.Reached]) -> None:
         await self.statement("sent astray")
-        self.astray += [(device, seq) for _tenant, device, _stream, seq in moves]
+        self.astray += [(device, seq) for _tenant, device, _stream, seq, _spoke in sent]
 
-    async def progress(self, _: Any, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:
+    async def progress(self, _: Any, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]) -> None:
         await self.statement("progress")
-        for tenant_id, sent, received in heads:
+        for tenant_id, _stream, sent, received in heads:
             self.sent[tenant_id] = max(sent, self.sent.get(tenant_id, 0))
             self.received[tenant_id] = max(received, self.received.get(tenant_id, 0))
 

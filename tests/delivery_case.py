@@ -31,6 +31,7 @@ from posd.values import (
     PrintStatus,
     Resync,
     Seq,
+    StreamName,
     Tenant,
     Terminal,
 )
@@ -249,7 +250,7 @@ class SessionCase(SynchronousTestCase):
         self.register = Register()
         self.line = Line()
 
-    def note_delivery(self, tenant: Tenant, seq: Seq) -> None:
+    def note_delivery(self, stream: StreamName, seq: Seq) -> None:
         self.delivered.append(seq)
 
     def begin(

@@ -20,15 +20,7 @@ from posd.delivery.session import Session
 from posd.errors import Pruned, Renamed, Unavailable
 from posd.store import credentials, epochs, presence, replay, stream
 from posd.store.epochs import End
-from posd.values import (
-    Event,
-    Head,
-    Opening,
-    Seq,
-    Tenant,
-    TenantId,
-    Terminal,
-)
+from posd.values import Event, Head, Opening, Seq, StreamName, Tenant, TenantId, Terminal
 from tests.delivery_case import (
     KITCHEN,
     OTHER_STREAM,
@@ -47,10 +39,11 @@ class Presence(Register):
         super().__init__()
         self.sightings: Callable[[], list[Sighting]] = list
         self.here: list[Terminal] = []
-        self.furthest: dict[str, Seq] = {}
+        self.furthest: dict[StreamName, Seq] = {}
         self.claims: list[Terminal] = []
         self.settled: list[tuple[TenantId, str]] = []
         self.sent_to: dict[tuple[TenantId, str, UUID], Seq] = {}
+        self.spoken: set[str] = set()
         self.flushes = 0
 
     def connected(self, terminal: Terminal) -> None:
@@ -61,11 +54,13 @@ class Presence(Register):
         (gone,) = [each for each in self.here if each.connection_id == terminal.connection_id]
         self.here.remove(gone)
 
-    def delivered(self, tenant: Tenant, seq: Seq) -> None:
-        self.furthest[tenant.slug] = seq
+    def delivered(self, stream: StreamName, seq: Seq) -> None:
+        self.furthest[stream] = seq
 
-    def sent(self, cursor: tuple[TenantId, str, UUID], seq: Seq) -> None:
+    def sent(self, cursor: tuple[TenantId, str, UUID], seq: Seq, spoke: bool) -> None:
         self.sent_to[cursor] = max(seq, self.sent_to.get(cursor, 0))
+        if spoke:
+            self.spoken.add(cursor[1])
 
     async def flush(self) -> None:
         self.flushes += 1

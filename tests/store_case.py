@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from typing import Final
+from uuid import UUID
 
 from posd.database import migrations
 from posd.database.link import Link
 from posd.errors import Refusal
 from posd.testing.postgres import test_server
-from posd.values import Tenant
+from posd.values import StreamName, Tenant
 from tests.database_case import REACTOR, DatabaseCase
 from tests.schema_case import two_shops
 
@@ -27,6 +28,11 @@ class StoreCase(DatabaseCase):
 
     async def session(self) -> Link:
         return await self.up(Link(REACTOR, self.dsn, name="posd store", statement_timeout=5.0))
+
+    def stream(self) -> StreamName:
+        """The kitchen's stream, under its present name."""
+        name = "SELECT stream_id::text FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        return 1, UUID(self.admin.value(name))
 
     async def refused(
         self, code: str, call: Awaitable[object], kind: type[Refusal] = Refusal

@@ -148,7 +148,7 @@ class ChanceTests(SynchronousTestCase):
         waiting = {
             "delivery/hub",
             "delivery/feed",
-            "database/link",
+            "database/retries",
             "maintenance/retention",
             "delivery/registry",
             "delivery/renaming",

@@ -16,7 +16,7 @@ from posd.delivery.pending_writes import Notes, Subscription
 from posd.errors import StatementFailed, Unavailable
 from posd.store import cursors
 from posd.store import presence as books
-from posd.values import Seq, TenantId
+from posd.values import Seq, StreamName, TenantId
 
 R = TypeVar("R")
 
@@ -147,17 +147,19 @@ class BulkWriter:
 
     async def _reached(self, notes: Notes) -> None:
         """Of all devices that this node knows, after the database was away: so in pieces."""
-        moves = _moves(notes.reached)
+        moves: list[cursors.Reached] = [
+            (*key, seq, key in notes.spoken) for key, seq in sorted(notes.reached.items())
+        ]
         for start in range(0, len(moves), _PIECE):
             await in_parts(
                 moves[start : start + _PIECE],
                 lambda rows: cursors.sent_astray(self._database, rows),
                 self._blame("the position {row} of a device in an earlier stream was not written"),
             )
-        notes.reached = {}
+        notes.reached, notes.spoken = {}, set()
 
     async def _acks(self, notes: Notes) -> None:
-        accepted: list[tuple[TenantId, Seq]] = []
+        accepted: list[tuple[StreamName, Seq]] = []
 
         async def acknowledge(rows: Sequence[cursors.Move]) -> None:
             accepted.extend(await cursors.acknowledged(self._database, rows))
@@ -172,13 +174,13 @@ class BulkWriter:
     async def _progress(self, notes: Notes) -> None:
         """Move the heads on to what was sent, and to what was acknowledged or else confirmed."""
         moved = sorted(notes.sent.keys() | notes.received.keys())
-        heads = [(each, notes.sent.get(each, 0), notes.received.get(each, 0)) for each in moved]
+        heads = [(*each, notes.sent.get(each, 0), notes.received.get(each, 0)) for each in moved]
         await in_parts(
             heads,
             lambda rows: books.progress(self._database, rows),
             self._blame("the head {row} of a stream was not moved"),
         )
-        self._moved({*moved})
+        self._moved({tenant_id for tenant_id, _ in moved})
         notes.sent, notes.received = {}, {}
 
     def _blame(self, text: str) -> Callable[[Sequence[R], Exception], None]:

@@ -24,7 +24,17 @@ from posd.errors import PosdError, Pruned, Refusal, Renamed
 from posd.monitoring.counters import Instruments
 from posd.protocol import messages
 from posd.protocol.encodings import Dialect
-from posd.values import FAILED, PRUNED, STREAM_CHANGED, Closing, Event, Head, Seq, Tenant
+from posd.values import (
+    FAILED,
+    PRUNED,
+    STREAM_CHANGED,
+    Closing,
+    Event,
+    Head,
+    Seq,
+    StreamName,
+    Tenant,
+)
 
 _PAGE_EVENTS: Final = 100
 _CHUNK_BYTES: Final = 64 * 1024
@@ -124,7 +134,7 @@ class Channel:
         tenant: Tenant,
         head: Head,
         read: Read,
-        delivered: Callable[[Tenant, Seq], None] = lambda tenant, seq: None,
+        delivered: Callable[[StreamName, Seq], None] = lambda stream, seq: None,
         ended: Callable[[Channel], None] = lambda channel: None,
         instruments: Instruments | None = None,
         read_tail: Read | None = None,
@@ -266,7 +276,7 @@ class Channel:
 
     def replayed(self, seq: Seq) -> None:
         """Somebody who was catching up was given the events up to `seq`."""
-        self._delivered(self.tenant, seq)
+        self._delivered((self.tenant.id, self.stream_id), seq)
 
     def acknowledged(self, seq: Seq) -> None:
         """A terminal has everything up to `seq`. How long that took is measured by who is the first."""
@@ -337,7 +347,7 @@ class Channel:
         self.tail = events[-1].seq
         self._remember(events)
         if self._live:
-            self._delivered(self.tenant, self.tail)
+            self._delivered((self.tenant.id, self.stream_id), self.tail)
         if given:
             self.instruments.delivered("live", given)
             self.instruments.reached("socket", [each.event.created_at for each in events])

@@ -18,7 +18,7 @@ from posd.errors import Unavailable
 from posd.monitoring.counters import Instruments
 from posd.store import epochs, stream
 from posd.store.epochs import End
-from posd.values import Appended, Event, Head, Seq, Tenant, TenantId
+from posd.values import Appended, Event, Head, Seq, StreamName, Tenant, TenantId
 
 _AT_ONCE: Final = 30
 """Streams in one statement. A page has up to 256 KiB."""
@@ -48,7 +48,7 @@ class Channels:
 
     _clock: IReactorTime
     _database: Database
-    _delivered: Callable[[Tenant, Seq], None]
+    _delivered: Callable[[StreamName, Seq], None]
     _instruments: Instruments
     renamed: Callable[[Channel, Channel, End | None], None] = _nobody_is_told
     _by_tenant: dict[TenantId, Channel] = field(init=False, factory=dict)

@@ -38,6 +38,7 @@ from posd.values import (
     Opening,
     Position,
     Seq,
+    StreamName,
     Tenant,
     TenantId,
     Terminal,
@@ -60,8 +61,8 @@ class Books(Register, SentBooks, Protocol):
     def disconnected(self, terminal: Terminal) -> None:
         """A connection is gone."""
 
-    def delivered(self, tenant: Tenant, seq: Seq) -> None:
-        """A till of the tenant was sent everything up to `seq`."""
+    def delivered(self, stream: StreamName, seq: Seq) -> None:
+        """A till of the tenant was sent everything up to `seq` of its stream."""
 
     def settle(self, tenant_id: TenantId, device_id: str) -> Awaitable[None]:
         """Write down what is still to be written of a device, before its cursor is asked for."""
@@ -171,7 +172,8 @@ class Exchange(Service):
         self._refuse_while_draining()
         if device_id is not None:
             await self._presence.settle(tenant.id, device_id)
-        opening = await self._openings.find(tenant, device_id)
+        names_stream = asked is not None and asked.stream_id is not None
+        opening = await self._openings.find(tenant, device_id, names_stream=names_stream)
         if resuming and opening is not None and opening.recalled and device_id is not None:
             await replay.fulfil(self._database, tenant.id, device_id)
             opening = await self._openings.find(tenant, device_id)
@@ -224,7 +226,7 @@ class Exchange(Service):
         if not self._roster.leave(session):
             return
         self._presence.disconnected(session.terminal)
-        self._renaming.left(session.terminal, session.reached)
+        self._renaming.left(session)
         self.channels.tidy(session.terminal.tenant.id)
 
     def watch(self, guest: Guest, opening: Opening) -> Channel:
@@ -253,7 +255,7 @@ class Exchange(Service):
 
     def answered(self, terminal: Terminal, seq: Seq) -> None:
         """A terminal was sent everything up to `seq`, not on a connection."""
-        self._renaming.left(terminal, seq)
+        self._renaming.answered(terminal, seq)
 
     def recall(self) -> None:
         """The database may be another one: the next flush compares with it how far devices were sent."""

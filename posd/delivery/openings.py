@@ -12,19 +12,22 @@ from uuid import UUID
 
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from posd.database.coalescing import Coalescer
 from posd.database.pool import Database
 from posd.protocol.cursor import passed
 from posd.store import epochs
 from posd.store import presence as books
-from posd.values import Opening, Seq, Tenant, TenantId
+from posd.values import Opening, Seq, StreamName, Tenant, TenantId
 
 _AT_ONCE: Final = 500
 """Terminals in one statement, so that its answer is small and the first ones need not wait for the last."""
 _IN_A_TURN: Final = 2
 """Terminals that go on in one turn of the reactor: each is upgraded and greeted then."""
 _SECONDS: Final = 5.0
+_SETTLING_SECONDS: Final = 1.0
+"""After a failover: in this time nodes connect, and write down how far devices were sent their streams."""
 
 _Cursor = tuple[str, Seq]
 
@@ -40,19 +43,27 @@ class Openings:
             clock, self._look_up, most=_AT_ONCE, seconds=_SECONDS, turn=_IN_A_TURN
         )
         # After a failover all terminals of a tenant name the same earlier stream.
-        self._shared: Coalescer[epochs.Name, Seq | None] = Coalescer(
+        self._shared: Coalescer[StreamName, Seq | None] = Coalescer(
             clock, self._look_up_names, most=_AT_ONCE, seconds=_SECONDS
         )
         # What a terminal refused is in its tenant's schema: a tenant whose tables are slow delays its own.
         self._refused: dict[TenantId, Coalescer[_Cursor, frozenset[Seq]]] = {}
 
-    async def find(self, tenant: Tenant, device_id: str | None) -> Opening | None:
+    async def find(
+        self, tenant: Tenant, device_id: str | None, *, names_stream: bool = False
+    ) -> Opening | None:
         """Where a terminal stands; registers a device that was never seen.
 
-        What the device refused right after its cursor is passed. None if the tenant is gone, or has too
-        many devices to take another one. Raises `Unavailable`.
+        What the device refused right after its cursor is passed. After a failover a device that does not name
+        its stream waits until other nodes have written down how far they sent it the stream. None if the
+        tenant is gone, or has too many devices to take another one. Raises `Unavailable`.
         """
         opening = await self._places.ask((tenant.id, device_id))
+        if opening is not None and not names_stream:
+            seconds = _unsettled(opening)
+            if seconds > 0:
+                await deferLater(self._clock, seconds)
+                opening = await self._places.ask((tenant.id, device_id))
         if opening is None or device_id is None or opening.acked is None:
             return opening
         if opening.acked >= opening.head.last_seq:
@@ -71,9 +82,7 @@ class Openings:
         """
         return await self._shared.ask((tenant_id, stream_id))
 
-    async def _look_up_names(
-        self, names: Sequence[epochs.Name]
-    ) -> Mapping[epochs.Name, Seq | None]:
+    async def _look_up_names(self, names: Sequence[StreamName]) -> Mapping[StreamName, Seq | None]:
         found = await epochs.ends(self._database.for_all, names)
         return {name: found[name].shared if name in found else None for name in names}
 
@@ -94,3 +103,13 @@ class Openings:
                 self._clock, look_up, most=_AT_ONCE, seconds=_SECONDS
             )
         return self._refused[tenant.id].ask(cursor)
+
+
+def _unsettled(opening: Opening) -> float:
+    """For how many seconds another node may yet tell that a device has to reload.
+
+    A device that never said how far it is begins at the head, whatever is told.
+    """
+    if opening.renamed_ago is None or opening.legacy or opening.astray:
+        return 0.0
+    return max(0.0, _SETTLING_SECONDS - opening.renamed_ago)

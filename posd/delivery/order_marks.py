@@ -17,7 +17,7 @@ from posd.delivery.bulk_writer import Troubles
 from posd.errors import Busy, StatementFailed, Unavailable
 from posd.events.orders import FINAL_STATUSES
 from posd.store import orders
-from posd.values import Seq, TenantId
+from posd.values import Seq, StreamName, TenantId
 
 _AT_ONCE: Final = 50
 """Tenants in one transaction: the orders of so many are locked for the time of one UPDATE."""
@@ -28,7 +28,7 @@ class OrderMarks:
 
     _log = Logger()
 
-    def __init__(self, database: Database, confirmed: Callable[[TenantId, Seq], None]) -> None:
+    def __init__(self, database: Database, confirmed: Callable[[StreamName, Seq], None]) -> None:
         self._database = database
         self._confirmed = confirmed
         self._reported: set[TenantId] = set()
@@ -102,8 +102,8 @@ class OrderMarks:
 
     async def _confirm(self, tenants: list[TenantId]) -> None:
         found = await orders.confirmed(self._database, tenants, FINAL_STATUSES)
-        for tenant_id, seq in found.items():
-            self._confirmed(tenant_id, seq)
+        for stream, seq in found.items():
+            self._confirmed(stream, seq)
 
     async def _mark(self, tenants: list[TenantId]) -> None:
         await orders.mark(self._database, tenants)

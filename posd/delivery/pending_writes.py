@@ -14,7 +14,7 @@ from uuid import UUID
 from attrs import define, field, frozen
 
 from posd.delivery.registry import Sighting
-from posd.values import Seq, TenantId, Terminal
+from posd.values import Seq, StreamName, TenantId, Terminal
 
 _MOST_SAID: Final = 2 * 1024 * 1024
 _MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
@@ -25,7 +25,7 @@ _OVERHEAD: Final = 256
 Subscription = tuple[TenantId, str, UUID]
 """Whose cursor it is: tenant, device, and the history in which its positions are counted."""
 
-H = TypeVar("H", Subscription, TenantId)
+H = TypeVar("H", Subscription, StreamName)
 Device = tuple[TenantId, str]
 
 
@@ -52,10 +52,12 @@ class Notes:
     seen: dict[UUID, Sighting] = field(factory=dict)
     reached: dict[Subscription, Seq] = field(factory=dict)
     """How far devices were sent a stream that may have another name by now."""
+    spoken: set[Subscription] = field(factory=set)
+    """Those of `reached` that have said how far they are."""
     acks: dict[Subscription, Seq] = field(factory=dict)
     follows: dict[Subscription, Seq] = field(factory=dict)
-    sent: dict[TenantId, Seq] = field(factory=dict)
-    received: dict[TenantId, Seq] = field(factory=dict)
+    sent: dict[StreamName, Seq] = field(factory=dict)
+    received: dict[StreamName, Seq] = field(factory=dict)
     """How far each tenant's best till is: by cursors that are written, and by what tills said of orders."""
     acknowledging: set[Device] = field(factory=set)
     """The devices of `acks` and `reached`."""
@@ -75,9 +77,11 @@ class Notes:
         if self.connected.pop(connection_id, None) is None:
             self.gone.add(connection_id)
 
-    def sent_to(self, key: Subscription, seq: Seq) -> None:
+    def sent_to(self, key: Subscription, seq: Seq, spoke: bool) -> None:
         """A device was sent everything up to `seq` of a stream that may have ended."""
         self.reached[key] = max(seq, self.reached.get(key, 0))
+        if spoke:
+            self.spoken.add(key)
         self.acknowledging.add(key[:2])
 
     def acknowledged(self, key: Subscription, seq: Seq) -> None:
@@ -85,17 +89,21 @@ class Notes:
         self.acks[key] = max(seq, self.acks.get(key, 0))
         self.acknowledging.add(key[:2])
 
-    def confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
-        """A tenant's tills have everything up to `seq`."""
-        self.received[tenant_id] = max(seq, self.received.get(tenant_id, 0))
+    def delivered(self, stream: StreamName, seq: Seq) -> None:
+        """Events up to `seq` were written to one of the tenant's tills at least."""
+        self.sent[stream] = max(seq, self.sent.get(stream, 0))
 
-    def acks_are_written(self, accepted: Sequence[tuple[TenantId, Seq]]) -> None:
+    def confirmed(self, stream: StreamName, seq: Seq) -> None:
+        """A tenant's tills have everything up to `seq`."""
+        self.received[stream] = max(seq, self.received.get(stream, 0))
+
+    def acks_are_written(self, accepted: Sequence[tuple[StreamName, Seq]]) -> None:
         """The cursors stand where `acks` wants them; their heads are still to be moved.
 
         `accepted` are those that are true of the present stream.
         """
-        for tenant_id, seq in accepted:
-            self.confirmed(tenant_id, seq)
+        for stream, seq in accepted:
+            self.confirmed(stream, seq)
         self.acks = {}
         self.acknowledging = {key[:2] for key in self.reached}
 
@@ -113,6 +121,7 @@ class Notes:
             claims=self.claims | later.claims,
             seen=seen | later.seen,
             reached=_furthest(self.reached, later.reached),
+            spoken=self.spoken | later.spoken,
             acks=_furthest(self.acks, later.acks),
             follows=self.follows | later.follows,
             sent=_furthest(self.sent, later.sent),

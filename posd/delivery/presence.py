@@ -31,7 +31,7 @@ from posd.errors import StatementFailed, Unavailable
 from posd.events.print_status import print_report
 from posd.store import orders
 from posd.store import presence as books
-from posd.values import PrintStatus, Seq, Tenant, TenantId, Terminal
+from posd.values import PrintStatus, Seq, StreamName, TenantId, Terminal
 
 _FLUSH_SECONDS: Final = 0.2
 _LEASE_SECONDS: Final = 15.0
@@ -106,16 +106,16 @@ class Presence(Service):
         self._notes.left(terminal.connection_id)
         self._here.pop(terminal.connection_id, None)
 
-    def delivered(self, tenant: Tenant, seq: Seq) -> None:
-        """Events up to `seq` were written to a till of this tenant at least."""
-        self._notes.sent[tenant.id] = max(seq, self._notes.sent.get(tenant.id, 0))
+    def delivered(self, stream: StreamName, seq: Seq) -> None:
+        """Events up to `seq` were written to one of the tenant's tills at least."""
+        self._notes.delivered(stream, seq)
 
     def acknowledged(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.acknowledged(subscription(terminal), seq)
 
-    def sent(self, cursor: Subscription, seq: Seq) -> None:
+    def sent(self, cursor: Subscription, seq: Seq, spoke: bool) -> None:
         """A device was sent a stream up to `seq`, and the stream may have another name by now."""
-        self._notes.sent_to(cursor, seq)
+        self._notes.sent_to(cursor, seq, spoke)
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
         self._notes.follows[subscription(terminal)] = seq
@@ -174,8 +174,8 @@ class Presence(Service):
         """Read what tills confirmed, and update orders whose events were sent; see `OrderMarks.mark`."""
         await self._marks.mark()
 
-    def _confirmed(self, tenant_id: TenantId, seq: Seq) -> None:
-        self._notes.confirmed(tenant_id, seq)
+    def _confirmed(self, stream: StreamName, seq: Seq) -> None:
+        self._notes.confirmed(stream, seq)
 
     async def _write(self, keys: Sequence[None]) -> Mapping[None, None]:
         """One flush, for all who wait for it."""

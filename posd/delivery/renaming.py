@@ -36,8 +36,8 @@ _MOST_REMEMBERED: Final = 20_000
 class Books(Protocol):
     """Where it is written down how far devices were sent a stream (`posd.delivery.presence`)."""
 
-    def sent(self, cursor: Subscription, seq: Seq) -> None:
-        """A device was sent the events of a stream up to `seq`."""
+    def sent(self, cursor: Subscription, seq: Seq, spoke: bool) -> None:
+        """A device was sent a stream up to `seq`; `spoke`: it has said once how far it is."""
 
     async def flush(self) -> None:
         """Write everything that was noted."""
@@ -47,21 +47,23 @@ class Books(Protocol):
 class Departed:
     """How far devices were sent that are not here any more, the latest 20,000 of them."""
 
-    _known: OrderedDict[Device, tuple[UUID, Seq]] = field(init=False, factory=OrderedDict)
+    _known: OrderedDict[Device, tuple[UUID, Seq, bool]] = field(init=False, factory=OrderedDict)
 
-    def note(self, terminal: Terminal, seq: Seq) -> None:
+    def note(self, terminal: Terminal, seq: Seq, spoke: bool) -> None:
         if terminal.device_id is None:
             return
         device = terminal.tenant.id, terminal.device_id
-        stream_id, before = self._known.pop(device, (terminal.stream_id, 0))
+        stream_id, before, spoken = self._known.pop(device, (terminal.stream_id, 0, False))
         if stream_id == terminal.stream_id:
             seq = max(seq, before)
-        self._known[device] = terminal.stream_id, seq
+        self._known[device] = terminal.stream_id, seq, spoke or spoken
         if len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
 
-    def __iter__(self) -> Iterator[tuple[Subscription, Seq]]:
-        return iter([((*device, each), seq) for device, (each, seq) in self._known.items()])
+    def __iter__(self) -> Iterator[tuple[Subscription, Seq, bool]]:
+        return (
+            ((*device, name), seq, spoke) for device, (name, seq, spoke) in [*self._known.items()]
+        )
 
 
 class Renaming:
@@ -82,16 +84,20 @@ class Renaming:
         self._close = close
         self._departed = Departed()
 
-    def left(self, terminal: Terminal, seq: Seq) -> None:
-        """A terminal is gone, or was answered, that was sent the events up to `seq`."""
-        self._departed.note(terminal, seq)
+    def left(self, session: Session) -> None:
+        """A terminal is gone."""
+        self._departed.note(session.terminal, session.reached, session.spoke)
+
+    def answered(self, terminal: Terminal, seq: Seq) -> None:
+        """A terminal was sent the events up to `seq`, after a position that it named."""
+        self._departed.note(terminal, seq, spoke=True)
 
     def recall(self) -> None:
         """The database may be another one: write down what is known of all devices."""
         for attendance in self._roster:
             self._note(attendance.session)
-        for cursor, seq in self._departed:
-            self._books.sent(cursor, seq)
+        for each in self._departed:
+            self._books.sent(*each)
 
     def renamed(self, old: Channel, new: Channel, end: End | None) -> None:
         """Tell everybody at a stream that has a new name; `end` is how the old one ended, if known."""
@@ -102,9 +108,9 @@ class Renaming:
             slug=new.tenant.slug,
             shared=0 if end is None else end.shared,
         )
-        for cursor, seq in self._departed:
+        for cursor, seq, spoke in self._departed:
             if cursor[0] == old.tenant.id and cursor[2] == old.stream_id:
-                self._books.sent(cursor, seq)
+                self._books.sent(cursor, seq, spoke)
         parted = []
         for session in list(old.sessions):
             assert isinstance(session, Session)
@@ -136,7 +142,7 @@ class Renaming:
 
     def _note(self, session: Session) -> None:
         if session.terminal.device_id is not None:
-            self._books.sent(subscription(session.terminal), session.reached)
+            self._books.sent(subscription(session.terminal), session.reached, session.spoke)
 
 
 def _resumed_after(session: Session, new: Channel, end: End | None) -> Seq:

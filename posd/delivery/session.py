@@ -131,8 +131,13 @@ class Session:
     @property
     def reached(self) -> Seq:
         """How far the terminal may be: what was written to it, or what it has acknowledged."""
-        acked = 0 if self.cursor is None or self.cursor.legacy else self.cursor.acked
+        acked = self.cursor.acked if self.cursor is not None and self.spoke else 0
         return max(self.outbox.written, acked)
+
+    @property
+    def spoke(self) -> bool:
+        """Whether the terminal has ever said how far it is."""
+        return self.cursor is not None and not self.cursor.legacy
 
     @property
     def acked(self) -> Seq | None:
@@ -148,9 +153,8 @@ class Session:
         """
         terminal = self.terminal
         told = terminal.device_id != terminal.principal.device_id
-        legacy = self.cursor is None or self.cursor.legacy
         old_road = self.dialect is WEBSOCKET
-        return legacy and old_road and not told and terminal.position is None
+        return not self.spoke and old_road and not told and terminal.position is None
 
     def begin(self, opening: Opening, resync: Resync | None, heartbeat: float) -> None:
         """Greet the terminal and send what comes after the outbox's position.

@@ -11,24 +11,32 @@ from typing import Final
 from uuid import UUID
 
 from posd.database.link import Session
-from posd.values import Seq, TenantId
+from posd.values import Seq, StreamName, TenantId
 
 # A device that was sent more of a name than the present stream has of it has to reload: its cursor loses its
 # name. One that has spoken in a later name was told when it came; a node may say the same again long after
 # that.
+#
+# The database may have lost that a device has said how far it is. It would be taken for one that never did.
 _ASTRAY: Final = """
-    UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
-      FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
-           AS a(tenant_id, device_id, stream_id, seq)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
-     WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
-       AND a.stream_id <> h.stream_id AND c.stream_id <> h.stream_id
-       AND a.seq > coalesce((SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
-                              WHERE e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id), -1)
-       AND NOT EXISTS (SELECT FROM dinedesk_main.pos_stream_epochs AS said
-                         JOIN dinedesk_main.pos_stream_epochs AS sent USING (tenant_id)
-                        WHERE said.tenant_id = c.tenant_id AND said.stream_id = c.stream_id
-                          AND sent.stream_id = a.stream_id AND said.began_at > sent.began_at)
+    WITH astray AS (
+        UPDATE dinedesk_main.pos_cursors AS c SET stream_id = NULL
+          FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[], %s::boolean[])
+               AS a(tenant_id, device_id, stream_id, seq, spoke)
+          JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+         WHERE c.tenant_id = a.tenant_id AND c.device_id = a.device_id
+           AND a.stream_id <> h.stream_id AND c.stream_id <> h.stream_id
+           AND a.seq > coalesce((SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
+                                  WHERE e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id), -1)
+           AND NOT EXISTS (SELECT FROM dinedesk_main.pos_stream_epochs AS said
+                             JOIN dinedesk_main.pos_stream_epochs AS sent USING (tenant_id)
+                            WHERE said.tenant_id = c.tenant_id AND said.stream_id = c.stream_id
+                              AND sent.stream_id = a.stream_id AND said.began_at > sent.began_at)
+        RETURNING a.tenant_id, a.device_id, a.spoke
+    )
+    UPDATE dinedesk_main.pos_devices AS d SET first_acked_at = now()
+      FROM astray AS a
+     WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id AND a.spoke AND d.first_acked_at IS NULL
 """
 # Never backwards and never beyond what the stream has of the name, in whatever order flushes of several nodes
 # come. What a device says of an earlier name is true of the present one that far. Two words take a cursor
@@ -64,7 +72,7 @@ _ADVANCE: Final = """
     UPDATE dinedesk_main.pos_devices AS d
        SET first_acked_at = coalesce(d.first_acked_at, now()), last_seen_at = now()
       FROM a WHERE d.tenant_id = a.tenant_id AND d.device_id = a.device_id
-    RETURNING a.tenant_id, a.seq
+    RETURNING a.tenant_id, a.stream_id, a.seq
 """
 _FOLLOW: Final = """
     UPDATE dinedesk_main.pos_cursors AS c SET acked_seq = a.seq, stream_id = a.stream_id, acked_at = now()
@@ -79,24 +87,27 @@ _FOLLOW: Final = """
 
 Move = tuple[TenantId, str, UUID, Seq]
 """Where a cursor is to go: tenant, device, history, position."""
+Reached = tuple[TenantId, str, UUID, Seq, bool]
+"""How far a device was sent a history, and whether it has ever said how far it is."""
 
 
-async def acknowledged(session: Session, acks: Sequence[Move]) -> list[tuple[TenantId, Seq]]:
+async def acknowledged(session: Session, acks: Sequence[Move]) -> list[tuple[StreamName, Seq]]:
     """Move cursors forward. From then on they are no legacy terminals'.
 
-    Returns what was true of the stream: tenant and position. A position that the stream does not have in
+    Returns what was true of the stream, under its present name. A position that the stream does not have in
     common with the one it was counted in moves nothing: it is of an event that is lost.
     """
     rows = await session.query(_ADVANCE, _columns(acks))
-    return [(tenant_id, seq) for tenant_id, seq in rows]
+    return [((tenant_id, UUID(stream_id)), seq) for tenant_id, stream_id, seq in rows]
 
 
-async def sent_astray(session: Session, sent: Sequence[Move]) -> None:
+async def sent_astray(session: Session, sent: Sequence[Reached]) -> None:
     """Note of terminals how far they were sent a stream that has another name by now.
 
     One that was sent more than the present stream has of it is told to reload when it comes.
     """
-    await session.execute(_ASTRAY, _columns(sent))
+    spoke = [each[4] for each in sent]
+    await session.execute(_ASTRAY, (*_columns([each[:4] for each in sent]), spoke))
 
 
 async def followed(session: Session, follows: Sequence[Move]) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.database.link import Session
-from posd.values import Head, Seq, TenantId
+from posd.values import Head, Seq, StreamName, TenantId
 
 _RECOGNISE: Final = "SELECT dinedesk_main.pos_recognise()"
 _BEGIN: Final = """
@@ -27,9 +27,6 @@ _ENDS: Final = """
                           WHERE n.tenant_id = e.tenant_id AND n.began_at > e.began_at) AS f
      WHERE e.ended_seq IS NOT NULL
 """
-
-Name = tuple[TenantId, UUID]
-"""A tenant, and a name of its stream."""
 
 
 @frozen
@@ -69,7 +66,7 @@ async def reset(session: Session, ids: Iterable[TenantId], common: Seq = 0) -> N
     await session.execute(_BEGIN, (tenants, None, [common] * len(tenants), None))
 
 
-async def ends(session: Session, names: Iterable[Name]) -> dict[Name, End]:
+async def ends(session: Session, names: Iterable[StreamName]) -> dict[StreamName, End]:
     """The ends of these names. One that has not ended, or that the database does not know, is missing."""
     wanted = list(names)
     columns = [tenant_id for tenant_id, _ in wanted], [str(name) for _, name in wanted]

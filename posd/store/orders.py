@@ -12,7 +12,7 @@ from attrs import frozen
 from posd.database.link import Session
 from posd.errors import NotFound
 from posd.events.print_status import Report, Said, before
-from posd.values import PrintStatus, Seq, Tenant, TenantId
+from posd.values import PrintStatus, Seq, StreamName, Tenant, TenantId
 
 # Each time is that of the first report, and none is in the future. What tells nothing new writes nothing.
 # `report` is one row so that all of the statement means the same moment.
@@ -98,7 +98,11 @@ _OPEN: Final = """
      WHERE h.tenant_id = %(tenant)s
      ORDER BY s.number
 """
-_CONFIRMED: Final = "SELECT * FROM dinedesk_main.pos_confirmed(%s::integer[], %s::text[])"
+_CONFIRMED: Final = """
+    SELECT c.tenant_id, h.stream_id, c.seq
+      FROM dinedesk_main.pos_confirmed(%s::integer[], %s::text[]) AS c
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
+"""
 _MARK: Final = "SELECT dinedesk_main.pos_mark_orders(%s::integer[])"
 
 
@@ -241,9 +245,10 @@ async def still_open(
 
 async def confirmed(
     session: Session, ids: Iterable[TenantId], final: Collection[str]
-) -> dict[TenantId, Seq]:
+) -> dict[StreamName, Seq]:
     """Up to where what tills said about orders confirms everything, where that is news."""
-    return dict(await session.query(_CONFIRMED, (list(ids), sorted(final))))
+    rows = await session.query(_CONFIRMED, (list(ids), sorted(final)))
+    return {(tenant_id, UUID(stream_id)): seq for tenant_id, stream_id, seq in rows}
 
 
 async def mark(session: Session, ids: Iterable[TenantId]) -> None:

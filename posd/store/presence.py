@@ -75,13 +75,17 @@ _DISCONNECT: Final = """
 _PLACES: Final = """
     SELECT h.tenant_id, w.device_id, h.stream_id, h.last_seq, h.pruned_seq, clock_timestamp(),
            d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq, c.replay_after IS NOT NULL,
-           NOT coalesce(c.stream_id = h.stream_id OR c.acked_seq <= e.ended_seq, c.device_id IS NULL)
+           NOT coalesce(c.stream_id = h.stream_id OR c.acked_seq <= e.ended_seq, c.device_id IS NULL),
+           CASE WHEN c.stream_id <> h.stream_id
+                THEN extract(epoch FROM clock_timestamp() - p.began_at)::float8 END
       FROM unnest(%s::integer[], %s::text[]) AS w(tenant_id, device_id)
       JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
       LEFT JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
       LEFT JOIN dinedesk_main.pos_cursors AS c USING (tenant_id, device_id)
       LEFT JOIN dinedesk_main.pos_stream_epochs AS e
         ON e.tenant_id = c.tenant_id AND e.stream_id = c.stream_id
+      LEFT JOIN dinedesk_main.pos_stream_epochs AS p
+        ON p.tenant_id = h.tenant_id AND p.stream_id = h.stream_id
 """
 # A device that was never seen begins at the head: nobody prints last month's orders. In one order
 # everywhere, so that two nodes do not wait for each other.
@@ -119,15 +123,24 @@ _REFUSED: Final = """
       JOIN dinedesk_main.pos_events AS e ON e.tenant_id = n.tenant_id AND e.seq = n.seq
      WHERE n.created_at >= greatest(e.created_at, c.replayed_at)
 """
-# Of the events that `received_seq` passes those count that were still there to be acknowledged.
+# Of the events that `received_seq` passes those count that were still there to be acknowledged. What is said
+# of an earlier name is true of the present one as far as both have the same events: what came later is lost,
+# and its position is another event's by now.
 _PROGRESS: Final = """
     UPDATE dinedesk_main.pos_heads AS h
        SET sent_seq = greatest(h.sent_seq, least(p.sent, h.last_seq)),
            received_seq = greatest(h.received_seq, least(p.received, h.last_seq)),
            acknowledged = h.acknowledged
                + greatest(0, least(p.received, h.last_seq) - greatest(h.received_seq, h.pruned_seq))
-      FROM (SELECT * FROM unnest(%s::integer[], %s::bigint[], %s::bigint[])
-                AS p(tenant_id, sent, received) ORDER BY tenant_id) AS p
+      FROM (SELECT w.tenant_id, max(least(w.sent, s.seq)) AS sent, max(least(w.received, s.seq)) AS received
+              FROM unnest(%s::integer[], %s::uuid[], %s::bigint[], %s::bigint[])
+                   AS w(tenant_id, stream_id, sent, received)
+              JOIN dinedesk_main.pos_heads AS o USING (tenant_id)
+              LEFT JOIN dinedesk_main.pos_stream_epochs AS e
+                ON e.tenant_id = w.tenant_id AND e.stream_id = w.stream_id AND w.stream_id <> o.stream_id
+             CROSS JOIN LATERAL (SELECT CASE WHEN w.stream_id = o.stream_id THEN o.last_seq
+                                             ELSE coalesce(e.ended_seq, 0) END) AS s(seq)
+             GROUP BY w.tenant_id ORDER BY w.tenant_id) AS p
      WHERE h.tenant_id = p.tenant_id
        AND (h.sent_seq < least(p.sent, h.last_seq) OR h.received_seq < least(p.received, h.last_seq))
 """
@@ -231,7 +244,7 @@ async def openings(
     rows = await session.query(_PLACES, (list(tenants), list(devices)))
     new = {
         (tenant_id, device_id): known
-        for tenant_id, device_id, *_, known, _, acked, _, _ in rows
+        for tenant_id, device_id, *_, known, _, acked, _, _, _ in rows
         if device_id is not None and (not known or acked is None)
     }
     cursors: dict[Place, Seq] = {}
@@ -248,13 +261,15 @@ async def openings(
 
 def _opening(row: Row, registered: Seq | None) -> Opening:
     tenant_id, device_id, stream_id, last_seq, pruned_seq, at, *of_device = row
-    _, acked_before, acked, recalled, astray = of_device
+    _, acked_before, acked, recalled, astray, renamed_ago = of_device
     head = stream.load_head((tenant_id, stream_id, last_seq, pruned_seq))
     legacy = device_id is not None and not acked_before
     if registered is not None:
         # It begins now, with the present stream.
-        acked, astray = registered, False
-    return Opening(head, acked, legacy, at, recalled=recalled, astray=astray)
+        acked, astray, renamed_ago = registered, False, None
+    return Opening(
+        *(head, acked, legacy, at), recalled=recalled, astray=astray, renamed_ago=renamed_ago
+    )
 
 
 async def refused(
@@ -269,9 +284,11 @@ async def refused(
     return {device: frozenset(seqs) for device, seqs in found.items()}
 
 
-async def progress(session: Session, heads: Sequence[tuple[TenantId, Seq, Seq]]) -> None:
-    """Note how far the best till of each tenant is: tenant, sent, received."""
-    await session.execute(_PROGRESS, tuple(list(column) for column in zip(*heads, strict=True)))
+async def progress(session: Session, heads: Sequence[tuple[TenantId, UUID, Seq, Seq]]) -> None:
+    """Note how far the best till of each tenant is: tenant, name of the stream, sent, received."""
+    tenants, streams, sent, received = zip(*heads, strict=True)
+    names = [str(each) for each in streams]
+    await session.execute(_PROGRESS, (list(tenants), names, list(sent), list(received)))
 
 
 async def nacks(

@@ -13,8 +13,8 @@ from posd.delivery import channel as channels
 from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
 from posd.errors import Busy, Pruned, Renamed, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET, Dialect
-from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, Tenant
-from tests.delivery_case import KITCHEN, Log, event, head, said
+from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, StreamName
+from tests.delivery_case import KITCHEN, STREAM, Log, event, head, said
 
 
 @define(eq=False)
@@ -70,8 +70,8 @@ class ChannelCase(SynchronousTestCase):
             KITCHEN, self.log.head, self.log.read, self.note_delivery, self.ended.append
         )
 
-    def note_delivery(self, tenant: Tenant, seq: Seq) -> None:
-        self.assertEqual(tenant, KITCHEN)
+    def note_delivery(self, stream: StreamName, seq: Seq) -> None:
+        self.assertEqual(stream, (KITCHEN.id, STREAM))
         self.delivered.append(seq)
 
     def listener(self, position: Seq = 10, *, live: bool = True) -> Listener:

@@ -165,7 +165,7 @@ class ReadingTests(PollCase):
         self.get(7, Wish(types=frozenset({"note"})))
         self.assertEqual(self.books.furthest, {})
         self.get(7, Wish(limit=2))
-        self.assertEqual(self.books.furthest, {"kitchen": 9})
+        self.assertEqual(self.books.furthest, {(KITCHEN.id, STREAM): 9})
 
     def test_a_database_that_is_away_is_said(self) -> None:
         self.log.trouble = Unavailable("away")

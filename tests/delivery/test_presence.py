@@ -18,7 +18,7 @@ from posd.errors import Busy, Unavailable
 from posd.store import epochs, orders
 from posd.store import presence as books
 from posd.testing.postgres import test_server
-from posd.values import KeyKind, Principal, PrintStatus, Tenant, Terminal
+from posd.values import KeyKind, Principal, PrintStatus, StreamName, Tenant, Terminal
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 from tests.schema_case import two_shops
 from tests.shifted_clock import shift
@@ -60,6 +60,10 @@ class PresenceTests(DatabaseCase):
                 "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE device_id = %s", device
             )
         )
+
+    def stream(self) -> StreamName:
+        name = "SELECT stream_id::text FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+        return KITCHEN.id, UUID(self.admin.value(name))
 
     async def opened(self, presence: Presence, device: str | None = "front") -> Terminal:
         """A terminal that is registered, with its cursor at 100, and noted as connected."""
@@ -166,8 +170,8 @@ class PresenceTests(DatabaseCase):
         await epochs.reset(self.pool, [KITCHEN.id], 98)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 90")
         for number, each in enumerate(terminals):
-            presence.sent(subscription(each), 96 + number)
-            presence.sent(subscription(each), 1)
+            presence.sent(subscription(each), 96 + number, spoke=True)
+            presence.sent(subscription(each), 1, spoke=True)
         await presence.flush()
         places = [(KITCHEN.id, each.device_id) for each in terminals]
         found = await books.openings(self.pool, places, 10)
@@ -181,7 +185,7 @@ class PresenceTests(DatabaseCase):
         front = await self.opened(presence)
         self.admin.run("UPDATE dinedesk_main.pos_cursors SET acked_seq = 5")
         presence.followed(front, 9)
-        presence.delivered(KITCHEN, 9)
+        presence.delivered(self.stream(), 9)
         await presence.flush()
         self.assertEqual((self.cursor(), self.head()), (9, (9, 0)))
         known = "SELECT first_acked_at IS NULL FROM dinedesk_main.pos_devices"
@@ -274,7 +278,7 @@ class PresenceTests(DatabaseCase):
         presence = await self.presence()
         self.place("a", 7)
         self.place("b", 9)
-        presence.delivered(KITCHEN, 8)
+        presence.delivered(self.stream(), 8)
         await presence.flush()
         self.assertEqual(self.printing(), [("a", "pending"), ("b", "pending")])
         await presence.mark()
@@ -284,7 +288,7 @@ class PresenceTests(DatabaseCase):
     async def test_a_mark_that_has_to_wait_is_tried_again(self) -> None:
         presence = await self.presence()
         self.place("a", 7)
-        presence.delivered(KITCHEN, 8)
+        presence.delivered(self.stream(), 8)
         await presence.flush()
         other = self.client()
         with other.transaction():

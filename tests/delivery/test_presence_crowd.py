@@ -15,7 +15,7 @@ from posd.store import orders
 from posd.values import Seq, Tenant, TenantId, Terminal
 from tests.books_case import BooksCase
 from tests.database.test_checkout import stack_depth
-from tests.delivery_case import KITCHEN, terminal
+from tests.delivery_case import KITCHEN, STREAM, terminal
 
 _CROWD = 2000
 _GRILL = Tenant(8, "grill", "Grill", "dinedesk_grill")
@@ -113,7 +113,7 @@ class WaitingTests(BooksCase):
 
     def test_how_far_it_was_sent_an_earlier_stream_is_waited_for_too(self) -> None:
         self.flush()
-        self.presence.sent(subscription(terminal("front")), 7)
+        self.presence.sent(subscription(terminal("front")), 7, spoke=True)
         self.books.pending = []
         settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
         self.assertNoResult(settled)
@@ -217,7 +217,7 @@ class KeepingTests(BooksCase):
 
     def note(self, seq: Seq) -> None:
         self.presence.acknowledged(terminal("front"), seq)
-        self.presence.delivered(KITCHEN, seq)
+        self.presence.delivered((KITCHEN.id, STREAM), seq)
 
     def test_later_notes_win_over_those_that_could_not_be_written(self) -> None:
         self.flush()
@@ -281,7 +281,7 @@ class KeepingTests(BooksCase):
         front = terminal("front")
         self.presence.connected(front)
         self.presence.acknowledged(front, 7)
-        self.presence.delivered(KITCHEN, 7)
+        self.presence.delivered((KITCHEN.id, STREAM), 7)
         self.fails("acknowledged", _DENIED)
         with capturedLogs() as logged:
             for _ in range(3):
@@ -402,7 +402,7 @@ class MarkTests(BooksCase):
         for error in (_DENIED, Busy("The database is busy.")):
             self.books.marked.clear()
             for number in range(1, 121):
-                self.presence.delivered(Tenant(number, f"t{number}", "", ""), 7)
+                self.presence.delivered((number, STREAM), 7)
             self.flush()
             self.fails("mark 51", error)
             marking = Deferred.fromCoroutine(self.presence.mark())
@@ -425,7 +425,7 @@ class MarkTests(BooksCase):
 
         self.patch(orders, "mark", mark)
         for number in range(1, 61):
-            self.presence.delivered(Tenant(number, f"t{number}", "", ""), 7)
+            self.presence.delivered((number, STREAM), 7)
         self.flush()
         with capturedLogs() as logged:
             for _ in range(4):
@@ -435,10 +435,10 @@ class MarkTests(BooksCase):
         (line,) = [each["what"] for each in logged if "what" in each]
         self.assertEqual(line, "marks of orders of tenant 7")
         slow.clear()
-        self.presence.delivered(Tenant(8, "t8", "", ""), 8)
+        self.presence.delivered((8, STREAM), 8)
         self.flush()
         for _ in range(2):
-            self.presence.delivered(Tenant(7, "t7", "", ""), 8)
+            self.presence.delivered((7, STREAM), 8)
             self.flush()
             self.successResultOf(Deferred.fromCoroutine(self.presence.mark()))
         self.assertEqual(asked[-3:], [[8], [7], [7]])
@@ -448,7 +448,7 @@ class MarkTests(BooksCase):
 
     def test_a_table_that_cannot_be_marked_does_not_keep_the_node_in_the_books(self) -> None:
         for error in (_DENIED, Busy("The database is busy.")):
-            self.presence.delivered(KITCHEN, 7)
+            self.presence.delivered((KITCHEN.id, STREAM), 7)
             self.flush()
             self.assertEqual(len(self.books.nodes), 1)
             self.fails(f"mark {KITCHEN.id}", error)

@@ -223,6 +223,15 @@ class KnowledgeTests(RenamingCase):
         self.exchange.recall()
         self.assertEqual(self.known(), {("BAR", STREAM): 9})
 
+    def test_also_whether_they_have_ever_said_how_far_they_are(self) -> None:
+        self.positioned("NAMES")
+        self.connect(terminal("LISTENS"))
+        self.exchange.answered(terminal("POLLS"), 9)
+        left, _ = self.positioned("LEFT")
+        self.exchange.closed(left)
+        self.exchange.recall()
+        self.assertEqual(self.books.spoken, {"NAMES", "POLLS", "LEFT"})
+
     def test_what_was_said_counts_though_it_was_sent_on_another_road(self) -> None:
         session, _ = self.positioned(after=8)
         session.outbox.written = 8
@@ -403,3 +412,35 @@ class ResumingTests(RenamingCase):
     def test_the_present_name_is_not_looked_up(self) -> None:
         self.patch(self.store, "ends", None)
         self.assertEqual(self.told(Position(8, STREAM)), (8, None, [9, 10]))
+
+
+class SettlingTests(RenamingCase):
+    """A till that relies on its cursor comes right after a failover, before another node has told of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.store.opening = evolve(opening(10, 3), renamed_ago=0.4)
+
+    def looking(self, position: Position | None = None) -> Deferred[Opening]:
+        return Deferred.fromCoroutine(self.exchange.look_up(KITCHEN, "BAR", position))
+
+    def test_it_waits_for_a_second_after_the_change_of_the_name(self) -> None:
+        for position in (None, Position(3)):
+            with self.subTest(position=position):
+                looking = self.looking(position)
+                self.clock.advance(0.59)
+                self.assertNoResult(looking)
+                self.store.opening = evolve(opening(10, 3), renamed_ago=1.0, astray=True)
+                self.clock.advance(0.02)
+                self.assertTrue(self.successResultOf(looking).astray)
+                self.store.opening = evolve(opening(10, 3), renamed_ago=0.4)
+
+    def test_one_that_names_its_stream_does_not(self) -> None:
+        self.assertEqual(self.successResultOf(self.looking(Position(3, STREAM))).acked, 3)
+
+    def test_nor_one_that_is_told_to_reload_or_begins_at_the_head_anyway(self) -> None:
+        now = evolve(opening(10, 3), renamed_ago=0.4)
+        for found in (evolve(now, astray=True), evolve(now, legacy=True), opening(10, 3)):
+            with self.subTest(found=found):
+                self.store.opening = found
+                self.successResultOf(self.looking())

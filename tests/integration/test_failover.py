@@ -274,9 +274,22 @@ class AsynchronousLoadTests(FailoverCase):
         self.assertEqual(
             evolve(verdict, events=0, confirmed=0, lost=0, missed=0),
             Verdict(*(0,) * 8, []),
-            f"seed {load.seed}",
+            f"seed {load.seed}: {self.visits(load)}",
         )
         self.assertNotEqual(load.resyncs(), [])
+
+    def visits(self, load: Load) -> str:
+        """What each till was told and sent, connection by connection."""
+        return "\n".join(
+            f"till {number} ({rover.transport}, {'named' if rover.named else 'unnamed'}): "
+            + "; ".join(
+                f"{each.resumed} {each.resync} in {each.stream[:4]}"
+                f"{' by cursor' if each.by_cursor else ''}: "
+                + (f"{each.received[0][0]}-{each.received[-1][0]}" if each.received else "nothing")
+                for each in rover.visits
+            )
+            for number, rover in enumerate(load.rovers)
+        )
 
     def went_on(self, load: Load) -> bool:
         try:

@@ -238,6 +238,40 @@ class NamesTests(ShopCase):
         self.assertEqual(self.shop.events(0), [1, 2])
 
 
+class ProgressTests(ShopCase):
+    """How far the best till is, noted by a node and written after a failover."""
+
+    def progress(self, name: UUID, sent: Seq, received: Seq) -> tuple[Any, ...]:
+        complete(presence.progress(self.session, [(1, name, sent, received)]))
+        (head,) = self.shop.admin(
+            "SELECT sent_seq, received_seq, acknowledged FROM dinedesk_main.pos_heads"
+            " WHERE tenant_id = 1"
+        )
+        return head
+
+    def test_events_that_have_the_positions_of_lost_ones_are_neither_sent_nor_received(
+        self,
+    ) -> None:
+        self.shop.publish(1, 2, 3, 4, 5)
+        self.shop.lose(3)
+        before = self.rename()
+        self.shop.publish(6, 7)
+        self.assertEqual(self.progress(before, 5, 4), (3, 3, 3))
+        self.assertEqual(self.progress(self.shop.head.stream_id, 5, 4), (5, 4, 4))
+
+    def test_nor_is_anything_by_a_name_that_nobody_knows(self) -> None:
+        self.shop.publish(1, 2)
+        self.assertEqual(self.progress(uuid4(), 2, 2), (0, 0, 0))
+
+    def test_what_was_said_of_both_names_in_one_flush(self) -> None:
+        self.shop.publish(1, 2, 3)
+        before = self.rename()
+        self.shop.publish(4)
+        said = [(1, before, 3, 3), (1, self.shop.head.stream_id, 4, 2)]
+        complete(presence.progress(self.session, said))
+        self.assertEqual(self.progress(before, 1, 1), (4, 3, 3))
+
+
 class CursorsTests(ShopCase):
     """What an acknowledged position means under a later name."""
 
@@ -247,12 +281,18 @@ class CursorsTests(ShopCase):
         self.shop.publish(1, 2, 3, 4, 5)
         self.name = self.shop.head.stream_id
 
-    def ack(self, seq: Seq, name: UUID | None = None) -> list[tuple[int, Seq]]:
-        move = (1, "front", name or self.shop.head.stream_id, seq)
-        return complete(cursors.acknowledged(self.session, [move]))
+    def ack(self, seq: Seq, name: UUID | None = None) -> list[Seq]:
+        """What was true of it."""
+        return self.acks((name or self.shop.head.stream_id, seq))
 
-    def sent(self, seq: Seq, name: UUID) -> None:
-        complete(cursors.sent_astray(self.session, [(1, "front", name, seq)]))
+    def acks(self, *said: tuple[UUID, Seq]) -> list[Seq]:
+        moves = [(1, "front", name, seq) for name, seq in said]
+        accepted = complete(cursors.acknowledged(self.session, moves))
+        self.assertLessEqual({name for name, _ in accepted}, {(1, self.shop.head.stream_id)})
+        return [seq for _, seq in accepted]
+
+    def sent(self, seq: Seq, name: UUID, *, spoke: bool = True) -> None:
+        complete(cursors.sent_astray(self.session, [(1, "front", name, seq, spoke)]))
 
     def told(self) -> tuple[Seq, Resync | None]:
         return resume(self.shop.opening("front", None), None)
@@ -264,25 +304,38 @@ class CursorsTests(ShopCase):
         self.assertEqual(self.told(), (3, None))
         self.assertEqual(self.shop.events(3), [4, 5])
 
+    def test_while_it_is_carried_over_it_is_known_since_when_the_stream_has_its_name(self) -> None:
+        def ago() -> float | None:
+            return self.shop.opening("front", None).renamed_ago
+
+        self.ack(3)
+        self.assertIsNone(ago())
+        self.rename()
+        moved = "UPDATE dinedesk_main.pos_stream_epochs SET began_at = now() - interval '1 hour'"
+        self.assertLess(ago() or 3600, 3600)
+        self.shop.admin(f"{moved} WHERE ended_seq IS NULL")
+        self.assertGreaterEqual(ago() or 0, 3600)
+        self.ack(4)
+        self.assertIsNone(ago())
+
     def test_what_was_said_of_the_old_name_still_counts(self) -> None:
         self.ack(2)
         self.rename()
-        self.assertEqual(self.ack(4, self.name), [(1, 4)])
+        self.assertEqual(self.ack(4, self.name), [4])
         self.assertEqual(self.shop.cursor(), (4, str(self.name)))
         self.assertEqual(self.told(), (4, None))
 
     def test_but_never_takes_the_cursor_back(self) -> None:
         self.rename()
         self.ack(5)
-        self.assertEqual(self.ack(4, self.name), [(1, 4)])
+        self.assertEqual(self.ack(4, self.name), [4])
         self.assertEqual(self.shop.cursor(), (5, str(self.shop.head.stream_id)))
 
     def test_what_was_said_of_both_names_in_one_flush(self) -> None:
         self.rename()
         self.shop.publish(6)
         now = self.shop.head.stream_id
-        moves = [(1, "front", self.name, 5), (1, "front", now, 6)]
-        self.assertEqual(complete(cursors.acknowledged(self.session, moves)), [(1, 6)])
+        self.assertEqual(self.acks((self.name, 5), (now, 6)), [6])
         self.assertEqual(self.shop.cursor(), (6, str(now)))
 
     def test_what_is_lost_is_not_taken_for_what_has_its_position_now(self) -> None:
@@ -307,6 +360,17 @@ class CursorsTests(ShopCase):
         with self.subTest("until it has said something of the present stream"):
             self.ack(6)
             self.assertEqual(self.told(), (6, None))
+
+    def test_also_one_whose_first_word_is_lost_too(self) -> None:
+        """In the database it is one that never said how far it is, and begins at the head."""
+        self.shop.lose(3)
+        self.rename()
+        self.shop.publish(6, 7, 8)
+        self.sent(5, self.name, spoke=False)
+        self.assertEqual(self.told(), (6, None))
+        self.shop.admin("UPDATE dinedesk_main.pos_cursors SET stream_id = %s", str(self.name))
+        self.sent(5, self.name)
+        self.assertEqual(self.told(), (6, Resync.RESET))
 
     def test_one_that_was_sent_what_is_left_has_not(self) -> None:
         self.ack(2)
@@ -532,7 +596,7 @@ class Epochs(RuleBasedStateMachine):
 
     @rule()
     def a_node_says_again_what_it_remembers(self) -> None:
-        moves = [(1, device, name, seq) for (device, name), seq in self.memory.items()]
+        moves = [(1, device, name, seq, True) for (device, name), seq in self.memory.items()]
         known = [move for move in moves if move[2] in self.state.shared]
         if known:
             complete(cursors.sent_astray(self.shop.session, known))
@@ -595,12 +659,12 @@ class Epochs(RuleBasedStateMachine):
     def tell(self) -> None:
         """The node writes down how far devices were sent."""
         moves = [
-            (1, till.device, till.name, len(till.seen))
+            (1, till.device, till.name, len(till.seen), True)
             for till in self.tills
             if till.device is not None
         ]
         complete(cursors.sent_astray(self.shop.session, moves))
-        for _, device, name, seq in moves:
+        for _, device, name, seq, _ in moves:
             self.memory[device, name] = max(seq, self.memory.get((device, name), 0))
 
 

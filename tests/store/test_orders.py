@@ -112,7 +112,8 @@ class ConfirmedTests(OrdersCase):
             await orders.note(self.books, KITCHEN, Report(order_id, Said.RECEIVED), None)
 
     async def confirmed(self) -> dict[int, int]:
-        return await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        found = await orders.confirmed(self.books, [1, 2], FINAL_STATUSES)
+        return {tenant_id: seq for (tenant_id, _), seq in found.items()}
 
     async def test_a_report_confirms_what_came_before_it(self) -> None:
         await self.begin()

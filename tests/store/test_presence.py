@@ -165,25 +165,25 @@ class OpeningTests(StoreCase):
             self.assertEqual(self.admin.value(cursor), held)
 
     async def test_progress_never_moves_back_nor_beyond_the_head(self) -> None:
-        session = await self.session()
+        session, name = await self.session(), self.stream()
         head = "SELECT sent_seq, received_seq FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
         for sent, received, held in (
             (50, 40, (50, 40)),
             (45, 60, (50, 60)),
             (300, 0, (100, 60)),
         ):
-            await presence.progress(session, [(1, sent, received), (2, 1, 1)])
+            await presence.progress(session, [(*name, sent, received), (2, name[1], 1, 1)])
             self.assertEqual(self.admin.rows(head), [held])
 
     async def test_an_acknowledged_event_counts_once_unless_it_was_pruned_before(self) -> None:
-        session = await self.session()
+        session, name = await self.session(), self.stream()
         counted = "SELECT acknowledged FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
         for received, count in ((40, 40), (30, 40), (41, 41), (0, 41)):
-            await presence.progress(session, [(1, 100, received)])
+            await presence.progress(session, [(*name, 100, received)])
             self.assertEqual(self.admin.value(counted), count)
         self.admin.run("UPDATE dinedesk_main.pos_heads SET pruned_seq = 50")
         for received, count in ((45, 41), (52, 43), (300, 91)):
-            await presence.progress(session, [(1, 100, received)])
+            await presence.progress(session, [(*name, 100, received)])
             self.assertEqual(self.admin.value(counted), count)
 
 

@@ -82,7 +82,7 @@ class EventTests(RetentionCase):
         session = await self.session()
         self.events(10)
         for received, old in ((3, 0), (3, 2), (3, 5), (4, 6), (8, 7), (9, 9), (10, 10)):
-            await presence.progress(session, [(1, 10, received)])
+            await presence.progress(session, [(*self.stream(), 10, received)])
             self.age("dinedesk_kitchen.pos_events", 31, f"seq <= {old}")
             await self.all(session)
             ((_, acknowledged, expired),) = self.admin.rows(HEAD)
