@@ -27,9 +27,9 @@ class CommandReactor(IReactorCore, IReactorTime, IReactorThreads):
 def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
     """Run `main(reactor)` to its end; return its result or raise what it raised.
 
-    Ctrl-C and SIGTERM, also those that come before the reactor runs, stop it once everything has happened that `main` has registered for
-    its shutdown; KeyboardInterrupt is raised if there is no result then. What libraries warn of
-    goes to standard error.
+    Ctrl-C and SIGTERM, also when they come before the reactor runs, stop it once everything has
+    happened that `main` has registered for its shutdown; KeyboardInterrupt is raised if there is no
+    result then. What libraries warn of goes to standard error.
     """
     results: list[T] = []
     errors: list[Exception] = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.harness import ROOT
 
 SECONDS = 60.0
 
@@ -34,6 +37,7 @@ class SignalTests(SynchronousTestCase):
             with self.subTest(name=name):
                 ran = subprocess.run(
                     [sys.executable, "-c", _EARLY.replace("NAME", name)],
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
                     capture_output=True,
                     text=True,
                     timeout=SECONDS,
