@@ -111,6 +111,9 @@ class Outbox:
 
     async def look(self, aside: Collection[TenantId]) -> None:
         """See what is there without the tenants that are `aside`. Begins to read what has to be read."""
+        if not self._readers.running:
+            # `posctl` leaves it to the daemon.
+            return
         ready = {each.tenant_id for each in self._ready}
         waiting = self._reading - self._quarantine.keys()
         for tenant, rows in await self._seen(MOST_ROWS, {*aside, *ready, *waiting}):

@@ -95,6 +95,8 @@ class Sequencer(Service):
         self._ended: Deferred[None] | None = None
         # Until when requests are not tried that are still too early.
         self._early: dict[TenantId, float] = {}
+        # Tenants whose requests have waited in vain, and do not wait for a while.
+        self._hasty: Aside[TenantId] = Aside(reactor)
         self._pulse = Pulse()
         self._running_keys: set[tuple[object, ...]] = set()
 
@@ -241,8 +243,12 @@ class Sequencer(Service):
     def _is_orderly(self, request: Request) -> bool:
         """Whether it follows what its tenant has committed, as it does where that can be read in time."""
         since, tenant_id = request.waits_since, request.tenant_id
-        in_time = since is None or self._reactor.seconds() - since < _ORDERLY_SECONDS
-        return in_time and tenant_id not in self._aside and tenant_id not in self._outbox.quarantine
+        if tenant_id in self._hasty or tenant_id in self._aside:
+            return False
+        if since is not None and self._reactor.seconds() - since >= _ORDERLY_SECONDS:
+            self._hasty.add(tenant_id)
+            return False
+        return tenant_id not in self._outbox.quarantine
 
     def _put_back(self, early: Sequence[Request], portions: Sequence[Portion]) -> None:
         """Let requests wait until older rows of their tenants are numbered."""
