@@ -130,8 +130,8 @@ def _tell(session: BlockingSession) -> None:
     complete(cursors.acknowledged(session, [(1, FRONT, stream, 4)]))
     complete(presence.progress(session, [(1, stream, last_seq - 1, 4)]))
     complete(orders.mark(session, [1]))
-    complete(presence.nacks(session, KITCHEN, [(3, FRONT, "no paper", stream)]))
-    complete(presence.said(session, KITCHEN, [("heartbeat", "{}", FRONT)]))
+    complete(presence.nacks(session, [(1, 3, FRONT, "no paper", stream)]))
+    complete(presence.said(session, [(1, "heartbeat", "{}", FRONT)]))
 
 
 def _keep(session: BlockingSession) -> None:

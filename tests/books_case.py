@@ -16,7 +16,7 @@ from posd.delivery.presence import Presence
 from posd.errors import StatementFailed, Unavailable
 from posd.store import cursors, orders
 from posd.store import presence as store
-from posd.values import Seq, StreamName, Tenant, TenantId
+from posd.values import Seq, StreamName, TenantId
 
 
 class Books:
@@ -39,7 +39,7 @@ class Books:
         self.received: dict[TenantId, Seq] = {}
         self.claimed: set[UUID] = set()
         self.seen: list[UUID] = []
-        self.logged: list[tuple[str, str | None]] = []
+        self.logged: list[tuple[TenantId, str | None]] = []
         self.nacked: list[tuple[str, Seq]] = []
         self.astray: list[tuple[str, Seq]] = []
         self.marked: list[TenantId] = []
@@ -104,17 +104,13 @@ class Books:
             self.sent[tenant_id] = max(sent, self.sent.get(tenant_id, 0))
             self.received[tenant_id] = max(received, self.received.get(tenant_id, 0))
 
-    async def said(
-        self, _: Any, tenant: Tenant, rows: Sequence[tuple[str, str, str | None]]
-    ) -> None:
-        await self.statement(f"said {tenant.slug}", (row[2] for row in rows))
-        self.logged += [(tenant.slug, row[2]) for row in rows]
+    async def said(self, _: Any, rows: Sequence[tuple[TenantId, str, str, str | None]]) -> None:
+        await self.statement("said", (row[3] for row in rows))
+        self.logged += [(row[0], row[3]) for row in rows]
 
-    async def nacks(
-        self, _: Any, tenant: Tenant, rows: Sequence[tuple[Seq, str, str, UUID]]
-    ) -> None:
-        await self.statement(f"nacks {tenant.slug}", (row[1] for row in rows))
-        self.nacked += [(row[1], row[0]) for row in rows]
+    async def nacks(self, _: Any, rows: Sequence[tuple[TenantId, Seq, str, str, UUID]]) -> None:
+        await self.statement("nacks", (row[2] for row in rows))
+        self.nacked += [(row[2], row[1]) for row in rows]
 
     async def mark(self, _: Any, ids: Iterable[TenantId]) -> dict[TenantId, str]:
         chunk = list(ids)

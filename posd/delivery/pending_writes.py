@@ -7,14 +7,14 @@ tills are kept word for word, up to so many bytes of a tenant and of all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 from uuid import UUID
 
 from attrs import define, field, frozen
 
 from posd.delivery.registry import Sighting
-from posd.values import Seq, StreamName, TenantId, Terminal
+from posd.values import Seq, StreamName, Tenant, TenantId, Terminal
 
 _MOST_SAID: Final = 2 * 1024 * 1024
 _MOST_SAID_BY_ALL: Final = 64 * 1024 * 1024
@@ -138,6 +138,7 @@ def _furthest(positions: dict[H, Seq], later: dict[H, Seq]) -> dict[H, Seq]:
 class Word:
     """A message of a till that is only logged."""
 
+    tenant: Tenant
     kind: str
     body: str
     device_id: str | None
@@ -151,6 +152,7 @@ class Word:
 class Nack:
     """An event that a till could not process."""
 
+    tenant: Tenant
     seq: Seq
     device_id: str
     reason: str
@@ -162,43 +164,75 @@ class Nack:
 
 
 T = TypeVar("T", Word, Nack)
+Kept = dict[TenantId, list[T]]
+"""Messages of one kind by tenant, in their order."""
 
 
 @define
 class Messages:
-    """What tills said and refused, to be written into their tenants' schemas.
+    """What tills said and refused, and is not written yet."""
 
-    By the tenant's number: what else is known of a tenant may change between two messages.
-    """
-
-    words: dict[TenantId, list[Word]] = field(factory=dict)
-    nacks: dict[TenantId, list[Nack]] = field(factory=dict)
+    words: Kept[Word] = field(factory=dict)
+    nacks: Kept[Nack] = field(factory=dict)
     sizes: Counter[TenantId] = field(factory=Counter)
     """How many bytes the words and nacks of each tenant take, until they are written."""
 
-    @property
-    def tenants(self) -> list[TenantId]:
-        """The tenants that have any, each once, the one first that has waited longest."""
-        return list(self.words | self.nacks)
+    def __bool__(self) -> bool:
+        return bool(self.words or self.nacks)
 
-    def say(self, tenant: TenantId, word: Word) -> bool:
-        """Note what a till said; False if it cannot be kept, since there is too much already."""
-        return self._keep(self.words, tenant, word)
+    def say(self, word: Word) -> bool:
+        """Note what a till said. False if too much is kept already, and so this is not."""
+        return self._keep(self.words, word)
 
-    def refuse(self, tenant: TenantId, nack: Nack) -> bool:
-        """Note what a till could not process; False if it cannot be kept either."""
-        return self._keep(self.nacks, tenant, nack)
+    def refuse(self, nack: Nack) -> bool:
+        """Note what a till could not process. False as for `say`."""
+        return self._keep(self.nacks, nack)
 
-    def written(self, tenant: TenantId, said: Sequence[Word | Nack]) -> None:
-        """These words or nacks of a tenant take no room any more."""
-        self.sizes[tenant] -= sum(each.size for each in said)
-        if not self.sizes[tenant]:
-            del self.sizes[tenant]
+    def written(self, messages: Iterable[Word | Nack]) -> None:
+        """These words or nacks take no room any more."""
+        for each in messages:
+            tenant_id = each.tenant.id
+            self.sizes[tenant_id] -= each.size
+            if not self.sizes[tenant_id]:
+                del self.sizes[tenant_id]
 
-    def _keep(self, kept: dict[TenantId, list[T]], tenant: TenantId, said: T) -> bool:
-        sizes = self.sizes
-        if sizes[tenant] + said.size > _MOST_SAID or sizes.total() + said.size > _MOST_SAID_BY_ALL:
+    def _keep(self, kept: Kept[T], said: T) -> bool:
+        sizes, tenant_id = self.sizes, said.tenant.id
+        room = _MOST_SAID_BY_ALL - sizes.total() - said.size
+        if sizes[tenant_id] + said.size > _MOST_SAID or room < 0:
             return False
-        sizes[tenant] += said.size
-        kept.setdefault(tenant, []).append(said)
+        sizes[tenant_id] += said.size
+        kept.setdefault(tenant_id, []).append(said)
         return True
+
+
+def take_piece(kept: Kept[T], most: int) -> list[T]:
+    """Take some `most` bytes of messages out of `kept`, of each tenant its share, tenant by tenant.
+
+    There is one message at least, whatever its size. Who has more than a share is the last in the next piece.
+    """
+    share, room, piece = most // max(1, len(kept)), most, []
+    for tenant_id in list(kept):
+        messages, count, size = kept[tenant_id], 0, 0
+        for each in messages:
+            size += each.size
+            if count and size > share:
+                break
+            count += 1
+        piece += messages[:count]
+        del kept[tenant_id]
+        if count < len(messages):
+            kept[tenant_id] = messages[count:]
+        room -= size
+        if room <= 0:
+            break
+    return piece
+
+
+def put_back(kept: Kept[T], messages: Iterable[T]) -> None:
+    """Put messages before those that came later."""
+    earlier: Kept[T] = {}
+    for each in messages:
+        earlier.setdefault(each.tenant.id, []).append(each)
+    for tenant_id, some in earlier.items():
+        kept[tenant_id] = some + kept.get(tenant_id, [])

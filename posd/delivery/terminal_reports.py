@@ -74,7 +74,7 @@ class Terminals:
             await self._paid(tenant, report.order_id, besides or {})
         elif meaning(word) is Said.OTHER:
             body = jsontext.encode({"orderId": report.order_id, **(besides or {})}).decode()
-            await books.said(session, tenant, [(f"pos_{word}", body, device_id)])
+            await books.said(session, [(tenant.id, f"pos_{word}", body, device_id)])
         return status
 
     async def heartbeat(self, tenant: Tenant, device_id: str, beat: devices.Heartbeat) -> None:

@@ -152,20 +152,23 @@ _COUNTS: Final = """
     SELECT t.slug, count(*) FROM dinedesk_main.pos_connected AS c
       JOIN dinedesk_main.tenants AS t ON t.id = c.tenant_id GROUP BY t.slug ORDER BY t.slug
 """
+# In one order everywhere, so that two nodes do not wait for each other. Of a terminal's words about an event
+# the first one stays.
 _NACKS: Final = """
     INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id, reason)
     SELECT h.tenant_id, n.seq, n.device_id, n.reason
-      FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::uuid[])
-           AS n(seq, device_id, reason, stream_id)
-      JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = %s
+      FROM unnest(%s::integer[], %s::bigint[], %s::text[], %s::text[], %s::uuid[]) WITH ORDINALITY
+           AS n(tenant_id, seq, device_id, reason, stream_id, number)
+      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
      WHERE h.stream_id = n.stream_id
         OR n.seq <= (SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
                       WHERE e.tenant_id = h.tenant_id AND e.stream_id = n.stream_id)
+     ORDER BY h.tenant_id, n.seq, n.device_id, n.number
     ON CONFLICT (tenant_id, seq, device_id) DO NOTHING
 """
 _SAID: Final = """
     INSERT INTO dinedesk_main.pos_unsequenced (tenant_id, event_type, event_data, device_id)
-    SELECT %s, s.* FROM unnest(%s::text[], %s::json[], %s::text[]) AS s
+    SELECT s.* FROM unnest(%s::integer[], %s::text[], %s::json[], %s::text[]) AS s
 """
 
 
@@ -291,24 +294,20 @@ async def progress(session: Session, heads: Sequence[tuple[TenantId, UUID, Seq, 
     await session.execute(_PROGRESS, (list(tenants), names, list(sent), list(received)))
 
 
-async def nacks(
-    session: Session, tenant: Tenant, refused: Sequence[tuple[Seq, str, str, UUID]]
-) -> None:
-    """Note events that terminals could not process: position, device, reason, history.
+async def nacks(session: Session, refused: Sequence[tuple[TenantId, Seq, str, str, UUID]]) -> None:
+    """Note events that terminals could not process: tenant, position, device, reason, history.
 
     In another history than the stream's the position is no event's, or another one's.
     """
-    seqs, devices, reasons, streams = zip(*refused, strict=True)
-    values = list(seqs), list(devices), list(reasons), [str(each) for each in streams], tenant.id
-    await session.execute(_NACKS, values)
+    tenants, seqs, devices, reasons, streams = zip(*refused, strict=True)
+    columns = list(tenants), list(seqs), list(devices), list(reasons)
+    await session.execute(_NACKS, (*columns, [str(each) for each in streams]))
 
 
-async def said(
-    session: Session, tenant: Tenant, messages: Sequence[tuple[str, str, str | None]]
-) -> None:
-    """Log what terminals said: event type, JSON text, device."""
+async def said(session: Session, messages: Sequence[tuple[TenantId, str, str, str | None]]) -> None:
+    """Log what terminals said: tenant, event type, JSON text, device."""
     columns = tuple(list(column) for column in zip(*messages, strict=True))
-    await session.execute(_SAID, (tenant.id, *columns))
+    await session.execute(_SAID, columns)
 
 
 async def elsewhere(

@@ -137,13 +137,17 @@ async def leave(session: Session, node_id: UUID) -> None:
 
 
 async def prune(
-    session: Session, tenant_id: TenantId, before: datetime, final: Collection[str]
+    session: Session,
+    tenant_id: TenantId,
+    before: datetime,
+    final: Collection[str],
+    at_most: int | None = None,
 ) -> tuple[Gone, bool]:
     """Delete one batch of what is from before then; what, and whether that was all.
 
-    `final` are the statuses of orders that are at their end.
+    A batch is `at_most` rows of a table, or `BATCH`. `final` are the statuses of orders that are at their end.
     """
-    rows = await session.query(_PRUNE, (tenant_id, before, sorted(final), BATCH))
+    rows = await session.query(_PRUNE, (tenant_id, before, sorted(final), at_most or BATCH))
     if not rows:
         return Gone(), True
     ((*counts, done),) = rows

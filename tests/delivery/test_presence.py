@@ -227,13 +227,15 @@ class PresenceTests(DatabaseCase):
     async def test_what_is_written_down_makes_room_also_when_the_rest_is_not(self) -> None:
         presence = await self.presence()
         front = terminal_of("front")
-        for _ in range(3):
-            presence.said(front, "status", b'"%b"' % (b"x" * 1_000_000))
-        presence.refused(front, 1, "no paper")
-        self.patch(books, "nacks", _away)
+        presence.said(front, "status", b"{}")
+        said = presence._messages._pending.sizes[KITCHEN.id]
+        for number in range(3):
+            presence.refused(front, number, "x" * 60_000)
+        self.patch(books, "said", _away)
         await presence.flush()
-        self.assertLess(presence._messages._pending.sizes[KITCHEN.id], 1000)
-        self.assertEqual(len(presence._messages._pending.nacks[KITCHEN.id]), 1)
+        self.assertEqual(presence._messages._pending.sizes[KITCHEN.id], said)
+        self.assertEqual(presence._messages._pending.nacks, {})
+        self.assertEqual(len(presence._messages._pending.words[KITCHEN.id]), 1)
 
     async def test_notes_are_kept_while_the_database_is_away_and_written_once(self) -> None:
         presence = await self.presence()

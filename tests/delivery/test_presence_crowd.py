@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 
-from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
@@ -308,33 +307,51 @@ class KeepingTests(BooksCase):
 
 
 class MessageTests(BooksCase):
-    def test_a_tenant_whose_tables_are_slow_delays_nobody_else(self) -> None:
-        front, other = terminal("front"), terminal("front", tenant=_GRILL)
-        self.presence.said(front, "status", b"{}")
-        self.presence.refused(other, 3, "no paper")
+    def test_messages_of_many_tenants_are_written_by_one_statement_of_each_kind(self) -> None:
+        for number in range(1, 501):
+            till = terminal("front", tenant=Tenant(number, f"shop-{number}", "", ""))
+            self.presence.said(till, "status", b"{}")
+            self.presence.refused(till, 3, "no paper")
+        self.presence._messages.begin()
+        self.assertEqual(self.books.statements, ["nacks", "said"])
+        self.assertEqual(self.books.logged, [(number, "front") for number in range(1, 501)])
+        self.assertEqual(len(self.books.nacked), 500)
+        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+
+    def test_a_tenant_that_talks_much_delays_another_by_no_statement(self) -> None:
+        for number in range(3000):
+            self.presence.said(terminal(f"till-{number}"), "status", b"{}")
+        self.presence.said(terminal("front", tenant=_GRILL), "status", b"{}")
         self.books.pending = []
         self.presence._messages.begin()
-        slow = self.books.pending
-        self.assertEqual(self.books.statements, ["said kitchen", "nacks grill"])
-        self.books.pending = None
-        slow[1].callback(None)
-        self.assertEqual(self.books.nacked, [("front", 3)])
-        self.presence.acknowledged(front, 7)
-        self.presence.refused(other, 4, "no paper")
+        self.books.pending.pop().callback(None)
+        self.assertIn((_GRILL.id, "front"), self.books.logged)
+        self.assertLess(len(self.books.logged), 1000)
+        self.answer()
+        self.assertEqual(len(self.books.logged), 3001)
+        mine = [device for tenant_id, device in self.books.logged if tenant_id == KITCHEN.id]
+        self.assertEqual(mine, [f"till-{number}" for number in range(3000)])
+
+    def test_a_till_that_comes_back_waits_for_what_it_refused_only(self) -> None:
+        front, other = terminal("front"), terminal("front", tenant=_GRILL)
+        self.books.pending = []
         self.presence.said(front, "status", b"{}")
         self.presence._messages.begin()
-        self.assertEqual(self.books.nacked, [("front", 3), ("front", 4)])
-        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        self.presence.said(front, "status", b"{}")
+        self.presence.refused(other, 3, "no paper")
+        quiet = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "front"))
+        self.successResultOf(quiet)
+        settled = Deferred.fromCoroutine(self.presence.settle(_GRILL.id, "front"))
+        self.books.pending.pop(0).callback(None)
+        self.assertNoResult(settled)
+        self.answer()
         self.successResultOf(settled)
-        self.assertEqual(self.books.logged, [])
-        slow[0].callback(None)
-        self.presence._messages.begin()
-        self.assertEqual(self.books.logged, [("kitchen", "front")] * 2)
+        self.assertEqual(self.books.statements, ["said", "nacks", "said"])
 
     def test_what_cannot_be_written_now_is_kept_in_its_order_and_written_once(self) -> None:
         for name in ("one", "two"):
             self.presence.said(terminal(name), "status", b"{}")
-        self.fails("said kitchen")
+        self.fails("said")
         self.flush()
         self.presence.said(terminal("three"), "status", b"{}")
         self.books.trouble.clear()
@@ -346,55 +363,58 @@ class MessageTests(BooksCase):
     def test_of_messages_that_were_written_in_part_only_the_others_are_kept(self) -> None:
         for name in ("one", "two", "three", "four"):
             self.presence.said(terminal(name), "status", b"{}")
+        self.presence.said(terminal("five", tenant=_GRILL), "status", b"{}")
         self.books.bad, self.books.away = {"two"}, {"three"}
         with capturedLogs():
             self.flush()
-        self.assertEqual(self.books.logged, [("kitchen", "one")])
+        self.assertEqual(self.books.logged, [(KITCHEN.id, "one")])
         self.books.away.clear()
         self.flush()
-        self.assertEqual([device for _, device in self.books.logged], ["one", "three", "four"])
+        said = [device for _, device in self.books.logged]
+        self.assertEqual(said, ["one", "three", "four", "five"])
         self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
 
-    def test_a_tenant_that_was_renamed_has_its_messages_written_all_the_same(self) -> None:
-        self.presence.said(terminal("old"), "status", b"{}")
-        self.flush()
-        renamed = evolve(KITCHEN, name="The new kitchen", slug="bistro")
-        new = terminal("new", tenant=renamed)
-        self.presence.said(new, "status", b"{}")
-        self.presence.refused(new, 7, "no paper")
-        self.presence.said(terminal("old"), "status", b"{}")
-        self.presence.refused(new, 8, "no paper")
-        settled = Deferred.fromCoroutine(self.presence.settle(KITCHEN.id, "new"))
-        self.successResultOf(settled)
+    def test_what_one_tenant_has_wrong_costs_no_other_a_message(self) -> None:
+        for name in ("one", "three"):
+            self.presence.said(terminal(name), "status", b"{}")
+        for number in range(40):
+            self.presence.said(terminal(f"bad-{number}", tenant=_GRILL), "status", b"{}")
+        last = terminal("one", tenant=Tenant(9, "bar", "Bar", "dinedesk_bar"))
+        self.presence.said(last, "status", b"{}")
+        self.books.bad = {f"bad-{number}" for number in range(40)}
+        with capturedLogs() as logged:
+            self.flush()
         self.assertEqual(
-            self.books.logged, [("kitchen", "old"), ("bistro", "new"), ("bistro", "old")]
+            {*self.books.logged}, {(KITCHEN.id, "one"), (KITCHEN.id, "three"), (9, "one")}
         )
-        self.assertEqual(self.books.nacked, [("new", 7), ("new", 8)])
+        lost = [each for each in logged if each["log_level"] is LogLevel.error]
+        self.assertEqual({each["slug"] for each in lost}, {"grill"})
+        self.assertEqual(sum(each["count"] for each in lost), 40)
         self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
 
     def test_one_bad_message_is_lost_by_name_and_no_other(self) -> None:
         for name in ("one", "two", "three"):
             self.presence.said(terminal(name), "status", b"{}")
-        self.presence.said(terminal("one", tenant=_GRILL), "status", b"{}")
         self.books.bad = {"two"}
         with capturedLogs() as logged:
             self.flush()
-        self.assertEqual(
-            {*self.books.logged}, {("kitchen", "one"), ("kitchen", "three"), ("grill", "one")}
-        )
+        self.assertEqual([device for _, device in self.books.logged], ["one", "three"])
         (lost,) = [each for each in logged if each["log_level"] is LogLevel.error]
         self.assertEqual((lost["slug"], lost["device"], lost["count"]), ("kitchen", "two", 1))
-        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
 
-    def test_a_table_that_is_gone_loses_its_tenants_messages_loudly(self) -> None:
+    def test_messages_whose_table_is_missing_are_kept_which_is_told_once(self) -> None:
         self.presence.said(terminal("one"), "status", b"{}")
         self.presence.refused(terminal("one"), 3, "no paper")
-        self.fails("said kitchen", StatementFailed("relation does not exist", "42P01"))
+        self.fails("said", StatementFailed("relation does not exist", "42P01"))
         with capturedLogs() as logged:
             self.flush()
             self.flush()
-        self.assertEqual(len([each for each in logged if "slug" in each]), 1)
-        self.assertEqual(self.books.nacked, [("one", 3)])
+            self.assertEqual((self.books.nacked, self.books.logged), ([("one", 3)], []))
+            self.books.trouble.clear()
+            self.flush()
+        self.assertEqual(self.books.logged, [(KITCHEN.id, "one")])
+        told = [each["log_level"] for each in logged if each["log_namespace"].startswith("posd")]
+        self.assertEqual(told, [LogLevel.error, LogLevel.info])
 
 
 class MarkTests(BooksCase):

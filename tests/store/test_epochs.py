@@ -428,8 +428,8 @@ class CursorsTests(ShopCase):
         self.ack(2)
         self.shop.lose(4)
         self.rename()
-        refused = [(seq, "front", "no paper", self.name) for seq in (3, 5)]
-        complete(presence.nacks(self.session, KITCHEN, refused))
+        refused = [(KITCHEN.id, seq, "front", "no paper", self.name) for seq in (3, 5)]
+        complete(presence.nacks(self.session, refused))
         self.shop.publish(6, 7)
         found = complete(presence.refused(self.session, KITCHEN, [("front", 2)]))
         self.assertEqual(found, {"front": {3}})

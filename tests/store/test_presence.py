@@ -88,8 +88,8 @@ class OpeningTests(StoreCase):
             "INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)"
             " SELECT 1, seq, 'notice', '{}', clock_timestamp() FROM generate_series(30, 50) AS seq"
         )
-        nacks = [(seq, "front", "no paper", first.head.stream_id) for seq in seqs]
-        await presence.nacks(session, KITCHEN, [*nacks, (45, "bar", "", first.head.stream_id)])
+        nacks = [(1, seq, "front", "no paper", first.head.stream_id) for seq in seqs]
+        await presence.nacks(session, [*nacks, (1, 45, "bar", "", first.head.stream_id)])
         return await self.told()
 
     async def told(self) -> frozenset[int]:
@@ -113,7 +113,7 @@ class OpeningTests(StoreCase):
 
     async def test_what_is_refused_in_another_history_is_not_noted(self) -> None:
         session = await self.session()
-        await presence.nacks(session, KITCHEN, [(7, "front", "no paper", uuid4())])
+        await presence.nacks(session, [(1, 7, "front", "no paper", uuid4())])
         self.assertEqual(self.admin.value("SELECT count(*) FROM dinedesk_kitchen.pos_nacks"), 0)
 
     async def test_a_terminal_without_a_name_has_no_cursor(self) -> None:

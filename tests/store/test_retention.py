@@ -142,8 +142,8 @@ class BesideTests(RetentionCase):
         session = await self.session()
         self.admin.record(Entry(1, failure="bad"), Entry(1, failure="young"), Entry(1))
         stream_id = (await stream.heads(session, [1]))[1].stream_id
-        await presence.said(session, KITCHEN, [("pos_hello", "{}", "front")])
-        await presence.nacks(session, KITCHEN, [(1, "front", "no paper", stream_id)])
+        await presence.said(session, [(1, "pos_hello", "{}", "front")])
+        await presence.nacks(session, [(1, 1, "front", "no paper", stream_id)])
         for table in ("pos_events", "pos_unsequenced", "pos_nacks"):
             young = " AND failure IS DISTINCT FROM 'young'" if table == "pos_unsequenced" else ""
             self.age(f"dinedesk_main.{table}", 31, f"tenant_id = 1{young}")
