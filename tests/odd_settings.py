@@ -20,6 +20,8 @@ ODD: Final = {
     "default_transaction_isolation": "serializable",
     "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on",
+    "random_page_cost": "100",
+    "jit": "on",
     "plpgsql.extra_errors": "all",
     "check_function_bodies": "off",
     "client_min_messages": "debug1",

@@ -49,9 +49,9 @@ _ADVANCE: Final = """
           FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::bigint[])
                AS a(tenant_id, device_id, stream_id, seq)
           JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
-         WHERE a.seq <= CASE WHEN a.stream_id = h.stream_id THEN h.last_seq
-                             ELSE (SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
-                                    WHERE e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id) END
+          LEFT JOIN dinedesk_main.pos_stream_epochs AS e
+            ON e.tenant_id = a.tenant_id AND e.stream_id = a.stream_id
+         WHERE a.seq <= CASE WHEN a.stream_id = h.stream_id THEN h.last_seq ELSE e.ended_seq END
          ORDER BY a.tenant_id, a.device_id, present DESC, a.seq DESC
     ), moved AS (
         UPDATE dinedesk_main.pos_cursors AS c

@@ -160,9 +160,9 @@ _NACKS: Final = """
       FROM unnest(%s::integer[], %s::bigint[], %s::text[], %s::text[], %s::uuid[]) WITH ORDINALITY
            AS n(tenant_id, seq, device_id, reason, stream_id, number)
       JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
-     WHERE h.stream_id = n.stream_id
-        OR n.seq <= (SELECT e.ended_seq FROM dinedesk_main.pos_stream_epochs AS e
-                      WHERE e.tenant_id = h.tenant_id AND e.stream_id = n.stream_id)
+      LEFT JOIN dinedesk_main.pos_stream_epochs AS e
+        ON e.tenant_id = n.tenant_id AND e.stream_id = n.stream_id
+     WHERE h.stream_id = n.stream_id OR n.seq <= e.ended_seq
      ORDER BY h.tenant_id, n.seq, n.device_id, n.number
     ON CONFLICT (tenant_id, seq, device_id) DO NOTHING
 """

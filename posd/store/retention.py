@@ -145,7 +145,8 @@ async def prune(
 ) -> tuple[Gone, bool]:
     """Delete one batch of what is from before then; what, and whether that was all.
 
-    A batch is `at_most` rows of a table, or `BATCH`. `final` are the statuses of orders that are at their end.
+    A batch is `at_most` rows of a table, or `BATCH`. `final` are the statuses of orders that are at their
+    end.
     """
     rows = await session.query(_PRUNE, (tenant_id, before, sorted(final), at_most or BATCH))
     if not rows:

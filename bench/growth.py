@@ -1,0 +1,280 @@
+"""What an event costs with more tenants and with a longer log.
+
+    python bench/growth.py        # 1 to 1,000 tenants, 10³ to 10⁷ events: a quarter of an hour
+    python bench/growth.py --tenants 1,1000 --events 1000,100000 --rounds 20 --json growth.json
+
+Starts a PostgreSQL with fsync and makes a database for each size. In each round it does the same work in
+all of them, in a random order, with the statements of the daemon and as its role. For each step it prints
+the median cost in the smallest database, and the ratio of each other database to it: the median of the
+ratios of the rounds, with their quartiles. A step is for 30 events of up to 30 tenants.
+
+There are two costs: `cpu` is the processor time of the PostgreSQL process (proc(5), schedstat), which the
+load of the machine changes little; `wall` is the time that the caller waits, with COMMIT.
+
+Ten million events need 14 GB of disk and are removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import psycopg2
+from attrs import define, field
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import filling
+from posd.cli.database import BlockingSession, complete
+from posd.database import session_settings
+from posd.events.orders import FINAL_STATUSES
+from posd.store import cursors, orders, presence, retention, stream
+from posd.store.stream import Entry
+from posd.testing.server import Server
+from posd.values import Head, Tenant, TenantId
+
+BATCH: Final = 30
+TENANTS_WITH_LOG: Final = 10
+PRUNED: Final = 10
+_KEPT_DAYS: Final = 30
+
+
+@define(eq=False)
+class Subject:
+    """One database, a session of the daemon's in it, and what was measured there."""
+
+    name: str
+    connection: Any
+    tenants: Sequence[TenantId]
+    node_id: UUID = field(factory=uuid4)
+    heads: dict[TenantId, Head] = field(factory=dict)
+    costs: dict[str, list[tuple[float, float]]] = field(factory=dict)
+    """By step, for each round: processor time and time in milliseconds."""
+
+    @classmethod
+    def open(cls, server: Server, name: str, tenants: int) -> Subject:
+        connection = psycopg2.connect(server.dsn(name, "posd"))
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(
+                session_settings.statements(
+                    application_name="posd",
+                    statement_timeout=60,
+                    lock_timeout=10,
+                    idle_in_transaction=0,
+                )
+            )
+        subject = cls(name, connection, range(1, tenants + 1))
+        complete(presence.lease(subject.session, subject.node_id, 86400))
+        return subject
+
+    @property
+    def session(self) -> BlockingSession:
+        return BlockingSession(self.connection)
+
+    def some(self, count: int = BATCH) -> list[TenantId]:
+        """So many tenants, in turns, where there are fewer."""
+        chosen = random.sample(self.tenants, min(count, len(self.tenants)))
+        return [chosen[number % len(chosen)] for number in range(count)]
+
+    def processor(self) -> float:
+        """Milliseconds of processor time that this session's process has used."""
+        pid = self.connection.info.backend_pid
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e6
+
+    def measure(self, step: str, work: Callable[[], None]) -> None:
+        began, used = time.perf_counter(), self.processor()
+        work()
+        spent = self.processor() - used, 1000 * (time.perf_counter() - began)
+        self.costs.setdefault(step, []).append(spent)
+
+    def round(self) -> None:
+        """Every step once."""
+        session = self.session
+        tenants = self.some()
+        self.heads = complete(stream.heads(session, set(tenants)))
+        self.measure("publish", lambda: self.publish(tenants))
+        self.measure("read by a channel", self.read)
+        devices = [(each, f"TILL_{1 + n // len(self.tenants)}") for n, each in enumerate(tenants)]
+        self.measure("open and resume", lambda: self.resume(devices, 5))
+        self.measure("acknowledge", lambda: self.acknowledge(devices))
+        self.measure("replay of old events", lambda: self.replay(tenants[0]))
+        self.measure("pending orders", lambda: self.pending(tenants[0]))
+        self.measure("retention batch", lambda: self.prune(tenants[0]))
+
+    def publish(self, tenants: Sequence[TenantId]) -> None:
+        session, number = self.session, random.getrandbits(60)
+        entries = []
+        for each in range(len(tenants)):
+            order_id = f"{number}-{each}"
+            items = [{"name": "Dish " + "x" * 60, "price": 3, "quantity": 2}] * 6
+            content = {"orderId": order_id, "status": "new", "version": 1, "items": items}
+            text = json.dumps(content)
+            entries.append(
+                Entry(
+                    *(tenants[each], "new_order", text),
+                    order_id=order_id,
+                    snapshot=text,
+                    status="new",
+                    version=1,
+                )
+            )
+        complete(session.execute("BEGIN"))
+        complete(stream.take(session, 500, [], patient=True))
+        complete(
+            stream.order_states(session, [(e.tenant_id, e.order_id or "", False) for e in entries])
+        )
+        complete(stream.record(session, self.node_id, entries))
+        complete(session.execute("COMMIT"))
+
+    def read(self) -> None:
+        positions = [(each, head.stream_id, head.last_seq) for each, head in self.heads.items()]
+        found = complete(stream.pages(self.session, positions, 100))
+        read = sum(len(page.events) for page in found.values())
+        assert read == BATCH, (read, len(positions), found)
+
+    def resume(self, devices: Sequence[tuple[TenantId, str]], missed: int) -> None:
+        found = complete(presence.openings(self.session, [*devices], 1000))
+        positions = [
+            (each, found[each, device].head.stream_id, found[each, device].head.last_seq - missed)
+            for each, device in devices
+        ]
+        complete(stream.pages(self.session, positions, missed))
+
+    def acknowledge(self, devices: Sequence[tuple[TenantId, str]]) -> None:
+        heads = complete(stream.heads(self.session, {each for each, _ in devices}))
+        moves = [
+            (each, device, heads[each].stream_id, heads[each].last_seq)
+            for each, device in sorted(set(devices))
+        ]
+        complete(cursors.acknowledged(self.session, moves))
+        ids = sorted(heads)
+        rows = [(each, heads[each].last_seq, heads[each].last_seq) for each in ids]
+        complete(presence.progress(self.session, rows))
+        complete(orders.confirmed(self.session, ids, FINAL_STATUSES))
+        complete(orders.mark(self.session, ids))
+
+    def replay(self, tenant_id: TenantId) -> None:
+        head = self.heads[tenant_id]
+        middle = random.randrange(max(1, head.last_seq // 3), max(2, head.last_seq // 2))
+        complete(stream.pages(self.session, [(tenant_id, head.stream_id, middle)], BATCH))
+
+    def pending(self, tenant_id: TenantId) -> None:
+        tenant = Tenant(tenant_id, f"shop-{tenant_id}", "Shop", f"dinedesk_shop_{tenant_id}")
+        complete(orders.still_open(self.session, tenant, FINAL_STATUSES, orders.Wanted(20, 10**7)))
+
+    def prune(self, tenant_id: TenantId) -> None:
+        """A batch of retention, rolled back so that the next round finds it again."""
+        complete(self.session.execute("BEGIN"))
+        before = complete(retention.cutoff(self.session, _KEPT_DAYS * 86400))
+        complete(retention.prune(self.session, tenant_id, before, FINAL_STATUSES, PRUNED))
+        complete(self.session.execute("ROLLBACK"))
+
+
+def compare(subjects: Sequence[Subject], rounds: int) -> list[dict[str, Any]]:
+    """Measure the databases by turns; the first one is what the others are held against."""
+    for number in range(rounds + 3):
+        for subject in random.sample(subjects, len(subjects)):
+            subject.round()
+        if number == 2:
+            # The first rounds fill caches and make PostgreSQL settle on its plans.
+            for subject in subjects:
+                subject.costs.clear()
+    base, rows = subjects[0], []
+    for step in base.costs:
+        for subject in subjects:
+            row: dict[str, Any] = {"step": step, "database": subject.name}
+            for place, kind in enumerate(("cpu", "wall")):
+                mine = [each[place] for each in subject.costs[step]]
+                first = [each[place] for each in base.costs[step]]
+                ratios = [a / b for a, b in zip(mine, first, strict=True)]
+                low, _, high = quantiles(ratios, n=4)
+                row[f"{kind}_ms"] = round(median(mine), 3)
+                row[f"{kind}_ratio"] = round(median(ratios), 3)
+                row[f"{kind}_quartiles"] = [round(low, 3), round(high, 3)]
+            rows.append(row)
+            print(line(row), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    cells = [f"{row['step']:22} {row['database']:14}"]
+    for kind in ("cpu", "wall"):
+        low, high = row[f"{kind}_quartiles"]
+        ratio = row[f"{kind}_ratio"]
+        cells.append(f"{row[f'{kind}_ms']:8.2f} ms {ratio:6.2f} ({low:.2f} to {high:.2f})")
+    return "  ".join(cells)
+
+
+def by_tenants(server: Server, numbers: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    subjects, template = [], None
+    for number in numbers:
+        name = f"tenants_{number}"
+        dsn = filling.create(server, name, template)
+        filling.add_tenants(dsn, number, max(1, BATCH // number))
+        template = name
+    for number in numbers:
+        filling.add_events(server.dsn(f"tenants_{number}"), number, 100 * max(numbers))
+        subjects.append(Subject.open(server, f"tenants_{number}", number))
+    return finish(subjects, rounds)
+
+
+def by_events(server: Server, numbers: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    template, subjects = "no_events", []
+    dsn = filling.create(server, template)
+    filling.add_tenants(dsn, TENANTS_WITH_LOG, BATCH // TENANTS_WITH_LOG)
+    for number in numbers:
+        name = f"events_{number}"
+        began = time.monotonic()
+        filling.add_events(filling.create(server, name, template), TENANTS_WITH_LOG, number)
+        found = filling.sizes(server.dsn(name))
+        took = time.monotonic() - began
+        print(f"{name}: {found['bytes'] / 2**30:.2f} GB, filled in {took:.0f} s", flush=True)
+        subjects.append(Subject.open(server, name, TENANTS_WITH_LOG))
+    return finish(subjects, rounds)
+
+
+def finish(subjects: Sequence[Subject], rounds: int) -> list[dict[str, Any]]:
+    print(f"{'step':22} {'database':14}  {'cpu':>11} ratio (quartiles)       {'wall':>11} ratio")
+    rows = compare(subjects, rounds)
+    for subject in subjects:
+        subject.connection.close()
+    return rows
+
+
+def numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",") if each]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--tenants", type=numbers, default=numbers("1,10,100,1000"))
+    parser.add_argument("--events", type=numbers, default=numbers("1000,100000,10000000"))
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--fsync", choices=("on", "off"), default="on")
+    parser.add_argument("--shared-buffers", default="256MB")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    options = parser.parse_args()
+    settings = {"shared_buffers": options.shared_buffers, "max_wal_size": "2GB"}
+    rows = []
+    with Server.start(durable=options.fsync == "on", settings=settings) as server:
+        if options.tenants:
+            rows += by_tenants(server, options.tenants, options.rounds)
+        if options.events:
+            rows += by_events(server, options.events, options.rounds)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

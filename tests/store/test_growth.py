@@ -1,0 +1,104 @@
+"""With thousands of tenants, a statement about some of them reads no more than those.
+
+PostgreSQL prefers to read all of a table of some thousand short rows to looking for thirty of them. So what
+each statement costs would grow with the number of tenants (`random_page_cost` in
+`posd.database.session_settings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from posd.database.link import Session
+from posd.events.orders import FINAL_STATUSES
+from posd.store import cursors, epochs, orders, presence, replay, retention, stream
+from posd.store.orders import Wanted
+from tests.store_case import KITCHEN, StoreCase
+
+_TENANTS = 2000
+_SOME = range(3, 33)
+# The rows of a tenant are enough here, since no statement of the daemon's looks into its schema.
+_FILL = f"""
+    INSERT INTO dinedesk_main.tenants (slug, name, schema_name)
+    SELECT 'shop-' || n, 'Shop', 'dinedesk_shop_' || n FROM generate_series(3, {_TENANTS}) AS n;
+    UPDATE dinedesk_main.pos_heads SET last_seq = 10;
+    INSERT INTO dinedesk_main.pos_devices (tenant_id, device_id)
+    SELECT id, 'front' FROM dinedesk_main.tenants;
+    INSERT INTO dinedesk_main.pos_cursors (tenant_id, device_id, acked_seq, stream_id)
+    SELECT tenant_id, 'front', 5, stream_id FROM dinedesk_main.pos_heads;
+    INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)
+    SELECT tenant_id, seq, 'notice', '{{}}', timestamptz 'epoch' + seq * interval '1 hour'
+      FROM dinedesk_main.pos_heads CROSS JOIN generate_series(1, 10) AS seq;
+    INSERT INTO dinedesk_main.pos_orders (tenant_id, order_id, snapshot, status, version, first_seq, last_seq)
+    SELECT tenant_id, '7', '{{}}', 'new', 1, 10, 10 FROM dinedesk_main.pos_heads;
+    INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id)
+    SELECT tenant_id, 9, 'front' FROM dinedesk_main.pos_heads;
+    ANALYZE
+"""
+# How often the session has read each table whole, as far as it has not reported that yet. It reports between
+# transactions. Those that are left out have a row for a node or a connection, or one row.
+_READ_WHOLE = """
+    SELECT relname::text, seq_scan FROM pg_stat_xact_all_tables
+     WHERE schemaname = 'dinedesk_main'
+       AND relname NOT IN ('pos_nodes', 'pos_connections', 'pos_incarnation') ORDER BY 1
+"""
+
+
+class GrowthTests(StoreCase):
+    async def read_whole(self, work: Callable[[Session], Awaitable[object]]) -> list[str]:
+        """The tables that a piece of work reads from their beginning to their end."""
+
+        async def transaction(session: Session) -> list[str]:
+            before: dict[str, int] = dict(await session.query(_READ_WHOLE))
+            await work(session)
+            after = await session.query(_READ_WHOLE)
+            return [name for name, times in after if times > before.get(name, 0)]
+
+        return await self.link.transaction(transaction)
+
+    async def test_no_statement_of_an_event_reads_a_table_whole(self) -> None:
+        self.admin.run(_FILL)
+        self.link = await self.session()
+        # The test's database is a copy, so that all streams get new names first.
+        await epochs.recognise(self.link)
+        heads = await stream.heads(self.link, _SOME)
+        positions = [(each, heads[each].stream_id, 5) for each in _SOME]
+        moves = [(each, "front", heads[each].stream_id, 8) for each in _SOME]
+        lost = [(each, "front", uuid4(), 8) for each in _SOME]
+        entries = [
+            stream.Entry(
+                each, "new_order", "{}", order_id="8", snapshot="{}", status="new", version=1
+            )
+            for each in _SOME
+        ]
+        work: dict[str, Callable[[Session], Awaitable[object]]] = {
+            "take": lambda s: stream.take(s, 500, [], patient=True),
+            "states": lambda s: stream.order_states(s, [(each, "8", False) for each in _SOME]),
+            "record": lambda s: stream.record(s, UUID(int=1), entries),
+            "heads": lambda s: stream.heads(s, _SOME),
+            "pages": lambda s: stream.pages(s, positions, 100),
+            "moved": lambda s: stream.moved(s, positions),
+            "ends": lambda s: epochs.ends(s, [(each, heads[each].stream_id) for each in _SOME]),
+            "openings": lambda s: presence.openings(s, [(each, "front") for each in _SOME], 9),
+            "new devices": lambda s: presence.openings(s, [(each, "bar") for each in _SOME], 9),
+            "refused": lambda s: presence.refused(s, KITCHEN, [("front", 5)]),
+            "acknowledged": lambda s: cursors.acknowledged(s, moves),
+            "acknowledged in a lost name": lambda s: cursors.acknowledged(s, lost),
+            "followed": lambda s: cursors.followed(s, moves),
+            "sent astray": lambda s: cursors.sent_astray(s, lost),
+            "progress": lambda s: presence.progress(s, [(each, 9, 9) for each in _SOME]),
+            "confirmed": lambda s: orders.confirmed(s, _SOME, FINAL_STATUSES),
+            "mark": lambda s: orders.mark(s, _SOME),
+            "nacks": lambda s: presence.nacks(
+                s, [(each, 9, "bar", "", heads[each].stream_id) for each in _SOME]
+            ),
+            "wished": lambda s: replay.wished(s, _SOME),
+            "pending": lambda s: orders.still_open(s, KITCHEN, FINAL_STATUSES, Wanted(20, 10**6)),
+            "prune": lambda s: retention.prune(
+                s, 3, datetime(2020, 1, 1, tzinfo=UTC), FINAL_STATUSES
+            ),
+        }
+        found = {name: await self.read_whole(each) for name, each in work.items()}
+        self.assertEqual({name: tables for name, tables in found.items() if tables}, {})
