@@ -37,12 +37,15 @@ _READ: Final[dict[Place, str]] = {
           FROM dinedesk_main.pos_orders AS o
          WHERE o.tenant_id = %(tenant)s AND o.order_id > %(id)s ORDER BY o.order_id LIMIT %(limit)s
     """,
+    # In the order of idempotency_keys_unique.
     "answer": """
-        SELECT n.key, n.key, i.answer::text, NULL::text, i.operation
-          FROM dinedesk_main.idempotency_keys AS i,
-               LATERAL (SELECT i.principal || chr(1) || i.operation || chr(1) || i.key) AS n(key)
-         WHERE coalesce(i.tenant_id, 0) = %(tenant)s AND n.key > %(id)s
-         ORDER BY n.key LIMIT %(limit)s
+        SELECT ARRAY[i.principal, i.operation, i.key],
+               i.principal || chr(1) || i.operation || chr(1) || i.key, i.answer::text, NULL::text,
+               i.operation
+          FROM dinedesk_main.idempotency_keys AS i
+         WHERE coalesce(i.tenant_id, 0) = %(tenant)s
+           AND (i.principal, i.operation, i.key) > ((%(id)s)[1], (%(id)s)[2], (%(id)s)[3])
+         ORDER BY coalesce(i.tenant_id, 0), i.principal, i.operation, i.key LIMIT %(limit)s
     """,
     "outbox": """
         SELECT o.id, o.id::text, o.data, NULL::text, NULL::text
@@ -55,7 +58,7 @@ _FIRST: Final[dict[Place, object]] = {
     "event": 0,
     "message": 0,
     "order": "",
-    "answer": "",
+    "answer": ["", "", ""],
     "outbox": 0,
 }
 _KEEPS: Final = """

@@ -8,12 +8,12 @@ each statement costs would grow with the number of tenants (`random_page_cost` i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 from posd.database.link import Session
 from posd.events.orders import FINAL_STATUSES
-from posd.store import cursors, epochs, orders, presence, replay, retention, stream
+from posd.store import cursors, epochs, erasure, orders, presence, replay, retention, stream
 from posd.store.orders import Wanted
 from tests.store_case import KITCHEN, StoreCase
 
@@ -43,6 +43,22 @@ _READ_WHOLE = """
     SELECT relname::text, seq_scan FROM pg_stat_xact_all_tables
      WHERE schemaname = 'dinedesk_main'
        AND relname NOT IN ('pos_nodes', 'pos_connections', 'pos_incarnation') ORDER BY 1
+"""
+# A long log of one tenant, an event each minute, and many stored answers.
+_LONG = """
+    UPDATE dinedesk_main.pos_heads SET last_seq = 20000 WHERE tenant_id = 1;
+    INSERT INTO dinedesk_main.pos_events (tenant_id, seq, event_type, event_data, created_at)
+    SELECT 1, n, 'notice', '{}', timestamptz '2026-11-01 00:00Z' + n * interval '1 minute'
+      FROM generate_series(1, 20000) AS n;
+    INSERT INTO dinedesk_main.idempotency_keys
+        (tenant_id, principal, operation, key, fingerprint, status, answer)
+    SELECT 1, 'device ' || n % 3, 'POST /' || n % 7, 'key-' || n, sha256('x'), 201, '{}'
+      FROM generate_series(1, 4000) AS n;
+    ANALYZE
+"""
+_ROWS_READ = """
+    SELECT sum(idx_tup_fetch + seq_tup_read)::integer FROM pg_stat_xact_all_tables
+     WHERE schemaname = 'dinedesk_main' AND relname IN ('pos_events', 'idempotency_keys')
 """
 
 
@@ -102,3 +118,36 @@ class GrowthTests(StoreCase):
         }
         found = {name: await self.read_whole(each) for name, each in work.items()}
         self.assertEqual({name: tables for name, tables in found.items() if tables}, {})
+
+    async def rows_read(self, work: Callable[[Session], Awaitable[object]]) -> int:
+        """How many rows of the log and of the stored answers a piece of work reads."""
+
+        async def transaction(session: Session) -> int:
+            ((before,),) = await session.query(_ROWS_READ)
+            await work(session)
+            ((after,),) = await session.query(_ROWS_READ)
+            return int(after - before)
+
+        return await self.link.transaction(transaction)
+
+    async def test_of_a_long_log_only_what_is_asked_for_is_read(self) -> None:
+        self.admin.run(_LONG)
+        self.link = await self.session()
+
+        async def since(session: Session) -> None:
+            late = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(minutes=19_900)
+            self.assertEqual(await replay.first_since(session, KITCHEN, late), 19_900)
+
+        self.assertLess(await self.rows_read(since), 1000)
+        found: list[str] = []
+
+        async def answers(session: Session) -> None:
+            after: object = None
+            while True:
+                some, after = await erasure.documents(session, KITCHEN, "answer", after)
+                found.extend(each.key for each in some)
+                if not some:
+                    return
+
+        self.assertLess(await self.rows_read(answers), 2 * 4000)
+        self.assertEqual(len({*found}), 4000)
