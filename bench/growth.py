@@ -133,10 +133,10 @@ class Subject:
                 )
             )
         complete(session.execute("BEGIN"))
-        complete(stream.take(session, 500, [], patient=True))
-        complete(
-            stream.order_states(session, [(e.tenant_id, e.order_id or "", False) for e in entries])
-        )
+        asking = [(each, None) for each in sorted(set(tenants))]
+        complete(stream.take(session, [], asking, patient=True))
+        named = [(entry.tenant_id, entry.order_id or "") for entry in entries]
+        complete(stream.order_states(session, named, {}))
         complete(stream.record(session, self.node_id, entries))
         complete(session.execute("COMMIT"))
 
