@@ -271,7 +271,7 @@ class AdoptionTests(AdoptCase):
         self.shop.run("DROP TABLE dinedesk_bistro.order_items, dinedesk_bistro.orders")
 
 
-class PartsTests(AdoptCase):
+class PartsCase(AdoptCase):
     """A shop whose orders lie in several tables, which it also writes to one by one."""
 
     def ready(self, *statements: str) -> None:
@@ -305,6 +305,8 @@ class PartsTests(AdoptCase):
         values = f"({key}, 'new', 1, '{year}-05-01')"
         self.shop.run(f"INSERT INTO dinedesk_bistro.{table} VALUES {values}")
 
+
+class PartsTests(PartsCase):
     def test_what_is_written_to_a_partition_is_noted_as_what_is_written_to_the_whole(self) -> None:
         self.partitioned()
         self.touch("orders", 1)

@@ -128,9 +128,9 @@ FUNCTIONS_OF_KITCHEN = {
     },
     "keep_report()": ("posd_owner", True, set()),
     "note_cards()": ("posd_note_kitchen", True, set()),
-    "note_items()": ("posd_note_kitchen", True, set()),
+    "note_items()": ("posd_note_kitchen", True, {"-"}),
     "note_movements()": ("posd_note_kitchen", True, set()),
-    "note_orders()": ("posd_note_kitchen", True, set()),
+    "note_orders()": ("posd_note_kitchen", True, {"-"}),
     "read_orders(text[])": ("posd_hook_kitchen", True, {"posd_reader"}),
     "look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd_owner"}),
 }

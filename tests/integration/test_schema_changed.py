@@ -1,0 +1,123 @@
+"""What a shop changes in its own tables after they were hooked: its statements work as before."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from posd.cli.database import BlockingSession, complete
+from posd.maintenance import audit, shop_changes
+from posd.values import Tenant
+from tests.integration.test_schema_adopt import SHOP, PartsCase
+from tests.integration.test_schema_strangers import StrangerCase
+
+BISTRO: Final = Tenant(3, "bistro", "Bistro", "dinedesk_bistro")
+
+
+class ChangedTests(StrangerCase):
+    """A session of the shop's that has used the tables before, and one that comes after the change."""
+
+    def after(self, *changes: tuple[str, str]) -> None:
+        self.ready()
+        self.order(1)
+        self.admin.touched()
+        for table, change in changes:
+            self.alter(change, table)
+
+    def sold(self, number: int, *, key: str = "id", order_id: str = "order_id") -> list[str]:
+        """Sell something in both sessions, change it, and take the lines away; what was noted."""
+        for shop, order in ((self.shop, number), (self.connect(SHOP), number + 1)):
+            for statement in (
+                f"INSERT INTO dinedesk_bistro.orders ({key}, status) VALUES ({order}, 'new')",
+                (
+                    f"INSERT INTO dinedesk_bistro.order_items ({order_id}, name, price, quantity)"
+                    f" VALUES ({order}, 'Soup', 12.30, 1)"
+                ),
+                f"UPDATE dinedesk_bistro.orders SET status = 'ready' WHERE {key}::text = '{order}'",
+                "UPDATE dinedesk_bistro.order_items SET quantity = 2",
+                "DELETE FROM dinedesk_bistro.order_items",
+            ):
+                shop.run(statement)
+        return sorted({str(each) for each in self.admin.touched()} - {"1"})
+
+    def told(self) -> list[str]:
+        """What `posctl doctor` says has changed."""
+        session = BlockingSession(self.connection)
+        return [each.what for each in complete(shop_changes.changes(session, BISTRO))]
+
+    def test_a_key_that_was_renamed_is_still_noted(self) -> None:
+        self.after(("orders", "RENAME id TO reference"), ("order_items", "RENAME order_id TO sale"))
+        self.assertEqual(self.sold(7, key="reference", order_id="sale"), ["7", "8"])
+        self.assertIn("orders.id was dropped or renamed", self.told())
+        self.assertIn("order_items.order_id was dropped or renamed", self.told())
+
+    def test_a_key_of_another_type_is_still_noted(self) -> None:
+        self.after(
+            ("order_items", "DROP CONSTRAINT order_items_order_id_fkey"),
+            ("orders", "ALTER id TYPE text"),
+            ("order_items", "ALTER order_id TYPE character(9)"),
+        )
+        self.assertEqual(self.sold(7), ["7", "8"])
+
+    def test_without_a_key_nothing_is_noted_and_nothing_fails(self) -> None:
+        self.after(
+            ("orders", "DROP id CASCADE"),
+            ("orders", "ADD reference bigint"),
+            ("order_items", "RENAME order_id TO sale"),
+        )
+        self.assertEqual(self.sold(7, key="reference", order_id="sale"), [])
+        self.assertIn("orders.id was dropped or renamed", self.told())
+
+    def test_a_table_in_the_place_of_one_that_was_hooked_is_told_of(self) -> None:
+        self.after(
+            ("order_items", "DROP CONSTRAINT order_items_order_id_fkey"),
+            ("orders", "RENAME TO old_orders"),
+        )
+        self.shop.run("CREATE TABLE dinedesk_bistro.orders (LIKE dinedesk_bistro.old_orders)")
+        self.shop.run("GRANT SELECT ON dinedesk_bistro.orders TO posd_hook_bistro")
+        # What is noted are the lines.
+        self.assertEqual(self.sold(7), ["7", "8"])
+        schema = complete(audit.read(BlockingSession(self.connection), BISTRO))
+        wrong = [each.wrong for each in schema.differences()]
+        self.assertEqual(
+            sorted(each.row for each in wrong),
+            ["trigger orders.pos_orders_inserted", "trigger orders.pos_orders_updated"],
+        )
+
+
+class ChangedPartsTests(PartsCase):
+    def changed(self, *changes: str) -> None:
+        self.partitioned()
+        self.touch("orders_2026", 1)
+        self.shop.run("INSERT INTO dinedesk_bistro.items_0 VALUES (1, 7, 'Soup', 4, 1)")
+        self.admin.touched()
+        for change in changes:
+            self.shop.run(f"ALTER TABLE dinedesk_bistro.{change}")
+
+    def sold(self) -> list[str]:
+        for shop, number in ((self.shop, 2), (self.connect(SHOP), 3)):
+            shop.run(
+                f"INSERT INTO dinedesk_bistro.orders VALUES ({number}, 'new', 1, '2026-05-01')"
+            )
+            shop.run(f"INSERT INTO dinedesk_bistro.items_0 VALUES (1, {number}, 'Soup', 4, 1)")
+            shop.run("UPDATE dinedesk_bistro.items_0 SET quantity = 2")
+            shop.run("DELETE FROM dinedesk_bistro.items_0")
+        return sorted({str(each) for each in self.admin.touched()} - {"7"})
+
+    def test_a_key_of_another_type_is_still_noted_in_each_partition(self) -> None:
+        self.changed("orders ALTER id TYPE numeric")
+        self.assertEqual(self.sold(), ["2", "3"])
+
+    def test_a_partition_whose_key_was_renamed_does_not_fail(self) -> None:
+        self.changed("orders RENAME id TO reference")
+        self.assertEqual(self.sold(), ["2", "3"])
+
+    def test_a_new_owner_makes_partitions_too(self) -> None:
+        self.changed()
+        self.admin.run("DROP ROLE IF EXISTS posd_test_heir; CREATE ROLE posd_test_heir LOGIN")
+        self.addCleanup(self.admin.run, "DROP OWNED BY posd_test_heir; DROP ROLE posd_test_heir")
+        self.admin.run("GRANT USAGE, CREATE ON SCHEMA dinedesk_bistro TO posd_test_heir")
+        self.admin.run("ALTER TABLE dinedesk_bistro.orders OWNER TO posd_test_heir")
+        heir = self.connect("posd_test_heir")
+        heir.run(self.partition(2027))
+        heir.run("INSERT INTO dinedesk_bistro.orders VALUES (9, 'new', 1, '2027-05-01')")
+        self.assertEqual(self.admin.touched(), ["9"])
