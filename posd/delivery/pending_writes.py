@@ -176,6 +176,8 @@ class Messages:
     nacks: Kept[Nack] = field(factory=dict)
     sizes: Counter[TenantId] = field(factory=Counter)
     """How many bytes the words and nacks of each tenant take, until they are written."""
+    total: int = 0
+    """How many those of all tenants take."""
 
     def __bool__(self) -> bool:
         return bool(self.words or self.nacks)
@@ -193,15 +195,16 @@ class Messages:
         for each in messages:
             tenant_id = each.tenant.id
             self.sizes[tenant_id] -= each.size
+            self.total -= each.size
             if not self.sizes[tenant_id]:
                 del self.sizes[tenant_id]
 
     def _keep(self, kept: Kept[T], said: T) -> bool:
         sizes, tenant_id = self.sizes, said.tenant.id
-        room = _MOST_SAID_BY_ALL - sizes.total() - said.size
-        if sizes[tenant_id] + said.size > _MOST_SAID or room < 0:
+        if sizes[tenant_id] + said.size > _MOST_SAID or self.total + said.size > _MOST_SAID_BY_ALL:
             return False
         sizes[tenant_id] += said.size
+        self.total += said.size
         kept.setdefault(tenant_id, []).append(said)
         return True
 

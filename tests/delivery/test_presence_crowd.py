@@ -316,7 +316,7 @@ class MessageTests(BooksCase):
         self.assertEqual(self.books.statements, ["nacks", "said"])
         self.assertEqual(self.books.logged, [(number, "front") for number in range(1, 501)])
         self.assertEqual(len(self.books.nacked), 500)
-        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+        self.assertEqual(self.presence._messages._pending.total, 0)
 
     def test_a_tenant_that_talks_much_delays_another_by_no_statement(self) -> None:
         for number in range(3000):
@@ -358,7 +358,7 @@ class MessageTests(BooksCase):
         self.flush()
         self.flush()
         self.assertEqual([device for _, device in self.books.logged], ["one", "two", "three"])
-        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+        self.assertEqual(self.presence._messages._pending.total, 0)
 
     def test_of_messages_that_were_written_in_part_only_the_others_are_kept(self) -> None:
         for name in ("one", "two", "three", "four"):
@@ -372,7 +372,7 @@ class MessageTests(BooksCase):
         self.flush()
         said = [device for _, device in self.books.logged]
         self.assertEqual(said, ["one", "three", "four", "five"])
-        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+        self.assertEqual(self.presence._messages._pending.total, 0)
 
     def test_what_one_tenant_has_wrong_costs_no_other_a_message(self) -> None:
         for name in ("one", "three"):
@@ -390,7 +390,7 @@ class MessageTests(BooksCase):
         lost = [each for each in logged if each["log_level"] is LogLevel.error]
         self.assertEqual({each["slug"] for each in lost}, {"grill"})
         self.assertEqual(sum(each["count"] for each in lost), 40)
-        self.assertEqual(self.presence._messages._pending.sizes.total(), 0)
+        self.assertEqual(self.presence._messages._pending.total, 0)
 
     def test_one_bad_message_is_lost_by_name_and_no_other(self) -> None:
         for name in ("one", "two", "three"):
