@@ -6,7 +6,8 @@
 Starts a PostgreSQL with fsync and makes a database for each size. In each round it does the same work in
 all of them, in a random order, with the statements of the daemon and as its role. For each step it prints
 the median cost in the smallest database, and the ratio of each other database to it: the median of the
-ratios of the rounds, with their quartiles. A step is for 30 events of up to 30 tenants.
+ratios of the rounds, with their quartiles. A step is for 30 events of up to 30 tenants; `publish to one` is
+for 30 events of one tenant, so that it tells what the tenants cost that have no part in a batch.
 
 There are two costs: `cpu` is the processor time of the PostgreSQL process (proc(5), schedstat), which the
 load of the machine changes little; `wall` is the time that the caller waits, with COMMIT.
@@ -107,6 +108,8 @@ class Subject:
         self.heads = complete(stream.heads(session, set(tenants)))
         self.measure("publish", lambda: self.publish(tenants))
         self.measure("read by a channel", self.read)
+        one = tenants[:1] * BATCH
+        self.measure("publish to one", lambda: self.publish(one))
         devices = [(each, f"TILL_{1 + n // len(self.tenants)}") for n, each in enumerate(tenants)]
         self.measure("open and resume", lambda: self.resume(devices, 5))
         self.measure("acknowledge", lambda: self.acknowledge(devices))

@@ -66,7 +66,6 @@ class Subject:
     reloaded: float = 0.0
     came: int = 0
     _published: int = 0
-    _publishers: list[Stream] = field(init=False, factory=list)
     _arrived: asyncio.Event = field(init=False, factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(init=False, factory=list)
     costs: list[tuple[float, float, float]] = field(init=False, factory=list)
@@ -74,7 +73,7 @@ class Subject:
     idle: list[tuple[float, float]] = field(init=False, factory=list)
     """Milliseconds of posd and of PostgreSQL in a second without events."""
 
-    async def connect(self, publishers: int) -> None:
+    async def connect(self) -> None:
         gate = asyncio.Semaphore(16)
 
         async def come(number: int) -> None:
@@ -83,7 +82,6 @@ class Subject:
             self._tasks.append(asyncio.create_task(self._till(reader, writer)))
 
         await asyncio.gather(*(come(number) for number in range(1, 1 + self.tenants)))
-        self._publishers = [await self.target(1).dial() for _ in range(publishers)]
 
     def target(self, number: int) -> Target:
         return Target(self.daemon.port, str(self.daemon.ca), f"shop-{number}", self.keys)
@@ -101,7 +99,11 @@ class Subject:
                     writer.write(frame(TEXT, acknowledgement.encode()))
                     self._arrived.set()
 
-    async def publish(self) -> None:
+    async def dial(self, publishers: int) -> list[Stream]:
+        """Connections to publish on. posd closes them when nothing comes for some time."""
+        return [await self.target(1).dial() for _ in range(publishers)]
+
+    async def publish(self, streams: Sequence[Stream]) -> None:
         """A batch, until all of it is with the tills."""
         wanted = self.came + BATCH
         target = self.target(1)
@@ -116,11 +118,13 @@ class Subject:
                 status = await target.ask(stream, request)
                 assert status == 201, status
 
-        await asyncio.gather(*(publisher(each) for each in self._publishers))
+        await asyncio.gather(*(publisher(each) for each in streams))
         self._published += BATCH
         while self.came < wanted:
             self._arrived.clear()
             await asyncio.wait_for(self._arrived.wait(), 30)
+        for _, writer in streams:
+            writer.close()
 
     def processor(self) -> tuple[float, float]:
         """Milliseconds of processor time: of posd, of PostgreSQL's processes for it."""
@@ -134,14 +138,15 @@ class Subject:
         ]
         return used(self.daemon.pid), sum(map(used, backends))
 
-    async def round(self, seconds: float) -> None:
+    async def round(self, publishers: int, seconds: float) -> None:
         before = self.processor()
         began = time.perf_counter()
         await asyncio.sleep(seconds)
-        middle, took = self.processor(), time.perf_counter() - began
-        idle = (middle[0] - before[0]) / took, (middle[1] - before[1]) / took
-        began = time.perf_counter()
-        await self.publish()
+        after, took = self.processor(), time.perf_counter() - began
+        idle = (after[0] - before[0]) / took, (after[1] - before[1]) / took
+        streams = await self.dial(publishers)
+        middle, began = self.processor(), time.perf_counter()
+        await self.publish(streams)
         # What is written and marked after the events belongs to them.
         await asyncio.sleep(1.2)
         after, took = self.processor(), time.perf_counter() - began
@@ -176,13 +181,13 @@ def used(pid: int) -> float:
 
 async def measure(subjects: Sequence[Subject], options: argparse.Namespace) -> list[dict[str, Any]]:
     for subject in subjects:
-        await subject.connect(options.publishers)
+        await subject.connect()
         # Each tenant's pages are written whole to the log once after a checkpoint: not in what is measured.
         for _ in range(1 + max(each.tenants for each in subjects) // BATCH):
-            await subject.publish()
+            await subject.publish(await subject.dial(options.publishers))
     for _ in range(options.rounds):
         for subject in random.sample(subjects, len(subjects)):
-            await subject.round(options.idle)
+            await subject.round(options.publishers, options.idle)
     for subject in subjects:
         await subject.reload()
     rows = []
