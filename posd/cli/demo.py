@@ -76,10 +76,10 @@ def demo(once: bool, port: int | None, host: str | None, link: Path | None, as_j
 
 
 def _perform(built: Stage, once: bool, as_json: bool) -> None:
-    if not once:
-        _introduce(built, as_json)
     screen = Screen(as_json, once)
     try:
+        if not once:
+            _introduce(built, as_json)
         run(lambda reactor: Play(reactor, built, _step).perform(screen.show, once=once))
     except KeyboardInterrupt:
         # How a demonstration ends, unless it is the short one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar, cast
@@ -26,9 +27,9 @@ class CommandReactor(IReactorCore, IReactorTime, IReactorThreads):
 def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
     """Run `main(reactor)` to its end; return its result or raise what it raised.
 
-    Ctrl-C and SIGTERM stop the reactor once everything has happened that `main` has registered for
-    its shutdown; KeyboardInterrupt is raised if there is no result then. What libraries warn of
-    goes to standard error.
+    Ctrl-C and SIGTERM, also when they come before the reactor runs, stop it once everything has
+    happened that `main` has registered for its shutdown; KeyboardInterrupt is raised if there is no
+    result then. What libraries warn of goes to standard error.
     """
     results: list[T] = []
     errors: list[Exception] = []
@@ -40,9 +41,19 @@ def run(main: Callable[[CommandReactor], Awaitable[T]]) -> T:
         except Exception as error:
             errors.append(error)
 
+    def begin(reactor: CommandReactor) -> Deferred[None]:
+        # This comes before everything that `main` asks for, and after the reactor's own handlers.
+        reactor.callWhenRunning(signal.pthread_sigmask, signal.SIG_SETMASK, unmasked)
+        return Deferred.fromCoroutine(captured(reactor))
+
     globalLogBeginner.beginLoggingTo([_Warnings()], redirectStandardIO=False)
-    with suppress(SystemExit):  # which is how `react` returns
-        react(lambda reactor: Deferred.fromCoroutine(captured(reactor)))
+    # A KeyboardInterrupt that is raised within a callback is lost: the Deferred keeps it as its result.
+    unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        with suppress(SystemExit):  # which is how `react` returns
+            react(begin)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
     if errors:
         raise errors[0]
     if not results:
