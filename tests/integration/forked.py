@@ -1,9 +1,9 @@
-"""`twistd posd` as a fork of a process that has imported it: it starts in a tenth of the time.
+"""`twistd posd` and `posctl` as forks of a process that has imported them: that is ten times as fast.
 
 What a fork cannot show, how posd is imported and what its environment does before that, is for tests
-that start `twistd` itself (tests/test_tap.py, tests/integration/test_chaos.py, tests/system).
+that start the programs themselves (tests/test_tap.py, tests/cli/test_terminal.py, tests/system).
 
-The forking process runs this file. It is single-threaded and has no reactor, and each daemon that it
+The forking process runs this file. It is single-threaded and has no reactor, and each process that it
 forks is a child of the process that asked (prctl(2), PR_SET_CHILD_SUBREAPER), which waits for it and
 signals it as it does with any other child.
 """
@@ -19,19 +19,25 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
-available: Final = sys.platform == "linux"
-"""Whether this system has what is needed here."""
+ROOT: Final = Path(__file__).resolve().parents[2]
+PROGRAMS: Final = {
+    "twistd": (str(Path(sys.executable).with_name("twistd")),),
+    "posctl": (sys.executable, "-m", "posd.cli"),
+}
 
 
-class Forked(subprocess.Popen[bytes]):
+class _Forked(subprocess.Popen[bytes]):
     """A child that another process has forked; to its parent it is like one that was spawned."""
 
-    def __init__(self, arguments: list[str], *, cwd: Path, log: Path) -> None:
+    def __init__(
+        self, arguments: list[str], cwd: Path, log: Path, environ: Mapping[str, str]
+    ) -> None:
         log.touch()
         # What Popen.__init__ sets, without its fork.
         self.args = arguments
@@ -47,10 +53,36 @@ class Forked(subprocess.Popen[bytes]):
             "arguments": arguments,
             "cwd": str(cwd),
             "log": str(log),
-            "environ": dict(os.environ),
+            "environ": dict(environ),
         }
         self.pid = _fork(json.dumps(order))
         self._child_created = True
+
+
+def start(
+    program: Literal["twistd", "posctl"],
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    log: Path,
+    environ: Mapping[str, str] = {},
+) -> subprocess.Popen[bytes]:
+    """Start one of the programs: as a fork, or on systems that have none like that as a process.
+
+    All that it prints is added to `log`. `environ` is added to its environment.
+    """
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environ}
+    if sys.platform == "linux":
+        return _Forked([program, *arguments], cwd, log, given)
+    with log.open("ab") as opened:
+        return subprocess.Popen(
+            [*PROGRAMS[program], *arguments],
+            cwd=cwd,
+            env=given,
+            stdin=subprocess.DEVNULL,
+            stdout=opened,
+            stderr=opened,
+        )
 
 
 _turn = threading.Lock()
@@ -61,6 +93,7 @@ def _fork(order: str) -> int:
         forking = _forking()
         assert forking.stdin is not None
         assert forking.stdout is not None
+        # This is on for a moment only, so that no other orphan comes here.
         _adopt_orphans(True)
         try:
             forking.stdin.write(f"{order}\n")
@@ -80,13 +113,12 @@ def _adopt_orphans(wanted: bool) -> None:
 
 @functools.cache
 def _forking() -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
     )
 
     def end() -> None:
@@ -97,12 +129,13 @@ def _forking() -> subprocess.Popen[str]:
 
 
 def _main() -> None:
-    """Fork a daemon for each line of the standard input, and print its process id."""
-    # All that twistd imports for posd but the reactor.
+    """Fork a process for each line of the standard input, and print its id."""
+    # All that the programs import but the reactor.
     from twisted.scripts import twistd
 
+    import posd.cli.listening
     import posd.daemon.service
-    import posd.tap  # noqa: F401
+    import posd.tap
 
     assert "twisted.internet.reactor" not in sys.modules
     # A Ctrl-C in the terminal is for the tests, which close the input then.
@@ -111,15 +144,17 @@ def _main() -> None:
         answer, answering = os.pipe()
         between = os.fork()
         if between == 0:
-            daemon = os.fork()
-            if daemon == 0:
+            wanted = os.fork()
+            if wanted == 0:
                 signal.signal(signal.SIGINT, handler)
                 os.close(answer)
                 os.close(answering)
-                _become(json.loads(line))
-                twistd.run()
+                order = json.loads(line)
+                _become(order)
+                program = twistd.run if order["arguments"][0] == "twistd" else posd.cli.main
+                program()
                 return
-            os.write(answering, b"%d\n" % daemon)
+            os.write(answering, b"%d\n" % wanted)
             os._exit(0)
         os.close(answering)
         # Once it is gone its child is the tests'.
@@ -131,7 +166,7 @@ def _main() -> None:
 def _become(order: dict[str, Any]) -> None:
     """Be in the place, the environment and the log that were asked for."""
     os.environ.clear()
-    os.environ.update(order["environ"], PYTHONUNBUFFERED="1")
+    os.environ.update(order["environ"])
     os.chdir(order["cwd"])
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),

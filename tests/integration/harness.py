@@ -21,7 +21,6 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -40,9 +39,9 @@ from posd.testing.ports import Reservation, reserve
 from posd.testing.postgres import Server, test_server
 from tests.integration import forked
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = forked.ROOT
 _START_SECONDS = 30.0
-TWISTD = (str(Path(sys.executable).with_name("twistd")),)
+TWISTD = forked.PROGRAMS["twistd"]
 
 
 def prepare(dsn: str) -> None:
@@ -218,10 +217,8 @@ class Daemon:
         twistd: Sequence[str] = (),
     ) -> Self:
         arguments = ["-n", "--pidfile=", "posd", "--config", str(config)]
-        if forked.available and not (environ or twistd):
-            process: subprocess.Popen[bytes] = forked.Forked(
-                ["twistd", *arguments], cwd=config.parent, log=log_path
-            )
+        if not (environ or twistd):
+            process = forked.start("twistd", arguments, cwd=config.parent, log=log_path)
             return cls(port, ca, log_path, process)
         with log_path.open("ab") as log:
             process = subprocess.Popen(

@@ -7,7 +7,6 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,9 @@ from cryptography import x509
 from twisted.trial import unittest
 
 from posd.security import private_ca
-from tests.integration.harness import ROOT, Daemon, Shop
+from tests.integration import forked
+from tests.integration.harness import Daemon, Shop
+from tests.integration.wire_case import until
 from tests.odd_certificates import odd
 
 SECONDS = 60.0
@@ -70,20 +71,29 @@ def http(status: str, body: str, *headers: str) -> bytes:
 
 class ListenCase(unittest.SynchronousTestCase):
     def listen(self, url: str, *options: str | Path, key: str = "pos_x") -> tuple[int, str]:
-        """Its exit code and its standard error; it has to end by itself."""
-        ran = subprocess.run(
-            [
-                *(sys.executable, "-m", "posd.cli", "listen", "--url", url),
-                *("--tenant", "kitchen", *map(str, options)),
-            ],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "POSD_KEY": key},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
+        """Its exit code and what it says; it has to end by itself."""
+        process, told = self.start(url, *options, key=key)
+        code = process.wait(SECONDS)
+        self.assertNotIn("Traceback", told.read_text())
+        return code, told.read_text()
+
+    def start(
+        self, url: str, *options: str | Path, key: str = "pos_x"
+    ) -> tuple[subprocess.Popen[bytes], Path]:
+        """Start `posctl listen`; the file that has what it says, and no event is among it."""
+        arguments = ["listen", "--url", url, "--tenant", "kitchen", *map(str, options)]
+        told = Path(self.mktemp()).absolute()
+        told.parent.mkdir(parents=True, exist_ok=True)
+        process = forked.start(
+            "posctl", arguments, cwd=Path.cwd(), log=told, environ={"POSD_KEY": key}
         )
-        self.assertNotIn("Traceback", ran.stderr)
-        return ran.returncode, ran.stderr
+
+        def end() -> None:
+            process.kill()
+            process.wait()
+
+        self.addCleanup(end)
+        return process, told
 
     def ends(self, code: int, *words: str, url: str, options: tuple[str | Path, ...] = ()) -> None:
         """Check that it does not try again, and says in its last line what to do."""
@@ -182,19 +192,9 @@ class OtherTests(ListenCase):
                 self.retries(f"ws://127.0.0.1:{port}", word)
 
     def retries(self, url: str, reason: str) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "posd.cli", "listen", "--url", url, "--tenant", "kitchen"],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "POSD_KEY": "pos_x"},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            self.assertIn("disconnected, trying again: ", line)
-            self.assertIn(reason, line)
-            self.assertIsNone(process.poll())
-        finally:
-            process.kill()
-            process.communicate()
+        process, told = self.start(url)
+        until(lambda: "\n" in told.read_text(), "it says why", SECONDS)
+        line = told.read_text().splitlines()[0]
+        self.assertIn("disconnected, trying again: ", line)
+        self.assertIn(reason, line)
+        self.assertIsNone(process.poll())
