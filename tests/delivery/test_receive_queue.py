@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery.receive_queue import Intake, Reading
+from tests import stack
 
 
 @define
@@ -213,7 +213,7 @@ class ManyTests(IntakeCase):
         depths: list[int] = []
 
         async def fail() -> None:
-            depths.append(len(inspect.stack(0)))
+            depths.append(stack.depth())
             raise ZeroDivisionError
 
         self.patch(self.intake, "_hear", lambda message: fail())

@@ -15,6 +15,7 @@ import ctypes
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class _Forked(subprocess.Popen[bytes]):
             "cwd": str(cwd),
             "log": str(log),
             "environ": dict(environ),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         }
         self.pid = _fork(json.dumps(order))
         self._child_created = True
@@ -164,7 +166,8 @@ def _main() -> None:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Be in the place, the environment and the log that were asked for."""
+    """Have what a child has of its parent, and the place and the log that were asked for."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, order["files"])
     os.environ.clear()
     os.environ.update(order["environ"])
     os.chdir(order["cwd"])

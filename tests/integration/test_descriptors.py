@@ -60,7 +60,7 @@ class DescriptorTests(ChaosCase):
         till = self.dial(self.posd)
         self.use_up()
         # Some wait in the backlog and cannot be accepted: the reactor is told of them all the time.
-        self.assertLess(self.busy_for(3), 0.7)
+        self.assertLess(self.busy_for(1.5), 0.7)
         self.publish(1)
         self.assertEqual(till.receive()["id"], 1)
         with self.assertRaises((Refused, Ended, OSError)):
@@ -80,7 +80,7 @@ class DescriptorTests(ChaosCase):
         self.allow_none()
         self.connect()
         until(lambda: "new connections wait" in self.posd.log(), "it is told")
-        self.assertLess(self.busy_for(3), 0.7)
+        self.assertLess(self.busy_for(1.5), 0.7)
         self.assertEqual(self.posd.log().count("new connections wait"), 1)
         self.publish(1)
         self.assertEqual(till.receive()["id"], 1)

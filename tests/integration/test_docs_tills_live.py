@@ -28,7 +28,7 @@ from tests.integration.wire import Refused, Till
 from tests.server_sent import events_in
 
 PAGE = "docs/tills.md"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 _MOMENT = re.compile(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"')
 _CHANCE = re.compile(r'("(?:connectionId|requestId)":)"[0-9a-f-]+"')

@@ -13,7 +13,7 @@ from tests.integration.wire_case import until
 
 AWAY_SECONDS = 4.0
 """How long the first host is down: long enough for several rounds over all hosts."""
-TIMES = 3
+TIMES = 2
 STOP_SECONDS = 20.0
 
 

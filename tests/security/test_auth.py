@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import errno
 import hashlib
-import inspect
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable
@@ -36,6 +35,7 @@ from posd.security.rate_limits import FailedAttempts
 from posd.store.credentials import Credential
 from posd.testing.postgres import test_server
 from posd.values import KeyKind, Principal, TenantId
+from tests import stack
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 from tests.schema_case import two_shops
 
@@ -400,7 +400,7 @@ class CrowdTests(AuthCase):
         self.admin.run("COMMIT")
         depths: set[int] = set()
         for each in arrivals:
-            each.addCallback(lambda _: depths.add(len(inspect.stack(0))))
+            each.addCallback(lambda _: depths.add(stack.depth()))
         while not all(each.called for each in arrivals):
             self.clock.advance(0)
             await deferLater(REACTOR, 0.005)

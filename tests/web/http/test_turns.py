@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Final
 
@@ -13,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.errors import TooManyRequests
 from posd.web.http import turns
 from posd.web.http.turns import ALL_WAITING, MOST_WAITING, WAIT_SECONDS, RequestTurns
+from tests import stack
 
 AT_ONCE: Final = 4
 
@@ -84,7 +84,7 @@ class TurnsTests(SynchronousTestCase):
 
         async def work() -> None:
             give = await self.turns.take("key")
-            depths.append(len(inspect.stack(0)))
+            depths.append(stack.depth())
             give()
 
         for name in "abcd":
