@@ -8,12 +8,8 @@ check-config` calls a problem is what `posctl doctor --json` marks with `prevent
 from __future__ import annotations
 
 import os
-import select
 import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,12 +24,11 @@ from posd.protocol import jsontext
 from posd.security import private_ca
 from posd.testing.ports import reserve
 from tests.cli_runner import posctl
-from tests.integration.harness import ROOT
+from tests.integration import forked
+from tests.integration.wire_case import until
 from tests.odd_certificates import odd
 
-SECONDS = 30.0
-
-_TWISTD = "from twisted.scripts.twistd import run; run()"
+SECONDS = 60.0
 
 
 @frozen
@@ -106,45 +101,27 @@ class VerdictCase(SynchronousTestCase):
 
     def started(self, path: Path, environ: dict[str, str], stops: bool) -> str:
         """Start a daemon; it has to end with 78, or else to listen."""
-        daemon = subprocess.Popen(
-            [
-                *(sys.executable, "-c", _TWISTD, "--nodaemon", "--pidfile="),
-                *("posd", "--config", str(path)),
-            ],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        log = self.folder / "log"
+        log.unlink(missing_ok=True)
+        arguments = ["--nodaemon", "--pidfile=", "posd", "--config", str(path)]
+        daemon = forked.start("twistd", arguments, cwd=self.folder, log=log, environ=environ)
+
+        def judged() -> bool:
+            return daemon.poll() is not None or "listening: l1" in log.read_text(errors="replace")
+
         try:
-            printed = "".join(lines_until(daemon, "listening: l1"))
-            if "listening: l1" in printed and not stops:
+            until(judged, "it listens or ends", SECONDS)
+            if not stops:
                 daemon.terminate()
-        except BaseException:
-            daemon.kill()
-            raise
-        rest, _ = daemon.communicate(timeout=SECONDS)
-        printed += rest.decode(errors="replace")
+            daemon.wait(SECONDS)
+        finally:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait()
+        printed = log.read_text(errors="replace")
         self.assertEqual(daemon.returncode, os.EX_CONFIG if stops else 0, printed)
         self.assertNotIn("Traceback", printed)
         return printed
-
-
-def lines_until(process: subprocess.Popen[bytes], word: str) -> Iterator[str]:
-    """What a process prints, up to a line with this word or to the end."""
-    assert process.stdout is not None
-    descriptor, printed = process.stdout.fileno(), ""
-    deadline = time.monotonic() + SECONDS
-    while word not in printed:
-        if time.monotonic() > deadline:
-            raise AssertionError(f"neither {word!r} nor the end within {SECONDS} s: {printed}")
-        if select.select([descriptor], [], [], 0.2)[0]:
-            piece = os.read(descriptor, 65536)
-            if not piece:
-                break
-            printed += piece.decode(errors="replace")
-    yield printed
 
 
 @contextmanager
