@@ -165,7 +165,10 @@ class Subject:
         ]
         complete(cursors.acknowledged(self.session, moves))
         ids = sorted(heads)
-        rows = [(each, heads[each].last_seq, heads[each].last_seq) for each in ids]
+        rows = [
+            (each, heads[each].stream_id, heads[each].last_seq, heads[each].last_seq)
+            for each in ids
+        ]
         complete(presence.progress(self.session, rows))
         complete(orders.confirmed(self.session, ids, FINAL_STATUSES))
         complete(orders.mark(self.session, ids))

@@ -131,8 +131,10 @@ class GrowthTests(StoreCase):
             "acknowledged": lambda s: cursors.acknowledged(s, moves),
             "acknowledged in a lost name": lambda s: cursors.acknowledged(s, lost),
             "followed": lambda s: cursors.followed(s, moves),
-            "sent astray": lambda s: cursors.sent_astray(s, lost),
-            "progress": lambda s: presence.progress(s, [(each, 9, 9) for each in _SOME]),
+            "sent astray": lambda s: cursors.sent_astray(s, [(*each, True) for each in lost]),
+            "progress": lambda s: presence.progress(
+                s, [(each, heads[each].stream_id, 9, 9) for each in _SOME]
+            ),
             "confirmed": lambda s: orders.confirmed(s, _SOME, FINAL_STATUSES),
             "mark": lambda s: orders.mark(s, _SOME),
             "nacks": lambda s: presence.nacks(
