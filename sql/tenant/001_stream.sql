@@ -51,7 +51,7 @@ BEGIN
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
     SELECT :tenant_id, kind, k FROM unnest(keys) AS k WHERE k <> '';
     IF FOUND AND current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
-        PERFORM pg_notify('posd_outbox', '');
+        PERFORM dinedesk_main.pos_notify('posd_outbox', '');
     END IF;
 END
 $$;
@@ -69,7 +69,7 @@ BEGIN
     VALUES (:tenant_id, left(enqueue_event$:shop.type, 100), enqueue_event$:shop.data::text)
     RETURNING id INTO published;
     IF current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
-        PERFORM pg_notify('posd_outbox', '');
+        PERFORM dinedesk_main.pos_notify('posd_outbox', '');
     END IF;
     RETURN published;
 END

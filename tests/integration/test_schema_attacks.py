@@ -5,9 +5,18 @@ What it can do while its tables are read is tried in `tests.database.test_reader
 
 from __future__ import annotations
 
-import psycopg2
+import os
+import re
+from unittest import SkipTest
 
-from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, SchemaCase
+import psycopg2
+from psycopg2.extensions import make_dsn
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.testing.binaries import find_binaries
+from posd.testing.server import Server
+from tests.documents import ROOT
+from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, Client, Entry, SchemaCase, two_shops
 
 ORDER = "INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (%s, 10)"
 STATES = "SELECT order_id FROM dinedesk_main.pos_order_states('{1,2}', '{1,1}')"
@@ -176,3 +185,53 @@ class LockTests(AttackCase):
         self.connect(GRILL_SHOP).run("UPDATE dinedesk_grill.orders SET status = 'confirmed'")
         taken = self.daemon.take(100) or []
         self.assertEqual(len([row for row in taken if row.tenant_id == 2]), 1)
+
+
+class NotificationTests(SynchronousTestCase):
+    """The queue of notifications, which any role that can connect can fill."""
+
+    def test_a_full_queue_fails_no_order_and_no_numbering(self) -> None:
+        fitting = [each for each in find_binaries(os.environ) if each.version >= 17]
+        if not fitting:
+            raise SkipTest("the size of the queue can be set from PostgreSQL 17 on")
+        with Server.start(fitting[0], settings={"max_notify_queue_pages": "64"}) as server:
+            dsn = server.dsn("posd")
+            two_shops(dsn)
+            listener, kitchen, grill = (
+                self.connect(dsn, role) for role in (KITCHEN_SHOP, KITCHEN_SHOP, GRILL_SHOP)
+            )
+            listener.run("LISTEN x")
+            listener.run("BEGIN")
+            listener.run("SELECT 1")
+            with self.assertRaisesRegex(psycopg2.Error, "too many notifications"):
+                for _ in range(1000):
+                    kitchen.run("SELECT pg_notify('x', repeat('y', 7900))")
+            grill.run("INSERT INTO dinedesk_grill.orders (total_amount) VALUES (1)")
+            grill.run("SELECT dinedesk_main.pos_publish('grill', 'x', '{}')")
+            self.connect(dsn).run("UPDATE dinedesk_main.tenants SET is_active = false WHERE id = 1")
+            posd = self.connect(dsn, "posd")
+            posd.run("INSERT INTO dinedesk_main.pos_nodes VALUES (gen_random_uuid(), 'infinity')")
+            with posd.transaction():
+                self.assertEqual(posd.record(Entry(2)), [(1, 0)])
+
+    def test_nothing_else_of_posds_sql_notifies(self) -> None:
+        found = [
+            (path.name, line.strip())
+            for path in [*ROOT.glob("sql/**/*.sql"), *ROOT.glob("posd/**/*.py")]
+            for line in path.read_text("utf-8").splitlines()
+            if re.search(r"\bpg_notify\(", line)
+        ]
+        self.assertEqual(
+            sorted(found),
+            [
+                ("001_tenants.sql", "PERFORM pg_notify(channel, payload);"),
+                # To the node itself: it finds out whether notifications arrive.
+                ("feed.py", "_SONG: Final = \"SELECT pg_notify(%s, ''), clock_timestamp()\""),
+            ],
+        )
+
+    def connect(self, dsn: str, role: str | None = None) -> Client:
+        connection = psycopg2.connect(make_dsn(dsn, **({} if role is None else {"user": role})))
+        connection.autocommit = True
+        self.addCleanup(connection.close)
+        return Client(connection)

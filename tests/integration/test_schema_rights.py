@@ -82,7 +82,9 @@ FUNCTIONS_OF_MAIN = {
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
-    # It has its caller's rights only; the tenants' readers call it.
+    # They have their caller's rights only. Triggers that any role may fire call the one, the tenants' readers
+    # the other.
+    "pos_notify(text, text)": ("posd_owner", False, {"-"}),
     "pos_read_shop(text, text[], text, text, text[])": ("posd_owner", False, {"-"}),
     "pos_order_states(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
