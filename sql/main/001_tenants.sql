@@ -169,9 +169,25 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     )
 $$;
 
+-- A daemon that was taken over cannot bring a revoked key back. pos_tenant_key() can, for an operator.
+CREATE FUNCTION dinedesk_main.pos_keep_revoked() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_has_role('posd_owner', 'MEMBER') THEN
+        RAISE EXCEPTION 'the key % is revoked and stays so', OLD.id USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER pos_keep_revoked BEFORE UPDATE OF revoked_at ON dinedesk_main.pos_api_keys
+    FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
+    EXECUTE FUNCTION dinedesk_main.pos_keep_revoked();
+
 REVOKE ALL ON FUNCTION dinedesk_main.pos_tenant_key(), dinedesk_main.pos_tell_nodes(),
+    dinedesk_main.pos_keep_revoked(),
     dinedesk_main.pos_key_ok(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_key_ok(text, text) TO posd, posd_publisher;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_notify(text, text) TO PUBLIC;
 
 GRANT SELECT ON dinedesk_main.tenants TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_devices TO posd;

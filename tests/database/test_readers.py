@@ -106,6 +106,26 @@ class ReadingTests(ReadersCase):
                     await readers.read(KITCHEN, READ.format("kitchen"))
                 self.assertIn(caught.exception.sqlstate, ("42501", "42P01", "3F000", "22023"))
 
+    async def test_there_is_one_row_for_a_key_whatever_the_shop_has(self) -> None:
+        readers = await self.readers()
+        self.admin.run(
+            "CREATE TYPE dinedesk_kitchen.key AS ENUM ('1', '2');"
+            "CREATE FUNCTION dinedesk_kitchen.name(dinedesk_kitchen.key) RETURNS text LANGUAGE sql"
+            " AS $$ SELECT CASE WHEN $1 = '1' THEN '1' ELSE repeat('x', 1000000) END $$;"
+            "CREATE CAST (dinedesk_kitchen.key AS text)"
+            " WITH FUNCTION dinedesk_kitchen.name(dinedesk_kitchen.key);"
+            "DROP TABLE dinedesk_kitchen.order_items, dinedesk_kitchen.orders;"
+            "CREATE VIEW dinedesk_kitchen.orders AS"
+            " SELECT k AS id, 'new' AS status, 1 AS total_amount, now() AS created_at"
+            " FROM unnest(enum_range(NULL::dinedesk_kitchen.key)) AS k, generate_series(1, 20);"
+            "CREATE VIEW dinedesk_kitchen.order_items AS"
+            " SELECT 1 AS id, '1'::dinedesk_kitchen.key AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity;"
+            "GRANT SELECT ON dinedesk_kitchen.orders, dinedesk_kitchen.order_items TO posd_hook_kitchen"
+        )
+        rows = await readers.read(KITCHEN, READ.format("kitchen").replace("{1}", "{1,2}"))
+        self.assertEqual([order_id for order_id, _ in rows], ["1"])
+
     async def test_nothing_is_left_in_a_session_that_a_shop_was_read_in(self) -> None:
         readers = await self.readers()
         self.run_when_read(

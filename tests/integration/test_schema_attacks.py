@@ -158,6 +158,24 @@ class SearchPathTests(AttackCase):
         self.assertFalse(self.shop.value(ok, "battery-staple"))
 
 
+class KeyTests(AttackCase):
+    """What a shop calls its orders."""
+
+    def test_the_sequencer_is_not_given_more_of_a_long_id_than_is_needed_to_refuse_it(self) -> None:
+        self.shop.run(
+            "ALTER TABLE dinedesk_kitchen.order_items DROP CONSTRAINT order_items_order_id_fkey;"
+            "ALTER TABLE dinedesk_kitchen.orders ALTER id DROP IDENTITY;"
+            "ALTER TABLE dinedesk_kitchen.orders DROP CONSTRAINT orders_pkey, ALTER id TYPE text;"
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (repeat('x', 200000), 1)"
+        )
+        for status in "abcde":
+            self.shop.run("UPDATE dinedesk_kitchen.orders SET status = %s", status)
+        keys = self.daemon.rows(
+            "SELECT key FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL) WHERE key <> '1'"
+        )
+        self.assertEqual({len(key) for (key,) in keys}, {256})
+
+
 class LockTests(AttackCase):
     """A shop that holds on to what others need."""
 
