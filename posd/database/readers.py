@@ -31,6 +31,10 @@ _FOR_ANY: Final = 2
 STATEMENT_SECONDS: Final = 1.0
 _OVERTIME_SECONDS: Final = 0.5
 _QUICK_SECONDS: Final = 0.1
+_MOST_NOTICED: Final = 64 * 1024
+_TALKATIVE: Final = (
+    "its own functions send more than 64 KiB of messages (RAISE) while its tables are read"
+)
 
 _WHO: Final = """
     SELECT a.pid, a.backend_start::text FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid()
@@ -162,6 +166,9 @@ class Readers(Service):
                 overdue.cancel()
             # Nobody waits for it.
             Deferred.fromCoroutine(self._clean(place))
+        if place.link.noticed() > _MOST_NOTICED:
+            # libpq reads a long message in one piece, and every shop waits for that: 0.1 s for 20 MB.
+            raise Unreadable(_TALKATIVE)
         if self._reactor.seconds() - began <= _QUICK_SECONDS:
             self._quick.add(tenant)
         return rows

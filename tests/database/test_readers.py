@@ -7,7 +7,7 @@ from typing import Final
 from twisted.internet.defer import Deferred
 
 from posd.database.dsn import of_reader
-from posd.database.readers import PLACES, Overdue, Readers
+from posd.database.readers import PLACES, Overdue, Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.testing.postgres import test_server
 from posd.values import TenantId
@@ -144,6 +144,34 @@ class ReadingTests(ReadersCase):
         readers = Readers(REACTOR, of_reader(self.dsn))
         with self.assertRaises(Unavailable):
             await readers.read(KITCHEN, READ.format("kitchen"))
+
+
+class MessageTests(ReadersCase):
+    """What a shop's code says while it is read."""
+
+    async def test_a_shop_that_sends_long_messages_is_not_read(self) -> None:
+        readers = await self.readers()
+        self.run_when_read("RAISE WARNING 'well'")
+        await readers.read(KITCHEN, READ.format("kitchen"))
+        # More than the fifty that psycopg2 keeps.
+        self.run_when_read(
+            "RAISE WARNING USING MESSAGE = repeat('x', 2000000);"
+            " FOR n IN 1 .. 60 LOOP RAISE WARNING 'well'; END LOOP"
+        )
+        with self.assertRaisesRegex(Unreadable, "64 KiB of messages"):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        await readers.read(GRILL, READ.format("grill"))
+        await self.rested(readers)
+        self.assertEqual([place.link.noticed() for place in readers._places], [0] * PLACES)
+
+    async def test_of_an_error_the_beginning_is_kept(self) -> None:
+        readers = await self.readers()
+        self.run_when_read(
+            "RAISE EXCEPTION USING MESSAGE = repeat('x', 1000000), ERRCODE = '42501'"
+        )
+        with self.assertRaises(StatementFailed) as caught:
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        self.assertEqual(len(str(caught.exception)), 1000)
 
 
 class OverdueTests(ReadersCase):
