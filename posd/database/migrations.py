@@ -36,6 +36,11 @@ _REPLAY_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.05
 _LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
+_HOLDER: Final = """
+    SELECT a.pid, a.usename FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+     WHERE l.locktype = 'advisory' AND (l.classid, l.objid, l.objsubid) = (7097, 3, 2) AND l.granted
+       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+"""
 _KEEP_FILE: Final = f"""
     INSERT INTO {MAIN}.pos_tenant_files (position, file, checksum, content) VALUES (%s, %s, %s, %s)
 """
@@ -223,7 +228,11 @@ def administration(connection: Connection) -> Iterator[None]:
     with connection.cursor() as cursor:
         cursor.execute(_LOCK)
         if not cursor.fetchone()[0]:
-            raise SchemaBusy("another posctl is changing the schemas of this database")
+            cursor.execute(_HOLDER)
+            holder = cursor.fetchone()
+            # Any role that can connect can take an advisory lock.
+            who = "" if holder is None else ": process {} of the role {}".format(*holder)
+            raise SchemaBusy(f"another session is changing the schemas of this database{who}")
         try:
             try:
                 cursor.execute("SET ROLE posd_owner")

@@ -162,7 +162,10 @@ CREATE VIEW dinedesk_main.pos_connected AS
 CREATE TABLE dinedesk_main.pos_incarnation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     fingerprint text NOT NULL,
-    since timestamptz NOT NULL DEFAULT now()
+    since timestamptz NOT NULL DEFAULT now(),
+    -- What the keys of advisory locks are hashed with. Any role that can connect can take an advisory lock, so a shop
+    -- must not be able to compute the key of another shop's call.
+    salt uuid NOT NULL DEFAULT gen_random_uuid()
 );
 
 -- The timeline is that of the log being written. pg_control_checkpoint() would still name the old one
