@@ -68,6 +68,37 @@ class ReplacementTests(AttackCase):
             "DROP SCHEMA dinedesk_kitchen CASCADE",
         )
 
+    def test_nothing_of_its_own_is_attached_to_what_is_posds(self) -> None:
+        """What would run, or lock, or be read, with whoever uses the table."""
+        self.refused(
+            *(
+                statement.format("dinedesk_kitchen.gift_cards")
+                for statement in (
+                    "CREATE TRIGGER t BEFORE INSERT ON {} EXECUTE FUNCTION pg_catalog.x()",
+                    "CREATE RULE r AS ON INSERT TO {} DO ALSO SELECT 1",
+                    "CREATE POLICY p ON {}",
+                    "CREATE INDEX ON {} (card_number)",
+                    "CREATE STATISTICS dinedesk_kitchen.s ON card_number, is_blocked FROM {}",
+                    "CREATE TABLE dinedesk_kitchen.t (c text REFERENCES {})",
+                    "CREATE TABLE dinedesk_kitchen.t () INHERITS ({})",
+                    "ALTER TABLE {} ENABLE ROW LEVEL SECURITY",
+                    "COMMENT ON TABLE {} IS 'x'",
+                    "TRUNCATE {}",
+                )
+            ),
+            "ALTER TABLE dinedesk_kitchen.orders INHERIT dinedesk_grill.orders",
+            "ALTER TABLE dinedesk_kitchen.orders SET SCHEMA dinedesk_grill",
+            "ALTER TABLE dinedesk_kitchen.orders SET SCHEMA dinedesk_main",
+            "ALTER TABLE dinedesk_kitchen.orders OWNER TO posd_owner",
+            # The hooks' own function: with other transition tables it would read what the shop names.
+            "CREATE TRIGGER t AFTER INSERT ON dinedesk_kitchen.orders EXECUTE FUNCTION"
+            " posd_hooks.note_orders$kitchen()",
+            "CREATE CAST (bigint AS text) WITH INOUT",
+            "ALTER DEFAULT PRIVILEGES FOR ROLE posd_owner GRANT ALL ON TABLES TO PUBLIC",
+            "REASSIGN OWNED BY posd_owner TO posd_test_kitchen",
+            "DROP OWNED BY posd_owner",
+        )
+
     def test_functions_with_the_names_of_posds_are_not_called_instead(self) -> None:
         for signature in (
             "pos_enqueue_event(text, jsonb)",
@@ -102,6 +133,41 @@ class ReplacementTests(AttackCase):
     def test_a_schema_that_was_given_away_is_trusted_no_more(self) -> None:
         self.admin.run(f"ALTER SCHEMA dinedesk_kitchen OWNER TO {KITCHEN_SHOP}")
         self.refused(PUBLISH)
+
+
+class SessionTests(AttackCase):
+    """What a session can do to itself and to others."""
+
+    def test_no_other_role_can_be_taken_and_no_other_session_ended(self) -> None:
+        grill = self.connect(GRILL_SHOP)
+        self.refused(
+            *(
+                f"SET {what} {role}"
+                for what in ("ROLE", "SESSION AUTHORIZATION")
+                for role in ("posd", "posd_owner", "posd_reader", "posd_hook", "posd_hook_kitchen")
+            ),
+            "SET session_replication_role = replica",
+            "ALTER ROLE posd_test_kitchen CREATEROLE",
+            "GRANT posd_publisher TO posd_hook_kitchen",
+            "SELECT pg_read_file('postgresql.conf')",
+            "SELECT lo_import('/etc/hostname')",
+            "COPY dinedesk_kitchen.orders TO PROGRAM 'true'",
+            *(
+                f"SELECT pg_{end}_backend({session.pid})"
+                for end in ("terminate", "cancel")
+                for session in (self.daemon, grill, self.admin)
+            ),
+        )
+
+    def test_the_statements_of_others_cannot_be_seen(self) -> None:
+        others = "SELECT query FROM pg_stat_activity WHERE pid = ANY (%s)"
+        seen = self.shop.rows(others, [self.daemon.pid, self.admin.pid])
+        self.assertEqual({text for (text,) in seen}, {"<insufficient privilege>"})
+
+    def test_how_many_rows_another_shop_has_written_can_be_seen(self) -> None:
+        """As docs/security.md says: PostgreSQL shows its statistics to every role."""
+        counted = "SELECT count(*) FROM pg_stat_all_tables WHERE schemaname = 'dinedesk_grill'"
+        self.assertGreater(self.shop.value(counted), 0)
 
 
 class SearchPathTests(AttackCase):
