@@ -214,6 +214,9 @@ class PlantingTests(SynchronousTestCase):
         self.posctl("prune", "--dry-run")
         self.posctl("status")
         self.posctl("tenant", "list")
+        self.posctl("tenant", "export", "bistro")
+        self.posctl("key", "list")
+        self.posctl("bootstrap")
 
     def drive_endpoints(self, posd: Daemon, keys: list[str]) -> int:
         asked = 0
