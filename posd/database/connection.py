@@ -222,7 +222,6 @@ class Connection:
         if sqlstate.startswith(_UNABLE):
             self._log.error("the database is in trouble: {error}", error=line(error))
             return Unavailable("The database cannot do this at the moment.", retry_after=5)
-        # A shop's code can raise an error of any length.
         message = (error.diag.message_primary or line(error))[:_LONGEST_MESSAGE]
         return StatementFailed(message, sqlstate, error.diag.constraint_name)
 
@@ -327,5 +326,6 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
 
 def line(error: BaseException) -> str:
-    """What libpq or PostgreSQL said, on one line."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+    """What libpq or PostgreSQL said, on one line of bounded length: a shop's code can raise any text."""
+    said = str(error).strip().split("\n", 1)[0]
+    return said[:_LONGEST_MESSAGE] or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from posd.database.dsn import of_reader
 from posd.database.readers import PLACES, Overdue, Readers, Unreadable
@@ -172,6 +173,14 @@ class MessageTests(ReadersCase):
         with self.assertRaises(StatementFailed) as caught:
             await readers.read(KITCHEN, READ.format("kitchen"))
         self.assertEqual(len(str(caught.exception)), 1000)
+        # An error that is about the server is logged as it comes.
+        self.run_when_read(
+            "RAISE EXCEPTION USING MESSAGE = repeat('x', 1000000), ERRCODE = '53100'"
+        )
+        with capturedLogs() as logged, self.assertRaises(Unavailable):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        (told,) = (str(each["error"]) for each in logged if "in trouble" in each["log_format"])
+        self.assertEqual(told, "x" * 1000)
 
 
 class OverdueTests(ReadersCase):
