@@ -23,6 +23,7 @@ ODD: Final = {
     "plpgsql.extra_errors": "all",
     "check_function_bodies": "off",
     "client_min_messages": "debug1",
+    "jit": "on",
     "idle_session_timeout": "1500ms",
     "client_encoding": "LATIN1",
     "session_replication_role": "replica",
