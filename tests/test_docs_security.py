@@ -57,7 +57,7 @@ class ProofTests(SynchronousTestCase):
     def test_no_row_is_without_a_proof(self) -> None:
         for table in documents.tables(PAGE):
             if len(table.rows[0]) == 3 and table.section not in (
-                "What is to be guarded",
+                "What posd protects",
                 "Limits",
                 "Secrets",
             ):

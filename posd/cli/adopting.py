@@ -11,7 +11,7 @@ import click
 
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, printable
+from posd.cli.output import as_json, print_json, printable, warn
 from posd.cli.parameters import SLUG
 from posd.database import adopting, migrations
 from posd.database.adopting import Survey
@@ -106,7 +106,7 @@ def _show(found: Survey) -> None:
     for name, what in lines:
         click.echo(f"{name:{width}}{printable(what)}")
     for doubt in found.doubts:
-        click.echo(f"posctl: warning: {doubt}", err=True)
+        warn(str(doubt))
 
 
 def _lines(found: Survey) -> Iterator[tuple[str, str]]:

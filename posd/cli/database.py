@@ -26,12 +26,11 @@ T = TypeVar("T")
 _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.2
 
-# One process on the server's side, and no plans that take longer than what they save.
+# One process on the server's side.
 _SNAPSHOT: Final = """
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = %s;
-    SET LOCAL max_parallel_workers_per_gather = 0;
-    SET LOCAL jit = off
+    SET LOCAL max_parallel_workers_per_gather = 0
 """
 _TOO_LONG: Final = ("57014", "55P03")
 """query_canceled, lock_not_available"""

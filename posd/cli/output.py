@@ -85,8 +85,18 @@ def timestamp_or_none(when: datetime | None) -> str | None:
     return None if when is None else timestamp(when)
 
 
+def warn(text: str) -> None:
+    """Write a warning of one or more lines to standard error."""
+    click.echo(f"posctl: warning: {printable_lines(text)}", err=True)
+
+
+def printable_lines(text: str) -> str:
+    """The same as `printable` for a text of several lines."""
+    return "\n".join(map(printable, text.splitlines()))
+
+
 def printable(text: str) -> str:
-    """The text without what could steer a terminal: it may come from a till or a customer."""
+    """The text without what could control a terminal: it may come from a till, a customer or a shop."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )

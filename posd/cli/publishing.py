@@ -13,7 +13,7 @@ from twisted.internet import defer
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json
+from posd.cli.output import as_json, print_json, warn
 from posd.cli.parameters import SLUG
 from posd.cli.reactor import CommandReactor, run
 from posd.cli.tenants import known
@@ -68,7 +68,7 @@ def publish(
     published = run(lambda reactor: _publish(reactor, installation, publication))
     (seq,) = published.ids
     for each in draft.warnings:
-        click.echo(f"posctl: warning: {each.member} ({each.code}): {each.message}", err=True)
+        warn(f"{each.member} ({each.code}): {each.message}")
     if as_json:
         warnings = [asdict(each) for each in draft.warnings]
         print_json({"id": seq, **({"warnings": warnings} if warnings else {})})

@@ -10,7 +10,7 @@ import click
 from psycopg2.extensions import parse_dsn
 
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, progress_bar
+from posd.cli.output import as_json, print_json, printable_lines, progress_bar
 from posd.database import migrations
 from posd.database import provisioning as provision
 from posd.errors import SchemaError
@@ -70,7 +70,7 @@ def migrate(installation: Installation, check: bool, as_json: bool) -> None:
         print_json({"updated": report.updated, "current": report.current, "failed": report.failed})
     else:
         for schema, reason in report.failed.items():
-            click.echo(f"{schema}: {reason}", err=True)
+            click.echo(f"{schema}: {printable_lines(reason)}", err=True)
         click.echo(f"{len(report.updated)} schemas updated, {len(report.failed)} failed")
     if report.failed:
         raise click.exceptions.Exit(os.EX_DATAERR)

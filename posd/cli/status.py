@@ -10,7 +10,7 @@ from attrs import frozen
 from posd.cli import database
 from posd.cli.database import BlockingSession, complete
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
+from posd.cli.output import as_json, moment, print_json, print_table, printable, timestamp_or_none
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
 from posd.database.migrations import expected, misfit
@@ -73,7 +73,8 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
         _print_terminals(reports[0].terminals)
     for report in reports:
         if report.trouble is not None:
-            click.echo(f"{report.listed.tenant.slug} is not served: {report.trouble}", err=True)
+            trouble = printable(report.trouble)
+            click.echo(f"{report.listed.tenant.slug} is not served: {trouble}", err=True)
 
 
 def _reports(session: BlockingSession, slug: str | None) -> list[Report]:

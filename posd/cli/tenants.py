@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from posd.cli import database
 from posd.cli.failures import Failure
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, print_json, print_table
+from posd.cli.output import as_json, print_json, print_table, warn
 from posd.cli.parameters import CURRENCY, REGION, SLUG, TIMEZONE
 from posd.config.types import suggestion
 from posd.database import migrations, regions
@@ -92,7 +92,7 @@ def add(
             connection, slug, name, currency=currency, timezone=timezone, region=region
         )
     for doubt in _doubts(context, added):
-        click.echo(f"posctl: warning: {doubt}", err=True)
+        warn(str(doubt))
     if as_json:
         print_json(_shape(added))
         return

@@ -45,6 +45,9 @@ _UNABLE: Final = ("53", "58")
 
 _OF_VALUES: Final = (ValueError, TypeError, ArithmeticError)
 
+_LONGEST_MESSAGE: Final = 1000
+"""Characters of an error's message that are kept."""
+
 
 class ConnectionLost(Unavailable):
     """The connection ended before the answer to a statement was there."""
@@ -96,6 +99,7 @@ class Connection:
                 await self._await(self._raw.connect(session_settings.with_standard_strings(given)))
                 if self._raw.escapes_backslashes:
                     raise Unavailable(session_settings.UNQUOTABLE)
+            self._raw.count_notices()
             self._raw.watch.settled = self._open = True
         except (psycopg2.Error, OSError, _Ended) as error:
             # OSError: no descriptor is left to watch the connection with.
@@ -131,6 +135,10 @@ class Connection:
                 raise
             self._fail(error)
             raise ConnectionLost from error
+
+    def noticed(self) -> int:
+        """How many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
+        return self._raw.notices.taken()
 
     def close(self) -> None:
         """Close it, however far it came; what runs on it fails. Raises nothing."""
@@ -214,7 +222,7 @@ class Connection:
         if sqlstate.startswith(_UNABLE):
             self._log.error("the database is in trouble: {error}", error=line(error))
             return Unavailable("The database cannot do this at the moment.", retry_after=5)
-        message = error.diag.message_primary or line(error)
+        message = (error.diag.message_primary or line(error))[:_LONGEST_MESSAGE]
         return StatementFailed(message, sqlstate, error.diag.constraint_name)
 
 
@@ -224,6 +232,20 @@ class _RawCursor(txpostgres.Cursor):  # type: ignore[misc]
     def _handleCancellation(self, failure: Failure) -> Failure:
         """What the server cancelled is an error like any other."""
         return failure
+
+
+class _Notices:
+    """The list of messages that psycopg2 appends to, of which only the length is kept."""
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def append(self, message: str) -> None:
+        self._size += len(message)
+
+    def taken(self) -> int:
+        size, self._size = self._size, 0
+        return size
 
 
 class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
@@ -243,6 +265,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
     ) -> None:
         self.watch = Watch(reactor, failed)
         self.ended = ended
+        self.notices = _Notices()
         super().__init__(self.watch)
 
     @property
@@ -285,6 +308,10 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
         self.addNotifyObserver(observe)
 
+    def count_notices(self) -> None:
+        """Count what psycopg2 would keep."""
+        self._connection.notices = self.notices
+
     def shut(self) -> None:
         """Close psycopg2's connection, if there is one. What was awaited of it never comes."""
         if self._connection is not None and not self._connection.closed:
@@ -299,5 +326,6 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
 
 
 def line(error: BaseException) -> str:
-    """What libpq or PostgreSQL said, on one line."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+    """What libpq or PostgreSQL said, on one line of bounded length: a shop's code can raise any text."""
+    said = str(error).strip().split("\n", 1)[0]
+    return said[:_LONGEST_MESSAGE] or type(error).__name__

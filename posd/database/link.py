@@ -160,6 +160,10 @@ class Link(Service):
 
         return await self._in_turn(whole)
 
+    def noticed(self) -> int:
+        """How many characters of messages (NOTICE, WARNING) the server has sent since the last call."""
+        return 0 if self._connection is None else self._connection.noticed()
+
     def drop(self) -> None:
         """Close the connection; while the service runs, another one is made. Raises nothing."""
         connection, self._connection = self._connection, None

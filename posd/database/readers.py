@@ -34,6 +34,10 @@ _OVERTIME_SECONDS: Final = 0.5
 _QUICK_SECONDS: Final = 0.1
 _MOST_LOST: Final = 3
 """How many connections in a row may be lost in reads of a tenant before its own tables are blamed."""
+_MOST_NOTICED: Final = 64 * 1024
+_TALKATIVE: Final = (
+    "its own functions send more than 64 KiB of messages (RAISE) while its tables are read"
+)
 
 _WHO: Final = """
     SELECT a.pid, a.backend_start::text FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid()
@@ -173,6 +177,9 @@ class Readers(Service):
             # Nobody waits for it.
             Deferred.fromCoroutine(self._clean(place))
         del self._lost[tenant]
+        if place.link.noticed() > _MOST_NOTICED:
+            # libpq reads a long message in one piece, and every shop waits for that: 0.1 s for 20 MB.
+            raise Unreadable(_TALKATIVE)
         if self._reactor.seconds() - began <= _QUICK_SECONDS:
             self._quick.add(tenant)
         return rows

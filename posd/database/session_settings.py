@@ -37,6 +37,7 @@ RELIED_ON: Final = {
     # With the default of 4, which is meant for disks, PostgreSQL reads all of pos_heads, pos_devices and
     # pos_cursors instead, as long as there are fewer than some thousand tenants.
     "random_page_cost": "1.1",
+    # A look at an outbox of 500,000 rows took 3.1 s, and 3.0 s of that to compile its plan, each time.
     "jit": "off",
     # posd's functions are written for PL/pgSQL as it is installed.
     "plpgsql.extra_errors": "none",

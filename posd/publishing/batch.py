@@ -17,7 +17,7 @@ from posd.errors import InvalidMessage, Refusal, TooLarge, Unprocessable, return
 from posd.events import ledger_movements as movements
 from posd.events import normalise as drafts
 from posd.events import orders
-from posd.events.coercion import Unreadable, identity
+from posd.events.coercion import ID_LENGTH, Unreadable, identity
 from posd.events.order_transitions import Condition
 from posd.events.timezones import zone
 from posd.protocol import jsontext
@@ -28,6 +28,7 @@ OrderKey = tuple[TenantId, str]
 Shops = Mapping[TenantId, Tenant]
 TOUCHED_ORDER: Final = "order"
 """The `type` of an outbox row by which a hook says that an order was touched."""
+_LONG_ID: Final = f"The order's id has more than {ID_LENGTH} characters."
 _FAILURE: Final = "failure"
 _PASSED_OVER: Final = "passed_over"
 _LACKS: Final = "lacks"
@@ -124,8 +125,12 @@ def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejecte
             items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
         elif (place := (row.tenant_id, row.type, row.key)) not in touched:
             touched.add(place)
-            is_order = row.type == TOUCHED_ORDER
-            items.append(Item(row.tenant_id, touched=row.key) if is_order else Moved(*place))
+            if row.type != TOUCHED_ORDER:
+                items.append(Moved(*place))
+            elif len(row.key) > ID_LENGTH:
+                items.append(Rejected(row, _LONG_ID))
+            else:
+                items.append(Item(row.tenant_id, touched=row.key))
     return items
 
 

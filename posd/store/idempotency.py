@@ -30,7 +30,10 @@ _STORE: Final = """
                          %s::smallint[], %s::json[])
 """
 # A conflicting INSERT would wait for the first call; this tells at once that it is still running.
-_TRY: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 7097))"
+_TRY: Final = """
+    SELECT pg_try_advisory_xact_lock(hashtextextended(concat(i.salt, %s::text), 7097))
+      FROM dinedesk_main.pos_incarnation AS i
+"""
 
 
 @frozen

@@ -55,7 +55,7 @@ _CLAIM: Final = """
     )
     SELECT w.connection_id, (c.connected_at, c.connection_id) > (w.connected_at, w.connection_id),
            CASE WHEN (c.connected_at, c.connection_id) < (w.connected_at, w.connection_id) THEN
-               pg_notify('posd_control', 'superseded ' || c.connection_id)
+               dinedesk_main.pos_notify('posd_control', 'superseded ' || c.connection_id)
            END
       FROM w JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE c.connection_id <> w.connection_id
@@ -66,7 +66,7 @@ _CLAIM: Final = """
 _DISCONNECT: Final = """
     SELECT c.connection_id IS NOT NULL,
            CASE WHEN c.connection_id IS NOT NULL THEN
-               pg_notify('posd_control', 'disconnect ' || c.connection_id)
+               dinedesk_main.pos_notify('posd_control', 'disconnect ' || c.connection_id)
            END
       FROM dinedesk_main.pos_devices AS d
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)

@@ -288,7 +288,7 @@ async def look(
     limits: Mapping[TenantId, int],
     only: TenantId | None = None,
 ) -> list[Seen]:
-    """The next rows of the outbox, up to `limit` of them and all others that have the same keys.
+    """The next rows of the outbox, up to `limit` of them and the oldest 20 with each of their keys.
 
     Without those of tenants that are `aside`, and of `unreadable` tenants without those that hooks have noted
     about orders; of a tenant that is in `limits` up to so many. With `only`, those of that tenant.

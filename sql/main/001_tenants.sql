@@ -114,12 +114,26 @@ CREATE TRIGGER pos_tenant_key_insert BEFORE INSERT ON dinedesk_main.tenants
 CREATE TRIGGER pos_tenant_key_update BEFORE UPDATE OF pos_api_key ON dinedesk_main.tenants
     FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_tenant_key();
 
+-- NOTIFY, unless the queue of notifications is half full. Any role that can connect can fill the queue: a session that
+-- listens and stays in a transaction keeps everything in it. A NOTIFY into a full queue fails the transaction at its
+-- COMMIT, so every shop's orders would fail. A notification only makes things quicker: posd looks at the tables too.
+-- It has its caller's rights only, and the callers are triggers that any role may fire which changes a row.
+CREATE FUNCTION dinedesk_main.pos_notify(channel text, payload text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify(channel, payload);
+    END IF;
+END
+$$;
+
 -- Every node drops what it has cached of a tenant or a key as soon as that changes or goes, and closes
 -- the connections that stand on it. `last_used_at` is not news.
 CREATE FUNCTION dinedesk_main.pos_tell_nodes() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('posd_control', TG_ARGV[0] || ' ' || CASE TG_OP WHEN 'DELETE' THEN OLD.id ELSE NEW.id END);
+    PERFORM dinedesk_main.pos_notify('posd_control', concat(
+        TG_ARGV[0], ' ', CASE TG_OP WHEN 'DELETE' THEN OLD.id ELSE NEW.id END));
     RETURN NULL;
 END
 $$;
@@ -155,9 +169,25 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     )
 $$;
 
+-- A daemon that was taken over cannot bring a revoked key back. pos_tenant_key() can, for an operator.
+CREATE FUNCTION dinedesk_main.pos_keep_revoked() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_has_role('posd_owner', 'MEMBER') THEN
+        RAISE EXCEPTION 'the key % is revoked and stays so', OLD.id USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER pos_keep_revoked BEFORE UPDATE OF revoked_at ON dinedesk_main.pos_api_keys
+    FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
+    EXECUTE FUNCTION dinedesk_main.pos_keep_revoked();
+
 REVOKE ALL ON FUNCTION dinedesk_main.pos_tenant_key(), dinedesk_main.pos_tell_nodes(),
+    dinedesk_main.pos_keep_revoked(),
     dinedesk_main.pos_key_ok(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_key_ok(text, text) TO posd, posd_publisher;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_notify(text, text) TO PUBLIC;
 
 GRANT SELECT ON dinedesk_main.tenants TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_devices TO posd;

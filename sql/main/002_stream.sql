@@ -162,7 +162,10 @@ CREATE VIEW dinedesk_main.pos_connected AS
 CREATE TABLE dinedesk_main.pos_incarnation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     fingerprint text NOT NULL,
-    since timestamptz NOT NULL DEFAULT now()
+    since timestamptz NOT NULL DEFAULT now(),
+    -- What the keys of advisory locks are hashed with. Any role that can connect can take an advisory lock, so a shop
+    -- must not be able to compute the key of another shop's call.
+    salt uuid NOT NULL DEFAULT gen_random_uuid()
 );
 
 -- The timeline is that of the log being written. pg_control_checkpoint() would still name the old one
@@ -271,7 +274,7 @@ BEGIN
       FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
     ON CONFLICT (tenant_id, device_id) DO NOTHING;
     -- Nodes may have cached that the device can be used with the tenant's key.
-    PERFORM pg_notify('posd_control', 'tenant ' || NEW.tenant_id);
+    PERFORM dinedesk_main.pos_notify('posd_control', 'tenant ' || NEW.tenant_id);
     RETURN NULL;
 END
 $$;

@@ -98,7 +98,7 @@ BEGIN
     IF array_remove(seqs, NULL) <> '{}' AND EXISTS (
         SELECT FROM dinedesk_main.pos_nodes AS n WHERE n.node_id <> node AND n.lease_until > now()
     ) THEN
-        PERFORM pg_notify('posd_events', '');
+        PERFORM dinedesk_main.pos_notify('posd_events', '');
     END IF;
     RETURN QUERY
         SELECT e.ordinal, e.seq, e.stream_id, recorded_at, coalesce(c.count, 0)

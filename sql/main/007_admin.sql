@@ -5,7 +5,7 @@
 CREATE FUNCTION dinedesk_main.pos_tell_of_device() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('posd_control', 'tenant ' || NEW.tenant_id);
+    PERFORM dinedesk_main.pos_notify('posd_control', 'tenant ' || NEW.tenant_id);
     RETURN NULL;
 END
 $$;

@@ -38,7 +38,7 @@ CREATE TRIGGER pos_note_change_update BEFORE UPDATE ON dinedesk_main.tenants
 CREATE FUNCTION dinedesk_main.pos_tell_of_keys() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('posd_control', 'keys');
+    PERFORM dinedesk_main.pos_notify('posd_control', 'keys');
     RETURN NULL;
 END
 $$;

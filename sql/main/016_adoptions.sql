@@ -113,7 +113,9 @@ BEGIN
             END;
         END LOOP;
     END;
-    RETURN QUERY SELECT u.order_id, u.content FROM unnest(ids, contents) AS u(order_id, content);
+    -- A view in the place of `orders` may have any number of rows for a key, and a cast of the shop's any text.
+    RETURN QUERY SELECT DISTINCT ON (u.order_id) u.order_id, u.content
+                   FROM unnest(ids, contents) AS u(order_id, content) WHERE u.order_id = ANY (keys);
 END
 $$;
 

@@ -3,17 +3,18 @@
 -- the reading began. A row that a shop has committed meanwhile stays, so that the order is read again.
 
 -- All rows about one order, or about one row of a ledger, are seen together. Without this, a node that saw one of
--- them earlier could publish an older state of the order after a newer one.
-CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, key, type) WHERE key IS NOT NULL;
+-- them earlier could publish an older state of the order after a newer one. A shop can write any number of rows about
+-- one order in a transaction, and the sequencer looks for all shops: so it sees the oldest 20, and the others later.
+CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, key, type, id) WHERE key IS NOT NULL;
 
 -- The rows that need no reading of a shop's tables. The others of a tenant whose tables cannot be read may be many.
 CREATE INDEX pos_outbox_read ON dinedesk_main.pos_outbox (tenant_id, id) WHERE key IS NULL OR type <> 'order';
 
--- Up to `at_most` rows of the outbox, without those of the tenants in `aside`, and all further rows with the same
--- keys; with `one`, those of that tenant. Fewer mean that there are no more, or that they have 1 MiB already. Tenants
--- share a batch evenly, so that one which touches all of its orders at once holds no other up; the rows of a tenant
--- come oldest first. Of the tenants in `unreadable`, only the rows that need no reading are seen. `tenant_ids` and
--- `limits` say of which tenants fewer rows are seen.
+-- Up to `at_most` rows of the outbox, without those of the tenants in `aside`, and the oldest 20 rows with each of
+-- their keys; with `one`, those of that tenant. Fewer mean that there are no more, or that they have 1 MiB
+-- already. Tenants share a batch evenly, so that one which touches all of its orders at once holds no other up;
+-- the rows of a tenant come oldest first. Of the tenants in `unreadable`, only the rows that need no reading are
+-- seen. `tenant_ids` and `limits` say of which tenants fewer rows are seen.
 --
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
@@ -57,7 +58,7 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
       FROM (SELECT DISTINCT s.tenant_id, s.type, s.key FROM seen AS s WHERE s.key IS NOT NULL) AS k
      CROSS JOIN LATERAL (
         SELECT o.* FROM dinedesk_main.pos_outbox AS o
-         WHERE o.tenant_id = k.tenant_id AND o.type = k.type AND o.key = k.key) AS p
+         WHERE o.tenant_id = k.tenant_id AND o.type = k.type AND o.key = k.key ORDER BY o.id LIMIT 20) AS p
     ORDER BY id
 $$;
 

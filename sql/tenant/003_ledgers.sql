@@ -35,10 +35,12 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION posd_hooks.note_movements$:shop(), posd_hooks.note_cards$:shop() FROM PUBLIC;
-GRANT CREATE ON SCHEMA posd_hooks TO :"note_role";
-ALTER FUNCTION posd_hooks.note_movements$:shop() OWNER TO :"note_role";
-ALTER FUNCTION posd_hooks.note_cards$:shop() OWNER TO :"note_role";
-REVOKE CREATE ON SCHEMA posd_hooks FROM :"note_role";
+-- They run in sessions of the daemon. Owned by :"note_role", as the hooks on `orders` are, they could be altered by
+-- any code of the shop that ever got that role's rights, and then run with the daemon's.
+GRANT CREATE ON SCHEMA posd_hooks TO posd_hook;
+ALTER FUNCTION posd_hooks.note_movements$:shop() OWNER TO posd_hook;
+ALTER FUNCTION posd_hooks.note_cards$:shop() OWNER TO posd_hook;
+REVOKE CREATE ON SCHEMA posd_hooks FROM posd_hook;
 
 
 DO $ledger$

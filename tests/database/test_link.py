@@ -555,7 +555,7 @@ class HealingTests(LinkCase):
             if len(noted) < 3:
                 raise StatementFailed("not yet", "0A000")
 
-        link = await self.up(self.new(prepare=prepare, retries=AtOnce(REACTOR)))
+        await self.up(self.new(prepare=prepare, retries=AtOnce(REACTOR)))
         self.assertEqual(noted, [1, 2, 3, "succeeded"])
         self.terminate()
         await until(lambda: "succeeded" in noted[4:], "the link healed")

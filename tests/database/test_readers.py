@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from posd.database.dsn import of_reader
-from posd.database.readers import PLACES, Overdue, Readers
+from posd.database.readers import PLACES, Overdue, Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.testing.postgres import test_server
 from posd.values import TenantId
@@ -106,6 +107,26 @@ class ReadingTests(ReadersCase):
                     await readers.read(KITCHEN, READ.format("kitchen"))
                 self.assertIn(caught.exception.sqlstate, ("42501", "42P01", "3F000", "22023"))
 
+    async def test_there_is_one_row_for_a_key_whatever_the_shop_has(self) -> None:
+        readers = await self.readers()
+        self.admin.run(
+            "CREATE TYPE dinedesk_kitchen.key AS ENUM ('1', '2');"
+            "CREATE FUNCTION dinedesk_kitchen.name(dinedesk_kitchen.key) RETURNS text LANGUAGE sql"
+            " AS $$ SELECT CASE WHEN $1 = '1' THEN '1' ELSE repeat('x', 1000000) END $$;"
+            "CREATE CAST (dinedesk_kitchen.key AS text)"
+            " WITH FUNCTION dinedesk_kitchen.name(dinedesk_kitchen.key);"
+            "DROP TABLE dinedesk_kitchen.order_items, dinedesk_kitchen.orders;"
+            "CREATE VIEW dinedesk_kitchen.orders AS"
+            " SELECT k AS id, 'new' AS status, 1 AS total_amount, now() AS created_at"
+            " FROM unnest(enum_range(NULL::dinedesk_kitchen.key)) AS k, generate_series(1, 20);"
+            "CREATE VIEW dinedesk_kitchen.order_items AS"
+            " SELECT 1 AS id, '1'::dinedesk_kitchen.key AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity;"
+            "GRANT SELECT ON dinedesk_kitchen.orders, dinedesk_kitchen.order_items TO posd_hook_kitchen"
+        )
+        rows = await readers.read(KITCHEN, READ.format("kitchen").replace("{1}", "{1,2}"))
+        self.assertEqual([order_id for order_id, _ in rows], ["1"])
+
     async def test_nothing_is_left_in_a_session_that_a_shop_was_read_in(self) -> None:
         readers = await self.readers()
         self.run_when_read(
@@ -124,6 +145,42 @@ class ReadingTests(ReadersCase):
         readers = Readers(REACTOR, of_reader(self.dsn))
         with self.assertRaises(Unavailable):
             await readers.read(KITCHEN, READ.format("kitchen"))
+
+
+class MessageTests(ReadersCase):
+    """What a shop's code says while it is read."""
+
+    async def test_a_shop_that_sends_long_messages_is_not_read(self) -> None:
+        readers = await self.readers()
+        self.run_when_read("RAISE WARNING 'well'")
+        await readers.read(KITCHEN, READ.format("kitchen"))
+        # More than the fifty that psycopg2 keeps.
+        self.run_when_read(
+            "RAISE WARNING USING MESSAGE = repeat('x', 2000000);"
+            " FOR n IN 1 .. 60 LOOP RAISE WARNING 'well'; END LOOP"
+        )
+        with self.assertRaisesRegex(Unreadable, "64 KiB of messages"):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        await readers.read(GRILL, READ.format("grill"))
+        await self.rested(readers)
+        self.assertEqual([place.link.noticed() for place in readers._places], [0] * PLACES)
+
+    async def test_of_an_error_the_beginning_is_kept(self) -> None:
+        readers = await self.readers()
+        self.run_when_read(
+            "RAISE EXCEPTION USING MESSAGE = repeat('x', 1000000), ERRCODE = '42501'"
+        )
+        with self.assertRaises(StatementFailed) as caught:
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        self.assertEqual(len(str(caught.exception)), 1000)
+        # An error that is about the server is logged as it comes.
+        self.run_when_read(
+            "RAISE EXCEPTION USING MESSAGE = repeat('x', 1000000), ERRCODE = '53100'"
+        )
+        with capturedLogs() as logged, self.assertRaises(Unavailable):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        (told,) = (str(each["error"]) for each in logged if "in trouble" in each["log_format"])
+        self.assertEqual(told, "x" * 1000)
 
 
 class OverdueTests(ReadersCase):

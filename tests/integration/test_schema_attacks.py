@@ -5,13 +5,21 @@ What it can do while its tables are read is tried in `tests.database.test_reader
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import closing
+from unittest import SkipTest
 
 import psycopg2
+from psycopg2.extensions import make_dsn
+from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database import migrations
 from posd.database import provisioning as provision
-from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, SchemaCase
+from posd.testing.binaries import find_binaries
+from posd.testing.server import Server
+from tests.documents import ROOT
+from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, Client, Entry, SchemaCase, two_shops
 
 ORDER = "INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (%s, 10)"
 STATES = "SELECT order_id FROM dinedesk_main.pos_order_states('{1,2}', '{1,1}')"
@@ -63,6 +71,41 @@ class ReplacementTests(AttackCase):
             "DROP SCHEMA dinedesk_kitchen CASCADE",
         )
 
+    def test_nothing_of_its_own_is_attached_to_what_is_posds(self) -> None:
+        """What would run, or lock, or be read, with whoever uses the table."""
+        # As the owner of a table with partitions may.
+        self.admin.run(
+            f"GRANT EXECUTE ON FUNCTION posd_hooks.note_orders$kitchen() TO {KITCHEN_SHOP}"
+        )
+        self.refused(
+            *(
+                statement.format("dinedesk_kitchen.gift_cards")
+                for statement in (
+                    "CREATE TRIGGER t BEFORE INSERT ON {} EXECUTE FUNCTION pg_catalog.x()",
+                    "CREATE RULE r AS ON INSERT TO {} DO ALSO SELECT 1",
+                    "CREATE POLICY p ON {}",
+                    "CREATE INDEX ON {} (card_number)",
+                    "CREATE STATISTICS dinedesk_kitchen.s ON card_number, is_blocked FROM {}",
+                    "CREATE TABLE dinedesk_kitchen.t (c text REFERENCES {})",
+                    "CREATE TABLE dinedesk_kitchen.t () INHERITS ({})",
+                    "ALTER TABLE {} ENABLE ROW LEVEL SECURITY",
+                    "COMMENT ON TABLE {} IS 'x'",
+                    "TRUNCATE {}",
+                )
+            ),
+            "ALTER TABLE dinedesk_kitchen.orders INHERIT dinedesk_grill.orders",
+            "ALTER TABLE dinedesk_kitchen.orders SET SCHEMA dinedesk_grill",
+            "ALTER TABLE dinedesk_kitchen.orders SET SCHEMA dinedesk_main",
+            "ALTER TABLE dinedesk_kitchen.orders OWNER TO posd_owner",
+            # The hooks' own function: with other transition tables it would read what the shop names.
+            "CREATE TRIGGER t AFTER INSERT ON dinedesk_kitchen.orders EXECUTE FUNCTION"
+            " posd_hooks.note_orders$kitchen()",
+            "CREATE CAST (bigint AS text) WITH INOUT",
+            "ALTER DEFAULT PRIVILEGES FOR ROLE posd_owner GRANT ALL ON TABLES TO PUBLIC",
+            "REASSIGN OWNED BY posd_owner TO posd_test_kitchen",
+            "DROP OWNED BY posd_owner",
+        )
+
     def test_functions_with_the_names_of_posds_are_not_called_instead(self) -> None:
         for signature in (
             "pos_enqueue_event(text, jsonb)",
@@ -97,6 +140,41 @@ class ReplacementTests(AttackCase):
     def test_a_schema_that_was_given_away_is_trusted_no_more(self) -> None:
         self.admin.run(f"ALTER SCHEMA dinedesk_kitchen OWNER TO {KITCHEN_SHOP}")
         self.refused(PUBLISH)
+
+
+class SessionTests(AttackCase):
+    """What a session can do to itself and to others."""
+
+    def test_no_other_role_can_be_taken_and_no_other_session_ended(self) -> None:
+        grill = self.connect(GRILL_SHOP)
+        self.refused(
+            *(
+                f"SET {what} {role}"
+                for what in ("ROLE", "SESSION AUTHORIZATION")
+                for role in ("posd", "posd_owner", "posd_reader", "posd_hook", "posd_hook_kitchen")
+            ),
+            "SET session_replication_role = replica",
+            "ALTER ROLE posd_test_kitchen CREATEROLE",
+            "GRANT posd_publisher TO posd_hook_kitchen",
+            "SELECT pg_read_file('postgresql.conf')",
+            "SELECT lo_import('/etc/hostname')",
+            "COPY dinedesk_kitchen.orders TO PROGRAM 'true'",
+            *(
+                f"SELECT pg_{end}_backend({session.pid})"
+                for end in ("terminate", "cancel")
+                for session in (self.daemon, grill, self.admin)
+            ),
+        )
+
+    def test_the_statements_of_others_cannot_be_seen(self) -> None:
+        others = "SELECT query FROM pg_stat_activity WHERE pid = ANY (%s)"
+        seen = self.shop.rows(others, [self.daemon.pid, self.admin.pid])
+        self.assertEqual({text for (text,) in seen}, {"<insufficient privilege>"})
+
+    def test_how_many_rows_another_shop_has_written_can_be_seen(self) -> None:
+        """As docs/security.md says: PostgreSQL shows its statistics to every role."""
+        counted = "SELECT count(*) FROM pg_stat_all_tables WHERE schemaname = 'dinedesk_grill'"
+        self.assertGreater(self.shop.value(counted), 0)
 
 
 class SearchPathTests(AttackCase):
@@ -153,6 +231,24 @@ class SearchPathTests(AttackCase):
         self.assertFalse(self.shop.value(ok, "battery-staple"))
 
 
+class KeyTests(AttackCase):
+    """What a shop calls its orders."""
+
+    def test_the_sequencer_is_not_given_more_of_a_long_id_than_is_needed_to_refuse_it(self) -> None:
+        self.shop.run(
+            "ALTER TABLE dinedesk_kitchen.order_items DROP CONSTRAINT order_items_order_id_fkey;"
+            "ALTER TABLE dinedesk_kitchen.orders ALTER id DROP IDENTITY;"
+            "ALTER TABLE dinedesk_kitchen.orders DROP CONSTRAINT orders_pkey, ALTER id TYPE text;"
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (repeat('x', 200000), 1)"
+        )
+        for status in "abcde":
+            self.shop.run("UPDATE dinedesk_kitchen.orders SET status = %s", status)
+        keys = self.daemon.rows(
+            "SELECT key FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL) WHERE key <> '1'"
+        )
+        self.assertEqual({len(key) for (key,) in keys}, {256})
+
+
 class LockTests(AttackCase):
     """A shop that holds on to what others need."""
 
@@ -190,3 +286,53 @@ class LockTests(AttackCase):
         self.connect(GRILL_SHOP).run("UPDATE dinedesk_grill.orders SET status = 'confirmed'")
         taken = self.daemon.take(100) or []
         self.assertEqual(len([row for row in taken if row.tenant_id == 2]), 1)
+
+
+class NotificationTests(SynchronousTestCase):
+    """The queue of notifications, which any role that can connect can fill."""
+
+    def test_a_full_queue_fails_no_order_and_no_numbering(self) -> None:
+        fitting = [each for each in find_binaries(os.environ) if each.version >= 17]
+        if not fitting:
+            raise SkipTest("the size of the queue can be set from PostgreSQL 17 on")
+        with Server.start(fitting[0], settings={"max_notify_queue_pages": "64"}) as server:
+            dsn = server.dsn("posd")
+            two_shops(dsn)
+            listener, kitchen, grill = (
+                self.connect(dsn, role) for role in (KITCHEN_SHOP, KITCHEN_SHOP, GRILL_SHOP)
+            )
+            listener.run("LISTEN x")
+            listener.run("BEGIN")
+            listener.run("SELECT 1")
+            with self.assertRaisesRegex(psycopg2.Error, "too many notifications"):
+                for _ in range(1000):
+                    kitchen.run("SELECT pg_notify('x', repeat('y', 7900))")
+            grill.run("INSERT INTO dinedesk_grill.orders (total_amount) VALUES (1)")
+            grill.run("SELECT dinedesk_main.pos_publish('grill', 'x', '{}')")
+            self.connect(dsn).run("UPDATE dinedesk_main.tenants SET is_active = false WHERE id = 1")
+            posd = self.connect(dsn, "posd")
+            posd.run("INSERT INTO dinedesk_main.pos_nodes VALUES (gen_random_uuid(), 'infinity')")
+            with posd.transaction():
+                self.assertEqual(posd.record(Entry(2)), [(1, 0)])
+
+    def test_nothing_else_of_posds_sql_notifies(self) -> None:
+        found = [
+            (path.name, line.strip())
+            for path in [*ROOT.glob("sql/**/*.sql"), *ROOT.glob("posd/**/*.py")]
+            for line in path.read_text("utf-8").splitlines()
+            if re.search(r"\bpg_notify\(", line)
+        ]
+        self.assertEqual(
+            sorted(found),
+            [
+                ("001_tenants.sql", "PERFORM pg_notify(channel, payload);"),
+                # To the node itself: it finds out whether notifications arrive.
+                ("feed.py", "_SONG: Final = \"SELECT pg_notify(%s, ''), clock_timestamp()\""),
+            ],
+        )
+
+    def connect(self, dsn: str, role: str | None = None) -> Client:
+        connection = psycopg2.connect(make_dsn(dsn, **({} if role is None else {"user": role})))
+        connection.autocommit = True
+        self.addCleanup(connection.close)
+        return Client(connection)

@@ -214,6 +214,9 @@ class PlantingTests(SynchronousTestCase):
         self.posctl("prune", "--dry-run")
         self.posctl("status")
         self.posctl("tenant", "list")
+        self.posctl("tenant", "export", "bistro")
+        self.posctl("key", "list")
+        self.posctl("bootstrap")
 
     def drive_endpoints(self, posd: Daemon, keys: list[str]) -> int:
         asked = 0
@@ -284,8 +287,15 @@ class PlantingTests(SynchronousTestCase):
             f'ALTER TABLE dinedesk_bistro.orders ALTER id TYPE dinedesk_bistro."{evil}" USING 1,'
             " ADD PRIMARY KEY (id)"
         )
+        # Its name is shown on the operator's terminal.
+        self.shop(
+            "CREATE TYPE dinedesk_bistro.\"\x1b[2J\" AS ENUM ('5');"
+            'ALTER TABLE dinedesk_bistro.orders ALTER total_amount TYPE dinedesk_bistro."\x1b[2J" USING NULL'
+        )
         self.posctl("adopt", "bistro")
         self.assertIn("The orders of bistro are hooked.", self.said[-2])
+        self.assertIn("[2J", self.said[-1])
+        self.assertNotIn("\x1b", "".join(self.said))
         self.assertFalse(self.captured())
 
     def test_the_names_are_those_of_the_sql(self) -> None:

@@ -87,7 +87,9 @@ FUNCTIONS_OF_MAIN = {
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
-    # It has its caller's rights only; the tenants' readers call it.
+    # They have their caller's rights only. Triggers that any role may fire call the one, the tenants' readers
+    # the other.
+    "pos_notify(text, text)": ("posd_owner", False, {"-"}),
     "pos_read_shop(text, text[], text, text, text[])": ("posd_owner", False, {"-"}),
     "pos_order_states(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
@@ -107,6 +109,7 @@ FUNCTIONS_OF_MAIN = {
     "pos_tell_of_keys()": ("posd_owner", False, set()),
     "pos_note_change()": ("posd_owner", False, set()),
     "pos_tenant_key()": ("posd_owner", True, set()),
+    "pos_keep_revoked()": ("posd_owner", False, set()),
     "pos_tenant_zone()": ("posd_owner", False, set()),
 }
 FUNCTIONS_OF_KITCHEN = {
@@ -127,9 +130,9 @@ FUNCTIONS_OF_KITCHEN = {
         )
     },
     "keep_report()": ("posd_owner", True, set()),
-    "note_cards()": ("posd_note_kitchen", True, set()),
+    "note_cards()": ("posd_hook", True, set()),
     "note_items()": ("posd_note_kitchen", True, {"-"}),
-    "note_movements()": ("posd_note_kitchen", True, set()),
+    "note_movements()": ("posd_hook", True, set()),
     "note_orders()": ("posd_note_kitchen", True, {"-"}),
     "read_orders(text[])": ("posd_hook_kitchen", True, {"posd_reader"}),
     "look_at_orders(integer, text)": ("posd_hook_kitchen", True, {"posd_owner"}),
@@ -277,6 +280,10 @@ class RoleTests(SchemaCase):
         )
 
     def test_the_daemon_changes_no_history(self) -> None:
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_api_keys (tenant_id, kind, key_sha256, preview, revoked_at)"
+            " VALUES (1, 'tenant', sha256('x'), 'x…', now())"
+        )
         self.refused(
             self.connect("posd"),
             *(
@@ -292,6 +299,8 @@ class RoleTests(SchemaCase):
             "UPDATE dinedesk_main.pos_unsequenced SET event_data = '{}'",
             "DELETE FROM dinedesk_main.pos_unsequenced",
             "UPDATE dinedesk_main.pos_api_keys SET key_sha256 = key_sha256",
+            "UPDATE dinedesk_main.pos_api_keys SET revoked_at = NULL",
+            "UPDATE dinedesk_main.pos_api_keys SET revoked_at = now() + interval '1 day'",
             "DELETE FROM dinedesk_main.pos_api_keys",
             "UPDATE dinedesk_main.tenants SET is_active = false",
             "DELETE FROM dinedesk_main.idempotency_keys",
@@ -431,6 +440,9 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.orders",
             "SELECT posd_hooks.enqueue$grill('order', '{5}')",
             "SELECT FROM posd_hooks.read_orders$kitchen('{1}')",
+            # They run in the daemon's sessions too.
+            "ALTER FUNCTION posd_hooks.note_movements$kitchen() SECURITY INVOKER",
+            "ALTER FUNCTION posd_hooks.note_cards$kitchen() RESET search_path",
             "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key) VALUES (2, 'order', '1')",
         )
         self.admin.run("RESET ROLE")

@@ -154,6 +154,24 @@ class IdempotencyTests(StoreCase):
         with self.assertRaises(StatementFailed):
             await idempotency.store(session, [(call, 201, "{}")])
 
+    async def test_nobody_can_compute_the_lock_of_anothers_call(self) -> None:
+        """Of the parts of the lock's key, a shop knows all but the salt."""
+        session = await self.session()
+        call = Idempotency(1, "platform", "POST /events", "k", SHA256)
+        shop = self.admin
+        shop.run("BEGIN")
+        shop.run(
+            "SELECT pg_advisory_xact_lock(hashtextextended(text, 7097)) FROM unnest(%s) AS text",
+            ["1 platform POST /events k"],
+        )
+
+        async def work() -> tuple[int, dict[str, object]]:
+            return 201, {}
+
+        answered = await idempotency.once(session, call, work)
+        self.assertEqual((answered.status, answered.replayed), (201, False))
+        shop.run("ROLLBACK")
+
 
 class StandingTests(StoreCase):
     async def test_what_failed_today_is_counted(self) -> None:

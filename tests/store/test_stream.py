@@ -146,6 +146,17 @@ class StreamTests(StoreCase):
         self.assertEqual(len(await stream.look(session, 10, [], [], {1: 1})), 2)
         self.assertEqual(len(await stream.look(session, 10, [], [], {})), 4)
 
+    async def test_of_any_number_of_rows_about_one_order_the_oldest_are_seen(self) -> None:
+        session = await self.session()
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)"
+            " SELECT 1, 'order', '1' FROM generate_series(1, 20000)"
+        )
+        self.publish("grill")
+        seen = [row.id for row in await stream.look(session, 2, [], [], {}) if row.tenant_id == 1]
+        oldest = "SELECT id FROM dinedesk_main.pos_outbox ORDER BY id LIMIT 20"
+        self.assertEqual(seen, [row_id for (row_id,) in self.admin.rows(oldest)])
+
     async def test_there_is_one_sequencer_at_a_time(self) -> None:
         session = await self.session()
         await session.execute("SET lock_timeout = '50ms'")
