@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import psycopg2
-from psycopg2.extensions import Notify
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -256,6 +255,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
     """
 
     cursorFactory = _RawCursor
+    _log = Logger()
 
     def __init__(
         self,
@@ -266,6 +266,7 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
         self.watch = Watch(reactor, failed)
         self.ended = ended
         self.notices = _Notices()
+        self._told: Callable[[str, str], None] = lambda channel, payload: None
         super().__init__(self.watch)
 
     @property
@@ -301,12 +302,23 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
         self.ended(reason.getErrorMessage())
 
     def tell(self, notified: Callable[[str, str], None]) -> None:
-        """Call `notified(channel, payload)` for each NOTIFY."""
+        """Call `notified(channel, payload)` for each NOTIFY, in the order in which they come."""
+        self._told = notified
 
-        def observe(notify: Notify) -> None:
-            notified(notify.channel, notify.payload)
+    def checkForNotifies(self) -> None:
+        """Tell what one read has brought, before the next read.
 
-        self.addNotifyObserver(observe)
+        txpostgres begins a task of the global Cooperator for each read. Tasks take turns, so a later
+        notification can be told before an earlier one, and what is not told yet grows without bound.
+        """
+        fresh = self._connection.notifies
+        notifications = fresh[:]
+        del fresh[:]
+        for each in notifications:
+            try:
+                self._told(each.channel, each.payload)
+            except Exception:
+                self._log.failure("a notification could not be told")
 
     def count_notices(self) -> None:
         """Count what psycopg2 would keep."""

@@ -206,6 +206,13 @@ class ConnectionTests(DatabaseCase):
         await until(lambda: len(self.heard) == 2, "the second was heard")
         self.assertEqual(self.heard, [("news", "one"), ("news", "two")])
 
+    async def test_many_notifications_are_told_in_their_order(self) -> None:
+        connection = await self.connect()
+        await connection.run("LISTEN news", rows=False)
+        self.admin.run("SELECT pg_notify('news', n::text) FROM generate_series(1, 5000) AS n")
+        await until(lambda: len(self.heard) >= 5000, "all were heard")
+        self.assertEqual([int(payload) for _, payload in self.heard], [*range(1, 5001)])
+
 
 class Rude(Protocol):
     """Hangs up as soon as somebody calls."""
