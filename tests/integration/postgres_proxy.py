@@ -109,9 +109,11 @@ class Proxy:
                 for text in self.watched:
                     self.asked[text] += data.count(text)
                 await self._pause()
-                await asyncio.sleep(self.delay)
-                writer.write(data)
-                await writer.drain()
+                # What comes meanwhile is under way too, and need not wait for this.
+                self._loop.call_later(self.delay, writer.write, data)
+                if not self.delay:
+                    await asyncio.sleep(0)
+                    await writer.drain()
 
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
