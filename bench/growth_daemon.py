@@ -144,6 +144,10 @@ class Subject:
         await asyncio.sleep(seconds)
         after, took = self.processor(), time.perf_counter() - began
         idle = (after[0] - before[0]) / took, (after[1] - before[1]) / took
+        # A key is looked up for each tenant, and remembered for ten seconds.
+        for _ in range(0, self.tenants, BATCH):
+            await self.publish(await self.dial(publishers))
+        await asyncio.sleep(1.2)
         streams = await self.dial(publishers)
         middle, began = self.processor(), time.perf_counter()
         await self.publish(streams)
