@@ -109,6 +109,7 @@ class Instruments:
     _left_out: Counter = field(init=False)
     _batches: Histogram = field(init=False)
     _batches_failed: Counter = field(init=False)
+    _doorman: Counter = field(init=False)
     _nacks: Counter = field(init=False)
     _ended: Counter = field(init=False)
     _handshakes: Counter = field(init=False)
@@ -152,6 +153,9 @@ class Instruments:
         self._batches_failed = self._counter(
             "batches_failed", "Transactions of the sequencer that failed; they are tried again."
         )
+        self._doorman = self._counter(
+            "doorman_changes", "How often this node has become the doorman."
+        )
         self._nacks = self._counter("nacks", "Events that a till could not process.")
         self._ended = self._counter(
             "connections_ended", "Connections of tills that have ended.", "by", "reason"
@@ -194,6 +198,10 @@ class Instruments:
     def batch_failed(self) -> None:
         """A transaction of the sequencer was rolled back."""
         self._batches_failed.inc()
+
+    def became_doorman(self) -> None:
+        """This node has got the lease of the doorman."""
+        self._doorman.inc()
 
     def events_failed(self, count: int) -> None:
         """So many events are in the log as failed."""

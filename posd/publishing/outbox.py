@@ -4,6 +4,9 @@ A look at the outbox deletes nothing. The orders that hooks have noted are then 
 `posd_reader`, tenants side by side, while the sequencer goes on with what is ready. A portion has the ids of
 the rows that were seen before its reading began; the sequencer takes exactly those.
 
+Only the doorman looks (`posd.publishing.doorman`). What it has read is numbered under the lease that it had
+when it looked, or not at all.
+
 A tenant is in one portion at a time, so its rows keep their order. A tenant whose tables cannot be read keeps
 its rows, and no other waits for it.
 """
@@ -41,6 +44,8 @@ class Portion:
     tenant_id: TenantId
     ids: Sequence[int]
     orders: Mapping[str, str] = field(factory=dict)
+    fence: int | None = None
+    """Of the lease that the node had when it looked."""
 
     @property
     def size(self) -> int:
@@ -72,6 +77,7 @@ class Outbox:
         self._shops = shops
         self._changed = changed
         self._failed = failed
+        self._fence: int | None = None
         self._reading: set[TenantId] = set()
         self._ready: list[Portion] = []
         # How many rows are seen at once of tenants whose tables take long to read.
@@ -86,22 +92,44 @@ class Outbox:
         """Whether a portion is ready."""
         return bool(self._ready)
 
-    async def look(self, aside: Collection[TenantId]) -> None:
-        """See what is there without the tenants that are `aside`. Begins to read what has to be read."""
+    @property
+    def fence(self) -> int | None:
+        """That of the doorman's lease, if this node has it; without it there is nothing to look at."""
+        return self._fence
+
+    @fence.setter
+    def fence(self, fence: int | None) -> None:
+        """Another lease, or none: what was read under the one before is dropped."""
+        self._fence = fence
+        self._ready.clear()
+
+    async def look(self, aside: Collection[TenantId]) -> int:
+        """See what is there without the tenants that are `aside`; how many rows were seen.
+
+        Begins to read what has to be read.
+        """
+        fence = self._fence
         busy = (*self._reading, *(each.tenant_id for each in self._ready))
-        for tenant, rows in await self._seen(MOST_ROWS, (*aside, *busy)):
+        seen = await self._seen(MOST_ROWS, (*aside, *busy))
+        if fence is None or fence != self._fence:
+            return 0
+        for tenant, rows in seen:
             if tenant is not None and _touched(rows):
                 self._reading.add(tenant.id)
-                Deferred.fromCoroutine(self._read_aside(tenant, rows))
+                Deferred.fromCoroutine(self._read_aside(tenant, rows, fence))
             else:
-                self._ready.append(_unread(rows))
+                self._ready.append(_unread(rows, fence))
+        return sum(len(rows) for _, rows in seen)
 
     async def one(self, tenant_id: TenantId, most: int) -> Portion | None:
         """Up to `most` rows of one tenant, read now; None if there are none or they cannot be read."""
+        fence = self._fence
+        if fence is None:
+            return None
         for tenant, rows in await self._seen(most, (), tenant_id):
             if tenant is not None and _touched(rows):
-                return await self._read(tenant, rows)
-            return _unread(rows)
+                return await self._read(tenant, rows, fence)
+            return _unread(rows, fence)
         return None
 
     def next_batch(self) -> list[Portion]:
@@ -126,16 +154,18 @@ class Outbox:
         shops = await self._shops(self._link, seen.keys()) if seen else {}
         return [(shops.get(tenant_id), rows) for tenant_id, rows in seen.items()]
 
-    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen]) -> None:
+    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int) -> None:
         try:
-            portion = await self._read(tenant, rows)
+            portion = await self._read(tenant, rows, fence)
         finally:
             self._reading.discard(tenant.id)
-        if portion is not None:
+        if portion is not None and portion.fence == self._fence:
             self._ready.append(portion)
             self._changed()
 
-    async def _read(self, tenant: Tenant, rows: Sequence[stream.Seen]) -> Portion | None:
+    async def _read(
+        self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int
+    ) -> Portion | None:
         """The orders that these rows are about; None if they cannot be read."""
         touched = _touched(rows)
         began = self._clock.seconds()
@@ -155,7 +185,7 @@ class Outbox:
         self._took(tenant.id, len(rows), self._clock.seconds() - began)
         unread = set(read.unread)
         ids = [row.id for row in rows if row.type != TOUCHED_ORDER or row.key not in unread]
-        return Portion(tenant.id, ids, read.found)
+        return Portion(tenant.id, ids, read.found, fence)
 
     def _took(self, tenant_id: TenantId, rows: int, seconds: float) -> None:
         """Have so many rows read at once that it takes less than a tenth of a second."""
@@ -174,5 +204,5 @@ def _touched(rows: Sequence[stream.Seen]) -> list[str]:
     return [*dict.fromkeys(keys)]
 
 
-def _unread(rows: Sequence[stream.Seen]) -> Portion:
-    return Portion(rows[0].tenant_id, [row.id for row in rows])
+def _unread(rows: Sequence[stream.Seen], fence: int) -> Portion:
+    return Portion(rows[0].tenant_id, [row.id for row in rows], fence=fence)

@@ -38,6 +38,7 @@ from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
+from posd.store.stream import FenceLost
 from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
@@ -61,6 +62,7 @@ class Sequencer(Service):
         event_bytes: int,
         connections_here: Callable[[TenantId], int],
         appended: Callable[[Appended], None] = lambda appended: None,
+        fence_lost: Callable[[], None] = lambda: None,
         instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
@@ -68,6 +70,7 @@ class Sequencer(Service):
         self._link = link
         # Is given what was committed, so that this node's tills have it without a read.
         self._appended = appended
+        self._fence_lost = fence_lost
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
@@ -123,10 +126,23 @@ class Sequencer(Service):
         """Whether no tenant is left out because its tables cannot be read or written."""
         return not self.left_out
 
+    @property
+    def fence(self) -> int | None:
+        """That of the doorman's lease, if this node has it. Without it only requests are numbered."""
+        return self._outbox.fence
+
+    @fence.setter
+    def fence(self, fence: int | None) -> None:
+        """What was read under the lease before is dropped. With a lease the outbox is looked at."""
+        self._outbox.fence = fence
+        if fence is not None:
+            self.wake()
+
     def wake(self) -> None:
-        """Look into the outbox, now or after the transaction that is in flight."""
-        self._outbox_waits = True
-        self._start()
+        """Look into the outbox, now or after the transaction that is in flight; only the doorman does."""
+        if self.fence is not None:
+            self._outbox_waits = True
+            self._start()
 
     async def publish(self, publication: Publication) -> Published:
         """Publish, and return after the COMMIT.
@@ -183,6 +199,8 @@ class Sequencer(Service):
         """What of the outbox is ready to be numbered, after a look at it if there is reason for one."""
         if self._outbox_waits and self.running:
             self._outbox_waits = False
+            if self.fence is None:
+                return []
             self._pulse.beat()
             try:
                 await self._outbox.look(self._aside.now())
@@ -202,6 +220,9 @@ class Sequencer(Service):
             await self._commit(requests, portions)
         except TenantsFailed as trouble:
             await self._leave_out(trouble.failures, requests, portions)
+        except FenceLost:
+            self._fence_lost()
+            await self._settle(requests)
         except Unavailable as error:
             fail(requests, error)
             raise
@@ -227,6 +248,8 @@ class Sequencer(Service):
             await self._commit([], [portion])
         except TenantsFailed as trouble:
             await self._leave_out(trouble.failures, [], [portion])
+        except FenceLost:
+            self._fence_lost()
         except Unavailable:
             raise
         except Exception as error:
@@ -312,8 +335,10 @@ class Sequencer(Service):
         """Log the outbox row that just failed alone as failed, since it cannot be published."""
         try:
             await self._link.transaction(
-                lambda session: self._numbering.reject(session, row, reason)
+                lambda session: self._numbering.reject(session, row, reason, self.fence)
             )
+        except FenceLost:
+            self._fence_lost()
         except StatementFailed as error:
             self._leave(self._aside, row.tenant_id, str(error))
         except OutboxChanged:

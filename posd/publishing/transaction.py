@@ -77,11 +77,17 @@ class Numbering:
     ) -> Outcome:
         """Publish requests and portions of the outbox. The requests are given their results.
 
-        Raises `TenantsFailed`, and whatever the database raises; then nothing may be committed.
+        Raises `TenantsFailed`, `FenceLost`, and whatever the database raises; then nothing may be committed.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
-        found = await stream.take(session, seen, patient=bool(requests))
+        found = await stream.take(
+            session,
+            seen,
+            patient=bool(requests),
+            node_id=self.node_id,
+            fence=portions[0].fence if portions else None,
+        )
         if found is None or (not requests and not found.rows):
             return Outcome()
         taken = found.rows
@@ -119,9 +125,17 @@ class Numbering:
             ledger.lacking,
         )
 
-    async def reject(self, session: Session, row: stream.OutboxRow, reason: str) -> None:
+    async def reject(
+        self, session: Session, row: stream.OutboxRow, reason: str, fence: int | None
+    ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
-        found = await stream.take(session, [(row.tenant_id, row.id)], patient=True)
+        found = await stream.take(
+            session,
+            [(row.tenant_id, row.id)],
+            patient=True,
+            node_id=self.node_id,
+            fence=fence,
+        )
         if found is None or [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)

@@ -10,7 +10,7 @@ from uuid import UUID
 from attrs import frozen
 
 from posd.database.link import Row, Session
-from posd.errors import Pruned, Renamed
+from posd.errors import PosdError, Pruned, Renamed
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
@@ -56,7 +56,8 @@ _LOOK: Final = """
 """
 # The function is called once, and the clock is read after it: after the wait for the lock.
 _TAKE: Final = """
-    SELECT *, clock_timestamp() FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s)
+    SELECT *, clock_timestamp()
+      FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s, %s::uuid, %s::bigint)
 """
 _STATES: Final = """
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
@@ -96,6 +97,10 @@ class Taken:
 
     rows: Sequence[OutboxRow]
     now: datetime
+
+
+class FenceLost(PosdError):
+    """Another node has got the lease of the doorman, so this one may take nothing out of the outbox."""
 
 
 @frozen
@@ -264,18 +269,29 @@ async def look(
 
 
 async def take(
-    session: Session, seen: Sequence[tuple[TenantId, int]], *, patient: bool
+    session: Session,
+    seen: Sequence[tuple[TenantId, int]],
+    *,
+    patient: bool,
+    node_id: UUID,
+    fence: int | None,
 ) -> Taken | None:
     """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
+
+    `fence` is that of the lease that the node had when it looked. Raises `FenceLost` if rows were seen and
+    the node does not have that lease any more.
 
     None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
     takes longer than lock_timeout.
     """
     columns = [tenant_id for tenant_id, _ in seen], [row_id for _, row_id in seen]
-    rows = await session.query(_TAKE, (*columns, patient))
-    if not rows[0][0]:
+    rows = await session.query(_TAKE, (*columns, patient, str(node_id), fence))
+    locked, admitted = rows[0][:2]
+    if not admitted:
+        raise FenceLost("another node has the lease of the doorman")
+    if not locked:
         return None
-    return Taken([OutboxRow(*row[1:-1]) for row in rows if row[1] is not None], rows[0][-1])
+    return Taken([OutboxRow(*row[2:-1]) for row in rows if row[2] is not None], rows[0][-1])
 
 
 async def order_states(

@@ -53,10 +53,15 @@ $$;
 
 -- Become the one sequencer, and then take these rows out of the outbox, those of them that are still there.
 -- `patient` callers wait for the lock (up to lock_timeout) since somebody waits for their answer; the others leave the
--- rows to the sequencer that has it. `locked` is in every row; a single row without an id says that there was nothing
--- to take. A row with neither key nor data had more than 2 MiB, which no event can have.
-CREATE FUNCTION dinedesk_main.pos_take(tenant_ids integer[], ids bigint[], patient boolean)
-RETURNS TABLE (locked boolean, id bigint, tenant_id integer, type text, key text, data text)
+-- rows to the sequencer that has it. Rows are taken only for the doorman: `node` with the `fence` that it had when it
+-- looked (018_doorman.sql). `locked` and `admitted` are in every row; a single row without an id says that there was
+-- nothing to take. A row with neither key nor data had more than 2 MiB, which no event can have.
+--
+-- The fence is compared after the lock is taken. Whatever the next doorman numbers comes after this transaction then,
+-- and it looks and reads after it has got the lease.
+CREATE FUNCTION dinedesk_main.pos_take(
+    tenant_ids integer[], ids bigint[], patient boolean, node uuid, fence bigint)
+RETURNS TABLE (locked boolean, admitted boolean, id bigint, tenant_id integer, type text, key text, data text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -66,9 +71,15 @@ BEGIN
         BEGIN
             LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
         EXCEPTION WHEN lock_not_available THEN
-            RETURN QUERY SELECT false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
+            RETURN QUERY SELECT false, true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
             RETURN;
         END;
+    END IF;
+    IF ids <> '{}' AND NOT EXISTS (
+        SELECT FROM dinedesk_main.pos_doorman AS d WHERE d.node_id = node AND d.fence = pos_take.fence
+    ) THEN
+        RETURN QUERY SELECT true, false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
+        RETURN;
     END IF;
     RETURN QUERY
         WITH taken AS (
@@ -78,14 +89,14 @@ BEGIN
             RETURNING o.id, o.tenant_id, o.type, o.key,
                       CASE WHEN octet_length(o.data) <= 2097152 THEN o.data END AS data
         )
-        SELECT true, t.id, t.tenant_id, t.type, t.key, t.data FROM taken AS t ORDER BY t.id;
+        SELECT true, true, t.id, t.tenant_id, t.type, t.key, t.data FROM taken AS t ORDER BY t.id;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
+        RETURN QUERY SELECT true, true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
     END IF;
 END
 $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer),
-    dinedesk_main.pos_take(integer[], bigint[], boolean) FROM PUBLIC;
+    dinedesk_main.pos_take(integer[], bigint[], boolean, uuid, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer),
-    dinedesk_main.pos_take(integer[], bigint[], boolean) TO posd;
+    dinedesk_main.pos_take(integer[], bigint[], boolean, uuid, bigint) TO posd;

@@ -112,7 +112,7 @@ class SeenTests(OutboxCase):
                 await self.one_history(random.Random(seed))
 
     async def one_history(self, chance: random.Random) -> None:
-        """Two nodes read and number side by side, with delays in between, while the shop changes orders."""
+        """The lease goes from node to node, with delays in between, while the shop changes orders."""
         read = shop_rows.read
 
         async def dawdling(*arguments: Any) -> shop_rows.ShopRows:
@@ -123,13 +123,17 @@ class SeenTests(OutboxCase):
 
         self.patch(shop_rows, "read", dawdling)
         nodes = [await self.started(), await self.started()]
+        await self.hand_over(nodes[0])
         orders = [self.place_order() for _ in range(3)]
         last: dict[str, int] = {}
         for number in range(40):
             order_id = chance.choice(orders)
             self.change(order_id, str(number))
             last[order_id] = number
-            chance.choice(nodes).wake()
+            if chance.random() < 0.15:
+                await self.hand_over(chance.choice(nodes))
+            for node in nodes:
+                node.wake()
             if chance.random() < 0.4:
                 await until(lambda: True, "a turn of the reactor has passed")
         for node in nodes:
