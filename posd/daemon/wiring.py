@@ -32,6 +32,7 @@ from posd.monitoring.exposition import Metrics
 from posd.monitoring.health import Health
 from posd.monitoring.reactor_lag import Lag
 from posd.monitoring.tenant_survey import Survey
+from posd.publishing.bell import Bell
 from posd.publishing.doorman import Doorman
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
@@ -95,6 +96,7 @@ class Parts:
     numbering: Link = field(init=False)
     readers: Readers = field(init=False)
     doorman: Doorman = field(init=False)
+    bell: Bell = field(init=False)
     sequencer: Sequencer = field(init=False)
     failed_attempts: FailedAttempts = field(init=False)
     key_index: KeyIndex = field(init=False)
@@ -163,6 +165,14 @@ class Parts:
             connections_here=self.exchange.connections,
             appended=self.exchange.channels.append,
             fence_lost=self.doorman.lost,
+            saw=lambda rows: self.bell.saw(rows),
+            instruments=self.instruments,
+        )
+        self.bell = Bell(
+            reactor,
+            self.numbering,
+            news=self.sequencer.has_news,
+            wake=self.sequencer.wake,
             instruments=self.instruments,
         )
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
@@ -195,7 +205,7 @@ class Parts:
             dsn,
             node_id,
             statement_timeout=timeout,
-            numbering=self.sequencer,
+            bell=self.bell,
             delivery=self.exchange.channels,
             doorkeeper=self.exchange,
             cache=self.authenticator,
@@ -398,7 +408,10 @@ class Parts:
             _log.failure("it could not be looked whose keys have ended")
 
     def _doorman_changed(self, fence: int | None) -> None:
+        self.bell.stop()
         self.sequencer.fence = fence
+        if fence is not None:
+            self.bell.start()
 
     async def _report(self, tenant: Tenant) -> standing.Report | None:
         return await self.database.transaction(

@@ -48,3 +48,58 @@ $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_claim_lease(uuid, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_claim_lease(uuid, text) TO posd;
 GRANT SELECT, UPDATE ON dinedesk_main.pos_doorman TO posd;
+
+-- The bell. A transaction that has notified commits under a lock of the whole server, so shops that all notify commit
+-- one after the other. So whoever puts a row into the outbox rings only if the doorman does not look by itself.
+--
+-- The doorman says so by two advisory locks. It holds (7097, 10) while it is asleep: it looks when it is rung. Whoever
+-- gets a share of that lock keeps it until the end of the transaction, and so long the doorman cannot fall asleep. If
+-- a transaction stays open, the doorman dozes: it holds (7097, 11) and looks when it is rung. That one is only tested.
+-- A transaction that has tested it before the doorman took it rings nobody. So the doorman goes on looking for a
+-- moment; what is committed later is found by the poll.
+--
+-- Anybody who can connect can take these locks. Whoever does so makes others ring, or keeps the doorman looking. It
+-- delays no order.
+--
+-- PREPARE TRANSACTION refuses a transaction that has notified. Sessions that use it `SET posd.notify = 'off'`, and
+-- never ring.
+CREATE FUNCTION dinedesk_main.pos_ring() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_try_advisory_xact_lock_shared(7097, 10) THEN
+        IF current_setting('posd.notify', true) IS NOT DISTINCT FROM 'off' THEN
+            RETURN;
+        ELSIF pg_try_advisory_lock_shared(7097, 11) THEN
+            PERFORM pg_advisory_unlock_shared(7097, 11);
+            RETURN;
+        END IF;
+    ELSIF current_setting('posd.notify', true) IS NOT DISTINCT FROM 'off' THEN
+        RETURN;
+    END IF;
+    PERFORM pg_notify('posd_outbox', '');
+END
+$$;
+
+-- Whether the outbox has rows of other tenants than these. A doorman that is awake asks up to a thousand times a
+-- second. It goes from tenant to tenant by the index, however many rows they have; see pos_look() for enable_seqscan.
+CREATE FUNCTION dinedesk_main.pos_has_news(aside integer[]) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    last integer := 0;
+BEGIN
+    LOOP
+        SELECT o.tenant_id INTO last FROM dinedesk_main.pos_outbox AS o
+         WHERE o.tenant_id > last ORDER BY o.tenant_id LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN false;
+        ELSIF last <> ALL (aside) THEN
+            RETURN true;
+        END IF;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_ring(), dinedesk_main.pos_has_news(integer[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_has_news(integer[]) TO posd;
+-- It is called by the enqueue functions of the tenants, which belong to this role.
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_ring() TO posd_hook;
