@@ -143,7 +143,8 @@ class Client:
     ) -> list[tuple[int, int]]:
         """What the sequencer sees: tenant and id of each row."""
         return self.rows(
-            "SELECT tenant_id, id FROM dinedesk_main.pos_look(%s, %s::integer[], '{}', '{}', %s::integer)",
+            "SELECT tenant_id, id FROM dinedesk_main.pos_look(%s, %s::integer[], '{}', '{}', '{}',"
+            " %s::integer)",
             at_most,
             list(aside),
             one,
@@ -160,7 +161,7 @@ class Client:
         """What the sequencer takes of what it has `seen`, or sees now; None if another one is at work."""
         rows_seen = self.look(at_most, aside) if seen is None else seen
         rows = self.rows(
-            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s, %s::uuid, %s)",
+            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', %s, %s::uuid, %s)",
             [tenant_id for tenant_id, _ in rows_seen],
             [row_id for _, row_id in rows_seen],
             patient,
@@ -169,7 +170,7 @@ class Client:
         )
         if not rows[0][0]:
             return None
-        return [Taken(*row[2:]) for row in rows if row[2] is not None]
+        return [Taken(*row[1:6]) for row in rows if row[1] is not None]
 
     def record(self, *entries: Entry, node: UUID = NODE) -> list[tuple[int | None, int]]:
         """What became of each event: its position, and its tenant's connections on other nodes."""

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from attrs import frozen
 from psycopg2.extras import Json
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from posd.database import migrations
@@ -170,6 +171,16 @@ class SequencerCase(DatabaseCase):
     def rests(self, sequencer: Sequencer) -> bool:
         """Whether nothing is numbered and no shop's tables are read."""
         return not sequencer._working and not sequencer._outbox.reading
+
+    async def answered(self, running: Deferred[Any]) -> Any:
+        """What comes of it, with time that passes for requests that are tried again."""
+
+        def done() -> bool:
+            self.clock.advance(0.001)
+            return running.called
+
+        await until(done, "it is answered")
+        return await running
 
     async def rested(self, sequencer: Sequencer) -> None:
         """Wake it and let it do what it can."""

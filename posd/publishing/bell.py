@@ -1,9 +1,10 @@
 """When the doorman looks at the outbox, and when it waits until it is rung.
 
 Awake it looks by itself: every millisecond for 20 ms after it has seen rows, then every 4 ms. After 200 ms
-without rows it rests, and is rung by `NOTIFY posd_outbox`. It is *asleep* where no transaction is open that has
-put rows into the outbox and rung nobody. Otherwise it *dozes*, and then such a transaction may commit without
-having rung. Its rows are found by the poll, twice a second, and so is whatever else was not rung about.
+without rows it rests, and is rung by `NOTIFY posd_outbox`. It is *asleep* where no transaction is open that
+has put rows into the outbox and rung nobody. Otherwise it *dozes*, and then such a transaction may commit
+without having rung. Its rows are found by the poll, twice a second, and so is whatever else was not rung
+about.
 
 Notifications may come from anybody. One for which nothing is found makes the next one wait, so a flood costs
 20 looks a second.

@@ -64,6 +64,8 @@ ON_KITCHEN = {
 """What each role has been granted, but for owners and the roles that tests log in as."""
 
 FUNCTIONS_OF_MAIN = {
+    "pos_ring()": ("posd_owner", False, {"posd_hook"}),
+    "pos_has_news(integer[])": ("posd_owner", False, {"posd"}),
     "pos_claim_lease(uuid, text)": ("posd_owner", False, {"posd"}),
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_epochs(integer[], uuid[], bigint[], bigint[])": ("posd_owner", True, {"posd"}),
@@ -74,7 +76,12 @@ FUNCTIONS_OF_MAIN = {
     "pos_erase_people(integer, text[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_check_keeps(text, text)": ("posd_owner", False, {"posd"}),
     "pos_keeps(text, text)": ("posd_owner", False, {"posd"}),
-    "pos_look(integer, integer[], integer[], integer[], integer)": ("posd_owner", False, {"posd"}),
+    "pos_look(integer, integer[], integer[], integer[], integer[], integer)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
+    "pos_look_again(integer[], text[], integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_make_roles(text)": ("a superuser", True, {"posd_owner"}),
     "pos_only_erased(json, json, text)": ("posd_owner", False, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
@@ -97,7 +104,11 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_take(integer[], bigint[], boolean, uuid, bigint)": ("posd_owner", False, {"posd"}),
+    "pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
     "pos_tell_nodes()": ("posd_owner", False, set()),
     "pos_note_tenant_change()": ("posd_owner", True, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
@@ -303,7 +314,7 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.orders",
             "SELECT FROM dinedesk_kitchen.pos_events",
             "SELECT FROM dinedesk_main.tenants",
-            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL)",
+            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', '{}', NULL)",
             "SELECT posd_hooks.enqueue$kitchen('order', '{1}')",
             "CREATE TABLE posd_hooks.t ()",
             "CREATE SCHEMA another",
@@ -363,8 +374,9 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.pos_orders",
             "SELECT FROM dinedesk_main.pos_events",
             "SELECT FROM dinedesk_main.pos_orders",
-            "SELECT FROM dinedesk_main.pos_take('{}', '{}', false, NULL, NULL)",
+            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false, NULL, NULL)",
             "SELECT FROM dinedesk_main.pos_claim_lease(gen_random_uuid(), 'mine')",
+            "SELECT FROM dinedesk_main.pos_ring()",
             "UPDATE dinedesk_main.pos_doorman SET fence = 9",
         )
 

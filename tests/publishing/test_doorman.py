@@ -13,7 +13,7 @@ from posd.publishing.sequencer import Sequencer
 from posd.store import doorman as leases
 from posd.store import shop_rows
 from tests.database_case import until
-from tests.sequencer_case import SequencerCase, first, notice, publication
+from tests.sequencer_case import GRILL, SequencerCase, first, notice, publication
 
 
 class LeaseCase(SequencerCase):
@@ -142,7 +142,7 @@ class OneDoormanTests(LeaseCase):
         nodes = [await self.started(), await self.started()]
         self.publish("notice", {"number": 1})
         nodes[1].wake()
-        published = await nodes[1].publish(publication(notice(2)))
+        published = await nodes[1].publish(publication(notice(2), tenant_id=GRILL))
         self.assertEqual((first(published), self.waiting), (1, 1))
         nodes[0].wake()
         await until(lambda: not self.waiting, "the doorman has numbered it")
@@ -200,7 +200,7 @@ class OneDoormanTests(LeaseCase):
         self.admin.run("UPDATE dinedesk_main.pos_doorman SET node_id = %s", str(uuid4()))
         with capturedLogs() as logs:
             one.wake()
-            published = await one.publish(publication(notice(2)))
+            published = await one.publish(publication(notice(2), tenant_id=GRILL))
             await until(lambda: self.rests(one), "it rests")
         self.assertEqual((first(published), self.waiting), (1, 1))
         self.assertEqual(sum("not the doorman any more" in each["log_format"] for each in logs), 1)

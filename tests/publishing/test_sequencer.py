@@ -513,7 +513,7 @@ class TwoNodesTests(SequencerCase):
                 self.publish("notice", {"number": 1000 + number})
                 nodes[0].wake()
                 nodes[1].wake()
-        await gatherResults(running)
+        await self.answered(gatherResults(running))
         await self.emptied(nodes[0])
         await self.rested(nodes[1])
         for tenant_id in (KITCHEN, GRILL):
@@ -577,7 +577,7 @@ class AnyOrderTests(SequencerCase):
         for shop, pending in zip(shops, open_with, strict=True):
             if pending is not None:
                 shop.run("ROLLBACK")
-        await gatherResults(running)
+        await self.answered(gatherResults(running))
         await self.emptied(nodes[0])
         await self.rested(nodes[1])
         log = self.log_of()

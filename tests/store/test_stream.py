@@ -105,9 +105,13 @@ class StreamTests(StoreCase):
         session = await self.session()
         self.publish()
         self.publish("grill")
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {})], [1, 2])
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {}, 2)], [2])
-        seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], {})]
+        self.assertEqual(
+            [row.tenant_id for row in await stream.look(session, 10, [], [], {})], [1, 2]
+        )
+        self.assertEqual(
+            [row.tenant_id for row in await stream.look(session, 10, [], [], {}, 2)], [2]
+        )
+        seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], [], {})]
         taken = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
         assert taken is not None
         self.assertEqual(
@@ -117,21 +121,21 @@ class StreamTests(StoreCase):
         assert again is not None
         self.assertEqual(again.rows, [])
         self.assertLess(taken.now, again.now)
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {})], [2])
+        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], [], {})], [2])
 
     async def test_rows_that_come_after_the_look_are_left(self) -> None:
         session = await self.session()
         order_id = self.admin.value(
             "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
         )
-        seen = await stream.look(session, 10, [], {})
+        seen = await stream.look(session, 10, [], [], {})
         self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
         taken = await stream.take(
             session, [(row.tenant_id, row.id) for row in seen], patient=False, node_id=NODE, fence=0
         )
         assert taken is not None
         self.assertEqual([row.key for row in taken.rows], [str(order_id)])
-        left = await stream.look(session, 10, [], {})
+        left = await stream.look(session, 10, [], [], {})
         self.assertEqual([row.key for row in left], [str(order_id)])
 
     async def test_all_rows_about_one_order_are_seen_together(self) -> None:
@@ -141,9 +145,9 @@ class StreamTests(StoreCase):
                 "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
                 " SELECT n, 5 FROM generate_series(1, 2) AS n ON CONFLICT (id) DO UPDATE SET total_amount = 6"
             )
-        self.assertEqual([row.key for row in await stream.look(session, 1, [], {})], ["1", "1"])
-        self.assertEqual(len(await stream.look(session, 10, [], {1: 1})), 2)
-        self.assertEqual(len(await stream.look(session, 10, [], {})), 4)
+        self.assertEqual([row.key for row in await stream.look(session, 1, [], [], {})], ["1", "1"])
+        self.assertEqual(len(await stream.look(session, 10, [], [], {1: 1})), 2)
+        self.assertEqual(len(await stream.look(session, 10, [], [], {})), 4)
 
     async def test_there_is_one_sequencer_at_a_time(self) -> None:
         session = await self.session()
