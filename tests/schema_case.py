@@ -143,7 +143,8 @@ class Client:
     ) -> list[tuple[int, int]]:
         """What the sequencer sees: tenant and id of each row."""
         return self.rows(
-            "SELECT tenant_id, id FROM dinedesk_main.pos_look(%s, %s::integer[], '{}', '{}', %s::integer)",
+            "SELECT tenant_id, id FROM dinedesk_main.pos_look(%s, %s::integer[], '{}', '{}', '{}',"
+            " %s::integer)",
             at_most,
             list(aside),
             one,
@@ -160,14 +161,16 @@ class Client:
         """What the sequencer takes of what it has `seen`, or sees now; None if another one is at work."""
         rows_seen = self.look(at_most, aside) if seen is None else seen
         rows = self.rows(
-            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s)",
+            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', %s, %s::uuid, %s)",
             [tenant_id for tenant_id, _ in rows_seen],
             [row_id for _, row_id in rows_seen],
             patient,
+            str(NODE),
+            0,
         )
         if not rows[0][0]:
             return None
-        return [Taken(*row[1:]) for row in rows if row[1] is not None]
+        return [Taken(*row[1:6]) for row in rows if row[1] is not None]
 
     def record(self, *entries: Entry, node: UUID = NODE) -> list[tuple[int | None, int]]:
         """What became of each event: its position, and its tenant's connections on other nodes."""
@@ -235,6 +238,8 @@ def two_shops(dsn: str) -> None:
             add(connection, slug)
         with connection.cursor() as cursor:
             cursor.execute(_ROLES)
+            # For `Client.take`. Any node gets the lease that claims it.
+            cursor.execute("UPDATE dinedesk_main.pos_doorman SET node_id = %s", (str(NODE),))
 
 
 def add(connection: Any, slug: str) -> None:

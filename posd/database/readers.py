@@ -12,7 +12,7 @@ server.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import Final
 
 from attrs import define, field
@@ -35,6 +35,8 @@ _MOST_NOTICED: Final = 64 * 1024
 _TALKATIVE: Final = (
     "its own functions send more than 64 KiB of messages (RAISE) while its tables are read"
 )
+_MOST_LOST: Final = 3
+"""How many connections in a row may be lost in reads of a tenant before its own tables are blamed."""
 
 _WHO: Final = """
     SELECT a.pid, a.backend_start::text FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid()
@@ -44,6 +46,7 @@ _TERMINATE: Final = """
     SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a
      WHERE a.pid = %s AND a.backend_start::text = %s
 """
+_LOST: Final = f"the connection was lost {_MOST_LOST} times in a row while its tables were read"
 
 
 class Unreadable(Busy):
@@ -112,6 +115,7 @@ class Readers(Service):
             )
         self._waiting: deque[_Waiter] = deque()
         self._quick: set[TenantId] = set()
+        self._lost: Counter[TenantId] = Counter()
         self._giving_out = False
 
     @property
@@ -143,8 +147,8 @@ class Readers(Service):
     async def read(self, tenant: TenantId, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
 
-        Waits for a place. Raises `Unreadable`, `StatementFailed`, and `Unavailable` where no connection
-        stands.
+        Waits for a place. Raises `Unreadable` and `StatementFailed` about the tenant's tables, and
+        `Unavailable` where no connection stands or the one that was used is lost.
         """
         place = await self._place(tenant)
         began = self._reactor.seconds()
@@ -157,15 +161,19 @@ class Readers(Service):
         except Unavailable as error:
             if not overdue.active():
                 raise Overdue from error
-            if self.up:
-                # The others stand, so it may be by something in the shop's tables that this one was lost.
-                raise Unreadable("the connection was lost while its tables were read") from error
+            self._lost[tenant] += 1
+            if self.up and self._lost[tenant] >= _MOST_LOST:
+                # The others stand, so it may be by something in the shop's tables that this one was lost:
+                # its code may set timeouts that end the session.
+                self._lost[tenant] = 0
+                raise Unreadable(_LOST) from error
             raise
         finally:
             if overdue.active():
                 overdue.cancel()
             # Nobody waits for it.
             Deferred.fromCoroutine(self._clean(place))
+        del self._lost[tenant]
         if place.link.noticed() > _MOST_NOTICED:
             # libpq reads a long message in one piece, and every shop waits for that: 0.1 s for 20 MB.
             raise Unreadable(_TALKATIVE)

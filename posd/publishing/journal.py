@@ -61,6 +61,37 @@ class Journal:
         """A row of the outbox was logged as failed, since it cannot be published."""
         self._failed(batch.Rejected(row, reason, about=batch.order_of(row)).entry(0))
 
+    def unreadable(
+        self, tenant_id: TenantId, order_id: str | None, reason: str, seconds: float
+    ) -> None:
+        """Orders of a tenant cannot be read for now, all of them or one."""
+        self._log.error(
+            "{orders} of tenant {tenant} cannot be read: {reason}. posd tries again in {seconds:.0f} s"
+            " and publishes what needs no reading meanwhile. `posctl doctor` says what was changed",
+            orders="the orders" if order_id is None else f"order {order_id[:64]}",
+            tenant=self.name_of(tenant_id),
+            reason=reason,
+            seconds=seconds,
+        )
+
+    def unnumbered(self, tenant_id: TenantId, reason: str, seconds: float) -> None:
+        """A tenant's events cannot be numbered, so it is left out for a while."""
+        self._log.error(
+            "tenant {tenant} is left out for {seconds:.0f} s, since its events cannot be numbered: {reason}."
+            " They wait in the outbox. `posctl doctor` names what was changed in its tables",
+            tenant=self.name_of(tenant_id),
+            seconds=seconds,
+            reason=reason,
+        )
+
+    def not_handed_on(self, tenant_id: TenantId) -> None:
+        """Events were committed, and handing them to the channels has raised the present exception."""
+        self._log.failure(
+            "events of tenant {tenant} were published and not handed to its connections; they are read from"
+            " the log within a second",
+            tenant=self.name_of(tenant_id),
+        )
+
     def refused(self, request: Request, error: Exception) -> None:
         """A publisher's request failed in the database."""
         named = [item.place[1] for item in request.items if item.place[1] is not None]

@@ -4,8 +4,17 @@ A look at the outbox deletes nothing. The orders that hooks have noted are then 
 `posd_reader`, tenants side by side, while the sequencer goes on with what is ready. A portion has the ids of
 the rows that were seen before its reading began; the sequencer takes exactly those.
 
-A tenant is in one portion at a time, so its rows keep their order. A tenant whose tables cannot be read keeps
-its rows, and no other waits for it.
+Only the doorman looks (`posd.publishing.doorman`). What it has read is numbered under the lease that it had
+when it looked, or not at all.
+
+The rows of a tenant keep their order, whether or not they need reading: a tenant is in one portion at a time,
+and later rows wait until its orders are read. Other tenants do not wait. A read whose connection is lost is
+done again.
+
+A tenant whose own tables make a read fail, or are too slow, is in quarantine. Its rows that need no reading
+go on without the others. Its orders are read one by one after a pause. An order that fails again is left
+alone for a time of its own, and the others go on. The quarantine ends when all orders that wait have been
+read.
 """
 
 from __future__ import annotations
@@ -23,7 +32,8 @@ from posd.database.link import Session
 from posd.database.readers import Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.publishing.batch import TOUCHED_ORDER, Shops
-from posd.store import shop_rows, stream
+from posd.publishing.quarantine import Aside
+from posd.store import bell, shop_rows, stream
 from posd.values import Tenant, TenantId
 
 MOST_ROWS: Final = 200
@@ -32,6 +42,8 @@ as installed for everybody (max_locks_per_transaction), so there may be rows of 
 _MOST_BYTES: Final = 1024 * 1024
 _SOON_SECONDS: Final = 0.05
 _LATE_SECONDS: Final = 0.1
+# For how long, at most, the orders of a tenant are left alone that cannot be read.
+_LONGEST_PAUSE: Final = 300.0
 
 
 @frozen
@@ -41,6 +53,8 @@ class Portion:
     tenant_id: TenantId
     ids: Sequence[int]
     orders: Mapping[str, str] = field(factory=dict)
+    fence: int | None = None
+    """Of the lease that the node had when it looked."""
 
     @property
     def size(self) -> int:
@@ -50,8 +64,9 @@ class Portion:
 class Outbox:
     """Looks at the outbox by `link` and has orders read by `readers`.
 
-    `changed` is called when a portion has become ready by itself, `failed` with a tenant whose tables cannot
-    be read and why.
+    `changed` is called when a read is over; with True if the outbox should be looked at again. `failed` is
+    called when orders cannot be read: with the tenant, the order if it is one, why, and the length of the
+    pause.
     """
 
     _log = Logger()
@@ -63,8 +78,8 @@ class Outbox:
         readers: Readers,
         *,
         shops: Callable[[Session, Collection[TenantId]], Awaitable[Shops]],
-        changed: Callable[[], None],
-        failed: Callable[[TenantId, str], None],
+        changed: Callable[[bool], None],
+        failed: Callable[[TenantId, str | None, str, float], None],
     ) -> None:
         self._clock = clock
         self._link = link
@@ -72,36 +87,83 @@ class Outbox:
         self._shops = shops
         self._changed = changed
         self._failed = failed
+        self._fence: int | None = None
         self._reading: set[TenantId] = set()
         self._ready: list[Portion] = []
         # How many rows are seen at once of tenants whose tables take long to read.
         self._limits: dict[TenantId, int] = {}
+        # The tenants in quarantine, and the order of each that was read last.
+        self._quarantine: dict[TenantId, str] = {}
+        self._pauses: Aside[TenantId] = Aside(clock, _LONGEST_PAUSE)
+        self._odd: Aside[tuple[TenantId, str]] = Aside(clock, _LONGEST_PAUSE)
 
     @property
     def reading(self) -> int:
         """The tables of how many tenants are being read, or wait for that."""
         return len(self._reading)
 
+    @property
+    def quarantine(self) -> Collection[TenantId]:
+        """The tenants whose orders cannot be read."""
+        return self._quarantine.keys()
+
+    def is_reading(self, tenant_id: TenantId) -> bool:
+        """Whether later rows of a tenant wait until its orders are read."""
+        return tenant_id in self._reading and tenant_id not in self._quarantine
+
     def __bool__(self) -> bool:
         """Whether a portion is ready."""
         return bool(self._ready)
 
-    async def look(self, aside: Collection[TenantId]) -> None:
-        """See what is there without the tenants that are `aside`. Begins to read what has to be read."""
-        busy = (*self._reading, *(each.tenant_id for each in self._ready))
-        for tenant, rows in await self._seen(MOST_ROWS, (*aside, *busy)):
-            if tenant is not None and _touched(rows):
-                self._reading.add(tenant.id)
-                Deferred.fromCoroutine(self._read_aside(tenant, rows))
-            else:
-                self._ready.append(_unread(rows))
+    @property
+    def fence(self) -> int | None:
+        """That of the doorman's lease, if this node has it; without it there is nothing to look at."""
+        return self._fence
+
+    @fence.setter
+    def fence(self, fence: int | None) -> None:
+        """Another lease, or none: what was read under the one before is dropped."""
+        self._fence = fence
+        self._ready.clear()
+
+    async def has_news(self, aside: Collection[TenantId]) -> bool:
+        """Whether a look would see something, of tenants that are not in quarantine."""
+        ready = {each.tenant_id for each in self._ready}
+        return await bell.has_news(self._link, {*aside, *ready, *self._reading, *self._quarantine})
+
+    async def look(self, aside: Collection[TenantId]) -> int:
+        """See what is there without the tenants that are `aside`; how many rows were seen.
+
+        Begins to read what has to be read.
+        """
+        fence = self._fence
+        ready = {each.tenant_id for each in self._ready}
+        waiting = self._reading - self._quarantine.keys()
+        found = await self._seen(MOST_ROWS, {*aside, *ready, *waiting})
+        if fence is None or fence != self._fence:
+            return 0
+        for tenant, rows in found:
+            self._begin(tenant, rows, fence)
+        if due := {
+            tenant_id: key
+            for tenant_id, key in self._quarantine.items()
+            if tenant_id not in {*aside, *ready, *self._reading} and tenant_id not in self._pauses
+        }:
+            found += await self._look_again(due, fence)
+        return sum(len(rows) for _, rows in found)
 
     async def one(self, tenant_id: TenantId, most: int) -> Portion | None:
         """Up to `most` rows of one tenant, read now; None if there are none or they cannot be read."""
-        for tenant, rows in await self._seen(most, (), tenant_id):
+        fence = self._fence
+        if fence is None:
+            return None
+        found = await self._seen(most, (), tenant_id)
+        if not found and (key := self._quarantine.get(tenant_id)) is not None:
+            found = await self._of_shops(await stream.look_again(self._link, {tenant_id: key}, ()))
+        for tenant, rows in found:
             if tenant is not None and _touched(rows):
-                return await self._read(tenant, rows)
-            return _unread(rows)
+                return await self._read(tenant, rows, fence)
+            return _unread(rows, fence)
         return None
 
     def next_batch(self) -> list[Portion]:
@@ -116,46 +178,108 @@ class Outbox:
         del self._ready[: len(portions)]
         return portions
 
+    def _begin(self, tenant: Tenant | None, rows: Sequence[stream.Seen], fence: int) -> None:
+        if tenant is not None and _touched(rows):
+            self._reading.add(tenant.id)
+            Deferred.fromCoroutine(self._read_aside(tenant, rows, fence))
+        else:
+            self._ready.append(_unread(rows, fence))
+
+    async def _look_again(
+        self, due: Mapping[TenantId, str], fence: int
+    ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
+        """Begin to read the next order of each tenant in quarantine whose pause is over."""
+        odd = self._odd.now()
+        found = await self._of_shops(await stream.look_again(self._link, due, odd))
+        if fence != self._fence:
+            return []
+        for tenant, rows in found:
+            self._begin(tenant, rows, fence)
+        for tenant_id in due.keys() - {rows[0].tenant_id for _, rows in found}:
+            if due[tenant_id]:
+                # All after this one were read. It goes on with the first.
+                self._quarantine[tenant_id] = ""
+                self._changed(True)
+            elif not any(tenant_id == of for of, _ in self._odd.known()):
+                del self._quarantine[tenant_id]
+                self._pauses.remove(tenant_id)
+                self._changed(True)
+        return found
+
     async def _seen(
         self, most: int, aside: Collection[TenantId], only: TenantId | None = None
     ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
         """The rows that are there, by their tenants; a tenant that is gone is None."""
+        unreadable = self._quarantine.keys()
+        return await self._of_shops(
+            await stream.look(self._link, most, aside, unreadable, self._limits, only)
+        )
+
+    async def _of_shops(
+        self, rows: Sequence[stream.Seen]
+    ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
         seen: dict[TenantId, list[stream.Seen]] = defaultdict(list)
-        for row in await stream.look(self._link, most, aside, self._limits, only):
+        for row in rows:
             seen[row.tenant_id].append(row)
         shops = await self._shops(self._link, seen.keys()) if seen else {}
-        return [(shops.get(tenant_id), rows) for tenant_id, rows in seen.items()]
+        return [(shops.get(tenant_id), of_tenant) for tenant_id, of_tenant in seen.items()]
 
-    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen]) -> None:
+    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int) -> None:
+        again = False
         try:
-            portion = await self._read(tenant, rows)
+            portion = await self._read(tenant, rows, fence)
+            if portion is None or fence != self._fence:
+                # Its rows that need no reading go on. Or it is read again, if this node has another lease.
+                again = True
+            else:
+                self._ready.append(portion)
+        except Unavailable:
+            # The rows stay in the outbox. Without any connection, the feed looks again later.
+            again = self._readers.up
         finally:
             self._reading.discard(tenant.id)
-        if portion is not None:
-            self._ready.append(portion)
-            self._changed()
+            self._changed(again)
 
-    async def _read(self, tenant: Tenant, rows: Sequence[stream.Seen]) -> Portion | None:
-        """The orders that these rows are about; None if they cannot be read."""
+    async def _read(
+        self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int
+    ) -> Portion | None:
+        """The orders that these rows are about; None if they cannot be read.
+
+        Raises `Unavailable` where the connection is lost.
+        """
         touched = _touched(rows)
         began = self._clock.seconds()
         try:
             read = await shop_rows.read(self._readers, tenant, touched)
-        except (Unreadable, StatementFailed) as error:
-            self._limits[tenant.id] = 1
-            self._failed(tenant.id, str(error))
+        except Unreadable as error:
+            self._fails(tenant.id, touched, str(error), is_odd=True)
+            return None
+        except StatementFailed as error:
+            self._fails(tenant.id, touched, str(error), is_odd=False)
             return None
         except Unavailable:
-            # No connection. The rows stay in the outbox, and the feed looks again.
-            return None
+            raise
         except Exception:
             self._log.failure("the orders of a shop could not be read")
-            self._failed(tenant.id, "posd failed at reading its orders")
+            self._fails(tenant.id, touched, "posd failed at reading its orders", is_odd=True)
             return None
         self._took(tenant.id, len(rows), self._clock.seconds() - began)
-        unread = set(read.unread)
-        ids = [row.id for row in rows if row.type != TOUCHED_ORDER or row.key not in unread]
-        return Portion(tenant.id, ids, read.found)
+        if tenant.id in self._quarantine:
+            self._quarantine[tenant.id] = touched[-1]
+            self._pauses.remove(tenant.id)
+            for order_id in touched:
+                self._odd.remove((tenant.id, order_id))
+        return Portion(tenant.id, _in_order(rows, set(read.unread)), read.found, fence)
+
+    def _fails(
+        self, tenant_id: TenantId, order_ids: Sequence[str], reason: str, *, is_odd: bool
+    ) -> None:
+        """Put a tenant into quarantine, and an order that could not be read alone aside if it `is_odd`."""
+        alone = order_ids[0] if len(order_ids) == 1 else None
+        self._quarantine[tenant_id] = alone or ""
+        if alone is not None and is_odd:
+            self._odd.add((tenant_id, alone))
+        self._failed(tenant_id, alone, reason, self._pauses.add(tenant_id))
 
     def _took(self, tenant_id: TenantId, rows: int, seconds: float) -> None:
         """Have so many rows read at once that it takes less than a tenth of a second."""
@@ -174,5 +298,15 @@ def _touched(rows: Sequence[stream.Seen]) -> list[str]:
     return [*dict.fromkeys(keys)]
 
 
-def _unread(rows: Sequence[stream.Seen]) -> Portion:
-    return Portion(rows[0].tenant_id, [row.id for row in rows])
+def _unread(rows: Sequence[stream.Seen], fence: int) -> Portion:
+    return Portion(rows[0].tenant_id, [row.id for row in rows], fence=fence)
+
+
+def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[int]:
+    """The rows before the first one that is about an order that was not read, and all with their keys."""
+    end = next(
+        (n for n, row in enumerate(rows) if row.type == TOUCHED_ORDER and row.key in unread),
+        len(rows),
+    )
+    keys = {(row.type, row.key) for row in rows[:end] if row.key is not None}
+    return [row.id for n, row in enumerate(rows) if n < end or (row.type, row.key) in keys]

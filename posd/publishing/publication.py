@@ -8,7 +8,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 
 from posd.database.coalescing import fail_all
-from posd.errors import Refusal
+from posd.errors import Refusal, Unavailable
 from posd.events.order_transitions import Condition
 from posd.publishing import batch
 from posd.store.idempotency import Idempotency
@@ -60,12 +60,17 @@ class Request:
     """A publication and whoever waits for its answer.
 
     `result` is found out in the transaction, perhaps in several that fail, and is told after the
-    one that did not.
+    one that did not. `follows` is the last row of the outbox that comes before it, None while that is not
+    known. `orderly`: it waits for that row, since `waits_since`. `queued`: it waits for its transaction.
     """
 
     publication: Publication
     answer: Deferred[Published] = field(factory=Deferred)
     result: Published | Refusal | None = None
+    follows: int | None = None
+    orderly: bool = True
+    waits_since: float | None = None
+    queued: bool = False
 
     @property
     def tenant_id(self) -> TenantId:
@@ -92,3 +97,8 @@ def answer(requests: Iterable[Request]) -> None:
 def fail(requests: Iterable[Request], error: Exception) -> None:
     """Tell those who have not been told anything yet."""
     fail_all([each.answer for each in requests if not each.answer.called], error)
+
+
+def not_served() -> Unavailable:
+    """What publishers are told while their tenant is left out."""
+    return Unavailable("This tenant cannot be served at the moment.", retry_after=5)

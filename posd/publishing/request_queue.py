@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from attrs import define, field
@@ -39,27 +40,39 @@ class RequestQueue:
         if self._length >= _MOST_WAITING or len(waiting) >= _MOST_OF_A_TENANT:
             raise Unavailable("Too many requests wait to be published.", retry_after=2)
         self._tenants.setdefault(request.tenant_id, deque()).append(request)
+        request.queued = True
         self._length += 1
 
-    def next_batch(self) -> list[Request]:
-        """Take the next requests: up to 300 events, about 1 MiB and 100 tenants; one request at least.
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """Let requests that were taken wait again, before those of their tenants that came later."""
+        for request in reversed([*requests]):
+            self._tenants.setdefault(request.tenant_id, deque()).appendleft(request)
+            request.queued = True
+            self._length += 1
+
+    def next_batch(self, waits: Callable[[Request], bool] = lambda request: False) -> list[Request]:
+        """Take the next requests: up to 300 events, about 1 MiB and 100 tenants.
+
+        One request at least, unless all are of tenants whose first one `waits`.
 
         Whose turn it is goes on where the last batch ended, so that no tenant's requests wait for more
         than one request of each other tenant. A request of more than 50 events or 256 KiB is alone in its
         batch. Such batches and those of the others take turns: who publishes one event waits for one such
         request.
         """
-        large = [tenant_id for tenant_id, waiting in self._tenants.items() if _is_large(waiting[0])]
-        is_large = bool(large) and (self._large_is_next or len(large) == len(self._tenants))
-        self._large_is_next = not is_large
-        batch = [self._take(large[0])] if is_large else self._take_small()
+        ready = [tenant_id for tenant_id, waiting in self._tenants.items() if not waits(waiting[0])]
+        large = [tenant_id for tenant_id in ready if _is_large(self._tenants[tenant_id][0])]
+        is_large = bool(large) and (self._large_is_next or len(large) == len(ready))
+        if ready:
+            self._large_is_next = not is_large
+        batch = [self._take(large[0])] if is_large else self._take_small(ready)
         self._length -= len(batch)
         return batch
 
-    def _take_small(self) -> list[Request]:
+    def _take_small(self, ready: Iterable[TenantId]) -> list[Request]:
         batch: list[Request] = []
         tenants: set[TenantId] = set()
-        events, size, turn = 0, 0, deque(self._tenants)
+        events, size, turn = 0, 0, deque(ready)
         while turn and events < _MOST_EVENTS and size < _MOST_BYTES:
             tenant_id = turn.popleft()
             if _is_large(self._tenants[tenant_id][0]):
@@ -78,6 +91,7 @@ class RequestQueue:
         """A tenant's next request; the other tenants come before its next one."""
         waiting = self._tenants[tenant_id]
         taken = waiting.popleft()
+        taken.queued = False
         if waiting:
             self._tenants.move_to_end(tenant_id)
         else:

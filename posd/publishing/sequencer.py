@@ -7,10 +7,14 @@ for a timer. A lock in the database lets one sequencer work at a time, whichever
 The shops' tables are read on other connections, before the transaction (`posd.publishing.outbox`), so no
 code of a shop runs here and no tenant waits for another one's tables.
 
-What goes wrong is kept small. A tenant whose tables cannot be read or written is left out for a
-while and keeps its rows. A batch that is refused is done again in parts, and those in halves, until
-what is at fault fails alone; the shops' orders are read again for that. Nothing leaves the outbox without
-having become an event or a `failed` row with a reason.
+What a publisher asks follows what its tenant has committed before, up to a batch of it. If older rows are
+found in the outbox under the lock, the request waits until they are numbered, for two seconds at most. It
+does not wait if the tenant's tables cannot be read.
+
+What goes wrong is kept small. A tenant whose rows cannot be numbered is left out for a while and keeps them.
+A batch that is refused is done again in parts, and those in halves, until what is at fault fails alone; the
+shops' orders are read again for that. Nothing leaves the outbox without having become an event or a `failed`
+row with a reason.
 """
 
 from __future__ import annotations
@@ -21,29 +25,33 @@ from uuid import UUID
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.link import Link
 from posd.database.readers import Readers
-from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
+from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable, is_about_data
 from posd.monitoring.counters import Instruments
 from posd.publishing.journal import Journal
 from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
-from posd.publishing.publication import Request, answer, fail
+from posd.publishing.publication import Request, answer, fail, not_served
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
+from posd.store.stream import FenceLost
 from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
 _MANY_WAITING: Final = 1000
-# For how long, at most, the outbox of a tenant is left alone whose tables cannot be read.
+# For how long, at most, the outbox of a tenant is left alone whose rows cannot be numbered.
 _LONGEST_ASIDE: Final = 300.0
+# For how long, at most, a request waits for older rows of its tenant.
+_ORDERLY_SECONDS: Final = 2.0
+_SOON_SECONDS: Final = 0.02
 
 
 class Sequencer(Service):
@@ -61,6 +69,8 @@ class Sequencer(Service):
         event_bytes: int,
         connections_here: Callable[[TenantId], int],
         appended: Callable[[Appended], None] = lambda appended: None,
+        fence_lost: Callable[[], None] = lambda: None,
+        saw: Callable[[int], None] = lambda rows: None,
         instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
@@ -68,30 +78,39 @@ class Sequencer(Service):
         self._link = link
         # Is given what was committed, so that this node's tills have it without a read.
         self._appended = appended
+        self._fence_lost = fence_lost
+        # Is told after each look how many rows it has seen.
+        self._saw = saw
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
-        self._aside = Aside(reactor, _LONGEST_ASIDE)
-        self._shut = Aside(reactor)
+        self._aside: Aside[TenantId] = Aside(reactor, _LONGEST_ASIDE)
+        self._shut: Aside[TenantId] = Aside(reactor)
         self._queue = RequestQueue()
         self._outbox = Outbox(
             reactor,
             link,
             readers,
             shops=self._numbering.shops,
-            changed=self._start,
-            failed=lambda tenant_id, reason: self._leave(self._aside, tenant_id, reason),
+            changed=self._was_read,
+            failed=self._journal.unreadable,
         )
         self._outbox_waits = False
-        self._work: Deferred[None] = succeed(None)
         self._working = False
+        self._soon: IDelayedCall | None = None
+        self._ended: Deferred[None] | None = None
+        # Until when requests are not tried that are still too early.
+        self._early: dict[TenantId, float] = {}
         self._pulse = Pulse()
         self._running_keys: set[tuple[object, ...]] = set()
 
     def stopService(self) -> Deferred[None]:
         """Finish what was accepted. Nothing is accepted afterwards."""
         Service.stopService(self)
-        return self._work
+        if not self._working and not self._queue:
+            return succeed(None)
+        self._ended = Deferred()
+        return self._ended
 
     @property
     def event_bytes(self) -> int:
@@ -109,8 +128,8 @@ class Sequencer(Service):
 
     @property
     def left_out(self) -> int:
-        """How many tenants are left out for a while."""
-        return len({*self._aside.now(), *self._shut.now()})
+        """How many tenants are left out, or in quarantine."""
+        return len({*self._aside.now(), *self._shut.now(), *self._outbox.quarantine})
 
     @property
     def stalled(self) -> bool:
@@ -123,10 +142,27 @@ class Sequencer(Service):
         """Whether no tenant is left out because its tables cannot be read or written."""
         return not self.left_out
 
+    @property
+    def fence(self) -> int | None:
+        """That of the doorman's lease, if this node has it. Without it only requests are numbered."""
+        return self._outbox.fence
+
+    @fence.setter
+    def fence(self, fence: int | None) -> None:
+        """What was read under the lease before is dropped. With a lease the outbox is looked at."""
+        self._outbox.fence = fence
+        if fence is not None:
+            self.wake()
+
     def wake(self) -> None:
-        """Look into the outbox, now or after the transaction that is in flight."""
-        self._outbox_waits = True
-        self._start()
+        """Look into the outbox, now or after the transaction that is in flight; only the doorman does."""
+        if self.fence is not None:
+            self._outbox_waits = True
+            self._start()
+
+    async def has_news(self) -> bool:
+        """Whether a look into the outbox would see something: a question that costs less than the look."""
+        return await self._outbox.has_news(self._aside.now())
 
     async def publish(self, publication: Publication) -> Published:
         """Publish, and return after the COMMIT.
@@ -138,7 +174,7 @@ class Sequencer(Service):
         if not self.running:
             raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
         if publication.tenant_id in self._shut:
-            raise _not_served()
+            raise not_served()
         call = publication.idempotency
         if call is not None and call.scope in self._running_keys:
             raise Conflict("The first call with this key is still running.", code="still_running")
@@ -154,42 +190,93 @@ class Sequencer(Service):
                 self._running_keys.discard(call.scope)
 
     def _start(self) -> None:
-        if not self._working and self.running:
+        if not self._working and (self.running or self._queue):
             self._working = True
             self._pulse.beat()
-            self._work = Deferred.fromCoroutine(self._loop())
+            Deferred.fromCoroutine(self._loop())
+
+    def _start_soon(self) -> None:
+        if self._soon is None or not self._soon.active():
+            self._soon = self._reactor.callLater(_SOON_SECONDS, self._start)
+
+    def _was_read(self, again: bool) -> None:
+        """The orders of a tenant were read, or cannot be."""
+        self._outbox_waits = self._outbox_waits or again
+        self._start()
 
     async def _loop(self) -> None:
         try:
-            while self._queue or ((self._outbox_waits or self._outbox) and self.running):
-                requests = self._queue.next_batch()
+            while True:
+                requests: list[Request] = []
                 away = False
                 try:
-                    await self._settle(requests, await self._portions())
+                    portions = await self._portions()
+                    requests = self._queue.next_batch(self._waits)
+                    if not requests and not portions and not self._is_due:
+                        break
+                    await self._settle(requests, portions)
                 except Unavailable:
                     # The rows stay in the outbox; the feed wakes us when the database is back.
                     away = True
+                    requests = requests or self._queue.next_batch()
                 except Exception:
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
                 # Those of a batch that had to be divided, whose turn did not come.
-                fail(requests, Unavailable("Publishing failed. Try again.", retry_after=1))
+                missed = [each for each in requests if not each.queued]
+                fail(missed, Unavailable("Publishing failed. Try again.", retry_after=1))
                 if away and len(self._queue) >= _MANY_WAITING:
                     # Every batch fails at once then. Thousands of answers are not given in one turn.
                     await deferLater(self._reactor, 0)
         finally:
             self._working = False
+            if self._queue:
+                self._start_soon()
+            elif self._ended is not None:
+                self._ended.callback(None)
+                self._ended = None
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the outbox is to be looked at. Only the doorman does."""
+        return self._outbox_waits and self.fence is not None and bool(self.running or self._queue)
 
     async def _portions(self) -> list[Portion]:
         """What of the outbox is ready to be numbered, after a look at it if there is reason for one."""
-        if self._outbox_waits and self.running:
+        if self._is_due:
             self._outbox_waits = False
             self._pulse.beat()
             try:
-                await self._outbox.look(self._aside.now())
+                self._saw(await self._outbox.look(self._aside.now()))
             except StatementFailed as error:
                 # Requests can be numbered all the same.
                 self._log.error("the outbox cannot be looked at: {error}", error=error)
         return self._outbox.next_batch()
+
+    def _waits(self, request: Request) -> bool:
+        """Whether older rows of its tenant have to be read before it."""
+        tenant_id, now = request.tenant_id, self._reactor.seconds()
+        if not self._outbox.is_reading(tenant_id) and self._early.get(tenant_id, now) <= now:
+            return False
+        if request.waits_since is None:
+            request.waits_since = now
+        return self._is_orderly(request)
+
+    def _is_orderly(self, request: Request) -> bool:
+        """Whether it follows what its tenant has committed, as it does where that can be read in time."""
+        since, tenant_id = request.waits_since, request.tenant_id
+        in_time = since is None or self._reactor.seconds() - since < _ORDERLY_SECONDS
+        return in_time and tenant_id not in self._aside and tenant_id not in self._outbox.quarantine
+
+    def _put_back(self, early: Sequence[Request], portions: Sequence[Portion]) -> None:
+        """Let requests wait until older rows of their tenants are numbered."""
+        now = self._reactor.seconds()
+        progress = {each.tenant_id for each in portions}
+        for each in early:
+            if each.waits_since is None:
+                each.waits_since = now
+            elif each.tenant_id not in progress:
+                self._early[each.tenant_id] = now + _SOON_SECONDS
+        self._queue.put_back(early)
 
     async def _settle(self, requests: Sequence[Request], portions: Sequence[Portion] = ()) -> None:
         """Publish requests and portions of the outbox; each fails only for its own faults.
@@ -239,19 +326,27 @@ class Sequencer(Service):
     async def _commit(self, requests: Sequence[Request], portions: Sequence[Portion]) -> None:
         self._pulse.beat()
         began = self._reactor.seconds()
+        for each in requests:
+            each.orderly = self._is_orderly(each)
+            self._early.pop(each.tenant_id, None)
         try:
             outcome = await self._link.transaction(
                 lambda session: self._numbering.number(session, requests, portions)
             )
+        except FenceLost:
+            self._fence_lost()
+            await self._settle(requests)
+            return
         except Exception:
             self._instruments.batch_failed()
             raise
         self._hand_on(outcome.appended)
         self._journal.committed(outcome, self._reactor.seconds() - began)
-        if outcome.taken:
+        self._put_back(outcome.early, portions)
+        if outcome.taken or outcome.early:
             # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True
-        answer(requests)
+        answer(each for each in requests if not each.queued)
 
     def _hand_on(self, appended: Iterable[Appended]) -> None:
         """Give this node's tills what was committed. Whatever goes wrong there, the batch was published."""
@@ -259,11 +354,7 @@ class Sequencer(Service):
             try:
                 self._appended(each)
             except Exception:
-                self._log.failure(
-                    "events of tenant {tenant} were published and not handed to its connections; they"
-                    " are read from the log within a second",
-                    tenant=self._numbering.name_of(each.tenant_id),
-                )
+                self._journal.not_handed_on(each.tenant_id)
 
     async def _leave_out(
         self,
@@ -282,7 +373,7 @@ class Sequencer(Service):
         for tenant_id, reason in failures.items():
             self._leave(self._aside if tenant_id in spared else self._shut, tenant_id, reason)
         shut = failures.keys() - spared
-        fail((each for each in requests if each.tenant_id in shut), _not_served())
+        fail((each for each in requests if each.tenant_id in shut), not_served())
         await self._settle([each for each in requests if each.tenant_id not in failures])
         await self._settle([each for each in requests if each.tenant_id in spared])
 
@@ -292,12 +383,12 @@ class Sequencer(Service):
             self._log.failure("an event could not be worked on")
         self._journal.refused(request, error)
         refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
-        fail([request], refusal if _is_badly_made(error) else error)
+        fail([request], refusal if is_about_data(error) else error)
 
     async def _blame_row(self, error: Exception) -> None:
         """The oldest row of a tenant's outbox has failed alone."""
         row = self._numbering.oldest
-        badly_made = _is_badly_made(error)
+        badly_made = is_about_data(error)
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         if row is None:
@@ -312,8 +403,10 @@ class Sequencer(Service):
         """Log the outbox row that just failed alone as failed, since it cannot be published."""
         try:
             await self._link.transaction(
-                lambda session: self._numbering.reject(session, row, reason)
+                lambda session: self._numbering.reject(session, row, reason, self.fence)
             )
+        except FenceLost:
+            self._fence_lost()
         except StatementFailed as error:
             self._leave(self._aside, row.tenant_id, str(error))
         except OutboxChanged:
@@ -322,20 +415,5 @@ class Sequencer(Service):
         else:
             self._journal.rejected(row, reason)
 
-    def _leave(self, aside: Aside, tenant_id: TenantId, reason: str) -> None:
-        self._log.error(
-            "tenant {tenant} is left out for {seconds} s: {reason}. Its events wait in the outbox."
-            " `posctl doctor` names what was changed in its tables",
-            tenant=self._numbering.name_of(tenant_id),
-            seconds=aside.add(tenant_id),
-            reason=reason,
-        )
-
-
-def _is_badly_made(error: Exception) -> bool:
-    """Whether PostgreSQL has refused what an event has in it."""
-    return isinstance(error, StatementFailed) and error.about_data
-
-
-def _not_served() -> Unavailable:
-    return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
+    def _leave(self, aside: Aside[TenantId], tenant_id: TenantId, reason: str) -> None:
+        self._journal.unnumbered(tenant_id, reason, aside.add(tenant_id))

@@ -55,6 +55,8 @@ class Outcome:
     """What came to the end of each tenant's stream."""
     lacking: Mapping[TenantId, frozenset[str]] = field(factory=dict)
     """The tenants whose tables were read, and the columns that are missing since they were adopted."""
+    early: Sequence[Request] = ()
+    """Requests that were not worked on, since older rows of their tenants are in the outbox."""
 
 
 @define(eq=False)
@@ -75,15 +77,30 @@ class Numbering:
     async def number(
         self, session: Session, requests: Sequence[Request], portions: Sequence[Portion] = ()
     ) -> Outcome:
-        """Publish requests and portions of the outbox. The requests are given their results.
+        """Publish portions of the outbox, and then requests, which are given their results.
 
-        Raises `TenantsFailed`, and whatever the database raises; then nothing may be committed.
+        A request that is `orderly` is left out while its tenant has older rows in the outbox: a shop that
+        commits and then calls has its events in that order.
+
+        Raises `TenantsFailed`, `FenceLost`, and whatever the database raises; then nothing may be committed.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
-        found = await stream.take(session, seen, patient=bool(requests))
-        if found is None or (not requests and not found.rows):
+        asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
+        found = await stream.take(
+            session,
+            seen,
+            asking,
+            patient=True,
+            node_id=self.node_id,
+            fence=portions[0].fence if portions else None,
+        )
+        if found is None:
             return Outcome()
+        early = _early(requests, found.behind)
+        requests = [each for each in requests if each not in early]
+        if not requests and not found.rows:
+            return Outcome(early=early)
         taken = found.rows
         self.oldest = taken[0] if taken else None
         wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in taken}
@@ -117,11 +134,20 @@ class Numbering:
             ledger.left_out,
             _appended(placed),
             ledger.lacking,
+            early,
         )
 
-    async def reject(self, session: Session, row: stream.OutboxRow, reason: str) -> None:
+    async def reject(
+        self, session: Session, row: stream.OutboxRow, reason: str, fence: int | None
+    ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
-        found = await stream.take(session, [(row.tenant_id, row.id)], patient=True)
+        found = await stream.take(
+            session,
+            [(row.tenant_id, row.id)],
+            patient=True,
+            node_id=self.node_id,
+            fence=fence,
+        )
         if found is None or [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)
@@ -249,6 +275,19 @@ class Numbering:
         ]
         if answers:
             await idempotency.store(session, answers)
+
+
+def _early(
+    requests: Sequence[Request], behind: Mapping[tuple[TenantId, int | None], int]
+) -> list[Request]:
+    """Those that older rows of the outbox come before. Notes up to which row."""
+    early = []
+    for each in requests:
+        last = behind.get((each.tenant_id, each.follows)) if each.orderly else None
+        if last is not None:
+            each.follows = each.follows or last
+            early.append(each)
+    return early
 
 
 def _appended(placed: Sequence[tuple[stream.Entry, stream.Recorded]]) -> list[Appended]:

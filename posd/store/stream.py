@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from attrs import frozen
+from attrs import field, frozen
 
 from posd.database.link import Row, Session
-from posd.errors import Pruned, Renamed
+from posd.errors import PosdError, Pruned, Renamed, StatementFailed
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
@@ -52,12 +52,20 @@ _MOVED: Final = f"""
 """
 _LOOK: Final = """
     SELECT tenant_id, id, type, key
-      FROM dinedesk_main.pos_look(%s, %s::integer[], %s::integer[], %s::integer[], %s::integer)
+      FROM dinedesk_main.pos_look(%s, %s::integer[], %s::integer[], %s::integer[], %s::integer[], %s::integer)
+"""
+_LOOK_AGAIN: Final = """
+    SELECT tenant_id, id, type, key
+      FROM dinedesk_main.pos_look_again(%s::integer[], %s::text[], %s::integer[], %s::text[])
 """
 # The function is called once, and the clock is read after it: after the wait for the lock.
 _TAKE: Final = """
-    SELECT *, clock_timestamp() FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s)
+    SELECT *, clock_timestamp()
+      FROM dinedesk_main.pos_take(
+        %s::integer[], %s::bigint[], %s::integer[], %s::bigint[], %s, %s::uuid, %s::bigint)
 """
+_FENCED_OFF: Final = "PD001"
+"""The SQLSTATE of pos_take() where another node has the lease of the doorman."""
 _STATES: Final = """
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
 """
@@ -96,6 +104,12 @@ class Taken:
 
     rows: Sequence[OutboxRow]
     now: datetime
+    behind: Mapping[tuple[TenantId, int | None], int] = field(factory=dict)
+    """By what was asked: the last row of the outbox that is older than what the tenant's publishers ask."""
+
+
+class FenceLost(PosdError):
+    """Another node has got the lease of the doorman, so this one may take nothing out of the outbox."""
 
 
 @frozen
@@ -251,31 +265,61 @@ async def look(
     session: Session,
     limit: int,
     aside: Iterable[TenantId],
+    unreadable: Iterable[TenantId],
     limits: Mapping[TenantId, int],
     only: TenantId | None = None,
 ) -> list[Seen]:
     """The next rows of the outbox, up to `limit` of them and the oldest 20 with each of their keys.
 
-    Without those of tenants that are `aside`; of a tenant that is in `limits` up to so many. With `only`,
-    those of that tenant.
+    Without those of tenants that are `aside`, and of `unreadable` tenants without those that hooks have noted
+    about orders; of a tenant that is in `limits` up to so many. With `only`, those of that tenant.
     """
-    values = (limit, list(aside), [*limits], [*limits.values()], only)
+    values = (limit, list(aside), list(unreadable), [*limits], [*limits.values()], only)
     return [Seen(*row) for row in await session.query(_LOOK, values)]
 
 
+async def look_again(
+    session: Session, tried: Mapping[TenantId, str], odd: Iterable[tuple[TenantId, str]]
+) -> list[Seen]:
+    """The rows about one order of each tenant: the next one by its id after the one that was tried.
+
+    Without orders that are `odd`.
+    """
+    values = ([*tried], [*tried.values()], *_columns(odd, 2))
+    return [Seen(*row) for row in await session.query(_LOOK_AGAIN, values)]
+
+
 async def take(
-    session: Session, seen: Sequence[tuple[TenantId, int]], *, patient: bool
+    session: Session,
+    seen: Sequence[tuple[TenantId, int]],
+    asking: Iterable[tuple[TenantId, int | None]] = (),
+    *,
+    patient: bool,
+    node_id: UUID | None = None,
+    fence: int | None = None,
 ) -> Taken | None:
     """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
 
-    None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
+    `asking` names tenants whose publishers ask for something, with the last row that it follows, if that is
+    known. None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
     takes longer than lock_timeout.
+
+    `fence` is that of the lease that this node had when it looked. Raises `FenceLost` if rows were seen and
+    it does not have that lease any more.
     """
-    columns = [tenant_id for tenant_id, _ in seen], [row_id for _, row_id in seen]
-    rows = await session.query(_TAKE, (*columns, patient))
+    node = None if node_id is None else str(node_id)
+    values = (*_columns(seen, 2), *_columns(asking, 2), patient, node, fence)
+    try:
+        rows = await session.query(_TAKE, values)
+    except StatementFailed as error:
+        if error.sqlstate == _FENCED_OFF:
+            raise FenceLost(str(error)) from error
+        raise
     if not rows[0][0]:
         return None
-    return Taken([OutboxRow(*row[1:-1]) for row in rows if row[1] is not None], rows[0][-1])
+    behind = {(row[2], row[6]): row[7] for row in rows if row[7] is not None}
+    taken = [OutboxRow(*row[1:6]) for row in rows if row[1] is not None]
+    return Taken(taken, rows[0][-1], behind)
 
 
 async def order_states(

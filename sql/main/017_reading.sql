@@ -2,20 +2,24 @@
 -- connections of posd_reader, and then, in the numbering transaction, takes exactly the rows that it had seen before
 -- the reading began. A row that a shop has committed meanwhile stays, so that the order is read again.
 
--- All rows about one order, or about one row of a ledger, are seen together. Without this, a node that saw one of
--- them earlier could publish an older state of the order after a newer one. A shop can write any number of rows about
--- one order in a transaction, and the sequencer looks for all shops: so it sees the oldest 20, and the others later.
+-- Rows about one order, or about one row of a ledger, are seen together, the oldest 20 of them. A shop can write any
+-- number of rows about one order in a transaction, and the sequencer looks for all shops. The rows that it has not seen
+-- have the order read again. Only the doorman takes rows (018_doorman.sql), so no other node has read the order before.
 CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, key, type, id) WHERE key IS NOT NULL;
 
+-- The rows that need no reading of a shop's tables. The others of a tenant whose tables cannot be read may be many.
+CREATE INDEX pos_outbox_read ON dinedesk_main.pos_outbox (tenant_id, id) WHERE key IS NULL OR type <> 'order';
+
 -- Up to `at_most` rows of the outbox, without those of the tenants in `aside`, and the oldest 20 rows with each of
--- their keys; with `one`, those of that tenant. Fewer mean that there are no more, or that they have 1 MiB already. Tenants
--- share a batch evenly, so that one which touches all of its orders at once holds no other up; the rows of a tenant
--- come oldest first. `tenant_ids` and `limits` say of which tenants fewer rows are seen.
+-- their keys; with `one`, those of that tenant. Fewer mean that there are no more, or that they have 1 MiB already.
+-- Tenants share a batch evenly, so that one which touches all of its orders at once holds no other up; the rows of a tenant
+-- come oldest first. Of the tenants in `unreadable`, only the rows that need no reading are seen. `tenant_ids` and
+-- `limits` say of which tenants fewer rows are seen.
 --
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
 CREATE FUNCTION dinedesk_main.pos_look(
-    at_most integer, aside integer[], tenant_ids integer[], limits integer[], one integer)
+    at_most integer, aside integer[], unreadable integer[], tenant_ids integer[], limits integer[], one integer)
 RETURNS TABLE (id bigint, tenant_id integer, type text, key text)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
     WITH RECURSIVE waiting AS (
@@ -28,7 +32,8 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
           FROM waiting AS w WHERE w.tenant_id IS NOT NULL AND one IS NULL
     ), served AS (
         -- With as many tenants as rows are wanted, the first row of each will do.
-        SELECT w.tenant_id, least(CASE WHEN count(*) OVER () < at_most THEN at_most ELSE 1 END, l.most) AS most
+        SELECT w.tenant_id, least(CASE WHEN count(*) OVER () < at_most THEN at_most ELSE 1 END, l.most) AS most,
+               w.tenant_id = ANY (unreadable) AS is_unreadable
           FROM waiting AS w LEFT JOIN unnest(tenant_ids, limits) AS l (tenant_id, most) USING (tenant_id)
          WHERE w.tenant_id IS NOT NULL AND w.tenant_id <> ALL (aside)
     ), seen AS (
@@ -37,8 +42,13 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
               FROM served AS s CROSS JOIN LATERAL (
                 SELECT p.id, p.tenant_id, p.type, p.key, row_number() OVER (ORDER BY p.id) AS rank,
                        CASE WHEN octet_length(p.data) <= 2097152 THEN octet_length(p.data) ELSE 0 END AS bytes
-                  FROM dinedesk_main.pos_outbox AS p
-                 WHERE p.tenant_id = s.tenant_id ORDER BY p.id LIMIT s.most
+                  FROM (
+                    (SELECT o.* FROM dinedesk_main.pos_outbox AS o
+                      WHERE o.tenant_id = s.tenant_id AND NOT s.is_unreadable ORDER BY o.id LIMIT s.most)
+                    UNION ALL
+                    (SELECT o.* FROM dinedesk_main.pos_outbox AS o
+                      WHERE o.tenant_id = s.tenant_id AND s.is_unreadable AND (o.key IS NULL OR o.type <> 'order')
+                      ORDER BY o.id LIMIT s.most)) AS p
             ) AS r ORDER BY r.rank, r.id LIMIT at_most
         ) AS f WHERE f.before < 1048576
     )
@@ -52,12 +62,49 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
     ORDER BY id
 $$;
 
+-- One order of each of these tenants, which could not be read before: the next one after `keys` in the order of the
+-- ids, without those in `odd_keys` of `odd_tenants`. The oldest 20 rows that are about it.
+CREATE FUNCTION dinedesk_main.pos_look_again(
+    tenant_ids integer[], keys text[], odd_tenants integer[], odd_keys text[])
+RETURNS TABLE (id bigint, tenant_id integer, type text, key text)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+    -- From key to key, however many rows each has.
+    WITH RECURSIVE tried AS (
+        SELECT w.tenant_id, w.key, true AS is_passed FROM unnest(tenant_ids, keys) AS w (tenant_id, key)
+        UNION ALL
+        SELECT t.tenant_id, n.key,
+               EXISTS (SELECT FROM unnest(odd_tenants, odd_keys) AS d (tenant_id, key)
+                        WHERE d.tenant_id = t.tenant_id AND d.key = n.key)
+          FROM tried AS t CROSS JOIN LATERAL (
+            SELECT o.key FROM dinedesk_main.pos_outbox AS o
+             WHERE o.tenant_id = t.tenant_id AND o.key > t.key AND o.type = 'order' ORDER BY o.key LIMIT 1) AS n
+         WHERE t.is_passed
+    )
+    SELECT o.id, o.tenant_id, o.type, o.key
+      FROM tried AS t CROSS JOIN LATERAL (
+        SELECT r.* FROM dinedesk_main.pos_outbox AS r
+         WHERE r.tenant_id = t.tenant_id AND r.key = t.key AND r.type = 'order' ORDER BY r.id LIMIT 20) AS o
+     WHERE NOT t.is_passed
+     ORDER BY o.id
+$$;
+
 -- Become the one sequencer, and then take these rows out of the outbox, those of them that are still there.
 -- `patient` callers wait for the lock (up to lock_timeout) since somebody waits for their answer; the others leave the
--- rows to the sequencer that has it. `locked` is in every row; a single row without an id says that there was nothing
--- to take. A row with neither key nor data had more than 2 MiB, which no event can have.
-CREATE FUNCTION dinedesk_main.pos_take(tenant_ids integer[], ids bigint[], patient boolean)
-RETURNS TABLE (locked boolean, id bigint, tenant_id integer, type text, key text, data text)
+-- rows to the sequencer that has it. `locked` is in every row; the last one has nothing else. A row with neither key
+-- nor data had more than 2 MiB, which no event can have.
+--
+-- Rows are taken only for the doorman: `node` with the `fence` that it had when it looked (018_doorman.sql). The fence
+-- is compared after the lock is taken. Whatever the next doorman numbers comes after this transaction then, and it
+-- looks and reads after it has got the lease.
+--
+-- What publishers ask of the tenants in `asking` comes after what those tenants have committed before. `behind` is
+-- there for those of them that have further rows: the last one that has to be numbered first. `follow` is that
+-- row, where it is known from an earlier call. NULL: as many rows as a batch has, so that a shop that changes
+-- thousands of orders at once does not make its publishers wait for all of them.
+CREATE FUNCTION dinedesk_main.pos_take(
+    tenant_ids integer[], ids bigint[], asking integer[], follow bigint[], patient boolean, node uuid, fence bigint)
+RETURNS TABLE (locked boolean, id bigint, tenant_id integer, type text, key text, data text, follows bigint,
+               behind bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -67,9 +114,15 @@ BEGIN
         BEGIN
             LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
         EXCEPTION WHEN lock_not_available THEN
-            RETURN QUERY SELECT false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
+            RETURN QUERY SELECT false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text, NULL::bigint,
+                                NULL::bigint;
             RETURN;
         END;
+    END IF;
+    IF ids <> '{}' AND NOT EXISTS (
+        SELECT FROM dinedesk_main.pos_doorman AS d WHERE d.node_id = node AND d.fence = pos_take.fence
+    ) THEN
+        RAISE EXCEPTION 'node % does not have the lease of the doorman any more', node USING ERRCODE = 'PD001';
     END IF;
     RETURN QUERY
         WITH taken AS (
@@ -79,14 +132,25 @@ BEGIN
             RETURNING o.id, o.tenant_id, o.type, o.key,
                       CASE WHEN octet_length(o.data) <= 2097152 THEN o.data END AS data
         )
-        SELECT true, t.id, t.tenant_id, t.type, t.key, t.data FROM taken AS t ORDER BY t.id;
-    IF NOT FOUND THEN
-        RETURN QUERY SELECT true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text;
-    END IF;
+        SELECT true, t.id, t.tenant_id, t.type, t.key, t.data, NULL::bigint, NULL::bigint FROM taken AS t
+         ORDER BY t.id;
+    RETURN QUERY
+        SELECT true, NULL::bigint, a.tenant_id, NULL::text, NULL::text, NULL::text, a.follows, b.last
+          FROM unnest(asking, follow) AS a (tenant_id, follows)
+         CROSS JOIN LATERAL (
+            SELECT max(f.id) AS last FROM (
+                SELECT o.id FROM dinedesk_main.pos_outbox AS o
+                 WHERE o.tenant_id = a.tenant_id AND o.id <= coalesce(a.follows, 9223372036854775807)
+                 ORDER BY o.id LIMIT 200) AS f) AS b
+         WHERE b.last IS NOT NULL;
+    RETURN QUERY SELECT true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text, NULL::bigint,
+                        NULL::bigint;
 END
 $$;
 
-REVOKE ALL ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer),
-    dinedesk_main.pos_take(integer[], bigint[], boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer),
-    dinedesk_main.pos_take(integer[], bigint[], boolean) TO posd;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer[], integer),
+    dinedesk_main.pos_look_again(integer[], text[], integer[], text[]),
+    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer[], integer),
+    dinedesk_main.pos_look_again(integer[], text[], integer[], text[]),
+    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint) TO posd;

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
+from itertools import pairwise
 from threading import Event
 from typing import Any, ClassVar, Final, Protocol
 
@@ -440,9 +441,17 @@ class Load:
             for mark, seq in writer.positions.items():
                 if places.get(mark) != [seq]:
                     told.append(f"{mark} was answered {seq}, but is at {places.get(mark)}")
-            order = [places[mark][0] for mark in writer.committed if mark in places]
-            if order != sorted(order):
-                told.append(f"{writer.name}'s events are not in the order of its commits")
+            order = [
+                (places[mark][0], f"{mark} ({road})")
+                for mark, (_, road) in zip(writer.committed, writer.moments, strict=True)
+                if mark in places
+            ]
+            told += [
+                f"{writer.name}'s events are not in the order of its commits: {later} at {second} was"
+                f" committed after {earlier} at {first}"
+                for (first, earlier), (second, later) in pairwise(order)
+                if second < first
+            ]
             if writer.collisions:
                 told.append(f"{writer.name} had collisions: {writer.collisions}")
         return told

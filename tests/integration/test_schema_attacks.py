@@ -241,7 +241,7 @@ class KeyTests(AttackCase):
         for status in "abcde":
             self.shop.run("UPDATE dinedesk_kitchen.orders SET status = %s", status)
         keys = self.daemon.rows(
-            "SELECT key FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL) WHERE key <> '1'"
+            "SELECT key FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', '{}', NULL) WHERE key <> '1'"
         )
         self.assertEqual({len(key) for (key,) in keys}, {256})
 

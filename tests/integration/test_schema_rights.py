@@ -21,6 +21,7 @@ ON_MAIN = {
         "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
         " UPDATE (sent_seq)"
     },
+    "pos_doorman": {"posd": "SELECT, UPDATE"},
     "pos_incarnation": {"posd": READ},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
@@ -63,6 +64,9 @@ ON_KITCHEN = {
 """What each role has been granted, but for owners and the roles that tests log in as."""
 
 FUNCTIONS_OF_MAIN = {
+    "pos_ring()": ("posd_owner", False, {"posd_hook"}),
+    "pos_has_news(integer[])": ("posd_owner", False, {"posd"}),
+    "pos_claim_lease(uuid, text)": ("posd_owner", False, {"posd"}),
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_epochs(integer[], uuid[], bigint[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_begin_stream()": ("posd_owner", True, set()),
@@ -72,7 +76,12 @@ FUNCTIONS_OF_MAIN = {
     "pos_erase_people(integer, text[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_check_keeps(text, text)": ("posd_owner", False, {"posd"}),
     "pos_keeps(text, text)": ("posd_owner", False, {"posd"}),
-    "pos_look(integer, integer[], integer[], integer[], integer)": ("posd_owner", False, {"posd"}),
+    "pos_look(integer, integer[], integer[], integer[], integer[], integer)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
+    "pos_look_again(integer[], text[], integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_make_roles(text)": ("a superuser", True, {"posd_owner"}),
     "pos_only_erased(json, json, text)": ("posd_owner", False, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
@@ -97,7 +106,11 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_take(integer[], bigint[], boolean)": ("posd_owner", False, {"posd"}),
+    "pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
     "pos_tell_nodes()": ("posd_owner", False, set()),
     "pos_note_tenant_change()": ("posd_owner", True, set()),
     "pos_tell_of_device()": ("posd_owner", False, set()),
@@ -310,7 +323,7 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.orders",
             "SELECT FROM dinedesk_kitchen.pos_events",
             "SELECT FROM dinedesk_main.tenants",
-            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', NULL)",
+            "SELECT FROM dinedesk_main.pos_look(1, '{}', '{}', '{}', '{}', NULL)",
             "SELECT posd_hooks.enqueue$kitchen('order', '{1}')",
             "CREATE TABLE posd_hooks.t ()",
             "CREATE SCHEMA another",
@@ -370,7 +383,10 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.pos_orders",
             "SELECT FROM dinedesk_main.pos_events",
             "SELECT FROM dinedesk_main.pos_orders",
-            "SELECT FROM dinedesk_main.pos_take('{}', '{}', false)",
+            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false, NULL, NULL)",
+            "SELECT FROM dinedesk_main.pos_claim_lease(gen_random_uuid(), 'mine')",
+            "SELECT FROM dinedesk_main.pos_ring()",
+            "UPDATE dinedesk_main.pos_doorman SET fence = 9",
         )
 
     def test_who_may_only_insert_orders_does_only_that(self) -> None:

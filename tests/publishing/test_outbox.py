@@ -8,10 +8,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from posd.publishing import outbox
 from posd.publishing.sequencer import Sequencer
 from posd.store import shop_rows
 from posd.testing.postgres import test_server
-from tests.database_case import until
+from tests.database_case import begin, until
 from tests.schema_case import two_shops
 from tests.sequencer_case import GRILL, KITCHEN, SequencerCase, notice, publication
 
@@ -57,6 +58,18 @@ class OutboxCase(SequencerCase):
         self.patch(shop_rows, "read", late)
         return gate
 
+    def run_when_read(self, slug: str, body: str) -> None:
+        """Have PL/pgSQL run when a shop's orders are read: by a view in the place of their items."""
+        self.admin.run(
+            f"DROP TABLE dinedesk_{slug}.order_items;"
+            f"CREATE FUNCTION dinedesk_{slug}.evil() RETURNS bigint LANGUAGE plpgsql"
+            f" AS $$ BEGIN {body}; RETURN 1; END $$;"
+            f"CREATE VIEW dinedesk_{slug}.order_items AS"
+            f" SELECT 1::bigint AS id, dinedesk_{slug}.evil() AS order_id, 'Soup' AS name, 1 AS price,"
+            " 1 AS quantity;"
+            f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
+        )
+
 
 class SeenTests(OutboxCase):
     async def test_a_change_that_comes_after_the_read_is_published_too(self) -> None:
@@ -79,12 +92,12 @@ class SeenTests(OutboxCase):
         await until(lambda: sequencer._outbox.reading == 1, "it is read")
         self.publish("notice", {"number": 1}, GRILL)
         sequencer.wake()
-        published = await sequencer.publish(publication(notice(2), tenant_id=KITCHEN))
-        self.assertEqual(published.ids, (1,))
-        await until(lambda: self.seqs(GRILL) == [1], "the other shop's event is numbered")
+        published = await sequencer.publish(publication(notice(2), tenant_id=GRILL))
+        self.assertEqual(published.ids[0], self.seqs(GRILL)[-1])
+        await until(lambda: self.seqs(GRILL) == [1, 2], "the other shop's event is numbered")
         gate.callback(None)
         await self.emptied(sequencer)
-        self.assertEqual(self.seqs(), [1, 2])
+        self.assertEqual(self.seqs(), [1])
 
     async def test_what_was_read_for_a_batch_that_is_refused_is_read_again(self) -> None:
         sequencer = await self.started()
@@ -112,7 +125,7 @@ class SeenTests(OutboxCase):
                 await self.one_history(random.Random(seed))
 
     async def one_history(self, chance: random.Random) -> None:
-        """Two nodes read and number side by side, with delays in between, while the shop changes orders."""
+        """The lease goes from node to node, with delays in between, while the shop changes orders."""
         read = shop_rows.read
 
         async def dawdling(*arguments: Any) -> shop_rows.ShopRows:
@@ -123,13 +136,17 @@ class SeenTests(OutboxCase):
 
         self.patch(shop_rows, "read", dawdling)
         nodes = [await self.started(), await self.started()]
+        await self.hand_over(nodes[0])
         orders = [self.place_order() for _ in range(3)]
         last: dict[str, int] = {}
         for number in range(40):
             order_id = chance.choice(orders)
             self.change(order_id, str(number))
             last[order_id] = number
-            chance.choice(nodes).wake()
+            if chance.random() < 0.15:
+                await self.hand_over(chance.choice(nodes))
+            for node in nodes:
+                node.wake()
             if chance.random() < 0.4:
                 await until(lambda: True, "a turn of the reactor has passed")
         for node in nodes:
@@ -146,18 +163,135 @@ class SeenTests(OutboxCase):
         self.assertEqual(seqs, list(range(1, len(seqs) + 1)))
 
 
-class HostileTests(OutboxCase):
-    def run_when_read(self, slug: str, body: str) -> None:
-        self.admin.run(
-            f"DROP TABLE dinedesk_{slug}.order_items;"
-            f"CREATE FUNCTION dinedesk_{slug}.evil() RETURNS bigint LANGUAGE plpgsql"
-            f" AS $$ BEGIN {body}; RETURN 1; END $$;"
-            f"CREATE VIEW dinedesk_{slug}.order_items AS"
-            f" SELECT 1::bigint AS id, dinedesk_{slug}.evil() AS order_id, 'Soup' AS name, 1 AS price,"
-            " 1 AS quantity;"
-            f"GRANT SELECT ON dinedesk_{slug}.order_items TO posd_hook_{slug}"
-        )
+class OrderTests(OutboxCase):
+    """What a tenant publishes by several roads, each after the commit before."""
 
+    def told(self) -> list[object]:
+        return [each.data.get("number") or each.data["customerName"] for each in self.log_of()]
+
+    async def test_what_a_shop_publishes_by_sql_waits_for_its_order_that_is_read(self) -> None:
+        sequencer = await self.started()
+        gate = self.held()
+        self.place_order(name="Ann")
+        sequencer.wake()
+        await until(lambda: sequencer._outbox.reading == 1, "it is read")
+        self.publish("notice", {"number": 2})
+        sequencer.wake()
+        await until(lambda: not sequencer._working, "it has looked again")
+        self.assertEqual(self.told(), [])
+        gate.callback(None)
+        await self.emptied(sequencer)
+        self.assertEqual(self.told(), ["Ann", 2])
+
+    async def test_a_request_follows_what_was_committed_before(self) -> None:
+        """Whether or not the node that is called is the doorman, and whether or not that one knows of it."""
+        called, other = await self.started(), await self.started()
+        for doorman, knows in ((called, True), (called, False), (other, True)):
+            with self.subTest(is_doorman=doorman is called, knows=knows):
+                await self.hand_over(doorman)
+                await self.follows(called, doorman, knows)
+
+    async def follows(self, called: Sequencer, doorman: Sequencer, knows: bool) -> None:
+        before = len(self.told())
+        gate = self.held()
+        self.place_order(name="Ann")
+        if knows:
+            doorman.wake()
+            await until(lambda: doorman._outbox.reading == 1, "it is read")
+        running = begin(called.publish(publication(notice(2))))
+        await until(lambda: doorman._outbox.reading == 1, "the doorman reads")
+        self.assertEqual(len(self.told()), before)
+        gate.callback(None)
+        await until(lambda: not self.waiting, "the doorman has numbered the order")
+        self.assertEqual((await self.answered(running)).ids, (before + 2,))
+        self.assertEqual(self.told()[before:], ["Ann", 2])
+
+    async def test_a_request_waits_for_a_batch_and_not_for_a_whole_bulk(self) -> None:
+        sequencer = await self.started()
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.orders (total_amount) SELECT n FROM generate_series(1, 1500) AS n"
+        )
+        published = await self.answered(begin(sequencer.publish(publication(notice(2)))))
+        (position,) = published.ids
+        assert position is not None
+        self.assertGreater(position, 200)
+        self.assertLess(position, 1501)
+        await self.emptied(sequencer)
+
+    async def test_a_request_waits_for_two_seconds_at_most(self) -> None:
+        sequencer = await self.started()
+        gate = self.held()
+        self.place_order()
+        running = begin(sequencer.publish(publication(notice(2))))
+        await until(lambda: sequencer._outbox.reading == 1, "it is read")
+        for _ in range(19):
+            self.clock.advance(0.1)
+        self.assertFalse(running.called)
+        self.clock.advance(0.2)
+        self.assertEqual((await running).ids, (1,))
+        gate.callback(None)
+        await self.emptied(sequencer)
+
+    async def test_those_of_other_tenants_go_on_meanwhile(self) -> None:
+        sequencer = await self.started()
+        gate = self.held()
+        self.place_order()
+        waits = begin(sequencer.publish(publication(notice(2))))
+        await until(lambda: sequencer._outbox.reading == 1, "it is read")
+        published = await sequencer.publish(publication(notice(1), tenant_id=GRILL))
+        self.assertEqual(published.ids, (1,))
+        self.assertFalse(waits.called)
+        gate.callback(None)
+        self.assertEqual((await self.answered(waits)).ids, (2,))
+
+    async def test_what_was_accepted_is_published_in_order_before_a_stop(self) -> None:
+        sequencer = await self.started()
+        self.place_order(name="Ann")
+        running = begin(sequencer.publish(publication(notice(2))))
+        await self.answered(begin(_stop(sequencer)))
+        self.assertTrue(running.called)
+        self.assertEqual(self.told(), ["Ann", 2])
+
+    async def test_a_read_that_loses_its_connection_is_done_again_in_order(self) -> None:
+        sequencer = await self.started()
+        self.run_when_read("kitchen", "PERFORM pg_sleep(0.5)")
+        self.place_order(name="Ann")
+        running = begin(sequencer.publish(publication(notice(2))))
+        reads = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND application_name = 'posd reader'"
+        pid = await self.found(reads)
+        self.admin.run("SELECT pg_terminate_backend(%s)", pid)
+        await self.answered(running)
+        self.assertEqual(self.told(), ["Ann", 2])
+        self.assertEqual(sequencer.left_out, 0)
+
+    async def found(self, sql: str) -> object:
+        rows: list[Any] = []
+
+        def is_there() -> bool:
+            rows.extend(self.admin.rows(sql))
+            return bool(rows)
+
+        await until(is_there, "there is one")
+        return rows[0][0]
+
+    async def test_orders_that_do_not_fit_into_a_portion_keep_their_order(self) -> None:
+        self.patch(outbox, "_LATE_SECONDS", 1000.0)
+        sequencer = await self.started()
+        sequencer.event_bytes = 10**6
+        # The ids do not grow with time.
+        for number in (9, 1, 8, 2):
+            self.admin.run(
+                "INSERT INTO dinedesk_kitchen.orders (id, total_amount, customer_name)"
+                " VALUES (%s, 5, repeat('x', 600000))",
+                number,
+            )
+            self.publish("notice", {"number": number})
+        await self.emptied(sequencer)
+        told = [int(each.data.get("number") or each.data["orderId"]) for each in self.log_of()]
+        self.assertEqual(told, [9, 9, 1, 1, 8, 8, 2, 2])
+
+
+class HostileTests(OutboxCase):
     async def test_a_shop_whose_code_never_ends_waits_alone(self) -> None:
         sequencer = await self.started()
         self.run_when_read("kitchen", ENDLESS)
@@ -181,7 +315,7 @@ class HostileTests(OutboxCase):
         for _ in range(11):
             await self.rested(sequencer)
             began = self.clock.seconds()
-            until_then = sequencer._aside._until[KITCHEN][0]
+            until_then = sequencer._outbox._pauses._until[KITCHEN][0]
             pauses.append(round(until_then - began))
             self.clock.advance(pauses[-1] + 0.1)
         self.assertEqual(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300])
@@ -204,3 +338,7 @@ class HostileTests(OutboxCase):
             return len(self.seqs()) == count
 
         await until(done, "all are numbered")
+
+
+async def _stop(sequencer: Sequencer) -> None:
+    await sequencer.stopService()

@@ -11,7 +11,7 @@ from posd.publishing.quarantine import Aside
 class AsideTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.aside = Aside(self.clock)
+        self.aside: Aside[int] = Aside(self.clock)
 
     def test_a_tenant_is_left_out_and_comes_back_by_itself(self) -> None:
         self.assertEqual(self.aside.add(1), 1.0)

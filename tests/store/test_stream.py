@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 from posd.errors import Busy, Renamed
 from posd.store import stream
 from posd.store.stream import Entry
+from tests.schema_case import NODE
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 
@@ -104,31 +105,37 @@ class StreamTests(StoreCase):
         session = await self.session()
         self.publish()
         self.publish("grill")
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {})], [1, 2])
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {}, 2)], [2])
-        seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], {})]
-        taken = await stream.take(session, seen, patient=False)
+        self.assertEqual(
+            [row.tenant_id for row in await stream.look(session, 10, [], [], {})], [1, 2]
+        )
+        self.assertEqual(
+            [row.tenant_id for row in await stream.look(session, 10, [], [], {}, 2)], [2]
+        )
+        seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], [], {})]
+        taken = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
         assert taken is not None
         self.assertEqual(
             [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        again = await stream.take(session, seen, patient=False)
+        again = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
         assert again is not None
         self.assertEqual(again.rows, [])
         self.assertLess(taken.now, again.now)
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], {})], [2])
+        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], [], {})], [2])
 
     async def test_rows_that_come_after_the_look_are_left(self) -> None:
         session = await self.session()
         order_id = self.admin.value(
             "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
         )
-        seen = await stream.look(session, 10, [], {})
+        seen = await stream.look(session, 10, [], [], {})
         self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
-        taken = await stream.take(session, [(row.tenant_id, row.id) for row in seen], patient=False)
+        taken = await stream.take(
+            session, [(row.tenant_id, row.id) for row in seen], patient=False, node_id=NODE, fence=0
+        )
         assert taken is not None
         self.assertEqual([row.key for row in taken.rows], [str(order_id)])
-        left = await stream.look(session, 10, [], {})
+        left = await stream.look(session, 10, [], [], {})
         self.assertEqual([row.key for row in left], [str(order_id)])
 
     async def test_all_rows_about_one_order_are_seen_together(self) -> None:
@@ -138,9 +145,9 @@ class StreamTests(StoreCase):
                 "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
                 " SELECT n, 5 FROM generate_series(1, 2) AS n ON CONFLICT (id) DO UPDATE SET total_amount = 6"
             )
-        self.assertEqual([row.key for row in await stream.look(session, 1, [], {})], ["1", "1"])
-        self.assertEqual(len(await stream.look(session, 10, [], {1: 1})), 2)
-        self.assertEqual(len(await stream.look(session, 10, [], {})), 4)
+        self.assertEqual([row.key for row in await stream.look(session, 1, [], [], {})], ["1", "1"])
+        self.assertEqual(len(await stream.look(session, 10, [], [], {1: 1})), 2)
+        self.assertEqual(len(await stream.look(session, 10, [], [], {})), 4)
 
     async def test_of_any_number_of_rows_about_one_order_the_oldest_are_seen(self) -> None:
         session = await self.session()
@@ -149,7 +156,7 @@ class StreamTests(StoreCase):
             " SELECT 1, 'order', '1' FROM generate_series(1, 20000)"
         )
         self.publish("grill")
-        seen = [row.id for row in await stream.look(session, 2, [], {}) if row.tenant_id == 1]
+        seen = [row.id for row in await stream.look(session, 2, [], [], {}) if row.tenant_id == 1]
         oldest = "SELECT id FROM dinedesk_main.pos_outbox ORDER BY id LIMIT 20"
         self.assertEqual(seen, [row_id for (row_id,) in self.admin.rows(oldest)])
 
@@ -159,9 +166,9 @@ class StreamTests(StoreCase):
         self.publish()
         with self.admin.transaction():
             self.assertEqual(len(self.admin.take() or ()), 1)
-            self.assertIsNone(await stream.take(session, [], patient=False))
+            self.assertIsNone(await stream.take(session, [], patient=False, node_id=NODE, fence=0))
             with self.assertRaises(Busy):
-                await stream.take(session, [], patient=True)
+                await stream.take(session, [], patient=True, node_id=NODE, fence=0)
 
     async def test_orders_are_as_they_were_published_and_as_they_were_read(self) -> None:
         session = await self.session()
