@@ -5,8 +5,12 @@ What it can do while its tables are read is tried in `tests.database.test_reader
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import psycopg2
 
+from posd.database import migrations
+from posd.database import provisioning as provision
 from tests.schema_case import GRILL_SHOP, KITCHEN_SHOP, SchemaCase
 
 ORDER = "INSERT INTO dinedesk_kitchen.orders (id, total_amount) VALUES (%s, 10)"
@@ -162,6 +166,16 @@ class LockTests(AttackCase):
             self.shop.run("SELECT pg_advisory_lock(7097, %s)", number)
         self.shop.run(ORDER, 2)
         self.assertEqual(self.daemon.sequence(), 1)
+
+    def test_no_lock_of_a_shop_stops_a_migration(self) -> None:
+        for number in range(4):
+            self.shop.run("SELECT pg_advisory_lock(7097, %s)", number)
+        self.shop.run("BEGIN")
+        self.refused("LOCK TABLE dinedesk_main.schema_changes IN ACCESS SHARE MODE")
+        self.shop.run("ROLLBACK")
+        migrations.bootstrap(self.dsn)
+        with closing(migrations.connect(self.dsn)) as connection:
+            provision.migrate(connection)
 
     def test_its_own_orders_locked_delay_nobody(self) -> None:
         with self.shop.transaction():
