@@ -90,7 +90,6 @@ def main() -> None:
                     cursor.execute(CREATE, (first, min(first + 49, tenants)))
                 there = tenants
                 cursor.execute("ANALYZE")
-                cursor.execute("SET posd.statement_timeout = '60s'")
                 if tenants == 1:
                     measure(
                         connection,

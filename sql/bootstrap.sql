@@ -52,7 +52,7 @@ BEGIN
 END
 $$;
 
-SELECT pg_advisory_xact_lock(7097, 1);
+LOCK TABLE pg_catalog.pg_namespace IN SHARE ROW EXCLUSIVE MODE;
 
 DO $$
 BEGIN
@@ -74,6 +74,10 @@ CREATE TABLE IF NOT EXISTS dinedesk_main.schema_versions (
     PRIMARY KEY (schema_name, file)
 );
 ALTER TABLE dinedesk_main.schema_versions OWNER TO posd_owner;
+-- Whoever has locked this table changes the schemas. Nobody but posd_owner can. Not an advisory lock, which anybody
+-- who can connect could take.
+CREATE TABLE IF NOT EXISTS dinedesk_main.schema_changes ();
+ALTER TABLE dinedesk_main.schema_changes OWNER TO posd_owner;
 GRANT USAGE ON SCHEMA dinedesk_main TO posd, posd_publisher, posd_hook;
 GRANT SELECT ON dinedesk_main.schema_versions TO posd;
 

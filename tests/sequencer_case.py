@@ -106,7 +106,10 @@ class SequencerCase(DatabaseCase):
         doorman.startService()
         self.addCleanup(doorman.stopService)
         self.addCleanup(sequencer.stopService)
-        await until(lambda: doorman._claim is None, "it is known who is the doorman")
+        await until(
+            lambda: doorman._claim is None and self.rests(sequencer),
+            "it is known who is the doorman",
+        )
         return sequencer
 
     async def hand_over(self, sequencer: Sequencer) -> None:

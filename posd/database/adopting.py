@@ -1,13 +1,16 @@
 """`posctl adopt`: look at a shop's existing tables, and put the hooks on them.
 
-Plain blocking code, like `provisioning`. The system catalog is read by posd_owner; the orders are read by a
-function that has the rights of the tenant's reader only, in a transaction that is read-only and rolled back.
+Plain blocking code, like `provisioning`. The system catalog is read by posd_owner. The orders are read in a
+session apart, since the shop's code may run there. It is the session of the tenant's reader: what the shop's
+code can become there has no more rights. It is read-only, and is terminated if the code does not end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from contextlib import closing
+from threading import Timer
+from typing import Any, Final
 
 import psycopg2
 from attrs import frozen
@@ -17,16 +20,14 @@ from psycopg2.extras import Json
 from posd.database import adoption, shop_tables
 from posd.database import provisioning as provision
 from posd.database.adoption import NOTHING_CHOSEN, Choices, Finding, Looked, Refused
-from posd.database.migrations import administration, check_main, line, transaction
+from posd.database.migrations import administration, another, check_main, line, transaction
 from posd.database.shop_tables import ShopTable
 from posd.errors import SchemaError
 from posd.values import Tenant
 
-_LOOK: Final = """
-    BEGIN READ ONLY;
-    SET LOCAL statement_timeout = '5s';
-    SET LOCAL ROLE posd_owner
-"""
+_LOOK: Final = "BEGIN READ ONLY; SET LOCAL statement_timeout = '5s'"
+_OVERTIME_SECONDS: Final = 7.0
+"""After which a session is terminated whose code goes on after its cancellation."""
 _KEEP: Final = """
     INSERT INTO dinedesk_main.pos_adoptions (tenant_id, condition, timestamps, unique_ids, tables)
     VALUES (%s, %s, %s, %s, %s)
@@ -38,6 +39,10 @@ _LONGEST: Final = 200
 """Characters of a message about a condition, which may quote all of it."""
 _NEWEST: Final = 10_000
 """How many orders are looked at for their statuses."""
+
+
+class _Endless(Exception):
+    """The shop's code went on after its cancellation, and its session was terminated."""
 
 
 @frozen
@@ -124,6 +129,9 @@ def _look(
     """
     try:
         return _read(connection, tenant, condition, most), ()
+    except _Endless:
+        what = f"the orders cannot be read: code in the tables does not end in {_OVERTIME_SECONDS:.0f} s"
+        return None, (Finding(what),)
     except psycopg2.errors.QueryCanceled:
         return None, _look(connection, tenant, condition, 0)[1] if most else ()
     except psycopg2.errors.LockNotAvailable as error:
@@ -144,22 +152,47 @@ def _look(
 
 
 def _read(connection: Connection, tenant: Tenant, condition: str | None, most: int) -> Looked:
-    """Call the function that reads the newest orders, and roll back what it did."""
+    """Call the function that reads the newest orders, in a session apart."""
     name = _quoted(f"look_at_orders${provision.shop_of(tenant)}")
     look = f"SELECT * FROM posd_hooks.{name}(%s, %s)"
-    with connection.cursor() as cursor:
+    with closing(another(connection)) as apart, apart.cursor() as cursor:
+        end = Timer(_OVERTIME_SECONDS, _terminate, [connection, apart.info.backend_pid])
+        end.start()
         try:
+            _become_reader(cursor, tenant)
             cursor.execute(_LOOK)
             cursor.execute(look, (most, condition))
             rows = cursor.fetchall()
+        except psycopg2.OperationalError as error:
+            if apart.closed and end.finished.is_set():
+                raise _Endless from error
+            raise
         finally:
-            if not connection.closed:
-                cursor.execute("ROLLBACK")
+            end.cancel()
+            end.join()
     return Looked(
         {status: orders for status, orders, _, _ in rows},
         sum(row[2] for row in rows),
         max((row[3] for row in rows if row[3] is not None), default=None),
     )
+
+
+def _become_reader(cursor: Any, tenant: Tenant) -> None:
+    """Have the rights of the tenant's reader for the rest of the session.
+
+    Only a superuser can become another user. An owner of posd's tables that is none keeps its login; the
+    function that reads has the reader's rights all the same, and no code in it can set the role.
+    """
+    cursor.execute("SHOW is_superuser")
+    if cursor.fetchone() == ("on",):
+        cursor.execute(f"SET SESSION AUTHORIZATION {_quoted(provision.hook_role(tenant))}")
+    else:
+        cursor.execute("SET ROLE posd_owner")
+
+
+def _terminate(connection: Connection, pid: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
 
 def _quoted(identifier: str) -> str:

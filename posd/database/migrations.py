@@ -34,13 +34,9 @@ Kind = Literal["main", "tenant"]
 _LOCK_SECONDS: Final = 2.0
 _REPLAY_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.05
-_LOCK: Final = "SELECT pg_try_advisory_lock(7097, 3)"
-_UNLOCK: Final = "SELECT pg_advisory_unlock(7097, 3)"
-_HOLDER: Final = """
-    SELECT a.pid, a.usename FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-     WHERE l.locktype = 'advisory' AND (l.classid, l.objid, l.objsubid) = (7097, 3, 2) AND l.granted
-       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-"""
+# Not an advisory lock, which anybody who can connect could take.
+_LOCK: Final = f"BEGIN; LOCK TABLE {MAIN}.schema_changes IN EXCLUSIVE MODE NOWAIT"
+_NO_SCHEMA: Final = "the database has no schema dinedesk_main: run `posctl bootstrap`"
 _KEEP_FILE: Final = f"""
     INSERT INTO {MAIN}.pos_tenant_files (position, file, checksum, content) VALUES (%s, %s, %s, %s)
 """
@@ -95,6 +91,12 @@ def connect(dsn: str) -> Connection:
     return session_settings.connect(dsn, lock_timeout=_LOCK_SECONDS)
 
 
+def another(connection: Connection) -> Connection:
+    """Another connection with the options of this one."""
+    info = connection.info
+    return connect(str(make_dsn(**{**info.dsn_parameters, "password": info.password})))
+
+
 def bootstrap(dsn: str) -> bool:
     """Make the database named in `dsn` if it is missing, and in it the roles and the main schema.
 
@@ -133,7 +135,7 @@ def check_bootstrapped(connection: Connection) -> None:
         )
         main, current = cursor.fetchone()
         if not main:
-            raise SchemaError("the database has no schema dinedesk_main: run `posctl bootstrap`")
+            raise SchemaError(_NO_SCHEMA)
         if not current:
             raise SchemaError("the database has no schema posd_hooks: run `posctl bootstrap` again")
 
@@ -224,30 +226,40 @@ def _wait_until_replayed(dsn: str) -> None:
 
 @contextmanager
 def administration(connection: Connection) -> Iterator[None]:
-    """Be posd_owner, alone: of two migrations at once one is refused."""
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK)
-        if not cursor.fetchone()[0]:
-            cursor.execute(_HOLDER)
-            holder = cursor.fetchone()
-            # Any role that can connect can take an advisory lock.
-            who = "" if holder is None else ": process {} of the role {}".format(*holder)
-            raise SchemaBusy(f"another session is changing the schemas of this database{who}")
-        try:
+    """Be posd_owner, alone: of two migrations at once one is refused.
+
+    The lock has to outlast the transactions of a migration, so a connection of its own keeps it.
+    """
+    with closing(another(connection)) as guard, connection.cursor() as cursor:
+        with guard.cursor() as guarding:
+            _become_owner(guarding)
             try:
-                cursor.execute("SET ROLE posd_owner")
-            except psycopg2.errors.InvalidParameterValue as error:
-                raise SchemaError("there is no role posd_owner: run `posctl bootstrap`") from error
-            except psycopg2.errors.InsufficientPrivilege as error:
-                raise SchemaError(
-                    f"this needs a superuser or a member of posd_owner: {line(error)}"
-                ) from error
+                guarding.execute(_LOCK)
+            except psycopg2.errors.LockNotAvailable as error:
+                what = "another posctl is changing the schemas of this database"
+                raise SchemaBusy(what) from error
+            except psycopg2.errors.InvalidSchemaName as error:
+                raise SchemaError(_NO_SCHEMA) from error
+            except psycopg2.errors.UndefinedTable as error:
+                what = "the database lacks schema_changes: run `posctl bootstrap` again"
+                raise SchemaError(what) from error
+        _become_owner(cursor)
+        try:
             yield
         finally:
-            # A connection that was lost has lost the lock with it.
             if not connection.closed:
                 cursor.execute("RESET ROLE")
-                cursor.execute(_UNLOCK)
+
+
+def _become_owner(cursor: Any) -> None:
+    try:
+        cursor.execute("SET ROLE posd_owner")
+    except psycopg2.errors.InvalidParameterValue as error:
+        raise SchemaError("there is no role posd_owner: run `posctl bootstrap`") from error
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SchemaError(
+            f"this needs a superuser or a member of posd_owner: {line(error)}"
+        ) from error
 
 
 @contextmanager

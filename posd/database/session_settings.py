@@ -127,8 +127,6 @@ def statements(
     own = {
         "application_name": application_name,
         "statement_timeout": f"{int(statement_timeout * 1000)}",
-        # What a transaction goes back to that has changed it: SET … TO DEFAULT would mean the role's.
-        "posd.statement_timeout": f"{int(statement_timeout * 1000)}",
         # statement_timeout does not act during COMMIT, lock_timeout does.
         "lock_timeout": f"{int(lock_timeout * 1000)}",
         "idle_in_transaction_session_timeout": f"{int(idle_in_transaction * 1000)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -12,7 +12,7 @@ from posd.errors import Refusal, Unavailable
 from posd.events.order_transitions import Condition
 from posd.publishing import batch
 from posd.store.idempotency import Idempotency
-from posd.values import Draft, Seq, TenantId
+from posd.values import Appended, Draft, Seq, TenantId
 
 
 @frozen
@@ -102,3 +102,16 @@ def fail(requests: Iterable[Request], error: Exception) -> None:
 def not_served() -> Unavailable:
     """What publishers are told while their tenant is left out."""
     return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
+
+
+def hand_on(
+    appended: Iterable[Appended],
+    to: Callable[[Appended], None],
+    failed: Callable[[TenantId], None],
+) -> None:
+    """Give `to` what was committed. Whatever it raises, the batch was published: `failed` is told instead."""
+    for each in appended:
+        try:
+            to(each)
+        except Exception:
+            failed(each.tenant_id)

@@ -19,7 +19,7 @@ row with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -37,7 +37,7 @@ from posd.publishing.journal import Journal
 from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
-from posd.publishing.publication import Request, answer, fail, not_served
+from posd.publishing.publication import Request, answer, fail, hand_on, not_served
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
@@ -101,6 +101,8 @@ class Sequencer(Service):
         self._ended: Deferred[None] | None = None
         # Until when requests are not tried that are still too early.
         self._early: dict[TenantId, float] = {}
+        # Tenants whose requests have waited in vain, and do not wait for a while.
+        self._hasty: Aside[TenantId] = Aside(reactor)
         self._pulse = Pulse()
         self._running_keys: set[tuple[object, ...]] = set()
 
@@ -264,8 +266,12 @@ class Sequencer(Service):
     def _is_orderly(self, request: Request) -> bool:
         """Whether it follows what its tenant has committed, as it does where that can be read in time."""
         since, tenant_id = request.waits_since, request.tenant_id
-        in_time = since is None or self._reactor.seconds() - since < _ORDERLY_SECONDS
-        return in_time and tenant_id not in self._aside and tenant_id not in self._outbox.quarantine
+        if tenant_id in self._hasty or tenant_id in self._aside:
+            return False
+        if since is not None and self._reactor.seconds() - since >= _ORDERLY_SECONDS:
+            self._hasty.add(tenant_id)
+            return False
+        return tenant_id not in self._outbox.quarantine
 
     def _put_back(self, early: Sequence[Request], portions: Sequence[Portion]) -> None:
         """Let requests wait until older rows of their tenants are numbered."""
@@ -340,21 +346,13 @@ class Sequencer(Service):
         except Exception:
             self._instruments.batch_failed()
             raise
-        self._hand_on(outcome.appended)
+        hand_on(outcome.appended, self._appended, self._journal.not_handed_on)
         self._journal.committed(outcome, self._reactor.seconds() - began)
         self._put_back(outcome.early, portions)
         if outcome.taken or outcome.early:
             # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True
         answer(each for each in requests if not each.queued)
-
-    def _hand_on(self, appended: Iterable[Appended]) -> None:
-        """Give this node's tills what was committed. Whatever goes wrong there, the batch was published."""
-        for each in appended:
-            try:
-                self._appended(each)
-            except Exception:
-                self._journal.not_handed_on(each.tenant_id)
 
     async def _leave_out(
         self,

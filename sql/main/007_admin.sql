@@ -39,9 +39,7 @@ DECLARE
     source record;
 BEGIN
     -- What `posctl` holds while it changes schemas.
-    IF NOT pg_try_advisory_xact_lock(7097, 3) THEN
-        RAISE EXCEPTION 'somebody else is changing the schemas' USING ERRCODE = 'lock_not_available';
-    END IF;
+    LOCK TABLE dinedesk_main.schema_changes IN EXCLUSIVE MODE NOWAIT;
     IF NOT EXISTS (SELECT FROM dinedesk_main.pos_tenant_files) THEN
         RAISE EXCEPTION 'it is not known what a tenant is made of: run `posctl migrate`'
             USING ERRCODE = 'object_not_in_prerequisite_state';

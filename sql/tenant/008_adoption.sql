@@ -6,12 +6,12 @@ CREATE VIEW :"schema".pos_adoption WITH (security_barrier) AS
                    FROM json_each(a.tables) AS t CROSS JOIN json_object_keys(t.value) AS c(name)) AS columns
       FROM dinedesk_main.pos_adoptions AS a WHERE a.tenant_id = :tenant_id;
 GRANT SELECT ON :"schema".pos_adoption TO :"hook_role";
-GRANT USAGE ON SCHEMA dinedesk_main TO :"hook_role";
+GRANT USAGE ON SCHEMA dinedesk_main, posd_hooks TO :"hook_role";
 
 -- What the shop's orders are like, for `posctl adopt`, which calls it before the tables are hooked: how many of the
 -- newest `most` orders have each status, for how many of these the condition is true, and the newest `created_at`,
--- as text. It reads with the rights of the tenant's reader, and fails as read_orders$:shop() would. Only posd_owner may
--- call it: the condition is SQL, and would give a daemon that was taken over the reader's rights.
+-- as text. It reads with the rights of the tenant's reader, and fails as read_orders$:shop() would. Only its owner and
+-- posd_owner may call it: the condition is SQL, and would give a daemon that was taken over the reader's rights.
 CREATE FUNCTION posd_hooks.look_at_orders$:shop(most integer, condition text)
 RETURNS TABLE (status text, orders bigint, met bigint, newest text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$

@@ -224,10 +224,7 @@ class MainSchemaTests(SynchronousTestCase):
         with (
             closing(migrations.connect(self.dsn)) as other,
             migrations.administration(other),
-            self.assertRaisesRegex(
-                SchemaError,
-                f"another session is changing the schemas .*: process {other.info.backend_pid} of the role",
-            ),
+            self.assertRaisesRegex(SchemaError, "another posctl is changing the schemas"),
         ):
             provision.migrate(self.connection)
         self.assertEqual(provision.migrate(self.connection).updated, ("dinedesk_main",))

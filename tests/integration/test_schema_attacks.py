@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import closing
 from unittest import SkipTest
 
 import psycopg2
 from psycopg2.extensions import make_dsn
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.database import migrations
+from posd.database import provisioning as provision
 from posd.testing.binaries import find_binaries
 from posd.testing.server import Server
 from tests.documents import ROOT
@@ -259,6 +262,16 @@ class LockTests(AttackCase):
             self.shop.run("SELECT pg_advisory_lock(7097, %s)", number)
         self.shop.run(ORDER, 2)
         self.assertEqual(self.daemon.sequence(), 1)
+
+    def test_no_lock_of_a_shop_stops_a_migration(self) -> None:
+        for number in range(4):
+            self.shop.run("SELECT pg_advisory_lock(7097, %s)", number)
+        self.shop.run("BEGIN")
+        self.refused("LOCK TABLE dinedesk_main.schema_changes IN ACCESS SHARE MODE")
+        self.shop.run("ROLLBACK")
+        migrations.bootstrap(self.dsn)
+        with closing(migrations.connect(self.dsn)) as connection:
+            provision.migrate(connection)
 
     def test_its_own_orders_locked_delay_nobody(self) -> None:
         with self.shop.transaction():

@@ -218,6 +218,8 @@ class GrantsTests(SchemaCase):
                 ("dinedesk_main", "posd_publisher", "USAGE"),
                 ("posd_hooks", "posd", "USAGE"),
                 ("posd_hooks", "posd_hook", "USAGE"),
+                ("posd_hooks", "posd_hook_grill", "USAGE"),
+                ("posd_hooks", "posd_hook_kitchen", "USAGE"),
                 ("posd_hooks", "posd_note", "USAGE"),
                 ("posd_hooks", "posd_reader", "USAGE"),
             ],

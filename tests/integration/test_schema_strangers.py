@@ -14,6 +14,7 @@ from posd.database.adoption import Choices, Looked
 from posd.database.shop_tables import REQUIRED_COLUMNS, USED_COLUMNS
 from tests.documents import ROOT
 from tests.integration.test_schema_adopt import AdoptCase
+from tests.integration.wire_case import until
 from tests.schema_case import KITCHEN_SHOP, SchemaCase, add
 
 TABLES = ("orders", "order_items")
@@ -423,7 +424,7 @@ class SurveyTests(StrangerCase):
             "INSERT INTO dinedesk_bistro.sales VALUES (1, 'new', 1)",
         ):
             self.shop.run(statement)
-        looked, _ = adopting._look(
+        looked, self.unread = adopting._look(
             self.connection, provision.tenant_of(self.connection, "bistro"), None
         )
         with self.connection.cursor() as cursor:
@@ -441,6 +442,29 @@ class SurveyTests(StrangerCase):
 
     def test_the_shops_code_becomes_nobody_else(self) -> None:
         self.assertIsNone(self.look("PERFORM set_config('role', 'postgres', false)"))
+
+    def test_the_shops_code_begins_no_other_session(self) -> None:
+        self.assertIsNone(
+            self.look("PERFORM set_config('session_authorization', 'postgres', false)")
+        )
+
+    def test_it_runs_in_a_session_of_its_own_that_has_the_readers_rights(self) -> None:
+        own = "pg_backend_pid() = {} OR session_user <> 'posd_hook_bistro'"
+        pid = self.connection.info.backend_pid
+        body = f"IF {own.format(pid)} THEN RAISE 'in the wrong session'; END IF"
+        self.assertIsNotNone(self.look(f"{body}; PERFORM pg_advisory_lock(1)"))
+        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        until(lambda: self.shop.value(held) == 0, "the session has ended")
+
+    def test_code_that_does_not_end_is_ended(self) -> None:
+        self.patch(adopting, "_LOOK", adopting._LOOK.replace("5s", "100ms"))
+        self.patch(adopting, "_OVERTIME_SECONDS", 0.5)
+        loop = (
+            "LOOP BEGIN PERFORM pg_sleep(9); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP"
+        )
+        self.assertIsNone(self.look(loop))
+        ((finding),) = self.unread
+        self.assertIn("does not end", finding.what)
 
 
 class SharedFunctionTests(SchemaCase):

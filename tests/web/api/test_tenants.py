@@ -196,7 +196,7 @@ class TenantTests(OperatorCase):
         connection = self.shop.connect()
         self.addCleanup(connection.close)
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(7097, 3)")
+            cursor.execute("BEGIN; LOCK TABLE dinedesk_main.schema_changes IN EXCLUSIVE MODE")
             reply = self.make()
         self.assert_refused(reply, 503, "busy")
         self.assertIn("retry-after", reply.headers)
