@@ -40,8 +40,6 @@ RELIED_ON: Final = {
     "plpgsql.extra_errors": "none",
     "check_function_bodies": "on",
     "client_min_messages": "warning",
-    # A look at an outbox of 500,000 rows took 3.1 s, and 3.0 s of that to compile its plan, each time.
-    "jit": "off",
     # A connection of posd may be idle for as long as it likes.
     "idle_session_timeout": "0",
 }
