@@ -161,10 +161,12 @@ class Client:
         """What the sequencer takes of what it has `seen`, or sees now; None if another one is at work."""
         rows_seen = self.look(at_most, aside) if seen is None else seen
         rows = self.rows(
-            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', %s)",
+            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', %s, %s::uuid, %s)",
             [tenant_id for tenant_id, _ in rows_seen],
             [row_id for _, row_id in rows_seen],
             patient,
+            str(NODE),
+            0,
         )
         if not rows[0][0]:
             return None
@@ -236,6 +238,8 @@ def two_shops(dsn: str) -> None:
             add(connection, slug)
         with connection.cursor() as cursor:
             cursor.execute(_ROLES)
+            # For `Client.take`. Any node gets the lease that claims it.
+            cursor.execute("UPDATE dinedesk_main.pos_doorman SET node_id = %s", (str(NODE),))
 
 
 def add(connection: Any, slug: str) -> None:

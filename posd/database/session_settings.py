@@ -40,6 +40,9 @@ RELIED_ON: Final = {
     # A look at an outbox of 500,000 rows took 3.1 s, and 3.0 s of that to compile its plan, each time.
     "jit": "off",
     # posd's functions are written for PL/pgSQL as it is installed.
+    # To compile a statement takes longer than to execute it. With enable_seqscan off, as in some of posd's
+    # functions, PostgreSQL takes a small table without a fitting index for reason enough.
+    "jit": "off",
     "plpgsql.extra_errors": "none",
     "check_function_bodies": "on",
     "client_min_messages": "warning",

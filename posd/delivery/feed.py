@@ -38,10 +38,13 @@ _SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
 """The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
 
 
-class Numbering(Protocol):
-    """The sequencer, as far as the feed wakes it."""
+class Bell(Protocol):
+    """The bell of the doorman, as far as the feed rings it."""
 
-    def wake(self) -> None:
+    def ring(self) -> None:
+        """Somebody says that the outbox has something."""
+
+    def polled(self) -> None:
         """The outbox has something."""
 
 
@@ -105,7 +108,7 @@ class Feed(Service):
         node_id: UUID,
         *,
         statement_timeout: float,
-        numbering: Numbering,
+        bell: Bell,
         delivery: Delivery,
         doorkeeper: Doorkeeper,
         cache: Cache,
@@ -113,7 +116,7 @@ class Feed(Service):
     ) -> None:
         self._reactor: IReactorTime = reactor
         self._database = database
-        self._numbering = numbering
+        self._bell = bell
         self._delivery = delivery
         self._doorkeeper = doorkeeper
         self._cache = cache
@@ -198,7 +201,7 @@ class Feed(Service):
         try:
             match channel:
                 case "posd_outbox":
-                    self._numbering.wake()
+                    self._bell.ring()
                 case "posd_events":
                     self._look_at_heads()
                 case "posd_control":
@@ -276,7 +279,7 @@ class Feed(Service):
         waited, heads = await stream.poll(self._database, self._delivery.tenants)
         self.outbox_seconds = waited or 0.0
         if waited is not None:
-            self._numbering.wake()
+            self._bell.polled()
         await self._delivery.check(heads)
 
     async def _sing(self) -> None:

@@ -2,9 +2,9 @@
 -- connections of posd_reader, and then, in the numbering transaction, takes exactly the rows that it had seen before
 -- the reading began. A row that a shop has committed meanwhile stays, so that the order is read again.
 
--- All rows about one order, or about one row of a ledger, are seen together. Without this, a node that saw one of
--- them earlier could publish an older state of the order after a newer one. A shop can write any number of rows about
--- one order in a transaction, and the sequencer looks for all shops: so it sees the oldest 20, and the others later.
+-- Rows about one order, or about one row of a ledger, are seen together, the oldest 20 of them. A shop can write any
+-- number of rows about one order in a transaction, and the sequencer looks for all shops. The rows that it has not seen
+-- have the order read again. Only the doorman takes rows (018_doorman.sql), so no other node has read the order before.
 CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, key, type, id) WHERE key IS NOT NULL;
 
 -- The rows that need no reading of a shop's tables. The others of a tenant whose tables cannot be read may be many.
@@ -16,13 +16,18 @@ CREATE INDEX pos_outbox_read ON dinedesk_main.pos_outbox (tenant_id, id) WHERE k
 -- the rows of a tenant come oldest first. Of the tenants in `unreadable`, only the rows that need no reading are
 -- seen. `tenant_ids` and `limits` say of which tenants fewer rows are seen.
 --
+-- PL/pgSQL plans it once for a session; that took five times as long as to execute it for a few rows.
+--
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
 CREATE FUNCTION dinedesk_main.pos_look(
     at_most integer, aside integer[], unreadable integer[], tenant_ids integer[], limits integer[], one integer)
 RETURNS TABLE (id bigint, tenant_id integer, type text, key text)
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
-    WITH RECURSIVE waiting AS (
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY WITH RECURSIVE waiting AS (
         SELECT CASE WHEN one IS NULL THEN (
             SELECT o.tenant_id FROM dinedesk_main.pos_outbox AS o ORDER BY o.tenant_id LIMIT 1)
                ELSE one END AS tenant_id
@@ -59,11 +64,12 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
      CROSS JOIN LATERAL (
         SELECT o.* FROM dinedesk_main.pos_outbox AS o
          WHERE o.tenant_id = k.tenant_id AND o.type = k.type AND o.key = k.key ORDER BY o.id LIMIT 20) AS p
-    ORDER BY id
+    ORDER BY id;
+END
 $$;
 
 -- One order of each of these tenants, which could not be read before: the next one after `keys` in the order of the
--- ids, without those in `odd_keys` of `odd_tenants`. All rows that are about it.
+-- ids, without those in `odd_keys` of `odd_tenants`. The oldest 20 rows that are about it.
 CREATE FUNCTION dinedesk_main.pos_look_again(
     tenant_ids integer[], keys text[], odd_tenants integer[], odd_keys text[])
 RETURNS TABLE (id bigint, tenant_id integer, type text, key text)
@@ -81,22 +87,28 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
          WHERE t.is_passed
     )
     SELECT o.id, o.tenant_id, o.type, o.key
-      FROM tried AS t JOIN dinedesk_main.pos_outbox AS o
-        ON o.tenant_id = t.tenant_id AND o.key = t.key AND o.type = 'order'
+      FROM tried AS t CROSS JOIN LATERAL (
+        SELECT r.* FROM dinedesk_main.pos_outbox AS r
+         WHERE r.tenant_id = t.tenant_id AND r.key = t.key AND r.type = 'order' ORDER BY r.id LIMIT 20) AS o
      WHERE NOT t.is_passed
      ORDER BY o.id
 $$;
 
 -- Become the one sequencer, and then take these rows out of the outbox, those of them that are still there.
 -- `patient` callers wait for the lock (up to lock_timeout) since somebody waits for their answer; the others leave the
--- rows to the sequencer that has it. `locked` is in every row; the last one has nothing else. A row with neither key nor data had more than 2 MiB, which no event can have.
+-- rows to the sequencer that has it. `locked` is in every row; the last one has nothing else. A row with neither key
+-- nor data had more than 2 MiB, which no event can have.
+--
+-- Rows are taken only for the doorman: `node` with the `fence` that it had when it looked (018_doorman.sql). The fence
+-- is compared after the lock is taken. Whatever the next doorman numbers comes after this transaction then, and it
+-- looks and reads after it has got the lease.
 --
 -- What publishers ask of the tenants in `asking` comes after what those tenants have committed before. `behind` is
 -- there for those of them that have further rows: the last one that has to be numbered first. `follow` is that
 -- row, where it is known from an earlier call. NULL: as many rows as a batch has, so that a shop that changes
 -- thousands of orders at once does not make its publishers wait for all of them.
 CREATE FUNCTION dinedesk_main.pos_take(
-    tenant_ids integer[], ids bigint[], asking integer[], follow bigint[], patient boolean)
+    tenant_ids integer[], ids bigint[], asking integer[], follow bigint[], patient boolean, node uuid, fence bigint)
 RETURNS TABLE (locked boolean, id bigint, tenant_id integer, type text, key text, data text, follows bigint,
                behind bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -112,6 +124,13 @@ BEGIN
                                 NULL::bigint;
             RETURN;
         END;
+    END IF;
+    IF ids <> '{}' AND NOT EXISTS (
+        -- By the index: with enable_seqscan off the cost of reading a table without one makes PostgreSQL compile (JIT)
+        -- the statement, which takes 60 ms.
+        SELECT FROM dinedesk_main.pos_doorman AS d WHERE d.singleton AND d.node_id = node AND d.fence = pos_take.fence
+    ) THEN
+        RAISE EXCEPTION 'node % does not have the lease of the doorman any more', node USING ERRCODE = 'PD001';
     END IF;
     RETURN QUERY
         WITH taken AS (
@@ -139,7 +158,7 @@ $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer[], integer),
     dinedesk_main.pos_look_again(integer[], text[], integer[], text[]),
-    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean) FROM PUBLIC;
+    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer[], integer),
     dinedesk_main.pos_look_again(integer[], text[], integer[], text[]),
-    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean) TO posd;
+    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint) TO posd;

@@ -23,13 +23,17 @@ AS_INSTALLED = module._POLL_SECONDS
 
 
 @define(eq=False)
-class Numbers:
-    """The sequencer's part."""
+class Door:
+    """The doorman's part."""
 
-    woken: int = 0
+    rung: int = 0
+    polled_at: int = 0
 
-    def wake(self) -> None:
-        self.woken += 1
+    def ring(self) -> None:
+        self.rung += 1
+
+    def polled(self) -> None:
+        self.polled_at += 1
 
 
 @define(eq=False)
@@ -107,7 +111,7 @@ class FeedCase(DatabaseCase):
     def setUp(self) -> None:
         super().setUp()
         migrations.bootstrap(self.dsn)
-        self.numbers, self.tills, self.keys = Numbers(), Tills(), Keys()
+        self.door, self.tills, self.keys = Door(), Tills(), Keys()
 
     def new(self, database: Database) -> Feed:
         return Feed(
@@ -116,7 +120,7 @@ class FeedCase(DatabaseCase):
             self.dsn,
             uuid4(),
             statement_timeout=5.0,
-            numbering=self.numbers,
+            bell=self.door,
             delivery=self.tills,
             doorkeeper=self.tills,
             cache=self.keys,
@@ -152,10 +156,10 @@ class NotificationTests(FeedCase):
         self.patch(module, "_RECHECK_SECONDS", 3600.0)
         self.patch(module, "_KEYS_SECONDS", 3600.0)
 
-    async def test_what_is_in_the_outbox_wakes_the_sequencer(self) -> None:
+    async def test_the_notification_of_a_shop_rings_the_bell(self) -> None:
         await self.started()
-        self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
-        await until(lambda: self.numbers.woken > 0, "the sequencer was woken")
+        self.notify("posd_outbox")
+        await until(lambda: self.door.rung == 1, "the bell was rung")
 
     async def test_of_what_another_node_numbered_the_heads_that_moved_are_read(self) -> None:
         await self.started()
@@ -269,9 +273,10 @@ class PollTests(FeedCase):
 
     async def test_without_notify_the_poll_finds_what_is_in_the_outbox(self) -> None:
         await self.deafened()
-        before = self.numbers.woken
+        self.assertEqual(self.door.polled_at, 0)
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')")
-        await until(lambda: self.numbers.woken > before, "the sequencer was woken")
+        await until(lambda: self.door.polled_at > 0, "it was found")
+        self.assertEqual(self.door.rung, 0)
 
     async def test_it_is_known_how_long_the_outbox_has_waited(self) -> None:
         feed = await self.started()
