@@ -6,7 +6,7 @@ the rows that were seen before its reading began; the sequencer takes exactly th
 
 The rows of a tenant keep their order, whether or not they need reading: a tenant is in one portion at a time,
 and later rows wait until its orders are read. Other tenants do not wait. A read whose connection is lost is
-done again.
+done again. When a tenant changes many orders at once, its new orders come before the changes that wait.
 
 A tenant whose own tables make a read fail, or are too slow, is in quarantine. Its rows that need no reading
 go on without the others. Its orders are read one by one after a pause. An order that fails again is left
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import Final
 
 from attrs import field, frozen
@@ -28,7 +29,7 @@ from twisted.logger import Logger
 from posd.database.link import Session
 from posd.database.readers import Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
-from posd.publishing.batch import TOUCHED_ORDER, Shops
+from posd.publishing.batch import TOUCHED, Shops
 from posd.publishing.quarantine import Aside
 from posd.store import shop_rows, stream
 from posd.values import Tenant, TenantId
@@ -257,8 +258,10 @@ class Outbox:
 
 def _touched(rows: Sequence[stream.Seen]) -> list[str]:
     """The orders that were touched."""
-    keys = (row.key for row in rows if row.type == TOUCHED_ORDER and row.key is not None)
-    return [*dict.fromkeys(keys)]
+    touched = [row for row in rows if row.key is not None and row.type in TOUCHED]
+    # The first of them are read, if not all fit.
+    touched.sort(key=lambda row: not row.ahead)
+    return [*dict.fromkeys(row.key for row in touched if row.key is not None)]
 
 
 def _unread(rows: Sequence[stream.Seen]) -> Portion:
@@ -266,10 +269,20 @@ def _unread(rows: Sequence[stream.Seen]) -> Portion:
 
 
 def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[int]:
-    """The rows before the first one that is about an order that was not read, and all with their keys."""
-    end = next(
-        (n for n, row in enumerate(rows) if row.type == TOUCHED_ORDER and row.key in unread),
-        len(rows),
-    )
-    keys = {(row.type, row.key) for row in rows[:end] if row.key is not None}
-    return [row.id for n, row in enumerate(rows) if n < end or (row.type, row.key) in keys]
+    """The rows before the first one that is about an order that was not read, and all with their keys.
+
+    Also those that are ahead and were read.
+    """
+
+    def is_unread(row: stream.Seen) -> bool:
+        return row.key in unread and row.type in TOUCHED
+
+    before = [*takewhile(lambda row: row.ahead or not is_unread(row), rows)]
+    more = (row for row in rows[len(before) :] if row.ahead)
+    taken = [row for row in (*before, *more) if not is_unread(row)]
+    keys = {_about(row) for row in taken if row.key is not None}
+    return sorted({row.id for row in taken} | {row.id for row in rows if _about(row) in keys})
+
+
+def _about(row: stream.Seen) -> tuple[str, str | None]:
+    return "" if row.type in TOUCHED else row.type, row.key
