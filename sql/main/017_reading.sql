@@ -68,7 +68,7 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
                     (SELECT o.*, true FROM dinedesk_main.pos_outbox AS o
                       WHERE o.tenant_id = s.tenant_id AND s.is_bulk AND NOT s.is_unreadable
                         AND o.key IS NOT NULL AND o.type = 'placed'
-                      ORDER BY o.id LIMIT least(s.most, 50))) AS p
+                      ORDER BY o.id LIMIT least(s.most / 2, 50))) AS p
             ) AS r ORDER BY r.rank, r.id LIMIT at_most
         ) AS f WHERE f.before < 1048576
     )

@@ -119,6 +119,32 @@ class SeenTests(OutboxCase):
         (order,) = [each for each in log if not each.failure]
         self.assertEqual(order.data["notes"], "changed since")
 
+    async def test_others_are_numbered_while_it_is_read_again(self) -> None:
+        sequencer = await self.started()
+        self.admin.run(
+            "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT none CHECK (tenant_id <> 1)"
+        )
+        reads: list[object] = []
+        gate: Deferred[None] = Deferred()
+        read = shop_rows.read
+
+        async def slowly(*arguments: Any) -> shop_rows.ShopRows:
+            reads.append(arguments)
+            if len(reads) > 1:
+                await until(lambda: gate.called, "it may go on")
+            return await read(*arguments)
+
+        self.patch(shop_rows, "read", slowly)
+        for _ in range(2):
+            self.place_order()
+        sequencer.wake()
+        await until(lambda: len(reads) == 2, "it is read again")
+        published = await sequencer.publish(publication(notice(1), tenant_id=GRILL))
+        self.assertEqual(published.ids, (1,))
+        gate.callback(None)
+        await self.emptied(sequencer)
+        self.assertEqual([each.seq for each in self.log_of()], [None, None], "each failed alone")
+
     async def test_two_nodes_publish_each_order_as_it_became(self) -> None:
         for seed in range(3):
             with self.subTest(seed=seed):
