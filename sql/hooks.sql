@@ -58,7 +58,8 @@ BEGIN
             RETURN NULL;
         END;
     END;
-    PERFORM posd_hooks.enqueue$:shop('order'::text, ARRAY(SELECT DISTINCT k FROM unnest(keys) AS k));
+    PERFORM posd_hooks.enqueue$:shop(CASE TG_OP WHEN 'INSERT' THEN 'placed'::text ELSE 'order'::text END,
+                                     ARRAY(SELECT DISTINCT k FROM unnest(keys) AS k));
     RETURN NULL;
 END
 $$;

@@ -54,7 +54,7 @@ _FLOORS: Final = """
       JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = w.tenant_id AND h.stream_id = w.stream_id
 """
 _LOOK: Final = """
-    SELECT tenant_id, id, type, key
+    SELECT tenant_id, id, type, key, ahead
       FROM dinedesk_main.pos_look(%s, %s::integer[], %s::integer[], %s::integer[], %s::integer[], %s::integer)
 """
 _LOOK_AGAIN: Final = """
@@ -93,12 +93,16 @@ class OutboxRow:
 
 @frozen
 class Seen:
-    """A row of the outbox that is still there: `key` names what was touched in the shop's tables."""
+    """A row of the outbox that is still there: `key` names what was touched in the shop's tables.
+
+    `ahead`: it is about a new order, and older rows are not seen.
+    """
 
     tenant_id: TenantId
     id: int
     type: str
     key: str | None
+    ahead: bool = False
 
 
 @frozen
