@@ -134,7 +134,7 @@ def place(shop: Shop, rate_: float, seconds: float) -> dict[str, float]:
 
 @contextmanager
 def opened(shop: Shop, is_open: bool) -> Iterator[None]:
-    """Another shop's transaction that stays open, and that has placed an order while the doorman was awake."""
+    """Another shop's transaction that stays open, and has placed an order while the doorman was awake."""
     place(shop, 50, 0.1)
     with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
         if is_open:
