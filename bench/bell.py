@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from posd.testing.server import Server
 from tests.integration.harness import Daemon, Shop
-from tests.integration.wire import Till
+from tests.integration.wire import Ended, Till
 
 PLACE = "INSERT INTO dinedesk_{slug}.orders (customer_name, total_amount) VALUES ('Ann', 5)"
 WAYS = ("bell", "off", "always")
@@ -107,7 +107,10 @@ class Watched:
 
     def _listen(self) -> None:
         while True:
-            message = self._till.receive(3600)
+            try:
+                message = self._till.receive(3600)
+            except Ended:
+                return
             now = time.perf_counter()
             if message.get("type") == "new_order":
                 self.came[str(message["data"]["orderId"])] = now
@@ -131,7 +134,8 @@ def place(shop: Shop, rate_: float, seconds: float) -> dict[str, float]:
 
 @contextmanager
 def opened(shop: Shop, is_open: bool) -> Iterator[None]:
-    """Another shop's transaction that stays open, and that has placed an order."""
+    """Another shop's transaction that stays open, and has placed an order while the doorman was awake."""
+    place(shop, 50, 0.1)
     with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
         if is_open:
             cursor.execute(PLACE.format(slug="grill"))
@@ -165,11 +169,13 @@ def latency(options: argparse.Namespace) -> None:
                     )
                 idle(shop, posd, options.seconds, "dozing" if is_open else "asleep")
         with closing(shop.connect()) as connection, connection.cursor() as cursor:
-            # The doorman gets neither lock.
-            cursor.execute(
-                "SELECT pg_advisory_lock_shared(7097, 10), pg_advisory_lock_shared(7097, 11)"
-            )
-            place(shop, 100, 0.1)
+            # While the doorman is awake it has neither lock, and then it gets neither.
+            for key in (10, 11):
+                got = False
+                while not got:
+                    place(shop, 100, 0.05)
+                    cursor.execute("SELECT pg_try_advisory_lock_shared(7097, %s)", (key,))
+                    ((got,),) = cursor.fetchall()
             idle(shop, posd, options.seconds, "awake, a look every 4 ms")
         answer = posd.request("GET", "/metrics", key=shop.key("admin", None)).content.decode()
         print(

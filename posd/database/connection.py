@@ -312,6 +312,8 @@ class _RawConnection(txpostgres.Connection):  # type: ignore[misc]
         notification can be told before an earlier one, and what is not told yet grows without bound.
         """
         fresh = self._connection.notifies
+        if not fresh:
+            return
         notifications = fresh[:]
         del fresh[:]
         for each in notifications:

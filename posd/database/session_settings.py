@@ -37,8 +37,9 @@ RELIED_ON: Final = {
     # With the default of 4, which is meant for disks, PostgreSQL reads all of pos_heads, pos_devices and
     # pos_cursors instead, as long as there are fewer than some thousand tenants.
     "random_page_cost": "1.1",
-    # To compile a plan takes longer than to execute it: of a look at an outbox of 500,000 rows 3.0 s of 3.1 s. With
-    # enable_seqscan off, as in some of posd's functions, PostgreSQL compiles for a small table, too.
+    # To compile a plan takes longer than to execute it: of a look at an outbox of 500,000 rows 3.0 s of
+    # 3.1 s. With enable_seqscan off, as in some of posd's functions, PostgreSQL compiles for a small
+    # table, too.
     "jit": "off",
     # posd's functions are written for PL/pgSQL as it is installed.
     "plpgsql.extra_errors": "none",

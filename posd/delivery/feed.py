@@ -30,6 +30,9 @@ _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
 _HEADS_PAUSE: Final = 0.005
 """Between two looks at heads that are asked for by notifications."""
+_CONTROL_PAUSE: Final = 0.05
+"""Between two looks at keys that are asked for by notifications."""
+_MOST_SUSPECTS: Final = 1000
 _ROUND_SECONDS: Final = 30.0
 """More than a round takes. It is given up then, so that the next one can be tried."""
 _KEYS_SECONDS: Final = 0.8
@@ -134,7 +137,9 @@ class Feed(Service):
         self._pauses = Pauses(reactor)
         # Keys to be looked at after those that are looked at now; None stands for all keys.
         self._suspects: set[int | None] = set()
-        self._suspecting = False
+        # Whether keys or tenants may have changed since the last look at notified changes began.
+        self._changed = False
+        self._looking_at_changes = False
         self._heads_notified = self._looking_at_heads = False
         self._link = Link(
             reactor,
@@ -217,14 +222,12 @@ class Feed(Service):
         match kind:
             case "key":
                 self._cache.forget_key(int(subject))
-                self._later(self._cache.look())
-                self._suspect(int(subject))
+                self._look_at_changes(int(subject))
             case "keys":
-                self._later(self._cache.look())
+                self._look_at_changes()
             case "tenant":
                 self._cache.forget_tenant(int(subject))
-                self._later(self._cache.look())
-                self._suspect(None)
+                self._look_at_changes(None)
             case "superseded":
                 self._doorkeeper.superseded(UUID(subject))
             case "disconnect":
@@ -255,25 +258,36 @@ class Feed(Service):
             if self._heads_notified and self.running:
                 self._look_at_heads()
 
-    def _suspect(self, key_id: int | None) -> None:
-        """Look whether a key, or any, has ended.
+    def _look_at_changes(self, *suspects: int | None) -> None:
+        """Read which keys and tenants have changed, and look whether these keys, or any, have ended.
 
-        One statement of an operator may change thousands of keys or tenants, with a notification for
-        each. What is notified during one look is looked at together by the next one.
+        One statement of an operator may change thousands of keys or tenants, with a notification for each,
+        and anybody who can connect may send any number. What is notified during one look is looked at
+        together by the next one, after a pause: 20 looks a second at the most. Many suspects stand for all
+        keys, so that they take no room.
         """
-        self._suspects.add(key_id)
-        if not self._suspecting:
-            self._suspecting = True
-            self._later(self._look_at_suspects())
+        self._changed = True
+        if None not in self._suspects:
+            self._suspects.update(suspects)
+            if len(self._suspects) > _MOST_SUSPECTS:
+                self._suspects = {None}
+        if not self._looking_at_changes:
+            self._looking_at_changes = True
+            self._later(self._read_changes())
 
-    async def _look_at_suspects(self) -> None:
+    async def _read_changes(self) -> None:
+        self._changed = False
+        suspects, self._suspects = self._suspects, set()
         try:
-            while self._suspects:
-                suspects, self._suspects = self._suspects, set()
+            await self._cache.look()
+            if suspects:
                 keys = {each for each in suspects if each is not None}
                 await self._doorkeeper.recheck(None if None in suspects else keys)
+            await self._pause(_CONTROL_PAUSE)
         finally:
-            self._suspecting = False
+            self._looking_at_changes = False
+            if self._changed and self.running:
+                self._look_at_changes()
 
     async def _poll(self) -> None:
         waited, heads = await stream.poll(self._database, self._delivery.tenants)

@@ -189,6 +189,7 @@ class NotificationTests(FeedCase):
         self.notify("posd_control", "tenant 2")
         await until(lambda: bool(self.keys.tenants), "both were heard")
         self.assertEqual((self.keys.keys, self.keys.tenants), ([5], [2]))
+        await until(lambda: len(self.tills.rechecked) == 2, "both were looked at")
         self.assertEqual(self.tills.rechecked, [{5}, None])
 
     async def test_a_thousand_keys_that_end_together_are_looked_at_in_two_looks(self) -> None:
@@ -202,19 +203,41 @@ class NotificationTests(FeedCase):
         self.assertEqual(self.tills.rechecked, [{1}])
         self.tills.rechecking = None
         waiting.callback(None)
+        await until(lambda: len(self.tills.rechecked) == 2, "the others were looked at")
         self.assertEqual(self.tills.rechecked, [{1}, {*range(2, 1001)}])
         self.notify("posd_control", "key 5")
         self.notify("posd_control", "tenant 2")
+        await until(
+            lambda: len(self.tills.rechecked) > 2, "what is notified later is looked at too"
+        )
+        await until(lambda: self.tills.rechecked[-1] is None, "any key may have ended")
+
+    async def test_a_flood_of_changes_is_a_few_looks_and_takes_no_room(self) -> None:
+        feed = await self.started()
+        before, began = self.keys.looks, REACTOR.seconds()
+        waiting: Deferred[None] = Deferred()
+        self.tills.rechecking = waiting
+        for first in range(0, 20_000, 5000):
+            self.admin.run(
+                "SELECT pg_notify('posd_control', 'key ' || n) FROM generate_series(%s, %s) AS n",
+                first,
+                first + 4999,
+            )
         await self.passed()
-        self.assertEqual(self.tills.rechecked[2:], [{5}, None])
+        self.assertLessEqual(len(feed._suspects), module._MOST_SUSPECTS)
+        self.tills.rechecking = None
+        waiting.callback(None)
+        await until(lambda: self.tills.rechecked[-1] is None, "all keys were looked at")
+        seconds = REACTOR.seconds() - began
+        self.assertLessEqual(self.keys.looks - before, 2 + seconds / module._CONTROL_PAUSE)
+        self.assertLess(len(self.tills.rechecked), 4)
 
     async def test_what_changes_of_keys_is_looked_at_each_time(self) -> None:
         await self.started()
         self.assertEqual((self.keys.distrusted, self.keys.looks), (1, 1))
         for count, news in enumerate(("keys", "key 5", "tenant 2"), 2):
             self.notify("posd_control", news)
-            await self.passed()
-            self.assertEqual(self.keys.looks, count)
+            await until(lambda count=count: self.keys.looks == count, "it was looked at")  # type: ignore[misc]
         self.assertEqual(self.keys.distrusted, 1)
 
     async def test_a_connection_that_is_superseded_is_told(self) -> None:
