@@ -30,7 +30,7 @@ from twisted.python.components import Componentized
 
 from posd.config import endpoints as endpoint_syntax
 from posd.config.model import Config, Listener
-from posd.daemon import systemd
+from posd.daemon import readiness, systemd
 from posd.daemon.accepting import Rests
 from posd.daemon.reload import Reload
 from posd.daemon.stopping import Stopping
@@ -224,10 +224,10 @@ class Daemon(Service):
 
     def _is_alive(self) -> bool:
         """Whether the watchdog may be fed: a loop that makes no attempts any more needs a restart."""
-        return not self._parts.stalled()
+        return not readiness.stalled(self._parts)
 
     def _look_for_stalled(self) -> None:
-        stalled = self._parts.stalled()
+        stalled = readiness.stalled(self._parts)
         if stalled and stalled != self._stalled:
             self._log.critical(
                 "no attempt for a minute: {parts}; posd is not ready; {remedy}",

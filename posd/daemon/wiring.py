@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from posd.config.model import Config, Listener
+from posd.daemon import readiness
 from posd.daemon.gauges import Gauges
 from posd.daemon.operations import operations
 from posd.daemon.stopping import Stopping
@@ -68,9 +69,6 @@ _PART_SECONDS: Final = 5.0
 """What a part has to end in: as long as a statement that is under way may take as installed."""
 
 _LEASE_SECONDS: Final = 1.0
-
-# Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
-_OUTBOX_SECONDS: Final = 60.0
 
 _log = Logger()
 
@@ -232,34 +230,7 @@ class Parts:
         self.monitor = Monitor(self._report)
         self.unsent = UnsentAnswers(reactor, self.rates.answered)
         self.loyalty = LoyaltyPoints(self.database, limits.points_per_day_per_till)
-        self.health = Health(
-            {
-                "database": lambda: self.database.up and not self.database.stalled,
-                "feed": lambda: self.feed.up and not self.feed.stalled,
-                "sequencer": lambda: self.numbering.up and not self.sequencer.stalled,
-                "listeners": lambda: self.listening,
-                "schema": lambda: self.fitting,
-                "books": lambda: not self.presence.overdue,
-                "not draining": lambda: not self.exchange.draining,
-            },
-            {
-                # Everything is found by polling then, up to a second later.
-                "notifications": lambda: not self.feed.deaf,
-                "outbox": lambda: self.feed.outbox_seconds < _OUTBOX_SECONDS,
-                # Orders in shops' own tables wait then. What is published by REST or SQL does not.
-                "readers": lambda: self.readers.up,
-                "tenants": lambda: self.sequencer.serves_all,
-            },
-        )
-
-    def stalled(self) -> list[str]:
-        """The names of the parts that have made no attempt for a minute and will make none."""
-        stalled = {
-            "database": self.database.stalled,
-            "feed": self.feed.stalled,
-            "sequencer": self.sequencer.stalled,
-        }
-        return [name for name, is_so in stalled.items() if is_so]
+        self.health = readiness.health(self)
 
     async def _recognise(self, session: Session) -> None:
         """Name streams anew where the database is not the one that it was.

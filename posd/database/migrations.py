@@ -243,12 +243,15 @@ def administration(connection: Connection) -> Iterator[None]:
             except psycopg2.errors.UndefinedTable as error:
                 what = "the database lacks schema_changes: run `posctl bootstrap` again"
                 raise SchemaError(what) from error
-        _become_owner(cursor)
         try:
+            _become_owner(cursor)
             yield
         finally:
             if not connection.closed:
                 cursor.execute("RESET ROLE")
+            # The server notices the end of a connection later, and until then it would keep the lock.
+            with suppress(psycopg2.Error), guard.cursor() as guarding:
+                guarding.execute("ROLLBACK")
 
 
 def _become_owner(cursor: Any) -> None:

@@ -25,7 +25,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
+from posd.database.link import DatabaseReactor, Link, Row, Session
 from posd.database.retries import Retries
 from posd.errors import Busy, Unavailable
 from posd.values import TenantId
@@ -156,7 +156,9 @@ class Readers(Service):
         stopping = gatherResults([place.link.stopService() for place in self._places])
         return stopping.addCallback(lambda _: None)
 
-    async def read(self, tenant: TenantId, sql: str, parameters: Parameters = ()) -> list[Row]:
+    async def read(
+        self, tenant: TenantId, sql: str, parameters: Sequence[object] = ()
+    ) -> list[Row]:
         """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
 
         If nothing is known of the tenant and it is not over in a quarter of a second, it is run again.
@@ -169,15 +171,17 @@ class Readers(Service):
         return await self._read(tenant, sql, parameters, STATEMENT_SECONDS)
 
     async def _read(
-        self, tenant: TenantId, sql: str, parameters: Parameters, seconds: float
+        self, tenant: TenantId, sql: str, parameters: Sequence[object], seconds: float
     ) -> list[Row]:
         place = await self._place(tenant)
         began = self._reactor.seconds()
         overdue = self._reactor.callLater(seconds + _OVERTIME_SECONDS, place.give_up)
         self._paces[tenant] = "slow"
-        limit = f"SET LOCAL statement_timeout = {int(seconds * 1000)}"
         try:
-            rows = await place.link.query(f"BEGIN READ ONLY; {limit}; {sql}", parameters)
+            rows = await place.link.query(
+                f"BEGIN READ ONLY; SET LOCAL statement_timeout = %s; {sql}",
+                (int(seconds * 1000), *parameters),
+            )
         except Busy as error:
             raise Overdue from error
         except Unavailable as error:

@@ -283,7 +283,8 @@ class Feed(Service):
             if suspects:
                 keys = {each for each in suspects if each is not None}
                 await self._doorkeeper.recheck(None if None in suspects else keys)
-            await self._pause(_CONTROL_PAUSE)
+            if self.running:
+                await self._pauses.take(_CONTROL_PAUSE)
         finally:
             self._looking_at_changes = False
             if self._changed and self.running:

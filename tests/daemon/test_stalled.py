@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd import waiting
 from posd.config.model import Config, Database
+from posd.daemon import readiness
 from posd.daemon.service import Daemon
 from posd.daemon.wiring import Parts
 from posd.database.connection import Connection
@@ -68,23 +69,23 @@ class StalledTests(SynchronousTestCase):
     def test_a_database_that_refuses_every_attempt_stalls_nothing(self) -> None:
         self.start()
         self.minutes(5)
-        self.assertEqual(self.parts.stalled(), [])
+        self.assertEqual(readiness.stalled(self.parts), [])
         self.assertIn("feed", self.parts.health.missing())
 
     def test_one_that_never_answers_stalls_nothing(self) -> None:
         self.opening = Deferred
         self.start()
         self.minutes(5)
-        self.assertEqual(self.parts.stalled(), [])
+        self.assertEqual(readiness.stalled(self.parts), [])
 
     def test_links_that_do_not_connect_any_more(self) -> None:
         # As it was when an error in drop() left the loop waiting.
         self.patch(Retries, "pause", lambda *_: Deferred())
         self.start()
         self.minutes(0.9)
-        self.assertEqual(self.parts.stalled(), [])
+        self.assertEqual(readiness.stalled(self.parts), [])
         self.minutes(0.2)
-        self.assertEqual(self.parts.stalled(), ["database", "feed", "sequencer"])
+        self.assertEqual(readiness.stalled(self.parts), ["database", "feed", "sequencer"])
 
     def test_a_feed_that_does_not_look_any_more(self) -> None:
         self.opening = lambda: succeed(None)
@@ -92,7 +93,7 @@ class StalledTests(SynchronousTestCase):
         self.assertTrue(self.parts.feed.up)
         self.patch(waiting, "deferLater", lambda *_: Deferred())
         self.minutes(1.2)
-        self.assertEqual(self.parts.stalled(), ["feed"])
+        self.assertEqual(readiness.stalled(self.parts), ["feed"])
         self.assertIn("feed", self.parts.health.missing())
 
     def test_a_round_of_the_feed_that_never_ends_is_given_up(self) -> None:
@@ -109,7 +110,7 @@ class StalledTests(SynchronousTestCase):
             self.start()
             self.minutes(3)
         self.assertGreater(len(rounds), 3)
-        self.assertEqual(self.parts.stalled(), [])
+        self.assertEqual(readiness.stalled(self.parts), [])
         told = [e for e in logs if "a round of the feed" in str(e["log_format"])]
         self.assertEqual({each["log_level"] for each in told}, {LogLevel.error})
 
@@ -120,13 +121,13 @@ class StalledTests(SynchronousTestCase):
         self.patch(self.parts.numbering, "transaction", lambda *_: never)
         published = Deferred.fromCoroutine(self.parts.sequencer.publish(publication(("note", {}))))
         self.minutes(0.9)
-        self.assertEqual(self.parts.stalled(), [])
+        self.assertEqual(readiness.stalled(self.parts), [])
         self.minutes(0.2)
-        self.assertEqual(self.parts.stalled(), ["sequencer"])
+        self.assertEqual(readiness.stalled(self.parts), ["sequencer"])
         self.assertIn("sequencer", self.parts.health.missing())
         never.errback(Unavailable("at last"))
         self.failureResultOf(published, Unavailable)
-        self.assertEqual(self.parts.stalled(), [])
+        self.assertEqual(readiness.stalled(self.parts), [])
 
     def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
         daemon = Daemon.__new__(Daemon)

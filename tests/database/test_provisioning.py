@@ -148,7 +148,8 @@ class AddTenantTests(ProvisionCase):
         for dsn in dsns:
             client = self.connect(dsn=dsn)
             client.run(f"INSERT INTO dinedesk_{name}.orders (total_amount) VALUES (1)")
-            self.assertEqual(client.touched(), ["1"])
+            keys = client.rows("SELECT key FROM dinedesk_main.pos_outbox")
+            self.assertEqual(keys, [("1",)])
 
     def test_a_schema_that_is_not_posds_is_left_alone(self) -> None:
         self.admin.run("CREATE SCHEMA dinedesk_bistro AUTHORIZATION posd_test_kitchen")
@@ -301,7 +302,7 @@ class RenewalTests(ProvisionCase):
     def test_outdated_ones_are_renewed(self) -> None:
         self.assertEqual(self.migrated(), ())
         hooks = self.folder / "hooks.sql"
-        hooks.write_text(hooks.read_text().replace("'order'::text", "'ordre'::text"))
+        hooks.write_text(hooks.read_text().replace("'placed'::text", "'ordre'::text"))
         self.assertEqual(self.migrated(), ("dinedesk_kitchen", "dinedesk_grill"))
         self.admin.run("INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (1)")
         self.assertEqual([row.type for row in self.admin.take() or ()], ["ordre"])
