@@ -17,6 +17,7 @@ so that a first read does not wait behind slow ones.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -40,6 +41,7 @@ STATEMENT_SECONDS: Final = 1.0
 _TRIAL_SECONDS: Final = 0.25
 _OVERTIME_SECONDS: Final = 0.5
 _QUICK_SECONDS: Final = 0.1
+_NONE: Final[Mapping[str, object]] = {}
 _MOST_LOST: Final = 3
 """How many connections in a row may be lost in reads of a tenant before its own tables are blamed."""
 _MOST_NOTICED: Final = 64 * 1024
@@ -157,7 +159,7 @@ class Readers(Service):
         return stopping.addCallback(lambda _: None)
 
     async def read(
-        self, tenant: TenantId, sql: str, parameters: Sequence[object] = ()
+        self, tenant: TenantId, sql: str, parameters: Mapping[str, object] = _NONE
     ) -> list[Row]:
         """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
 
@@ -171,7 +173,7 @@ class Readers(Service):
         return await self._read(tenant, sql, parameters, STATEMENT_SECONDS)
 
     async def _read(
-        self, tenant: TenantId, sql: str, parameters: Sequence[object], seconds: float
+        self, tenant: TenantId, sql: str, parameters: Mapping[str, object], seconds: float
     ) -> list[Row]:
         place = await self._place(tenant)
         began = self._reactor.seconds()
@@ -179,8 +181,8 @@ class Readers(Service):
         self._paces[tenant] = "slow"
         try:
             rows = await place.link.query(
-                f"BEGIN READ ONLY; SET LOCAL statement_timeout = %s; {sql}",
-                (int(seconds * 1000), *parameters),
+                f"BEGIN READ ONLY; SET LOCAL statement_timeout = %(most)s; {sql}",
+                {"most": int(seconds * 1000), **parameters},
             )
         except Busy as error:
             raise Overdue from error
