@@ -27,7 +27,8 @@ BEGIN
             SELECT CASE pg_typeof(k.id) WHEN 'bpchar'::regtype THEN rtrim(concat(k.id)) ELSE concat(k.id) END
               FROM (SELECT t.id FROM touched AS t) AS k (id));
     END IF;
-    PERFORM posd_hooks.enqueue$:shop('order'::text, ARRAY(SELECT DISTINCT k FROM unnest(keys) AS k));
+    PERFORM posd_hooks.enqueue$:shop(CASE TG_OP WHEN 'INSERT' THEN 'placed'::text ELSE 'order'::text END,
+                                     ARRAY(SELECT DISTINCT k FROM unnest(keys) AS k));
     RETURN NULL;
 END
 $$;

@@ -88,7 +88,8 @@ def _number(client: Client) -> None:
     for tenant in (KITCHEN, GRILL):
         ids = [row_id for _, row_id in client.look(one=tenant.id)]
         keys = client.value(
-            "SELECT array_agg(key) FROM dinedesk_main.pos_outbox WHERE type = 'order' AND tenant_id = %s",
+            "SELECT array_agg(key) FROM dinedesk_main.pos_outbox"
+            " WHERE type IN ('order', 'placed') AND tenant_id = %s",
             tenant.id,
         )
         read = (

@@ -8,12 +8,17 @@ shop's code runs in it. The session is cleaned after each read, before another s
 `statement_timeout` ends a read after a second. Code that catches the cancellation goes on; half a second
 later its connection is given up, and the connection that takes its place terminates the session on the
 server.
+
+A tenant that was quick the last time gets any free place. All others share two of the four, and those that
+were slow or failed have one of these. A tenant of which nothing is known is tried for a quarter of a second,
+so that a first read does not wait behind slow ones.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import Final
+from contextlib import suppress
+from typing import Final, Literal
 
 from attrs import define, field
 from twisted.application.service import Service
@@ -26,9 +31,12 @@ from posd.values import TenantId
 
 PLACES: Final = 4
 """How many connections there are."""
-_FOR_ANY: Final = 2
+_FOR_UNKNOWN: Final = 2
 """How many of them read tenants that were not quick the last time. The others are kept for quick ones."""
+_FOR_SLOW: Final = 1
+"""How many of these read tenants that were slow."""
 STATEMENT_SECONDS: Final = 1.0
+_TRIAL_SECONDS: Final = 0.25
 _OVERTIME_SECONDS: Final = 0.5
 _QUICK_SECONDS: Final = 0.1
 _MOST_LOST: Final = 3
@@ -42,6 +50,7 @@ _TERMINATE: Final = """
     SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a
      WHERE a.pid = %s AND a.backend_start::text = %s
 """
+Pace = Literal["quick", "unknown", "slow"]
 _LOST: Final = f"the connection was lost {_MOST_LOST} times in a row while its tables were read"
 
 
@@ -69,8 +78,8 @@ class _Place:
     link: Link = field(init=False)
     tenant: TenantId | None = None
     """Whose tables are being read, or were and the session is not clean yet."""
-    is_kept: bool = False
-    """Whether that tenant was quick the last time, so that it does not count among the others."""
+    pace: Pace = "quick"
+    """How that tenant was the last time."""
     backend: tuple[int, str] | None = None
     abandoned: tuple[int, str] | None = None
     """The session on the server that a read was given up in."""
@@ -110,7 +119,7 @@ class Readers(Service):
                 read_only=True,
             )
         self._waiting: deque[_Waiter] = deque()
-        self._quick: set[TenantId] = set()
+        self._paces: dict[TenantId, Pace] = {}
         self._lost: Counter[TenantId] = Counter()
         self._giving_out = False
 
@@ -128,7 +137,7 @@ class Readers(Service):
 
     def is_quick(self, tenant: TenantId) -> bool:
         """Whether the last read of a tenant's tables was over in a tenth of a second."""
-        return tenant in self._quick
+        return self._paces.get(tenant) == "quick"
 
     def startService(self) -> None:
         Service.startService(self)
@@ -143,20 +152,31 @@ class Readers(Service):
     async def read(self, tenant: TenantId, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
 
+        If nothing is known of the tenant and it is not over in a quarter of a second, it is run again.
         Waits for a place. Raises `Unreadable` and `StatementFailed` about the tenant's tables, and
         `Unavailable` where no connection stands or the one that was used is lost.
         """
+        if tenant not in self._paces:
+            with suppress(Overdue):
+                return await self._read(tenant, sql, parameters, _TRIAL_SECONDS)
+        return await self._read(tenant, sql, parameters, STATEMENT_SECONDS)
+
+    async def _read(
+        self, tenant: TenantId, sql: str, parameters: Parameters, seconds: float
+    ) -> list[Row]:
         place = await self._place(tenant)
         began = self._reactor.seconds()
-        overdue = self._reactor.callLater(STATEMENT_SECONDS + _OVERTIME_SECONDS, place.give_up)
-        self._quick.discard(tenant)
+        overdue = self._reactor.callLater(seconds + _OVERTIME_SECONDS, place.give_up)
+        self._paces[tenant] = "slow"
+        limit = f"SET LOCAL statement_timeout = {int(seconds * 1000)}"
         try:
-            rows = await place.link.query(f"BEGIN READ ONLY; {sql}", parameters)
+            rows = await place.link.query(f"BEGIN READ ONLY; {limit}; {sql}", parameters)
         except Busy as error:
             raise Overdue from error
         except Unavailable as error:
             if not overdue.active():
                 raise Overdue from error
+            del self._paces[tenant]
             self._lost[tenant] += 1
             if self.up and self._lost[tenant] >= _MOST_LOST:
                 # The others stand, so it may be by something in the shop's tables that this one was lost:
@@ -171,7 +191,7 @@ class Readers(Service):
             Deferred.fromCoroutine(self._clean(place))
         del self._lost[tenant]
         if self._reactor.seconds() - began <= _QUICK_SECONDS:
-            self._quick.add(tenant)
+            self._paces[tenant] = "quick"
         return rows
 
     async def _clean(self, place: _Place) -> None:
@@ -211,19 +231,29 @@ class Readers(Service):
                     self._waiting.popleft().turn.errback(_unreachable())
             for waiter, place in iter(self._next, None):
                 self._waiting.remove(waiter)
-                place.tenant, place.is_kept = waiter.tenant, waiter.tenant in self._quick
+                place.tenant, place.pace = waiter.tenant, self._pace(waiter)
                 waiter.turn.callback(place)
         finally:
             self._giving_out = False
+
+    def _pace(self, waiter: _Waiter) -> Pace:
+        return self._paces.get(waiter.tenant, "unknown")
 
     def _next(self) -> tuple[_Waiter, _Place] | None:
         """Who is next, and where."""
         place = next((each for each in self._places if each.tenant is None and each.link.up), None)
         if place is None:
             return None
-        others = sum(p.tenant is not None and not p.is_kept for p in self._places)
+        paces = Counter(each.pace for each in self._places if each.tenant is not None)
+        slow, others = paces["slow"], paces["slow"] + paces["unknown"]
         waiter = next(
-            (w for w in self._waiting if w.tenant in self._quick or others < _FOR_ANY), None
+            (
+                each
+                for each in self._waiting
+                if (pace := self._pace(each)) == "quick"
+                or (others < _FOR_UNKNOWN and (pace == "unknown" or slow < _FOR_SLOW))
+            ),
+            None,
         )
         return None if waiter is None else (waiter, place)
 

@@ -26,8 +26,8 @@ from posd.values import Draft, StoredOrder, Tenant, TenantId
 
 OrderKey = tuple[TenantId, str]
 Shops = Mapping[TenantId, Tenant]
-TOUCHED_ORDER: Final = "order"
-"""The `type` of an outbox row by which a hook says that an order was touched."""
+TOUCHED: Final = ("order", "placed")
+"""The `type` of an outbox row by which a hook says that an order was changed, or inserted."""
 _FAILURE: Final = "failure"
 _PASSED_OVER: Final = "passed_over"
 _LACKS: Final = "lacks"
@@ -120,12 +120,15 @@ def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejecte
             items.append(Rejected(row, "The event is larger than any may be.", kept="{}"))
         elif row.key is None:
             items.append(_read_draft(row, zone_of(shops, row.tenant_id)))
-        elif row.type != TOUCHED_ORDER and row.type not in movements.KINDS:
+        elif row.type in TOUCHED:
+            if (place := (row.tenant_id, "", row.key)) not in touched:
+                touched.add(place)
+                items.append(Item(row.tenant_id, touched=row.key))
+        elif row.type not in movements.KINDS:
             items.append(Rejected(row, f"nothing is known of a touched {row.type!r}"))
         elif (place := (row.tenant_id, row.type, row.key)) not in touched:
             touched.add(place)
-            is_order = row.type == TOUCHED_ORDER
-            items.append(Item(row.tenant_id, touched=row.key) if is_order else Moved(*place))
+            items.append(Moved(*place))
     return items
 
 

@@ -9,7 +9,7 @@ when it looked, or not at all.
 
 The rows of a tenant keep their order, whether or not they need reading: a tenant is in one portion at a time,
 and later rows wait until its orders are read. Other tenants do not wait. A read whose connection is lost is
-done again.
+done again. When a tenant changes many orders at once, its new orders come before the changes that wait.
 
 A tenant whose own tables make a read fail, or are too slow, is in quarantine. Its rows that need no reading
 go on without the others. Its orders are read one by one after a pause. An order that fails again is left
@@ -19,8 +19,10 @@ read.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import Final
 
 from attrs import field, frozen
@@ -31,7 +33,7 @@ from twisted.logger import Logger
 from posd.database.link import Session
 from posd.database.readers import Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
-from posd.publishing.batch import TOUCHED_ORDER, Shops
+from posd.publishing.batch import TOUCHED, Shops
 from posd.publishing.quarantine import Aside
 from posd.store import bell, shop_rows, stream
 from posd.values import Tenant, TenantId
@@ -44,17 +46,23 @@ _SOON_SECONDS: Final = 0.05
 _LATE_SECONDS: Final = 0.1
 # For how long, at most, the orders of a tenant are left alone that cannot be read.
 _LONGEST_PAUSE: Final = 300.0
+_ALONE_SECONDS: Final = 10.0
 
 
 @frozen
 class Portion:
-    """Rows of a tenant's outbox by their ids, and the orders that they are about as JSON text by order id."""
+    """Rows of a tenant's outbox by their ids, and the orders that they are about as JSON text by order id.
+
+    `was_read`: some are about orders, which were read. `is_one`: all are about the same thing.
+    """
 
     tenant_id: TenantId
     ids: Sequence[int]
     orders: Mapping[str, str] = field(factory=dict)
     fence: int | None = None
     """Of the lease that the node had when it looked."""
+    was_read: bool = False
+    is_one: bool = False
 
     @property
     def size(self) -> int:
@@ -90,8 +98,11 @@ class Outbox:
         self._fence: int | None = None
         self._reading: set[TenantId] = set()
         self._ready: list[Portion] = []
-        # How many rows are seen at once of tenants whose tables take long to read.
+        # How many rows are seen at once of tenants whose tables are slow, or whose rows were refused.
         self._limits: dict[TenantId, int] = {}
+        # Tenants whose batch was refused are numbered alone, and until when at least.
+        self._alone: dict[TenantId, float] = {}
+        self._alone_is_next = True
         # The tenants in quarantine, and the order of each that was read last.
         self._quarantine: dict[TenantId, str] = {}
         self._pauses: Aside[TenantId] = Aside(clock, _LONGEST_PAUSE)
@@ -106,6 +117,10 @@ class Outbox:
     def quarantine(self) -> Collection[TenantId]:
         """The tenants whose orders cannot be read."""
         return self._quarantine.keys()
+
+    def is_alone(self, portions: Sequence[Portion]) -> bool:
+        """Whether no request may be in the same transaction, since an earlier one was refused."""
+        return any(each.tenant_id in self._alone for each in portions)
 
     def is_reading(self, tenant_id: TenantId) -> bool:
         """Whether later rows of a tenant wait until its orders are read."""
@@ -153,29 +168,51 @@ class Outbox:
         return sum(len(rows) for _, rows in found)
 
     async def one(self, tenant_id: TenantId, most: int) -> Portion | None:
-        """Up to `most` rows of one tenant, read now; None if there are none or they cannot be read."""
+        """Up to `most` rows of one tenant that come before any that need reading; None if there are none."""
         fence = self._fence
         if fence is None:
             return None
-        found = await self._seen(most, (), tenant_id)
-        if not found and (key := self._quarantine.get(tenant_id)) is not None:
-            found = await self._of_shops(await stream.look_again(self._link, {tenant_id: key}, ()))
-        for tenant, rows in found:
-            if tenant is not None and _touched(rows):
-                return await self._read(tenant, rows, fence)
-            return _unread(rows, fence)
+        for _, rows in await self._seen(most, (), tenant_id):
+            before = [*takewhile(lambda row: not _touched([row]), rows)]
+            return _unread(before, fence) if before else None
         return None
 
-    def next_batch(self) -> list[Portion]:
-        """Portions for one transaction, those first that were ready first."""
+    def divide(self, portion: Portion, *, was_alone: bool) -> None:
+        """Have rows of a batch that was refused read again, and numbered alone; then fewer at once."""
+        tenant_id, rows = portion.tenant_id, len(portion.ids)
+        if was_alone:
+            self._limits[tenant_id] = max(1, min(self._limits.get(tenant_id, MOST_ROWS), rows) // 2)
+        self._alone[tenant_id] = self._clock.seconds() + _ALONE_SECONDS
+
+    def accepted(self, portions: Sequence[Portion]) -> None:
+        """These were numbered."""
+        for each in portions:
+            if each.tenant_id in self._alone and each.tenant_id in self._limits:
+                self._limits[each.tenant_id] = min(MOST_ROWS, 2 * self._limits[each.tenant_id])
+            if self._alone.get(each.tenant_id, math.inf) <= self._clock.seconds():
+                del self._alone[each.tenant_id]
+
+    def next_batch(self, *, others_wait: bool = False) -> list[Portion]:
+        """Portions for one transaction, those first that were ready first.
+
+        The portion of a tenant whose rows were refused is in a batch of its own. Such batches take turns with
+        those of the others, and with requests that wait (`others_wait`).
+        """
+        alone = next((each for each in self._ready if each.tenant_id in self._alone), None)
+        others = [each for each in self._ready if each.tenant_id not in self._alone]
+        if alone is not None and (self._alone_is_next or not (others or others_wait)):
+            self._alone_is_next = False
+            self._ready.remove(alone)
+            return [alone]
+        self._alone_is_next = True
         portions: list[Portion] = []
         rows = size = 0
-        for each in self._ready:
+        for each in others:
             rows, size = rows + len(each.ids), size + each.size
             if portions and (rows > MOST_ROWS or size > _MOST_BYTES):
                 break
             portions.append(each)
-        del self._ready[: len(portions)]
+            self._ready.remove(each)
         return portions
 
     def _begin(self, tenant: Tenant | None, rows: Sequence[stream.Seen], fence: int) -> None:
@@ -269,7 +306,10 @@ class Outbox:
             self._pauses.remove(tenant.id)
             for order_id in touched:
                 self._odd.remove((tenant.id, order_id))
-        return Portion(tenant.id, _in_order(rows, set(read.unread)), read.found, fence)
+        taken = _in_order(rows, set(read.unread))
+        ids = [row.id for row in taken]
+        is_one = len({_about(row) for row in taken}) == 1
+        return Portion(tenant.id, ids, read.found, fence, was_read=True, is_one=is_one)
 
     def _fails(
         self, tenant_id: TenantId, order_ids: Sequence[str], reason: str, *, is_odd: bool
@@ -286,6 +326,9 @@ class Outbox:
         limit = self._limits.get(tenant_id, MOST_ROWS)
         if seconds > _LATE_SECONDS:
             self._limits[tenant_id] = max(1, min(limit, rows) // 2)
+        elif tenant_id in self._alone:
+            # It grows again when rows of its were accepted.
+            return
         elif seconds < _SOON_SECONDS and limit < MOST_ROWS:
             self._limits[tenant_id] = min(MOST_ROWS, 2 * limit)
             if self._limits[tenant_id] == MOST_ROWS:
@@ -294,19 +337,35 @@ class Outbox:
 
 def _touched(rows: Sequence[stream.Seen]) -> list[str]:
     """The orders that were touched."""
-    keys = (row.key for row in rows if row.type == TOUCHED_ORDER and row.key is not None)
-    return [*dict.fromkeys(keys)]
+    touched = [row for row in rows if row.key is not None and row.type in TOUCHED]
+    # The first of them are read, if not all fit.
+    touched.sort(key=lambda row: not row.ahead)
+    return [*dict.fromkeys(row.key for row in touched if row.key is not None)]
 
 
 def _unread(rows: Sequence[stream.Seen], fence: int) -> Portion:
     return Portion(rows[0].tenant_id, [row.id for row in rows], fence=fence)
 
 
-def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[int]:
-    """The rows before the first one that is about an order that was not read, and all with their keys."""
-    end = next(
-        (n for n, row in enumerate(rows) if row.type == TOUCHED_ORDER and row.key in unread),
-        len(rows),
-    )
-    keys = {(row.type, row.key) for row in rows[:end] if row.key is not None}
-    return [row.id for n, row in enumerate(rows) if n < end or (row.type, row.key) in keys]
+def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[stream.Seen]:
+    """The rows before the first one that is about an order that was not read, and all with their keys.
+
+    Also those that are ahead and were read.
+    """
+
+    def is_unread(row: stream.Seen) -> bool:
+        return row.key in unread and row.type in TOUCHED
+
+    before = [*takewhile(lambda row: row.ahead or not is_unread(row), rows)]
+    more = (row for row in rows[len(before) :] if row.ahead)
+    taken = [row for row in (*before, *more) if not is_unread(row)]
+    keys = {_about(row) for row in taken if row.key is not None}
+    ids = {row.id for row in taken}
+    return [row for row in rows if row.id in ids or _about(row) in keys]
+
+
+def _about(row: stream.Seen) -> tuple[str, str | int]:
+    """The order or the row of a ledger that a row is about, or itself."""
+    if row.key is None:
+        return "", row.id
+    return "order" if row.type in TOUCHED else row.type, row.key

@@ -7,9 +7,8 @@ for a timer. A lock in the database lets one sequencer work at a time, whichever
 The shops' tables are read on other connections, before the transaction (`posd.publishing.outbox`), so no
 code of a shop runs here and no tenant waits for another one's tables.
 
-What a publisher asks follows what its tenant has committed before, up to a batch of it. If older rows are
-found in the outbox under the lock, the request waits until they are numbered, for two seconds at most. It
-does not wait if the tenant's tables cannot be read.
+What a publisher asks follows what its tenant has committed before, up to a batch of it
+(`posd.publishing.following`).
 
 What goes wrong is kept small. A tenant whose rows cannot be numbered is left out for a while and keeps them.
 A batch that is refused is done again in parts, and those in halves, until what is at fault fails alone; the
@@ -33,6 +32,7 @@ from posd.database.link import Link
 from posd.database.readers import Readers
 from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable, is_about_data
 from posd.monitoring.counters import Instruments
+from posd.publishing.following import SOON_SECONDS, Following
 from posd.publishing.journal import Journal
 from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Publication as Publication
@@ -49,9 +49,6 @@ from posd.waiting import Pulse
 _MANY_WAITING: Final = 1000
 # For how long, at most, the outbox of a tenant is left alone whose rows cannot be numbered.
 _LONGEST_ASIDE: Final = 300.0
-# For how long, at most, a request waits for older rows of its tenant.
-_ORDERLY_SECONDS: Final = 2.0
-_SOON_SECONDS: Final = 0.02
 
 
 class Sequencer(Service):
@@ -99,10 +96,7 @@ class Sequencer(Service):
         self._working = False
         self._soon: IDelayedCall | None = None
         self._ended: Deferred[None] | None = None
-        # Until when requests are not tried that are still too early.
-        self._early: dict[TenantId, float] = {}
-        # Tenants whose requests have waited in vain, and do not wait for a while.
-        self._hasty: Aside[TenantId] = Aside(reactor)
+        self._following = Following(reactor, self._outbox.is_reading, self._is_left_out)
         self._pulse = Pulse()
         self._running_keys: set[tuple[object, ...]] = set()
 
@@ -199,7 +193,7 @@ class Sequencer(Service):
 
     def _start_soon(self) -> None:
         if self._soon is None or not self._soon.active():
-            self._soon = self._reactor.callLater(_SOON_SECONDS, self._start)
+            self._soon = self._reactor.callLater(SOON_SECONDS, self._start)
 
     def _was_read(self, again: bool) -> None:
         """The orders of a tenant were read, or cannot be."""
@@ -213,7 +207,8 @@ class Sequencer(Service):
                 away = False
                 try:
                     portions = await self._portions()
-                    requests = self._queue.next_batch(self._waits)
+                    if not self._outbox.is_alone(portions):
+                        requests = self._queue.next_batch(self._following.waits)
                     if not requests and not portions and not self._is_due:
                         break
                     await self._settle(requests, portions)
@@ -252,37 +247,10 @@ class Sequencer(Service):
             except StatementFailed as error:
                 # Requests can be numbered all the same.
                 self._log.error("the outbox cannot be looked at: {error}", error=error)
-        return self._outbox.next_batch()
+        return self._outbox.next_batch(others_wait=bool(self._queue))
 
-    def _waits(self, request: Request) -> bool:
-        """Whether older rows of its tenant have to be read before it."""
-        tenant_id, now = request.tenant_id, self._reactor.seconds()
-        if not self._outbox.is_reading(tenant_id) and self._early.get(tenant_id, now) <= now:
-            return False
-        if request.waits_since is None:
-            request.waits_since = now
-        return self._is_orderly(request)
-
-    def _is_orderly(self, request: Request) -> bool:
-        """Whether it follows what its tenant has committed, as it does where that can be read in time."""
-        since, tenant_id = request.waits_since, request.tenant_id
-        if tenant_id in self._hasty or tenant_id in self._aside:
-            return False
-        if since is not None and self._reactor.seconds() - since >= _ORDERLY_SECONDS:
-            self._hasty.add(tenant_id)
-            return False
-        return tenant_id not in self._outbox.quarantine
-
-    def _put_back(self, early: Sequence[Request], portions: Sequence[Portion]) -> None:
-        """Let requests wait until older rows of their tenants are numbered."""
-        now = self._reactor.seconds()
-        progress = {each.tenant_id for each in portions}
-        for each in early:
-            if each.waits_since is None:
-                each.waits_since = now
-            elif each.tenant_id not in progress:
-                self._early[each.tenant_id] = now + _SOON_SECONDS
-        self._queue.put_back(early)
+    def _is_left_out(self, tenant_id: TenantId) -> bool:
+        return tenant_id in self._aside or tenant_id in self._outbox.quarantine
 
     async def _settle(self, requests: Sequence[Request], portions: Sequence[Portion] = ()) -> None:
         """Publish requests and portions of the outbox; each fails only for its own faults.
@@ -299,9 +267,9 @@ class Sequencer(Service):
             fail(requests, error)
             raise
         except Exception as error:
-            # What is older goes first. Orders are read again, since the shop may have changed them meanwhile.
+            # What is older goes first.
             for each in portions:
-                await self._settle_rows(each.tenant_id, len(each.ids))
+                await self._again(each, error if len(portions) == 1 and not requests else None)
             if portions:
                 await self._settle(requests)
             elif len(requests) > 1:
@@ -310,6 +278,19 @@ class Sequencer(Service):
                 await self._settle(requests[half:])
             else:
                 self._blame(requests[0], error)
+
+    async def _again(self, portion: Portion, error: Exception | None) -> None:
+        """Publish the rows of a batch that was refused; `error` if nothing else was in it.
+
+        Orders are read again, since the shop may have changed them meanwhile. Nobody waits for that here.
+        """
+        if not portion.was_read:
+            await self._settle_rows(portion.tenant_id, len(portion.ids))
+        elif error is not None and portion.is_one:
+            await self._blame_row(error)
+        else:
+            self._outbox.divide(portion, was_alone=error is not None)
+        self._outbox_waits = True
 
     async def _settle_rows(self, tenant_id: TenantId, rows: int) -> None:
         """Publish up to `rows` of one tenant's outbox, the oldest first; one that cannot be fails alone."""
@@ -332,9 +313,7 @@ class Sequencer(Service):
     async def _commit(self, requests: Sequence[Request], portions: Sequence[Portion]) -> None:
         self._pulse.beat()
         began = self._reactor.seconds()
-        for each in requests:
-            each.orderly = self._is_orderly(each)
-            self._early.pop(each.tenant_id, None)
+        self._following.try_now(requests)
         try:
             outcome = await self._link.transaction(
                 lambda session: self._numbering.number(session, requests, portions)
@@ -348,7 +327,9 @@ class Sequencer(Service):
             raise
         hand_on(outcome.appended, self._appended, self._journal.not_handed_on)
         self._journal.committed(outcome, self._reactor.seconds() - began)
-        self._put_back(outcome.early, portions)
+        self._outbox.accepted(portions)
+        self._following.too_early(outcome.early, [each.tenant_id for each in portions])
+        self._queue.put_back(outcome.early)
         if outcome.taken or outcome.early:
             # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True

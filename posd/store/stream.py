@@ -51,7 +51,7 @@ _MOVED: Final = f"""
      WHERE h.last_seq > w.seq OR h.stream_id <> w.known_id
 """
 _LOOK: Final = """
-    SELECT tenant_id, id, type, key
+    SELECT tenant_id, id, type, key, ahead
       FROM dinedesk_main.pos_look(%s, %s::integer[], %s::integer[], %s::integer[], %s::integer[], %s::integer)
 """
 _LOOK_AGAIN: Final = """
@@ -90,12 +90,16 @@ class OutboxRow:
 
 @frozen
 class Seen:
-    """A row of the outbox that is still there: `key` names what was touched in the shop's tables."""
+    """A row of the outbox that is still there: `key` names what was touched in the shop's tables.
+
+    `ahead`: it is about a new order, and older rows are not seen.
+    """
 
     tenant_id: TenantId
     id: int
     type: str
     key: str | None
+    ahead: bool = False
 
 
 @frozen

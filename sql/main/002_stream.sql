@@ -8,7 +8,8 @@
 CREATE TABLE dinedesk_main.pos_outbox (
     id bigint GENERATED ALWAYS AS IDENTITY,
     tenant_id integer NOT NULL,
-    -- With `data` an event type; with `key` the kind of row that was touched: 'order'.
+    -- With `data` an event type; with `key` the kind of row that was touched: 'order', 'placed' (an order that was
+    -- inserted), or that of a ledger.
     type text NOT NULL,
     key text,
     -- JSON, written out by whoever publishes it: in jsonb the number 1e131071 takes some bytes, and as text

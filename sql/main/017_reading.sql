@@ -7,7 +7,10 @@
 CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, key, type) WHERE key IS NOT NULL;
 
 -- The rows that need no reading of a shop's tables. The others of a tenant whose tables cannot be read may be many.
-CREATE INDEX pos_outbox_read ON dinedesk_main.pos_outbox (tenant_id, id) WHERE key IS NULL OR type <> 'order';
+CREATE INDEX pos_outbox_read ON dinedesk_main.pos_outbox (tenant_id, id)
+    WHERE key IS NULL OR type NOT IN ('order', 'placed');
+-- The orders that were inserted.
+CREATE INDEX pos_outbox_placed ON dinedesk_main.pos_outbox (tenant_id, id) WHERE key IS NOT NULL AND type = 'placed';
 
 -- Up to `at_most` rows of the outbox, without those of the tenants in `aside`, and all further rows with the same
 -- keys; with `one`, those of that tenant. Fewer mean that there are no more, or that they have 1 MiB already. Tenants
@@ -15,13 +18,16 @@ CREATE INDEX pos_outbox_read ON dinedesk_main.pos_outbox (tenant_id, id) WHERE k
 -- come oldest first. Of the tenants in `unreadable`, only the rows that need no reading are seen. `tenant_ids` and
 -- `limits` say of which tenants fewer rows are seen.
 --
+-- If the oldest 200 rows of a tenant are changes of orders, it changes many at once, and up to 50 of its new orders are
+-- seen too, which are `ahead`. They do not wait for all of the changes.
+--
 -- PL/pgSQL plans it once for a session; that took five times as long as to execute it for a few rows.
 --
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
 CREATE FUNCTION dinedesk_main.pos_look(
     at_most integer, aside integer[], unreadable integer[], tenant_ids integer[], limits integer[], one integer)
-RETURNS TABLE (id bigint, tenant_id integer, type text, key text)
+RETURNS TABLE (id bigint, tenant_id integer, type text, key text, ahead boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
@@ -37,33 +43,53 @@ BEGIN
     ), served AS (
         -- With as many tenants as rows are wanted, the first row of each will do.
         SELECT w.tenant_id, least(CASE WHEN count(*) OVER () < at_most THEN at_most ELSE 1 END, l.most) AS most,
-               w.tenant_id = ANY (unreadable) AS is_unreadable
+               w.tenant_id = ANY (unreadable) AS is_unreadable,
+               CASE WHEN EXISTS (
+                   SELECT FROM dinedesk_main.pos_outbox AS o
+                    WHERE o.tenant_id = w.tenant_id AND o.key IS NOT NULL AND o.type = 'placed')
+               THEN (
+                   SELECT count(*) = 200 AND bool_and(f.key IS NOT NULL AND f.type = 'order')
+                     FROM (SELECT o.key, o.type FROM dinedesk_main.pos_outbox AS o
+                            WHERE o.tenant_id = w.tenant_id ORDER BY o.id LIMIT 200) AS f)
+               ELSE false END AS is_bulk
           FROM waiting AS w LEFT JOIN unnest(tenant_ids, limits) AS l (tenant_id, most) USING (tenant_id)
          WHERE w.tenant_id IS NOT NULL AND w.tenant_id <> ALL (aside)
     ), seen AS (
-        SELECT f.id, f.tenant_id, f.type, f.key FROM (
+        SELECT f.id, f.tenant_id, f.type, f.key, f.ahead FROM (
             SELECT r.*, sum(r.bytes) OVER (ORDER BY r.rank, r.id) - r.bytes AS before
               FROM served AS s CROSS JOIN LATERAL (
-                SELECT p.id, p.tenant_id, p.type, p.key, row_number() OVER (ORDER BY p.id) AS rank,
+                SELECT p.id, p.tenant_id, p.type, p.key, p.ahead,
+                       row_number() OVER (PARTITION BY p.ahead ORDER BY p.id) AS rank,
                        CASE WHEN octet_length(p.data) <= 2097152 THEN octet_length(p.data) ELSE 0 END AS bytes
                   FROM (
-                    (SELECT o.* FROM dinedesk_main.pos_outbox AS o
+                    (SELECT o.*, false AS ahead FROM dinedesk_main.pos_outbox AS o
                       WHERE o.tenant_id = s.tenant_id AND NOT s.is_unreadable ORDER BY o.id LIMIT s.most)
                     UNION ALL
-                    (SELECT o.* FROM dinedesk_main.pos_outbox AS o
-                      WHERE o.tenant_id = s.tenant_id AND s.is_unreadable AND (o.key IS NULL OR o.type <> 'order')
-                      ORDER BY o.id LIMIT s.most)) AS p
+                    (SELECT o.*, false FROM dinedesk_main.pos_outbox AS o
+                      WHERE o.tenant_id = s.tenant_id AND s.is_unreadable
+                        AND (o.key IS NULL OR o.type NOT IN ('order', 'placed'))
+                      ORDER BY o.id LIMIT s.most)
+                    UNION ALL
+                    (SELECT o.*, true FROM dinedesk_main.pos_outbox AS o
+                      WHERE o.tenant_id = s.tenant_id AND s.is_bulk AND NOT s.is_unreadable
+                        AND o.key IS NOT NULL AND o.type = 'placed'
+                      ORDER BY o.id LIMIT least(s.most / 2, 50))) AS p
             ) AS r ORDER BY r.rank, r.id LIMIT at_most
         ) AS f WHERE f.before < 1048576
     )
-    SELECT s.id, s.tenant_id, s.type, s.key FROM seen AS s
-    UNION
-    SELECT p.id, p.tenant_id, p.type, p.key
-      FROM (SELECT DISTINCT s.tenant_id, s.type, s.key FROM seen AS s WHERE s.key IS NOT NULL) AS k
-     CROSS JOIN LATERAL (
-        SELECT o.* FROM dinedesk_main.pos_outbox AS o
-         WHERE o.tenant_id = k.tenant_id AND o.type = k.type AND o.key = k.key) AS p
-    ORDER BY id;
+    SELECT a.id, a.tenant_id, a.type, a.key, bool_or(a.ahead) FROM (
+        SELECT * FROM seen AS s
+        UNION ALL
+        SELECT p.id, p.tenant_id, p.type, p.key, k.ahead
+          FROM (SELECT s.tenant_id, CASE s.type WHEN 'placed' THEN 'order' ELSE s.type END AS type, s.key,
+                       bool_or(s.ahead) AS ahead
+                  FROM seen AS s WHERE s.key IS NOT NULL GROUP BY 1, 2, 3) AS k
+         CROSS JOIN LATERAL (
+            SELECT o.* FROM dinedesk_main.pos_outbox AS o
+             WHERE o.tenant_id = k.tenant_id AND o.key = k.key
+               AND o.type IN (k.type, CASE k.type WHEN 'order' THEN 'placed' ELSE k.type END)) AS p) AS a
+     GROUP BY 1, 2, 3, 4
+     ORDER BY 1;
 END
 $$;
 
@@ -82,12 +108,12 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
                         WHERE d.tenant_id = t.tenant_id AND d.key = n.key)
           FROM tried AS t CROSS JOIN LATERAL (
             SELECT o.key FROM dinedesk_main.pos_outbox AS o
-             WHERE o.tenant_id = t.tenant_id AND o.key > t.key AND o.type = 'order' ORDER BY o.key LIMIT 1) AS n
+             WHERE o.tenant_id = t.tenant_id AND o.key > t.key AND o.type IN ('order', 'placed') ORDER BY o.key LIMIT 1) AS n
          WHERE t.is_passed
     )
     SELECT o.id, o.tenant_id, o.type, o.key
       FROM tried AS t JOIN dinedesk_main.pos_outbox AS o
-        ON o.tenant_id = t.tenant_id AND o.key = t.key AND o.type = 'order'
+        ON o.tenant_id = t.tenant_id AND o.key = t.key AND o.type IN ('order', 'placed')
      WHERE NOT t.is_passed
      ORDER BY o.id
 $$;

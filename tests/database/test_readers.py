@@ -6,6 +6,7 @@ from typing import Final
 
 from twisted.internet.defer import Deferred
 
+from posd.database import readers as readers_module
 from posd.database.dsn import of_reader
 from posd.database.readers import PLACES, Overdue, Readers
 from posd.errors import StatementFailed, Unavailable
@@ -116,9 +117,10 @@ class ReadingTests(ReadersCase):
         await self.rested(readers)
         locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
         self.assertEqual(self.admin.value(locks), 0)
-        for _ in range(PLACES):
-            settings = "SELECT current_setting('search_path'), current_setting('statement_timeout')"
-            self.assertEqual(await readers.read(GRILL, settings), [("pg_catalog, pg_temp", "1s")])
+        settings = "SELECT current_setting('search_path'), current_setting('statement_timeout')"
+        for seconds in ("250ms", *["1s"] * PLACES):
+            read = await readers.read(GRILL, settings)
+            self.assertEqual(read, [("pg_catalog, pg_temp", seconds)])
 
     async def test_without_a_connection_it_is_unavailable(self) -> None:
         readers = Readers(REACTOR, of_reader(self.dsn))
@@ -138,6 +140,7 @@ class OverdueTests(ReadersCase):
 
     async def test_code_that_goes_on_after_its_cancellation_is_terminated(self) -> None:
         readers = await self.readers()
+        await readers.read(KITCHEN, READ.format("kitchen"))
         before = self.pids()
         self.run_when_read(LOOP)
         with self.assertRaises(Overdue):
@@ -157,6 +160,22 @@ class OverdueTests(ReadersCase):
             await readers.read(GRILL, READ.format("grill"))
         self.assertEqual([each.called for each in slow], [False] * 4)
         for each in slow:
+            await self.assertFailure(each, Overdue)
+
+    async def test_a_shop_of_which_nothing_is_known_waits_for_no_slow_one(self) -> None:
+        self.patch(readers_module, "_TRIAL_SECONDS", 0.05)
+        self.patch(readers_module, "STATEMENT_SECONDS", 0.4)
+        readers = await self.readers()
+        self.run_when_read("PERFORM pg_sleep(60)")
+        slow = (KITCHEN, 3)
+        for each in [self.begun(readers, tenant) for tenant in slow]:
+            await self.assertFailure(each, Overdue)
+        await self.rested(readers)
+        running = [self.begun(readers, tenant) for tenant in slow]
+        await until(lambda: any(p.tenant is not None for p in readers._places), "one reads")
+        await readers.read(GRILL, READ.format("grill"))
+        self.assertEqual([each.called for each in running], [False] * 2)
+        for each in running:
             await self.assertFailure(each, Overdue)
 
     def begun(self, readers: Readers, tenant: TenantId) -> Deferred[object]:

@@ -120,7 +120,7 @@ class SuccessTests(CreateCase):
         self.admin.run("INSERT INTO dinedesk_bistro.orders (id, total_amount) VALUES (7, 1)")
         taken = self.daemon.take() or []
         self.assertEqual(
-            [(row.tenant_id, row.type, row.key) for row in taken], [(tenant_id, "order", "7")]
+            [(row.tenant_id, row.type, row.key) for row in taken], [(tenant_id, "placed", "7")]
         )
 
     def test_posctl_has_nothing_left_to_do(self) -> None:

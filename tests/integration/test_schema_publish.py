@@ -150,7 +150,7 @@ class HookTests(SchemaCase):
     def test_an_order_is_noted_by_its_key_alone(self) -> None:
         self.shop.run(ORDER, 7)
         (row,) = self.admin.take() or []
-        self.assertEqual((row.tenant_id, row.type, row.key, row.data), (1, "order", "7", None))
+        self.assertEqual((row.tenant_id, row.type, row.key, row.data), (1, "placed", "7", None))
 
     def test_an_order_and_its_items_in_one_transaction_are_read_whole(self) -> None:
         with self.shop.transaction():
@@ -322,5 +322,5 @@ class TwoPhaseTests(SchemaCase):
                 shop.run("ROLLBACK PREPARED 'two'")
         shop.run("COMMIT PREPARED 'two'")
         self.assertEqual(
-            [(row.type, row.key) for row in admin.take() or ()], [("order", "2"), ("x", None)]
+            [(row.type, row.key) for row in admin.take() or ()], [("placed", "2"), ("x", None)]
         )

@@ -94,7 +94,7 @@ class TakeTests(SchemaCase):
         rows = self.sequencer.take() or []
         self.assertEqual(
             [(row.type, row.key, row.data) for row in rows],
-            [("a", None, '{"b": [1, 2.50, "é"]}'), ("order", "7", None)],
+            [("a", None, '{"b": [1, 2.50, "é"]}'), ("placed", "7", None)],
         )
 
     def test_data_longer_than_any_event_may_be_is_never_read(self) -> None:

@@ -119,6 +119,32 @@ class SeenTests(OutboxCase):
         (order,) = [each for each in log if not each.failure]
         self.assertEqual(order.data["notes"], "changed since")
 
+    async def test_others_are_numbered_while_it_is_read_again(self) -> None:
+        sequencer = await self.started()
+        self.admin.run(
+            "ALTER TABLE dinedesk_main.pos_events ADD CONSTRAINT none CHECK (tenant_id <> 1)"
+        )
+        reads: list[object] = []
+        gate: Deferred[None] = Deferred()
+        read = shop_rows.read
+
+        async def slowly(*arguments: Any) -> shop_rows.ShopRows:
+            reads.append(arguments)
+            if len(reads) > 1:
+                await until(lambda: gate.called, "it may go on")
+            return await read(*arguments)
+
+        self.patch(shop_rows, "read", slowly)
+        for _ in range(2):
+            self.place_order()
+        sequencer.wake()
+        await until(lambda: len(reads) == 2, "it is read again")
+        published = await sequencer.publish(publication(notice(1), tenant_id=GRILL))
+        self.assertEqual(published.ids, (1,))
+        gate.callback(None)
+        await self.emptied(sequencer)
+        self.assertEqual([each.seq for each in self.log_of()], [None, None], "each failed alone")
+
     async def test_two_nodes_publish_each_order_as_it_became(self) -> None:
         for seed in range(3):
             with self.subTest(seed=seed):
@@ -165,6 +191,12 @@ class SeenTests(OutboxCase):
 
 class OrderTests(OutboxCase):
     """What a tenant publishes by several roads, each after the commit before."""
+
+    def place(self, count: int) -> None:
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.orders (total_amount) SELECT 5 FROM generate_series(1, %s)",
+            count,
+        )
 
     def told(self) -> list[object]:
         return [each.data.get("number") or each.data["customerName"] for each in self.log_of()]
@@ -217,6 +249,44 @@ class OrderTests(OutboxCase):
         self.assertGreater(position, 200)
         self.assertLess(position, 1501)
         await self.emptied(sequencer)
+
+    async def test_a_new_order_does_not_wait_for_a_whole_bulk_of_changes(self) -> None:
+        sequencer = await self.started()
+        self.place(1500)
+        await self.emptied(sequencer)
+        self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
+        with self.admin.transaction():
+            order_id = self.place_order()
+            self.admin.run(
+                "INSERT INTO dinedesk_kitchen.order_items (order_id, name, price) VALUES (%s, 'Soup', 5)",
+                order_id,
+            )
+        self.change(order_id, "hurry")
+        self.change("1", "changed again")
+        await self.emptied(sequencer)
+        log = self.log_of()[1500:]
+        new = [n for n, each in enumerate(log) if each.data["orderId"] == order_id]
+        self.assertEqual(len(new), 1, "all rows of an order are taken together")
+        self.assertLess(new[0], 500)
+        self.assertEqual((log[new[0]].type, log[new[0]].data["notes"]), ("new_order", "hurry"))
+        self.assertEqual(len(log), 1501)
+        self.assertEqual(
+            [each.data["notes"] for each in log if each.data["orderId"] == "1"], ["changed again"]
+        )
+
+    async def test_what_is_no_bulk_of_changes_comes_before_a_new_order(self) -> None:
+        sequencer = await self.started()
+        self.place(300)
+        await self.emptied(sequencer)
+        change = "UPDATE dinedesk_kitchen.orders SET total_amount = 6 WHERE id {} 150"
+        self.admin.run(change.format("<="))
+        self.publish("notice", {"number": 1})
+        self.admin.run(change.format(">"))
+        self.place_order(name="Ann")
+        self.publish("notice", {"number": 2})
+        await self.emptied(sequencer)
+        self.assertEqual([each.type for each in self.log_of()[-2:]], ["new_order", "notice"])
+        self.assertEqual(self.seqs(), list(range(1, 604)))
 
     async def test_a_request_waits_for_two_seconds_at_most(self) -> None:
         sequencer = await self.started()
