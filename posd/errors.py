@@ -177,6 +177,11 @@ class StatementFailed(PosdError):
         return self.sqlstate.startswith(_ABOUT_DATA)
 
 
+def is_about_data(error: Exception) -> bool:
+    """Whether PostgreSQL has refused what it was given, and would take something else."""
+    return isinstance(error, StatementFailed) and error.about_data
+
+
 def tellable(sqlstate: str, message: str) -> str:
     """What of an error of PostgreSQL's may be logged: its message, where it quotes no data.
 

@@ -83,6 +83,7 @@ def after_a_busy_day(dsn: str) -> None:
 def _number(client: Client) -> None:
     """What the sequencer does with what is in the outbox."""
     numbering = Numbering(Clock(), NODE, 4096, lambda tenant_id: 0)
+    fence = client.value("SELECT dinedesk_main.pos_claim_lease(%s, 'test')", str(NODE))
     portions = []
     for tenant in (KITCHEN, GRILL):
         ids = [row_id for _, row_id in client.look(one=tenant.id)]
@@ -94,7 +95,7 @@ def _number(client: Client) -> None:
         read = (
             f"SELECT order_id, content::text FROM posd_hooks.read_orders${tenant.slug}(%s::text[])"
         )
-        portions.append(Portion(tenant.id, ids, dict(client.rows(read, keys))))
+        portions.append(Portion(tenant.id, ids, dict(client.rows(read, keys)), fence))
     with client.transaction():
         complete(numbering.number(BlockingSession(client.connection), [], portions))
 

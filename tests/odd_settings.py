@@ -20,6 +20,7 @@ ODD: Final = {
     "default_transaction_isolation": "serializable",
     "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on",
+    "jit": "on",
     "plpgsql.extra_errors": "all",
     "check_function_bodies": "off",
     "client_min_messages": "debug1",

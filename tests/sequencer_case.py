@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from attrs import frozen
 from psycopg2.extras import Json
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from posd.database import migrations
@@ -16,6 +17,7 @@ from posd.database.dsn import of_reader
 from posd.database.link import Link, Session
 from posd.database.readers import Readers
 from posd.events import normalise as drafts
+from posd.publishing.doorman import Doorman
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.store.idempotency import Idempotency
@@ -60,6 +62,7 @@ class SequencerCase(DatabaseCase):
         super().setUp()
         migrations.bootstrap(self.dsn)
         self.clock = Clock()
+        self.doormen: dict[Sequencer, Doorman] = {}
 
     def template(self) -> str:
         return test_server().template(two_shops)
@@ -81,18 +84,43 @@ class SequencerCase(DatabaseCase):
         self, link: Link | None = None, appended: Callable[[Appended], None] = lambda each: None
     ) -> Sequencer:
         """A sequencer whose clock is the test's, for the times for which tenants are left out."""
+        link, node_id = link or await self.linked(), uuid4()
         sequencer = Sequencer(
             self.clock,
-            link or await self.linked(),
+            link,
             await self.readers(),
-            uuid4(),
+            node_id,
             event_bytes=EVENT_BYTES,
             connections_here=lambda tenant_id: 0,
             appended=appended,
+            fence_lost=lambda: self.doormen[sequencer].lost(),
+        )
+        self.doormen[sequencer] = doorman = Doorman(
+            self.clock,
+            link,
+            node_id,
+            "test",
+            changed=lambda fence: setattr(sequencer, "fence", fence),
         )
         sequencer.startService()
+        doorman.startService()
+        self.addCleanup(doorman.stopService)
         self.addCleanup(sequencer.stopService)
+        await until(
+            lambda: doorman._claim is None and self.rests(sequencer),
+            "it is known who is the doorman",
+        )
         return sequencer
+
+    async def hand_over(self, sequencer: Sequencer) -> None:
+        """Let the doorman's lease lapse, and this node get it. The node that had it does not know yet."""
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_doorman SET node_id = NULL, lease_until = '-infinity'"
+        )
+        doorman = self.doormen[sequencer]
+        await until(lambda: doorman._claim is None, "nothing is asked at the moment")
+        doorman._renew()
+        await until(lambda: doorman._claim is None, "the lease was claimed")
 
     def publish(self, kind: str, data: object, tenant_id: int = KITCHEN) -> int:
         """Publish by SQL; the row's id in the outbox."""
@@ -136,6 +164,9 @@ class SequencerCase(DatabaseCase):
                 sequencer.wake()
             return False
 
+        has_lease = "SELECT fence FROM dinedesk_main.pos_doorman"
+        if sequencer.fence != self.admin.value(has_lease):
+            await self.hand_over(sequencer)
         sequencer.wake()
         await until(empty, "the outbox is empty")
         await until(lambda: self.rests(sequencer), "the sequencer rests")
@@ -143,6 +174,16 @@ class SequencerCase(DatabaseCase):
     def rests(self, sequencer: Sequencer) -> bool:
         """Whether nothing is numbered and no shop's tables are read."""
         return not sequencer._working and not sequencer._outbox.reading
+
+    async def answered(self, running: Deferred[Any]) -> Any:
+        """What comes of it, with time that passes for requests that are tried again."""
+
+        def done() -> bool:
+            self.clock.advance(0.001)
+            return running.called
+
+        await until(done, "it is answered")
+        return await running
 
     async def rested(self, sequencer: Sequencer) -> None:
         """Wake it and let it do what it can."""

@@ -10,11 +10,20 @@ from attrs import frozen
 from posd.cli import database
 from posd.cli.database import BlockingSession, complete
 from posd.cli.installation import Installation, pass_installation
-from posd.cli.output import as_json, moment, print_json, print_table, timestamp_or_none
+from posd.cli.output import (
+    as_json,
+    moment,
+    print_json,
+    print_table,
+    printable,
+    timestamp_or_none,
+)
 from posd.cli.parameters import SLUG
 from posd.cli.tenants import known
 from posd.database.migrations import expected, misfit
+from posd.store import doorman as leases
 from posd.store import standing, tenants
+from posd.store.doorman import Lease
 from posd.store.standing import Standing, TerminalStanding
 from posd.store.tenants import Listed
 from posd.values import TenantId
@@ -41,7 +50,8 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
     For each shop: its terminals that are connected, to whichever node; the position of its last
     event; how many events no terminal has acknowledged; how many of the last 24 hours have failed;
     what is published but not numbered yet, which is more than a moment's worth only while no daemon
-    runs. With --tenant also every terminal, and how many events it is behind.
+    runs. Then the doorman: the node that takes orders out of the outbox. With --tenant also every
+    terminal, and how many events it is behind.
 
     \b
     Examples:
@@ -51,8 +61,10 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
     """
     with database.session(installation.dsn()) as session:
         reports = _reports(session, slug)
+        doorman = complete(leases.present(session))
     if as_json:
-        print_json({"tenants": [_shape(report) for report in reports]})
+        shapes = [_shape(report) for report in reports]
+        print_json({"tenants": shapes, "doorman": _shape_of_doorman(doorman)})
         return
     print_table(
         ("tenant", "connected", "last event", "undelivered", "failed (24 h)", "waiting", "since"),
@@ -71,6 +83,13 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
     )
     if slug is not None:
         _print_terminals(reports[0].terminals)
+    click.echo()
+    if doorman is None:
+        click.echo(
+            "No node is the doorman, so no orders are taken out of the outbox. Is posd running?"
+        )
+    else:
+        click.echo(f"doorman: {printable(doorman.host)}, since {moment(doorman.since)}")
     for report in reports:
         if report.trouble is not None:
             click.echo(f"{report.listed.tenant.slug} is not served: {report.trouble}", err=True)
@@ -117,6 +136,17 @@ def _print_terminals(terminals: list[TerminalStanding]) -> None:
             for each in terminals
         ],
     )
+
+
+def _shape_of_doorman(doorman: Lease | None) -> dict[str, object] | None:
+    """The doorman as programs read it; None if no node is."""
+    if doorman is None:
+        return None
+    return {
+        "nodeId": str(doorman.node_id),
+        "host": doorman.host,
+        "since": timestamp_or_none(doorman.since),
+    }
 
 
 def _name(listed: Listed) -> str:

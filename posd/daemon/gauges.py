@@ -16,6 +16,7 @@ from posd.delivery.feed import Feed
 from posd.delivery.hub import Exchange
 from posd.monitoring.database_clock import DatabaseClock
 from posd.monitoring.health import Health
+from posd.publishing.doorman import Doorman
 from posd.publishing.sequencer import Sequencer
 from posd.security.connection_limits import Connections
 from posd.security.validity import Validity
@@ -36,6 +37,7 @@ class Gauges:
     connections: Connections
     sequencer: Sequencer
     database: Database
+    doorman: Doorman
     feed: Feed
     clock: DatabaseClock
     outbox_limit: Callable[[], int]
@@ -46,6 +48,7 @@ class Gauges:
         """A question for each name; None is the answer where there is nothing to be said."""
         return {
             **{f"{name}_up": self.health.parts[name] for name in _WATCHED},
+            "doorman": lambda: self.doorman.fence is not None,
             "readers_up": self.health.spares["readers"],
             "ready": lambda: not self.health.missing(),
             "draining": lambda: self.exchange.draining,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import gethostname
 from typing import Any, Final
 from uuid import uuid4
 
@@ -12,8 +13,8 @@ from twisted.logger import Logger
 
 from posd.config.model import Config, Listener
 from posd.daemon.gauges import Gauges
+from posd.daemon.operations import operations
 from posd.daemon.stopping import Stopping
-from posd.database import migrations
 from posd.database.dsn import of_reader
 from posd.database.link import Link, Session
 from posd.database.pool import Database
@@ -23,7 +24,6 @@ from posd.delivery.feed import Feed
 from posd.delivery.hub import Exchange
 from posd.delivery.long_poll import Polls
 from posd.delivery.presence import Presence
-from posd.delivery.terminal_reports import Terminals
 from posd.errors import Unavailable
 from posd.events.orders import FINAL_STATUSES
 from posd.maintenance.retention import Retention
@@ -32,6 +32,8 @@ from posd.monitoring.exposition import Metrics
 from posd.monitoring.health import Health
 from posd.monitoring.reactor_lag import Lag
 from posd.monitoring.tenant_survey import Survey
+from posd.publishing.bell import Bell
+from posd.publishing.doorman import Doorman
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import Authenticator
 from posd.security.connection_limits import Connections
@@ -40,22 +42,13 @@ from posd.security.key_index import KeyIndex
 from posd.security.rate_limits import FailedAttempts
 from posd.security.request_rates import RequestRates
 from posd.security.validity import Validity
-from posd.store import epochs, presence, standing, stream, survey
+from posd.store import epochs, standing, stream, survey
 from posd.values import Tenant
 from posd.web.admission import Admission, Gate
 from posd.web.api.events import Events
-from posd.web.api.giftcards import GiftCards
-from posd.web.api.health import HealthEndpoints
-from posd.web.api.keys import OperatorKeys
 from posd.web.api.loyalty import LoyaltyPoints
-from posd.web.api.metrics import MetricsEndpoint
-from posd.web.api.orders import Orders
-from posd.web.api.pending import PendingOrders
 from posd.web.api.publishing import Publisher
-from posd.web.api.reports import DailyReports
 from posd.web.api.status import Monitor
-from posd.web.api.tenants import Operators
-from posd.web.api.terminals import TerminalEndpoints
 from posd.web.http.call import UNKNOWN, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.input_turns import InputTurns
@@ -67,13 +60,14 @@ from posd.web.http.site import BoundedSite
 from posd.web.http.turns import RequestTurns
 from posd.web.http.unsent import UnsentAnswers
 from posd.web.http.wrong_protocol import WrongProtocols
-from posd.web.openapi.endpoints import Description
 from posd.web.websocket import TillFactory
 
 # Connections that have not become a till's yet: handshakes and REST calls.
 _SPARE_CHANNELS: Final = 2000
 _PART_SECONDS: Final = 5.0
 """What a part has to end in: as long as a statement that is under way may take as installed."""
+
+_LEASE_SECONDS: Final = 1.0
 
 # Rows are numbered within milliseconds. After a bulk of a hundred thousand it is some seconds.
 _OUTBOX_SECONDS: Final = 60.0
@@ -101,6 +95,8 @@ class Parts:
     exchange: Exchange = field(init=False)
     numbering: Link = field(init=False)
     readers: Readers = field(init=False)
+    doorman: Doorman = field(init=False)
+    bell: Bell = field(init=False)
     sequencer: Sequencer = field(init=False)
     failed_attempts: FailedAttempts = field(init=False)
     key_index: KeyIndex = field(init=False)
@@ -149,6 +145,15 @@ class Parts:
             name="posd sequencer",
             statement_timeout=timeout,
             prepare=self._recognise,
+            changed=lambda link: self.doorman.link_changed(link),
+        )
+        self.doorman = Doorman(
+            reactor,
+            self.numbering,
+            node_id,
+            gethostname(),
+            changed=self._doorman_changed,
+            instruments=self.instruments,
         )
         self.readers = Readers(reactor, self.settings.database.reader_dsn or of_reader(dsn))
         self.sequencer = Sequencer(
@@ -159,6 +164,15 @@ class Parts:
             event_bytes=limits.event_bytes,
             connections_here=self.exchange.connections,
             appended=self.exchange.channels.append,
+            fence_lost=self.doorman.lost,
+            saw=lambda rows: self.bell.saw(rows),
+            instruments=self.instruments,
+        )
+        self.bell = Bell(
+            reactor,
+            self.numbering,
+            news=self.sequencer.has_news,
+            wake=self.sequencer.wake,
             instruments=self.instruments,
         )
         self.failed_attempts = FailedAttempts(limits.failed_auth_per_minute, reactor.seconds)
@@ -191,7 +205,7 @@ class Parts:
             dsn,
             node_id,
             statement_timeout=timeout,
-            numbering=self.sequencer,
+            bell=self.bell,
             delivery=self.exchange.channels,
             doorkeeper=self.exchange,
             cache=self.authenticator,
@@ -273,6 +287,7 @@ class Parts:
             self.numbering,
             self.readers,
             self.sequencer,
+            self.doorman,
             self.feed,
             self.retention,
             self.lag,
@@ -290,6 +305,8 @@ class Parts:
             ),
             ("retention", _PART_SECONDS, self.retention.stopService),
             ("the sequencer", _PART_SECONDS, self.sequencer.stopService),
+            # The next node takes the lease within a second. If it cannot be given up it lapses by itself.
+            ("the lease of the doorman", _LEASE_SECONDS, self.doorman.stopService),
             ("the exchange", _PART_SECONDS, self.exchange.stopService),
             ("presence", _PART_SECONDS, self.presence.stopService),
             ("the feed", _PART_SECONDS, self.feed.stopService),
@@ -324,30 +341,19 @@ class Parts:
     @property
     def operations(self) -> tuple[Operation, ...]:
         """All that can be asked by HTTP."""
-        health = HealthEndpoints(
-            self.health, self.reception, lambda: presence.counts(self.database)
+        return operations(
+            authenticator=self.authenticator,
+            database=self.database,
+            events=self.events,
+            health=self.health,
+            loyalty=self.loyalty,
+            metrics=self.metrics(),
+            monitor=self.monitor,
+            presence=self.presence,
+            publisher=self.publisher,
+            reception=self.reception,
+            sequencer=self.sequencer,
         )
-        terminals = TerminalEndpoints(
-            self.authenticator,
-            Terminals(self.database, self.presence, self.sequencer),
-            self.database,
-        )
-        described = (
-            *self.publisher.operations,
-            *self.events.operations,
-            *Orders(self.publisher, self.database).operations,
-            *PendingOrders(self.database).operations,
-            *terminals.operations,
-            *self.monitor.operations,
-            *DailyReports(self.database).operations,
-            *GiftCards(self.database).operations,
-            *self.loyalty.operations,
-            *Operators(self.database, migrations.expected()["tenant"]).operations,
-            *OperatorKeys(self.database).operations,
-            *health.operations,
-            *MetricsEndpoint(self.metrics()).operations,
-        )
-        return (*described, *Description(described).operations)
 
     def metrics(self) -> Metrics:
         """What Prometheus is told."""
@@ -357,6 +363,7 @@ class Parts:
             connections=self.connections,
             sequencer=self.sequencer,
             database=self.database,
+            doorman=self.doorman,
             feed=self.feed,
             clock=self.instruments.clock,
             outbox_limit=lambda: self.settings.limits.outbox_total,
@@ -399,6 +406,12 @@ class Parts:
             return
         except Exception:
             _log.failure("it could not be looked whose keys have ended")
+
+    def _doorman_changed(self, fence: int | None) -> None:
+        self.bell.stop()
+        self.sequencer.fence = fence
+        if fence is not None:
+            self.bell.start()
 
     async def _report(self, tenant: Tenant) -> standing.Report | None:
         return await self.database.transaction(

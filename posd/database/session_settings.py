@@ -34,6 +34,9 @@ RELIED_ON: Final = {
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     # posd's functions are written for PL/pgSQL as it is installed.
+    # To compile a statement takes longer than to execute it. With enable_seqscan off, as in some of posd's
+    # functions, PostgreSQL takes a small table without a fitting index for reason enough.
+    "jit": "off",
     "plpgsql.extra_errors": "none",
     "check_function_bodies": "on",
     "client_min_messages": "warning",

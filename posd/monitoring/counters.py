@@ -50,6 +50,12 @@ ATTEMPTS: Final = ("unauthorized", "too_many_attempts")
 LIMITED: Final = ("credential", "address", "till", "turn")
 """Whose rate was exceeded: a credential's or an address's request was refused, a till is read more slowly."""
 
+AWAKE: Final = "awake"
+DOZING: Final = "dozing"
+ASLEEP: Final = "asleep"
+STATES: Final = (AWAKE, DOZING, ASLEEP)
+"""Of the doorman: it looks at the outbox by itself, or waits until it is rung."""
+
 SILENT: Final = "not heard of"
 DROPPED: Final = "dropped"
 _ENDINGS: Final[Mapping[str, str]] = {
@@ -109,6 +115,10 @@ class Instruments:
     _left_out: Counter = field(init=False)
     _batches: Histogram = field(init=False)
     _batches_failed: Counter = field(init=False)
+    _doorman: Counter = field(init=False)
+    _rings: Counter = field(init=False)
+    _looks: Mapping[str, Counter] = field(init=False)
+    _found_by_poll: Counter = field(init=False)
     _nacks: Counter = field(init=False)
     _ended: Counter = field(init=False)
     _handshakes: Counter = field(init=False)
@@ -152,6 +162,15 @@ class Instruments:
         self._batches_failed = self._counter(
             "batches_failed", "Transactions of the sequencer that failed; they are tried again."
         )
+        self._doorman = self._counter(
+            "doorman_changes", "How often this node has become the doorman."
+        )
+        self._rings = self._counter("bell_rings", "Notifications that there is something to take.")
+        looks = self._counter("bell_looks", "Looks of the doorman at the outbox.", "state")
+        self._looks = {state: looks.labels(state) for state in STATES}
+        self._found_by_poll = self._counter(
+            "bell_found_by_poll", "Rows of the outbox that the poll found, since nobody had rung."
+        )
         self._nacks = self._counter("nacks", "Events that a till could not process.")
         self._ended = self._counter(
             "connections_ended", "Connections of tills that have ended.", "by", "reason"
@@ -194,6 +213,22 @@ class Instruments:
     def batch_failed(self) -> None:
         """A transaction of the sequencer was rolled back."""
         self._batches_failed.inc()
+
+    def became_doorman(self) -> None:
+        """This node has got the lease of the doorman."""
+        self._doorman.inc()
+
+    def rung(self) -> None:
+        """A notification has come that there is something in the outbox."""
+        self._rings.inc()
+
+    def looked(self, state: str) -> None:
+        """The doorman has asked whether the outbox has something; `state` is one of `STATES`."""
+        self._looks[state].inc()
+
+    def found_by_poll(self, rows: int) -> None:
+        """The poll has found so many rows while the doorman waited until it is rung."""
+        self._found_by_poll.inc(rows)
 
     def events_failed(self, count: int) -> None:
         """So many events are in the log as failed."""

@@ -28,6 +28,7 @@ READINGS: Final[Mapping[str, str]] = {
     "database_up": "1 if a connection to the database stands and none has given up trying.",
     "feed_up": "1 if the connection that listens stands and the feed goes on looking.",
     "sequencer_up": "1 if the connection that numbers stands and the sequencer goes on.",
+    "doorman": "1 if this node is the doorman, which takes orders out of the outbox.",
     "readers_up": "1 if a connection stands on which shops' own tables are read.",
     "ready": "1 if it can take tills and orders.",
     "draining": "1 while tills are sent home, before the end.",

@@ -74,6 +74,24 @@ class Journal:
             seconds=seconds,
         )
 
+    def unnumbered(self, tenant_id: TenantId, reason: str, seconds: float) -> None:
+        """A tenant's events cannot be numbered, so it is left out for a while."""
+        self._log.error(
+            "tenant {tenant} is left out for {seconds:.0f} s, since its events cannot be numbered: {reason}."
+            " They wait in the outbox. `posctl doctor` names what was changed in its tables",
+            tenant=self.name_of(tenant_id),
+            seconds=seconds,
+            reason=reason,
+        )
+
+    def not_handed_on(self, tenant_id: TenantId) -> None:
+        """Events were committed, and handing them to the channels has raised the present exception."""
+        self._log.failure(
+            "events of tenant {tenant} were published and not handed to its connections; they are read from"
+            " the log within a second",
+            tenant=self.name_of(tenant_id),
+        )
+
     def refused(self, request: Request, error: Exception) -> None:
         """A publisher's request failed in the database."""
         named = [item.place[1] for item in request.items if item.place[1] is not None]

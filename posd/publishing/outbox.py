@@ -4,6 +4,9 @@ A look at the outbox deletes nothing. The orders that hooks have noted are then 
 `posd_reader`, tenants side by side, while the sequencer goes on with what is ready. A portion has the ids of
 the rows that were seen before its reading began; the sequencer takes exactly those.
 
+Only the doorman looks (`posd.publishing.doorman`). What it has read is numbered under the lease that it had
+when it looked, or not at all.
+
 The rows of a tenant keep their order, whether or not they need reading: a tenant is in one portion at a time,
 and later rows wait until its orders are read. Other tenants do not wait. A read whose connection is lost is
 done again. When a tenant changes many orders at once, its new orders come before the changes that wait.
@@ -32,7 +35,7 @@ from posd.database.readers import Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.publishing.batch import TOUCHED, Shops
 from posd.publishing.quarantine import Aside
-from posd.store import shop_rows, stream
+from posd.store import bell, shop_rows, stream
 from posd.values import Tenant, TenantId
 
 MOST_ROWS: Final = 200
@@ -56,6 +59,8 @@ class Portion:
     tenant_id: TenantId
     ids: Sequence[int]
     orders: Mapping[str, str] = field(factory=dict)
+    fence: int | None = None
+    """Of the lease that the node had when it looked."""
     was_read: bool = False
     is_one: bool = False
 
@@ -90,6 +95,7 @@ class Outbox:
         self._shops = shops
         self._changed = changed
         self._failed = failed
+        self._fence: int | None = None
         self._reading: set[TenantId] = set()
         self._ready: list[Portion] = []
         # How many rows are seen at once of tenants whose tables are slow, or whose rows were refused.
@@ -124,27 +130,51 @@ class Outbox:
         """Whether a portion is ready."""
         return bool(self._ready)
 
-    async def look(self, aside: Collection[TenantId]) -> None:
-        """See what is there without the tenants that are `aside`. Begins to read what has to be read."""
-        if not self._readers.running:
-            # `posctl` leaves it to the daemon.
-            return
+    @property
+    def fence(self) -> int | None:
+        """That of the doorman's lease, if this node has it; without it there is nothing to look at."""
+        return self._fence
+
+    @fence.setter
+    def fence(self, fence: int | None) -> None:
+        """Another lease, or none: what was read under the one before is dropped."""
+        self._fence = fence
+        self._ready.clear()
+
+    async def has_news(self, aside: Collection[TenantId]) -> bool:
+        """Whether a look would see something, of tenants that are not in quarantine."""
+        ready = {each.tenant_id for each in self._ready}
+        return await bell.has_news(self._link, {*aside, *ready, *self._reading, *self._quarantine})
+
+    async def look(self, aside: Collection[TenantId]) -> int:
+        """See what is there without the tenants that are `aside`; how many rows were seen.
+
+        Begins to read what has to be read.
+        """
+        fence = self._fence
         ready = {each.tenant_id for each in self._ready}
         waiting = self._reading - self._quarantine.keys()
-        for tenant, rows in await self._seen(MOST_ROWS, {*aside, *ready, *waiting}):
-            self._begin(tenant, rows)
+        found = await self._seen(MOST_ROWS, {*aside, *ready, *waiting})
+        if fence is None or fence != self._fence:
+            return 0
+        for tenant, rows in found:
+            self._begin(tenant, rows, fence)
         if due := {
             tenant_id: key
             for tenant_id, key in self._quarantine.items()
             if tenant_id not in {*aside, *ready, *self._reading} and tenant_id not in self._pauses
         }:
-            await self._look_again(due)
+            found += await self._look_again(due, fence)
+        return sum(len(rows) for _, rows in found)
 
     async def one(self, tenant_id: TenantId, most: int) -> Portion | None:
         """Up to `most` rows of one tenant that come before any that need reading; None if there are none."""
+        fence = self._fence
+        if fence is None:
+            return None
         for _, rows in await self._seen(most, (), tenant_id):
             before = [*takewhile(lambda row: not _touched([row]), rows)]
-            return _unread(before) if before else None
+            return _unread(before, fence) if before else None
         return None
 
     def divide(self, portion: Portion, *, was_alone: bool) -> None:
@@ -185,19 +215,23 @@ class Outbox:
             self._ready.remove(each)
         return portions
 
-    def _begin(self, tenant: Tenant | None, rows: Sequence[stream.Seen]) -> None:
+    def _begin(self, tenant: Tenant | None, rows: Sequence[stream.Seen], fence: int) -> None:
         if tenant is not None and _touched(rows):
             self._reading.add(tenant.id)
-            Deferred.fromCoroutine(self._read_aside(tenant, rows))
+            Deferred.fromCoroutine(self._read_aside(tenant, rows, fence))
         else:
-            self._ready.append(_unread(rows))
+            self._ready.append(_unread(rows, fence))
 
-    async def _look_again(self, due: Mapping[TenantId, str]) -> None:
+    async def _look_again(
+        self, due: Mapping[TenantId, str], fence: int
+    ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
         """Begin to read the next order of each tenant in quarantine whose pause is over."""
         odd = self._odd.now()
         found = await self._of_shops(await stream.look_again(self._link, due, odd))
+        if fence != self._fence:
+            return []
         for tenant, rows in found:
-            self._begin(tenant, rows)
+            self._begin(tenant, rows, fence)
         for tenant_id in due.keys() - {rows[0].tenant_id for _, rows in found}:
             if due[tenant_id]:
                 # All after this one were read. It goes on with the first.
@@ -207,6 +241,7 @@ class Outbox:
                 del self._quarantine[tenant_id]
                 self._pauses.remove(tenant_id)
                 self._changed(True)
+        return found
 
     async def _seen(
         self, most: int, aside: Collection[TenantId], only: TenantId | None = None
@@ -226,12 +261,12 @@ class Outbox:
         shops = await self._shops(self._link, seen.keys()) if seen else {}
         return [(shops.get(tenant_id), of_tenant) for tenant_id, of_tenant in seen.items()]
 
-    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen]) -> None:
+    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int) -> None:
         again = False
         try:
-            portion = await self._read(tenant, rows)
-            if portion is None:
-                # Its rows that need no reading go on.
+            portion = await self._read(tenant, rows, fence)
+            if portion is None or fence != self._fence:
+                # Its rows that need no reading go on. Or it is read again, if this node has another lease.
                 again = True
             else:
                 self._ready.append(portion)
@@ -242,7 +277,9 @@ class Outbox:
             self._reading.discard(tenant.id)
             self._changed(again)
 
-    async def _read(self, tenant: Tenant, rows: Sequence[stream.Seen]) -> Portion | None:
+    async def _read(
+        self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int
+    ) -> Portion | None:
         """The orders that these rows are about; None if they cannot be read.
 
         Raises `Unavailable` where the connection is lost.
@@ -272,7 +309,7 @@ class Outbox:
         taken = _in_order(rows, set(read.unread))
         ids = [row.id for row in taken]
         is_one = len({_about(row) for row in taken}) == 1
-        return Portion(tenant.id, ids, read.found, was_read=True, is_one=is_one)
+        return Portion(tenant.id, ids, read.found, fence, was_read=True, is_one=is_one)
 
     def _fails(
         self, tenant_id: TenantId, order_ids: Sequence[str], reason: str, *, is_odd: bool
@@ -306,8 +343,8 @@ def _touched(rows: Sequence[stream.Seen]) -> list[str]:
     return [*dict.fromkeys(row.key for row in touched if row.key is not None)]
 
 
-def _unread(rows: Sequence[stream.Seen]) -> Portion:
-    return Portion(rows[0].tenant_id, [row.id for row in rows])
+def _unread(rows: Sequence[stream.Seen], fence: int) -> Portion:
+    return Portion(rows[0].tenant_id, [row.id for row in rows], fence=fence)
 
 
 def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[stream.Seen]:

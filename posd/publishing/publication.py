@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 
 from posd.database.coalescing import fail_all
-from posd.errors import Refusal
+from posd.errors import Refusal, Unavailable
 from posd.events.order_transitions import Condition
 from posd.publishing import batch
 from posd.store.idempotency import Idempotency
-from posd.values import Draft, Seq, TenantId
+from posd.values import Appended, Draft, Seq, TenantId
 
 
 @frozen
@@ -97,3 +97,21 @@ def answer(requests: Iterable[Request]) -> None:
 def fail(requests: Iterable[Request], error: Exception) -> None:
     """Tell those who have not been told anything yet."""
     fail_all([each.answer for each in requests if not each.answer.called], error)
+
+
+def not_served() -> Unavailable:
+    """What publishers are told while their tenant is left out."""
+    return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
+
+
+def hand_on(
+    appended: Iterable[Appended],
+    to: Callable[[Appended], None],
+    failed: Callable[[TenantId], None],
+) -> None:
+    """Give `to` what was committed. Whatever it raises, the batch was published: `failed` is told instead."""
+    for each in appended:
+        try:
+            to(each)
+        except Exception:
+            failed(each.tenant_id)

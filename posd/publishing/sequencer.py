@@ -18,7 +18,7 @@ row with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -30,18 +30,19 @@ from twisted.logger import Logger
 
 from posd.database.link import Link
 from posd.database.readers import Readers
-from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable
+from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable, is_about_data
 from posd.monitoring.counters import Instruments
 from posd.publishing.following import SOON_SECONDS, Following
 from posd.publishing.journal import Journal
 from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
-from posd.publishing.publication import Request, answer, fail
+from posd.publishing.publication import Request, answer, fail, hand_on, not_served
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
 from posd.store import stream
+from posd.store.stream import FenceLost
 from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
@@ -65,6 +66,8 @@ class Sequencer(Service):
         event_bytes: int,
         connections_here: Callable[[TenantId], int],
         appended: Callable[[Appended], None] = lambda appended: None,
+        fence_lost: Callable[[], None] = lambda: None,
+        saw: Callable[[int], None] = lambda rows: None,
         instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
@@ -72,6 +75,9 @@ class Sequencer(Service):
         self._link = link
         # Is given what was committed, so that this node's tills have it without a read.
         self._appended = appended
+        self._fence_lost = fence_lost
+        # Is told after each look how many rows it has seen.
+        self._saw = saw
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         self._journal = Journal(self._instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
@@ -132,10 +138,27 @@ class Sequencer(Service):
         """Whether no tenant is left out because its tables cannot be read or written."""
         return not self.left_out
 
+    @property
+    def fence(self) -> int | None:
+        """That of the doorman's lease, if this node has it. Without it only requests are numbered."""
+        return self._outbox.fence
+
+    @fence.setter
+    def fence(self, fence: int | None) -> None:
+        """What was read under the lease before is dropped. With a lease the outbox is looked at."""
+        self._outbox.fence = fence
+        if fence is not None:
+            self.wake()
+
     def wake(self) -> None:
-        """Look into the outbox, now or after the transaction that is in flight."""
-        self._outbox_waits = True
-        self._start()
+        """Look into the outbox, now or after the transaction that is in flight; only the doorman does."""
+        if self.fence is not None:
+            self._outbox_waits = True
+            self._start()
+
+    async def has_news(self) -> bool:
+        """Whether a look into the outbox would see something: a question that costs less than the look."""
+        return await self._outbox.has_news(self._aside.now())
 
     async def publish(self, publication: Publication) -> Published:
         """Publish, and return after the COMMIT.
@@ -147,7 +170,7 @@ class Sequencer(Service):
         if not self.running:
             raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
         if publication.tenant_id in self._shut:
-            raise _not_served()
+            raise not_served()
         call = publication.idempotency
         if call is not None and call.scope in self._running_keys:
             raise Conflict("The first call with this key is still running.", code="still_running")
@@ -211,8 +234,8 @@ class Sequencer(Service):
 
     @property
     def _is_due(self) -> bool:
-        """Whether the outbox is to be looked at."""
-        return self._outbox_waits and bool(self.running or self._queue)
+        """Whether the outbox is to be looked at. Only the doorman does."""
+        return self._outbox_waits and self.fence is not None and bool(self.running or self._queue)
 
     async def _portions(self) -> list[Portion]:
         """What of the outbox is ready to be numbered, after a look at it if there is reason for one."""
@@ -220,7 +243,7 @@ class Sequencer(Service):
             self._outbox_waits = False
             self._pulse.beat()
             try:
-                await self._outbox.look(self._aside.now())
+                self._saw(await self._outbox.look(self._aside.now()))
             except StatementFailed as error:
                 # Requests can be numbered all the same.
                 self._log.error("the outbox cannot be looked at: {error}", error=error)
@@ -295,10 +318,14 @@ class Sequencer(Service):
             outcome = await self._link.transaction(
                 lambda session: self._numbering.number(session, requests, portions)
             )
+        except FenceLost:
+            self._fence_lost()
+            await self._settle(requests)
+            return
         except Exception:
             self._instruments.batch_failed()
             raise
-        self._hand_on(outcome.appended)
+        hand_on(outcome.appended, self._appended, self._journal.not_handed_on)
         self._journal.committed(outcome, self._reactor.seconds() - began)
         self._outbox.accepted(portions)
         self._following.too_early(outcome.early, [each.tenant_id for each in portions])
@@ -307,18 +334,6 @@ class Sequencer(Service):
             # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True
         answer(each for each in requests if not each.queued)
-
-    def _hand_on(self, appended: Iterable[Appended]) -> None:
-        """Give this node's tills what was committed. Whatever goes wrong there, the batch was published."""
-        for each in appended:
-            try:
-                self._appended(each)
-            except Exception:
-                self._log.failure(
-                    "events of tenant {tenant} were published and not handed to its connections; they"
-                    " are read from the log within a second",
-                    tenant=self._numbering.name_of(each.tenant_id),
-                )
 
     async def _leave_out(
         self,
@@ -337,7 +352,7 @@ class Sequencer(Service):
         for tenant_id, reason in failures.items():
             self._leave(self._aside if tenant_id in spared else self._shut, tenant_id, reason)
         shut = failures.keys() - spared
-        fail((each for each in requests if each.tenant_id in shut), _not_served())
+        fail((each for each in requests if each.tenant_id in shut), not_served())
         await self._settle([each for each in requests if each.tenant_id not in failures])
         await self._settle([each for each in requests if each.tenant_id in spared])
 
@@ -347,12 +362,12 @@ class Sequencer(Service):
             self._log.failure("an event could not be worked on")
         self._journal.refused(request, error)
         refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
-        fail([request], refusal if _is_badly_made(error) else error)
+        fail([request], refusal if is_about_data(error) else error)
 
     async def _blame_row(self, error: Exception) -> None:
         """The oldest row of a tenant's outbox has failed alone."""
         row = self._numbering.oldest
-        badly_made = _is_badly_made(error)
+        badly_made = is_about_data(error)
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         if row is None:
@@ -367,8 +382,10 @@ class Sequencer(Service):
         """Log the outbox row that just failed alone as failed, since it cannot be published."""
         try:
             await self._link.transaction(
-                lambda session: self._numbering.reject(session, row, reason)
+                lambda session: self._numbering.reject(session, row, reason, self.fence)
             )
+        except FenceLost:
+            self._fence_lost()
         except StatementFailed as error:
             self._leave(self._aside, row.tenant_id, str(error))
         except OutboxChanged:
@@ -378,19 +395,4 @@ class Sequencer(Service):
             self._journal.rejected(row, reason)
 
     def _leave(self, aside: Aside[TenantId], tenant_id: TenantId, reason: str) -> None:
-        self._log.error(
-            "tenant {tenant} is left out for {seconds:.0f} s, since its events cannot be numbered: {reason}."
-            " They wait in the outbox. `posctl doctor` names what was changed in its tables",
-            tenant=self._numbering.name_of(tenant_id),
-            seconds=aside.add(tenant_id),
-            reason=reason,
-        )
-
-
-def _is_badly_made(error: Exception) -> bool:
-    """Whether PostgreSQL has refused what an event has in it."""
-    return isinstance(error, StatementFailed) and error.about_data
-
-
-def _not_served() -> Unavailable:
-    return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
+        self._journal.unnumbered(tenant_id, reason, aside.add(tenant_id))

@@ -82,12 +82,19 @@ class Numbering:
         A request that is `orderly` is left out while its tenant has older rows in the outbox: a shop that
         commits and then calls has its events in that order.
 
-        Raises `TenantsFailed`, and whatever the database raises; then nothing may be committed.
+        Raises `TenantsFailed`, `FenceLost`, and whatever the database raises; then nothing may be committed.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
         asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
-        found = await stream.take(session, seen, asking, patient=bool(requests))
+        found = await stream.take(
+            session,
+            seen,
+            asking,
+            patient=True,
+            node_id=self.node_id,
+            fence=portions[0].fence if portions else None,
+        )
         if found is None:
             return Outcome()
         early = _early(requests, found.behind)
@@ -130,9 +137,17 @@ class Numbering:
             early,
         )
 
-    async def reject(self, session: Session, row: stream.OutboxRow, reason: str) -> None:
+    async def reject(
+        self, session: Session, row: stream.OutboxRow, reason: str, fence: int | None
+    ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
-        found = await stream.take(session, [(row.tenant_id, row.id)], patient=True)
+        found = await stream.take(
+            session,
+            [(row.tenant_id, row.id)],
+            patient=True,
+            node_id=self.node_id,
+            fence=fence,
+        )
         if found is None or [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)

@@ -10,7 +10,7 @@ from uuid import UUID
 from attrs import field, frozen
 
 from posd.database.link import Row, Session
-from posd.errors import Pruned, Renamed
+from posd.errors import PosdError, Pruned, Renamed, StatementFailed
 from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
@@ -61,8 +61,11 @@ _LOOK_AGAIN: Final = """
 # The function is called once, and the clock is read after it: after the wait for the lock.
 _TAKE: Final = """
     SELECT *, clock_timestamp()
-      FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], %s::integer[], %s::bigint[], %s)
+      FROM dinedesk_main.pos_take(
+        %s::integer[], %s::bigint[], %s::integer[], %s::bigint[], %s, %s::uuid, %s::bigint)
 """
+_FENCED_OFF: Final = "PD001"
+"""The SQLSTATE of pos_take() where another node has the lease of the doorman."""
 _STATES: Final = """
     SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
 """
@@ -107,6 +110,10 @@ class Taken:
     now: datetime
     behind: Mapping[tuple[TenantId, int | None], int] = field(factory=dict)
     """By what was asked: the last row of the outbox that is older than what the tenant's publishers ask."""
+
+
+class FenceLost(PosdError):
+    """Another node has got the lease of the doorman, so this one may take nothing out of the outbox."""
 
 
 @frozen
@@ -292,14 +299,26 @@ async def take(
     asking: Iterable[tuple[TenantId, int | None]] = (),
     *,
     patient: bool,
+    node_id: UUID | None = None,
+    fence: int | None = None,
 ) -> Taken | None:
     """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
 
     `asking` names tenants whose publishers ask for something, with the last row that it follows, if that is
     known. None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
     takes longer than lock_timeout.
+
+    `fence` is that of the lease that this node had when it looked. Raises `FenceLost` if rows were seen and
+    it does not have that lease any more.
     """
-    rows = await session.query(_TAKE, (*_columns(seen, 2), *_columns(asking, 2), patient))
+    node = None if node_id is None else str(node_id)
+    values = (*_columns(seen, 2), *_columns(asking, 2), patient, node, fence)
+    try:
+        rows = await session.query(_TAKE, values)
+    except StatementFailed as error:
+        if error.sqlstate == _FENCED_OFF:
+            raise FenceLost(str(error)) from error
+        raise
     if not rows[0][0]:
         return None
     behind = {(row[2], row[6]): row[7] for row in rows if row[7] is not None}

@@ -42,16 +42,14 @@ CREATE VIEW :"schema".pos_sync_logs WITH (security_barrier) AS
 GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_unsequenced, :"schema".pos_sync_logs
     TO posd;
 
--- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop. The NOTIFY
--- only makes it quicker, and a session that uses PREPARE TRANSACTION, which refuses a transaction that has
--- notified, may `SET posd.notify = 'off'`.
+-- What the hooks call. The tenant is built in, so a hook can only ever speak for its own shop.
 CREATE FUNCTION posd_hooks.enqueue$:shop(kind text, keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
     SELECT :tenant_id, kind, k FROM unnest(keys) AS k WHERE k <> '';
-    IF FOUND AND current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
-        PERFORM pg_notify('posd_outbox', '');
+    IF FOUND THEN
+        PERFORM dinedesk_main.pos_ring();
     END IF;
 END
 $$;
@@ -68,9 +66,7 @@ BEGIN
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
     VALUES (:tenant_id, left(enqueue_event$:shop.type, 100), enqueue_event$:shop.data::text)
     RETURNING id INTO published;
-    IF current_setting('posd.notify', true) IS DISTINCT FROM 'off' THEN
-        PERFORM pg_notify('posd_outbox', '');
-    END IF;
+    PERFORM dinedesk_main.pos_ring();
     RETURN published;
 END
 $$;

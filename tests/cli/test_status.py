@@ -142,3 +142,22 @@ class StatusTests(SynchronousTestCase):
         ran = posctl("status", "--tenant", "kitchn", dsn=self.dsn)
         self.assertEqual((ran.code, ran.out), (os.EX_DATAERR, ""))
         self.assertIn('did you mean "kitchen"?', ran.err)
+
+    def test_it_is_told_which_node_is_the_doorman(self) -> None:
+        ran = posctl("status", dsn=self.dsn)
+        self.assertIn("No node is the doorman", ran.out)
+        self.assertIsNone(self.doorman())
+        node = "7d1b4c1e-6f5e-4f0e-8b5a-2f1f6f3c9a10"
+        execute(self.dsn, "SELECT dinedesk_main.pos_claim_lease(%s, 'one.example')", node)
+        ran = posctl("status", dsn=self.dsn)
+        self.assertRegex(ran.out, r"(?m)^doorman: one\.example, since \d{4}-\d\d-\d\d \d\d:\d\d$")
+        told = self.doorman()
+        assert told is not None
+        self.assertEqual((told["nodeId"], told["host"]), (node, "one.example"))
+
+    def doorman(self) -> dict[str, Any] | None:
+        ran = posctl("status", "--json", dsn=as_role(self.dsn, "posd"))
+        assert isinstance(ran.json, dict)
+        told = ran.json["doorman"]
+        assert told is None or isinstance(told, dict)
+        return told

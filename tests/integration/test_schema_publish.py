@@ -17,6 +17,9 @@ ITEM = """
     INSERT INTO dinedesk_kitchen.order_items (id, order_id, name, price) VALUES (%s, %s, 'Soup', 5)
 """
 
+FALL_ASLEEP = "SELECT pg_try_advisory_lock(7097, 10)"
+"""What a doorman does that has to be rung from then on; whether it can."""
+
 
 class PublishTests(SchemaCase):
     """The shop `kitchen` publishes by SQL."""
@@ -103,8 +106,11 @@ class PublishTests(SchemaCase):
             "permission denied for schema dinedesk_main", self.refused("kitchen", CASHIER)
         )
 
-    def test_the_sequencer_is_told_once_for_each_transaction(self) -> None:
+    def test_a_doorman_that_sleeps_is_rung_once_for_each_transaction(self) -> None:
         self.admin.run("LISTEN posd_outbox")
+        self.shop.run(PUBLISH, "kitchen", "a", "{}")
+        self.assertEqual(self.admin.notifications(), [], "nobody sleeps")
+        self.admin.run(FALL_ASLEEP)
         with self.shop.transaction():
             self.shop.run(PUBLISH, "kitchen", "a", "{}")
             self.shop.run(PUBLISH, "kitchen", "b", "{}")
@@ -200,6 +206,7 @@ class HookTests(SchemaCase):
     def test_statements_that_touch_nothing_note_nothing_and_wake_nobody(self) -> None:
         self.existing()
         self.admin.run("LISTEN posd_outbox")
+        self.admin.run(FALL_ASLEEP)
         for statement in (
             "UPDATE dinedesk_kitchen.orders SET status = 'x' WHERE id = 99",
             "UPDATE dinedesk_kitchen.order_items SET price = 1 WHERE id = 99",
@@ -289,22 +296,30 @@ class TwoPhaseTests(SchemaCase):
     """A shop whose application server commits in two phases."""
 
     def test_it_may_do_without_the_notification(self) -> None:
+        """Prepared, its transaction keeps its share of the lock, so the doorman does not fall asleep."""
         server = Server.start(settings={"max_prepared_transactions": "2"})
         self.addCleanup(server.stop)
         dsn = server.dsn("shops")
         two_shops(dsn)
         shop, admin = self.connect(KITCHEN_SHOP, dsn), self.connect(dsn=dsn)
+        admin.run(FALL_ASLEEP)
         shop.run("BEGIN")
         shop.run(ORDER, 1)
         with self.assertRaises(psycopg2.errors.FeatureNotSupported):
             shop.run("PREPARE TRANSACTION 'one'")
 
         shop.run("SET posd.notify = 'off'")
-        shop.run("BEGIN")
-        shop.run(ORDER, 2)
-        shop.run(PUBLISH, "kitchen", "x", "{}")
-        shop.run("PREPARE TRANSACTION 'two'")
-        self.assertEqual(admin.take(), [])
+        for awake in (False, True):
+            if awake:
+                admin.run("SELECT pg_advisory_unlock_all()")
+            shop.run("BEGIN")
+            shop.run(ORDER, 3 - awake)
+            shop.run(PUBLISH, "kitchen", "x", "{}")
+            shop.run("PREPARE TRANSACTION 'two'")
+            self.assertEqual(admin.take(), [])
+            self.assertEqual(admin.value(FALL_ASLEEP), not awake)
+            if not awake:
+                shop.run("ROLLBACK PREPARED 'two'")
         shop.run("COMMIT PREPARED 'two'")
         self.assertEqual(
             [(row.type, row.key) for row in admin.take() or ()], [("placed", "2"), ("x", None)]

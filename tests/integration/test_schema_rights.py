@@ -21,6 +21,8 @@ ON_MAIN = {
         "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
         " UPDATE (sent_seq)"
     },
+    "pos_control": {"posd": "DELETE, SELECT"},
+    "pos_doorman": {"posd": "SELECT, UPDATE"},
     "pos_incarnation": {"posd": READ},
     "pos_nodes": {"posd": ALL},
     "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
@@ -63,6 +65,9 @@ ON_KITCHEN = {
 """What each role has been granted, but for owners and the roles that tests log in as."""
 
 FUNCTIONS_OF_MAIN = {
+    "pos_ring()": ("posd_owner", False, {"posd_hook"}),
+    "pos_has_news(integer[])": ("posd_owner", False, {"posd"}),
+    "pos_claim_lease(uuid, text)": ("posd_owner", False, {"posd"}),
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_epochs(integer[], uuid[], bigint[], bigint[])": ("posd_owner", True, {"posd"}),
     "pos_begin_stream()": ("posd_owner", True, set()),
@@ -100,11 +105,16 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_take(integer[], bigint[], integer[], bigint[], boolean)": ("posd_owner", False, {"posd"}),
-    "pos_tell_nodes()": ("posd_owner", False, set()),
+    "pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
+    "pos_tell(text)": ("posd_owner", True, {"posd"}),
+    "pos_tell_nodes()": ("posd_owner", True, set()),
     "pos_note_tenant_change()": ("posd_owner", True, set()),
-    "pos_tell_of_device()": ("posd_owner", False, set()),
-    "pos_tell_of_keys()": ("posd_owner", False, set()),
+    "pos_tell_of_device()": ("posd_owner", True, set()),
+    "pos_tell_of_keys()": ("posd_owner", True, set()),
     "pos_note_change()": ("posd_owner", False, set()),
     "pos_tenant_key()": ("posd_owner", True, set()),
     "pos_tenant_zone()": ("posd_owner", False, set()),
@@ -368,7 +378,12 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.pos_orders",
             "SELECT FROM dinedesk_main.pos_events",
             "SELECT FROM dinedesk_main.pos_orders",
-            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false)",
+            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false, NULL, NULL)",
+            "SELECT FROM dinedesk_main.pos_claim_lease(gen_random_uuid(), 'mine')",
+            "SELECT FROM dinedesk_main.pos_ring()",
+            "SELECT FROM dinedesk_main.pos_tell('tenant 1')",
+            "SELECT FROM dinedesk_main.pos_control",
+            "UPDATE dinedesk_main.pos_doorman SET fence = 9",
         )
 
     def test_who_may_only_insert_orders_does_only_that(self) -> None:

@@ -28,6 +28,7 @@ class JournalCase(SequencerCase):
     async def watched(self) -> Sequencer:
         """A sequencer that counts in `instruments`."""
         sequencer = await self.started()
+        self.events.clear()
         sequencer._journal.instruments = sequencer._instruments = self.instruments
         return sequencer
 

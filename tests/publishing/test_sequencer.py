@@ -513,7 +513,7 @@ class TwoNodesTests(SequencerCase):
                 self.publish("notice", {"number": 1000 + number})
                 nodes[0].wake()
                 nodes[1].wake()
-        await gatherResults(running)
+        await self.answered(gatherResults(running))
         await self.emptied(nodes[0])
         await self.rested(nodes[1])
         for tenant_id in (KITCHEN, GRILL):
@@ -532,6 +532,7 @@ class AnyOrderTests(SequencerCase):
 
     async def one_history(self, chance: random.Random) -> None:
         nodes = [await self.started(), await self.started()]
+        await self.hand_over(nodes[0])
         shops = [self.client() for _ in range(4)]
         # By shop: whether a transaction is open, and what it has published so far.
         open_with: list[list[str] | None] = [None] * len(shops)
@@ -562,7 +563,10 @@ class AnyOrderTests(SequencerCase):
                     running.append(begin(chance.choice(nodes).publish(call)))
                     committed.add(name)
                 case "wake":
-                    chance.choice(nodes).wake()
+                    if chance.random() < 0.2:
+                        await self.hand_over(chance.choice(nodes))
+                    for node in nodes:
+                        node.wake()
                 case "end" if pending is not None:
                     keep = chance.random() < 0.7
                     shop.run("COMMIT" if keep else "ROLLBACK")
@@ -573,7 +577,7 @@ class AnyOrderTests(SequencerCase):
         for shop, pending in zip(shops, open_with, strict=True):
             if pending is not None:
                 shop.run("ROLLBACK")
-        await gatherResults(running)
+        await self.answered(gatherResults(running))
         await self.emptied(nodes[0])
         await self.rested(nodes[1])
         log = self.log_of()

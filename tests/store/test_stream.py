@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 from posd.errors import Busy, Renamed
 from posd.store import stream
 from posd.store.stream import Entry
+from tests.schema_case import NODE
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 
@@ -111,12 +112,12 @@ class StreamTests(StoreCase):
             [row.tenant_id for row in await stream.look(session, 10, [], [], {}, 2)], [2]
         )
         seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], [], {})]
-        taken = await stream.take(session, seen, patient=False)
+        taken = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
         assert taken is not None
         self.assertEqual(
             [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        again = await stream.take(session, seen, patient=False)
+        again = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
         assert again is not None
         self.assertEqual(again.rows, [])
         self.assertLess(taken.now, again.now)
@@ -129,7 +130,9 @@ class StreamTests(StoreCase):
         )
         seen = await stream.look(session, 10, [], [], {})
         self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
-        taken = await stream.take(session, [(row.tenant_id, row.id) for row in seen], patient=False)
+        taken = await stream.take(
+            session, [(row.tenant_id, row.id) for row in seen], patient=False, node_id=NODE, fence=0
+        )
         assert taken is not None
         self.assertEqual([row.key for row in taken.rows], [str(order_id)])
         left = await stream.look(session, 10, [], [], {})
@@ -152,9 +155,9 @@ class StreamTests(StoreCase):
         self.publish()
         with self.admin.transaction():
             self.assertEqual(len(self.admin.take() or ()), 1)
-            self.assertIsNone(await stream.take(session, [], patient=False))
+            self.assertIsNone(await stream.take(session, [], patient=False, node_id=NODE, fence=0))
             with self.assertRaises(Busy):
-                await stream.take(session, [], patient=True)
+                await stream.take(session, [], patient=True, node_id=NODE, fence=0)
 
     async def test_orders_are_as_they_were_published_and_as_they_were_read(self) -> None:
         session = await self.session()

@@ -1,0 +1,230 @@
+"""What the bell costs the shops, and how soon an order is with a till.
+
+    python bench/bell.py commits [--rounds 5] [--seconds 5] [--sessions 16]
+    python bench/bell.py latency [--seconds 20]
+
+`commits`: posd does not run. pgbench inserts orders into a hooked table, one a transaction, in turn with
+the bell, with `posd.notify = 'off'`, and with a NOTIFY for each order. Prints the commits a second of each
+round and the median ratio to `off`.
+
+`latency`: posd runs, with TLS and a till. Prints how long it takes from when COMMIT is sent until the till
+has the order, of lone orders and at 100 a second, and the same while another shop has a transaction open
+that has placed an order. Prints also what an idle doorman costs in each state: processor time of posd and of
+the server process of its connection.
+
+PostgreSQL is started with fsync on. pgbench is searched for on PATH and in /usr/lib/postgresql.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from posd.testing.server import Server
+from tests.integration.harness import Daemon, Shop
+from tests.integration.wire import Ended, Till
+
+PLACE = "INSERT INTO dinedesk_{slug}.orders (customer_name, total_amount) VALUES ('Ann', 5)"
+WAYS = ("bell", "off", "always")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def pgbench() -> str:
+    """The newest pgbench that is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))
+    path = shutil.which("pgbench") or (str(found[-1]) if found else None)
+    if path is None:
+        raise SystemExit("not run: there is no pgbench (Debian: postgresql)")
+    return path
+
+
+def commits(options: argparse.Namespace) -> None:
+    with Server.start(durable=True) as server:
+        shop = Shop.open(["kitchen"], server=server)
+        rates: dict[str, list[float]] = {way: [] for way in WAYS}
+        for _ in range(options.rounds):
+            for way in WAYS:
+                rates[way].append(rate(shop, way, options.sessions, options.seconds))
+            print("  ".join(f"{way} {rates[way][-1]:7.0f}" for way in WAYS), flush=True)
+        for way in ("bell", "always"):
+            ratio = statistics.median(a / b for a, b in zip(rates[way], rates["off"], strict=True))
+            print(f"{way} / off: {ratio:.2f}")
+        shop.close()
+
+
+def rate(shop: Shop, way: str, sessions: int, seconds: int) -> float:
+    """Commits a second. Where a session has the doorman's first lock everybody rings."""
+    shop.query("TRUNCATE dinedesk_main.pos_outbox, dinedesk_kitchen.orders CASCADE")
+    parts = parse_dsn(shop.dsn)
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script, closing(shop.connect()) as held:
+        script.write(PLACE.format(slug="kitchen") + ";\n")
+        script.flush()
+        if way == "always":
+            held.cursor().execute("SELECT pg_advisory_lock(7097, 10)")
+        options = "-c posd.notify=off" if way == "off" else ""
+        said = subprocess.run(
+            [
+                *(pgbench(), "--no-vacuum", f"--file={script.name}"),
+                *(f"--client={sessions}", "--jobs=2", f"--time={seconds}"),
+                *(f"--host={parts['host']}", f"--username={parts['user']}"),
+                *([f"--port={parts['port']}"] if "port" in parts else []),
+                parts["dbname"],
+            ],
+            env={**os.environ, "PGOPTIONS": options, "PGPASSWORD": parts.get("password", "")},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    found = re.search(r"tps = ([\d.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+class Watched:
+    """A till that notes when it has which order."""
+
+    def __init__(self, posd: Daemon, key: str) -> None:
+        self.came: dict[str, float] = {}
+        self._till = Till.dial(posd, "/ws/pos/kitchen", {"X-API-Key": key})
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._till.receive(3600)
+            except Ended:
+                return
+            now = time.perf_counter()
+            if message.get("type") == "new_order":
+                self.came[str(message["data"]["orderId"])] = now
+
+
+def place(shop: Shop, rate_: float, seconds: float) -> dict[str, float]:
+    """Place orders at this rate; by id, when COMMIT was sent."""
+    sent = {}
+    with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
+        ends = due = time.perf_counter()
+        ends += seconds
+        while due < ends:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            cursor.execute(PLACE.format(slug="kitchen") + " RETURNING id")
+            ((order_id,),) = cursor.fetchall()
+            sent[str(order_id)] = time.perf_counter()
+            connection.commit()
+            due += 1 / rate_
+    return sent
+
+
+@contextmanager
+def opened(shop: Shop, is_open: bool) -> Iterator[None]:
+    """Another shop's transaction that stays open, and has placed an order while the doorman was awake."""
+    place(shop, 50, 0.1)
+    with closing(psycopg2.connect(shop.dsn)) as connection, connection.cursor() as cursor:
+        if is_open:
+            cursor.execute(PLACE.format(slug="grill"))
+        yield
+
+
+def latency(options: argparse.Namespace) -> None:
+    with Server.start(durable=True) as server:
+        shop = Shop.open(["kitchen", "grill"], server=server)
+        posd = shop.start()
+        till = Watched(posd, shop.key())
+        time.sleep(1)
+        place(shop, 50, 3)
+        for is_open in (False, True):
+            with opened(shop, is_open):
+                for name, rate_ in (("lone, one in 1.1 s", 1 / 1.1), ("100 a second", 100.0)):
+                    before = costs(shop, posd)
+                    began = time.perf_counter()
+                    sent = place(shop, rate_, options.seconds)
+                    time.sleep(1)
+                    took = time.perf_counter() - began
+                    waits = [1000 * (till.came[each] - at) for each, at in sent.items()]
+                    of_posd, of_server = (
+                        100 * (b - a) / took for a, b in zip(before, costs(shop, posd), strict=True)
+                    )
+                    print(
+                        f"{'open transaction, ' if is_open else ''}{name}: {len(waits)} orders,"
+                        f" p50 {quantile(waits, 0.5):.1f} ms, p99 {quantile(waits, 0.99):.1f} ms;"
+                        f" posd {of_posd:.1f} %, its server process {of_server:.1f} %",
+                        flush=True,
+                    )
+                idle(shop, posd, options.seconds, "dozing" if is_open else "asleep")
+        with closing(shop.connect()) as connection, connection.cursor() as cursor:
+            # While the doorman is awake it has neither lock, and then it gets neither.
+            for key in (10, 11):
+                got = False
+                while not got:
+                    place(shop, 100, 0.05)
+                    cursor.execute("SELECT pg_try_advisory_lock_shared(7097, %s)", (key,))
+                    ((got,),) = cursor.fetchall()
+            idle(shop, posd, options.seconds, "awake, a look every 4 ms")
+        answer = posd.request("GET", "/metrics", key=shop.key("admin", None)).content.decode()
+        print(
+            *(
+                line
+                for line in answer.splitlines()
+                if re.match("posd_(bell|doorman)[^ ]*_total", line)
+            ),
+            sep="\n",
+        )
+        posd.stop()
+        shop.close()
+
+
+def idle(shop: Shop, posd: Daemon, seconds: float, name: str) -> None:
+    time.sleep(1)
+    before = costs(shop, posd)
+    time.sleep(seconds)
+    of_posd, of_server = (
+        100 * (b - a) / seconds for a, b in zip(before, costs(shop, posd), strict=True)
+    )
+    print(f"idle, {name}: posd {of_posd:.1f} %, its server process {of_server:.1f} %", flush=True)
+
+
+def costs(shop: Shop, posd: Daemon) -> tuple[float, float]:
+    """Seconds of processor time of posd, and of the process that serves its doorman."""
+    ((pid,),) = shop.query("SELECT backend_pid FROM dinedesk_main.pos_doorman")
+    return _spent(posd.pid), _spent(pid)
+
+
+def _spent(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("commits", "latency"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--sessions", type=int, default=16)
+    options = parser.parse_args()
+    {"commits": commits, "latency": latency}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

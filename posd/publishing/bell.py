@@ -1,0 +1,216 @@
+"""When the doorman looks at the outbox, and when it waits until it is rung.
+
+Awake it looks by itself: every millisecond for 20 ms after it has seen rows, then every 4 ms. After 200 ms
+without rows it rests, and is rung by `NOTIFY posd_outbox`. It is *asleep* where no transaction is open that
+has put rows into the outbox and rung nobody. Otherwise it *dozes*, and then such a transaction may commit
+without having rung. Its rows are found by the poll, twice a second, and so is whatever else was not rung
+about.
+
+Notifications may come from anybody. One for which nothing is found makes the next one wait, so a flood costs
+20 looks a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from posd.database.link import Session
+from posd.errors import Unavailable
+from posd.monitoring.counters import ASLEEP, AWAKE, DOZING, Instruments
+from posd.store import bell
+
+_BUSY_SECONDS: Final = 0.02
+_BUSY_PAUSE: Final = 0.001
+_PAUSE: Final = 0.004
+_AWAKE_SECONDS: Final = 0.2
+# Longer than a shop's transaction takes that has tested the lock already, as a rule.
+_WINDOW_SECONDS: Final = 0.05
+_DOZE_SECONDS: Final = 0.5
+_TROUBLE_SECONDS: Final = 1.0
+_FIRST_VAIN_SECONDS: Final = 0.002
+_LAST_VAIN_SECONDS: Final = 0.05
+
+
+class Bell:
+    """Has the outbox looked at by `wake`, which the sequencer answers with `saw`.
+
+    `news` asks whether there is anything to see, which costs less. The locks are taken on `link`.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        link: Session,
+        *,
+        news: Callable[[], Awaitable[bool]],
+        wake: Callable[[], None],
+        instruments: Instruments | None = None,
+    ) -> None:
+        self._clock = clock
+        self._link = link
+        self._news = news
+        self._wake = wake
+        self._instruments = instruments or Instruments()
+        self.state: str | None = None
+        """One of `counters.STATES`; None while this node is not the doorman."""
+        # Stands for the time during which the node is the doorman: a loop ends when it is another one.
+        self._duty: object | None = None
+        self._pausing: Deferred[None] | None = None
+        self._saw_at = 0.0
+        self._took = 0.0
+        self._by_poll = False
+        self._answer: IDelayedCall | None = None
+        self._answered_at = 0.0
+        self._vain_seconds = 0.0
+
+    def start(self) -> None:
+        """This node is the doorman from now on."""
+        self._duty, self.state = object(), AWAKE
+        self._saw_at = self._clock.seconds()
+        Deferred.fromCoroutine(self._serve(self._duty))
+
+    def stop(self) -> None:
+        """This node is the doorman no more."""
+        self._duty = self.state = None
+        if self._answer is not None and self._answer.active():
+            self._answer.cancel()
+        self._stir()
+
+    def ring(self) -> None:
+        """A notification has come. While the doorman is awake it looks anyway."""
+        self._instruments.rung()
+        if self._resting and (self._answer is None or not self._answer.active()):
+            wait = max(0.0, self._answered_at + self._vain_seconds - self._clock.seconds())
+            self._answer = self._clock.callLater(wait, self._look_for_ring)
+
+    def polled(self) -> None:
+        """The poll has found rows in the outbox. They may be such as cannot be numbered at the moment."""
+        if self.state is not None:
+            self._by_poll = self._resting
+            self._look()
+
+    def saw(self, rows: int) -> None:
+        """The sequencer has looked, and seen so many rows that are to be numbered."""
+        by_poll, self._by_poll = self._by_poll, False
+        if rows:
+            self._saw_at, self._vain_seconds = self._clock.seconds(), 0.0
+            if self._resting:
+                if by_poll:
+                    self._instruments.found_by_poll(rows)
+                self._stir()
+
+    @property
+    def _resting(self) -> bool:
+        return self.state in (ASLEEP, DOZING)
+
+    def _look_for_ring(self) -> None:
+        self._answered_at = self._clock.seconds()
+        # In vain, unless rows are seen.
+        self._vain_seconds = min(
+            max(2 * self._vain_seconds, _FIRST_VAIN_SECONDS), _LAST_VAIN_SECONDS
+        )
+        self._by_poll = False
+        self._look()
+
+    def _look(self) -> None:
+        if self.state is not None:
+            self._instruments.looked(self.state)
+            self._wake()
+
+    async def _serve(self, duty: object) -> None:
+        while self._duty is duty:
+            try:
+                await self._stay_awake(duty)
+                if self._duty is duty:
+                    await self._rest(duty)
+            except Unavailable:
+                # When the connection is lost, so are the locks and the lease.
+                await self._pause(duty, _TROUBLE_SECONDS)
+            except Exception:
+                self._log.failure(
+                    "the doorman could not look at the outbox or take its locks; it goes on in"
+                    " {seconds:.0f} s, and the poll looks meanwhile",
+                    seconds=_TROUBLE_SECONDS,
+                )
+                await self._pause(duty, _TROUBLE_SECONDS)
+
+    async def _stay_awake(self, duty: object) -> None:
+        """Look again and again, until nothing was seen for 200 ms."""
+        self.state = AWAKE
+        while self._duty is duty:
+            idle = self._clock.seconds() - self._saw_at
+            if idle >= _AWAKE_SECONDS:
+                return
+            # A look that takes long, behind a transaction or among dead rows, takes half the time at most.
+            seconds = _BUSY_PAUSE if idle < _BUSY_SECONDS else _PAUSE
+            await self._pause(duty, max(seconds, self._took))
+            if self._duty is duty:
+                await self._ask()
+
+    async def _ask(self) -> None:
+        began = self._clock.seconds()
+        news = await self._news()
+        self._took = self._clock.seconds() - began
+        if news:
+            self._look()
+        elif self.state is not None:
+            self._instruments.looked(self.state)
+
+    async def _rest(self, duty: object) -> None:
+        """Take one of the locks, and wait until rows are seen."""
+        since = self._saw_at
+        if await bell.try_sleep(self._link):
+            state = ASLEEP
+        elif await bell.try_doze(self._link):
+            state = DOZING
+        else:
+            # Another session holds it, which no session should.
+            self._saw_at = self._clock.seconds() - _BUSY_SECONDS
+            return
+        try:
+            if self._duty is duty:
+                self.state = state
+                # What was committed before the lock was taken rang nobody.
+                self._look()
+            if state == DOZING:
+                await self._overlap(duty, since)
+            while self._duty is duty and self._saw_at == since:
+                await self._pause(duty, None if state == ASLEEP else _DOZE_SECONDS)
+                if state == DOZING and self._duty is duty and await bell.try_sleep(self._link):
+                    await bell.end_doze(self._link)
+                    if self._duty is duty:
+                        self.state = state = ASLEEP
+                        self._look()
+        finally:
+            await bell.wake(self._link)
+
+    async def _overlap(self, duty: object, since: float) -> None:
+        """Look for a while longer: transactions may commit that have tested the lock before it was taken."""
+        ends = self._clock.seconds() + _WINDOW_SECONDS
+        while self._duty is duty and self._saw_at == since and self._clock.seconds() < ends:
+            await self._pause(duty, max(_PAUSE, self._took))
+            if self._duty is duty:
+                await self._ask()
+
+    async def _pause(self, duty: object, seconds: float | None) -> None:
+        """Wait for so long, or until the doorman is stirred."""
+        if self._duty is not duty:
+            return
+        pausing: Deferred[None] = Deferred()
+        self._pausing = pausing
+        timer = None if seconds is None else self._clock.callLater(seconds, self._stir)
+        await pausing
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _stir(self) -> None:
+        pausing, self._pausing = self._pausing, None
+        if pausing is not None:
+            pausing.callback(None)

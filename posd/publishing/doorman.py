@@ -1,0 +1,139 @@
+"""The lease of the doorman: which of several nodes looks at the outbox.
+
+A node that has the lease renews it every second, on the connection on which it numbers: a node that cannot
+number cannot renew either. All times are those of the database. What a node knows of its lease may be out of
+date, so the transaction that numbers compares the fence (`posd.store.stream.take`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from posd.database.link import Link
+from posd.errors import StatementFailed, Unavailable
+from posd.monitoring.counters import Instruments
+from posd.store import doorman as leases
+
+_RENEW_SECONDS: Final = 1.0
+
+
+class Doorman(Service):
+    """Claims the lease on `link` and renews it.
+
+    `changed` is called with the fence when this node has got the lease, and with None when it has lost it.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        link: Link,
+        node_id: UUID,
+        host: str,
+        *,
+        changed: Callable[[int | None], None],
+        instruments: Instruments | None = None,
+    ) -> None:
+        self._link = link
+        self._node_id = node_id
+        self._host = host
+        self._changed = changed
+        self._instruments = instruments or Instruments()
+        self._renewing = LoopingCall(self._renew)
+        self._renewing.clock = clock
+        self._claim: Deferred[None] | None = None
+        self._refusal: str | None = None
+        self.fence: int | None = None
+        """The fence of this node's lease; None while it has none, as far as it knows."""
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self._renewing.start(_RENEW_SECONDS)
+
+    def stopService(self) -> Deferred[None]:
+        """Give the lease up. Call this when nothing is numbered any more."""
+        Service.stopService(self)
+        if self._renewing.running:
+            self._renewing.stop()
+        return Deferred.fromCoroutine(self._leave())
+
+    def link_changed(self, link: Link) -> None:
+        """The connection has come up, or was lost. Another one claims the lease anew."""
+        if not link.up:
+            self._set(None)
+        elif self.running:
+            self._renew()
+
+    def lost(self) -> None:
+        """The database says that this node does not have the lease it believes to have."""
+        self._set(None)
+
+    def _renew(self) -> None:
+        """Claim or renew the lease, one statement at a time: a slow database is not asked again meanwhile."""
+        if self._claim is None:
+            self._claim = Deferred.fromCoroutine(self._claim_lease())
+            self._claim.addBoth(lambda _: self._claimed())
+
+    def _claimed(self) -> None:
+        self._claim = None
+
+    async def _claim_lease(self) -> None:
+        try:
+            fence = await leases.claim(self._link, self._node_id, self._host)
+        except Unavailable:
+            # The lease stays what it is in the database. When the connection is lost `link_changed` says so.
+            return
+        except StatementFailed as error:
+            if self._refusal != str(error):
+                self._refusal = str(error)
+                self._log.error(
+                    "the lease of the doorman cannot be renewed: {error}. Orders wait in the outbox if no"
+                    " other node has it. `posctl doctor` names what is wrong with the database",
+                    error=error,
+                )
+            return
+        except Exception:
+            self._log.failure("posd failed at renewing the lease of the doorman")
+            return
+        self._refusal = None
+        if self._link.up:
+            self._set(fence)
+
+    def _set(self, fence: int | None) -> None:
+        before, self.fence = self.fence, fence
+        if fence == before:
+            return
+        if fence is None:
+            self._log.warn(
+                "this node is not the doorman any more: it drops what it has read of the outbox, and leaves"
+                " the outbox alone until it has the lease again"
+            )
+        else:
+            self._instruments.became_doorman()
+            self._log.info(
+                "this node is the doorman: it takes orders out of the outbox (fence {fence})",
+                fence=fence,
+            )
+        self._changed(fence)
+
+    async def _leave(self) -> None:
+        if self._claim is not None:
+            await self._claim
+        if self.fence is None:
+            return
+        self.fence = None
+        self._changed(None)
+        try:
+            await leases.leave(self._link, self._node_id)
+        except (Unavailable, StatementFailed):
+            # The lease lapses with the connection.
+            return

@@ -1,0 +1,48 @@
+"""The lease of the doorman, the one node that takes rows out of the outbox (`sql/main/018_doorman.sql`)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from attrs import frozen
+
+from posd.database.link import Reader, Session
+
+_CLAIM: Final = "SELECT dinedesk_main.pos_claim_lease(%s::uuid, %s)"
+# The connection by which a node gives the lease up need not be the one by which it has renewed it.
+_LEAVE: Final = """
+    UPDATE dinedesk_main.pos_doorman
+       SET node_id = NULL, lease_until = clock_timestamp(), backend_pid = NULL WHERE node_id = %s::uuid
+"""
+_PRESENT: Final = """
+    SELECT d.node_id, d.host, d.since FROM dinedesk_main.pos_doorman AS d
+     WHERE d.node_id IS NOT NULL AND d.lease_until > clock_timestamp()
+"""
+
+
+@frozen
+class Lease:
+    """Which node is the doorman, the name of its host, and since when."""
+
+    node_id: UUID
+    host: str
+    since: datetime
+
+
+async def claim(session: Session, node_id: UUID, host: str) -> int | None:
+    """Take or renew the lease for five seconds: its fence, or None if another node has it."""
+    rows = await session.query(_CLAIM, (str(node_id), host))
+    return None if rows[0][0] is None else int(rows[0][0])
+
+
+async def leave(session: Session, node_id: UUID) -> None:
+    """Give the lease up if this node has it, so that the next node need not wait until it lapses."""
+    await session.execute(_LEAVE, (str(node_id),))
+
+
+async def present(session: Reader) -> Lease | None:
+    """Who has the lease; None if no node has renewed it in the last five seconds."""
+    rows = await session.query(_PRESENT)
+    return Lease(UUID(rows[0][0]), rows[0][1], rows[0][2]) if rows else None

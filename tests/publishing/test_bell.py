@@ -1,0 +1,442 @@
+"""The doorman looks by itself or is rung. Whatever anybody does, no order waits longer than the poll."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import psycopg2
+from attrs import define, field
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database.connection import Parameters, Row
+from posd.errors import Unavailable
+from posd.monitoring.counters import ASLEEP, AWAKE, DOZING, Instruments
+from posd.publishing.bell import Bell
+from posd.publishing.sequencer import Sequencer
+from tests.database_case import REACTOR, until
+from tests.schema_case import Client
+from tests.scrapes import counted
+from tests.sequencer_case import SequencerCase
+
+
+@define(eq=False, slots=False)
+class Locks:
+    """The doorman's session: whether it would get each of the locks, and those that it has."""
+
+    asleep: bool = True
+    dozing: bool = True
+    held: list[str] = field(factory=list)
+    away: bool = False
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        if self.away:
+            raise Unavailable("away")
+        if "unlock" in sql:
+            self.held = [] if "all" in sql else [each for each in self.held if each not in sql]
+            return [(None,)]
+        lock = "7097, 10" if "7097, 10" in sql else "7097, 11"
+        got = self.asleep if lock == "7097, 10" else self.dozing
+        self.held += [lock] if got else []
+        return [(got,)]
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self.query(sql, parameters)
+
+
+class StateTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock, self.locks, self.instruments = Clock(), Locks(), Instruments()
+        self.rows = 0
+        """How many rows are in the outbox that can be taken."""
+        self.asked: list[float] = []
+        self.looks: list[float] = []
+        self.bell = Bell(
+            self.clock,
+            self.locks,
+            news=self.news,
+            wake=self.look,
+            instruments=self.instruments,
+        )
+
+    async def news(self) -> bool:
+        self.asked.append(self.clock.seconds())
+        return self.rows > 0
+
+    def look(self) -> None:
+        """The sequencer looks and takes what there is."""
+        self.looks.append(self.clock.seconds())
+        rows, self.rows = self.rows, 0
+        self.bell.saw(rows)
+
+    def pass_(self, seconds: float) -> None:
+        for _ in range(round(seconds * 1000)):
+            self.clock.advance(0.001)
+
+    def asleep(self) -> None:
+        self.bell.start()
+        self.pass_(0.25)
+        self.assertEqual((self.bell.state, self.locks.held), (ASLEEP, ["7097, 10"]))
+        self.asked.clear()
+        self.looks.clear()
+
+    def dozing(self) -> None:
+        self.locks.asleep = False
+        self.bell.start()
+        self.pass_(0.3)
+        self.assertEqual((self.bell.state, self.locks.held), (DOZING, ["7097, 11"]))
+        self.asked.clear()
+        self.looks.clear()
+
+    def count(self, name: str) -> float:
+        return counted(self.instruments.registry).get((f"posd_bell_{name}_total",), 0)
+
+    def test_awake_it_looks_every_millisecond_and_then_every_four(self) -> None:
+        self.bell.start()
+        self.pass_(0.02)
+        self.assertEqual(len(self.asked), 20)
+        self.pass_(0.16)
+        self.assertEqual(len(self.asked), 60)
+
+    def test_while_there_is_work_it_stays_awake(self) -> None:
+        self.bell.start()
+        for _ in range(20):
+            self.rows = 1
+            self.pass_(0.1)
+        self.assertEqual((self.bell.state, self.locks.held), (AWAKE, []))
+
+    def test_after_a_while_without_work_it_sleeps_and_looks_once_more(self) -> None:
+        self.bell.start()
+        self.pass_(0.199)
+        self.assertEqual((self.bell.state, self.looks), (AWAKE, []))
+        self.pass_(0.01)
+        self.assertEqual((self.bell.state, len(self.looks)), (ASLEEP, 1))
+        self.asked.clear()
+        self.pass_(10)
+        self.assertEqual((self.asked, len(self.looks)), ([], 1))
+
+    def test_what_was_committed_before_it_got_the_lock_wakes_it(self) -> None:
+        self.bell.start()
+        self.pass_(0.198)
+        before = self.locks.query
+
+        async def query(sql: str, parameters: Parameters = ()) -> list[Row]:
+            self.rows = 1
+            return await before(sql, parameters)
+
+        self.patch(self.locks, "query", query)
+        self.pass_(0.01)
+        self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
+
+    def test_asleep_it_is_rung_and_wakes_if_there_is_something(self) -> None:
+        self.asleep()
+        self.bell.ring()
+        self.pass_(0.001)
+        self.assertEqual((len(self.looks), self.bell.state), (1, ASLEEP))
+        self.rows = 1
+        self.bell.ring()
+        self.pass_(0.003)
+        self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
+        self.assertEqual(self.count("found_by_poll"), 0)
+
+    def test_if_a_transaction_is_open_it_dozes_and_looks_on_for_50_ms(self) -> None:
+        self.locks.asleep = False
+        self.bell.start()
+        self.pass_(0.202)
+        self.assertEqual(self.bell.state, DOZING)
+        self.asked.clear()
+        self.pass_(0.05)
+        self.assertGreater(len(self.asked), 10)
+        self.asked.clear()
+        self.pass_(5)
+        self.assertEqual(self.asked, [])
+
+    def test_what_is_committed_within_the_50_ms_is_seen(self) -> None:
+        self.locks.asleep = False
+        self.bell.start()
+        self.pass_(0.202)
+        self.assertEqual(self.bell.state, DOZING)
+        self.rows = 1
+        self.pass_(0.006)
+        self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
+        self.assertEqual(self.count("found_by_poll"), 0)
+
+    def test_dozing_it_is_rung(self) -> None:
+        self.dozing()
+        self.rows = 1
+        self.bell.ring()
+        self.pass_(0.001)
+        self.assertEqual((self.rows, self.bell.state, self.locks.held), (0, AWAKE, []))
+
+    def test_from_dozing_it_goes_to_sleep_when_the_transaction_has_ended(self) -> None:
+        self.dozing()
+        self.locks.asleep = True
+        self.pass_(0.6)
+        self.assertEqual((self.bell.state, self.locks.held), (ASLEEP, ["7097, 10"]))
+        self.assertEqual(len(self.looks), 1)
+
+    def test_what_the_poll_finds_is_counted(self) -> None:
+        for begin in (self.dozing, self.asleep):
+            with self.subTest(state=begin.__name__):
+                self.setUp()
+                begin()
+                self.bell.polled()
+                self.assertEqual((self.count("found_by_poll"), len(self.looks)), (0, 1))
+                self.rows = 3
+                self.bell.polled()
+                self.assertEqual((self.rows, self.bell.state), (0, AWAKE))
+                self.assertEqual(self.count("found_by_poll"), 3)
+
+    def test_awake_nothing_counts_as_found_by_the_poll(self) -> None:
+        self.bell.start()
+        self.rows = 1
+        self.bell.polled()
+        self.assertEqual((self.rows, self.count("found_by_poll")), (0, 0))
+
+    def test_if_somebody_has_both_locks_it_stays_awake_and_does_not_hurry(self) -> None:
+        self.locks.asleep = self.locks.dozing = False
+        self.bell.start()
+        self.pass_(1)
+        self.asked.clear()
+        self.pass_(1)
+        self.assertEqual(self.bell.state, AWAKE)
+        self.assertLess(len(self.asked), 260)
+
+    def test_a_flood_of_rings_costs_twenty_looks_a_second(self) -> None:
+        self.asleep()
+        for _ in range(5000):
+            self.bell.ring()
+            self.clock.advance(0.001)
+        self.assertLess(len(self.looks), 5 * 20 + 10)
+        self.assertEqual((self.asked, self.bell.state), ([], ASLEEP))
+        self.assertLess(len(self.clock.getDelayedCalls()), 3)
+        # An order during the flood waits no longer than that.
+        self.rows = 1
+        for _ in range(51):
+            self.bell.ring()
+            self.clock.advance(0.001)
+        self.assertEqual((self.rows, self.bell.state), (0, AWAKE))
+
+    def test_a_look_that_takes_long_is_not_made_all_the_time(self) -> None:
+        """Not more than half of the time is spent on looks, however long one takes."""
+        took = 0.01
+
+        async def slow() -> bool:
+            self.asked.append(self.clock.seconds())
+            self.clock.rightNow += took
+            return False
+
+        self.bell._news = slow
+        self.bell.start()
+        self.pass_(0.1)
+        self.assertLess(len(self.asked), 12)
+
+    def test_a_node_that_is_not_the_doorman_any_more_frees_the_locks(self) -> None:
+        for begin in (self.asleep, self.dozing):
+            self.setUp()
+            begin()
+            self.bell.stop()
+            self.assertEqual((self.bell.state, self.locks.held), (None, []))
+            self.bell.ring()
+            self.bell.polled()
+            self.pass_(1)
+            self.assertEqual((self.asked, self.looks), ([], []))
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_without_a_database_it_goes_on_later(self) -> None:
+        self.locks.away = True
+        self.bell.start()
+        self.pass_(0.5)
+        self.assertEqual(self.bell.state, AWAKE)
+        self.locks.away = False
+        self.pass_(1.5)
+        self.assertEqual(self.bell.state, ASLEEP)
+
+    def test_a_mistake_is_logged_and_it_goes_on(self) -> None:
+        self.bell._news = self.broken
+        self.bell.start()
+        self.pass_(0.01)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.bell._news = self.news
+        self.pass_(1.5)
+        self.assertEqual(self.bell.state, ASLEEP)
+
+    async def broken(self) -> bool:
+        raise ZeroDivisionError
+
+
+class BellCase(SequencerCase):
+    """A doorman with its bell, and a poll, at a real database. Notifications are passed on by the test."""
+
+    async def doorman(self) -> Sequencer:
+        sequencer = await self.started()
+        self.bell = Bell(REACTOR, sequencer._link, news=sequencer.has_news, wake=sequencer.wake)
+        sequencer._saw = self.bell.saw
+        self.addCleanup(self.bell.stop)
+        self.listener = self.client()
+        self.listener.run("LISTEN posd_outbox")
+        self.bell.start()
+        return sequencer
+
+    def rung(self) -> bool:
+        """Whether the doorman was rung since the last call."""
+        heard = [channel for channel, _ in self.listener.notifications()]
+        for _ in heard:
+            self.bell.ring()
+        return bool(heard)
+
+    async def state(self, state: str) -> None:
+        await until(lambda: self.bell.state == state, f"it is {state}")
+
+    async def taken(self) -> None:
+        await until(lambda: not self.waiting, "the outbox is empty")
+
+    def shop(self, statement: str = "SELECT 1") -> Client:
+        """A shop that has begun a transaction."""
+        client = self.client()
+        client.run("BEGIN")
+        client.run(statement)
+        return client
+
+    PLACE = "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5)"
+    PUBLISH = "SELECT dinedesk_main.pos_publish('kitchen', 'notice', '{}')"
+
+
+class RingingTests(BellCase):
+    async def test_who_rings_and_who_need_not(self) -> None:
+        await self.doorman()
+        # Awake it is not rung, by a hook or by pos_publish().
+        self.admin.run(self.PLACE)
+        self.admin.run(self.PUBLISH)
+        self.assertFalse(self.rung())
+        await self.taken()
+        await self.state(ASLEEP)
+        # Asleep it is, once for a transaction.
+        for statement in (self.PLACE, self.PUBLISH):
+            self.admin.run(f"BEGIN; {statement}; {statement}; COMMIT")
+            self.assertEqual(self.listener.notifications(), [("posd_outbox", "")])
+            self.bell.ring()
+            await self.taken()
+            await self.state(ASLEEP)
+        # A transaction that has rung nobody, and is open, keeps it from sleeping; then it dozes.
+        self.bell.saw(1)
+        await self.state(AWAKE)
+        await until(lambda: not self._locks(), "it has let go of its locks")
+        waiter = self.shop(self.PLACE)
+        await self.state(DOZING)
+        # Another order is rung about.
+        self.admin.run(self.PUBLISH)
+        self.assertTrue(self.rung())
+        await self.taken()
+        # What the transaction rolls back to a savepoint keeps nobody from sleeping.
+        waiter.run("ROLLBACK")
+        waiter.run("BEGIN; SAVEPOINT s")
+        await self.state(ASLEEP)
+        self.bell.saw(1)
+        await until(lambda: not self._locks(), "it has let go of its locks")
+        waiter.run(self.PLACE)
+        self.assertEqual(self._locks(), [10])
+        waiter.run("ROLLBACK TO s")
+        self.assertEqual(self._locks(), [])
+        await self.state(ASLEEP)
+
+    async def test_a_transaction_that_was_open_when_it_dozed_is_found_by_the_poll_and_alone(
+        self,
+    ) -> None:
+        await self.doorman()
+        stopped = self.shop(self.PLACE)
+        await self.state(DOZING)
+        await self.quiet()
+        stopped.run("COMMIT")
+        self.assertFalse(self.rung())
+        self.assertEqual(self.bell.state, DOZING)
+        # Meanwhile another shop's order does not wait.
+        self.admin.run(self.PUBLISH)
+        self.assertTrue(self.rung())
+        await self.taken()
+
+    async def test_who_holds_the_locks_delays_no_order(self) -> None:
+        await self.doorman()
+        for keys in ((10,), (11,), (10, 11)):
+            for kind in ("", "_shared"):
+                with self.subTest(keys=keys, kind=kind):
+                    holder = self.client()
+                    for key in keys:
+                        holder.run(f"SELECT pg_try_advisory_lock{kind}(7097, {key})")
+                    self.admin.run(self.PLACE)
+                    self.rung()
+                    await self.taken()
+                    await self.quiet()
+                    self.admin.run(self.PLACE)
+                    self.rung()
+                    await self.taken()
+                    holder.run("SELECT pg_advisory_unlock_all()")
+
+    async def test_who_may_not_notify_rings_nobody_and_is_found_all_the_same(self) -> None:
+        await self.doorman()
+        shop = self.client()
+        shop.run("SET posd.notify = 'off'")
+        # Awake it is seen at once, asleep and dozing by the poll.
+        shop.run(self.PLACE)
+        self.assertFalse(self.rung())
+        await self.taken()
+        await self.state(ASLEEP)
+        shop.run(self.PLACE)
+        self.assertFalse(self.rung())
+        self.bell.polled()
+        await self.taken()
+
+    async def test_a_shop_that_dies_in_its_transaction_leaves_nothing_behind(self) -> None:
+        await self.doorman()
+        with closing(psycopg2.connect(self.dsn)) as connection:
+            connection.cursor().execute(self.PLACE)
+            await self.state(DOZING)
+        await self.state(ASLEEP)
+        self.assertEqual(self.waiting, 0)
+
+    async def test_when_the_doorman_dies_in_any_state_nobody_need_ring(self) -> None:
+        """Its locks end with its connection. The next one is awake, and sees what is there."""
+        sequencer = await self.doorman()
+        for reached in (self.fell_asleep, self.dozed, self.is_awake):
+            with self.subTest(state=reached.__name__):
+                opened = await reached()
+                for pid in self.backends("posd sequencer"):
+                    self.admin.run("SELECT pg_terminate_backend(%s)", pid)
+                await until(lambda: not self._locks("ExclusiveLock"), "its locks are free")
+                self.bell.stop()
+                self.admin.run(self.PLACE)
+                self.assertFalse(self.rung())
+                await until(lambda: sequencer._link.up, "it is there again")
+                self.bell.start()
+                await self.taken()
+                if opened is not None:
+                    opened.run("ROLLBACK")
+
+    async def fell_asleep(self) -> None:
+        await self.state(ASLEEP)
+
+    async def dozed(self) -> Client:
+        self.bell.saw(1)
+        await until(lambda: not self._locks(), "it has let go of its locks")
+        opened = self.shop(self.PLACE)
+        await self.state(DOZING)
+        return opened
+
+    async def is_awake(self) -> None:
+        self.bell.saw(1)
+        await self.state(AWAKE)
+
+    async def quiet(self) -> None:
+        """Wait until the doorman rests, or has had the time to."""
+        ends = REACTOR.seconds() + 0.4
+        await until(lambda: REACTOR.seconds() > ends, "some time has passed")
+
+    def _locks(self, mode: str = "%") -> list[int]:
+        """Which of the bell's locks anybody has."""
+        rows = self.admin.rows(
+            "SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = 7097 AND objid IN (10, 11)"
+            " AND mode LIKE %s"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            mode,
+        )
+        return [objid for (objid,) in rows]
