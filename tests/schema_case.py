@@ -138,6 +138,11 @@ class Client:
         self.connection.notifies.clear()
         return heard
 
+    def told(self) -> list[str]:
+        """What nodes have been told since the last call."""
+        rows = self.rows("DELETE FROM dinedesk_main.pos_control RETURNING id, what")
+        return [what for _, what in sorted(rows)]
+
     def look(
         self, at_most: int = 500, aside: Sequence[int] = (), one: int | None = None
     ) -> list[tuple[int, int]]:
@@ -160,6 +165,9 @@ class Client:
     ) -> list[Taken] | None:
         """What the sequencer takes of what it has `seen`, or sees now; None if another one is at work."""
         rows_seen = self.look(at_most, aside) if seen is None else seen
+        self.run(
+            "UPDATE dinedesk_main.pos_doorman SET node_id = %s WHERE node_id IS NULL", str(NODE)
+        )
         rows = self.rows(
             "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', %s, %s::uuid, %s)",
             [tenant_id for tenant_id, _ in rows_seen],

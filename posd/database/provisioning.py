@@ -191,9 +191,7 @@ def _prepare(connection: Connection, tenant: Tenant) -> bool:
             hook(cursor, tenant, kept_choices(cursor, tenant))
             changed = True
         if changed:
-            cursor.execute(
-                f"SELECT {MAIN}.pos_notify('posd_control', %s)", (f"tenant {tenant.id}",)
-            )
+            cursor.execute(f"SELECT {MAIN}.pos_tell(%s)", (f"tenant {tenant.id}",))
     return changed
 
 

@@ -21,7 +21,8 @@ from posd.database.link import DatabaseReactor, Link, Session
 from posd.database.pool import Database
 from posd.errors import Refusal, StatementFailed
 from posd.monitoring.database_clock import DatabaseClock
-from posd.store import stream
+from posd.store import control, key_changes, stream
+from posd.store.key_changes import Snapshot
 from posd.values import Head, TenantId
 from posd.waiting import Pauses, Pulse, within
 
@@ -32,7 +33,6 @@ _HEADS_PAUSE: Final = 0.005
 """Between two looks at heads that are asked for by notifications."""
 _CONTROL_PAUSE: Final = 0.05
 """Between two looks at keys that are asked for by notifications."""
-_MOST_SUSPECTS: Final = 1000
 _ROUND_SECONDS: Final = 30.0
 """More than a round takes. It is given up then, so that the next one can be tried."""
 _KEYS_SECONDS: Final = 0.8
@@ -137,7 +137,9 @@ class Feed(Service):
         self._pauses = Pauses(reactor)
         # Keys to be looked at after those that are looked at now; None stands for all keys.
         self._suspects: set[int | None] = set()
-        # Whether keys or tenants may have changed since the last look at notified changes began.
+        # What nodes were told was read up to this snapshot.
+        self._told_until: Snapshot | None = None
+        # Whether there was a notification since the last reading began.
         self._changed = False
         self._looking_at_changes = False
         self._heads_notified = self._looking_at_heads = False
@@ -170,7 +172,7 @@ class Feed(Service):
             (_POLL_SECONDS, self._poll),
             (_CANARY_SECONDS, self._sing),
             (_RECHECK_SECONDS, self._doorkeeper.recheck),
-            (_KEYS_SECONDS, self._cache.look),
+            (_KEYS_SECONDS, self._poll_changes),
         )
         self._pulses = [Pulse() for _ in rounds]
         self._loops = [
@@ -196,38 +198,33 @@ class Feed(Service):
             # What was notified before we listened is found by looking.
             self._later(self._poll())
             self._cache.distrust()
-            self._later(self._cache.look())
+            self._look_at_changes()
             # And it is known from the beginning whether we hear, and what time it is there.
             self._later(self._sing())
         else:
             self.canary_seconds = None
 
     def _notified(self, channel: str, payload: str) -> None:
-        try:
-            match channel:
-                case "posd_outbox":
-                    self._bell.ring()
-                case "posd_events":
-                    self._look_at_heads()
-                case "posd_control":
-                    kind, _, subject = payload.partition(" ")
-                    self._control(kind, subject)
-                case self._canary_channel:
-                    self._heard_canary()
-        except ValueError:
-            # Anybody who can connect to the database may NOTIFY anything.
-            self._log.warn("a notification on {channel} makes no sense", channel=channel)
+        """A payload would be anybody's: whoever can connect to the database may notify."""
+        match channel:
+            case "posd_outbox":
+                self._bell.ring()
+            case "posd_events":
+                self._look_at_heads()
+            case "posd_control":
+                self._look_at_changes()
+            case self._canary_channel:
+                self._heard_canary()
 
-    def _control(self, kind: str, subject: str) -> None:
+    def _control(self, what: str) -> None:
+        kind, _, subject = what.partition(" ")
         match kind:
             case "key":
                 self._cache.forget_key(int(subject))
-                self._look_at_changes(int(subject))
-            case "keys":
-                self._look_at_changes()
+                self._suspects.add(int(subject))
             case "tenant":
                 self._cache.forget_tenant(int(subject))
-                self._look_at_changes(None)
+                self._suspects.add(None)
             case "superseded":
                 self._doorkeeper.superseded(UUID(subject))
             case "disconnect":
@@ -258,37 +255,46 @@ class Feed(Service):
             if self._heads_notified and self.running:
                 self._look_at_heads()
 
-    def _look_at_changes(self, *suspects: int | None) -> None:
-        """Read which keys and tenants have changed, and look whether these keys, or any, have ended.
+    def _look_at_changes(self) -> None:
+        """Read what nodes are told, after what is being read now and a pause.
 
         One statement of an operator may change thousands of keys or tenants, with a notification for each,
-        and anybody who can connect may send any number. What is notified during one look is looked at
-        together by the next one, after a pause: 20 looks a second at the most. Many suspects stand for all
-        keys, so that they take no room.
+        and anybody who can connect may send any number: 20 looks a second are made at the most.
         """
         self._changed = True
-        if None not in self._suspects:
-            self._suspects.update(suspects)
-            if len(self._suspects) > _MOST_SUSPECTS:
-                self._suspects = {None}
         if not self._looking_at_changes:
             self._looking_at_changes = True
-            self._later(self._read_changes())
+            self._later(self._read_notified())
 
-    async def _read_changes(self) -> None:
+    async def _poll_changes(self) -> None:
+        self._look_at_changes()
+
+    async def _read_notified(self) -> None:
         self._changed = False
-        suspects, self._suspects = self._suspects, set()
         try:
-            await self._cache.look()
-            if suspects:
-                keys = {each for each in suspects if each is not None}
-                await self._doorkeeper.recheck(None if None in suspects else keys)
+            await self._read_changes()
             if self.running:
                 await self._pauses.take(_CONTROL_PAUSE)
         finally:
             self._looking_at_changes = False
             if self._changed and self.running:
                 self._look_at_changes()
+
+    async def _read_changes(self) -> None:
+        """Do what nodes are told, read which keys and tenants have changed, and look whose have ended."""
+        if self._told_until is None:
+            self._told_until = await key_changes.snapshot(self._database)
+        now, told = await control.told(self._database, self._told_until)
+        # A database that was set back counts its transactions anew.
+        if now.is_after(self._told_until):
+            for what in told:
+                self._control(what)
+        self._told_until = now
+        await self._cache.look()
+        suspects, self._suspects = self._suspects, set()
+        if suspects:
+            keys = {each for each in suspects if each is not None}
+            await self._doorkeeper.recheck(None if None in suspects else keys)
 
     async def _poll(self) -> None:
         waited, heads = await stream.poll(self._database, self._delivery.tenants)

@@ -25,7 +25,7 @@ _KEYS: Final = f"""
 _TENANTS: Final = "SELECT t.slug, t.id, t.is_active FROM dinedesk_main.tenants AS t"
 # Transactions that the present snapshot does not see have no rows here, but a restored dump brings the
 # numbers of another cluster's transactions.
-_NEW: Final = """
+NEW: Final = """
     changed_in >= pg_snapshot_xmin(%(since)s::pg_snapshot)
     AND NOT pg_visible_in_snapshot(changed_in, %(since)s::pg_snapshot)
     AND pg_visible_in_snapshot(changed_in, pg_current_snapshot())
@@ -34,10 +34,10 @@ _CHANGES: Final = f"""
     SELECT 'snapshot', pg_current_snapshot()::text, NULL::integer, NULL::bytea, NULL::integer, NULL, true
     UNION ALL
     SELECT 'key', NULL, k.id, k.key_sha256, k.tenant_id, k.kind, {_VALID}
-      FROM dinedesk_main.pos_api_keys AS k WHERE {_NEW}
+      FROM dinedesk_main.pos_api_keys AS k WHERE {NEW}
     UNION ALL
     SELECT 'tenant', NULL, t.id, NULL, NULL, t.slug, t.is_active
-      FROM dinedesk_main.tenants AS t WHERE {_NEW}
+      FROM dinedesk_main.tenants AS t WHERE {NEW}
 """
 
 

@@ -21,9 +21,10 @@ _LEASE: Final = """
     RETURNING xmax = 0
 """
 # With a dead node its connections go (ON DELETE CASCADE). A minute's grace keeps a node that was only
-# slow from having to write them anew.
+# slow from having to write them anew. Nodes have read what they were told long before.
 _BURY: Final = """
-    DELETE FROM dinedesk_main.pos_nodes WHERE lease_until < now() - interval '1 minute'
+    DELETE FROM dinedesk_main.pos_nodes WHERE lease_until < now() - interval '1 minute';
+    DELETE FROM dinedesk_main.pos_control WHERE told_at < now() - interval '10 minutes'
 """
 _LEAVE: Final = "DELETE FROM dinedesk_main.pos_nodes WHERE node_id = %s::uuid"
 _CONNECTED: Final = """
@@ -43,8 +44,8 @@ _SEEN: Final = """
 _DISCONNECTED: Final = """
     DELETE FROM dinedesk_main.pos_connections WHERE connection_id = ANY (%s::uuid[])
 """
-# Of a device's connections the newest that claims it wins; older ones are told through NOTIFY, whichever
-# node they are on. Connections that claim in one statement see each other, as those that claimed before.
+# Of a device's connections the newest that claims it wins; older ones are told, whichever node
+# they are on. Connections that claim in one statement see each other, as those that claimed before.
 _CLAIM: Final = """
     WITH w AS (
         SELECT * FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::timestamptz[])
@@ -55,7 +56,7 @@ _CLAIM: Final = """
     )
     SELECT w.connection_id, (c.connected_at, c.connection_id) > (w.connected_at, w.connection_id),
            CASE WHEN (c.connected_at, c.connection_id) < (w.connected_at, w.connection_id) THEN
-               dinedesk_main.pos_notify('posd_control', 'superseded ' || c.connection_id)
+               dinedesk_main.pos_tell('superseded ' || c.connection_id)
            END
       FROM w JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE c.connection_id <> w.connection_id
@@ -66,7 +67,7 @@ _CLAIM: Final = """
 _DISCONNECT: Final = """
     SELECT c.connection_id IS NOT NULL,
            CASE WHEN c.connection_id IS NOT NULL THEN
-               dinedesk_main.pos_notify('posd_control', 'disconnect ' || c.connection_id)
+               dinedesk_main.pos_tell('disconnect ' || c.connection_id)
            END
       FROM dinedesk_main.pos_devices AS d
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)

@@ -44,7 +44,7 @@ _WISH: Final = """
            AND %(after)s >= h.pruned_seq AND %(after)s < c.acked_seq
         RETURNING c.tenant_id
     )
-    SELECT dinedesk_main.pos_notify('posd_control', 'tenant ' || tenant_id) FROM wished
+    SELECT dinedesk_main.pos_tell('tenant ' || tenant_id) FROM wished
 """
 _WISHED: Final = """
     SELECT tenant_id, device_id FROM dinedesk_main.pos_cursors

@@ -127,13 +127,33 @@ BEGIN
 END
 $$;
 
+-- What nodes have to know at once: `key id`, `keys` (some are new), `tenant id`, `superseded id` and `disconnect id` of
+-- a connection, `erased id` of a tenant. Nodes read the rows that are new to them when they are notified, and at the
+-- poll. The notification has no payload, since anybody who can connect hears it, and can send one. Unlogged: after a
+-- crash of PostgreSQL nobody is connected. Rows are deleted after some minutes.
+CREATE UNLOGGED TABLE dinedesk_main.pos_control (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    what text NOT NULL,
+    changed_in xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    told_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE FUNCTION dinedesk_main.pos_tell(what text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO dinedesk_main.pos_control (what) VALUES (pos_tell.what);
+    PERFORM dinedesk_main.pos_notify('posd_control', '');
+END
+$$;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_tell(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_tell(text) TO posd;
+GRANT SELECT, DELETE ON dinedesk_main.pos_control TO posd;
+
 -- Every node drops what it has cached of a tenant or a key as soon as that changes or goes, and closes
 -- the connections that stand on it. `last_used_at` is not news.
 CREATE FUNCTION dinedesk_main.pos_tell_nodes() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM dinedesk_main.pos_notify('posd_control', concat(
-        TG_ARGV[0], ' ', CASE TG_OP WHEN 'DELETE' THEN OLD.id ELSE NEW.id END));
+    PERFORM dinedesk_main.pos_tell(TG_ARGV[0] || ' ' || CASE TG_OP WHEN 'DELETE' THEN OLD.id ELSE NEW.id END);
     RETURN NULL;
 END
 $$;

@@ -275,7 +275,7 @@ BEGIN
       FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = NEW.tenant_id
     ON CONFLICT (tenant_id, device_id) DO NOTHING;
     -- Nodes may have cached that the device can be used with the tenant's key.
-    PERFORM dinedesk_main.pos_notify('posd_control', 'tenant ' || NEW.tenant_id);
+    PERFORM dinedesk_main.pos_tell('tenant ' || NEW.tenant_id);
     RETURN NULL;
 END
 $$;

@@ -3,9 +3,9 @@
 -- A terminal that is disabled or let in again: nodes forget what they know of its tenant's keys and look
 -- at its connections.
 CREATE FUNCTION dinedesk_main.pos_tell_of_device() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM dinedesk_main.pos_notify('posd_control', 'tenant ' || NEW.tenant_id);
+    PERFORM dinedesk_main.pos_tell('tenant ' || NEW.tenant_id);
     RETURN NULL;
 END
 $$;

@@ -129,7 +129,7 @@ BEGIN
                 RETURNING o.id::text;
     END CASE;
     IF FOUND AND place IN ('event', 'beside') THEN
-        PERFORM dinedesk_main.pos_notify('posd_control', 'erased ' || tenant);
+        PERFORM dinedesk_main.pos_tell('erased ' || tenant);
     END IF;
 END
 $$;

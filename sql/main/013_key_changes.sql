@@ -36,9 +36,9 @@ CREATE TRIGGER pos_note_change_update BEFORE UPDATE ON dinedesk_main.tenants
 
 -- New keys. One notification for a statement: a hundred thousand keys may be imported by one.
 CREATE FUNCTION dinedesk_main.pos_tell_of_keys() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM dinedesk_main.pos_notify('posd_control', 'keys');
+    PERFORM dinedesk_main.pos_tell('keys');
     RETURN NULL;
 END
 $$;

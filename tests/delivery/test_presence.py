@@ -358,12 +358,9 @@ class PresenceTests(DatabaseCase):
         old = await self.opened(presence)
         new = terminal_of("front", BEGINNING + timedelta(seconds=1))
         presence.connected(new)
-        listener = self.client()
-        listener.run("LISTEN posd_control")
+        self.admin.told()
         self.assertTrue(await presence.claim(new))
-        self.assertEqual(
-            listener.notifications(), [("posd_control", f"superseded {old.connection_id}")]
-        )
+        self.assertEqual(self.admin.told(), [f"superseded {old.connection_id}"])
         self.assertFalse(await presence.claim(old))
 
     async def test_it_flushes_and_renews_by_itself_and_leaves_no_trace(self) -> None:

@@ -331,11 +331,11 @@ class ToldTests(KeyCase):
         super().setUp()
         self.write(OWN)
         self.key = self.admin.value("SELECT id FROM dinedesk_main.pos_api_keys")
-        self.admin.run("LISTEN posd_control")
+        self.admin.told()
 
     def told(self, statement: str) -> set[str]:
         self.admin.run(statement)
-        return {payload for _, payload in self.admin.notifications()}
+        return {*self.admin.told()}
 
     def test_they_are_told_of_a_key_that_is_valid_no_more_or_again(self) -> None:
         for change in (

@@ -21,6 +21,7 @@ ON_MAIN = {
         "posd": "SELECT, UPDATE (acknowledged), UPDATE (last_seq), UPDATE (received_seq),"
         " UPDATE (sent_seq)"
     },
+    "pos_control": {"posd": "DELETE, SELECT"},
     "pos_doorman": {"posd": "SELECT, UPDATE"},
     "pos_incarnation": {"posd": READ},
     "pos_nodes": {"posd": ALL},
@@ -111,10 +112,11 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_tell_nodes()": ("posd_owner", False, set()),
+    "pos_tell(text)": ("posd_owner", True, {"posd"}),
+    "pos_tell_nodes()": ("posd_owner", True, set()),
     "pos_note_tenant_change()": ("posd_owner", True, set()),
-    "pos_tell_of_device()": ("posd_owner", False, set()),
-    "pos_tell_of_keys()": ("posd_owner", False, set()),
+    "pos_tell_of_device()": ("posd_owner", True, set()),
+    "pos_tell_of_keys()": ("posd_owner", True, set()),
     "pos_note_change()": ("posd_owner", False, set()),
     "pos_tenant_key()": ("posd_owner", True, set()),
     "pos_keep_revoked()": ("posd_owner", False, set()),
@@ -388,6 +390,8 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false, NULL, NULL)",
             "SELECT FROM dinedesk_main.pos_claim_lease(gen_random_uuid(), 'mine')",
             "SELECT FROM dinedesk_main.pos_ring()",
+            "SELECT FROM dinedesk_main.pos_tell('tenant 1')",
+            "SELECT FROM dinedesk_main.pos_control",
             "UPDATE dinedesk_main.pos_doorman SET fence = 9",
         )
 

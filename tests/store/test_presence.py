@@ -196,14 +196,13 @@ class ClaimTests(StoreCase):
     async def begin(self) -> None:
         self.books, self.node = await self.session(), uuid4()
         await presence.lease(self.books, self.node, 15)
-        self.listener = self.client()
-        self.listener.run("LISTEN posd_control")
+        self.admin.told()
 
     async def claim(self, each: UUID, since: datetime = NOW, device: str = "front") -> bool:
         return each not in await presence.claim(self.books, [(each, 1, device, since)])
 
     def superseded(self) -> list[str]:
-        told = [payload.split() for _, payload in self.listener.notifications()]
+        told = [what.split() for what in self.admin.told()]
         return [subject for kind, subject in told if kind == "superseded"]
 
     async def test_the_newer_connection_wins_and_the_older_is_told(self) -> None:
