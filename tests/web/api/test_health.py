@@ -59,7 +59,8 @@ class StartTests(SynchronousTestCase):
         self.assertNotIn("listeners", parts.health.missing())
         parts.fitting = True
         self.assertNotIn("schema", parts.health.missing())
-        self.assertEqual(parts.health.degraded(), [])
+        # No connection of theirs is there, since nothing was started.
+        self.assertEqual(parts.health.degraded(), ["readers"])
 
     def test_one_whose_books_cannot_be_written_for_half_a_minute_is_not_ready(self) -> None:
         reactor = MemoryReactorClock()
@@ -75,7 +76,7 @@ class StartTests(SynchronousTestCase):
         parts = Parts(MemoryReactorClock(), Config(database=Database(dsn="dbname=posd")))
         before = parts.health.missing()
         parts.feed.outbox_seconds = 61.0
-        self.assertEqual(parts.health.degraded(), ["outbox"])
+        self.assertEqual(parts.health.degraded(), ["outbox", "readers"])
         parts.sequencer._shut.add(1)
-        self.assertEqual(parts.health.degraded(), ["outbox", "tenants"])
+        self.assertEqual(parts.health.degraded(), ["outbox", "readers", "tenants"])
         self.assertEqual(parts.health.missing(), before)
