@@ -127,7 +127,7 @@ BEGIN
 END
 $$;
 
--- Read orders as they are now, with the rights of the tenant's reader: see sql/main/016_adoptions.sql.
+-- Read orders as they are now, with the rights of the tenant's reader: see sql/main/013_adoptions.sql.
 CREATE OR REPLACE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content json)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
     SELECT r.order_id, r.content

@@ -135,9 +135,9 @@ class RefusingTests(SynchronousTestCase):
         shop = Shop.open([])
         self.addCleanup(shop.close)
         shop.query(
-            "DELETE FROM dinedesk_main.schema_versions WHERE file = 'main/004_idempotency.sql'"
+            "DELETE FROM dinedesk_main.schema_versions WHERE file = 'main/009_idempotency.sql'"
         )
-        self.refused(self.configured(dsn=shop.dsn), "main/004_idempotency.sql", "older")
+        self.refused(self.configured(dsn=shop.dsn), "main/009_idempotency.sql", "older")
 
     def test_a_schema_that_is_newer(self) -> None:
         shop = Shop.open([])

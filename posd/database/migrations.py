@@ -37,6 +37,8 @@ _LOOK_SECONDS: Final = 0.05
 # Not an advisory lock, which anybody who can connect could take.
 _LOCK: Final = f"BEGIN; LOCK TABLE {MAIN}.schema_changes IN EXCLUSIVE MODE NOWAIT"
 _NO_SCHEMA: Final = "the database has no schema dinedesk_main: run `posctl bootstrap`"
+# Files that only databases from before the first release have, whose migrations were written anew.
+_BEFORE_RELEASE: Final = ("main/002_stream.sql", "tenant/005_reports.sql")
 _KEEP_FILE: Final = f"""
     INSERT INTO {MAIN}.pos_tenant_files (position, file, checksum, content) VALUES (%s, %s, %s, %s)
 """
@@ -167,6 +169,12 @@ def misfit(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
     """
     missing = [file for file in wanted if file not in applied]
     unknown = [file for file in applied if file not in wanted and file != HOOKS]
+    for file in _BEFORE_RELEASE:
+        if file in unknown:
+            return (
+                f"the schema is from before the release of posd 0.1: it has {file}; it cannot be migrated,"
+                " so make a new database"
+            )
     if unknown:
         return f"the schema is newer than this posd: it has {unknown[0]}; upgrade posd"
     if missing:

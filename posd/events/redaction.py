@@ -29,7 +29,7 @@ KEPT: Final = frozenset(
     )
 )
 """Members, as `plain` has them, whose texts stay: what things are called, what became of them and when.
-They are those of `pos_only_erased()` in sql/main/010_erasure.sql, which refuses the rest; a test compares."""
+They are those of `pos_only_erased()` in sql/main/011_erasure.sql, which refuses the rest; a test compares."""
 
 PERSONAL: Final = frozenset(
     (

@@ -22,7 +22,7 @@ def is_zone(name: str) -> bool:
 def zone(name: str) -> tzinfo:
     """The time zone of this name; UTC where Python knows none.
 
-    A trigger on `tenants` refuses such names (sql/main/014_timezones.sql), but PostgreSQL's database of
+    A trigger on `tenants` refuses such names (sql/main/002_settings.sql), but PostgreSQL's database of
     time zones may be newer than Python's. The shop still gets its orders; the sequencer's log and
     `posctl doctor` name it.
     """

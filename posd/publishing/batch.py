@@ -32,7 +32,7 @@ _LONG_ID: Final = f"The order's id has more than {ID_LENGTH} characters."
 _FAILURE: Final = "failure"
 _PASSED_OVER: Final = "passed_over"
 _LACKS: Final = "lacks"
-"""What `pos_read_shop()` says of a row besides its columns (sql/main/016_adoptions.sql)."""
+"""What `pos_read_shop()` says of a row besides its columns (sql/main/013_adoptions.sql)."""
 
 
 @frozen

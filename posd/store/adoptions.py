@@ -1,4 +1,4 @@
-"""What was chosen and found when a shop's tables were adopted (`sql/main/016_adoptions.sql`)."""
+"""What was chosen and found when a shop's tables were adopted (`sql/main/013_adoptions.sql`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two advisory locks by which the doorman says whether it has to be rung (`sql/main/018_doorman.sql`).
+"""The two advisory locks by which the doorman says whether it has to be rung (`sql/main/006_doorman.sql`).
 
 They belong to the session. All calls go to the connection on which the doorman numbers, which holds no other
 advisory locks of a session.

@@ -1,4 +1,4 @@
-"""The lease of the doorman, the one node that takes rows out of the outbox (`sql/main/018_doorman.sql`)."""
+"""The lease of the doorman, the one node that takes rows out of the outbox (`sql/main/006_doorman.sql`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where a tenant's customers are in posd's tables, read batch by batch, and having them erased there.
 
-posd has no right to change an event; `sql/main/010_erasure.sql` does it, and sees that nothing but texts
+posd has no right to change an event; `sql/main/011_erasure.sql` does it, and sees that nothing but texts
 goes. A document is read again with the next question, so whoever changes it meanwhile loses nothing.
 """
 

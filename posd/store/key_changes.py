@@ -1,6 +1,6 @@
 """The keys that may be valid, for `posd.security.key_index`: all of them in pages, then what has changed.
 
-A change is found by the transaction that made it (`sql/main/013_key_changes.sql`). A reader keeps the
+A change is found by the transaction that made it (`sql/main/001_tenants.sql`). A reader keeps the
 snapshot of its last reading, and reads the rows whose transaction that snapshot did not see and the present
 one sees. No change is passed over, in whichever order transactions commit.
 """

@@ -1,6 +1,6 @@
 """What is older than it is kept for: which tenants have any, and having it deleted batch by batch.
 
-posd has no right to delete events; `sql/main/009_retention.sql` does it.
+posd has no right to delete events; `sql/main/010_retention.sql` does it.
 """
 
 from __future__ import annotations

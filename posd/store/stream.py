@@ -1,4 +1,4 @@
-"""The stream: heads, the log, and the sequencer's three statements (`sql/main/003_sequencer.sql`)."""
+"""The stream: heads, the log, and the sequencer's three statements (`sql/main/004_sequencer.sql`)."""
 
 from __future__ import annotations
 

@@ -16,6 +16,22 @@ CREATE TABLE dinedesk_main.tenants (
     -- Holds a preview, never the key: see pos_tenant_key() below.
     pos_api_key text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- What loyalty points are worth, and to whom the shop gives any. posd reads these in the transaction of each
+    -- movement, so an UPDATE counts at once.
+    loyalty_enabled boolean NOT NULL DEFAULT true,
+    -- Whether the first points that somebody is given make an account.
+    loyalty_opens_accounts boolean NOT NULL DEFAULT true,
+    -- For tills, which count the points of a bill; posd does not know what was spent.
+    loyalty_points_per_pound numeric(8, 2) NOT NULL DEFAULT 1
+        CHECK (loyalty_points_per_pound >= 0 AND loyalty_points_per_pound <> 'NaN'),
+    -- What one point is worth when it is redeemed, in the shop's currency.
+    loyalty_redemption_rate numeric(8, 4) NOT NULL DEFAULT 0.01
+        CHECK (loyalty_redemption_rate >= 0 AND loyalty_redemption_rate <> 'NaN'),
+    -- Points are redeemed in multiples of the increment, and no fewer than the minimum.
+    loyalty_minimum_redeem integer NOT NULL DEFAULT 1 CHECK (loyalty_minimum_redeem > 0),
+    loyalty_increment integer NOT NULL DEFAULT 1 CHECK (loyalty_increment > 0),
+    -- See pos_note_change() below.
+    changed_in xid8 NOT NULL DEFAULT pg_current_xact_id(),
     CONSTRAINT tenants_slug_form CHECK (slug ~ '^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$'),
     CONSTRAINT tenants_slug_reserved CHECK (
         slug NOT IN ('main', 'pos', 'admin', 'tenant', 'super-admin', 'customer', 'auth', 'health'))
@@ -33,6 +49,11 @@ CREATE TABLE dinedesk_main.pos_devices (
     last_seen_at timestamptz,
     app_version text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- What the terminal tells of itself from time to time, as `app_version`.
+    status text,
+    pending_acks integer,
+    pending_orders integer,
+    last_print_at timestamptz,
     PRIMARY KEY (tenant_id, device_id)
 );
 
@@ -54,6 +75,8 @@ CREATE TABLE dinedesk_main.pos_api_keys (
     revoked_at timestamptz,
     last_used_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- See pos_note_change() below.
+    changed_in xid8 NOT NULL DEFAULT pg_current_xact_id(),
     CHECK ((kind = 'device') = (device_id IS NOT NULL)),
     CHECK (kind IN ('platform', 'admin') OR tenant_id IS NOT NULL)
 );
@@ -213,3 +236,50 @@ GRANT SELECT ON dinedesk_main.tenants TO posd;
 GRANT SELECT, INSERT, UPDATE ON dinedesk_main.pos_devices TO posd;
 GRANT SELECT, INSERT ON dinedesk_main.pos_api_keys TO posd;
 GRANT UPDATE (revoked_at, last_used_at) ON dinedesk_main.pos_api_keys TO posd;
+
+-- Every node has the hashes of all keys and the names of all active tenants in memory, so that a key that
+-- nobody has costs no statement. What follows lets a node read what has changed since it looked last,
+-- whether or not a notification arrived.
+
+-- `changed_in` is the transaction that wrote the row, in a form that can be compared with a snapshot: a row is new to a node
+-- if its last snapshot did not see that transaction. A counter would make writers wait for each other, and a
+-- sequence is ahead of transactions that have not committed.
+CREATE INDEX pos_api_keys_changed ON dinedesk_main.pos_api_keys (changed_in);
+CREATE INDEX tenants_changed ON dinedesk_main.tenants (changed_in);
+
+CREATE FUNCTION dinedesk_main.pos_note_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.changed_in := pg_current_xact_id();
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER pos_note_change_insert BEFORE INSERT ON dinedesk_main.pos_api_keys
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_note_change();
+-- `last_used_at` is written often, and changes nothing for anybody.
+CREATE TRIGGER pos_note_change_update BEFORE UPDATE ON dinedesk_main.pos_api_keys
+    FOR EACH ROW WHEN (
+        OLD.tenant_id IS DISTINCT FROM NEW.tenant_id
+        OR OLD.kind IS DISTINCT FROM NEW.kind
+        OR OLD.key_sha256 IS DISTINCT FROM NEW.key_sha256
+        OR OLD.expires_at IS DISTINCT FROM NEW.expires_at
+        OR OLD.revoked_at IS DISTINCT FROM NEW.revoked_at
+    ) EXECUTE FUNCTION dinedesk_main.pos_note_change();
+CREATE TRIGGER pos_note_change_insert BEFORE INSERT ON dinedesk_main.tenants
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_note_change();
+CREATE TRIGGER pos_note_change_update BEFORE UPDATE ON dinedesk_main.tenants
+    FOR EACH ROW WHEN (OLD.slug IS DISTINCT FROM NEW.slug OR OLD.is_active IS DISTINCT FROM NEW.is_active)
+    EXECUTE FUNCTION dinedesk_main.pos_note_change();
+
+-- New keys. One notification for a statement: a hundred thousand keys may be imported by one.
+CREATE FUNCTION dinedesk_main.pos_tell_of_keys() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM dinedesk_main.pos_tell('keys');
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER pos_tell_of_keys AFTER INSERT ON dinedesk_main.pos_api_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION dinedesk_main.pos_tell_of_keys();
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_note_change(), dinedesk_main.pos_tell_of_keys() FROM PUBLIC;

@@ -89,3 +89,17 @@ ALTER FUNCTION posd_hooks.enqueue$:shop(text, text[]) OWNER TO posd_hook;
 ALTER FUNCTION posd_hooks.enqueue_event$:shop(text, jsonb) OWNER TO posd_hook;
 ALTER FUNCTION posd_hooks.read_orders$:shop(text[]) OWNER TO :"hook_role";
 REVOKE CREATE ON SCHEMA posd_hooks FROM posd_hook, :"hook_role";
+
+-- The tenant's orders as posd knows them, and what its terminals have said about them: views like those above.
+
+CREATE VIEW :"schema".pos_orders WITH (security_barrier) AS
+    SELECT o.order_id, o.snapshot, o.status, o.version, o.print_status, o.print_reason, o.payment_status,
+           o.device_id, o.received_at, o.accepted_at, o.printed_at, o.created_at, o.updated_at, o.first_seq,
+           o.last_seq, o.pushed_at, o.paid_at
+      FROM dinedesk_main.pos_orders AS o WHERE o.tenant_id = :tenant_id;
+
+CREATE VIEW :"schema".pos_order_terminals WITH (security_barrier) AS
+    SELECT t.order_id, t.device_id, t.received_at, t.accepted_at, t.printed_at, t.failed_at
+      FROM dinedesk_main.pos_order_terminals AS t WHERE t.tenant_id = :tenant_id;
+
+GRANT SELECT ON :"schema".pos_orders, :"schema".pos_order_terminals TO posd;

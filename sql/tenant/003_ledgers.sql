@@ -414,7 +414,7 @@ END IF;
 
 CREATE TABLE :"schema".loyalty_accounts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- E.164. NULL: who that was is forgotten (sql/main/010_erasure.sql).
+    -- E.164. NULL: who that was is forgotten (sql/main/011_erasure.sql).
     phone text UNIQUE CONSTRAINT loyalty_phone_form CHECK (phone ~ '^\+[1-9][0-9]{1,14}$'),
     customer_name text,
     email text,
@@ -445,6 +445,9 @@ CREATE TABLE :"schema".pos_loyalty_transactions (
         CASE WHEN transaction_type = 'reverse' THEN -points END) STORED,
     reversible bigint GENERATED ALWAYS AS (
         CASE WHEN transaction_type NOT IN ('reverse', 'tombstone') THEN points END) STORED,
+    -- What redeemed points were worth when they were redeemed (pos_value_points), with the decimals of the rate, so
+    -- that it is rounded once, on its way out.
+    discount numeric(20, 4),
 
     CONSTRAINT loyalty_sum CHECK (balance_after = balance_before + points),
     CONSTRAINT loyalty_not_overdrawn CHECK (balance_after >= 0),
@@ -480,6 +483,8 @@ CREATE UNIQUE INDEX loyalty_earned_once ON :"schema".pos_loyalty_transactions (a
 
 CREATE TRIGGER pos_insert_only BEFORE UPDATE OR DELETE OR TRUNCATE ON :"schema".pos_loyalty_transactions
     FOR EACH STATEMENT EXECUTE FUNCTION dinedesk_main.pos_insert_only();
+CREATE TRIGGER pos_discount BEFORE INSERT ON :"schema".pos_loyalty_transactions
+    FOR EACH ROW EXECUTE FUNCTION dinedesk_main.pos_value_points();
 CREATE TRIGGER pos_movements_inserted AFTER INSERT ON :"schema".pos_loyalty_transactions
     REFERENCING NEW TABLE AS touched
     FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_movements$:shop('loyalty_movement');
@@ -658,3 +663,14 @@ GRANT SELECT, INSERT ON :"schema".loyalty_accounts, :"schema".pos_loyalty_transa
 GRANT UPDATE (customer_name, email, member_since) ON :"schema".loyalty_accounts TO posd;
 END
 $ledger$;
+
+-- How many points a key has added today, for limits.points_per_day_per_till. One row for each key, which the
+-- first points of the next day begin anew.
+CREATE TABLE :"schema".pos_points_given (
+    -- `device POS_1` for a device's key, whichever that is; `key 7` for a tenant's key.
+    giver text PRIMARY KEY CHECK (giver <> '' AND char_length(giver) <= 200),
+    -- The shop's day.
+    day date NOT NULL,
+    points bigint NOT NULL CHECK (points >= 0)
+);
+GRANT SELECT, INSERT, UPDATE ON :"schema".pos_points_given TO posd;

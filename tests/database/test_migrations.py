@@ -58,6 +58,13 @@ class MisfitTests(SynchronousTestCase):
             "the schema is older than this posd: it lacks main/002_second.sql; run `posctl migrate`",
         )
 
+    def test_one_from_before_the_release_is_refused_by_name(self) -> None:
+        for file in ("main/002_stream.sql", "tenant/005_reports.sql"):
+            self.assertRegex(
+                misfit([WANTED[0], file], WANTED) or "",
+                f"^the schema is from before the release of posd 0.1: it has {file}; .* a new database$",
+            )
+
     def test_a_newer_one_is_named_by_its_file_even_if_it_lacks_others(self) -> None:
         self.assertEqual(
             misfit([WANTED[0], "main/003_third.sql"], WANTED),
@@ -199,10 +206,10 @@ class MainSchemaTests(SynchronousTestCase):
 
     def test_a_file_that_was_changed_after_it_was_applied_is_an_error(self) -> None:
         provision.migrate(self.connection)
-        changed = self.folder / "main/004_idempotency.sql"
+        changed = self.folder / "main/009_idempotency.sql"
         changed.write_text(changed.read_text() + "-- a better comment\n")
         with self.assertRaisesRegex(
-            SchemaError, "^main/004_idempotency.sql was changed after it was applied"
+            SchemaError, "^main/009_idempotency.sql was changed after it was applied"
         ):
             provision.migrate(self.connection)
 

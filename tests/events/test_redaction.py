@@ -163,6 +163,6 @@ class ErasingTests(SynchronousTestCase):
 
 class AgreementTests(SynchronousTestCase):
     def test_the_database_keeps_the_same_members(self) -> None:
-        sql = (documents.ROOT / "sql/main/010_erasure.sql").read_text("utf-8")
+        sql = (documents.ROOT / "sql/main/011_erasure.sql").read_text("utf-8")
         (listed,) = re.findall(r"'\{([a-z,]+)\}'::text\[\]", sql)
         self.assertEqual(frozenset(listed.split(",")), erasure.KEPT)

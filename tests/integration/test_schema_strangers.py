@@ -125,7 +125,7 @@ class ColumnTests(StrangerCase):
         self.assertEqual(self.read("1"), [("1", "new", 1)])
 
     def test_the_list_of_columns_is_that_of_the_events(self) -> None:
-        text = (ROOT / "sql/main/016_adoptions.sql").read_text("utf-8")
+        text = (ROOT / "sql/main/013_adoptions.sql").read_text("utf-8")
         for name, table, besides in (
             ("of_order", "orders", set()),
             ("of_item", "order_items", {"id", "order_id"}),

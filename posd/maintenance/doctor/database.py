@@ -228,7 +228,10 @@ async def _schema(
 
 def _remedy(schema: structure.Schema) -> str:
     misfit = schema.misfit() or ""
-    return "posctl migrate" if "posctl migrate" in misfit else "install the newer posd again"
+    for remedy in ("posctl migrate", "make a new database"):
+        if remedy in misfit:
+            return remedy
+    return "install the newer posd again"
 
 
 def _hooks(tenant: Tenant, schema: structure.Schema) -> Iterator[Line]:

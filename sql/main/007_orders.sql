@@ -1,15 +1,8 @@
 -- Orders on their way to paper: where their events stand in the stream, and what follows for an order when
 -- its event was sent, or confirmed.
 
--- What terminals tell of themselves from time to time, beside `app_version`.
-ALTER TABLE dinedesk_main.pos_devices
-    ADD COLUMN status text,
-    ADD COLUMN pending_acks integer,
-    ADD COLUMN pending_orders integer,
-    ADD COLUMN last_print_at timestamptz;
-
 -- Each order as it was last published, and how far it has come towards its tills. Keys, and the absence of a
--- foreign key to tenants, as for the log (002_stream.sql).
+-- foreign key to tenants, as for the log (003_stream.sql).
 CREATE TABLE dinedesk_main.pos_orders (
     tenant_id integer NOT NULL,
     order_id text NOT NULL CHECK (order_id <> ''),
@@ -110,3 +103,31 @@ $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_mark_orders(integer[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_mark_orders(integer[]) TO posd;
+
+-- Up to where everything is confirmed by what tills said about orders, for each of these tenants where that is
+-- further than what was acknowledged. Tills that never acknowledge a position say of each order that they have
+-- it. That vouches for what came before on the same connection too, but not for another order: some lose one
+-- without noticing. So it ends before the first order that is still to be made and that nobody has; one whose
+-- event was pruned holds up nothing any more.
+CREATE FUNCTION dinedesk_main.pos_confirmed(tenant_ids integer[], final text[])
+RETURNS TABLE (tenant_id integer, seq bigint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT t.tenant_id, c.seq
+          FROM (SELECT h.tenant_id, greatest(h.received_seq, h.pruned_seq) AS floor
+                  FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)) AS t
+         CROSS JOIN LATERAL (
+            SELECT max(o.first_seq) AS seq FROM dinedesk_main.pos_orders AS o
+             WHERE o.tenant_id = t.tenant_id AND o.received_at IS NOT NULL AND o.first_seq > t.floor
+               AND o.first_seq < coalesce((SELECT min(u.first_seq) FROM dinedesk_main.pos_orders AS u
+                                            WHERE u.tenant_id = t.tenant_id AND u.received_at IS NULL
+                                              AND u.first_seq > t.floor AND u.status <> ALL (final)),
+                                          9223372036854775807)) AS c
+         WHERE c.seq IS NOT NULL;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) TO posd;

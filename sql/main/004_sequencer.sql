@@ -1,4 +1,4 @@
--- The statements of the sequencer's transaction: take (017_reading.sql), look, record. They run with the
+-- The statements of the sequencer's transaction: take (005_outbox.sql), look, record. They run with the
 -- caller's rights; one call serves any number of tenants, so a batch costs three round trips
 -- however many shops are in it.
 --

@@ -4,7 +4,7 @@
 
 -- Rows about one order, or about one row of a ledger, are seen together, the oldest 20 of them. A shop can write any
 -- number of rows about one order in a transaction, and the sequencer looks for all shops. The rows that it has not seen
--- have the order read again. Only the doorman takes rows (018_doorman.sql), so no other node has read the order before.
+-- have the order read again. Only the doorman takes rows (006_doorman.sql), so no other node has read the order before.
 CREATE INDEX pos_outbox_keys ON dinedesk_main.pos_outbox (tenant_id, key, id) WHERE key IS NOT NULL;
 
 -- The rows that need no reading of a shop's tables. The others of a tenant whose tables cannot be read may be many.
@@ -127,7 +127,7 @@ $$;
 -- rows to the sequencer that has it. `locked` is in every row; the last one has nothing else. A row with neither key
 -- nor data had more than 2 MiB, which no event can have.
 --
--- Rows are taken only for the doorman: `node` with the `fence` that it had when it looked (018_doorman.sql). The fence
+-- Rows are taken only for the doorman: `node` with the `fence` that it had when it looked (006_doorman.sql). The fence
 -- is compared after the lock is taken. Whatever the next doorman numbers comes after this transaction then, and it
 -- looks and reads after it has got the lease.
 --
