@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from threading import Timer
+from threading import Event, Timer
 from typing import Any, Final
 
 import psycopg2
@@ -156,7 +156,14 @@ def _read(connection: Connection, tenant: Tenant, condition: str | None, most: i
     name = _quoted(f"look_at_orders${provision.shop_of(tenant)}")
     look = f"SELECT * FROM posd_hooks.{name}(%s, %s)"
     with closing(another(connection)) as apart, apart.cursor() as cursor:
-        end = Timer(_OVERTIME_SECONDS, _terminate, [connection, apart.info.backend_pid])
+        overdue = Event()
+
+        def give_up() -> None:
+            # Before the session ends, since that is what the other thread looks at then.
+            overdue.set()
+            _terminate(connection, apart.info.backend_pid)
+
+        end = Timer(_OVERTIME_SECONDS, give_up)
         end.start()
         try:
             _become_reader(cursor, tenant)
@@ -164,7 +171,7 @@ def _read(connection: Connection, tenant: Tenant, condition: str | None, most: i
             cursor.execute(look, (most, condition))
             rows = cursor.fetchall()
         except psycopg2.OperationalError as error:
-            if apart.closed and end.finished.is_set():
+            if apart.closed and overdue.is_set():
                 raise _Endless from error
             raise
         finally:

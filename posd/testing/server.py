@@ -35,7 +35,7 @@ _FOLDER = "posd-pg-"
 _SETTINGS = {
     "listen_addresses": "",
     "port": "5432",
-    "max_connections": "200",
+    "max_connections": "400",
     "shared_buffers": "32MB",
     "log_line_prefix": "%m [%p] %q%d ",
 }

@@ -46,10 +46,11 @@ class CrowdTests(SchemaCase):
 
         def acknowledge(client: Client) -> None:
             for _ in range(_ROUNDS):
-                half = client.value(
-                    "SELECT last_seq / 2 FROM dinedesk_main.pos_heads WHERE tenant_id = 1"
+                ((stream, half),) = client.rows(
+                    "SELECT stream_id::text, last_seq / 2 FROM dinedesk_main.pos_heads"
+                    " WHERE tenant_id = 1"
                 )
-                client.run(presence._PROGRESS, [1], [half], [half])
+                client.run(presence._PROGRESS, [1], [stream], [half], [half])
 
         def look(client: Client) -> list[tuple[int, ...]]:
             return [client.rows(BALANCE)[0] for _ in range(_ROUNDS)]

@@ -453,7 +453,10 @@ class SurveyTests(StrangerCase):
         pid = self.connection.info.backend_pid
         body = f"IF {own.format(pid)} THEN RAISE 'in the wrong session'; END IF"
         self.assertIsNotNone(self.look(f"{body}; PERFORM pg_advisory_lock(1)"))
-        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        held = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+            " (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         until(lambda: self.shop.value(held) == 0, "the session has ended")
 
     def test_code_that_does_not_end_is_ended(self) -> None:
