@@ -63,8 +63,8 @@ _OUTBOX: Final = """
            END
       FROM dinedesk_main.pos_outbox AS o ORDER BY o.id
 """
-# While no daemon runs it has to wait. One that runs leaves a shop out for a minute, at most, whose tables
-# cannot be read.
+# While no daemon runs, rows have to wait. A daemon leaves a shop whose tables cannot be read alone for up to
+# five minutes. So this check only warns.
 _WAITING: Final = """
     SELECT concat('pos_outbox id ', o.id, ' of tenant ', o.tenant_id),
            concat('waits since ', date_trunc('second', o.created_at), ', and a daemon runs')

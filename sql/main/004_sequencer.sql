@@ -1,6 +1,6 @@
--- The statements of the sequencer's transaction: take (005_outbox.sql), look, record. They run with the
--- caller's rights; one call serves any number of tenants, so a batch costs three round trips
--- however many shops are in it.
+-- The statements of the sequencer's transaction: take (005_outbox.sql), compare, record. They run with the
+-- caller's rights. One call serves any number of tenants, so the number of round trips does not depend on how
+-- many shops are in a batch.
 --
 -- Each function is VOLATILE plpgsql, whose every statement has a snapshot of its own in READ COMMITTED
 -- (https://www.postgresql.org/docs/current/xfunc-volatility.html): what is read after the lock was taken
