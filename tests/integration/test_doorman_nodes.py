@@ -15,6 +15,7 @@ from tests.integration.wire import Till
 _SECONDS = 20.0
 ASLEEP = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = (7097, 10)"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
