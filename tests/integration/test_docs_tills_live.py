@@ -189,6 +189,8 @@ class ConversationTests(LiveCase):
             # All of the page's orders were sent, which is noted within a second.
             pending = "SELECT 1 FROM dinedesk_kitchen.pos_orders WHERE print_status = 'pending'"
             until(lambda: not self.shop.query(pending))
+            # The movements of cards and points have positions a moment after they were answered.
+            until(lambda: not self.shop.query("SELECT 1 FROM dinedesk_main.pos_outbox"))
         self._response = Response.of(self.posd, path, headers, method=method, body=body.encode())
         self.addCleanup(self._response.hang_up)
         self.assertEqual(self._response.status, 200)
