@@ -60,6 +60,18 @@ GRANT SELECT, INSERT, UPDATE, DELETE
 """
 
 
+ENDLESS = """
+    LOOP
+        BEGIN
+            PERFORM pg_sleep(60);
+        EXCEPTION WHEN query_canceled THEN
+            NULL;
+        END;
+    END LOOP
+"""
+"""Code of a shop that a cancellation does not end."""
+
+
 @frozen
 class Taken:
     """A row that pos_take() took out of the outbox."""

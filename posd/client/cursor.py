@@ -22,7 +22,7 @@ class Cursor:
     """A position that only moves when everything up to it is durable at the till.
 
     It is saved before it is acknowledged, so that the server is never told more than a till that
-    loses its power would still know. `acknowledge` is None while there is nobody to tell; it returns
+    loses its power would still know. `acknowledge` is None while there is no connection; it returns
     whether the server was told: a position means nothing to one whose stream is another.
     """
 

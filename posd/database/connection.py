@@ -78,7 +78,7 @@ class Connection:
         read_only: bool = False,
     ) -> None:
         self._reactor = reactor
-        # Where something is to be written, a refusal means that the server is a standby by now.
+        # On a connection that writes, this refusal means that the server has become a standby.
         self._losing = _LOST if read_only else (*_LOST, _READ_ONLY)
         self._lost = lost
         self._notified = notified

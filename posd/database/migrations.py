@@ -171,15 +171,19 @@ def misfit(applied: Sequence[str], wanted: tuple[str, ...]) -> str | None:
     unknown = [file for file in applied if file not in wanted and file != HOOKS]
     for file in _BEFORE_RELEASE:
         if file in unknown:
-            return (
-                f"the schema is from before the release of posd 0.1: it has {file}; it cannot be migrated,"
-                " so make a new database"
-            )
+            return f"the schema {_too_old(file)}"
     if unknown:
         return f"the schema is newer than this posd: it has {unknown[0]}; upgrade posd"
     if missing:
         return f"the schema is older than this posd: it lacks {missing[0]}; run `posctl migrate`"
     return None
+
+
+def _too_old(file: str) -> str:
+    return (
+        f"is from before the release of posd 0.1: it has {file}; it cannot be migrated,"
+        " so make a new database"
+    )
 
 
 def _create_database(dsn: str) -> bool:
@@ -294,7 +298,11 @@ def _pending(cursor: Any, schema: str, kind: Kind) -> Iterator[Migration]:
     )
     applied = dict(cursor.fetchall())
     known = migrations(kind)
-    for file in sorted(applied.keys() - {m.file for m in known} - {HOOKS}):
+    unknown = applied.keys() - {m.file for m in known} - {HOOKS}
+    for file in _BEFORE_RELEASE:
+        if file in unknown:
+            raise SchemaError(f"{schema} {_too_old(file)}")
+    for file in sorted(unknown):
         raise SchemaError(f"{schema} is newer than this posd: it has {file}")
     for migration in known:
         if migration.file not in applied:

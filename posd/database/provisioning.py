@@ -2,7 +2,7 @@
 
 Plain blocking code for `posctl`, like `migrations`, whose files it applies. A tenant's SQL has
 placeholders in psql's notation (`:"schema"`, `:"hook_role"`, `:"note_role"`, `:shop` and `:tenant_id`); they
-are filled in wherever they stand, function bodies included.
+are replaced everywhere in the file, also in the bodies of functions.
 
 A tenant's schema belongs to posd_owner, even where the shop's own tables in it do not: the owner of a schema
 can drop what is in it, posd's tables included.

@@ -213,6 +213,15 @@ class MainSchemaTests(SynchronousTestCase):
         ):
             provision.migrate(self.connection)
 
+    def test_a_schema_from_before_the_release_is_refused_by_name(self) -> None:
+        provision.migrate(self.connection)
+        self.write("main/002_stream.sql", "SELECT 1;")
+        provision.migrate(self.connection)
+        (self.folder / "main/002_stream.sql").unlink()
+        for refused in (provision.migrate, migrations.check_main):
+            with self.assertRaisesRegex(SchemaError, "before the release .* has main/002_stream"):
+                refused(self.connection)
+
     def test_a_newer_schema_is_named_by_its_file(self) -> None:
         self.write("main/090_later.sql", "SELECT 1;")
         provision.migrate(self.connection)

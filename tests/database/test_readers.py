@@ -14,21 +14,11 @@ from posd.errors import StatementFailed, Unavailable
 from posd.testing.postgres import test_server
 from posd.values import TenantId
 from tests.database_case import REACTOR, DatabaseCase, until
-from tests.schema_case import two_shops
+from tests.schema_case import ENDLESS, two_shops
 
 KITCHEN: Final = 1
 GRILL: Final = 2
 READ: Final = "SELECT * FROM posd_hooks.read_orders${}('{{1}}')"
-LOOP: Final = """
-    LOOP
-        BEGIN
-            PERFORM pg_sleep(60);
-        EXCEPTION WHEN query_canceled THEN
-            NULL;
-        END;
-    END LOOP
-"""
-"""Code that a cancellation does not end."""
 
 
 class ReadersCase(DatabaseCase):
@@ -199,7 +189,7 @@ class OverdueTests(ReadersCase):
         readers = await self.readers()
         await readers.read(KITCHEN, READ.format("kitchen"))
         before = self.pids()
-        self.run_when_read(LOOP)
+        self.run_when_read(ENDLESS)
         with self.assertRaises(Overdue):
             await readers.read(KITCHEN, READ.format("kitchen"))
         await until(lambda: all(p.link.up for p in readers._places), "the place is refilled")

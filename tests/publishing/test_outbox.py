@@ -13,18 +13,8 @@ from posd.publishing.sequencer import Sequencer
 from posd.store import shop_rows
 from posd.testing.postgres import test_server
 from tests.database_case import begin, until
-from tests.schema_case import two_shops
+from tests.schema_case import ENDLESS, two_shops
 from tests.sequencer_case import GRILL, KITCHEN, SequencerCase, notice, publication
-
-ENDLESS = """
-    LOOP
-        BEGIN
-            PERFORM pg_sleep(60);
-        EXCEPTION WHEN query_canceled THEN
-            NULL;
-        END;
-    END LOOP
-"""
 
 
 class OutboxCase(SequencerCase):
