@@ -351,7 +351,7 @@ class Sequencer(Service):
         if outcome.taken or outcome.early:
             # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True
-        answer(each for each in requests if not each.queued)
+        await answer(self._reactor, [each for each in requests if not each.queued])
 
     async def _leave_out(
         self,
