@@ -42,8 +42,8 @@ from posd.publishing.publication import Request, answer, fail, hand_on, not_serv
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
-from posd.store import stream
-from posd.store.stream import FenceLost
+from posd.store import numbering
+from posd.store.numbering import FenceLost
 from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
@@ -396,7 +396,7 @@ class Sequencer(Service):
         else:
             await self._reject(row, str(error) if badly_made else "posd failed at this event")
 
-    async def _reject(self, row: stream.OutboxRow, reason: str) -> None:
+    async def _reject(self, row: numbering.OutboxRow, reason: str) -> None:
         """Log the outbox row that just failed alone as failed, since it cannot be published."""
         try:
             await self._link.transaction(
