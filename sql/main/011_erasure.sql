@@ -15,6 +15,7 @@ CREATE TABLE dinedesk_main.pos_erasures (
     gift_cards bigint NOT NULL,
     accounts bigint NOT NULL
 );
+CREATE INDEX pos_erasures_of_tenant ON dinedesk_main.pos_erasures (tenant_id);
 GRANT SELECT, INSERT ON dinedesk_main.pos_erasures TO posd;
 
 -- Whether `now` is `was` except for texts that became null or whose members were removed. A member by one of the
