@@ -127,9 +127,10 @@ BEGIN
 END
 $$;
 
--- Read orders as they are now, with the rights of the tenant's reader: see sql/main/013_adoptions.sql.
+-- Read orders as they are now, with the rights of the tenant's reader: see sql/main/013_adoptions.sql, also for why it
+-- is VOLATILE.
 CREATE OR REPLACE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content json)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
     SELECT r.order_id, r.content
       FROM (SELECT 1) AS always LEFT JOIN :"schema".pos_adoption AS a ON true
      CROSS JOIN LATERAL dinedesk_main.pos_read_shop(':"schema"', keys, a.timestamps, a.condition, a.columns) AS r
