@@ -22,7 +22,9 @@ from posd.store import erasure as store
 from posd.store.erasure import Account, Counts, Document
 from posd.values import Tenant
 
-_PLACES: Final[tuple[store.Place, ...]] = ("order", "event", "message", "outbox", "answer")
+_PLACES: Final[tuple[store.Place, ...]] = (
+    *("order", "event", "message", "outbox", "answer", "refusal"),
+)
 _ORDERS: Final = _PLACES[:4]
 _ROUNDS: Final = 5
 
@@ -169,7 +171,8 @@ def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> C
     return Counts(
         events=len(keys.get("event", none) | keys.get("beside", none))
         + len(keys.get("message", none))
-        + len(keys.get("outbox", none)),
+        + len(keys.get("outbox", none))
+        + len(keys.get("refusal", none)),
         orders=len(keys.get("order", none)),
         answers=len(keys.get("answer", none)) + len(keys.get("call", none)),
         gift_cards=cards,

@@ -15,8 +15,8 @@ from posd.database.link import Session
 from posd.store import schema
 from posd.values import Tenant
 
-Place = Literal["event", "message", "order", "answer", "outbox"]
-Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox"]
+Place = Literal["event", "message", "order", "answer", "outbox", "refusal"]
+Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox", "refusal"]
 """What is written at once: of an event two texts, and of a stored answer the address that was called."""
 
 BATCH: Final = 500
@@ -53,6 +53,17 @@ _READ: Final[dict[Place, str]] = {
          WHERE o.tenant_id = %(tenant)s AND o.data IS NOT NULL AND o.id > %(id)s
          ORDER BY o.id LIMIT %(limit)s
     """,
+    # The reason is a text and no JSON. It belongs to the order of its event.
+    "refusal": """
+        SELECT ARRAY[n.seq::text, n.device_id], n.seq || chr(1) || n.device_id,
+               json_build_object('orderId', e.event_data->>'orderId', 'notes', n.reason)::text,
+               NULL::text, NULL::text
+          FROM dinedesk_main.pos_nacks AS n
+          LEFT JOIN dinedesk_main.pos_events AS e ON e.tenant_id = n.tenant_id AND e.seq = n.seq
+         WHERE n.tenant_id = %(tenant)s AND n.reason IS NOT NULL
+           AND (n.seq, n.device_id) > ((%(id)s)[1]::bigint, (%(id)s)[2])
+         ORDER BY n.seq, n.device_id LIMIT %(limit)s
+    """,
 }
 _FIRST: Final[dict[Place, object]] = {
     "event": 0,
@@ -60,6 +71,7 @@ _FIRST: Final[dict[Place, object]] = {
     "order": "",
     "answer": ["", "", ""],
     "outbox": 0,
+    "refusal": ["0", ""],
 }
 _KEEPS: Final = """
     SELECT dinedesk_main.pos_keeps(%s, 'gift_cards'), dinedesk_main.pos_keeps(%s, 'loyalty_accounts')

@@ -147,7 +147,9 @@ class GrowthTests(StoreCase):
             ),
         }
         before = datetime(2020, 1, 1, tzinfo=UTC)
-        places: tuple[erasure.Place, ...] = ("event", "message", "order", "answer", "outbox")
+        places: tuple[erasure.Place, ...] = (
+            *("event", "message", "order", "answer", "outbox", "refusal"),
+        )
         work |= {
             "would go": lambda s: retention.would_go(s, KITCHEN, before, FINAL_STATUSES),
             "between": lambda s: replay.between(s, KITCHEN, 2, 8),
