@@ -23,7 +23,7 @@ from posd.values import TenantId
 
 
 @frozen
-class Report:
+class TenantStatus:
     """One tenant. `failed` is None where the tenant's schema does not fit, which `trouble` says."""
 
     listed: Listed
@@ -89,7 +89,7 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
             click.echo(f"{report.listed.tenant.slug} is not served: {trouble}", err=True)
 
 
-def _reports(session: BlockingSession, slug: str | None) -> list[Report]:
+def _reports(session: BlockingSession, slug: str | None) -> list[TenantStatus]:
     if slug is not None:
         known(session, slug)
     streams = complete(standing.streams(session))
@@ -102,10 +102,10 @@ def _reports(session: BlockingSession, slug: str | None) -> list[Report]:
 
 def _report(
     session: BlockingSession, listed: Listed, streams: Mapping[TenantId, Standing]
-) -> Report:
+) -> TenantStatus:
     tenant = listed.tenant
     trouble = misfit(complete(tenants.applied(session, tenant.schema)), expected()["tenant"])
-    return Report(
+    return TenantStatus(
         listed,
         streams[tenant.id],
         complete(standing.terminals(session, tenant.id)),
@@ -147,7 +147,7 @@ def _name(listed: Listed) -> str:
     return listed.tenant.slug if listed.is_active else f"{listed.tenant.slug} (disabled)"
 
 
-def _shape(report: Report) -> dict[str, object]:
+def _shape(report: TenantStatus) -> dict[str, object]:
     """A tenant as programs read it, in the words of `GET /api/{tenant}/pos-status`."""
     stream = report.stream
     return {
