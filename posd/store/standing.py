@@ -135,7 +135,7 @@ class Recent:
 
 
 @frozen
-class Report:
+class StreamReport:
     """How one tenant stands, on all nodes."""
 
     last_seq: Seq
@@ -145,14 +145,14 @@ class Report:
     recent: list[Recent]
 
 
-async def report(session: Session, tenant: Tenant) -> Report | None:
+async def report(session: Session, tenant: Tenant) -> StreamReport | None:
     """How one tenant stands; None if there is no such tenant any more."""
     rows = await session.query(_STREAM, (tenant.id,))
     if not rows:
         return None
     ((last_seq, undelivered),) = rows
     recent = await session.query(_RECENT.format(schema=schema(tenant)), {"tenant": tenant.id})
-    return Report(
+    return StreamReport(
         last_seq,
         undelivered,
         await terminals(session, tenant.id),
