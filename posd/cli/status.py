@@ -17,7 +17,7 @@ from posd.database.migrations import expected, misfit
 from posd.store import doorman as leases
 from posd.store import standing, tenants
 from posd.store.doorman import Lease
-from posd.store.standing import Standing, TerminalStanding
+from posd.store.standing import StreamStanding, TerminalStanding
 from posd.store.tenants import Listed
 from posd.values import TenantId
 
@@ -27,7 +27,7 @@ class TenantStatus:
     """One tenant. `failed` is None where the tenant's schema does not fit, which `trouble` says."""
 
     listed: Listed
-    stream: Standing
+    stream: StreamStanding
     terminals: list[TerminalStanding]
     failed: int | None
     trouble: str | None
@@ -101,7 +101,7 @@ def _reports(session: BlockingSession, slug: str | None) -> list[TenantStatus]:
 
 
 def _report(
-    session: BlockingSession, listed: Listed, streams: Mapping[TenantId, Standing]
+    session: BlockingSession, listed: Listed, streams: Mapping[TenantId, StreamStanding]
 ) -> TenantStatus:
     tenant = listed.tenant
     trouble = misfit(complete(tenants.applied(session, tenant.schema)), expected()["tenant"])

@@ -75,7 +75,7 @@ _RECENT: Final = """
 
 
 @frozen
-class Standing:
+class StreamStanding:
     """One tenant's stream: `undelivered` events no terminal has acknowledged yet.
 
     `waiting` counts what is published and not numbered yet, `waiting_since` is the oldest of it.
@@ -161,10 +161,12 @@ async def report(session: Session, tenant: Tenant) -> StreamReport | None:
     )
 
 
-async def streams(session: Session) -> dict[TenantId, Standing]:
+async def streams(session: Session) -> dict[TenantId, StreamStanding]:
     """Every tenant's stream."""
     return {
-        tenant_id: Standing(tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since)
+        tenant_id: StreamStanding(
+            tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since
+        )
         for tenant_id, stream, last, missing, tills, waiting, since in await session.query(_STREAMS)
     }
 
