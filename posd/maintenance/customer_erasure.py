@@ -19,7 +19,7 @@ from posd.events import redaction as erasure
 from posd.events.redaction import Person
 from posd.protocol import jsontext
 from posd.store import erasure as store
-from posd.store.erasure import Account, Counts, Document
+from posd.store.erasure import Counts, Document, PointsAccount
 from posd.values import Tenant
 
 _PLACES: Final[tuple[store.Place, ...]] = (
@@ -42,7 +42,7 @@ class Found:
     person: Person
     texts: dict[store.Part, list[tuple[str, str]]] = field(factory=dict)
     cards: list[str] = field(factory=list)
-    accounts: list[Account] = field(factory=list)
+    accounts: list[PointsAccount] = field(factory=list)
     unreadable: int = 0
 
     def __bool__(self) -> bool:

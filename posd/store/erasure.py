@@ -122,7 +122,7 @@ class Card:
 
 
 @frozen
-class Account:
+class PointsAccount:
     """A customer who collects points."""
 
     id: int
@@ -156,7 +156,7 @@ async def documents(
     return found, rows[-1][0] if rows else after
 
 
-async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[Account]]:
+async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[PointsAccount]]:
     """The gift cards that have people on them, and the loyalty accounts, where they are posd's."""
     ((cards, accounts),) = await session.query(_KEEPS, (tenant.schema, tenant.schema))
     name = schema(tenant)
@@ -166,7 +166,7 @@ async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[Acc
             for number, *names in (await session.query(_CARDS.format(schema=name)) if cards else ())
         ],
         [
-            Account(*row)
+            PointsAccount(*row)
             for row in (await session.query(_ACCOUNTS.format(schema=name)) if accounts else ())
         ],
     )
