@@ -22,7 +22,7 @@ from posd.store import erasure as store
 from posd.store.erasure import Counts, Document, PointsAccount
 from posd.values import Tenant
 
-_PLACES: Final[tuple[store.Place, ...]] = (
+_PLACES: Final[tuple[store.DocumentPlace, ...]] = (
     *("order", "event", "message", "outbox", "answer", "refusal"),
 )
 _ORDERS: Final = _PLACES[:4]
@@ -121,7 +121,7 @@ async def forget_found(
 
 
 async def _documents(
-    session: Session, tenant: Tenant, place: store.Place
+    session: Session, tenant: Tenant, place: store.DocumentPlace
 ) -> AsyncIterator[Document]:
     found, after = await store.documents(session, tenant, place)
     while found:
@@ -130,7 +130,7 @@ async def _documents(
         found, after = await store.documents(session, tenant, place, after)
 
 
-def _look_into(document: Document, place: store.Place, found: Found) -> None:
+def _look_into(document: Document, place: store.DocumentPlace, found: Found) -> None:
     """Note what a document is to become, if it is about the customer."""
     person = found.person
     if document.operation is not None and _called(document.operation, person):

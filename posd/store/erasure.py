@@ -15,13 +15,13 @@ from posd.database.link import Session
 from posd.store import schema
 from posd.values import Tenant
 
-Place = Literal["event", "message", "order", "answer", "outbox", "refusal"]
+DocumentPlace = Literal["event", "message", "order", "answer", "outbox", "refusal"]
 Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox", "refusal"]
 """What is written at once: of an event two texts, and of a stored answer the address that was called."""
 
 BATCH: Final = 500
 
-_READ: Final[dict[Place, str]] = {
+_READ: Final[dict[DocumentPlace, str]] = {
     "event": """
         SELECT e.seq, e.seq::text, e.event_data::text, e.beside::text, NULL::text
           FROM dinedesk_main.pos_events AS e
@@ -65,7 +65,7 @@ _READ: Final[dict[Place, str]] = {
          ORDER BY n.seq, n.device_id LIMIT %(limit)s
     """,
 }
-_FIRST: Final[dict[Place, object]] = {
+_FIRST: Final[dict[DocumentPlace, object]] = {
     "event": 0,
     "message": 0,
     "order": "",
@@ -143,7 +143,7 @@ class Counts:
 
 
 async def documents(
-    session: Session, tenant: Tenant, place: Place, after: object = None
+    session: Session, tenant: Tenant, place: DocumentPlace, after: object = None
 ) -> tuple[list[Document], object]:
     """The next documents of a place, and where to read on."""
     values = {
