@@ -82,7 +82,7 @@ async def _export(table: str, session: Session) -> None:
     await export.rows(session, KITCHEN, table)
 
 
-async def _forget(place: erasure.Place, session: Session) -> None:
+async def _forget(place: erasure.DocumentPlace, session: Session) -> None:
     await erasure.documents(session, KITCHEN, place)
 
 
@@ -147,7 +147,7 @@ class GrowthTests(StoreCase):
             ),
         }
         before = datetime(2020, 1, 1, tzinfo=UTC)
-        places: tuple[erasure.Place, ...] = (
+        places: tuple[erasure.DocumentPlace, ...] = (
             *("event", "message", "order", "answer", "outbox", "refusal"),
         )
         work |= {

@@ -22,7 +22,7 @@ from posd.protocol import jsontext
 from posd.store import orders
 from posd.store.orders import Open, PendingPosition
 from posd.values import Tenant, TenantId
-from posd.web.api.events import PendingPosition as EventPosition
+from posd.web.api.events import EventPosition
 from posd.web.http.models import UNSET, Success, Taken, Unset, component, plain
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
 from posd.web.http.pieces import at_once, in_pieces
