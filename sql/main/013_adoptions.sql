@@ -47,8 +47,8 @@ DECLARE
     of_order CONSTANT text[] := '{id,order_number,customer_name,customer_phone,customer_email,order_type,order_source,status,total_amount,total,subtotal,delivery_fee,discount,discount_amount,tax,payment_method,payment_status,amount_paid,voucher_code,currency,special_instructions,notes,delivery_address,address,scheduled_for,scheduled_time,created_at}';
     of_item CONSTANT text[] := '{menu_item_id,name,display_name,variant_id,variant_name,price,quantity,selected_addons,addons,modifiers,extras,toppings,special_instructions,notes,note,instructions,comment,comments}';
     needed CONSTANT text[] := '{orders.id,orders.status,orders.total_amount,orders.created_at,order_items.id,order_items.order_id,order_items.name,order_items.price,order_items.quantity}';
-    orders CONSTANT regclass := concat(shop, '.orders');
-    items CONSTANT regclass := concat(shop, '.order_items');
+    orders regclass;
+    items regclass;
     order_columns text;
     item_columns text;
     present text[];
@@ -67,6 +67,8 @@ BEGIN
         -- Rights on single columns do not allow LOCK. A query takes the same lock, and longer.
         EXECUTE concat('SELECT FROM ', shop, '.orders, ', shop, '.order_items WHERE false');
     END;
+    orders := concat(shop, '.orders');
+    items := concat(shop, '.order_items');
     -- Types of the system have an oid below 16384, and are no domains. A domain may be of another domain.
     SELECT array_agg(concat(c.relation, '.', c.name)),
            string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'o'),
