@@ -190,10 +190,12 @@ def changes(
         gone = [f"{name}.{column}" for column in columns if column not in now]
         needed = [each for each in gone if each.partition(".")[2] in REQUIRED_COLUMNS[name]]
         if needed:
-            what = f"{', '.join(needed)} was dropped or renamed, so no order is read. As the table's owner:"
+            was = "were" if len(needed) > 1 else "was"
+            what = f"{', '.join(needed)} {was} dropped or renamed, so no order is read. As the table's owner:"
             findings.append(Finding(what, tuple(_rename(tenant, each) for each in needed)))
         if others := [each for each in gone if each not in needed]:
-            findings.append(Finding(f"{', '.join(others)} was dropped or renamed"))
+            was = "were" if len(others) > 1 else "was"
+            findings.append(Finding(f"{', '.join(others)} {was} dropped or renamed"))
         findings += [
             Finding(
                 f"{part} has no hooks, or they are disabled, so what is written to it is not noticed:"
@@ -307,9 +309,10 @@ def _ids(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Findin
 
 def _zones(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Finding]:
     if orders.without_zone and choices.timestamps is None:
-        names = ", ".join(f"orders.{name}" for name in orders.without_zone)
+        names = " and ".join(f"orders.{name}" for name in orders.without_zone)
+        have = "have" if len(orders.without_zone) > 1 else "has"
         yield Finding(
-            f"{names} has no time zone. Say whether the values are in the shop's time zone"
+            f"{names} {have} no time zone. Say whether the values are in the shop's time zone"
             f" ({tenant.timezone}) or in UTC:",
             (
                 f"posctl adopt {tenant.slug} --timestamps local",

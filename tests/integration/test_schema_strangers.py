@@ -206,8 +206,8 @@ class TimeTests(StrangerCase):
             said,
             [
                 (
-                    "orders.created_at, orders.scheduled_for has no time zone. Say whether the values are in"
-                    " the shop's time zone (Europe/London) or in UTC:"
+                    "orders.created_at and orders.scheduled_for have no time zone. Say whether the values are"
+                    " in the shop's time zone (Europe/London) or in UTC:"
                 ),
                 "posctl adopt bistro --timestamps local",
                 "posctl adopt bistro --timestamps utc",
