@@ -137,9 +137,9 @@ class Subject:
             )
         complete(session.execute("BEGIN"))
         asking = [(each, None) for each in sorted(set(tenants))]
-        complete(stream.take(session, [], asking, patient=True))
+        complete(stream.take(session, [], asking))
         named = [(entry.tenant_id, entry.order_id or "") for entry in entries]
-        complete(stream.order_states(session, named, {}))
+        complete(stream.published(session, named))
         complete(stream.record(session, self.node_id, entries))
         complete(session.execute("COMMIT"))
 

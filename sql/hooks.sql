@@ -129,11 +129,18 @@ $$;
 
 -- Read orders as they are now, with the rights of the tenant's reader: see sql/main/013_adoptions.sql, also for why it
 -- is VOLATILE.
-CREATE OR REPLACE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content json)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
-    SELECT r.order_id, r.content
-      FROM (SELECT 1) AS always LEFT JOIN :"schema".pos_adoption AS a ON true
-     CROSS JOIN LATERAL dinedesk_main.pos_read_shop(':"schema"', keys, a.timestamps, a.condition, a.columns) AS r
+CREATE OR REPLACE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+    timestamps text;
+    condition text;
+    columns text[];
+BEGIN
+    SELECT a.timestamps, a.condition, a.columns INTO timestamps, condition, columns FROM :"schema".pos_adoption AS a;
+    RETURN QUERY
+        SELECT r.order_id, r.content
+          FROM dinedesk_main.pos_read_shop(':"schema"', keys, timestamps, condition, columns) AS r;
+END
 $$;
 
 REVOKE ALL ON FUNCTION posd_hooks.read_orders$:shop(text[]) FROM PUBLIC;

@@ -92,9 +92,7 @@ def _number(client: Client) -> None:
             " WHERE type IN ('order', 'placed') AND tenant_id = %s",
             tenant.id,
         )
-        read = (
-            f"SELECT order_id, content::text FROM posd_hooks.read_orders${tenant.slug}(%s::text[])"
-        )
+        read = f"SELECT order_id, content FROM posd_hooks.read_orders${tenant.slug}(%s::text[])"
         portions.append(Portion(tenant.id, ids, dict(client.rows(read, keys)), fence))
     with client.transaction():
         complete(numbering.number(BlockingSession(client.connection), [], portions))

@@ -76,8 +76,8 @@ ENDLESS = """
 class Taken:
     """A row that pos_take() took out of the outbox."""
 
-    id: int
     tenant_id: int
+    id: int
     type: str
     key: str | None
     data: str | None
@@ -172,25 +172,22 @@ class Client:
         at_most: int = 500,
         aside: Sequence[int] = (),
         *,
-        patient: bool = False,
         seen: Sequence[tuple[int, int]] | None = None,
-    ) -> list[Taken] | None:
-        """What the sequencer takes of what it has `seen`, or sees now; None if another one is at work."""
+    ) -> list[Taken]:
+        """What the sequencer takes of what it has `seen`, or sees now. It waits while another one works."""
         rows_seen = self.look(at_most, aside) if seen is None else seen
         self.run(
             "UPDATE dinedesk_main.pos_doorman SET node_id = %s WHERE node_id IS NULL", str(NODE)
         )
         rows = self.rows(
-            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', %s, %s::uuid, %s)",
+            "SELECT * FROM dinedesk_main.pos_take(%s::integer[], %s::bigint[], '{}', '{}', '{}', '{}',"
+            " %s::uuid, %s)",
             [tenant_id for tenant_id, _ in rows_seen],
             [row_id for _, row_id in rows_seen],
-            patient,
             str(NODE),
             0,
         )
-        if not rows[0][0]:
-            return None
-        return [Taken(*row[1:6]) for row in rows if row[1] is not None]
+        return [Taken(*row[:5]) for row in rows if row[1] is not None]
 
     def record(self, *entries: Entry, node: UUID = NODE) -> list[tuple[int | None, int]]:
         """What became of each event: its position, and its tenant's connections on other nodes."""

@@ -172,7 +172,7 @@ class Parts:
         self.bell = Bell(
             reactor,
             self.numbering,
-            news=self.sequencer.has_news,
+            look=self.sequencer.look,
             wake=self.sequencer.wake,
             instruments=self.instruments,
         )

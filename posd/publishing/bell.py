@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from posd.database.link import Session
-from posd.errors import Unavailable
+from posd.errors import StatementFailed, Unavailable
 from posd.monitoring.counters import ASLEEP, AWAKE, DOZING, Instruments
 from posd.store import bell
 
@@ -37,9 +37,9 @@ _LAST_VAIN_SECONDS: Final = 0.05
 
 
 class Bell:
-    """Has the outbox looked at by `wake`, which the sequencer answers with `saw`.
+    """Has the outbox looked at by `look`, or by `wake` where nothing depends on the end of the look.
 
-    `news` asks whether there is anything to see, which costs less. The locks are taken on `link`.
+    The sequencer answers both with `saw`, and looks by itself too. The locks are taken on `link`.
     """
 
     _log = Logger()
@@ -49,13 +49,13 @@ class Bell:
         clock: IReactorTime,
         link: Session,
         *,
-        news: Callable[[], Awaitable[bool]],
+        look: Callable[[], Awaitable[int]],
         wake: Callable[[], None],
         instruments: Instruments | None = None,
     ) -> None:
         self._clock = clock
         self._link = link
-        self._news = news
+        self._ask = look
         self._wake = wake
         self._instruments = instruments or Instruments()
         self.state: str | None = None
@@ -130,8 +130,9 @@ class Bell:
                 await self._stay_awake(duty)
                 if self._duty is duty:
                     await self._rest(duty)
-            except Unavailable:
-                # When the connection is lost, so are the locks and the lease.
+            except (Unavailable, StatementFailed):
+                # When the connection is lost, so are the locks and the lease. What else is wrong with the
+                # outbox, the sequencer has logged.
                 await self._pause(duty, _TROUBLE_SECONDS)
             except Exception:
                 self._log.failure(
@@ -152,16 +153,13 @@ class Bell:
             seconds = _BUSY_PAUSE if idle < _BUSY_SECONDS else _PAUSE
             await self._pause(duty, max(seconds, self._took))
             if self._duty is duty:
-                await self._ask()
+                await self._look_myself()
 
-    async def _ask(self) -> None:
+    async def _look_myself(self) -> None:
         began = self._clock.seconds()
-        news = await self._news()
+        self._instruments.looked(self.state or AWAKE)
+        await self._ask()
         self._took = self._clock.seconds() - began
-        if news:
-            self._look()
-        elif self.state is not None:
-            self._instruments.looked(self.state)
 
     async def _rest(self, duty: object) -> None:
         """Take one of the locks, and wait until rows are seen."""
@@ -197,7 +195,7 @@ class Bell:
         while self._duty is duty and self._saw_at == since and self._clock.seconds() < ends:
             await self._pause(duty, max(_PAUSE, self._took))
             if self._duty is duty:
-                await self._ask()
+                await self._look_myself()
 
     async def _pause(self, duty: object, seconds: float | None) -> None:
         """Wait for so long, or until the doorman is stirred."""

@@ -35,7 +35,7 @@ from posd.database.readers import Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.publishing.batch import TOUCHED, Shops
 from posd.publishing.quarantine import Aside
-from posd.store import bell, shop_rows, stream
+from posd.store import shop_rows, stream
 from posd.values import Tenant, TenantId
 
 MOST_ROWS: Final = 200
@@ -140,11 +140,6 @@ class Outbox:
         """Another lease, or none: what was read under the one before is dropped."""
         self._fence = fence
         self._ready.clear()
-
-    async def has_news(self, aside: Collection[TenantId]) -> bool:
-        """Whether a look would see something, of tenants that are not in quarantine."""
-        ready = {each.tenant_id for each in self._ready}
-        return await bell.has_news(self._link, {*aside, *ready, *self._reading, *self._quarantine})
 
     async def look(self, aside: Collection[TenantId]) -> int:
         """See what is there without the tenants that are `aside`; how many rows were seen.

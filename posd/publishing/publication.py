@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from posd.database.coalescing import fail_all
 from posd.errors import Refusal, Unavailable
@@ -13,6 +16,8 @@ from posd.events.order_transitions import Condition
 from posd.publishing import batch
 from posd.store.idempotency import Idempotency
 from posd.values import Appended, Draft, Seq, TenantId
+
+_ANSWERS_IN_A_TURN: Final = 20
 
 
 @frozen
@@ -85,9 +90,11 @@ class Request:
         ]
 
 
-def answer(requests: Iterable[Request]) -> None:
-    """Tell each its result."""
-    for request in requests:
+async def answer(clock: IReactorTime, requests: Iterable[Request]) -> None:
+    """Tell each its result, some in each turn of the reactor: to write an answer takes about 0.1 ms."""
+    for told, request in enumerate(requests):
+        if told and told % _ANSWERS_IN_A_TURN == 0:
+            await deferLater(clock, 0)
         if isinstance(request.result, Published):
             request.answer.callback(request.result)
         elif request.result is not None:

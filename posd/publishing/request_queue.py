@@ -14,11 +14,11 @@ from posd.values import TenantId
 
 # What a batch costs is what every other tenant waits for. A single request may have more events.
 _MOST_EVENTS: Final = 300
+_MOST_REQUESTS: Final = 100
 # A request with more of either is alone in its batch, and between two of those come the others that wait.
 _FEW_EVENTS: Final = 50
 _MOST_BYTES: Final = 1024 * 1024
 _FEW_BYTES: Final = 256 * 1024
-_MOST_TENANTS: Final = 100
 _MOST_WAITING: Final = 10_000
 _MOST_OF_A_TENANT: Final = 2_000
 
@@ -51,7 +51,7 @@ class RequestQueue:
             self._length += 1
 
     def next_batch(self, waits: Callable[[Request], bool] = lambda request: False) -> list[Request]:
-        """Take the next requests: up to 300 events, about 1 MiB and 100 tenants.
+        """Take the next requests: up to 300 events, 100 requests and about 1 MiB.
 
         One request at least, unless all are of tenants whose first one `waits`.
 
@@ -71,15 +71,11 @@ class RequestQueue:
 
     def _take_small(self, ready: Iterable[TenantId]) -> list[Request]:
         batch: list[Request] = []
-        tenants: set[TenantId] = set()
         events, size, turn = 0, 0, deque(ready)
-        while turn and events < _MOST_EVENTS and size < _MOST_BYTES:
+        while turn and events < _MOST_EVENTS and size < _MOST_BYTES and len(batch) < _MOST_REQUESTS:
             tenant_id = turn.popleft()
             if _is_large(self._tenants[tenant_id][0]):
                 continue
-            if len(tenants | {tenant_id}) > _MOST_TENANTS:
-                break
-            tenants.add(tenant_id)
             batch.append(self._take(tenant_id))
             events += len(batch[-1].publication.drafts)
             size += batch[-1].publication.size

@@ -28,6 +28,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from posd.database.coalescing import fail_all
 from posd.database.link import Link
 from posd.database.readers import Readers
 from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable, is_about_data
@@ -93,6 +94,8 @@ class Sequencer(Service):
             failed=self._journal.unreadable,
         )
         self._outbox_waits = False
+        # Who waits for the next look.
+        self._looked: list[Deferred[int]] = []
         self._working = False
         self._soon: IDelayedCall | None = None
         self._ended: Deferred[None] | None = None
@@ -156,9 +159,16 @@ class Sequencer(Service):
             self._outbox_waits = True
             self._start()
 
-    async def has_news(self) -> bool:
-        """Whether a look into the outbox would see something: a question that costs less than the look."""
-        return await self._outbox.has_news(self._aside.now())
+    async def look(self) -> int:
+        """Look as `wake` does; how many rows were seen that are to be numbered.
+
+        Raises `StatementFailed` and `Unavailable` if it fails. Does not return if this node stops, or is not
+        the doorman any more, before the look.
+        """
+        looked: Deferred[int] = Deferred()
+        self._looked.append(looked)
+        self.wake()
+        return await looked
 
     async def publish(self, publication: Publication) -> Published:
         """Publish, and return after the COMMIT.
@@ -242,11 +252,19 @@ class Sequencer(Service):
         if self._is_due:
             self._outbox_waits = False
             self._pulse.beat()
+            looked, self._looked = self._looked, []
             try:
-                self._saw(await self._outbox.look(self._aside.now()))
-            except StatementFailed as error:
+                rows = await self._outbox.look(self._aside.now())
+            except Exception as error:
+                fail_all(looked, error)
+                if not isinstance(error, StatementFailed):
+                    raise
                 # Requests can be numbered all the same.
                 self._log.error("the outbox cannot be looked at: {error}", error=error)
+            else:
+                self._saw(rows)
+                for each in looked:
+                    each.callback(rows)
         return self._outbox.next_batch(others_wait=bool(self._queue))
 
     def _is_left_out(self, tenant_id: TenantId) -> bool:
@@ -333,7 +351,7 @@ class Sequencer(Service):
         if outcome.taken or outcome.early:
             # More may have come for those tenants, which the last look has passed by.
             self._outbox_waits = True
-        answer(each for each in requests if not each.queued)
+        await answer(self._reactor, [each for each in requests if not each.queued])
 
     async def _leave_out(
         self,

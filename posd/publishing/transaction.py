@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -87,16 +87,15 @@ class Numbering:
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
         asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
+        rows_now = {(p.tenant_id, each): row for p in portions for each, row in p.orders.items()}
         found = await stream.take(
             session,
             seen,
             asking,
-            patient=True,
+            rows_now.keys() | _orders([item for each in requests for item in each.items]),
             node_id=self.node_id,
             fence=portions[0].fence if portions else None,
         )
-        if found is None:
-            return Outcome()
         early = _early(requests, found.behind)
         requests = [each for each in requests if each not in early]
         if not requests and not found.rows:
@@ -107,8 +106,7 @@ class Numbering:
         shops = await self.shops(session, wanted)
         items = batch.read(taken, shops)
         fresh = await self._replay(session, requests)
-        rows_now = {(p.tenant_id, each): row for p in portions for each, row in p.orders.items()}
-        states = await self._states(session, items, fresh, rows_now)
+        states = await self._states(session, items, found.published, rows_now)
         moved = await self._moved(session, items)
         ledger = batch.Ledger(states, shops, self.event_bytes, found.now, moved)
         made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
@@ -142,13 +140,9 @@ class Numbering:
     ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
         found = await stream.take(
-            session,
-            [(row.tenant_id, row.id)],
-            patient=True,
-            node_id=self.node_id,
-            fence=fence,
+            session, [(row.tenant_id, row.id)], node_id=self.node_id, fence=fence
         )
-        if found is None or [*found.rows] != [row]:
+        if [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)
         await stream.record(session, self.node_id, [entry])
@@ -202,14 +196,16 @@ class Numbering:
         self,
         session: Session,
         items: Sequence[batch.Item | batch.Moved | batch.Rejected],
-        requests: Sequence[Request],
+        published: Mapping[tuple[TenantId, str], stream.StoredText | None],
         rows_now: Mapping[tuple[TenantId, str], str],
     ) -> Mapping[tuple[TenantId, str], stream.OrderState]:
-        """The orders of a batch. One without any has no need of this statement."""
-        asked = (item for request in requests for item in request.items)
-        places = (item.place for item in (*items, *asked))
-        wanted = {(tenant_id, order_id) for tenant_id, order_id in places if order_id is not None}
-        return await stream.order_states(session, wanted, rows_now) if wanted else {}
+        """The orders of a batch. Those that were not known before it was taken are asked for here."""
+        if missing := _orders(items) - published.keys():
+            published = {**published, **await stream.published(session, missing)}
+        return {
+            order: stream.OrderState(stored, rows_now.get(order))
+            for order, stored in published.items()
+        }
 
     async def _moved(
         self, session: Session, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
@@ -275,6 +271,14 @@ class Numbering:
         ]
         if answers:
             await idempotency.store(session, answers)
+
+
+def _orders(
+    items: Iterable[batch.Item | batch.Moved | batch.Rejected],
+) -> set[tuple[TenantId, str]]:
+    """The orders that these are about."""
+    places = (item.place for item in items)
+    return {(tenant_id, order_id) for tenant_id, order_id in places if order_id is not None}
 
 
 def _early(

@@ -6,22 +6,14 @@ advisory locks of a session.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Final
 
 from posd.database.link import Session
-from posd.values import TenantId
 
-_NEWS: Final = "SELECT dinedesk_main.pos_has_news(%s::integer[])"
 _SLEEP: Final = "SELECT pg_try_advisory_lock(7097, 10)"
 _DOZE: Final = "SELECT pg_try_advisory_lock(7097, 11)"
 _END_DOZE: Final = "SELECT pg_advisory_unlock(7097, 11)"
 _WAKE: Final = "SELECT pg_advisory_unlock_all()"
-
-
-async def has_news(session: Session, aside: Collection[TenantId]) -> bool:
-    """Whether the outbox has rows of other tenants than those `aside`."""
-    return bool((await session.query(_NEWS, (list(aside),)))[0][0])
 
 
 async def try_sleep(session: Session) -> bool:

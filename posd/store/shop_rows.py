@@ -11,22 +11,10 @@ from posd.database.readers import Readers
 from posd.store import shop
 from posd.values import Tenant
 
-# Each name is of the system catalogs, and the one function is posd's. An order of more than 4 MiB is brought
-# empty. Of the orders as they are named, those that do not fit into 1 MiB together are not brought; the first
-# one always is.
-_READ: Final = """
-    WITH found AS MATERIALIZED (
-        SELECT r.order_id,
-               CASE WHEN octet_length(r.content::text) <= 4194304 THEN r.content::text ELSE '' END AS content
-          FROM posd_hooks."read_orders${shop}"(%(ids)s::text[]) AS r
-    ), counted AS (
-        SELECT f.*, sum(octet_length(f.content)) OVER (ORDER BY w.number)
-                    - octet_length(f.content) < 1048576 AS fits
-          FROM found AS f
-          JOIN unnest(%(ids)s::text[]) WITH ORDINALITY AS w (order_id, number) USING (order_id)
-    )
-    SELECT c.order_id, CASE WHEN c.fits THEN c.content END FROM counted AS c
-"""
+# The function bounds what it returns (`pos_read_shop()` in sql/main/013_adoptions.sql).
+_READ: Final = (
+    'SELECT r.order_id, r.content FROM posd_hooks."read_orders${shop}"(%(ids)s::text[]) AS r'
+)
 
 
 @frozen

@@ -65,7 +65,8 @@ _LOOK_AGAIN: Final = """
 _TAKE: Final = """
     SELECT *, clock_timestamp()
       FROM dinedesk_main.pos_take(
-        %s::integer[], %s::bigint[], %s::integer[], %s::bigint[], %s, %s::uuid, %s::bigint)
+        %s::integer[], %s::bigint[], %s::integer[], %s::bigint[], %s::integer[], %s::text[], %s::uuid,
+        %s::bigint)
 """
 _FENCED_OFF: Final = "PD001"
 """The SQLSTATE of pos_take() where another node has the lease of the doorman."""
@@ -106,6 +107,15 @@ class Seen:
 
 
 @frozen
+class StoredText:
+    """An order as posd last published it; the snapshot is JSON text."""
+
+    snapshot: str
+    status: str
+    version: int
+
+
+@frozen
 class Taken:
     """What was taken out of the outbox, and when, by the database's clock."""
 
@@ -113,19 +123,12 @@ class Taken:
     now: datetime
     behind: Mapping[tuple[TenantId, int | None], int] = field(factory=dict)
     """By what was asked: the last row of the outbox that is older than what the tenant's publishers ask."""
+    published: Mapping[tuple[TenantId, str], StoredText | None] = field(factory=dict)
+    """Each of the orders that were named, as posd last published it; None for one that it has not."""
 
 
 class FenceLost(PosdError):
     """Another node has got the lease of the doorman, so this one may take nothing out of the outbox."""
-
-
-@frozen
-class StoredText:
-    """An order as posd last published it; the snapshot is JSON text."""
-
-    snapshot: str
-    status: str
-    version: int
 
 
 @frozen
@@ -323,47 +326,50 @@ async def take(
     session: Session,
     seen: Sequence[tuple[TenantId, int]],
     asking: Iterable[tuple[TenantId, int | None]] = (),
+    orders: Collection[tuple[TenantId, str]] = (),
     *,
-    patient: bool,
     node_id: UUID | None = None,
     fence: int | None = None,
-) -> Taken | None:
+) -> Taken:
     """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
 
     `asking` names tenants whose publishers ask for something, with the last row that it follows, if that is
-    known. None: another sequencer has the lock. `patient` waits for it instead, and raises `Busy` when that
-    takes longer than lock_timeout.
+    known. `orders` names orders whose published states are wanted. Raises `Busy` if the lock cannot be had
+    within lock_timeout.
 
     `fence` is that of the lease that this node had when it looked. Raises `FenceLost` if rows were seen and
     it does not have that lease any more.
     """
     node = None if node_id is None else str(node_id)
-    values = (*_columns(seen, 2), *_columns(asking, 2), patient, node, fence)
+    values = (*_columns(seen, 2), *_columns(asking, 2), *_columns(orders, 2), node, fence)
     try:
         rows = await session.query(_TAKE, values)
     except StatementFailed as error:
         if error.sqlstate == _FENCED_OFF:
             raise FenceLost(str(error)) from error
         raise
-    if not rows[0][0]:
-        return None
-    behind = {(row[2], row[6]): row[7] for row in rows if row[7] is not None}
-    taken = [OutboxRow(*row[1:6]) for row in rows if row[1] is not None]
-    return Taken(taken, rows[0][-1], behind)
+    taken: list[OutboxRow] = []
+    behind: dict[tuple[TenantId, int | None], int] = {}
+    published: dict[tuple[TenantId, str], StoredText | None] = dict.fromkeys(orders)
+    for tenant_id, row_id, kind, key, data, follows, last, status, version, _ in rows:
+        if row_id is not None:
+            taken.append(OutboxRow(row_id, tenant_id, kind, key, data))
+        elif last is not None:
+            behind[tenant_id, follows] = last
+        elif key is not None:
+            published[tenant_id, key] = StoredText(data, status, version)
+    return Taken(taken, rows[0][-1], behind, published)
 
 
-async def order_states(
-    session: Session,
-    wanted: Collection[tuple[TenantId, str]],
-    rows_now: Mapping[tuple[TenantId, str], str],
-) -> dict[tuple[TenantId, str], OrderState]:
-    """The states of the named orders. `rows_now` has those that were read in the shops' tables."""
-    rows = await session.query(_STATES, _columns([*wanted], 2))
-    orders: dict[tuple[TenantId, str], OrderState] = {}
-    for tenant_id, order_id, snapshot, status, version in rows:
-        stored = None if snapshot is None else StoredText(snapshot, status, version)
-        orders[tenant_id, order_id] = OrderState(stored, rows_now.get((tenant_id, order_id)))
-    return orders
+async def published(
+    session: Session, wanted: Collection[tuple[TenantId, str]]
+) -> dict[tuple[TenantId, str], StoredText | None]:
+    """Each of the named orders as posd last published it; None for one that it has not."""
+    rows = await session.query(_STATES, _columns(wanted, 2))
+    return {
+        (tenant_id, order_id): None if snapshot is None else StoredText(snapshot, status, version)
+        for tenant_id, order_id, snapshot, status, version in rows
+    }
 
 
 async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> list[Recorded]:

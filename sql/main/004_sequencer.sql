@@ -6,10 +6,11 @@
 -- (https://www.postgresql.org/docs/current/xfunc-volatility.html): what is read after the lock was taken
 -- is read as of then.
 
--- For each named order, what posd last published of it.
+-- For each named order, what posd last published of it. pos_take() says that too, of orders that are known before it is
+-- called: those in what was published by SQL are not.
 CREATE FUNCTION dinedesk_main.pos_order_states(tenant_ids integer[], order_ids text[])
 RETURNS TABLE (tenant_id integer, order_id text, snapshot text, status text, version integer)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY

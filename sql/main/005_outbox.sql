@@ -24,6 +24,9 @@ CREATE INDEX pos_outbox_placed ON dinedesk_main.pos_outbox (tenant_id, id) WHERE
 -- If the oldest 200 rows of a tenant are changes of orders, it changes many at once, and up to 50 of its new orders are
 -- seen too, which are `ahead`. They do not wait for all of the changes.
 --
+-- If there are 20 rows or fewer, as is usual, all of them are seen without further ado. The doorman asks up to a
+-- thousand times a second while it is awake.
+--
 -- enable_seqscan: the statistics know the outbox empty. After an outage, or behind a long transaction that
 -- keeps what is deleted from being removed, a plan for an empty table would read all of it each time.
 CREATE FUNCTION dinedesk_main.pos_look(
@@ -32,7 +35,22 @@ RETURNS TABLE (id bigint, tenant_id integer, type text, key text, ahead boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
+DECLARE
+    few bigint;
+    size bigint;
 BEGIN
+    IF one IS NULL AND unreadable = '{}' AND tenant_ids = '{}' AND at_most >= 20 THEN
+        SELECT count(*), coalesce(sum(octet_length(f.data)), 0) INTO few, size
+          FROM (SELECT o.data FROM dinedesk_main.pos_outbox AS o ORDER BY o.tenant_id, o.id LIMIT 21) AS f;
+        IF few <= 20 AND size <= 1048576 THEN
+            -- Rows may have come between the two statements: those of each tenant that are seen are its oldest.
+            RETURN QUERY
+                SELECT f.id, f.tenant_id, f.type, f.key, false
+                  FROM (SELECT o.* FROM dinedesk_main.pos_outbox AS o ORDER BY o.tenant_id, o.id LIMIT 20) AS f
+                 WHERE f.tenant_id <> ALL (aside) ORDER BY f.id;
+            RETURN;
+        END IF;
+    END IF;
     RETURN QUERY WITH RECURSIVE waiting AS (
         SELECT CASE WHEN one IS NULL THEN (
             SELECT o.tenant_id FROM dinedesk_main.pos_outbox AS o ORDER BY o.tenant_id LIMIT 1)
@@ -122,10 +140,8 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
      ORDER BY o.id
 $$;
 
--- Become the one sequencer, and then take these rows out of the outbox, those of them that are still there.
--- `patient` callers wait for the lock (up to lock_timeout) since somebody waits for their answer; the others leave the
--- rows to the sequencer that has it. `locked` is in every row; the last one has nothing else. A row with neither key
--- nor data had more than 2 MiB, which no event can have.
+-- Become the one sequencer, waiting for the lock up to lock_timeout, and then take these rows out of the outbox, those
+-- of them that are still there. A row with neither key nor data had more than 2 MiB, which no event can have.
 --
 -- Rows are taken only for the doorman: `node` with the `fence` that it had when it looked (006_doorman.sql). The fence
 -- is compared after the lock is taken. Whatever the next doorman numbers comes after this transaction then, and it
@@ -135,24 +151,20 @@ $$;
 -- there for those of them that have further rows: the last one that has to be numbered first. `follow` is that
 -- row, where it is known from an earlier call. NULL: as many rows as a batch has, so that a shop that changes
 -- thousands of orders at once does not make its publishers wait for all of them.
+--
+-- What posd last published of the orders `order_keys` of `order_tenants` comes in the same answer, which saves a round
+-- trip: `key` is the order and `data` its snapshot then, with the `status` and the `version`. The last row of the answer
+-- has the tenant 0 and nothing else.
 CREATE FUNCTION dinedesk_main.pos_take(
-    tenant_ids integer[], ids bigint[], asking integer[], follow bigint[], patient boolean, node uuid, fence bigint)
-RETURNS TABLE (locked boolean, id bigint, tenant_id integer, type text, key text, data text, follows bigint,
-               behind bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+    tenant_ids integer[], ids bigint[], asking integer[], follow bigint[], order_tenants integer[],
+    order_keys text[], node uuid, fence bigint)
+RETURNS TABLE (tenant_id integer, id bigint, type text, key text, data text, follows bigint, behind bigint,
+               status text, version integer)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
-    IF patient THEN
-        LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE;
-    ELSE
-        BEGIN
-            LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
-        EXCEPTION WHEN lock_not_available THEN
-            RETURN QUERY SELECT false, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text, NULL::bigint,
-                                NULL::bigint;
-            RETURN;
-        END;
-    END IF;
+    LOCK TABLE dinedesk_main.pos_sequencing IN SHARE UPDATE EXCLUSIVE MODE;
     IF ids <> '{}' AND NOT EXISTS (
         -- By the index: with enable_seqscan off the cost of reading a table without one makes PostgreSQL compile (JIT)
         -- the statement, which takes 60 ms.
@@ -160,33 +172,45 @@ BEGIN
     ) THEN
         RAISE EXCEPTION 'node % does not have the lease of the doorman any more', node USING ERRCODE = 'PD001';
     END IF;
-    RETURN QUERY
-        WITH taken AS (
-            DELETE FROM dinedesk_main.pos_outbox AS o
-             USING unnest(tenant_ids, ids) AS s (tenant_id, id)
-             WHERE o.tenant_id = s.tenant_id AND o.id = s.id
-            RETURNING o.id, o.tenant_id, o.type, o.key,
-                      CASE WHEN octet_length(o.data) <= 2097152 THEN o.data END AS data
-        )
-        SELECT true, t.id, t.tenant_id, t.type, t.key, t.data, NULL::bigint, NULL::bigint FROM taken AS t
-         ORDER BY t.id;
-    RETURN QUERY
-        SELECT true, NULL::bigint, a.tenant_id, NULL::text, NULL::text, NULL::text, a.follows, b.last
-          FROM unnest(asking, follow) AS a (tenant_id, follows)
-         CROSS JOIN LATERAL (
-            SELECT max(f.id) AS last FROM (
-                SELECT o.id FROM dinedesk_main.pos_outbox AS o
-                 WHERE o.tenant_id = a.tenant_id AND o.id <= coalesce(a.follows, 9223372036854775807)
-                 ORDER BY o.id LIMIT 200) AS f) AS b
-         WHERE b.last IS NOT NULL;
-    RETURN QUERY SELECT true, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::text, NULL::bigint,
-                        NULL::bigint;
+    IF ids <> '{}' THEN
+        RETURN QUERY
+            WITH taken AS (
+                DELETE FROM dinedesk_main.pos_outbox AS o
+                 USING unnest(tenant_ids, ids) AS s (tenant_id, id)
+                 WHERE o.tenant_id = s.tenant_id AND o.id = s.id
+                RETURNING o.tenant_id, o.id, o.type, o.key,
+                          CASE WHEN octet_length(o.data) <= 2097152 THEN o.data END AS data
+            )
+            SELECT t.tenant_id, t.id, t.type, t.key, t.data, NULL::bigint, NULL::bigint, NULL::text, NULL::integer
+              FROM taken AS t ORDER BY t.id;
+    END IF;
+    IF asking <> '{}' THEN
+        RETURN QUERY
+            SELECT a.tenant_id, NULL::bigint, NULL::text, NULL::text, NULL::text, a.follows, b.last, NULL::text,
+                   NULL::integer
+              FROM unnest(asking, follow) AS a (tenant_id, follows)
+             CROSS JOIN LATERAL (
+                SELECT max(f.id) AS last FROM (
+                    SELECT o.id FROM dinedesk_main.pos_outbox AS o
+                     WHERE o.tenant_id = a.tenant_id AND o.id <= coalesce(a.follows, 9223372036854775807)
+                     ORDER BY o.id LIMIT 200) AS f) AS b
+             WHERE b.last IS NOT NULL;
+    END IF;
+    IF order_keys <> '{}' THEN
+        RETURN QUERY
+            SELECT o.tenant_id, NULL::bigint, NULL::text, o.order_id, o.snapshot::text, NULL::bigint, NULL::bigint,
+                   o.status, o.version
+              FROM unnest(order_tenants, order_keys) AS w (tenant_id, order_id)
+              JOIN dinedesk_main.pos_orders AS o ON o.tenant_id = w.tenant_id AND o.order_id = w.order_id;
+    END IF;
+    RETURN QUERY SELECT 0, NULL::bigint, NULL::text, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text,
+                        NULL::integer;
 END
 $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer[], integer),
     dinedesk_main.pos_look_again(integer[], text[], integer[], text[]),
-    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint) FROM PUBLIC;
+    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], integer[], text[], uuid, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_look(integer, integer[], integer[], integer[], integer[], integer),
     dinedesk_main.pos_look_again(integer[], text[], integer[], text[]),
-    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint) TO posd;
+    dinedesk_main.pos_take(integer[], bigint[], integer[], bigint[], integer[], text[], uuid, bigint) TO posd;

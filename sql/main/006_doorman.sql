@@ -80,26 +80,6 @@ BEGIN
 END
 $$;
 
--- Whether the outbox has rows of other tenants than these. A doorman that is awake asks up to a thousand times a
--- second. It goes from tenant to tenant by the index, however many rows they have; see pos_look() for enable_seqscan.
-CREATE FUNCTION dinedesk_main.pos_has_news(aside integer[]) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
-DECLARE
-    last integer := 0;
-BEGIN
-    LOOP
-        SELECT o.tenant_id INTO last FROM dinedesk_main.pos_outbox AS o
-         WHERE o.tenant_id > last ORDER BY o.tenant_id LIMIT 1;
-        IF NOT FOUND THEN
-            RETURN false;
-        ELSIF last <> ALL (aside) THEN
-            RETURN true;
-        END IF;
-    END LOOP;
-END
-$$;
-
-REVOKE ALL ON FUNCTION dinedesk_main.pos_ring(), dinedesk_main.pos_has_news(integer[]) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION dinedesk_main.pos_has_news(integer[]) TO posd;
+REVOKE ALL ON FUNCTION dinedesk_main.pos_ring() FROM PUBLIC;
 -- It is called by the enqueue functions of the tenants, which belong to this role.
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_ring() TO posd_hook;

@@ -38,9 +38,12 @@ GRANT SELECT ON dinedesk_main.pos_adoptions TO posd;
 -- {"failure": "SQLSTATE message"} as its content, and the others are returned as usual. Errors about names,
 -- rights, locks and resources concern all orders and are raised. So is an error that the query has without any
 -- order, such as a constant in `condition` that the type of a column does not have any more.
+--
+-- `content` is JSON text. That of an order of more than 4 MiB is empty. Of the orders in the order of `keys`, those
+-- that do not fit into 1 MiB together have NULL; the first one always fits.
 CREATE FUNCTION dinedesk_main.pos_read_shop(
     shop text, keys text[], times text, condition text, known text[])
-RETURNS TABLE (order_id text, content json)
+RETURNS TABLE (order_id text, content text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -132,8 +135,14 @@ BEGIN
         END LOOP;
     END;
     -- A view in the place of `orders` may have any number of rows for a key, and a cast of the shop's any text.
-    RETURN QUERY SELECT DISTINCT ON (u.order_id) u.order_id, u.content
-                   FROM unnest(ids, contents) AS u(order_id, content) WHERE u.order_id = ANY (keys);
+    RETURN QUERY
+        SELECT f.order_id, CASE WHEN f.before < 1048576 THEN f.content END
+          FROM (SELECT d.*, sum(octet_length(d.content)) OVER (ORDER BY array_position(keys, d.order_id))
+                            - octet_length(d.content) AS before
+                  FROM (SELECT DISTINCT ON (u.order_id) u.order_id,
+                               CASE WHEN octet_length(u.content) <= 4194304 THEN u.content ELSE '' END AS content
+                          FROM unnest(ids, contents::text[]) AS u(order_id, content)
+                         WHERE u.order_id = ANY (keys)) AS d) AS f;
 END
 $$;
 

@@ -74,9 +74,10 @@ $$;
 REVOKE ALL ON FUNCTION posd_hooks.enqueue_event$:shop(text, jsonb) FROM PUBLIC;
 
 -- Reads the shop's orders as they are now. Until `orders` is hooked there is nothing to read.
-CREATE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content json)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT NULL::text, NULL::json WHERE false
+CREATE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+END
 $$;
 REVOKE ALL ON FUNCTION posd_hooks.read_orders$:shop(text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION posd_hooks.read_orders$:shop(text[]) TO posd_reader;

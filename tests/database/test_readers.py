@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -61,7 +62,7 @@ class ReadingTests(ReadersCase):
     async def test_orders_are_read_as_the_shop_has_them(self) -> None:
         readers = await self.readers()
         ((order_id, content),) = await readers.read(KITCHEN, READ.format("kitchen"))
-        self.assertEqual((order_id, content["total_amount"]), ("1", 5))
+        self.assertEqual((order_id, json.loads(content)["total_amount"]), ("1", 5))
         self.assertTrue(readers.is_quick(KITCHEN))
 
     async def test_nothing_can_be_written_while_a_shop_is_read(self) -> None:
@@ -122,16 +123,24 @@ class ReadingTests(ReadersCase):
         readers = await self.readers()
         self.run_when_read(
             "PERFORM set_config('search_path', 'dinedesk_kitchen', false),"
-            " set_config('statement_timeout', '0', false), pg_advisory_lock(7097, 3)"
+            " set_config('statement_timeout', '0', false), pg_advisory_lock(7097, 3);"
+            " EXECUTE 'PREPARE ready AS SELECT 1'"
         )
         await readers.read(KITCHEN, READ.format("kitchen"))
         await self.rested(readers)
         locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
         self.assertEqual(self.admin.value(locks), 0)
-        settings = "SELECT current_setting('search_path'), current_setting('statement_timeout')"
+        open_ = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'"
+        )
+        self.assertEqual(self.admin.value(open_, "posd reader"), 0, "its transaction has ended")
+        settings = (
+            "SELECT current_setting('search_path'), current_setting('statement_timeout'),"
+            " (SELECT count(*) FROM pg_prepared_statements)"
+        )
         for seconds in ("250ms", *["1s"] * PLACES):
             read = await readers.read(GRILL, settings)
-            self.assertEqual(read, [("pg_catalog, pg_temp", seconds)])
+            self.assertEqual(read, [("pg_catalog, pg_temp", seconds, 0)])
 
     async def test_without_a_connection_it_is_unavailable(self) -> None:
         readers = Readers(REACTOR, of_reader(self.dsn))

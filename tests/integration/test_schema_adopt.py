@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -67,7 +68,7 @@ class AdoptCase(SchemaCase):
         rows = self.connect("posd_reader").rows(
             "SELECT * FROM posd_hooks.read_orders$bistro(%s)", [*keys]
         )
-        return dict(rows)
+        return {key: json.loads(text) for key, text in rows}
 
     def read(self, *keys: str) -> list[tuple[str, str, int]]:
         """Of that: id, status, how many items."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -116,7 +117,7 @@ class ChangedTests(StrangerCase):
                     ),
                     "the reader waits for the shop",
                 )
-            content = read.result(DEADLINE)
+            content = json.loads(read.result(DEADLINE))
         self.assertEqual((content["id"], len(content["items"])), ("7", 1))
 
     def test_a_condition_that_fits_no_order_any_more_fails_none(self) -> None:

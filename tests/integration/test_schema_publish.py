@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import psycopg2
@@ -141,11 +142,10 @@ class HookTests(SchemaCase):
         self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
 
     def read(self, *keys: str) -> dict[str, Any]:
-        return dict(
-            self.connect("posd_reader").rows(
-                "SELECT * FROM posd_hooks.read_orders$kitchen(%s)", [*keys]
-            )
+        rows = self.connect("posd_reader").rows(
+            "SELECT * FROM posd_hooks.read_orders$kitchen(%s)", [*keys]
         )
+        return {key: json.loads(text) for key, text in rows}
 
     def test_an_order_is_noted_by_its_key_alone(self) -> None:
         self.shop.run(ORDER, 7)

@@ -66,7 +66,6 @@ ON_KITCHEN = {
 
 FUNCTIONS_OF_MAIN = {
     "pos_ring()": ("posd_owner", False, {"posd_hook"}),
-    "pos_has_news(integer[])": ("posd_owner", False, {"posd"}),
     "pos_claim_lease(uuid, text)": ("posd_owner", False, {"posd"}),
     "pos_begin_device()": ("posd_owner", True, set()),
     "pos_begin_epochs(integer[], uuid[], bigint[], bigint[])": ("posd_owner", True, {"posd"}),
@@ -107,7 +106,7 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
-    "pos_take(integer[], bigint[], integer[], bigint[], boolean, uuid, bigint)": (
+    "pos_take(integer[], bigint[], integer[], bigint[], integer[], text[], uuid, bigint)": (
         "posd_owner",
         False,
         {"posd"},
@@ -387,7 +386,7 @@ class RoleTests(SchemaCase):
             "SELECT FROM dinedesk_kitchen.pos_orders",
             "SELECT FROM dinedesk_main.pos_events",
             "SELECT FROM dinedesk_main.pos_orders",
-            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', false, NULL, NULL)",
+            "SELECT FROM dinedesk_main.pos_take('{}', '{}', '{}', '{}', '{}', '{}', NULL, NULL)",
             "SELECT FROM dinedesk_main.pos_claim_lease(gen_random_uuid(), 'mine')",
             "SELECT FROM dinedesk_main.pos_ring()",
             "SELECT FROM dinedesk_main.pos_tell('tenant 1')",

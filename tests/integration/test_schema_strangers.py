@@ -80,7 +80,7 @@ class OddRowTests(StrangerCase):
             """ selected_addons = '[{"name": "Anna \\ud83d"}]'"""
         )
         text = self.connect("posd_reader").value(
-            "SELECT content::text FROM posd_hooks.read_orders$bistro('{1}')"
+            "SELECT content FROM posd_hooks.read_orders$bistro('{1}')"
         )
         self.assertIn("Anna \\ud83d", text)
         self.assertNotIn("meta", text)

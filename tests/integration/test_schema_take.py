@@ -32,7 +32,7 @@ class TakeTests(SchemaCase):
         self.admin.run(PUBLISH, slug, count)
 
     def take(self, at_most: int = 500, aside: tuple[int, ...] = ()) -> list[tuple[int, str | None]]:
-        return [(row.tenant_id, row.data) for row in self.sequencer.take(at_most, aside) or ()]
+        return [(row.tenant_id, row.data) for row in self.sequencer.take(at_most, aside)]
 
     def test_what_is_taken_is_gone_with_the_commit(self) -> None:
         self.publish("kitchen", 2)
@@ -91,7 +91,7 @@ class TakeTests(SchemaCase):
     def test_data_is_text_and_keys_have_none(self) -> None:
         self.admin.run("""SELECT dinedesk_main.pos_publish('kitchen', 'a', '{"b":[1,2.50,"é"]}')""")
         self.admin.run(ORDER.format("kitchen"), 7)
-        rows = self.sequencer.take() or []
+        rows = self.sequencer.take()
         self.assertEqual(
             [(row.type, row.key, row.data) for row in rows],
             [("a", None, '{"b": [1, 2.50, "é"]}'), ("placed", "7", None)],
@@ -102,7 +102,7 @@ class TakeTests(SchemaCase):
         numbers = "[" + ", ".join(["1e131071"] * 20) + "]"
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'bomb', %s)", numbers)
         self.publish("kitchen", 1)
-        rows = self.sequencer.take() or []
+        rows = self.sequencer.take()
         self.assertEqual(
             [(row.type, row.key, row.data) for row in rows],
             [("bomb", None, None), ("n", None, "1")],
@@ -141,26 +141,15 @@ class OneSequencerTests(SchemaCase):
         self.first, self.second = self.connect("posd"), self.connect("posd")
         self.admin.run(PUBLISH, "kitchen", 10)
 
-    def test_who_is_not_patient_leaves_the_rows_to_the_other(self) -> None:
-        with self.first.transaction():
-            self.assertEqual(len(self.first.take(5) or ()), 5)
-            self.assertIsNone(self.second.take())
-        self.assertEqual(len(self.second.take() or ()), 5)
-
-    def test_who_is_refused_can_go_on_with_the_transaction(self) -> None:
-        with self.first.transaction():
-            self.first.take()
-            with self.second.transaction():
-                self.assertIsNone(self.second.take())
-                self.assertEqual(self.second.value("SELECT 1"), 1)
-
     def test_an_empty_outbox_is_locked_too(self) -> None:
         self.first.take()
+        self.second.run("SET lock_timeout = '20ms'")
         with self.first.transaction():
             self.assertEqual(self.first.take(), [])
-            self.assertIsNone(self.second.take())
+            with self.assertRaises(psycopg2.errors.LockNotAvailable):
+                self.second.take()
 
-    def test_who_is_patient_waits_and_sees_what_was_committed_meanwhile(self) -> None:
+    def test_the_second_waits_and_sees_what_was_committed_meanwhile(self) -> None:
         self.first.run("BEGIN")
         self.first.take(5)
         self.second.run("BEGIN")
@@ -172,24 +161,24 @@ class OneSequencerTests(SchemaCase):
             return []
 
         def wait() -> list[str | None]:
-            return [row.data for row in self.second.take(patient=True) or ()]
+            return [row.data for row in self.second.take()]
 
         taken, _ = at_once(wait, end_the_first)
         self.assertEqual(taken, ["6", "7", "8", "9", "10"], "what came after the look is left")
-        self.assertEqual([row.data for row in self.second.take() or ()], ["1"])
+        self.assertEqual([row.data for row in self.second.take()], ["1"])
 
-    def test_who_is_patient_waits_no_longer_than_lock_timeout(self) -> None:
+    def test_the_second_waits_no_longer_than_lock_timeout(self) -> None:
         self.second.run("SET lock_timeout = '20ms'")
         with self.first.transaction():
             self.first.take()
             with self.assertRaises(psycopg2.errors.LockNotAvailable):
-                self.second.take(patient=True)
+                self.second.take()
 
     def test_a_sequencer_that_dies_leaves_its_rows_and_its_place(self) -> None:
         self.first.run("BEGIN")
         self.first.take()
         self.first.connection.close()
-        self.assertEqual(len(self.second.take(patient=True) or ()), 10)
+        self.assertEqual(len(self.second.take()), 10)
 
     def test_numbers_are_without_a_gap_whoever_takes(self) -> None:
         self.admin.run("DELETE FROM dinedesk_main.pos_outbox")
@@ -205,8 +194,8 @@ class OneSequencerTests(SchemaCase):
         at_once(
             lambda: publish("kitchen"),
             lambda: publish("grill"),
-            lambda: self.some_batches(self.first, patient=False),
-            lambda: self.some_batches(self.second, patient=True),
+            lambda: self.some_batches(self.first),
+            lambda: self.some_batches(self.second),
         )
         while self.first.sequence():
             pass
@@ -214,11 +203,11 @@ class OneSequencerTests(SchemaCase):
             seqs = self.admin.rows(f"SELECT seq FROM {schema}.pos_events ORDER BY id")
             self.assertEqual([seq for (seq,) in seqs], list(range(1, 81)))
 
-    def some_batches(self, client: Client, *, patient: bool) -> int:
+    def some_batches(self, client: Client) -> int:
         """Sequence for a while, a few rows at a time; every third batch is rolled back."""
         for number in range(60):
             client.run("BEGIN")
-            rows = client.take(3, patient=patient) or []
+            rows = client.take(3)
             if rows:
                 client.record(*[Entry(row.tenant_id) for row in rows])
             client.run("ROLLBACK" if number % 3 == 0 else "COMMIT")

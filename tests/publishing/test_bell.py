@@ -54,20 +54,26 @@ class StateTests(SynchronousTestCase):
         self.bell = Bell(
             self.clock,
             self.locks,
-            news=self.news,
+            look=self.ask,
             wake=self.look,
             instruments=self.instruments,
         )
 
-    async def news(self) -> bool:
+    async def ask(self) -> int:
+        """A look of the doorman's own accord."""
         self.asked.append(self.clock.seconds())
-        return self.rows > 0
+        return self.seen()
 
     def look(self) -> None:
-        """The sequencer looks and takes what there is."""
+        """A look since it was rung, or the poll has found something."""
         self.looks.append(self.clock.seconds())
+        self.seen()
+
+    def seen(self) -> int:
+        """The sequencer looks and takes what there is."""
         rows, self.rows = self.rows, 0
         self.bell.saw(rows)
+        return rows
 
     def pass_(self, seconds: float) -> None:
         for _ in range(round(seconds * 1000)):
@@ -221,12 +227,12 @@ class StateTests(SynchronousTestCase):
         """Not more than half of the time is spent on looks, however long one takes."""
         took = 0.01
 
-        async def slow() -> bool:
+        async def slow() -> int:
             self.asked.append(self.clock.seconds())
             self.clock.rightNow += took
-            return False
+            return 0
 
-        self.bell._news = slow
+        self.bell._ask = slow
         self.bell.start()
         self.pass_(0.1)
         self.assertLess(len(self.asked), 12)
@@ -253,15 +259,15 @@ class StateTests(SynchronousTestCase):
         self.assertEqual(self.bell.state, ASLEEP)
 
     def test_a_mistake_is_logged_and_it_goes_on(self) -> None:
-        self.bell._news = self.broken
+        self.bell._ask = self.broken
         self.bell.start()
         self.pass_(0.01)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.bell._news = self.news
+        self.bell._ask = self.ask
         self.pass_(1.5)
         self.assertEqual(self.bell.state, ASLEEP)
 
-    async def broken(self) -> bool:
+    async def broken(self) -> int:
         raise ZeroDivisionError
 
 
@@ -270,7 +276,7 @@ class BellCase(SequencerCase):
 
     async def doorman(self) -> Sequencer:
         sequencer = await self.started()
-        self.bell = Bell(REACTOR, sequencer._link, news=sequencer.has_news, wake=sequencer.wake)
+        self.bell = Bell(REACTOR, sequencer._link, look=sequencer.look, wake=sequencer.wake)
         sequencer._saw = self.bell.saw
         self.addCleanup(self.bell.stop)
         self.listener = self.client()

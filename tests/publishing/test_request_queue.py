@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import Unavailable
-from posd.publishing.publication import Publication, Request
+from posd.publishing.publication import Publication, Published, Request, answer
 from posd.publishing.request_queue import RequestQueue
 from posd.values import Draft
 
@@ -50,7 +52,9 @@ class RequestQueueTests(SynchronousTestCase):
         waiting = queue(
             *(request(tenant, 500) for tenant in (1, 1, 2)), *(request(3) for _ in range(350))
         )
-        self.assertEqual(sizes(waiting), [[500], [1] * 300, [500], [1] * 50, [500]])
+        self.assertEqual(
+            sizes(waiting), [[500], [1] * 100, [500], [1] * 100, [500], [1] * 100, [1] * 50]
+        )
 
     def test_a_small_one_waits_for_the_large_one_before_it(self) -> None:
         waiting = queue(request(1, 500), request(1), request(2))
@@ -69,7 +73,7 @@ class RequestQueueTests(SynchronousTestCase):
             tenants.append([each.tenant_id for each in waiting.next_batch()])
         self.assertEqual(tenants, [[2], [1, 3]])
 
-    def test_a_batch_has_up_to_100_tenants(self) -> None:
+    def test_a_batch_has_up_to_100_requests(self) -> None:
         waiting = queue(*(request(tenant) for tenant in range(150)))
         self.assertEqual([len(waiting.next_batch()), len(waiting.next_batch())], [100, 50])
 
@@ -98,3 +102,22 @@ class RequestQueueTests(SynchronousTestCase):
             expected = [id(each) for each in requests if each.tenant_id == tenant]
             self.assertEqual([id(each) for each in taken if each.tenant_id == tenant], expected)
         self.assertEqual(len(taken), len(requests))
+
+
+class AnswerTests(SynchronousTestCase):
+    def test_no_more_than_twenty_are_answered_in_a_turn_of_the_reactor(self) -> None:
+        """To write the answers of a whole batch at once would let nobody else have a turn for 10 ms."""
+        clock, requests = Clock(), [request(1) for _ in range(45)]
+        for each in requests:
+            each.result = Published((1,), 0)
+        told: list[int] = []
+
+        def turn() -> None:
+            told.append([each.answer.called for each in requests].count(True))
+            if told[-1] < len(requests):
+                clock.callLater(0, turn)
+
+        telling = Deferred.fromCoroutine(answer(clock, requests))
+        turn()
+        clock.advance(0)
+        self.assertEqual((told, telling.called), ([20, 40, 45], True))

@@ -118,8 +118,8 @@ class GrowthTests(StoreCase):
             for each in _SOME
         ]
         work: dict[str, Callable[[Session], Awaitable[object]]] = {
-            "take": lambda s: stream.take(s, [], [(each, None) for each in _SOME], patient=True),
-            "states": lambda s: stream.order_states(s, [(each, "8") for each in _SOME], {}),
+            "take": lambda s: stream.take(s, [], [(each, None) for each in _SOME]),
+            "states": lambda s: stream.published(s, [(each, "8") for each in _SOME]),
             "record": lambda s: stream.record(s, UUID(int=1), entries),
             "heads": lambda s: stream.heads(s, _SOME),
             "pages": lambda s: stream.pages(s, positions, 100),

@@ -112,13 +112,11 @@ class StreamTests(StoreCase):
             [row.tenant_id for row in await stream.look(session, 10, [], [], {}, 2)], [2]
         )
         seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], [], {})]
-        taken = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
-        assert taken is not None
+        taken = await stream.take(session, seen, node_id=NODE, fence=0)
         self.assertEqual(
             [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        again = await stream.take(session, seen, patient=False, node_id=NODE, fence=0)
-        assert again is not None
+        again = await stream.take(session, seen, node_id=NODE, fence=0)
         self.assertEqual(again.rows, [])
         self.assertLess(taken.now, again.now)
         self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], [], {})], [2])
@@ -131,9 +129,8 @@ class StreamTests(StoreCase):
         seen = await stream.look(session, 10, [], [], {})
         self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
         taken = await stream.take(
-            session, [(row.tenant_id, row.id) for row in seen], patient=False, node_id=NODE, fence=0
+            session, [(row.tenant_id, row.id) for row in seen], node_id=NODE, fence=0
         )
-        assert taken is not None
         self.assertEqual([row.key for row in taken.rows], [str(order_id)])
         left = await stream.look(session, 10, [], [], {})
         self.assertEqual([row.key for row in left], [str(order_id)])
@@ -165,17 +162,23 @@ class StreamTests(StoreCase):
         await session.execute("SET lock_timeout = '50ms'")
         self.publish()
         with self.admin.transaction():
-            self.assertEqual(len(self.admin.take() or ()), 1)
-            self.assertIsNone(await stream.take(session, [], patient=False, node_id=NODE, fence=0))
+            self.assertEqual(len(self.admin.take()), 1)
             with self.assertRaises(Busy):
-                await stream.take(session, [], patient=True, node_id=NODE, fence=0)
+                await stream.take(session, [], node_id=NODE, fence=0)
 
-    async def test_orders_are_as_they_were_published_and_as_they_were_read(self) -> None:
+    async def test_orders_are_told_as_they_were_published(self) -> None:
         session = await self.session()
-        rows_now = {(1, "7"): '{"total_amount":5}'}
-        states = await stream.order_states(session, [(1, "7"), (1, "no such")], rows_now)
-        self.assertEqual(states[1, "7"], stream.OrderState(None, '{"total_amount":5}'))
-        self.assertEqual(states[1, "no such"], stream.OrderState(None, None))
+        stored = stream.Entry(1, "new_order", '{"a":1.50}', order_id="7", status="new", version=3)
+        await stream.record(session, NODE, [stored])
+        wanted = [(1, "7"), (2, "7"), (1, "no such")]
+        expected = {
+            (1, "7"): stream.StoredText('{"a":1.50}', "new", 3),
+            (2, "7"): None,
+            (1, "no such"): None,
+        }
+        self.assertEqual(await stream.published(session, wanted), expected)
+        taken = await stream.take(session, [], [], wanted)
+        self.assertEqual((taken.published, taken.rows, taken.behind), (expected, [], {}))
 
     def publish(self, slug: str = "kitchen") -> None:
         self.admin.run("SELECT dinedesk_main.pos_publish(%s, 'notice', '{}')", slug)

@@ -419,6 +419,16 @@ class BroadcastTests(PublishingCase):
                     self.begin("/broadcast", self.event)
             self.assertEqual(self.call("/broadcast", self.event).status, 200)
 
+    def test_events_that_are_being_committed_do_not_hold_up_others_with_the_same_key(self) -> None:
+        """All that a platform sends meanwhile shares the next commit."""
+        self.reception.turns = RequestTurns(self.clock)
+        path, event = "/api/kitchen/events", {"type": "notice", "data": {}}
+        with patch.object(DummyRequest, "account", account(1, None, shared=False), create=True):
+            with patch.object(Numbers, "publish", lambda *_: Deferred()):
+                for _ in range(AT_ONCE + 1):
+                    self.begin(path, event)
+            self.assertEqual(self.call(path, event).status, 201)
+
     def test_a_key_of_a_broadcast_is_not_one_of_the_events_endpoint(self) -> None:
         self.call("/broadcast", self.event, headers={"Idempotency-Key": "k"})
         idempotency = self.numbers.asked[0].idempotency
