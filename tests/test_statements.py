@@ -40,6 +40,8 @@ _KNOWN = {
     ("posd.database.link", "max(1, int(seconds * 1000))"): "an integer",
     ("posd.database.adoption", "closed"): "advice for people; the table was quoted",
     ("posd.database.adoption", "column"): "advice for people; one of two that are known",
+    ("posd.database.adoption", "name"): "advice for people; one of the columns that are needed",
+    ("posd.database.adoption", "kind"): "advice for people; as PostgreSQL writes the type",
 }
 """What is put in besides, and what it is."""
 

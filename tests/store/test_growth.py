@@ -83,7 +83,7 @@ async def _export(table: str, session: Session) -> None:
     await export.rows(session, KITCHEN, table)
 
 
-async def _forget(place: erasure.Place, session: Session) -> None:
+async def _forget(place: erasure.DocumentPlace, session: Session) -> None:
     await erasure.documents(session, KITCHEN, place)
 
 
@@ -148,7 +148,9 @@ class GrowthTests(StoreCase):
             ),
         }
         before = datetime(2020, 1, 1, tzinfo=UTC)
-        places: tuple[erasure.Place, ...] = ("event", "message", "order", "answer", "outbox")
+        places: tuple[erasure.DocumentPlace, ...] = (
+            *("event", "message", "order", "answer", "outbox", "refusal"),
+        )
         work |= {
             "would go": lambda s: retention.would_go(s, KITCHEN, before, FINAL_STATUSES),
             "between": lambda s: replay.between(s, KITCHEN, 2, 8),

@@ -23,7 +23,7 @@ from posd.errors import (
 )
 from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
-from posd.security.request_rates import Account
+from posd.security.request_rates import RateAccount
 from posd.web.http.headers import members
 from posd.web.http.pieces import in_pieces
 from posd.web.http.unsent import UnsentAnswers
@@ -98,7 +98,7 @@ class Call:
         return address_of(self.request, self.door)
 
     @property
-    def account(self) -> Account | None:
+    def account(self) -> RateAccount | None:
         """The credential that is charged for this, None where an address or nobody is."""
         return getattr(self.request, "account", None)
 
