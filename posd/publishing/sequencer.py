@@ -41,6 +41,7 @@ from posd.publishing.publication import Request, answer, fail, hand_on, not_serv
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
 from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
+from posd.publishing.workload import TooMuch
 from posd.store import stream
 from posd.store.stream import FenceLost
 from posd.values import Appended, TenantId
@@ -263,6 +264,10 @@ class Sequencer(Service):
             await self._commit(requests, portions)
         except TenantsFailed as trouble:
             await self._leave_out(trouble.failures, requests, portions)
+        except TooMuch as trouble:
+            self._outbox.lighten(trouble.tenant_id, trouble.rows)
+            self._outbox_waits = True
+            self._queue.put_back(requests)
         except Unavailable as error:
             fail(requests, error)
             raise
@@ -322,12 +327,15 @@ class Sequencer(Service):
             self._fence_lost()
             await self._settle(requests)
             return
+        except TooMuch:
+            raise
         except Exception:
             self._instruments.batch_failed()
             raise
         hand_on(outcome.appended, self._appended, self._journal.not_handed_on)
-        self._journal.committed(outcome, self._reactor.seconds() - began)
-        self._outbox.accepted(portions)
+        seconds = self._reactor.seconds() - began
+        self._journal.committed(outcome, seconds)
+        self._outbox.accepted(portions, seconds)
         self._following.too_early(outcome.early, [each.tenant_id for each in portions])
         self._queue.put_back(outcome.early)
         if outcome.taken or outcome.early:
