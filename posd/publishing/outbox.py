@@ -100,6 +100,8 @@ class Outbox:
         self._ready: list[Portion] = []
         # How many rows are seen at once of tenants whose tables are slow, or whose rows were refused.
         self._limits: dict[TenantId, int] = {}
+        # And of those whose rows were too much work for one transaction.
+        self._heavy: dict[TenantId, int] = {}
         # Tenants whose batch was refused are numbered alone, and until when at least.
         self._alone: dict[TenantId, float] = {}
         self._alone_is_next = True
@@ -179,9 +181,17 @@ class Outbox:
             self._limits[tenant_id] = max(1, min(self._limits.get(tenant_id, MOST_ROWS), rows) // 2)
         self._alone[tenant_id] = self._clock.seconds() + _ALONE_SECONDS
 
-    def accepted(self, portions: Sequence[Portion]) -> None:
-        """These were numbered."""
+    def lighten(self, tenant_id: TenantId, rows: int) -> None:
+        """Have so many rows of a tenant seen at once, since more were too much work (`workload`)."""
+        self._heavy[tenant_id] = rows
+
+    def accepted(self, portions: Sequence[Portion], seconds: float = 0.0) -> None:
+        """These were numbered, in so many seconds."""
         for each in portions:
+            if seconds < _SOON_SECONDS and each.tenant_id in self._heavy:
+                self._heavy[each.tenant_id] *= 2
+                if self._heavy[each.tenant_id] >= MOST_ROWS:
+                    del self._heavy[each.tenant_id]
             if each.tenant_id in self._alone and each.tenant_id in self._limits:
                 self._limits[each.tenant_id] = min(MOST_ROWS, 2 * self._limits[each.tenant_id])
             if self._alone.get(each.tenant_id, math.inf) <= self._clock.seconds():
@@ -243,8 +253,11 @@ class Outbox:
     ) -> list[tuple[Tenant | None, Sequence[numbering.Seen]]]:
         """The rows that are there, by their tenants; a tenant that is gone is None."""
         unreadable = self._quarantine.keys()
+        limits = dict(self._limits)
+        for tenant_id, rows in self._heavy.items():
+            limits[tenant_id] = min(rows, limits.get(tenant_id, MOST_ROWS))
         return await self._of_shops(
-            await numbering.look(self._link, most, aside, unreadable, self._limits, only)
+            await numbering.look(self._link, most, aside, unreadable, limits, only)
         )
 
     async def _of_shops(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from posd.protocol import jsontext
 from posd.publishing import batch
 from posd.publishing.outbox import Portion
 from posd.publishing.publication import OrderOutcome, Published, Request
+from posd.publishing.workload import Workload
 from posd.store import idempotency, movements, numbering, orders, presence, tenants
 from posd.values import Appended, Event, Tenant, TenantId
 
@@ -82,7 +83,8 @@ class Numbering:
         A request that is `orderly` is left out while its tenant has older rows in the outbox: a shop that
         commits and then calls has its events in that order.
 
-        Raises `TenantsFailed`, `FenceLost`, and whatever the database raises; then nothing may be committed.
+        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and whatever the database raises; then nothing may be
+        committed.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
@@ -104,12 +106,12 @@ class Numbering:
         self.oldest = taken[0] if taken else None
         wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in taken}
         shops = await self.shops(session, wanted)
-        items = batch.read(taken, shops)
+        items = self._read(taken, shops)
         fresh = await self._replay(session, requests)
         states = await self._states(session, items, found.published, rows_now)
         moved = await self._moved(session, items)
         ledger = batch.Ledger(states, shops, self.event_bytes, found.now, moved)
-        made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
+        made = self._made(ledger, items)
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
         judged = _judge(ledger, entries, fresh)
@@ -138,6 +140,31 @@ class Numbering:
             ledger.lacking,
             early,
         )
+
+    def _read(
+        self, rows: Sequence[numbering.OutboxRow], shops: batch.Shops
+    ) -> list[batch.Item | batch.Moved | batch.Rejected]:
+        """Rows of the outbox as items. Raises `TooMuch`."""
+        work = Workload(self.clock, [row.tenant_id for row in rows])
+
+        def measured() -> Iterator[numbering.OutboxRow]:
+            for row in rows:
+                yield row
+                work.done(row.tenant_id)
+
+        return batch.read(measured(), shops)
+
+    def _made(
+        self, ledger: batch.Ledger, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
+    ) -> list[tuple[str, numbering.Entry]]:
+        """The entries for rows of the outbox, each with its road. Raises `TooMuch`."""
+        work = Workload(self.clock, [item.place[0] for item in items])
+        made: list[tuple[str, numbering.Entry]] = []
+        for item in items:
+            entries = ledger.outbox([item])
+            made += [(batch.road(item), entry) for entry in entries]
+            work.done(item.place[0], sum(entry.size for entry in entries))
+        return made
 
     async def reject(
         self, session: Session, row: numbering.OutboxRow, reason: str, fence: int | None

@@ -130,6 +130,11 @@ class Entry:
     """The id of the order, for the log, where the entry has no `order_id`."""
     warnings: tuple[PublishWarning, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Characters that are stored."""
+        return len(self.data) + len(self.beside) + len(self.snapshot or "")
+
 
 @frozen
 class Recorded:
