@@ -21,37 +21,59 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import processor, report
-from bench.loader import Loader, NotRun, build
-from bench.rows import ROWS, Row
+from bench import call_rows, connection_rows, delivery_rows, processor, report
+from bench.loader import Failed, Loader, NotRun, build
+from bench.rows import Row
 from bench.subjects import Subject, started
-from bench.world import World
+from bench.world import TENANTS, World
+
+ROWS = (*delivery_rows.ROWS, *connection_rows.ROWS, *call_rows.ROWS)
 
 
 def run(row: Row, world: World, options: argparse.Namespace) -> report.Result:
-    """One row: start its subjects, and measure them in turn."""
+    """One row: each round measures its subjects in turn. What fails is noted, and the others go on."""
     result = report.Result(row)
-    wanted = options.subjects.split(",") if options.subjects else row.subjects
-    with ExitStack() as stack:
-        ready: list[tuple[Subject, Loader]] = []
-        for name in row.subjects:
-            if name not in wanted:
-                result.not_run[name] = "not asked for"
-                continue
-            try:
-                subject = stack.enter_context(started(name, world, options.processor))
-            except NotRun as error:
-                result.not_run[name] = str(error)
-                continue
+    if options.subjects:
+        chosen = options.subjects.split(",")
+        result.not_run = {name: "not asked for" for name in row.subjects if name not in chosen}
+    rounds = options.rounds or row.rounds
+    for _ in range(rounds if row.fresh else 1):
+        with ExitStack() as stack:
+            ready = prepared(row, world, options, result, stack)
+            for _ in range(1 if row.fresh else rounds):
+                for subject, loader in ready:
+                    try:
+                        figures = row.measure(subject, loader, options.seconds or row.seconds)
+                    except Failed as error:
+                        result.failed.setdefault(subject.name, []).append(str(error))
+                    else:
+                        result.figures.setdefault(subject.name, []).append(figures)
+    return result
+
+
+def prepared(
+    row: Row,
+    world: World,
+    options: argparse.Namespace,
+    result: report.Result,
+    stack: ExitStack,
+) -> list[tuple[Subject, Loader]]:
+    """The subjects of a row, started and with their tills, until the stack is left."""
+    ready = []
+    for name in row.subjects:
+        if name in result.not_run:
+            continue
+        try:
+            subject = stack.enter_context(started(name, world, options.processor))
             loader = stack.enter_context(Loader.start(subject.port))
             row.prepare(subject, loader)
+        except NotRun as error:
+            result.not_run[name] = str(error)
+        except Failed as error:
+            result.failed.setdefault(name, []).append(f"before it was measured: {error}")
+        else:
             ready.append((subject, loader))
-            result.figures[name] = []
-        for _ in range(options.rounds or row.rounds):
-            for subject, loader in ready:
-                figures = row.measure(subject, loader, options.seconds or row.seconds)
-                result.figures[subject.name].append(figures)
-    return result
+    return ready
 
 
 def arguments() -> argparse.Namespace:
@@ -96,15 +118,16 @@ def main() -> int:
     began = time.time()
     results = []
     print(f"load average {os.getloadavg()[0]:.2f}; pinned: {options.processor is not None}")
-    with World.make() as world:
+    with World.make(1000 if options.full else TENANTS) as world:
         for row in chosen:
             results.append(run(row, world, options))
             print("\n".join(results[-1].lines()), flush=True)
-    print(f"{time.time() - began:.0f} seconds")
+    print("", *report.table(results), "", sep="\n")
+    print(report.ceiling(results) or "", f"It took {time.time() - began:.0f} seconds.")
     if options.json:
         about = {"began": began, "seconds": time.time() - began, "load": os.getloadavg()}
         options.json.write_text(json.dumps(report.as_json(results, about), indent=1) + "\n")
-    return 0
+    return 1 if any(result.failed for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from attrs import define, field
 ROOT: Final = Path(__file__).resolve().parents[1]
 BUILD: Final = ROOT / "build" / "bench"
 SOURCES: Final = {
-    "loader": ("main", "jobs", "link", "tills", "figures"),
+    "loader": ("main", "jobs", "posters", "link", "tills", "figures"),
     "floor": ("floor",),
 }
 STAMP: Final = "@" * 19
@@ -109,7 +109,10 @@ class Loader:
         rate: float = 0.0,
         deliveries: int = 0,
     ) -> dict[str, Any]:
-        """Send requests, as fast as answers come or at a rate; wait for what each brings to the tills."""
+        """Send requests, as fast as answers come or at a rate; wait for what each brings to the tills.
+
+        With 0 seconds each request is sent once.
+        """
         return self._run("load", requests, seconds, posters, rate, deliveries)
 
     def churn(
@@ -118,6 +121,10 @@ class Loader:
         """Open tills and close each when it has its greeting."""
         return self._run("churn", openings, seconds, at_once)
 
+    def wait(self, events: int, seconds: float) -> dict[str, Any]:
+        """Wait until the tills have so many events in all, which somebody else publishes meanwhile."""
+        return self._command(f"wait {events} {seconds}")
+
     def close(self) -> None:
         """Close the tills."""
         self._command("close")
@@ -125,12 +132,7 @@ class Loader:
     def _run(self, job: str, requests: Iterable[bytes], *arguments: float) -> dict[str, Any]:
         path = Path(self._folder.name) / "requests"
         path.write_bytes(b"".join(b"%d\n%s" % (len(each), each) for each in requests))
-        result = self._command(" ".join(map(str, (job, path, *arguments))))
-        wrong = [name for name in ("failed", "refused", "missing", "disorder") if result[name]]
-        if wrong or result["complaint"]:
-            counts = ", ".join(f"{name} {result[name]}" for name in wrong)
-            raise Failed(f"{job}: {counts}; {result['complaint']}")
-        return result
+        return self._command(" ".join(map(str, (job, path, *arguments))))
 
     def _command(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -143,4 +145,8 @@ class Loader:
         result: dict[str, Any] = json.loads(answer)
         if "error" in result:
             raise AssertionError(f"{line}: {result['error']}")
+        wrong = [name for name in ("failed", "refused", "missing", "disorder") if result[name]]
+        if wrong or result["complaint"]:
+            counts = ", ".join(f"{name} {result[name]}" for name in wrong)
+            raise Failed(f"{line.split()[0]}: {counts}; {result['complaint']}")
         return result

@@ -47,6 +47,10 @@ class Subject:
         postgres = processor.used_with_children(self.world.server.pid)
         return processor.used(self.pid), postgres
 
+    def memory(self) -> int:
+        """Bytes that the server has for itself."""
+        return processor.memory(self.pid)
+
 
 @contextmanager
 def started(name: str, world: World, on: int | None) -> Iterator[Subject]:

@@ -33,6 +33,7 @@ class World:
     server: Server
     shop: Shop
     peers_dsn: str
+    tenants: int
 
     @classmethod
     @contextmanager
@@ -42,7 +43,7 @@ class World:
             filling.add_tenants(dsn, tenants, 0)
             shop = Shop.at(dsn, [], server=server)
             try:
-                yield cls(server, shop, _peers(server, tenants))._with_keys()
+                yield cls(server, shop, _peers(server, tenants), tenants)._with_keys()
             finally:
                 shop.close()
 

@@ -1,4 +1,4 @@
-/* floor PORT CERTIFICATE KEY: the least that a server of tills can be, which shows what the load client can take.
+/* floor PORT CERTIFICATE KEY: the smallest server of tills, which shows what the load client can take.
  *
  * GET opens a WebSocket; POST sends its body's `data` to all of them, and is answered after that. There are
  * no keys, no tenants, no database, and a message that cannot be written at once is a till that is closed.

@@ -92,7 +92,7 @@ bool requests_read(struct requests *requests, const char *path);
 
 /* jobs.c: what is measured, one job after the other. */
 void jobs_start(int epoll);
-void job_command(char *line);
+void job_command(const char *line);
 void job_timer(void);
 
 #endif
