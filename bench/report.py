@@ -40,6 +40,7 @@ class Result:
         lines = [f"{self.row.name}: {self.row.title}"]
         for figure, target in self.row.targets.items():
             lines.append(f"  {figure:24} {self._judged(figure, target)}")
+        lines += self._costs()
         for subject in self.row.subjects:
             if subject in self.not_run:
                 lines.append(f"  {subject:12} not run: {self.not_run[subject]}")
@@ -57,6 +58,18 @@ class Result:
                 shown.append(f"the load client was busy for {busy:.0%}: a lower bound")
             lines.append(f"  {subject:12} " + "; ".join(shown))
         return lines
+
+    def _costs(self) -> list[str]:
+        """Ratios of processor time, which the other work of a machine changes least."""
+        others = {target.of: None for target in self.row.targets.values() if target.of}
+        names = {name: None for each in self.figures.get("posd", ()) for name in each}
+        return [
+            f"  {name:24} {spread(self.ratios(name, other))} × {other}"
+            for name in names
+            if name.startswith("server µs") and name not in self.row.targets
+            for other in others
+            if self.ratios(name, other)
+        ]
 
     def _judged(self, figure: str, target: Target) -> str:
         found = self.found(figure, target)

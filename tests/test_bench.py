@@ -1,8 +1,9 @@
-"""The load client of the benchmarks (bench/c): it counts what tills get, and sees what is missing."""
+"""The benchmarks: the load client counts what tills get and sees what is missing; the page has all rows."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from bench.__main__ import ROWS
 from bench.loader import Failed, Loader, NotRun, build
 from bench.world import opening, publishing
 from posd.security import private_ca
@@ -23,6 +25,17 @@ _GREETING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 
 def frame(text: bytes) -> bytes:
     return bytes([0x81, len(text)]) + text
+
+
+class PageTests(SynchronousTestCase):
+    """bench/README.md."""
+
+    def test_it_has_every_row(self) -> None:
+        text = (Path(__file__).parents[1] / "bench" / "README.md").read_text("utf-8")
+        table = text.partition("## The rows")[2].partition("\n## ")[0]
+        first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+        named = {name for cell in first_cells for name in re.findall("`([a-z-]+)`", cell)}
+        self.assertEqual(named, {row.name for row in ROWS})
 
 
 class LoadClientTests(SynchronousTestCase):
