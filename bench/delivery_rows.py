@@ -14,23 +14,23 @@ import psycopg2
 from bench.loader import Loader
 from bench.rows import WARM_SECONDS, Figures, Row, Target, costs, named, nothing
 from bench.subjects import Subject
-from bench.world import opening, publishing
+from bench.world import CROWDED, opening, publishing
 
 _PLACE: Final = "INSERT INTO dinedesk_{}.orders (customer_name, total_amount) VALUES (%s, 5)"
 _BACKLOG: Final = 20_000
+_QUIET_TENANT: Final = 3
+"""Its log is of this row alone."""
 
 
-def _tills_of_one(tills: int, requests: Sequence[bytes], events: int) -> Callable[..., None]:
-    def prepare(subject: Subject, loader: Loader) -> None:
-        loader.open(named([1], tills))
-        loader.waves(requests, WARM_SECONDS, events)
-
-    return prepare
-
-
-def _waves(events: int) -> Callable[[Subject, Loader, float], Figures]:
+def _waves(
+    tenant: int, tills: int, events: int
+) -> tuple[Callable[[Subject, Loader], None], Callable[[Subject, Loader, float], Figures]]:
     """Messages a second when the next request is sent after all tills have the last one's events."""
-    requests = [publishing(1, None if events == 1 else events)]
+    requests = [publishing(tenant, None if events == 1 else events)]
+
+    def prepare(subject: Subject, loader: Loader) -> None:
+        loader.open(named([tenant], tills))
+        loader.waves(requests, WARM_SECONDS, events)
 
     def measure(subject: Subject, loader: Loader, seconds: float) -> Figures:
         result, used = costs(subject, lambda: loader.waves(requests, seconds, events))
@@ -45,7 +45,7 @@ def _waves(events: int) -> Callable[[Subject, Loader, float], Figures]:
             "client busy": used["client_busy"],
         }
 
-    return measure
+    return prepare, measure
 
 
 def _publish(
@@ -145,18 +145,19 @@ def _place(dsn: str, tenants: Sequence[int], orders: int, rate: float) -> None:
 
 
 def _publish_backlog(subject: Subject, loader: Loader) -> None:
-    loader.load([publishing(1, 100)] * (_BACKLOG // 100), 0, posters=2)
+    loader.load([publishing(_QUIET_TENANT, 100)] * (_BACKLOG // 100), 0, posters=2)
 
 
 def _backlog(subject: Subject, loader: Loader, seconds: float) -> Figures:
     """Events a second to one till that comes back and has missed many."""
     ((head,),) = subject.world.shop.query(
         "SELECT last_seq FROM dinedesk_main.pos_heads JOIN dinedesk_main.tenants AS t"
-        " ON t.id = tenant_id WHERE slug = 'shop-1'"
+        " ON t.id = tenant_id WHERE slug = %s",
+        (f"shop-{_QUIET_TENANT}",),
     )
     result, used = costs(
         subject,
-        lambda: loader.open([opening(1, "AWAY", head - _BACKLOG)], missed=_BACKLOG),
+        lambda: loader.open([opening(_QUIET_TENANT, "AWAY", head - _BACKLOG)], missed=_BACKLOG),
     )
     loader.close()
     return {
@@ -187,24 +188,21 @@ ROWS: Final = (
         "fan-out, 1,000 named tills of one tenant, one event at a time",
         ("posd", "node-ws", "shop-pool", "deployed", "autobahn", "floor"),
         {"messages/s": Target(1.0, "node-ws")},
-        _tills_of_one(1000, [publishing(1)], 1),
-        _waves(1),
+        *_waves(CROWDED, tills=1000, events=1),
     ),
     Row(
         "burst",
         "bursts, 100 named tills, `events` of 8 outstanding",
         ("posd", "shop-pool", "autobahn"),
         {"messages/s": Target(1.3, "shop-pool")},
-        _tills_of_one(100, [publishing(1, 8)], 8),
-        _waves(8),
+        *_waves(1, tills=100, events=8),
     ),
     Row(
         "sparse",
         "processor time a message, 100 named tills, one event at a time, publishing included",
         ("posd", "shop-pool", "autobahn"),
         {"server µs/message": Target(1.25, "shop-pool", at_most=True)},
-        _tills_of_one(100, [publishing(1)], 1),
-        _waves(1),
+        *_waves(1, tills=100, events=1),
     ),
     _publish_row(
         "publish",

@@ -27,7 +27,7 @@ class Target:
 
     def __str__(self) -> str:
         sign = "≤" if self.at_most else "≥"
-        return f"{sign} {self.bound:g}" + ("" if self.of is None else f" × {self.of}")
+        return f"{sign} {self.bound:,g}" + ("" if self.of is None else f" × {self.of}")
 
 
 @frozen

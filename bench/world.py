@@ -18,7 +18,9 @@ from bench.loader import COUNTER, STAMP
 from posd.testing.server import Server
 from tests.integration.harness import Shop
 
-TENANTS: Final = 200
+TENANTS: Final = 201
+CROWDED: Final = 201
+"""The tenant of the fan-out. It has 1,000 devices then, and may have no others."""
 TILL_KEY: Final = "pos_" + "1" * 64
 PLATFORM_KEY: Final = "pos_" + "2" * 64
 """One key for all tenants and every subject: what is measured is not how keys are made."""
