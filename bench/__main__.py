@@ -117,7 +117,8 @@ def main() -> int:
     ]
     began = time.time()
     results = []
-    print(f"load average {os.getloadavg()[0]:.2f}; pinned: {options.processor is not None}")
+    load = os.getloadavg()[0]
+    print(f"load average {load:.2f}; pinned: {options.processor is not None}")
     with World.make(1000 if options.full else TENANTS) as world:
         for row in chosen:
             results.append(run(row, world, options))
@@ -125,7 +126,13 @@ def main() -> int:
     print("", *report.table(results), "", sep="\n")
     print(report.ceiling(results) or "", f"It took {time.time() - began:.0f} seconds.")
     if options.json:
-        about = {"began": began, "seconds": time.time() - began, "load": os.getloadavg()}
+        about = {
+            "began": began,
+            "seconds": time.time() - began,
+            "load_average": load,
+            "processors": os.cpu_count(),
+            "command": sys.argv[1:],
+        }
         options.json.write_text(json.dumps(report.as_json(results, about), indent=1) + "\n")
     return 1 if any(result.failed for result in results) else 0
 

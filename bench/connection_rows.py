@@ -15,7 +15,7 @@ _MANY: Final = range(1, 201)
 _MISSED: Final = 10
 _AWAY: Final = "AWAY"
 """A named till goes on where it was. What these have missed would come to the tills of other rows."""
-_SETTLE_SECONDS: Final = 2.0
+_SETTLE_SECONDS: Final = 1.5
 _HEADS: Final = """
     SELECT substr(slug, 6)::integer, last_seq
       FROM dinedesk_main.pos_heads JOIN dinedesk_main.tenants AS t ON t.id = tenant_id

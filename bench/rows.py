@@ -44,7 +44,7 @@ class Row:
     targets: Mapping[str, Target]
     prepare: Callable[[Subject, Loader], None]
     measure: Callable[[Subject, Loader, float], Figures]
-    seconds: float = 2.0
+    seconds: float = 1.5
     rounds: int = 3
     fresh: bool = False
     full_only: bool = False
