@@ -56,7 +56,7 @@ class Register(Protocol):
         """The terminal has stored everything up to `seq`."""
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
-        """A legacy terminal was sent everything up to `seq`: its cursor follows."""
+        """A legacy terminal was sent everything up to `seq`: its cursor in the books follows."""
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         """The terminal could not process event `seq`."""
@@ -141,8 +141,10 @@ class Session:
 
     @property
     def acked(self) -> Seq | None:
-        """The terminal's cursor, None if it has none."""
-        return None if self.cursor is None else self.cursor.acked
+        """The terminal's cursor, None if it has none. That of a legacy one is what it was sent."""
+        if self.cursor is None:
+            return None
+        return self.outbox.written if self.cursor.legacy else self.cursor.acked
 
     @property
     def plain(self) -> bool:
@@ -181,22 +183,17 @@ class Session:
         )
         self._channel.enter(self)
         if opening.acked is not None:
-            self._take_up(
-                Cursor(opening.acked if durable else self._start, opening.legacy, opening.refused)
-            )
+            acked = opening.acked if durable else self._start
+            self.cursor = Cursor(acked, opening.legacy, opening.refused)
+            self.note_position()
             if asked or resync is not None:
                 self._acknowledge(self._start)
         self.behind()
 
     def deliver(self, chunk: Chunk) -> bool:
         """Take the very next events; False if there is no room for them, or if they are others."""
-        if chunk.first != self.outbox.position + 1:
-            return False
-        if not self.outbox.offer(chunk.data, chunk.last):
-            return False
-        if self.cursor is not None and self.cursor.follow(chunk.last):
-            self._register.followed(self.terminal, chunk.last)
-        return True
+        outbox = self.outbox
+        return chunk.first == outbox.position + 1 and outbox.offer(chunk.data, chunk.last)
 
     def behind(self) -> None:
         """Go live if there is nothing to catch up with; else read the next page."""
@@ -250,6 +247,11 @@ class Session:
                 self._register.said(self.terminal, kind, body)
         return None
 
+    def note_position(self) -> None:
+        """Have the cursor of a legacy terminal follow what it was sent. Not done for each event."""
+        if self.cursor is not None and self.cursor.legacy:
+            self._register.followed(self.terminal, self.outbox.written)
+
     def hear_of(self, seq: Seq) -> Seq:
         """The same terminal acknowledged `seq` on another road; how far it is now."""
         return seq if self.cursor is None else self.cursor.hear(seq)
@@ -266,6 +268,7 @@ class Session:
 
     def move(self, channel: Channel, start: Seq) -> None:
         """Go on at another channel, where the stream has another name, after event `start` at most."""
+        self.note_position()
         self._channel.leave(self)
         back = self.outbox.go_back(start) if start < self.position else 0
         if back:
@@ -295,6 +298,8 @@ class Session:
 
     def closed(self) -> None:
         """The connection is closed or about to be."""
+        if self.state is not State.CLOSED:
+            self.note_position()
         self.state = State.CLOSED
         self._channel.leave(self)
         self.outbox.close()
@@ -352,11 +357,6 @@ class Session:
                 break
         self._channel.instruments.delivered("replay", self.position - before)
         self._channel.replayed(self.position)
-
-    def _take_up(self, cursor: Cursor) -> None:
-        self.cursor = cursor
-        if cursor.follow(self._start):
-            self._register.followed(self.terminal, self._start)
 
     def _acknowledge(self, seq: Seq) -> None:
         assert self.cursor is not None

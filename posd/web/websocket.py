@@ -47,6 +47,7 @@ from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
 from posd.security.request_rates import RequestRates, account_of
 from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
+from posd.web.http.direct_write import direct_write
 
 _MESSAGE_BYTES: Final = 64 * 1024
 _MOST_FRAGMENTS: Final = 512
@@ -223,10 +224,11 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
         # HTTPChannel registered itself for the request and never lets go.
         self.transport.unregisterProducer()
         self.transport.registerProducer(outbox, True)
+        self._write = direct_write(self.transport)
 
     def write(self, data: bytes) -> None:
         self._traffic.sent_bytes += len(data)
-        self.transport.write(data)
+        self._write(data)
 
     def ping(self) -> None:
         if self._session is not None:
