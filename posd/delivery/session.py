@@ -16,7 +16,7 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, chunks
+from posd.delivery.channel import Channel, Encoded, StreamBroken, chunks
 from posd.delivery.send_queue import Outbox
 from posd.errors import InvalidMessage, Pruned, Refusal, Renamed
 from posd.protocol import frames, messages
@@ -99,6 +99,7 @@ class Session:
         self.terminal = terminal
         self.dialect = peer.dialect
         self.outbox = outbox
+        self.deliver = outbox.deliver
         self.state = State.CATCHING_UP
         self.cursor: Cursor | None = None
         self.costly: Callable[[], None] = _free
@@ -189,11 +190,6 @@ class Session:
             if asked or resync is not None:
                 self._acknowledge(self._start)
         self.behind()
-
-    def deliver(self, chunk: Chunk) -> bool:
-        """Take the very next events; False if there is no room for them, or if they are others."""
-        outbox = self.outbox
-        return chunk.first == outbox.position + 1 and outbox.offer(chunk.data, chunk.last)
 
     def behind(self) -> None:
         """Go live if there is nothing to catch up with; else read the next page."""

@@ -5,9 +5,9 @@ That costs more than to encrypt and send a message, and the message waits for ev
 the turn. Here bytes are encrypted and sent at once if nothing waits before them. Otherwise `transport.write`
 takes them, and Twisted pauses and resumes the producer of the connection as always.
 
-This module uses attributes of Twisted's transports that are not documented: `_appSendBuffer`, `dataBuffer`
-and `_tempDataLen`. A transport that does not have them is written to by `transport.write`, and
-`tests.web.http.test_direct_write` fails.
+This module uses attributes of Twisted's transports and of pyOpenSSL's connections that are not documented. A
+transport that does not have them is written to by `transport.write`, and `tests.web.http.test_direct_write`
+fails. OpenSSL is called without `Connection.send` and `bio_read`, which take longer than to encrypt 1 KiB.
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ from posd.web.http.sockets import socket_below
 
 Write = Callable[[bytes], None]
 
+_ffi: Final[Any] = getattr(SSL, "_ffi", None)
+_openssl: Final[Any] = getattr(SSL, "_lib", None)
+_CALLED: Final = ("SSL_write", "BIO_read", "ERR_clear_error")
+
 _RECORD_BYTES: Final = 32 * 1024
 """More than the largest record of TLS has: 16 KiB and a few bytes (RFC 8446 §5.2)."""
+
+# Each record is read into it and has left it before the next one is made.
+_record: Final[Any] = None if _ffi is None else _ffi.new("char[]", _RECORD_BYTES)
+_record_view: Final = memoryview(b"" if _ffi is None else _ffi.buffer(_record))
 
 _log = Logger()
 _unknown: set[type] = set()
@@ -38,15 +46,13 @@ def direct_write(transport: Any) -> Write:
     if not isinstance(socket, Connection):
         return cast(Write, transport.write)
     is_tls = isinstance(transport, TLSMemoryBIOProtocol)
-    if is_tls and _has_what_tls_uses(transport) and _has_what_is_used(socket):
-        return DirectTLS(transport, socket).write
-    if not is_tls and _has_what_is_used(socket):
-        return DirectSocket(transport, socket).write
+    if _knows_socket(socket) and (not is_tls or _knows_tls(transport)):
+        return (DirectTLS if is_tls else DirectSocket)(transport, socket).write
     if type(transport) not in _unknown:
         _unknown.add(type(transport))
         _log.warn(
-            "posd does not know how {transport} of this version of Twisted works; events are sent to tills by"
-            " its write(), which is slower. Install the versions of requirements.lock",
+            "posd does not know how {transport} works in these versions of Twisted and pyOpenSSL; events are"
+            " sent to tills by its write(), which is slower. Install the versions of requirements.lock",
             transport=type(transport).__name__,
         )
     return cast(Write, transport.write)
@@ -54,6 +60,8 @@ def direct_write(transport: Any) -> Write:
 
 class DirectSocket:
     """Writes to a connection without TLS."""
+
+    __slots__ = ("_socket", "_to_kernel", "_transport")
 
     def __init__(self, transport: Any, socket: Any) -> None:
         self._transport = transport
@@ -69,28 +77,28 @@ class DirectSocket:
     def _is_idle(self) -> bool:
         """Whether the connection is open and nothing waits to be sent."""
         socket = self._socket
-        return socket.connected and not (
-            socket.dataBuffer or socket._tempDataLen or self._transport.disconnecting
-        )
+        return socket.connected and not (socket.dataBuffer or socket._tempDataLen)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         try:
             sent = self._to_kernel(data)
         except OSError:
             # The kernel takes nothing for now, or the connection is lost. Twisted tries again and finds out.
             sent = 0
         if sent < len(data):
-            self._socket.write(data[sent:])
+            self._socket.write(bytes(data[sent:]))
 
 
 class DirectTLS(DirectSocket):
     """Writes to a connection with TLS."""
 
+    __slots__ = ("_records", "_ssl")
+
     def __init__(self, transport: Any, socket: Any) -> None:
         super().__init__(transport, socket)
-        connection: SSL.Connection = transport.getHandle()
-        self._encrypt = connection.send
-        self._take_record = connection.bio_read
+        connection: Any = transport.getHandle()
+        self._ssl = connection._ssl
+        self._records = connection._from_ssl
 
     def write(self, data: bytes) -> None:
         # One record at a time; nearly always there is only one.
@@ -98,23 +106,31 @@ class DirectTLS(DirectSocket):
             if self._transport._appSendBuffer or not self._is_idle():
                 self._transport.write(data)
                 return
-            try:
-                encrypted = self._encrypt(data)
-            except SSL.Error:
-                # Twisted tries again, and waits for the client or closes the connection.
+            encrypted = _openssl.SSL_write(self._ssl, _ffi.from_buffer(data), len(data))
+            if encrypted <= 0:
+                # Twisted tries again, and waits for the client or closes the connection. What is left in the
+                # queue of errors would be taken for an error of the next connection.
+                _openssl.ERR_clear_error()
                 self._transport.write(data)
                 return
-            self._send(self._take_record(_RECORD_BYTES))
+            size = _openssl.BIO_read(self._records, _record, _RECORD_BYTES)
+            self._send(_record_view[:size])
             data = data[encrypted:]
 
 
-def _has_what_is_used(socket: Any) -> bool:
-    return isinstance(getattr(socket, "dataBuffer", None), bytes) and isinstance(
-        getattr(socket, "_tempDataLen", None), int
-    )
+def _knows_socket(socket: Any) -> bool:
+    """Whether what waits is in `dataBuffer`, or counted by `_tempDataLen`."""
+    waiting = getattr(socket, "dataBuffer", None), getattr(socket, "_tempDataLen", None)
+    return isinstance(waiting[0], bytes) and isinstance(waiting[1], int)
 
 
-def _has_what_tls_uses(transport: Any) -> bool:
-    """Whether `write` encrypts at once, with no buffer before that but `_appSendBuffer`."""
+def _knows_tls(transport: Any) -> bool:
+    """Whether `write` encrypts at once, with no buffer before that but `_appSendBuffer`, and how."""
     encrypts = getattr(transport.write, "__func__", None) is TLSMemoryBIOProtocol.write
-    return encrypts and isinstance(getattr(transport, "_appSendBuffer", None), list)
+    if not encrypts or not isinstance(getattr(transport, "_appSendBuffer", None), list):
+        return False
+    if not all(hasattr(_openssl, each) for each in _CALLED):
+        return False
+    connection = transport.getHandle()
+    parts = getattr(connection, "_ssl", None), getattr(connection, "_from_ssl", None)
+    return all(isinstance(each, _ffi.CData) for each in parts)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from attrs import define, field
+from attrs import define
 from OpenSSL import SSL
 from twisted.internet import reactor as global_reactor
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -23,7 +26,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOProtocol
+from twisted.protocols.tls import BufferingTLSTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
@@ -68,6 +71,9 @@ class Socket(Connection):
     @property
     def buffered(self) -> bytes:
         return b"".join([self.dataBuffer, *self._tempDataBuffer])
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.1", 1)
 
     def startWriting(self) -> None:
         """The reactor does not know it."""
@@ -160,74 +166,108 @@ class OtherTransportTests(SynchronousTestCase):
             self.assertEqual(len(self.warnings(socket)), 1)
 
     def test_so_is_tls_that_buffers_in_another_way(self) -> None:
-        made = make(Path(self.mktemp()), ["localhost"])
-        tls: Any = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
+        aggregating = BufferingTLSTransport(_Factory(self.mktemp()), Protocol())
+        aggregating.makeConnection(Socket())
+        self.assertEqual(len(self.warnings(aggregating)), 1)
+
+    def test_so_are_other_libraries(self) -> None:
+        tls: Any = _Factory(self.mktemp()).buildProtocol(None)
+        tls.makeConnection(Socket())
+        for change in (
+            partial(self.patch, tls, "_appSendBuffer", None),
+            partial(self.patch, tls.getHandle(), "_ssl", None),
+            partial(self.patch, tls.getHandle(), "_from_ssl", None),
+            partial(self.patch, module, "_CALLED", ("SSL_written",)),
+        ):
+            self.assertIsInstance(getattr(direct_write(tls), "__self__", None), DirectTLS)
+            patch = change()
+            self.assertEqual(len(self.warnings(tls)), 1)
+            patch.restore()
+
+
+class _Factory(PacedTLSFactory):
+    """Makes connections with TLS as the daemon has them, with a certificate in a new folder."""
+
+    def __init__(self, folder: str, wrapped: Any = None) -> None:
+        made = make(Path(folder), ["localhost"])
+        tls = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
         turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
-        factory = PacedTLSFactory(tls, Factory.forProtocol(Protocol), turns)
-        for kind, buffer in ((BufferingTLSTransport, list[bytes]()), (TLSMemoryBIOProtocol, None)):
-            transport: Any = kind(factory, Protocol())
-            transport.transport, transport._appSendBuffer = Socket(), buffer
-            self.assertEqual(len(self.warnings(transport)), 1)
-
-
-@define
-class Encrypted:
-    """TLS as `DirectTLS` uses it. A record has four bytes of what is written at most, in brackets."""
-
-    socket: Socket = field(factory=Socket)
-    refuses: bool = False
-    disconnecting: bool = False
-    record: bytes = b""
-    _appSendBuffer: list[bytes] = field(factory=list)
-    written: list[bytes] = field(factory=list)
-
-    def getHandle(self) -> Any:
-        return self
-
-    def send(self, data: bytes) -> int:
-        if self.refuses:
-            raise SSL.WantReadError
-        self.record = b"<%b>" % data[:4]
-        return len(data[:4])
-
-    def bio_read(self, most: int) -> bytes:
-        return self.record
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
+        super().__init__(tls, wrapped or Factory.forProtocol(Protocol), turns)
+        self.authority = made.ca_path
 
 
 class TLSTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.tls = Encrypted()
-        self.socket = self.tls.socket
-        self.kernel: Kernel = self.socket.socket
-        self.write = DirectTLS(self.tls, self.socket).write
+    """With a client in memory that reads what the kernel took, and then what Twisted has buffered."""
 
-    def test_each_record_is_sent_as_it_is_made(self) -> None:
-        self.write(b"one two ")
-        self.assertEqual((self.kernel.sent, self.tls.written), (b"<one ><two >", []))
+    def setUp(self) -> None:
+        self.socket = Socket()
+        self.kernel: Kernel = self.socket.socket
+        self.tls: Any = _Factory(self.mktemp()).buildProtocol(None)
+        self.socket.protocol = self.tls
+        self.tls.makeConnection(self.socket)
+        self.client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
+        self.client.set_connect_state()
+        for _ in range(3):
+            with contextlib.suppress(SSL.WantReadError):
+                self.client.do_handshake()
+            with contextlib.suppress(SSL.WantReadError):
+                self.tls._deliver(self.client.bio_read(65536))
+            self.arrive()
+        self.write = direct_write(self.tls)
+
+    def arrive(self) -> None:
+        """What has left the transport, by the kernel or by Twisted, comes to the client."""
+        data, self.kernel.sent = self.kernel.sent + self.socket.buffered, b""
+        self.socket.dataBuffer, self.socket._tempDataLen = b"", 0
+        self.socket._tempDataBuffer.clear()
+        if data:
+            self.client.bio_write(data)
+
+    def read(self) -> bytes:
+        """What the client has got by now, as far as one record goes."""
+        self.arrive()
+        with contextlib.suppress(SSL.WantReadError):
+            return bytes(self.client.recv(1_000_000))
+        return b""
+
+    def test_what_is_written_has_been_sent(self) -> None:
+        self.write(b"one ")
+        self.write(b"two")
+        self.assertEqual(self.socket.buffered, b"")
+        self.assertEqual(self.read() + self.read(), b"one two")
+
+    def test_what_is_longer_than_a_record_is_sent_in_several(self) -> None:
+        data = bytes(range(256)) * 200
+        self.write(data)
+        self.assertEqual(self.socket.buffered, b"")
+        self.assertEqual(b"".join(self.read() for _ in range(4)), data)
 
     def test_what_does_not_fit_into_the_kernel_is_encrypted_by_twisted(self) -> None:
-        self.kernel.takes = 3
-        self.write(b"one two ")
-        self.assertEqual((self.kernel.sent, self.socket.buffered), (b"<on", b"e >"))
-        self.assertEqual(self.tls.written, [b"two "])
+        self.kernel.takes = 100
+        data = bytes(range(256)) * 200
+        self.write(data)
+        self.assertEqual(len(self.kernel.sent), 100)
+        self.assertEqual(b"".join(self.read() for _ in range(4)), data)
+
+    def test_nothing_overtakes_what_waits(self) -> None:
+        self.kernel.takes = 10
+        self.write(b"one ")
+        self.kernel.takes = 1_000
+        self.write(b"two ")
+        self.assertEqual(len(self.kernel.sent), 10)
+        self.assertEqual(self.read() + self.read(), b"one two ")
 
     def test_nothing_overtakes_what_is_not_encrypted_yet(self) -> None:
         self.tls._appSendBuffer.append(b"one ")
         self.write(b"two ")
-        self.assertEqual((self.kernel.sent, self.tls.written), (b"", [b"two "]))
+        self.assertEqual(self.kernel.sent, b"")
 
-    def test_what_openssl_refuses_is_left_to_twisted(self) -> None:
-        self.tls.refuses = True
+    def test_what_openssl_refuses_leaves_no_error_for_the_next_connection(self) -> None:
+        self.tls.loseConnection()
+        self.arrive()
         self.write(b"one ")
-        self.assertEqual((self.kernel.sent, self.tls.written), (b"", [b"one "]))
-
-    def test_after_a_goodbye_twisted_decides_what_is_sent(self) -> None:
-        self.tls.disconnecting = True
-        self.write(b"one ")
-        self.assertEqual((self.kernel.sent, self.tls.written), (b"", [b"one "]))
+        self.assertEqual((self.kernel.sent, self.socket.buffered), (b"", b""))
+        self.assertEqual(module._openssl.ERR_peek_error(), 0)
 
 
 class Client(Protocol):
@@ -252,19 +292,17 @@ class NetworkTests(TestCase):
     async def setUp(self) -> None:  # type: ignore[override]
         self.accepted: list[Any] = []
         server = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
-        turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
-        made = make(Path(self.mktemp()), ["localhost"])
         factory: Any = Factory.forProtocol(self.accept)
         if self.tls:
-            tls = ServerTLS(TLS(str(made.certificate_path), str(made.key_path)))
-            factory = PacedTLSFactory(tls, factory, turns)
+            factory = _Factory(self.mktemp(), factory)
         else:
+            turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
             factory = PacedPlainFactory(factory, turns)
         port = await server.listen(factory)
         self.addCleanup(port.stopListening)
         endpoint: Any = HostnameEndpoint(reactor, b"127.0.0.1", port.getHost().port)
         if self.tls:
-            endpoint = wrapClientTLS(client_context("localhost", made.ca_path), endpoint)
+            endpoint = wrapClientTLS(client_context("localhost", factory.authority), endpoint)
         self.client = await connectProtocol(endpoint, Client())
         self.addCleanup(self.hang_up)
         # The server has the connection when something has come, and then the handshake is over.
