@@ -20,9 +20,9 @@ from posd.security.auth import Authenticator, of_kind
 from posd.security.connection_limits import Connections
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
 from posd.web.http.call import Call, Door
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import Answer, answer, unanswered, write
-from posd.web.http.site import BoundedChannel
 from posd.web.websocket import TillFactory
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")

@@ -54,7 +54,7 @@ class Limits(Protocol):
 
 
 class Channel(Protocol):
-    """What a request needs of its connection, a `posd.web.http.site.BoundedChannel`."""
+    """What a request needs of its connection, a `posd.web.http.channel.BoundedChannel`."""
 
     @property
     def site(self) -> Limits:

@@ -7,11 +7,13 @@ that takes one value may not be sent twice; where it is, two programs on the way
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
 
 from attrs import frozen
+from twisted.web.http import datetimeToString
 
 _BLANKS: Final = " \t"
 # RFC 9110 §7.2 and RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and a port.
@@ -35,6 +37,18 @@ def members(lines: Iterable[str]) -> set[str]:
     """The members of a list-based field in lower case, without empty ones (RFC 9110 §5.6.1)."""
     each = (member.strip(_BLANKS).lower() for line in lines for member in line.split(","))
     return set(filter(None, each))
+
+
+_dated: tuple[int, bytes] = 0, b""
+
+
+def date() -> bytes:
+    """The value of Date now (RFC 9110 §6.6.1). It is written once a second."""
+    global _dated
+    now = int(time.time())
+    if _dated[0] != now:
+        _dated = now, datetimeToString(now)
+    return _dated[1]
 
 
 def is_host(value: str) -> bool:

@@ -21,9 +21,10 @@ from posd.errors import TooManyRequests
 from posd.security.key_index import KeyIndex, KnownKey
 from posd.security.request_rates import RequestRates
 from posd.web.http.call import Call, Door
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.rate_gate import RateGate
 from posd.web.http.requests import Answer, respond
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.site import BoundedSite
 
 TILL, PLATFORM, DEVICE, GLOBAL = "pos_till", "pos_platform", "pos_device", "pos_global"
 KIB = 1024

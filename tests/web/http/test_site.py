@@ -18,7 +18,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.channel import BoundedChannel
+from posd.web.http.site import BoundedSite
 from posd.web.http.wrong_protocol import HINTS, Spoken
 
 _GET = b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n"
