@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
+from urllib.parse import unquote_to_bytes
 
 from attrs import define, field
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from twisted.web.server import Request
+from twisted.web.server import Request, Site
 
 from posd.errors import TooManyRequests
 from posd.security.request_rates import Account
-from posd.web.http.headers import Target, is_host, read_target
+from posd.web.http.headers import Target, date, is_host, read_target
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
@@ -56,6 +57,12 @@ class Limits(Protocol):
 class Channel(Protocol):
     """What a request needs of its connection, a `posd.web.http.channel.BoundedChannel`."""
 
+    persistent: bool
+    """Whether another request may follow."""
+
+    def write(self, data: bytes) -> None:
+        """Send to the client."""
+
     @property
     def site(self) -> Limits:
         """The limits that are the same for all connections."""
@@ -91,6 +98,8 @@ class BoundedRequest(Request):
     account: Account | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
+    gone = False
+    """Whether its connection is lost: nobody waits for the answer."""
 
     def gotLength(self, length: int | None) -> None:
         command, target, version = self.channel.request_line
@@ -138,11 +147,40 @@ class BoundedRequest(Request):
         path = b"/" if target.origin == b"*" else target.origin
         Request.requestReceived(self, command, path, version)
 
+    def process(self) -> None:
+        """Render the resource of this address. Twisted's own would set headers that an answer replaces."""
+        self.site = site = cast(Site, self.channel.site)
+        self.prepath = []
+        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        try:
+            Request.render(self, site.getResourceFor(self))
+        except Exception:
+            Request.processingFailed(self, Failure())
+
+    def write(self, data: bytes) -> None:
+        """Write a part of an answer. The first part begins with the head."""
+        if not self.startedWriting:
+            self.responseHeaders.setRawHeaders(b"Date", [date()])
+        Request.write(self, data)
+
+    def answer(self, status: bytes, fields: bytes, body: bytes) -> None:
+        """Send a whole answer by one write, and finish. `status` is as in `200 OK`, `fields` are lines.
+
+        A client of HEAD gets the head alone.
+        """
+        more = b"" if self.channel.persistent else b"Connection: close\r\n"
+        line = (self.clientproto, status)
+        head = b"%b %b\r\n%bDate: %b\r\n%b\r\n" % (*line, fields, date(), more)
+        self.startedWriting = 1
+        self.channel.write(head if self.method == b"HEAD" else head + body)
+        Request.finish(self)
+
     def connectionLost(self, reason: Failure) -> None:
         """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
 
         Twisted closes that. Here it is closed when the request is forgotten.
         """
+        self.gone = True
         content, self.content = self.content, None
         self.channel.site.bodies.done(self)
         Request.connectionLost(self, reason)

@@ -24,6 +24,7 @@ from posd.errors import (
 from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
 from posd.security.request_rates import Account
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.headers import members
 from posd.web.http.pieces import in_pieces
 from posd.web.http.unsent import UnsentAnswers
@@ -60,9 +61,8 @@ class Door:
 class Call:
     """A request, as endpoints see it."""
 
-    request: Request
+    request: BoundedRequest
     door: Door
-    id: str = field(factory=lambda: secrets.token_hex(8))
     operation: str = field(default=UNKNOWN, init=False)
     """Method and template of the address, once that is known: what it is called in metrics and logs."""
     began: float = field(factory=time.monotonic, init=False)
@@ -71,6 +71,7 @@ class Call:
     body: bytes = field(init=False)
     """Read at once: Twisted closes a request's content when the client goes away, who may do so while
     its key is still being looked up."""
+    _id: str | None = field(default=None, init=False)
     _parsed: object = field(default=None, init=False)
     """What `parse` has read."""
     _is_repaired: bool | None = field(default=None, init=False)
@@ -83,6 +84,13 @@ class Call:
             # There is one copy of it now, which `forget_body` frees.
             content.seek(0)
             content.truncate()
+
+    @property
+    def id(self) -> str:
+        """What names the request in the log, and in the answer to a refusal."""
+        if self._id is None:
+            self._id = secrets.token_hex(8)
+        return self._id
 
     @property
     def key(self) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, cast
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
@@ -31,6 +31,7 @@ from posd.errors import (
 )
 from posd.protocol import jsontext
 from posd.security.addresses import place
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Call, Door
 from posd.web.http.headers import is_loopback
 from posd.web.http.unsent import LONG
@@ -44,6 +45,7 @@ _PHRASES: Final = {
 _NO_PREFLIGHT: Final = (
     "posd answers no web page of another origin (CORS); call it from that page's server."
 )
+_SERVER: Final = f"posd/{__version__}"
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
@@ -109,7 +111,7 @@ class Endpoint(Resource):
     def render(self, request: Request) -> int:
         method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
         handler = self._handlers.get(method)
-        respond(Call(request, self._door), handler or self._not_allowed)
+        respond(Call(cast(BoundedRequest, request), self._door), handler or self._not_allowed)
         return NOT_DONE_YET
 
     async def _not_allowed(self, call: Call) -> Answer:
@@ -131,29 +133,25 @@ class Missing(Resource):
         self._door = door
 
     def render(self, request: Request) -> int:
-        respond(Call(request, self._door), _missing)
+        respond(Call(cast(BoundedRequest, request), self._door), _missing)
         return NOT_DONE_YET
 
 
 def respond(call: Call, handler: Handler) -> None:
-    """Run a handler and send its answer, if anybody is still there to have it."""
-    gone = False
+    """Run a handler and send its answer, if the client is still there."""
+    Deferred.fromCoroutine(_respond(call, handler))
 
-    def left(_: Failure) -> None:
-        nonlocal gone
-        gone = True
 
-    call.request.notifyFinish().addErrback(left)
-
-    def send(outcome: Answer) -> None:
+async def _respond(call: Call, handler: Handler) -> None:
+    try:
+        outcome = await answer(call, handler)
+        gone = call.request.gone
         if isinstance(outcome, Takeover):
             outcome.forgo() if gone else outcome.begin(call.request)
         elif not gone:
             write(call, outcome)
-
-    answered = Deferred.fromCoroutine(answer(call, handler))
-    answered.addCallback(send)
-    answered.addErrback(unanswered, call)
+    except Exception:
+        unanswered(Failure(), call)
 
 
 async def answer(call: Call, handler: Handler) -> Answer:
@@ -182,7 +180,7 @@ async def _outcome(call: Call, handler: Handler) -> Answer:
 def unanswered(failure: Failure, call: Call) -> None:
     """There is a bug in how an answer is sent; whoever waits for it learns that there is none."""
     _log.failure("no answer to {id}", failure, id=call.id)
-    call.request.loseConnection()
+    Request.loseConnection(call.request)
 
 
 def refused(refusal: Refusal, call: Call) -> Answer:
@@ -203,23 +201,28 @@ def write(call: Call, outcome: Answer) -> None:
     """Send an answer; a long one as the client takes it."""
     request, body = call.request, outcome.encoded()
     phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
-    request.setResponseCode(outcome.status, phrase)
-    headers = {
-        "Server": f"posd/{__version__}",
+    fields = {
+        "Server": _SERVER,
         "Content-Type": outcome.media,
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
         **outcome.headers,
     }
-    for name, value in headers.items():
-        request.setHeader(name, value)
-    if request.method == b"HEAD":
-        request.finish()
-    elif len(body) > LONG and call.door.unsent is not None:
-        call.door.unsent.send(request, body, call.account or place(call.address))
+    unsent = call.door.unsent
+    if len(body) <= LONG or unsent is None or request.method == b"HEAD":
+        request.answer(b"%d %b" % (outcome.status, phrase), _lines(fields), body)
     else:
-        request.write(body)
-        request.finish()
+        request.setResponseCode(outcome.status, phrase)
+        for name, value in fields.items():
+            Request.setHeader(request, name, value)
+        unsent.send(request, body, call.account or place(call.address))
+
+
+def _lines(fields: Mapping[str, str]) -> bytes:
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    if not lines.count("\r") == lines.count("\n") == len(fields):
+        raise ValueError("A header field has a line break in it.")
+    return lines.encode()
 
 
 def _check_local(call: Call) -> None:

@@ -20,6 +20,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from posd.errors import TooManyRequests
 from posd.security.key_index import KeyIndex, KnownKey
 from posd.security.request_rates import RequestRates
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Call, Door
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.rate_gate import RateGate
@@ -65,7 +66,7 @@ class Served(Resource):
         return Answer({"size": call.size})
 
     def render(self, request: Request) -> int:
-        respond(Call(request, self.door), self._answer)
+        respond(Call(cast(BoundedRequest, request), self.door), self._answer)
         return NOT_DONE_YET
 
 
