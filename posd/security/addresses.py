@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
+from posd.memo import memo
+
 Network = IPv4Network | IPv6Network
 
 _MOST_HOPS: Final = 20
@@ -43,6 +45,7 @@ def is_proxy(peer: str, proxies: Sequence[Network]) -> bool:
     return _is_one_of(_parse(peer), proxies)
 
 
+@memo
 def place(address: str) -> str:
     """Name what an address counts as: itself or its /64."""
     parsed = _parse(address)
@@ -55,6 +58,7 @@ def _is_one_of(address: IPv4Address | IPv6Address | None, proxies: Sequence[Netw
     return bool(proxies) and (address is None or any(address in proxy for proxy in proxies))
 
 
+@memo
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     """Read an address, with a port or in brackets too, as some proxies write it."""
     written = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+|(.+)", text.strip())

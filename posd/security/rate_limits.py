@@ -50,8 +50,12 @@ class TokenBucket:
         """Take so many tokens if they are there, and tell whether they were."""
         if self.wait(count) > 0:
             return False
-        self._tokens -= count
+        self.spend(count)
         return True
+
+    def spend(self, count: float) -> None:
+        """Take so many tokens, for which `wait` was 0.0 just now."""
+        self._tokens -= count
 
     def owe(self, count: float, seconds: float) -> float:
         """Take so many tokens whether they are there or not; the seconds until the debt is paid.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from attrs import define, field, frozen
@@ -66,6 +67,7 @@ class Account:
         return self.scopes[-1][0]
 
 
+@lru_cache(maxsize=4096)
 def account(
     key_id: int,
     device_id: str | None,
@@ -163,11 +165,11 @@ class RequestRates:
         return owed
 
     def _charge(self, charges: list[_Charge]) -> None:
-        wait = max(bucket.wait(count) for bucket, count in charges)
+        wait = max([bucket.wait(count) for bucket, count in charges])
         if wait > 0:
             raise self._refusal(BY_CREDENTIAL, "This key sends more than it may.", wait)
         for bucket, count in charges:
-            bucket.take(count)
+            bucket.spend(count)
 
     def _of_requests(self, who: Account, count: float) -> list[_Charge]:
         rate = self.requests_per_credential

@@ -15,6 +15,8 @@ from typing import Final
 from attrs import frozen
 from twisted.web.http import datetimeToString
 
+from posd.memo import memo
+
 _BLANKS: Final = " \t"
 # RFC 9110 §7.2 and RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and a port.
 _HOST: Final = re.compile(
@@ -51,6 +53,7 @@ def date() -> bytes:
     return _dated[1]
 
 
+@memo
 def is_host(value: str) -> bool:
     """Whether this may stand in Host (RFC 9112 §3.2). An empty value may."""
     return _HOST.fullmatch(value) is not None

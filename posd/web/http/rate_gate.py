@@ -12,6 +12,7 @@ from attrs import frozen
 from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
+from posd.memo import memo
 from posd.security.addresses import is_proxy
 from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
@@ -41,13 +42,14 @@ class RateGate:
 
     def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
         """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
-        key = _key(request)
         if who is not None:
             self.rates.request(who, size)
-        elif key is not None and not self.index.read:
+            return
+        key = _key(request)
+        if key is not None and not self.index.read:
             # It cannot be known yet whose it is.
             return
-        elif key is not None or not self.door.trusted:
+        if key is not None or not self.door.trusted:
             purpose = "health" if path.partition(b"?")[0] in _HEALTH else "all"
             self.rates.stranger(address_of(request, self.door), purpose)
 
@@ -88,6 +90,7 @@ def _key(request: Request) -> str | None:
     return next(iter(keys_in(request.requestHeaders)), None)
 
 
+@memo
 def _addressed(path: bytes) -> tuple[str | None, Purpose]:
     """The tenant that a path names, None if it names none, and what is charged there."""
     parts = [unquote_to_bytes(part).decode(errors="replace") for part in path.split(b"/")[1:4]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, cast
 
 from attrs import field, frozen
@@ -109,18 +109,11 @@ class Endpoint(Resource):
         self._handlers = handlers
 
     def render(self, request: Request) -> int:
-        method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
-        handler = self._handlers.get(method)
-        respond(Call(cast(BoundedRequest, request), self._door), handler or self._not_allowed)
-        return NOT_DONE_YET
+        handler = self._handlers.get(method_of(request))
+        return take(request, self._door, handler or self._not_allowed)
 
     async def _not_allowed(self, call: Call) -> Answer:
-        call.check_rate()
-        # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
-        methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
-        said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
-        body = error_body(said, "method_not_allowed", call)
-        return Answer(body, 405, {"Allow": ", ".join(sorted(methods))})
+        return not_allowed(call, self._handlers)
 
 
 class Missing(Resource):
@@ -133,8 +126,34 @@ class Missing(Resource):
         self._door = door
 
     def render(self, request: Request) -> int:
-        respond(Call(cast(BoundedRequest, request), self._door), _missing)
-        return NOT_DONE_YET
+        return take(request, self._door, missing)
+
+
+def method_of(request: Request) -> str:
+    """The method whose handler is asked: HEAD is answered as GET, without the body."""
+    return "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
+
+
+def take(request: Request, door: Door, handler: Handler) -> int:
+    """Answer a request by a handler, whenever that has an answer. Returns what `render` returns then."""
+    respond(Call(cast(BoundedRequest, request), door), handler)
+    return NOT_DONE_YET
+
+
+async def missing(call: Call) -> Answer:
+    """The handler of an address that leads nowhere."""
+    call.check_rate()
+    raise NotFound("There is nothing at this address.")
+
+
+def not_allowed(call: Call, methods: Collection[str]) -> Answer:
+    """What is answered where only these methods are allowed."""
+    call.check_rate()
+    # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+    allowed = {*methods, *(["HEAD"] if "GET" in methods else ())}
+    said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+    body = error_body(said, "method_not_allowed", call)
+    return Answer(body, 405, {"Allow": ", ".join(sorted(allowed))})
 
 
 def respond(call: Call, handler: Handler) -> None:
@@ -246,8 +265,3 @@ def _of_a_page(call: Call) -> bool:
     sends the header once, so two of them come from something else.
     """
     return call.headers("sec-fetch-site") not in ([], ["none"])
-
-
-async def _missing(call: Call) -> Answer:
-    call.check_rate()
-    raise NotFound("There is nothing at this address.")
