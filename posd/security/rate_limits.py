@@ -69,13 +69,16 @@ class TokenBucket:
     def wait(self, count: float = 1) -> float:
         """Tell the seconds until so many can be taken: 0.0 if they can be now."""
         self._refill()
-        lacking = min(count, self.burst) - self._tokens
+        lacking = (count if count < self.burst else self.burst) - self._tokens
         return lacking / self.rate if lacking > _ROUNDING else 0.0
 
     def _refill(self) -> None:
         now = self._clock()
-        refill = self.rate * max(0.0, now - self._updated)
-        self._tokens = min(self.burst, self._tokens + refill)
+        tokens = self._tokens
+        if now > self._updated:
+            tokens += self.rate * (now - self._updated)
+        # `burst` may have become less.
+        self._tokens = tokens if tokens < self.burst else self.burst
         self._updated = now
 
 
@@ -99,8 +102,9 @@ class Buckets:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(who)
-            # A reload may have changed them.
-            bucket.rate, bucket.burst = rate, rate * seconds
+            if bucket.rate != rate or bucket.burst != rate * seconds:
+                # A reload has changed them.
+                bucket.rate, bucket.burst = rate, rate * seconds
         return bucket
 
 

@@ -14,7 +14,7 @@ from twisted.web.server import Request, Site
 
 from posd.errors import TooManyRequests
 from posd.security.request_rates import Account
-from posd.web.http.headers import Target, date, is_host, read_target
+from posd.web.http.headers import Target, date, is_host, keys_in, read_target
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
@@ -32,10 +32,10 @@ A credential's is read, after a rest, and thrown away: another connection would 
 class RateGate(Protocol):
     """Charges requests (`posd.web.http.rate_gate`)."""
 
-    def account(self, request: Request, path: bytes) -> Account | None:
+    def account(self, request: BoundedRequest, path: bytes) -> Account | None:
         """Who is charged for a request; None for an address, and for nobody."""
 
-    def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
+    def charge(self, request: BoundedRequest, who: Account | None, path: bytes, size: int) -> None:
         """Charge it. Raises `TooManyRequests`."""
 
     def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
@@ -98,6 +98,7 @@ class BoundedRequest(Request):
     account: Account | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
+    _keys: list[str] | None = None
     gone = False
     """Whether its connection is lost: nobody waits for the answer."""
 
@@ -146,6 +147,13 @@ class BoundedRequest(Request):
         # Twisted answers `*` by itself, and with its own name in Server.
         path = b"/" if target.origin == b"*" else target.origin
         Request.requestReceived(self, command, path, version)
+
+    @property
+    def keys(self) -> list[str]:
+        """The credentials that came with it, read once."""
+        if self._keys is None:
+            self._keys = keys_in(self.requestHeaders)
+        return self._keys
 
     def process(self) -> None:
         """Render the resource of this address. Twisted's own would set headers that an answer replaces."""

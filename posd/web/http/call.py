@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
-from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from posd.errors import (
@@ -18,14 +17,14 @@ from posd.errors import (
     Forbidden,
     InvalidMessage,
     NumberOutOfRange,
-    Refusal,
     UnsupportedMediaType,
 )
+from posd.memo import memo
 from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
 from posd.security.request_rates import Account
 from posd.web.http.bounded_request import BoundedRequest
-from posd.web.http.headers import members
+from posd.web.http.headers import members, values
 from posd.web.http.pieces import in_pieces
 from posd.web.http.unsent import UnsentAnswers
 
@@ -98,7 +97,7 @@ class Call:
 
         Raises `BadRequest` for two that differ in one of the headers.
         """
-        return _only(keys_in(self.request.requestHeaders), "An API key")
+        return _only(self.request.keys, "An API key")
 
     @property
     def address(self) -> str:
@@ -108,11 +107,11 @@ class Call:
     @property
     def account(self) -> Account | None:
         """The credential that is charged for this, None where an address or nobody is."""
-        return getattr(self.request, "account", None)
+        return self.request.account
 
     def check_rate(self) -> None:
         """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
-        refusal: Refusal | None = getattr(self.request, "over_rate", None)
+        refusal = self.request.over_rate
         if refusal is not None:
             # The request has the refusal. If that had a traceback, they would be a cycle.
             raise copy(refusal)
@@ -135,7 +134,8 @@ class Call:
 
         Raises `BadRequest` for values that differ: a proxy may have used another one than posd would.
         """
-        return _only(self.headers(name), name.title())
+        found = self.headers(name)
+        return _only(found, name.title()) if found else None
 
     def members(self, name: str) -> set[str]:
         """The members of a header whose value is a list, from all of its lines, in lower case."""
@@ -143,7 +143,7 @@ class Call:
 
     def headers(self, name: str) -> list[str]:
         """A header's values, a character for each byte: not every client sends UTF-8."""
-        return _values(self.request.requestHeaders, name)
+        return values(self.request.requestHeaders, name.encode())
 
     def parameter(self, name: str) -> str | None:
         """A query parameter's value, the first where there are several."""
@@ -154,9 +154,9 @@ class Call:
     def parameters(self) -> dict[str, object]:
         """All query parameters that are UTF-8, the first value of each."""
         read: dict[str, object] = {}
-        for name, values in self.request.args.items():
+        for name, given in self.request.args.items():
             try:
-                read[name.decode()] = values[0].decode()
+                read[name.decode()] = given[0].decode()
             except UnicodeDecodeError as error:
                 raise BadRequest("The query must be UTF-8.", code="invalid_query") from error
         return read
@@ -212,8 +212,7 @@ class Call:
     def _check_type(self) -> None:
         if self.members("content-encoding") - {"identity"}:
             raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
-        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
+        if not _is_json(self.header("content-type") or "application/json"):
             raise UnsupportedMediaType("The body must be application/json.")
 
     def check_tenant(self, slug: str) -> None:
@@ -248,20 +247,17 @@ def _text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def keys_in(headers: Headers) -> list[str]:
-    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
-    keys = [key for value in _values(headers, "x-api-key") if (key := value.strip())]
-    if keys:
-        return keys
-    given = [value.partition(" ") for value in _values(headers, "authorization")]
-    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
-    return [token for token in bearers if token]
-
-
 def address_of(request: Request, door: Door) -> str:
     """Where the client is, by IP; empty on a unix socket."""
     peer = getattr(request.getClientAddress(), "host", "")
-    return client_address(peer, _values(request.requestHeaders, "x-forwarded-for"), door.proxies)
+    return client_address(peer, values(request.requestHeaders, b"X-Forwarded-For"), door.proxies)
+
+
+@memo
+def _is_json(media: str) -> bool:
+    """Whether a content type is JSON (RFC 6839 §3.1)."""
+    kind = media.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def device_name(given: str, where: str) -> str:
@@ -272,15 +268,8 @@ def device_name(given: str, where: str) -> str:
     return name
 
 
-def _only(values: Iterable[str], what: str) -> str | None:
+def _only(found: Sequence[str], what: str) -> str | None:
     """The one value there is, None where there is none. Raises `BadRequest` for values that differ."""
-    found = iter(dict.fromkeys(values))
-    first = next(found, None)
-    if next(found, None) is not None:
+    if len(found) > 1 and len({*found}) > 1:
         raise BadRequest(f"{what} is sent twice, with different values.")
-    return first
-
-
-def _values(headers: Headers, name: str) -> list[str]:
-    """A header's values, a character for each byte: not every client sends UTF-8."""
-    return [value.decode("latin-1") for value in headers.getRawHeaders(name.encode(), [])]
+    return found[0] if found else None

@@ -14,13 +14,14 @@ from typing import Final, NamedTuple
 MOST_HEAD_BYTES: Final = 8192
 """Of a plain head. twisted.web accepts 16,384 bytes."""
 _MOST_FIELDS: Final = 100
-_LONGEST_LENGTH: Final = 9
-"""Digits of Content-Length. The longest body that any operation takes has 7."""
+# The longest body that any operation takes has 7 digits.
+_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
 # RFC 9112 §3 and §5, without the obsolete forms. No value has control characters but HTAB (RFC 9110 §5.5).
 _HEAD: Final = re.compile(
     rb"([A-Z]{1,20}) (/[\x21\x22\x24-\x7e]*+) HTTP/1\.1\r\n"
     rb"((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)++)\r\n"
 )
+_FIELD: Final = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
 
 
 class Head(NamedTuple):
@@ -42,18 +43,13 @@ def read_head(data: bytes) -> Head | None:
     if found is None:
         return None
     method, target, lines = found.groups()
-    fields, length = [], None
-    for line in lines.split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b":")
-        value = value.strip(b" \t")
-        fields.append((name, value))
-        match name.lower():
-            case b"transfer-encoding":
-                return None
-            case b"content-length":
-                if length is not None or not value.isdigit() or len(value) > _LONGEST_LENGTH:
-                    return None
-                length = value
-    if len(fields) > _MOST_FIELDS:
+    fields = [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(lines)]
+    names = [name.lower() for name, _ in fields]
+    if len(fields) > _MOST_FIELDS or b"transfer-encoding" in names:
         return None
+    length = None
+    if b"content-length" in names:
+        length = fields[names.index(b"content-length")][1]
+        if names.count(b"content-length") > 1 or not _LENGTH.fullmatch(length):
+            return None
     return Head(method, target, fields, length, found.end())

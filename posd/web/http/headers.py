@@ -14,6 +14,7 @@ from typing import Final
 
 from attrs import frozen
 from twisted.web.http import datetimeToString
+from twisted.web.http_headers import Headers
 
 from posd.memo import memo
 
@@ -33,6 +34,21 @@ class Target:
 
     origin: bytes
     authority: bytes | None = None
+
+
+def values(headers: Headers, name: bytes) -> list[str]:
+    """A field's values, a character for each byte: not every client sends UTF-8."""
+    return [value.decode("latin-1") for value in headers.getRawHeaders(name, ())]
+
+
+def keys_in(headers: Headers) -> list[str]:
+    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
+    keys = [key for value in values(headers, b"X-Api-Key") if (key := value.strip())]
+    if keys:
+        return keys
+    given = [value.partition(" ") for value in values(headers, b"Authorization")]
+    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
+    return [token for token in bearers if token]
 
 
 def members(lines: Iterable[str]) -> set[str]:

@@ -9,7 +9,6 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
-from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
 from posd.memo import memo
@@ -18,7 +17,8 @@ from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
 from posd.security.request_rates import Account, Purpose, RequestRates, account
 from posd.values import RESERVED
-from posd.web.http.call import Door, address_of, keys_in
+from posd.web.http.bounded_request import BoundedRequest
+from posd.web.http.call import Door, address_of
 
 _HEALTH: Final = (b"/health/live", b"/health/ready")
 """What load balancers ask, perhaps from the address that strangers come from through them."""
@@ -33,14 +33,14 @@ class RateGate:
     rates: RequestRates
     door: Door
 
-    def account(self, request: Request, path: bytes) -> Account | None:
+    def account(self, request: BoundedRequest, path: bytes) -> Account | None:
         """Who is charged for a request: a credential; None for an address, and as long as it is not known."""
         key = _key(request)
         if key is None or not self.index.read:
             return None
         return self._account(request, path.partition(b"?")[0], key)
 
-    def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
+    def charge(self, request: BoundedRequest, who: Account | None, path: bytes, size: int) -> None:
         """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
         if who is not None:
             self.rates.request(who, size)
@@ -66,7 +66,7 @@ class RateGate:
         """Whether the other end of a connection is a proxy, which sends requests of several clients."""
         return is_proxy(peer, self.door.proxies)
 
-    def _account(self, request: Request, path: bytes, key: str) -> Account | None:
+    def _account(self, request: BoundedRequest, path: bytes, key: str) -> Account | None:
         sha256 = hash_of(key)
         slug, purpose = _addressed(path)
         known = None if sha256 is None else self.index.find(sha256, slug)
@@ -85,9 +85,9 @@ class RateGate:
         )
 
 
-def _key(request: Request) -> str | None:
+def _key(request: BoundedRequest) -> str | None:
     """The key that came. With two that differ a request is refused later; it is charged to the first."""
-    return next(iter(keys_in(request.requestHeaders)), None)
+    return next(iter(request.keys), None)
 
 
 @memo

@@ -10,7 +10,6 @@ from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.test.requesthelper import DummyRequest
 
 from posd.errors import Conflict, Forbidden, Unauthorized
 from posd.protocol import jsontext
@@ -38,6 +37,7 @@ from posd.web.http.operations import (
 from posd.web.http.requests import Answer
 from posd.web.http.router import Rooms, Root
 from posd.web.http.turns import AT_ONCE, RequestTurns
+from tests.asked import Asked
 from tests.at_once import do_at_once
 
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
@@ -103,17 +103,6 @@ class Rows:
             self.row("GET", "/health", ADMINS, trusted=True),
             self.row("GET", "/health/live", NOBODY),
         )
-
-
-class Asked(DummyRequest):
-    """A request without a connection; what it is answered."""
-
-    gone = False
-    status = 0
-    body = b""
-
-    def answer(self, status: bytes, fields: bytes, body: bytes) -> None:
-        self.status, self.body = int(status.split()[0]), body
 
 
 class ReceptionCase(SynchronousTestCase):
@@ -294,7 +283,7 @@ class TurnTests(ReceptionCase):
         who = account(1, None, shared=False)
         for _ in range(AT_ONCE):
             Deferred.fromCoroutine(turns.take((who.together, "kitchen")))
-        request: Any = DummyRequest([])
+        request: Any = Asked([])
         request.account, request.content = who, BytesIO(b"")
         request.requestHeaders.setRawHeaders("X-API-Key", ["tenant"])
         row = self.rows.row("GET", "/api/{tenant}/cards/lost", TILLS)

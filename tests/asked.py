@@ -1,0 +1,26 @@
+"""A request without a connection, for tests of what is behind the connection."""
+
+from __future__ import annotations
+
+from twisted.web.test.requesthelper import DummyRequest
+
+from posd.errors import TooManyRequests
+from posd.security.request_rates import Account
+from posd.web.http.headers import keys_in
+
+
+class Asked(DummyRequest):
+    """Has what a `BoundedRequest` has beyond a request of Twisted's, and keeps what it is answered."""
+
+    account: Account | None = None
+    over_rate: TooManyRequests | None = None
+    gone = False
+    status = 0
+    body = b""
+
+    @property
+    def keys(self) -> list[str]:
+        return keys_in(self.requestHeaders)
+
+    def answer(self, status: bytes, fields: bytes, body: bytes) -> None:
+        self.status, self.body = int(status.split()[0]), body
