@@ -27,6 +27,8 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Networ
 
     An IPv4 address that came in through IPv6 is told as IPv4.
     """
+    if not proxies:
+        return _written(peer)
     address = _parse(peer)
     hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()][-_MOST_HOPS:]
     while hops and _is_one_of(address, proxies):
@@ -51,6 +53,13 @@ def place(address: str) -> str:
     parsed = _parse(address)
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, 64), strict=False))
+    return address if parsed is None else str(parsed)
+
+
+@memo
+def _written(address: str) -> str:
+    """An address in its usual form, and any other text as it is."""
+    parsed = _parse(address)
     return address if parsed is None else str(parsed)
 
 
