@@ -6,7 +6,7 @@ from twisted.web.test.requesthelper import DummyRequest
 
 from posd.errors import TooManyRequests
 from posd.security.request_rates import Account
-from posd.web.http.headers import keys_in
+from posd.web.http.headers import Fields, keys_in, read_fields
 
 
 class Asked(DummyRequest):
@@ -19,8 +19,12 @@ class Asked(DummyRequest):
     body = b""
 
     @property
+    def fields(self) -> Fields:
+        return read_fields(self.requestHeaders)
+
+    @property
     def keys(self) -> list[str]:
-        return keys_in(self.requestHeaders)
+        return keys_in(self.fields)
 
     def answer(self, status: bytes, fields: bytes, body: bytes) -> None:
         self.status, self.body = int(status.split()[0]), body

@@ -9,12 +9,11 @@ from urllib.parse import unquote_to_bytes
 
 from attrs import define, field
 from twisted.python.failure import Failure
-from twisted.web.http_headers import Headers
 from twisted.web.server import Request, Site
 
 from posd.errors import TooManyRequests
 from posd.security.request_rates import Account
-from posd.web.http.headers import Target, date, is_host, keys_in, read_target
+from posd.web.http.headers import Fields, Target, date, is_host, keys_in, read_fields, read_target
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
@@ -98,14 +97,20 @@ class BoundedRequest(Request):
     account: Account | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
+    fields: Fields
+    """What its header has, from when it was read."""
     _keys: list[str] | None = None
     gone = False
     """Whether its connection is lost: nobody waits for the answer."""
 
+    def parseCookies(self) -> None:
+        """posd uses none."""
+
     def gotLength(self, length: int | None) -> None:
         command, target, version = self.channel.request_line
+        self.fields = read_fields(self.requestHeaders)
         read = read_target(command, target)
-        fault = _fault(self.requestHeaders, version, length)
+        fault = _fault(self.fields, version, length)
         if read is None:
             fault = "The request target is not valid."
         else:
@@ -144,6 +149,7 @@ class BoundedRequest(Request):
         if target.authority is not None:
             # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
             self.requestHeaders.setRawHeaders(b"Host", [target.authority])
+            self.fields["host"] = [target.authority.decode("ascii")]
         # Twisted answers `*` by itself, and with its own name in Server.
         path = b"/" if target.origin == b"*" else target.origin
         Request.requestReceived(self, command, path, version)
@@ -152,7 +158,7 @@ class BoundedRequest(Request):
     def keys(self) -> list[str]:
         """The credentials that came with it, read once."""
         if self._keys is None:
-            self._keys = keys_in(self.requestHeaders)
+            self._keys = keys_in(self.fields)
         return self._keys
 
     def process(self) -> None:
@@ -226,7 +232,7 @@ class BoundedRequest(Request):
         self.over_rate = refusal.with_traceback(None)
         if length is not None and length <= _BODY_READ_IN_VAIN:
             return
-        if self.account is not None and not self.requestHeaders.hasHeader(b"Expect"):
+        if self.account is not None and "expect" not in self.fields:
             self.channel.rest(self)
         else:
             sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
@@ -272,10 +278,10 @@ class LongBodies:
         self.total -= self._sizes.pop(request, 0)
 
 
-def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
+def _fault(fields: Fields, version: bytes, length: int | None) -> str | None:
     """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
-    hosts = headers.getRawHeaders(b"Host", ())
-    coded = headers.hasHeader(b"Transfer-Encoding")
+    hosts = fields.get("host", [])
+    coded = "transfer-encoding" in fields
     if coded and length is not None:
         # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
         return "Transfer-Encoding must be chunked."
@@ -287,6 +293,6 @@ def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
     if len(hosts) > 1:
         # A proxy may have judged by the other one.
         return "There is more than one Host header."
-    if hosts and not is_host(hosts[0].decode("latin-1")):
+    if hosts and not is_host(hosts[0]):
         return "The Host header is not valid."
     return None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
-from twisted.web.server import Request
 
 from posd.errors import (
     BadRequest,
@@ -24,7 +22,7 @@ from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
 from posd.security.request_rates import Account
 from posd.web.http.bounded_request import BoundedRequest
-from posd.web.http.headers import members, values
+from posd.web.http.headers import as_text, members
 from posd.web.http.pieces import in_pieces
 from posd.web.http.unsent import UnsentAnswers
 
@@ -119,12 +117,12 @@ class Call:
     @property
     def device(self) -> str | None:
         """The terminal that the caller names, free UTF-8 up to 128 characters."""
-        raw = self.request.requestHeaders.getRawHeaders(b"x-device-id")
+        raw = self.headers("x-device-id")
         if not raw:
             return None
         try:
             # Two names that differ are as bad as none.
-            (name,) = {_text(value).strip() for value in raw}
+            (name,) = {as_text(value).strip() for value in raw}
         except ValueError:
             name = ""
         return device_name(name, "X-Device-ID")
@@ -142,8 +140,8 @@ class Call:
         return members(self.headers(name))
 
     def headers(self, name: str) -> list[str]:
-        """A header's values, a character for each byte: not every client sends UTF-8."""
-        return values(self.request.requestHeaders, name.encode())
+        """A header's values, by its name in lower case; a character for each byte."""
+        return self.request.fields.get(name, [])
 
     def parameter(self, name: str) -> str | None:
         """A query parameter's value, the first where there are several."""
@@ -185,10 +183,12 @@ class Call:
         """
         if self.is_long:
             self._check_type()
-            with _as_refusal():
+            try:
                 whole = await in_pieces(surrogates.repair_in_pieces(self.body))
                 self._is_repaired = whole != self.body or jsontext.has_nul(whole)
                 self._parsed = await in_pieces(jsontext.decode_in_pieces(whole, depth=_DEPTH))
+            except InvalidMessage as error:
+                raise _refusal_of(error) from error
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
@@ -199,8 +199,10 @@ class Call:
         self._check_type()
         body = self._parsed
         if body is None:
-            with _as_refusal():
+            try:
                 body = jsontext.decode(self.body, depth=_DEPTH)
+            except InvalidMessage as error:
+                raise _refusal_of(error) from error
         if not isinstance(body, dict):
             raise BadRequest("The body must be a JSON object.", code="invalid_json")
         return cast("dict[str, object]", body)
@@ -223,14 +225,10 @@ class Call:
             raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
 
 
-@contextmanager
-def _as_refusal() -> Iterator[None]:
-    try:
-        yield
-    except NumberOutOfRange as error:
-        raise BadRequest(str(error), code="number_out_of_range") from error
-    except InvalidMessage as error:
-        raise BadRequest(str(error), code="invalid_json") from error
+def _refusal_of(error: InvalidMessage) -> BadRequest:
+    """What is answered to a body that cannot be read."""
+    code = "number_out_of_range" if isinstance(error, NumberOutOfRange) else "invalid_json"
+    return BadRequest(str(error), code=code)
 
 
 class _Compressed(UnsupportedMediaType):
@@ -239,18 +237,10 @@ class _Compressed(UnsupportedMediaType):
     headers = {"Accept-Encoding": "identity"}
 
 
-def _text(raw: bytes) -> str:
-    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-def address_of(request: Request, door: Door) -> str:
+def address_of(request: BoundedRequest, door: Door) -> str:
     """Where the client is, by IP; empty on a unix socket."""
-    peer = getattr(request.getClientAddress(), "host", "")
-    return client_address(peer, values(request.requestHeaders, b"X-Forwarded-For"), door.proxies)
+    peer = getattr(request.client, "host", "")
+    return client_address(peer, request.fields.get("x-forwarded-for", ()), door.proxies)
 
 
 @memo

@@ -304,7 +304,7 @@ class BoundedChannel(HTTPChannel):
         request = self.requests[-1] if self.requests else None
         if self.idle or request is None:
             self.loseConnection()
-        elif self._lost is not None or request.requestHeaders.hasHeader(b"Upgrade"):
+        elif self._lost is not None or "upgrade" in request.fields:
             self.transport.abortConnection()
         else:
             self.persistent = False

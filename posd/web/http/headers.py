@@ -36,17 +36,32 @@ class Target:
     authority: bytes | None = None
 
 
-def values(headers: Headers, name: bytes) -> list[str]:
-    """A field's values, a character for each byte: not every client sends UTF-8."""
-    return [value.decode("latin-1") for value in headers.getRawHeaders(name, ())]
+Fields = dict[str, list[str]]
+"""The values of each field by its name in lower case. A value has a character for each byte."""
 
 
-def keys_in(headers: Headers) -> list[str]:
-    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
-    keys = [key for value in values(headers, b"X-Api-Key") if (key := value.strip())]
+def read_fields(headers: Headers) -> Fields:
+    """The fields of a request, which are read several times: to charge it, to let it in, and to answer it."""
+    return {
+        name.decode("latin-1").lower(): [value.decode("latin-1") for value in values]
+        for name, values in headers.getAllRawHeaders()
+    }
+
+
+def as_text(value: str) -> str:
+    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def keys_in(fields: Fields) -> list[str]:
+    """The credentials in a request: those of X-API-Key, or else of Authorization."""
+    keys = [key for value in fields.get("x-api-key", ()) if (key := value.strip())]
     if keys:
         return keys
-    given = [value.partition(" ") for value in values(headers, b"Authorization")]
+    given = [value.partition(" ") for value in fields.get("authorization", ())]
     bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
     return [token for token in bearers if token]
 

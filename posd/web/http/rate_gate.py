@@ -19,10 +19,12 @@ from posd.security.request_rates import Account, Purpose, RequestRates, account
 from posd.values import RESERVED
 from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Door, address_of
+from posd.web.http.headers import as_text
 
 _HEALTH: Final = (b"/health/live", b"/health/ready")
 """What load balancers ask, perhaps from the address that strangers come from through them."""
 _LONGEST_DEVICE: Final = 512
+_NO_DEVICE: Final = ("",)
 
 
 @frozen
@@ -73,8 +75,8 @@ class RateGate:
         tenant_id = None if slug is None else self.index.tenant(slug)
         if known is None:
             return None
-        named = request.requestHeaders.getRawHeaders(b"x-device-id", [b""])[0].strip()
-        device = named.decode(errors="replace") if len(named) <= _LONGEST_DEVICE else ""
+        named = as_text(request.fields.get("x-device-id", _NO_DEVICE)[0]).strip()
+        device = named if len(named) <= _LONGEST_DEVICE else ""
         return account(
             known.id,
             device or None,
