@@ -26,5 +26,5 @@ class Asked(DummyRequest):
     def keys(self) -> list[str]:
         return keys_in(self.fields)
 
-    def answer(self, status: bytes, fields: bytes, body: bytes) -> None:
+    def answer(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
         self.status, self.body = int(status.split()[0]), body

@@ -68,18 +68,18 @@ class TokenBucket:
 
     def wait(self, count: float = 1) -> float:
         """Tell the seconds until so many can be taken: 0.0 if they can be now."""
-        self._refill()
-        lacking = (count if count < self.burst else self.burst) - self._tokens
+        lacking = (count if count < self.burst else self.burst) - self._refill()
         return lacking / self.rate if lacking > _ROUNDING else 0.0
 
-    def _refill(self) -> None:
-        now = self._clock()
-        tokens = self._tokens
+    def _refill(self) -> float:
+        """Add what the time since the last look has given; how many tokens there are now."""
+        now, tokens = self._clock(), self._tokens
         if now > self._updated:
             tokens += self.rate * (now - self._updated)
-        # `burst` may have become less.
-        self._tokens = tokens if tokens < self.burst else self.burst
         self._updated = now
+        # A reload may have made `burst` less.
+        self._tokens = tokens = tokens if tokens < self.burst else self.burst
+        return tokens
 
 
 @define(eq=False)
@@ -92,6 +92,10 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+    def __contains__(self, who: object) -> bool:
+        """Whether somebody has a bucket. One that does not exist is full."""
+        return who in self._buckets
 
     def get(self, who: object, rate: float, seconds: float) -> TokenBucket:
         """Somebody's bucket, which holds what `rate` gives in so many seconds."""

@@ -127,10 +127,11 @@ class RequestRates:
 
     def request(self, who: Account, size: int) -> None:
         """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing."""
-        charges = [*self._of_requests(who, 1), *self._of_bytes(who, size)]
+        charges = self._of_requests(who, 1)
+        charges += self._of_bytes(who, size) if size else self._debts(who, self._bytes)
         if who.purpose is Purpose.REQUEST:
             # A terminal may connect whatever it has read: it reads less by a WebSocket.
-            charges += self._of_bytes(who, 0, self._answers)
+            charges += self._debts(who, self._answers)
         self._charge(charges)
 
     def body(self, who: Account, size: int) -> None:
@@ -186,6 +187,12 @@ class RequestRates:
         return [
             (buckets.get(scope, times * rate, BURST_SECONDS), count) for scope, times in who.scopes
         ]
+
+    def _debts(self, who: Account, buckets: Buckets) -> list[_Charge]:
+        """Charges of nothing: they hold up an account that owes bytes. Most have never owed any."""
+        if not any(scope in buckets for scope, _ in who.scopes):
+            return []
+        return self._of_bytes(who, 0, buckets)
 
     def _refusal(self, by: str, what: str, wait: float) -> TooManyRequests:
         self.refused(by)

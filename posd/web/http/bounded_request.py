@@ -177,17 +177,20 @@ class BoundedRequest(Request):
             self.responseHeaders.setRawHeaders(b"Date", [date()])
         Request.write(self, data)
 
-    def answer(self, status: bytes, fields: bytes, body: bytes) -> None:
-        """Send a whole answer by one write, and finish. `status` is as in `200 OK`, `fields` are lines.
-
-        A client of HEAD gets the head alone.
-        """
-        more = b"" if self.channel.persistent else b"Connection: close\r\n"
-        line = (self.clientproto, status)
-        head = b"%b %b\r\n%bDate: %b\r\n%b\r\n" % (*line, fields, date(), more)
-        self.startedWriting = 1
-        self.channel.write(head if self.method == b"HEAD" else head + body)
+    def answer(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
+        """Send a whole answer by one write, and finish."""
+        self.begin(status, fields, body)
         Request.finish(self)
+
+    def begin(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
+        """Send the head of an answer and the beginning of its body, or all of it, by one write.
+
+        `status` is as in `200 OK`, `fields` are lines, Content-Length among them.
+        """
+        last = b"" if self.channel.persistent else b"Connection: close\r\n"
+        line = self.clientproto, status
+        self.startedWriting = 1
+        self.channel.write(b"%b %b\r\n%bDate: %b\r\n%b\r\n%b" % (*line, fields, date(), last, body))
 
     def connectionLost(self, reason: Failure) -> None:
         """What has come whole is carried out, whoever left meanwhile, and needs its body for that.

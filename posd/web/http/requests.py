@@ -45,7 +45,10 @@ _PHRASES: Final = {
 _NO_PREFLIGHT: Final = (
     "posd answers no web page of another origin (CORS); call it from that page's server."
 )
-_SERVER: Final = f"posd/{__version__}"
+_FIELDS: Final = (
+    b"Server: posd/%b\r\nContent-Type: %%b\r\nContent-Length: %%d\r\nCache-Control: no-store\r\n%%b"
+    % __version__.encode()
+)
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
@@ -218,26 +221,23 @@ def error_body(message: str, code: str, call: Call) -> dict[str, object]:
 
 def write(call: Call, outcome: Answer) -> None:
     """Send an answer; a long one as the client takes it."""
-    request, body = call.request, outcome.encoded()
+    request, body, unsent = call.request, outcome.encoded(), call.door.unsent
     phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
-    fields = {
-        "Server": _SERVER,
-        "Content-Type": outcome.media,
-        "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-        **outcome.headers,
-    }
-    unsent = call.door.unsent
-    if len(body) <= LONG or unsent is None or request.method == b"HEAD":
-        request.answer(b"%d %b" % (outcome.status, phrase), _lines(fields), body)
-    else:
-        request.setResponseCode(outcome.status, phrase)
-        for name, value in fields.items():
-            Request.setHeader(request, name, value)
+    status = b"%d %b" % (outcome.status, phrase)
+    fields = _FIELDS % (outcome.media.encode(), len(body), _lines(outcome.headers))
+    if request.method == b"HEAD":
+        request.answer(status, fields)
+    elif len(body) > LONG and unsent is not None:
+        request.begin(status, fields)
         unsent.send(request, body, call.account or place(call.address))
+    else:
+        request.answer(status, fields, body)
 
 
 def _lines(fields: Mapping[str, str]) -> bytes:
+    """Fields as they stand in a head."""
+    if not fields:
+        return b""
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
     if not lines.count("\r") == lines.count("\n") == len(fields):
         raise ValueError("A header field has a line break in it.")
