@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Final, Protocol, cast
-from urllib.parse import unquote_to_bytes
+from typing import Any, Final, Protocol
 
 from attrs import define, field
 from twisted.python.failure import Failure
-from twisted.web.server import Request, Site
+from twisted.web.http import parse_qs
+from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
 from posd.security.request_rates import Account
-from posd.web.http.headers import Fields, Target, date, is_host, keys_in, read_fields, read_target
+from posd.web.http.headers import (
+    Fields,
+    Target,
+    date,
+    is_host,
+    keys_in,
+    path_parts,
+    read_fields,
+    read_target,
+)
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
@@ -63,8 +72,8 @@ class Channel(Protocol):
         """Send to the client."""
 
     @property
-    def site(self) -> Limits:
-        """The limits that are the same for all connections."""
+    def site(self) -> Any:
+        """The site, which has the `Limits` and the resource."""
 
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
@@ -123,8 +132,8 @@ class BoundedRequest(Request):
                 self._refuse_body()
             else:
                 self._charge(length)
-        # For 100,000 bytes or an unknown length Twisted would put the body into a temporary file.
-        Request.gotLength(self, 0)
+        # Twisted would put a long body, or one of an unknown length, into a temporary file.
+        self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
@@ -150,9 +159,14 @@ class BoundedRequest(Request):
             # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
             self.requestHeaders.setRawHeaders(b"Host", [target.authority])
             self.fields["host"] = [target.authority.decode("ascii")]
-        # Twisted answers `*` by itself, and with its own name in Server.
-        path = b"/" if target.origin == b"*" else target.origin
-        Request.requestReceived(self, command, path, version)
+        self.method, self.uri, self.clientproto = command, target.origin, version
+        path, _, query = target.origin.partition(b"?")
+        # `*` stands for no resource (RFC 9110 §9.3.7).
+        self.path = b"/" if path == b"*" else path
+        self.args = parse_qs(query, True) if query else {}
+        assert self.content is not None
+        self.content.seek(0)
+        self.process()
 
     @property
     def keys(self) -> list[str]:
@@ -163,11 +177,11 @@ class BoundedRequest(Request):
 
     def process(self) -> None:
         """Render the resource of this address. Twisted's own would set headers that an answer replaces."""
-        self.site = site = cast(Site, self.channel.site)
-        self.prepath = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        self.site = site = self.channel.site
+        self.prepath, self.postpath = [], [*path_parts(self.path)]
         try:
-            Request.render(self, site.getResourceFor(self))
+            resource = site.resource if site.resource.isLeaf else site.getResourceFor(self)
+            Request.render(self, resource)
         except Exception:
             Request.processingFailed(self, Failure())
 

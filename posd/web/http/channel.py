@@ -150,19 +150,21 @@ class BoundedChannel(HTTPChannel):
         self._command, self._path, self._version = head.method, head.target, b"HTTP/1.1"
         for name, value in head.fields:
             request.requestHeaders.addRawHeader(name, value)
-        if head.length is not None:
-            self._maybeChooseTransferDecoder(b"Content-Length", head.length)  # type: ignore[no-untyped-call]
+        self.length = int(head.length or 0)
         self.allHeadersReceived()  # type: ignore[no-untyped-call]
         if self._leaving:
             return
-        if self.length == 0:
-            self._finishRequestBody(rest)  # type: ignore[no-untyped-call]
-            return
-        self.setRawMode()  # type: ignore[no-untyped-call]
-        if self.length is None or len(rest) < self.length:
+        length = self.length
+        if len(rest) >= length:
+            if length:
+                request.handleContentChunk(rest[:length])
+            self._finishRequestBody(rest[length:])  # type: ignore[no-untyped-call]
+        else:
             self._expect_request()
-        if rest:
-            self.rawDataReceived(rest)
+            self._maybeChooseTransferDecoder(b"Content-Length", head.length)  # type: ignore[no-untyped-call]
+            self.setRawMode()  # type: ignore[no-untyped-call]
+            if rest:
+                self.rawDataReceived(rest)
 
     def _expect_request(self) -> None:
         """The rest of the request that has begun must come soon."""

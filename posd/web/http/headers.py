@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
 from twisted.web.http import datetimeToString
@@ -70,6 +71,12 @@ def members(lines: Iterable[str]) -> set[str]:
     """The members of a list-based field in lower case, without empty ones (RFC 9110 §5.6.1)."""
     each = (member.strip(_BLANKS).lower() for line in lines for member in line.split(","))
     return set(filter(None, each))
+
+
+@memo
+def path_parts(path: bytes) -> tuple[bytes, ...]:
+    """The parts of a path, decoded, without the first slash."""
+    return tuple(unquote_to_bytes(part) for part in path.split(b"/")[1:])
 
 
 _dated: tuple[int, bytes] = 0, b""

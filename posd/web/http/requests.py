@@ -178,25 +178,25 @@ async def _respond(call: Call, handler: Handler) -> None:
 
 async def answer(call: Call, handler: Handler) -> Answer:
     """A handler's answer, or the one that its failure is."""
-    outcome = await _outcome(call, handler)
+    try:
+        if call.door.trusted:
+            _check_local(call)
+        outcome = await handler(call)
+    except Refusal as refusal:
+        outcome = refused(refusal, call)
+    except Exception as error:
+        outcome = _failed(error, call)
     call.forget_body()
     call.door.served(call.operation, outcome.status, time.monotonic() - call.began)
     return outcome
 
 
-async def _outcome(call: Call, handler: Handler) -> Answer:
-    try:
-        if call.door.trusted:
-            _check_local(call)
-        return await handler(call)
-    except Refusal as refusal:
-        return refused(refusal, call)
-    except Exception as error:
-        _log.failure("request {id} failed", id=call.id)
-        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
-            # It passes when others have closed theirs.
-            return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
-        return Answer(error_body("posd failed at this.", "internal_error", call), 500)
+def _failed(error: Exception, call: Call) -> Answer:
+    _log.failure("request {id} failed", id=call.id)
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+        # It passes when others have closed theirs.
+        return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
+    return Answer(error_body("posd failed at this.", "internal_error", call), 500)
 
 
 def unanswered(failure: Failure, call: Call) -> None:

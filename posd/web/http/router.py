@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from urllib.parse import unquote_to_bytes
 
 from attrs import define, field, frozen
 from twisted.web.resource import Resource
@@ -16,6 +15,7 @@ from posd.values import RESERVED
 from posd.web.admission import Gate, WebSocketDoor
 from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
+from posd.web.http.headers import path_parts
 from posd.web.http.operations import SHORT_BODY_BYTES, Operation
 from posd.web.http.requests import Answer, Handler, method_of, missing, not_allowed, take
 
@@ -85,7 +85,7 @@ class Addresses(Resource):
 
     def _look_up(self, path: bytes) -> tuple[Crossing, dict[str, str]]:
         """Where a path leads, and the values in it; to a place without operations if nowhere."""
-        return self._root.find(_texts(_parts(path))) or (Crossing(), {})
+        return self._root.find(_texts(path_parts(path))) or (Crossing(), {})
 
     def body_bytes(self, method: str, path: bytes) -> int:
         """How long the body of a request with this path may be."""
@@ -126,11 +126,6 @@ class Root(Resource):
         return self._addresses.body_bytes(method.decode("latin-1"), uri.partition(b"?")[0])
 
 
-def _parts(path: bytes) -> list[bytes]:
-    """The parts of a path, without the first slash."""
-    return [unquote_to_bytes(part) for part in path.split(b"/")[1:]]
-
-
 def _texts(parts: Sequence[bytes]) -> list[str]:
     """The parts of an address; what cannot be read is no name, and may only stand where a value does."""
     read = [part.decode(errors="replace") for part in parts]
@@ -139,9 +134,10 @@ def _texts(parts: Sequence[bytes]) -> list[str]:
     return read
 
 
+@memo
 def _is_text(path: bytes) -> bool:
     try:
-        unquote_to_bytes(path).decode()
+        b"/".join(path_parts(path)).decode()
     except UnicodeDecodeError:
         return False
     return True
