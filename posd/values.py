@@ -47,6 +47,9 @@ class KeyKind(enum.Enum):
     PLATFORM = "platform"
     ADMIN = "admin"
 
+    # That of Enum is a function in Python, and each request looks its kind up in sets.
+    __hash__ = object.__hash__
+
 
 class PrintStatus(enum.Enum):
     """How far an order has come on paper; it never moves backwards."""

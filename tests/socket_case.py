@@ -16,7 +16,8 @@ from posd.delivery.hub import Admitted
 from posd.delivery.session import Session
 from posd.security.request_rates import RequestRates
 from posd.values import Opening, Terminal
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.channel import BoundedChannel
+from posd.web.http.site import BoundedSite
 from posd.web.websocket import TillFactory, TillProtocol
 from tests.delivery_case import CLOSE, frames_in, opening, said, terminal
 from tests.exchange_case import ExchangeCase

@@ -30,7 +30,7 @@ from posd.values import Closing, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws
 from posd.web.api import publishing
-from posd.web.http import bounded_request, site
+from posd.web.http import bounded_request, channel
 from tests import documents
 from tests.documents import words_in_code
 
@@ -212,8 +212,8 @@ class NumberTests(SynchronousTestCase):
             f"registered, up to {limits.MOST_DEVICES} in a tenant",
             f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
             f"A body may have {bounded_request.BODY_BYTES // 1024 // 1024} MiB",
-            f"must bring a request within {site._REQUEST_SECONDS:g} seconds",
-            f"closed after {site._IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",
+            f"must bring a request within {channel._REQUEST_SECONDS:g} seconds",
+            f"closed after {channel.IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",
             "A frame costs a quarter of a request",
             f"together {request_rates.TOGETHER} times",
             f"what {request_rates.BURST_SECONDS} seconds give at once",

@@ -49,6 +49,7 @@ TABLE = (
     row("errors", "", NETWORK),
     row("values", "", NETWORK),
     row("waiting", ""),
+    row("memo", "", NETWORK),
     row("files", "", NETWORK),
     row("tap", None),
     # Rules and bytes: no I/O, so every rule of the protocol is tested in memory.
@@ -66,7 +67,7 @@ TABLE = (
         WEB,
     ),
     row("delivery.session", f"{WORDS} protocol events delivery security monitoring", WEB),
-    row("security", f"{WORDS} files config database store", WEB),
+    row("security", f"{WORDS} memo files config database store", WEB),
     row("monitoring", f"{WORDS} database store security", WEB),
     # Counted by every component, so it knows none of them.
     row("monitoring.counters", "values monitoring.database_clock", NETWORK),
@@ -79,7 +80,7 @@ TABLE = (
     ),
     # What is open to the network. An operation hands the pool on to the store.
     row("web", f"{WORDS} protocol delivery security monitoring web.http"),
-    row("web.http", f"{WORDS} protocol store security web.admission web.http"),
+    row("web.http", f"{WORDS} memo protocol store security web.admission web.http"),
     row(
         "web.api",
         f"{WORDS} config protocol events database.pool database.migrations store publishing delivery "

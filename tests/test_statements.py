@@ -155,7 +155,7 @@ class ChanceTests(SynchronousTestCase):
             "delivery/registry",
             "delivery/renaming",
             "web/sse",
-            "web/http/site",
+            "web/http/channel",
             "client/till",
         }
         publishing = {"broadcaster/blocking", "broadcaster/nonblocking"}

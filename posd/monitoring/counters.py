@@ -126,6 +126,8 @@ class Instruments:
     _limited: Counter = field(init=False)
     _requests: Counter = field(init=False)
     _request_seconds: Histogram = field(init=False)
+    _served: dict[tuple[str, int], tuple[Counter, Histogram]] = field(init=False, factory=dict)
+    """Those of an operation and a class of statuses, which the library looks up with a lock each time."""
     _waits: Histogram = field(init=False)
     _lag: Histogram = field(init=False)
 
@@ -275,8 +277,13 @@ class Instruments:
 
     def served(self, operation: str, status: int, seconds: float) -> None:
         """A request was answered; `operation` is a method and a template of an address."""
-        self._requests.labels(operation, f"{status // 100}xx").inc()
-        self._request_seconds.labels(operation).observe(seconds)
+        place = operation, status // 100
+        if place not in self._served:
+            counted = self._requests.labels(operation, f"{status // 100}xx")
+            self._served[place] = counted, self._request_seconds.labels(operation)
+        counted, seconds_of = self._served[place]
+        counted.inc()
+        seconds_of.observe(seconds)
 
     def waited(self, seconds: float) -> None:
         """A statement has got a connection of the pool, or given up."""

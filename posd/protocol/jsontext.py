@@ -184,6 +184,8 @@ def deeper(value: object, depth: int) -> bool:
     """Whether more than so many objects and arrays stand inside one another."""
     level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(depth):
+        if not level:
+            return False
         level = [
             child
             for parent in level

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
+from posd.memo import memo
+
 Network = IPv4Network | IPv6Network
 
 _MOST_HOPS: Final = 20
@@ -25,6 +27,8 @@ def client_address(peer: str, forwarded: Sequence[str], proxies: Sequence[Networ
 
     An IPv4 address that came in through IPv6 is told as IPv4.
     """
+    if not proxies:
+        return _written(peer)
     address = _parse(peer)
     hops = [hop for header in forwarded for hop in header.split(",") if hop.strip()][-_MOST_HOPS:]
     while hops and _is_one_of(address, proxies):
@@ -43,6 +47,7 @@ def is_proxy(peer: str, proxies: Sequence[Network]) -> bool:
     return _is_one_of(_parse(peer), proxies)
 
 
+@memo
 def place(address: str) -> str:
     """Name what an address counts as: itself or its /64."""
     parsed = _parse(address)
@@ -51,10 +56,18 @@ def place(address: str) -> str:
     return address if parsed is None else str(parsed)
 
 
+@memo
+def _written(address: str) -> str:
+    """An address in its usual form, and any other text as it is."""
+    parsed = _parse(address)
+    return address if parsed is None else str(parsed)
+
+
 def _is_one_of(address: IPv4Address | IPv6Address | None, proxies: Sequence[Network]) -> bool:
     return bool(proxies) and (address is None or any(address in proxy for proxy in proxies))
 
 
+@memo
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     """Read an address, with a port or in brackets too, as some proxies write it."""
     written = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+|(.+)", text.strip())

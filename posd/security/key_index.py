@@ -105,8 +105,10 @@ class KeyIndex:
         tenant_id = self._contents.slugs.get(slug)
         if tenant_id is None:
             return None
-        fitting = (each for each in found if each.tenant_id in (tenant_id, None))
-        return next(fitting, None)
+        for each in found:
+            if each.tenant_id is None or each.tenant_id == tenant_id:
+                return each
+        return None
 
     def tenant(self, slug: str) -> TenantId | None:
         """The active tenant with this slug, as far as the index knows."""

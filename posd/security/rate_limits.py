@@ -50,8 +50,12 @@ class TokenBucket:
         """Take so many tokens if they are there, and tell whether they were."""
         if self.wait(count) > 0:
             return False
-        self._tokens -= count
+        self.spend(count)
         return True
+
+    def spend(self, count: float) -> None:
+        """Take so many tokens, for which `wait` was 0.0 just now."""
+        self._tokens -= count
 
     def owe(self, count: float, seconds: float) -> float:
         """Take so many tokens whether they are there or not; the seconds until the debt is paid.
@@ -64,15 +68,18 @@ class TokenBucket:
 
     def wait(self, count: float = 1) -> float:
         """Tell the seconds until so many can be taken: 0.0 if they can be now."""
-        self._refill()
-        lacking = min(count, self.burst) - self._tokens
+        lacking = (count if count < self.burst else self.burst) - self._refill()
         return lacking / self.rate if lacking > _ROUNDING else 0.0
 
-    def _refill(self) -> None:
-        now = self._clock()
-        refill = self.rate * max(0.0, now - self._updated)
-        self._tokens = min(self.burst, self._tokens + refill)
+    def _refill(self) -> float:
+        """Add what the time since the last look has given; how many tokens there are now."""
+        now, tokens = self._clock(), self._tokens
+        if now > self._updated:
+            tokens += self.rate * (now - self._updated)
         self._updated = now
+        # A reload may have made `burst` less.
+        self._tokens = tokens = tokens if tokens < self.burst else self.burst
+        return tokens
 
 
 @define(eq=False)
@@ -86,6 +93,10 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
+    def __contains__(self, who: object) -> bool:
+        """Whether somebody has a bucket. One that does not exist is full."""
+        return who in self._buckets
+
     def get(self, who: object, rate: float, seconds: float) -> TokenBucket:
         """Somebody's bucket, which holds what `rate` gives in so many seconds."""
         bucket = self._buckets.get(who)
@@ -95,8 +106,9 @@ class Buckets:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(who)
-            # A reload may have changed them.
-            bucket.rate, bucket.burst = rate, rate * seconds
+            if bucket.rate != rate or bucket.burst != rate * seconds:
+                # A reload has changed them.
+                bucket.rate, bucket.burst = rate, rate * seconds
         return bucket
 
 

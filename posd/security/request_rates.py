@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from attrs import define, field, frozen
@@ -66,6 +67,7 @@ class RateAccount:
         return self.scopes[-1][0]
 
 
+@lru_cache(maxsize=4096)
 def account(
     key_id: int,
     device_id: str | None,
@@ -125,10 +127,11 @@ class RequestRates:
 
     def request(self, who: RateAccount, size: int) -> None:
         """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing."""
-        charges = [*self._of_requests(who, 1), *self._of_bytes(who, size)]
+        charges = self._of_requests(who, 1)
+        charges += self._of_bytes(who, size) if size else self._debts(who, self._bytes)
         if who.purpose is Purpose.REQUEST:
             # A terminal may connect whatever it has read: it reads less by a WebSocket.
-            charges += self._of_bytes(who, 0, self._answers)
+            charges += self._debts(who, self._answers)
         self._charge(charges)
 
     def body(self, who: RateAccount, size: int) -> None:
@@ -163,11 +166,11 @@ class RequestRates:
         return owed
 
     def _charge(self, charges: list[_Charge]) -> None:
-        wait = max(bucket.wait(count) for bucket, count in charges)
+        wait = max([bucket.wait(count) for bucket, count in charges])
         if wait > 0:
             raise self._refusal(BY_CREDENTIAL, "This key sends more than it may.", wait)
         for bucket, count in charges:
-            bucket.take(count)
+            bucket.spend(count)
 
     def _of_requests(self, who: RateAccount, count: float) -> list[_Charge]:
         rate = self.requests_per_credential
@@ -184,6 +187,12 @@ class RequestRates:
         return [
             (buckets.get(scope, times * rate, BURST_SECONDS), count) for scope, times in who.scopes
         ]
+
+    def _debts(self, who: Account, buckets: Buckets) -> list[_Charge]:
+        """Charges of nothing: they hold up an account that owes bytes. Most have never owed any."""
+        if not any(scope in buckets for scope, _ in who.scopes):
+            return []
+        return self._of_bytes(who, 0, buckets)
 
     def _refusal(self, by: str, what: str, wait: float) -> TooManyRequests:
         self.refused(by)

@@ -19,10 +19,11 @@ from posd.errors import BadRequest, NotFound, Refusal
 from posd.security.auth import Authenticator, of_kind
 from posd.security.connection_limits import Connections
 from posd.values import SLUG, KeyKind, Position, Principal, Tenant, Terminal
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Call, Door
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.refusal_log import Strangers
 from posd.web.http.requests import Answer, answer, unanswered, write
-from posd.web.http.site import BoundedChannel
 from posd.web.websocket import TillFactory
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
@@ -82,14 +83,12 @@ class WebSocketDoor(Resource):
         self._gate = gate
 
     def render(self, request: Request) -> object:
-        call = Call(request, self._door)
-        left: list[object] = []
-        request.notifyFinish().addErrback(left.append)
-        admitted = Deferred.fromCoroutine(self._admit_or_answer(call, left))
+        call = Call(cast(BoundedRequest, request), self._door)
+        admitted = Deferred.fromCoroutine(self._admit_or_answer(call))
         admitted.addErrback(unanswered, call)
         return NOT_DONE_YET
 
-    async def _admit_or_answer(self, call: Call, left: list[object]) -> None:
+    async def _admit_or_answer(self, call: Call) -> None:
         admitted: list[Admitted] = []
         call.operation = "GET /ws/pos/{tenant}"
 
@@ -101,7 +100,7 @@ class WebSocketDoor(Resource):
         if not admitted:
             code = str(outcome.body.get("code"))
             self._gate.strangers.till_refused(call, _last(call), outcome.status, code)
-        if left:
+        if call.request.gone:
             # The peer went away while its key was looked up: a session now would be a ghost.
             for each in admitted:
                 each.left()

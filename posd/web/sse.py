@@ -26,7 +26,7 @@ from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import messages
 from posd.protocol.encodings import SERVER_SENT
 from posd.values import FAILED, GOING_AWAY, RENAMED, REVOKED, SUPERSEDED, Closing
-from posd.web.http.site import BoundedChannel
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.sockets import hasten
 
 _COMMENT: Final = b":\n\n"

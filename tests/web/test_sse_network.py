@@ -14,7 +14,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from posd.delivery.hub import Admitted
 from posd.delivery.session import State
 from posd.values import GOING_AWAY
-from posd.web.http import site
+from posd.web.http import channel
 from posd.web.sse import EventStream
 from tests.delivery_case import opening, terminal
 from tests.exchange_case import wake
@@ -72,7 +72,7 @@ class TCPTests(NetworkCase):
         self.assertEqual(self.positions, list(range(11, self.log.last + 1)))
 
     async def test_one_that_stalls_when_it_is_closed_is_aborted(self) -> None:
-        self.patch(site, "_HANG_UP_SECONDS", 0.1)
+        self.patch(channel, "_HANG_UP_SECONDS", 0.1)
         await self.stall()
         self.session.end(GOING_AWAY)
         await self.until(lambda: len(self.exchange) == 0)

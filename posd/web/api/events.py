@@ -15,10 +15,10 @@ from posd.protocol import jsontext
 from posd.values import Position, Seq
 from posd.web.admission import Admission, resume_position
 from posd.web.http.call import Call
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.models import UNSET, Given, Moment, Success, Taken, Unset, called, plain
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk, given
 from posd.web.http.requests import Answer, Takeover
-from posd.web.http.site import BoundedChannel
 from posd.web.sse import EventStream
 
 _LAST_SEQ: Final = 2**63 - 1

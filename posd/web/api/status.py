@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrs import define
+from twisted.web.server import Request
 
 from posd.errors import NotFound
 from posd.protocol.jsontext import timestamp
@@ -146,5 +147,5 @@ def moment(when: datetime | None) -> str | None:
 
 def _url(call: Call, slug: str) -> str:
     """Where tills connect, by the name under which the caller reached us."""
-    scheme = "wss" if call.request.isSecure() else "ws"
+    scheme = "wss" if Request.isSecure(call.request) else "ws"
     return f"{scheme}://{call.header('host') or 'localhost'}/ws/pos/{slug}"

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, field
 from twisted.python.failure import Failure
-from twisted.web.http_headers import Headers
+from twisted.web.http import parse_qs
 from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
 from posd.security.request_rates import RateAccount
-from posd.web.http.headers import Target, is_host, read_target
+from posd.web.http.headers import (
+    Fields,
+    Target,
+    date,
+    is_host,
+    keys_in,
+    path_parts,
+    read_fields,
+    read_target,
+)
 
 BODY_BYTES: Final = 1024 * 1024
 """The longest body of any request."""
@@ -31,10 +40,12 @@ A credential's is read, after a rest, and thrown away: another connection would 
 class RateGate(Protocol):
     """Charges requests (`posd.web.http.rate_gate`)."""
 
-    def account(self, request: Request, path: bytes) -> RateAccount | None:
+    def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
         """Who is charged for a request; None for an address, and for nobody."""
 
-    def charge(self, request: Request, who: RateAccount | None, path: bytes, size: int) -> None:
+    def charge(
+        self, request: BoundedRequest, who: RateAccount | None, path: bytes, size: int
+    ) -> None:
         """Charge it. Raises `TooManyRequests`."""
 
     def go_on(self, who: RateAccount | None, size: int) -> TooManyRequests | None:
@@ -54,11 +65,17 @@ class Limits(Protocol):
 
 
 class Channel(Protocol):
-    """What a request needs of its connection, a `posd.web.http.site.BoundedChannel`."""
+    """What a request needs of its connection, a `posd.web.http.channel.BoundedChannel`."""
+
+    persistent: bool
+    """Whether another request may follow."""
+
+    def write(self, data: bytes) -> None:
+        """Send to the client."""
 
     @property
-    def site(self) -> Limits:
-        """The limits that are the same for all connections."""
+    def site(self) -> Any:
+        """The site, which has the `Limits` and the resource."""
 
     @property
     def request_line(self) -> tuple[bytes, bytes, bytes]:
@@ -91,11 +108,20 @@ class BoundedRequest(Request):
     account: RateAccount | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
+    fields: Fields
+    """What its header has, from when it was read."""
+    _keys: list[str] | None = None
+    gone = False
+    """Whether its connection is lost: nobody waits for the answer."""
+
+    def parseCookies(self) -> None:
+        """posd uses none."""
 
     def gotLength(self, length: int | None) -> None:
         command, target, version = self.channel.request_line
+        self.fields = read_fields(self.requestHeaders)
         read = read_target(command, target)
-        fault = _fault(self.requestHeaders, version, length)
+        fault = _fault(self.fields, version, length)
         if read is None:
             fault = "The request target is not valid."
         else:
@@ -108,8 +134,8 @@ class BoundedRequest(Request):
                 self._refuse_body()
             else:
                 self._charge(length)
-        # For 100,000 bytes or an unknown length Twisted would put the body into a temporary file.
-        Request.gotLength(self, 0)
+        # Twisted would put a long body, or one of an unknown length, into a temporary file.
+        self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
@@ -134,15 +160,60 @@ class BoundedRequest(Request):
         if target.authority is not None:
             # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
             self.requestHeaders.setRawHeaders(b"Host", [target.authority])
-        # Twisted answers `*` by itself, and with its own name in Server.
-        path = b"/" if target.origin == b"*" else target.origin
-        Request.requestReceived(self, command, path, version)
+            self.fields["host"] = [target.authority.decode("ascii")]
+        self.method, self.uri, self.clientproto = command, target.origin, version
+        path, _, query = target.origin.partition(b"?")
+        # `*` stands for no resource (RFC 9110 §9.3.7).
+        self.path = b"/" if path == b"*" else path
+        self.args = parse_qs(query, True) if query else {}
+        assert self.content is not None
+        self.content.seek(0)
+        self.process()
+
+    @property
+    def keys(self) -> list[str]:
+        """The credentials that came with it, read once."""
+        if self._keys is None:
+            self._keys = keys_in(self.fields)
+        return self._keys
+
+    def process(self) -> None:
+        """Render the resource of this address. Twisted's own would set headers that an answer replaces."""
+        self.site = site = self.channel.site
+        self.prepath, self.postpath = [], [*path_parts(self.path)]
+        try:
+            resource = site.resource if site.resource.isLeaf else site.getResourceFor(self)
+            Request.render(self, resource)
+        except Exception:
+            Request.processingFailed(self, Failure())
+
+    def write(self, data: bytes) -> None:
+        """Write a part of an answer. The first part begins with the head."""
+        if not self.startedWriting:
+            self.responseHeaders.setRawHeaders(b"Date", [date()])
+        Request.write(self, data)
+
+    def answer(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
+        """Send a whole answer by one write, and finish."""
+        self.begin(status, fields, body)
+        Request.finish(self)
+
+    def begin(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
+        """Send the head of an answer and the beginning of its body, or all of it, by one write.
+
+        `status` is as in `200 OK`, `fields` are lines, Content-Length among them.
+        """
+        last = b"" if self.channel.persistent else b"Connection: close\r\n"
+        line = self.clientproto, status
+        self.startedWriting = 1
+        self.channel.write(b"%b %b\r\n%bDate: %b\r\n%b\r\n%b" % (*line, fields, date(), last, body))
 
     def connectionLost(self, reason: Failure) -> None:
         """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
 
         Twisted closes that. Here it is closed when the request is forgotten.
         """
+        self.gone = True
         content, self.content = self.content, None
         self.channel.site.bodies.done(self)
         Request.connectionLost(self, reason)
@@ -180,7 +251,7 @@ class BoundedRequest(Request):
         self.over_rate = refusal.with_traceback(None)
         if length is not None and length <= _BODY_READ_IN_VAIN:
             return
-        if self.account is not None and not self.requestHeaders.hasHeader(b"Expect"):
+        if self.account is not None and "expect" not in self.fields:
             self.channel.rest(self)
         else:
             sentence, headers = refusal.message, {"Retry-After": str(refusal.retry_after)}
@@ -226,10 +297,10 @@ class LongBodies:
         self.total -= self._sizes.pop(request, 0)
 
 
-def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
+def _fault(fields: Fields, version: bytes, length: int | None) -> str | None:
     """What is wrong with the head of a request; None for a good one. `length` is its body's, if known."""
-    hosts = headers.getRawHeaders(b"Host", ())
-    coded = headers.hasHeader(b"Transfer-Encoding")
+    hosts = fields.get("host", [])
+    coded = "transfer-encoding" in fields
     if coded and length is not None:
         # RFC 9112 §6.1: only "chunked" says where the body ends, and that has no length.
         return "Transfer-Encoding must be chunked."
@@ -241,6 +312,6 @@ def _fault(headers: Headers, version: bytes, length: int | None) -> str | None:
     if len(hosts) > 1:
         # A proxy may have judged by the other one.
         return "There is more than one Host header."
-    if hosts and not is_host(hosts[0].decode("latin-1")):
+    if hosts and not is_host(hosts[0]):
         return "The Host header is not valid."
     return None

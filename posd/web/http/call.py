@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import BinaryIO, Final, cast
 
 from attrs import define, field, frozen
-from twisted.web.http_headers import Headers
-from twisted.web.server import Request
 
 from posd.errors import (
     BadRequest,
     Forbidden,
     InvalidMessage,
     NumberOutOfRange,
-    Refusal,
     UnsupportedMediaType,
 )
+from posd.memo import memo
 from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
 from posd.security.request_rates import RateAccount
-from posd.web.http.headers import members
+from posd.web.http.bounded_request import BoundedRequest
+from posd.web.http.headers import as_text, members
 from posd.web.http.pieces import in_pieces
 from posd.web.http.unsent import UnsentAnswers
 
@@ -60,9 +58,8 @@ class Door:
 class Call:
     """A request, as endpoints see it."""
 
-    request: Request
+    request: BoundedRequest
     door: Door
-    id: str = field(factory=lambda: secrets.token_hex(8))
     operation: str = field(default=UNKNOWN, init=False)
     """Method and template of the address, once that is known: what it is called in metrics and logs."""
     began: float = field(factory=time.monotonic, init=False)
@@ -71,6 +68,7 @@ class Call:
     body: bytes = field(init=False)
     """Read at once: Twisted closes a request's content when the client goes away, who may do so while
     its key is still being looked up."""
+    _id: str | None = field(default=None, init=False)
     _parsed: object = field(default=None, init=False)
     """What `parse` has read."""
     _is_repaired: bool | None = field(default=None, init=False)
@@ -85,12 +83,19 @@ class Call:
             content.truncate()
 
     @property
+    def id(self) -> str:
+        """What names the request in the log, and in the answer to a refusal."""
+        if self._id is None:
+            self._id = secrets.token_hex(8)
+        return self._id
+
+    @property
     def key(self) -> str | None:
         """The credential, from X-API-Key or else Authorization; an empty one is none.
 
         Raises `BadRequest` for two that differ in one of the headers.
         """
-        return _only(keys_in(self.request.requestHeaders), "An API key")
+        return _only(self.request.keys, "An API key")
 
     @property
     def address(self) -> str:
@@ -100,11 +105,11 @@ class Call:
     @property
     def account(self) -> RateAccount | None:
         """The credential that is charged for this, None where an address or nobody is."""
-        return getattr(self.request, "account", None)
+        return self.request.account
 
     def check_rate(self) -> None:
         """Raise `TooManyRequests` if the credential or the address was over its rate when this came."""
-        refusal: Refusal | None = getattr(self.request, "over_rate", None)
+        refusal = self.request.over_rate
         if refusal is not None:
             # The request has the refusal. If that had a traceback, they would be a cycle.
             raise copy(refusal)
@@ -112,12 +117,12 @@ class Call:
     @property
     def device(self) -> str | None:
         """The terminal that the caller names, free UTF-8 up to 128 characters."""
-        raw = self.request.requestHeaders.getRawHeaders(b"x-device-id")
+        raw = self.headers("x-device-id")
         if not raw:
             return None
         try:
             # Two names that differ are as bad as none.
-            (name,) = {_text(value).strip() for value in raw}
+            (name,) = {as_text(value).strip() for value in raw}
         except ValueError:
             name = ""
         return device_name(name, "X-Device-ID")
@@ -127,15 +132,16 @@ class Call:
 
         Raises `BadRequest` for values that differ: a proxy may have used another one than posd would.
         """
-        return _only(self.headers(name), name.title())
+        found = self.headers(name)
+        return _only(found, name.title()) if found else None
 
     def members(self, name: str) -> set[str]:
         """The members of a header whose value is a list, from all of its lines, in lower case."""
         return members(self.headers(name))
 
     def headers(self, name: str) -> list[str]:
-        """A header's values, a character for each byte: not every client sends UTF-8."""
-        return _values(self.request.requestHeaders, name)
+        """A header's values, by its name in lower case; a character for each byte."""
+        return self.request.fields.get(name, [])
 
     def parameter(self, name: str) -> str | None:
         """A query parameter's value, the first where there are several."""
@@ -146,9 +152,9 @@ class Call:
     def parameters(self) -> dict[str, object]:
         """All query parameters that are UTF-8, the first value of each."""
         read: dict[str, object] = {}
-        for name, values in self.request.args.items():
+        for name, given in self.request.args.items():
             try:
-                read[name.decode()] = values[0].decode()
+                read[name.decode()] = given[0].decode()
             except UnicodeDecodeError as error:
                 raise BadRequest("The query must be UTF-8.", code="invalid_query") from error
         return read
@@ -177,10 +183,12 @@ class Call:
         """
         if self.is_long:
             self._check_type()
-            with _as_refusal():
+            try:
                 whole = await in_pieces(surrogates.repair_in_pieces(self.body))
                 self._is_repaired = whole != self.body or jsontext.has_nul(whole)
                 self._parsed = await in_pieces(jsontext.decode_in_pieces(whole, depth=_DEPTH))
+            except InvalidMessage as error:
+                raise _refusal_of(error) from error
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object.
@@ -191,8 +199,10 @@ class Call:
         self._check_type()
         body = self._parsed
         if body is None:
-            with _as_refusal():
+            try:
                 body = jsontext.decode(self.body, depth=_DEPTH)
+            except InvalidMessage as error:
+                raise _refusal_of(error) from error
         if not isinstance(body, dict):
             raise BadRequest("The body must be a JSON object.", code="invalid_json")
         return cast("dict[str, object]", body)
@@ -204,8 +214,7 @@ class Call:
     def _check_type(self) -> None:
         if self.members("content-encoding") - {"identity"}:
             raise _Compressed("The body must not be compressed: send it without Content-Encoding.")
-        kind = (self.header("content-type") or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
+        if not _is_json(self.header("content-type") or "application/json"):
             raise UnsupportedMediaType("The body must be application/json.")
 
     def check_tenant(self, slug: str) -> None:
@@ -216,14 +225,10 @@ class Call:
             raise Forbidden("X-Tenant-ID names another tenant.", code="tenant_mismatch")
 
 
-@contextmanager
-def _as_refusal() -> Iterator[None]:
-    try:
-        yield
-    except NumberOutOfRange as error:
-        raise BadRequest(str(error), code="number_out_of_range") from error
-    except InvalidMessage as error:
-        raise BadRequest(str(error), code="invalid_json") from error
+def _refusal_of(error: InvalidMessage) -> BadRequest:
+    """What is answered to a body that cannot be read."""
+    code = "number_out_of_range" if isinstance(error, NumberOutOfRange) else "invalid_json"
+    return BadRequest(str(error), code=code)
 
 
 class _Compressed(UnsupportedMediaType):
@@ -232,28 +237,17 @@ class _Compressed(UnsupportedMediaType):
     headers = {"Accept-Encoding": "identity"}
 
 
-def _text(raw: bytes) -> str:
-    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-def keys_in(headers: Headers) -> list[str]:
-    """The credentials in the headers of a request: those of X-API-Key, or else of Authorization."""
-    keys = [key for value in _values(headers, "x-api-key") if (key := value.strip())]
-    if keys:
-        return keys
-    given = [value.partition(" ") for value in _values(headers, "authorization")]
-    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
-    return [token for token in bearers if token]
-
-
-def address_of(request: Request, door: Door) -> str:
+def address_of(request: BoundedRequest, door: Door) -> str:
     """Where the client is, by IP; empty on a unix socket."""
-    peer = getattr(request.getClientAddress(), "host", "")
-    return client_address(peer, _values(request.requestHeaders, "x-forwarded-for"), door.proxies)
+    peer = getattr(request.client, "host", "")
+    return client_address(peer, request.fields.get("x-forwarded-for", ()), door.proxies)
+
+
+@memo
+def _is_json(media: str) -> bool:
+    """Whether a content type is JSON (RFC 6839 §3.1)."""
+    kind = media.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def device_name(given: str, where: str) -> str:
@@ -264,15 +258,8 @@ def device_name(given: str, where: str) -> str:
     return name
 
 
-def _only(values: Iterable[str], what: str) -> str | None:
+def _only(found: Sequence[str], what: str) -> str | None:
     """The one value there is, None where there is none. Raises `BadRequest` for values that differ."""
-    found = iter(dict.fromkeys(values))
-    first = next(found, None)
-    if next(found, None) is not None:
+    if len(found) > 1 and len({*found}) > 1:
         raise BadRequest(f"{what} is sent twice, with different values.")
-    return first
-
-
-def _values(headers: Headers, name: str) -> list[str]:
-    """A header's values, a character for each byte: not every client sends UTF-8."""
-    return [value.decode("latin-1") for value in headers.getRawHeaders(name.encode(), [])]
+    return found[0] if found else None

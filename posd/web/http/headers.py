@@ -7,11 +7,17 @@ that takes one value may not be sent twice; where it is, two programs on the way
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
+from twisted.web.http import datetimeToString
+from twisted.web.http_headers import Headers
+
+from posd.memo import memo
 
 _BLANKS: Final = " \t"
 # RFC 9110 §7.2 and RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and a port.
@@ -31,12 +37,61 @@ class Target:
     authority: bytes | None = None
 
 
+Fields = dict[str, list[str]]
+"""The values of each field by its name in lower case. A value has a character for each byte."""
+
+
+def read_fields(headers: Headers) -> Fields:
+    """The fields of a request, which are read several times: to charge it, to let it in, and to answer it."""
+    return {
+        name.decode("latin-1").lower(): [value.decode("latin-1") for value in values]
+        for name, values in headers.getAllRawHeaders()
+    }
+
+
+def as_text(value: str) -> str:
+    """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def keys_in(fields: Fields) -> list[str]:
+    """The credentials in a request: those of X-API-Key, or else of Authorization."""
+    keys = [key for value in fields.get("x-api-key", ()) if (key := value.strip())]
+    if keys:
+        return keys
+    given = [value.partition(" ") for value in fields.get("authorization", ())]
+    bearers = (token.strip() for scheme, _, token in given if scheme.lower() == "bearer")
+    return [token for token in bearers if token]
+
+
 def members(lines: Iterable[str]) -> set[str]:
     """The members of a list-based field in lower case, without empty ones (RFC 9110 §5.6.1)."""
     each = (member.strip(_BLANKS).lower() for line in lines for member in line.split(","))
     return set(filter(None, each))
 
 
+@memo
+def path_parts(path: bytes) -> tuple[bytes, ...]:
+    """The parts of a path, decoded, without the first slash."""
+    return tuple(unquote_to_bytes(part) for part in path.split(b"/")[1:])
+
+
+_dated: tuple[int, bytes] = 0, b""
+
+
+def date() -> bytes:
+    """The value of Date now (RFC 9110 §6.6.1). It is written once a second."""
+    global _dated
+    now = int(time.time())
+    if _dated[0] != now:
+        _dated = now, datetimeToString(now)
+    return _dated[1]
+
+
+@memo
 def is_host(value: str) -> bool:
     """Whether this may stand in Host (RFC 9112 §3.2). An empty value may."""
     return _HOST.fullmatch(value) is not None

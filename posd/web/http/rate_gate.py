@@ -9,19 +9,22 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
-from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
+from posd.memo import memo
 from posd.security.addresses import is_proxy
 from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
 from posd.security.request_rates import Purpose, RateAccount, RequestRates, account
 from posd.values import RESERVED
-from posd.web.http.call import Door, address_of, keys_in
+from posd.web.http.bounded_request import BoundedRequest
+from posd.web.http.call import Door, address_of
+from posd.web.http.headers import as_text
 
 _HEALTH: Final = (b"/health/live", b"/health/ready")
 """What load balancers ask, perhaps from the address that strangers come from through them."""
 _LONGEST_DEVICE: Final = 512
+_NO_DEVICE: Final = ("",)
 
 
 @frozen
@@ -32,22 +35,25 @@ class RateGate:
     rates: RequestRates
     door: Door
 
-    def account(self, request: Request, path: bytes) -> RateAccount | None:
+    def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
         """Who is charged for a request: a credential; None for an address, and as long as it is not known."""
         key = _key(request)
         if key is None or not self.index.read:
             return None
         return self._account(request, path.partition(b"?")[0], key)
 
-    def charge(self, request: Request, who: RateAccount | None, path: bytes, size: int) -> None:
+    def charge(
+        self, request: BoundedRequest, who: RateAccount | None, path: bytes, size: int
+    ) -> None:
         """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
-        key = _key(request)
         if who is not None:
             self.rates.request(who, size)
-        elif key is not None and not self.index.read:
+            return
+        key = _key(request)
+        if key is not None and not self.index.read:
             # It cannot be known yet whose it is.
             return
-        elif key is not None or not self.door.trusted:
+        if key is not None or not self.door.trusted:
             purpose = "health" if path.partition(b"?")[0] in _HEALTH else "all"
             self.rates.stranger(address_of(request, self.door), purpose)
 
@@ -64,15 +70,15 @@ class RateGate:
         """Whether the other end of a connection is a proxy, which sends requests of several clients."""
         return is_proxy(peer, self.door.proxies)
 
-    def _account(self, request: Request, path: bytes, key: str) -> RateAccount | None:
+    def _account(self, request: BoundedRequest, path: bytes, key: str) -> RateAccount | None:
         sha256 = hash_of(key)
         slug, purpose = _addressed(path)
         known = None if sha256 is None else self.index.find(sha256, slug)
         tenant_id = None if slug is None else self.index.tenant(slug)
         if known is None:
             return None
-        named = request.requestHeaders.getRawHeaders(b"x-device-id", [b""])[0].strip()
-        device = named.decode(errors="replace") if len(named) <= _LONGEST_DEVICE else ""
+        named = as_text(request.fields.get("x-device-id", _NO_DEVICE)[0]).strip()
+        device = named if len(named) <= _LONGEST_DEVICE else ""
         return account(
             known.id,
             device or None,
@@ -83,11 +89,12 @@ class RateGate:
         )
 
 
-def _key(request: Request) -> str | None:
+def _key(request: BoundedRequest) -> str | None:
     """The key that came. With two that differ a request is refused later; it is charged to the first."""
-    return next(iter(keys_in(request.requestHeaders)), None)
+    return next(iter(request.keys), None)
 
 
+@memo
 def _addressed(path: bytes) -> tuple[str | None, Purpose]:
     """The tenant that a path names, None if it names none, and what is charged there."""
     parts = [unquote_to_bytes(part).decode(errors="replace") for part in path.split(b"/")[1:4]]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Final, cast
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
@@ -31,6 +31,7 @@ from posd.errors import (
 )
 from posd.protocol import jsontext
 from posd.security.addresses import place
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Call, Door
 from posd.web.http.headers import is_loopback
 from posd.web.http.unsent import LONG
@@ -43,6 +44,10 @@ _PHRASES: Final = {
 }
 _NO_PREFLIGHT: Final = (
     "posd answers no web page of another origin (CORS); call it from that page's server."
+)
+_FIELDS: Final = (
+    b"Server: posd/%b\r\nContent-Type: %%b\r\nContent-Length: %%d\r\nCache-Control: no-store\r\n%%b"
+    % __version__.encode()
 )
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
@@ -107,18 +112,11 @@ class Endpoint(Resource):
         self._handlers = handlers
 
     def render(self, request: Request) -> int:
-        method = "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
-        handler = self._handlers.get(method)
-        respond(Call(request, self._door), handler or self._not_allowed)
-        return NOT_DONE_YET
+        handler = self._handlers.get(method_of(request))
+        return take(request, self._door, handler or self._not_allowed)
 
     async def _not_allowed(self, call: Call) -> Answer:
-        call.check_rate()
-        # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
-        methods = {*self._handlers, *(["HEAD"] if "GET" in self._handlers else ())}
-        said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
-        body = error_body(said, "method_not_allowed", call)
-        return Answer(body, 405, {"Allow": ", ".join(sorted(methods))})
+        return not_allowed(call, self._handlers)
 
 
 class Missing(Resource):
@@ -131,58 +129,80 @@ class Missing(Resource):
         self._door = door
 
     def render(self, request: Request) -> int:
-        respond(Call(request, self._door), _missing)
-        return NOT_DONE_YET
+        return take(request, self._door, missing)
+
+
+def method_of(request: Request) -> str:
+    """The method whose handler is asked: HEAD is answered as GET, without the body."""
+    return "GET" if request.method == b"HEAD" else request.method.decode("latin-1")
+
+
+def take(request: Request, door: Door, handler: Handler) -> int:
+    """Answer a request by a handler, whenever that has an answer. Returns what `render` returns then."""
+    respond(Call(cast(BoundedRequest, request), door), handler)
+    return NOT_DONE_YET
+
+
+async def missing(call: Call) -> Answer:
+    """The handler of an address that leads nowhere."""
+    call.check_rate()
+    raise NotFound("There is nothing at this address.")
+
+
+def not_allowed(call: Call, methods: Collection[str]) -> Answer:
+    """What is answered where only these methods are allowed."""
+    call.check_rate()
+    # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
+    allowed = {*methods, *(["HEAD"] if "GET" in methods else ())}
+    said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+    body = error_body(said, "method_not_allowed", call)
+    return Answer(body, 405, {"Allow": ", ".join(sorted(allowed))})
 
 
 def respond(call: Call, handler: Handler) -> None:
-    """Run a handler and send its answer, if anybody is still there to have it."""
-    gone = False
+    """Run a handler and send its answer, if the client is still there."""
+    Deferred.fromCoroutine(_respond(call, handler))
 
-    def left(_: Failure) -> None:
-        nonlocal gone
-        gone = True
 
-    call.request.notifyFinish().addErrback(left)
-
-    def send(outcome: Answer) -> None:
+async def _respond(call: Call, handler: Handler) -> None:
+    try:
+        outcome = await answer(call, handler)
+        gone = call.request.gone
         if isinstance(outcome, Takeover):
             outcome.forgo() if gone else outcome.begin(call.request)
         elif not gone:
             write(call, outcome)
-
-    answered = Deferred.fromCoroutine(answer(call, handler))
-    answered.addCallback(send)
-    answered.addErrback(unanswered, call)
+    except Exception:
+        unanswered(Failure(), call)
 
 
 async def answer(call: Call, handler: Handler) -> Answer:
     """A handler's answer, or the one that its failure is."""
-    outcome = await _outcome(call, handler)
+    try:
+        if call.door.trusted:
+            _check_local(call)
+        outcome = await handler(call)
+    except Refusal as refusal:
+        outcome = refused(refusal, call)
+    except Exception as error:
+        outcome = _failed(error, call)
     call.forget_body()
     call.door.served(call.operation, outcome.status, time.monotonic() - call.began)
     return outcome
 
 
-async def _outcome(call: Call, handler: Handler) -> Answer:
-    try:
-        if call.door.trusted:
-            _check_local(call)
-        return await handler(call)
-    except Refusal as refusal:
-        return refused(refusal, call)
-    except Exception as error:
-        _log.failure("request {id} failed", id=call.id)
-        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
-            # It passes when others have closed theirs.
-            return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
-        return Answer(error_body("posd failed at this.", "internal_error", call), 500)
+def _failed(error: Exception, call: Call) -> Answer:
+    _log.failure("request {id} failed", id=call.id)
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+        # It passes when others have closed theirs.
+        return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
+    return Answer(error_body("posd failed at this.", "internal_error", call), 500)
 
 
 def unanswered(failure: Failure, call: Call) -> None:
     """There is a bug in how an answer is sent; whoever waits for it learns that there is none."""
     _log.failure("no answer to {id}", failure, id=call.id)
-    call.request.loseConnection()
+    Request.loseConnection(call.request)
 
 
 def refused(refusal: Refusal, call: Call) -> Answer:
@@ -201,25 +221,27 @@ def error_body(message: str, code: str, call: Call) -> dict[str, object]:
 
 def write(call: Call, outcome: Answer) -> None:
     """Send an answer; a long one as the client takes it."""
-    request, body = call.request, outcome.encoded()
+    request, body, unsent = call.request, outcome.encoded(), call.door.unsent
     phrase = _PHRASES.get(outcome.status) or RESPONSES.get(outcome.status, b"Error")
-    request.setResponseCode(outcome.status, phrase)
-    headers = {
-        "Server": f"posd/{__version__}",
-        "Content-Type": outcome.media,
-        "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-        **outcome.headers,
-    }
-    for name, value in headers.items():
-        request.setHeader(name, value)
+    status = b"%d %b" % (outcome.status, phrase)
+    fields = _FIELDS % (outcome.media.encode(), len(body), _lines(outcome.headers))
     if request.method == b"HEAD":
-        request.finish()
-    elif len(body) > LONG and call.door.unsent is not None:
-        call.door.unsent.send(request, body, call.account or place(call.address))
+        request.answer(status, fields)
+    elif len(body) > LONG and unsent is not None:
+        request.begin(status, fields)
+        unsent.send(request, body, call.account or place(call.address))
     else:
-        request.write(body)
-        request.finish()
+        request.answer(status, fields, body)
+
+
+def _lines(fields: Mapping[str, str]) -> bytes:
+    """Fields as they stand in a head."""
+    if not fields:
+        return b""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    if not lines.count("\r") == lines.count("\n") == len(fields):
+        raise ValueError("A header field has a line break in it.")
+    return lines.encode()
 
 
 def _check_local(call: Call) -> None:
@@ -243,8 +265,3 @@ def _of_a_page(call: Call) -> bool:
     sends the header once, so two of them come from something else.
     """
     return call.headers("sec-fetch-site") not in ([], ["none"])
-
-
-async def _missing(call: Call) -> Answer:
-    call.check_rate()
-    raise NotFound("There is nothing at this address.")

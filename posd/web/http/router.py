@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from urllib.parse import unquote_to_bytes
 
 from attrs import define, field, frozen
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from posd.errors import BadRequest
+from posd.memo import memo
 from posd.values import RESERVED
 from posd.web.admission import Gate, WebSocketDoor
 from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
+from posd.web.http.headers import path_parts
 from posd.web.http.operations import SHORT_BODY_BYTES, Operation
-from posd.web.http.requests import Answer, Endpoint, Missing
+from posd.web.http.requests import Answer, Handler, method_of, missing, not_allowed, take
 
 
 @frozen
@@ -77,30 +78,31 @@ class Addresses(Resource):
         self._root = Crossing()
         for operation in rooms.operations:
             self._root.add(operation.parts, operation)
+        self._find = memo(self._look_up)
 
-    def render(self, request: Request) -> object:
-        return self._endpoint(request).render(request)
+    def render(self, request: Request) -> int:
+        return take(request, self._door, self._handler(request))
 
-    def body_bytes(self, method: str, parts: Sequence[bytes]) -> int:
-        """How long the body of a request to this address may be."""
-        found = self._root.find(_texts(parts))
-        operation = None if found is None else found[0].operations.get(method)
+    def _look_up(self, path: bytes) -> tuple[Crossing, dict[str, str]]:
+        """Where a path leads, and the values in it; to a place without operations if nowhere."""
+        return self._root.find(_texts(path_parts(path))) or (Crossing(), {})
+
+    def body_bytes(self, method: str, path: bytes) -> int:
+        """How long the body of a request with this path may be."""
+        place, _ = self._find(path)
+        operation = place.operations.get(method)
         return SHORT_BODY_BYTES if operation is None else operation.body_bytes
 
-    def _endpoint(self, request: Request) -> Resource:
-        found = self._root.find(_texts(request.postpath or []))
-        if found is None:
-            return Missing(self._door)
-        place, values = found
-        if not _is_text(request.postpath or []):
-            return Endpoint(self._door, **dict.fromkeys(place.operations, _unreadable))
-        if values.get("tenant") in RESERVED:
-            return Missing(self._door)
-        bound = {
-            method: partial(self._serve, operation, values)
-            for method, operation in place.operations.items()
-        }
-        return Endpoint(self._door, **bound)
+    def _handler(self, request: Request) -> Handler:
+        place, values = self._find(request.path)
+        if not place.operations or values.get("tenant") in RESERVED:
+            return missing
+        if values and not _is_text(request.path):
+            return _unreadable
+        operation = place.operations.get(method_of(request))
+        if operation is None:
+            return _only(place.operations)
+        return partial(self._serve, operation, values)
 
 
 class Root(Resource):
@@ -121,8 +123,7 @@ class Root(Resource):
 
     def body_bytes(self, method: bytes, uri: bytes) -> int:
         """How long the body of a request may be, before there is a request: see `BoundedSite`."""
-        parts = [unquote_to_bytes(part) for part in uri.partition(b"?")[0].split(b"/")[1:]]
-        return self._addresses.body_bytes(method.decode("latin-1"), parts)
+        return self._addresses.body_bytes(method.decode("latin-1"), uri.partition(b"?")[0])
 
 
 def _texts(parts: Sequence[bytes]) -> list[str]:
@@ -133,12 +134,20 @@ def _texts(parts: Sequence[bytes]) -> list[str]:
     return read
 
 
-def _is_text(parts: Iterable[bytes]) -> bool:
+@memo
+def _is_text(path: bytes) -> bool:
     try:
-        b"/".join(parts).decode()
+        b"/".join(path_parts(path)).decode()
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _only(methods: Collection[str]) -> Handler:
+    async def refuse(call: Call) -> Answer:
+        return not_allowed(call, methods)
+
+    return refuse
 
 
 async def _unreadable(call: Call) -> Answer:

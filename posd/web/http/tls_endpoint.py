@@ -16,8 +16,8 @@ from zope.interface import implementer
 
 from posd.security.addresses import Network
 from posd.security.server_tls import ServerTLS
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.input_turns import InputTurns, PacedPlainFactory, PacedTLS, PacedTLSFactory
-from posd.web.http.site import BoundedChannel
 from posd.web.http.wrong_protocol import Spoken, recognise
 
 

@@ -43,16 +43,20 @@ A request that waits for what others wait for too, an event for example, gives i
 class _Held:
     """A turn that somebody has. It is given back once, and after a while by itself."""
 
-    def __init__(self, reactor: IReactorTime, give: Callable[[], None]) -> None:
-        self._give = give
-        self._timer: IDelayedCall | None = reactor.callLater(_HOLD_SECONDS, self.give_back)
+    __slots__ = ("_give", "until")
+
+    def __init__(self, give: Callable[[], None], until: float) -> None:
+        self._give: Callable[[], None] | None = give
+        self.until = until
+
+    @property
+    def is_over(self) -> bool:
+        return self._give is None
 
     def give_back(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            if timer.active():
-                timer.cancel()
-            self._give()
+        give, self._give = self._give, None
+        if give is not None:
+            give()
 
 
 class RequestTurns:
@@ -70,6 +74,9 @@ class RequestTurns:
         self._waiting: dict[object, deque[Deferred[None]]] = {}
         self._count = 0
         """How many wait."""
+        self._begun: deque[_Held] = deque()
+        """The turns in the order in which they began, which is the order in which they end by themselves."""
+        self._ending: IDelayedCall | None = None
 
     async def take(self, who: object) -> Callable[[], None]:
         """Wait for a turn. What is returned gives it back; a second call of it does nothing.
@@ -80,7 +87,20 @@ class RequestTurns:
             self._held[who] = self._held.get(who, 0) + 1
         else:
             await self._wait(who)
-        return _Held(self._reactor, lambda: self._give(who)).give_back
+        turn = _Held(lambda: self._give(who), self._reactor.seconds() + _HOLD_SECONDS)
+        self._begun.append(turn)
+        if self._ending is None:
+            self._ending = self._reactor.callLater(_HOLD_SECONDS, self._end)
+        return turn.give_back
+
+    def _end(self) -> None:
+        """End the turns that were held for too long. One delayed call serves all turns, which are short."""
+        self._ending = None
+        now = self._reactor.seconds()
+        while self._begun and (self._begun[0].is_over or self._begun[0].until <= now):
+            self._begun.popleft().give_back()
+        if self._begun:
+            self._ending = self._reactor.callLater(self._begun[0].until - now, self._end)
 
     def _wait(self, who: object) -> Deferred[None]:
         count = len(self._waiting.get(who, ()))

@@ -12,7 +12,6 @@ from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.test.requesthelper import DummyRequest
 
 from posd.errors import (
     Conflict,
@@ -36,6 +35,7 @@ from posd.web.http.call import Call, Door
 from posd.web.http.dispatch import Reception
 from posd.web.http.requests import Answer, answer
 from posd.web.http.turns import AT_ONCE, RequestTurns
+from tests.asked import Asked
 from tests.at_once import do_at_once
 
 PUBLISHED: Final = Published((1042,), 3)
@@ -104,7 +104,7 @@ class PublishingCase(SynchronousTestCase):
         headers: Mapping[str, str] = {},
     ) -> Deferred[Answer]:
         """A POST whose answer may have to wait."""
-        request: Any = DummyRequest([part.encode() for part in path.strip("/").split("/")])
+        request: Any = Asked([part.encode() for part in path.strip("/").split("/")])
         request.method = b"POST"
         request.path = path.encode()
         request.content = BytesIO(body if isinstance(body, bytes) else jsontext.encode(body))
@@ -413,7 +413,7 @@ class BroadcastTests(PublishingCase):
         """The broadcaster sends the orders of all tenants with one key, each once."""
         turns = RequestTurns(self.clock)
         self.reception.turns = turns
-        with patch.object(DummyRequest, "account", account(1, None, shared=False), create=True):
+        with patch.object(Asked, "account", account(1, None, shared=False)):
             with patch.object(Numbers, "publish", lambda *_: Deferred()):
                 for _ in range(AT_ONCE + 1):
                     self.begin("/broadcast", self.event)
@@ -423,7 +423,7 @@ class BroadcastTests(PublishingCase):
         """All that a platform sends meanwhile shares the next commit."""
         self.reception.turns = RequestTurns(self.clock)
         path, event = "/api/kitchen/events", {"type": "notice", "data": {}}
-        with patch.object(DummyRequest, "account", account(1, None, shared=False), create=True):
+        with patch.object(Asked, "account", account(1, None, shared=False)):
             with patch.object(Numbers, "publish", lambda *_: Deferred()):
                 for _ in range(AT_ONCE + 1):
                     self.begin(path, event)

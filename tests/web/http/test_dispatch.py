@@ -10,7 +10,6 @@ from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.test.requesthelper import DummyRequest
 
 from posd.errors import Conflict, Forbidden, Unauthorized
 from posd.protocol import jsontext
@@ -38,6 +37,7 @@ from posd.web.http.operations import (
 from posd.web.http.requests import Answer
 from posd.web.http.router import Rooms, Root
 from posd.web.http.turns import AT_ONCE, RequestTurns
+from tests.asked import Asked
 from tests.at_once import do_at_once
 
 KITCHEN: Final = Tenant(1, "kitchen", "The kitchen", "dinedesk_kitchen")
@@ -123,7 +123,7 @@ class ReceptionCase(SynchronousTestCase):
         headers: Mapping[str, str] = {},
     ) -> tuple[int, dict[str, Any]]:
         """The answer's status and members."""
-        request: Any = DummyRequest([part.encode("latin-1") for part in path.split("/")[1:]])
+        request: Any = Asked([part.encode("latin-1") for part in path.split("/")[1:]])
         request.method, request.path = method.encode(), path.encode("latin-1")
         request.content = BytesIO(b"" if body is None else jsontext.encode(body))
         request.args = {name.encode(): [value.encode()] for name, value in query.items()}
@@ -134,8 +134,7 @@ class ReceptionCase(SynchronousTestCase):
             request.requestHeaders.setRawHeaders(name, [value])
         rooms = Rooms(cast(Gate, None), self.reception, self.rows.all)
         Root(door, rooms).render(request)
-        self.assertTrue(request.finished)
-        return request.responseCode or 200, cast(Any, jsontext.decode(b"".join(request.written)))
+        return request.status, cast(Any, jsontext.decode(request.body))
 
     @property
     def asked(self) -> TenantAsk[Any]:
@@ -284,7 +283,7 @@ class TurnTests(ReceptionCase):
         who = account(1, None, shared=False)
         for _ in range(AT_ONCE):
             Deferred.fromCoroutine(turns.take((who.together, "kitchen")))
-        request: Any = DummyRequest([])
+        request: Any = Asked([])
         request.account, request.content = who, BytesIO(b"")
         request.requestHeaders.setRawHeaders("X-API-Key", ["tenant"])
         row = self.rows.row("GET", "/api/{tenant}/cards/lost", TILLS)

@@ -19,11 +19,13 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.errors import TooManyRequests
 from posd.security.key_index import KeyIndex, KnownKey
-from posd.security.request_rates import RequestRates
+from posd.security.request_rates import Purpose, RequestRates, account
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Call, Door
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.rate_gate import RateGate
 from posd.web.http.requests import Answer, respond
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.site import BoundedSite
 
 TILL, PLATFORM, DEVICE, GLOBAL = "pos_till", "pos_platform", "pos_device", "pos_global"
 KIB = 1024
@@ -64,7 +66,7 @@ class Served(Resource):
         return Answer({"size": call.size})
 
     def render(self, request: Request) -> int:
-        respond(Call(request, self.door), self._answer)
+        respond(Call(cast(BoundedRequest, request), self.door), self._answer)
         return NOT_DONE_YET
 
 
@@ -164,6 +166,12 @@ class CredentialTests(GateCase):
         self.assertEqual(self.asked(key=TILL, X_Device_ID=" bar "), 50)
         self.assertEqual(self.asked(key=TILL, X_Device_ID="bar"), 0)
         self.assertEqual(self.asked(key=TILL), 50)
+
+    def test_a_name_is_the_same_in_a_request_and_in_frames(self) -> None:
+        """Clients send names in UTF-8, and a terminal is known by the text."""
+        self.assertEqual(self.asked(key=TILL, X_Device_ID="Küche"), 50)
+        frames = account(1, "Küche", shared=True, purpose=Purpose.FRAMES)
+        self.assertGreater(self.rates.heard(frames, 1, 0), 0)
 
     def test_a_devices_key_has_one_rate_whatever_it_names(self) -> None:
         names = iter(range(1000))

@@ -33,8 +33,9 @@ from posd.errors import (
     Unprocessable,
 )
 from posd.web.http.call import Call, Door
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.requests import Answer, Endpoint, Missing, Takeover
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.site import BoundedSite
 
 
 @define

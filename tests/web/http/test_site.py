@@ -17,8 +17,10 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from posd.web.http import bounded_request
 from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.channel import BoundedChannel
+from posd.web.http.site import BoundedSite
 from posd.web.http.wrong_protocol import HINTS, Spoken
 
 _GET = b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n"
@@ -350,7 +352,7 @@ class SiteTests(SynchronousTestCase):
         self.assertEqual(events, [])
 
     def test_a_query_of_too_many_parameters_is_refused_before_it_is_read(self) -> None:
-        self.patch(http, "parse_qs", lambda *_: self.fail("it was read"))
+        self.patch(bounded_request, "parse_qs", lambda *_: self.fail("it was read"))
         channel, transport = self.connect()
         channel.dataReceived(b"GET /?" + b"a&" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
         status, body = self.said(transport)

@@ -16,8 +16,9 @@ from posd.errors import TooManyRequests
 from posd.security.request_rates import RateAccount
 from posd.web.http import unsent
 from posd.web.http.call import Call, Door
+from posd.web.http.channel import BoundedChannel
 from posd.web.http.requests import Answer, Document, Endpoint
-from posd.web.http.site import BoundedChannel, BoundedSite
+from posd.web.http.site import BoundedSite
 from posd.web.http.unsent import (
     MOST_BYTES,
     MOST_BYTES_OF_ONE,

@@ -1,0 +1,382 @@
+"""A connection of HTTP: one request after the other, each within a time, and each within bounds."""
+
+from __future__ import annotations
+
+import random
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from posd import __version__
+from posd.protocol import jsontext
+from posd.web.http.bounded_request import BoundedRequest, Limits
+from posd.web.http.deadline import Deadline
+from posd.web.http.head import Head, read_head
+from posd.web.http.headers import date, members
+from posd.web.http.input_turns import PacedInput
+from posd.web.http.sockets import bound_buffers
+from posd.web.http.wrong_protocol import HINTS, LONGEST_OPENING, Spoken, recognise
+
+IDLE_SECONDS: Final = 75
+"""Longer than nginx and AWS ALB keep an idle connection to a server, which is 60 s.
+
+A proxy that sends a request on a connection that posd has just closed answers its client with 502.
+"""
+_REQUEST_SECONDS: Final = 20.0
+_HANG_UP_SECONDS: Final = 15.0
+_LONGEST_LENGTH: Final = 20
+"""Digits of a Content-Length that are worth reading. int() raises for some thousands of them."""
+# RFC 9110 §5.5: no field value has control characters but HTAB. Twisted refuses NUL, CR and LF only.
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_PAUSE_SECONDS: Final = 1.0
+"""After a request that was over a rate its connection is not read for so long.
+
+A client that asks again at once would keep posd busy. A proxy sends requests of other clients on the same
+connection, and a platform those of other tenants after a tenant's own 429; these are read on. A random half
+is added or taken away, so that a thousand such connections do not go on in one turn of the reactor.
+"""
+_LONGEST_DOUBLED: Final = 3
+"""How often that is doubled for a stranger who goes on: so up to eight seconds."""
+
+
+class ChannelSite(Limits, Protocol):
+    """What a connection needs of its site, a `posd.web.http.site.BoundedSite`."""
+
+    clock: Any
+    """The reactor."""
+    refused: Callable[[int], None]
+    """Told the status of what was refused before it became a request."""
+    mistaken: Callable[[Spoken, Any], None]
+    """Told which other protocol was spoken, on which transport."""
+
+    def enter(self, channel: BoundedChannel) -> None:
+        """Count a connection."""
+
+    def answered(self, channel: BoundedChannel) -> None:
+        """A request on it was answered."""
+
+    def leave(self, channel: BoundedChannel) -> None:
+        """It is gone, or a till's."""
+
+    def come_back(self, channel: BoundedChannel) -> None:
+        """It is not a till's any more."""
+
+
+@implementer(IHalfCloseableProtocol)
+class BoundedChannel(HTTPChannel):
+    """A connection that has to bring each of its requests soon, and to go when it is told to.
+
+    A handshake that is never finished, one byte every few seconds, or a peer that does not hang up
+    hold nothing open.
+    """
+
+    site: ChannelSite
+    transport: Any
+    idle = True
+    """Whether there is no request that is being answered."""
+    _is_expecting = False
+    """Whether a request has begun and has not come whole. A connection begins with one."""
+    _opening: bytes | None = b""
+    """The first bytes of the connection, until they are enough to tell its protocol."""
+    _deadline: Deadline
+    """When the next request must have come, or the connection must have gone. None while posd answers."""
+    _peer: IAddress | None = None
+    _host: IAddress | None = None
+    _leaving = False
+    _rest: IDelayedCall | None = None
+    _refusals = 0
+    """Requests in a row that were over a rate."""
+    _lost: Callable[[], None] | None = None
+
+    def connectionMade(self) -> None:
+        self._deadline = Deadline(self.site.clock)
+        HTTPChannel.connectionMade(self)
+        bound_buffers(self.transport)
+        self._deadline.set(_REQUEST_SECONDS, self._too_late)
+        self._is_expecting = True
+        self.site.enter(self)
+
+    def setTimeout(self, period: int | None) -> int | None:
+        """Note Twisted's idle time, for which no delayed call is made: see `_deadline`."""
+        previous, self.timeOut = self.timeOut, period
+        return previous
+
+    def resetTimeout(self) -> None:
+        """A byte that arrives does not give a request more time."""
+
+    def getPeer(self) -> IAddress:
+        """The other end, looked up once. Behind `haproxy:` it is known before the first request."""
+        if self._peer is None:
+            self._peer = HTTPChannel.getPeer(self)
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        """This end, looked up once."""
+        if self._host is None:
+            self._host = HTTPChannel.getHost(self)
+        return self._host
+
+    @property
+    def request_line(self) -> tuple[bytes, bytes, bytes]:
+        """Method, target and version of the request whose head was read last."""
+        return self._command, self._path, self._version
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._leaving:
+            # Twisted would read on, and take a request that it has refused for a good one.
+            return
+        if self._opening is not None and self._begins_wrongly(data):
+            return
+        if self.line_mode and not (self._buffer or self.requests) and self.persistent:
+            head = read_head(data)
+            if head is not None:
+                self._begin(head, data[head.size :])
+                return
+        self._expect_request()
+        HTTPChannel.dataReceived(self, data)
+
+    def _begin(self, head: Head, rest: bytes) -> None:
+        """Begin a request whose head was read, as `lineReceived` does at the end of a head."""
+        request = self.requestFactory(self, 0)
+        self.requests.append(request)
+        self._command, self._path, self._version = head.method, head.target, b"HTTP/1.1"
+        for name, value in head.fields:
+            request.requestHeaders.addRawHeader(name, value)
+        self.length = int(head.length or 0)
+        self.allHeadersReceived()  # type: ignore[no-untyped-call]
+        if self._leaving:
+            return
+        length = self.length
+        if len(rest) >= length:
+            if length:
+                request.handleContentChunk(rest[:length])
+            self._finishRequestBody(rest[length:])  # type: ignore[no-untyped-call]
+        else:
+            self._expect_request()
+            self._maybeChooseTransferDecoder(b"Content-Length", head.length)  # type: ignore[no-untyped-call]
+            self.setRawMode()  # type: ignore[no-untyped-call]
+            if rest:
+                self.rawDataReceived(rest)
+
+    def _expect_request(self) -> None:
+        """The rest of the request that has begun must come soon."""
+        if self.idle and not self._is_expecting:
+            self._is_expecting = True
+            self._deadline.set(_REQUEST_SECONDS, self._too_late)
+
+    def _begins_wrongly(self, data: bytes) -> bool:
+        """Refuse a connection whose first bytes are not HTTP's, and tell whether they are not."""
+        opening = self._opening = (self._opening or b"") + data[:LONGEST_OPENING]
+        if len(opening) >= LONGEST_OPENING:
+            self._opening = None
+        spoken = recognise(opening)
+        if spoken in (None, Spoken.HTTP):
+            return False
+        self.site.mistaken(spoken, self.transport)
+        self.refuse(b"400 Bad Request", "bad_request", HINTS[spoken])
+        return True
+
+    def wrong_protocol(self, spoken: Spoken) -> bytes:
+        """Note that this came where TLS is spoken. Returns an answer that is to be sent without TLS."""
+        self.site.mistaken(spoken, self.transport)
+        self.site.refused(400)
+        return _refusal(b"400 Bad Request", "bad_request", HINTS[spoken])
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of a head, unless no valid head has it.
+
+        RFC 9112 §5.2: a folded header is refused, since programs read it differently.
+        """
+        if line.startswith((b" ", b"\t")) or _CONTROL.search(line) is not None:
+            self._respondToBadRequestAndDisconnect()
+        else:
+            HTTPChannel.lineReceived(self, line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length" and len(value.strip(b" \t")) > _LONGEST_LENGTH:
+            self._respondToBadRequestAndDisconnect()
+            return False
+        return bool(HTTPChannel.headerReceived(self, line))
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Tell whether another request may follow (RFC 9112 §9.3).
+
+        Connection is a list, of which Twisted reads the first line only and splits that at blanks.
+        """
+        lines = request.requestHeaders.getRawHeaders(b"Connection", ())
+        if not lines and version == b"HTTP/1.1":
+            return True
+        if version == b"HTTP/1.1" and "close" not in members(
+            each.decode("latin-1") for each in lines
+        ):
+            return True
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return False
+
+    def _send100Continue(self) -> None:
+        """Ask for the body, unless its head was refused."""
+        if not self._leaving:
+            HTTPChannel._send100Continue(self)
+
+    def allContentReceived(self) -> None:
+        if self._leaving:
+            # The request was refused by its head; the time to hang up runs on.
+            return
+        self.idle = self._is_expecting = False
+        self._deadline.clear()
+        HTTPChannel.allContentReceived(self)
+
+    def requestDone(self, request: Any) -> None:
+        self.idle = True
+        self._deadline.set(IDLE_SECONDS, self.timeoutConnection)
+        self.site.answered(self)
+        if self._buffer or any(self._dataBuffer):
+            # One request at a time: thousands in one segment would be answered in one turn of the
+            # reactor. RFC 9112 §9.3.2 lets a server close, and who pipelines has to ask again.
+            self.persistent = False
+        HTTPChannel.requestDone(self, request)
+        if isinstance(request, BoundedRequest):
+            if request.over_rate is not None:
+                self.rest(request)
+            else:
+                self._refusals = 0
+
+    def rest(self, request: BoundedRequest) -> None:
+        """Read nothing for a moment, since a request was over a rate. A stranger's rests get longer."""
+        if self._leaving or self._is_of_a_proxy():
+            return
+        # Also where it rests already: Twisted reads on when a request is done.
+        self._networkProducer.pauseProducing()
+        if self._rest is not None:
+            return
+        doubled = 0 if request.account is not None else min(self._refusals, _LONGEST_DOUBLED)
+        self._refusals += 1
+        self._rest = self.site.clock.callLater(
+            _PAUSE_SECONDS * 2**doubled * random.uniform(0.5, 1.5), self._rested
+        )
+
+    def _is_of_a_proxy(self) -> bool:
+        """Whether requests of other clients may follow on this connection."""
+        gate = self.site.gate
+        return gate is not None and gate.is_proxy(getattr(self.transport.getPeer(), "host", ""))
+
+    def belongs_to(self, owner: object) -> None:
+        """A request with a valid key of `owner` has come."""
+        if isinstance(self.transport, PacedInput):
+            self.transport.belongs_to(owner)
+
+    def refuse(
+        self, status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}
+    ) -> None:
+        """Answer what cannot become a request, and hang up. Only the first refusal is sent."""
+        if self._leaving:
+            return
+        self.site.refused(int(status.split()[0]))
+        self.transport.write(_refusal(status, code, sentence, headers))
+        self.loseConnection()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """Twisted's way to refuse what is not HTTP has no body."""
+        self.refuse(b"400 Bad Request", "bad_request", "This is not HTTP as it should be.")
+
+    def loseConnection(self) -> None:
+        """Hang up. Over TLS that waits for the peer to do so too, which it may never do."""
+        if not self._leaving:
+            self._leaving = True
+            self._deadline.set(_HANG_UP_SECONDS, self._too_late)
+        HTTPChannel.loseConnection(self)
+
+    def readConnectionLost(self) -> None:
+        """The client sends nothing more. It may still wait for its answer (RFC 9112 §6.3, at the end).
+
+        A till's stream, poll or handshake ends: a proxy says no otherwise that the till has gone.
+        """
+        request = self.requests[-1] if self.requests else None
+        if self.idle or request is None:
+            self.loseConnection()
+        elif self._lost is not None or "upgrade" in request.fields:
+            self.transport.abortConnection()
+        else:
+            self.persistent = False
+
+    def writeConnectionLost(self) -> None:
+        """posd never closes its own half alone."""
+
+    def timeoutConnection(self) -> None:
+        """Hang up after an idle time. Twisted would log a line for each connection."""
+        self.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._deadline.stop()
+        if self._rest is not None and self._rest.active():
+            self._rest.cancel()
+        self.site.leave(self)
+        lost, self._lost = self._lost, None
+        HTTPChannel.connectionLost(self, reason)
+        self._forget_requests()
+        if lost is not None:
+            lost()
+
+    def left(self) -> None:
+        """The connection was upgraded: it is not HTTP's any more."""
+        self._deadline.stop()
+        self.site.leave(self)
+        self._forget_requests()
+
+    def _forget_requests(self) -> None:
+        """Leave no cycle behind.
+
+        A thousand connections that ended would be found by one full collection, which stopped all others
+        for 41 ms, measured.
+        """
+        self.requests.clear()
+        self._transferDecoder = None
+
+    def hold(self, lost: Callable[[], None]) -> None:
+        """The request that is being answered is a till's, which is counted elsewhere, and takes long.
+
+        `lost` is called when the connection is gone, unless `let_go` was called before.
+        """
+        self._deadline.stop()
+        self.site.leave(self)
+        self._lost = lost
+
+    def let_go(self) -> None:
+        """The answer follows: then it is a connection like any other."""
+        if self._lost is not None:
+            self._lost = None
+            self.site.come_back(self)
+
+    def _rested(self) -> None:
+        self._rest = None
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
+
+    def _too_late(self) -> None:
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+
+def _refusal(status: bytes, code: str, sentence: str, headers: Mapping[str, str] = {}) -> bytes:
+    """A whole answer to what cannot become a request; like all others, and the last on its connection."""
+    said = {"success": False, "error": sentence, "code": code}
+    body = jsontext.encode(said | {"requestId": secrets.token_hex(8)})
+    head = (
+        b"HTTP/1.1 %b\r\nServer: posd/%b\r\nContent-Type: application/json\r\n"
+        b"Cache-Control: no-store\r\nConnection: close\r\nDate: %b\r\nContent-Length: %d\r\n%b\r\n"
+    )
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+    values = (status, __version__.encode(), date(), len(body), more)
+    return head % values + body

@@ -1,0 +1,55 @@
+"""Reads the head of a request at once, where it is plain.
+
+twisted.web reads a head line by line, with a dozen calls for each line. Nearly every head arrives whole and
+has nothing unusual in it; `read_head` reads such a head with one regular expression. It returns None for
+every other head, which `BoundedChannel` then gives to twisted.web. So `read_head` refuses nothing. It accepts
+only what twisted.web reads in the same way: tests/web/http/test_head.py compares the two.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+MOST_HEAD_BYTES: Final = 8192
+"""Of a plain head. twisted.web accepts 16,384 bytes."""
+_MOST_FIELDS: Final = 100
+# The longest body that any operation takes has 7 digits.
+_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
+# RFC 9112 §3 and §5, without the obsolete forms. No value has control characters but HTAB (RFC 9110 §5.5).
+_HEAD: Final = re.compile(
+    rb"([A-Z]{1,20}) (/[\x21\x22\x24-\x7e]*+) HTTP/1\.1\r\n"
+    rb"((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)++)\r\n"
+)
+_FIELD: Final = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
+
+
+class Head(NamedTuple):
+    """A head that was read. The version is HTTP/1.1."""
+
+    method: bytes
+    target: bytes
+    fields: list[tuple[bytes, bytes]]
+    """Names as they were sent, and values without the white space around them."""
+    length: bytes | None
+    """The value of Content-Length, which is digits; None without the field: the request has no body."""
+    size: int
+    """Bytes of the head. The body follows."""
+
+
+def read_head(data: bytes) -> Head | None:
+    """The head at the beginning of `data`; None if it is not whole or not plain."""
+    found = _HEAD.match(data, 0, MOST_HEAD_BYTES)
+    if found is None:
+        return None
+    method, target, lines = found.groups()
+    fields = [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(lines)]
+    names = [name.lower() for name, _ in fields]
+    if len(fields) > _MOST_FIELDS or b"transfer-encoding" in names:
+        return None
+    length = None
+    if b"content-length" in names:
+        length = fields[names.index(b"content-length")][1]
+        if names.count(b"content-length") > 1 or not _LENGTH.fullmatch(length):
+            return None
+    return Head(method, target, fields, length, found.end())

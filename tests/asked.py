@@ -1,0 +1,30 @@
+"""A request without a connection, for tests of what is behind the connection."""
+
+from __future__ import annotations
+
+from twisted.web.test.requesthelper import DummyRequest
+
+from posd.errors import TooManyRequests
+from posd.security.request_rates import Account
+from posd.web.http.headers import Fields, keys_in, read_fields
+
+
+class Asked(DummyRequest):
+    """Has what a `BoundedRequest` has beyond a request of Twisted's, and keeps what it is answered."""
+
+    account: Account | None = None
+    over_rate: TooManyRequests | None = None
+    gone = False
+    status = 0
+    body = b""
+
+    @property
+    def fields(self) -> Fields:
+        return read_fields(self.requestHeaders)
+
+    @property
+    def keys(self) -> list[str]:
+        return keys_in(self.fields)
+
+    def answer(self, status: bytes, fields: bytes, body: bytes = b"") -> None:
+        self.status, self.body = int(status.split()[0]), body
