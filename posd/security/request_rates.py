@@ -188,7 +188,7 @@ class RequestRates:
             (buckets.get(scope, times * rate, BURST_SECONDS), count) for scope, times in who.scopes
         ]
 
-    def _debts(self, who: Account, buckets: Buckets) -> list[_Charge]:
+    def _debts(self, who: RateAccount, buckets: Buckets) -> list[_Charge]:
         """Charges of nothing: they hold up an account that owes bytes. Most have never owed any."""
         if not any(scope in buckets for scope, _ in who.scopes):
             return []

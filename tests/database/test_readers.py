@@ -131,7 +131,10 @@ class ReadingTests(ReadersCase):
         )
         await readers.read(KITCHEN, READ.format("kitchen"))
         await self.rested(readers)
-        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        locks = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+            " (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         self.assertEqual(self.admin.value(locks), 0)
         open_ = (
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'"
