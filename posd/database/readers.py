@@ -156,7 +156,7 @@ class Overtime:
 
 
 class Readers(Service):
-    """Four connections. One tenant's tables are read on one of them at a time."""
+    """Four connections. One tenant's tables are read on one of them at a time, and after it was cleaned."""
 
     _log = Logger()
 
@@ -323,8 +323,11 @@ class Readers(Service):
             (
                 each
                 for each in self._waiting
-                if (pace := self._pace(each)) == "quick"
-                or (others < _FOR_UNKNOWN and (pace == "unknown" or slow < _FOR_SLOW))
+                if all(held.tenant != each.tenant for held in self._places)
+                and (
+                    (pace := self._pace(each)) == "quick"
+                    or (others < _FOR_UNKNOWN and (pace == "unknown" or slow < _FOR_SLOW))
+                )
             ),
             None,
         )
