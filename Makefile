@@ -2,6 +2,8 @@
 #
 #   make demo    a whole posd on a PostgreSQL of its own; ARGS=--once for one order and the times
 #   make test    all tests; TESTS=tests.web.test_websocket for some, JOBS=1 for one process
+#   make bench   posd beside what it replaces, five minutes; BENCH="fanout publish" for some rows
+#   make bench-full   every row, more rounds, and growth of tenants and of the log: an hour, 15 GB of disk
 #   make failover MINUTES=10   a cluster by Patroni whose leader ends every minute, under load
 #   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
@@ -19,6 +21,7 @@ SYSTEM ?= $(patsubst tests/system/%.py,tests.system.%,$(wildcard tests/system/*_
 # One more than there are processors on a small machine: tests wait for a quarter of their time.
 JOBS ?= 3
 ARGS ?=
+BENCH ?=
 MINUTES ?= 10
 
 BIN := $(VENV)/bin
@@ -33,7 +36,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test failover system check vulnerabilities dist deb lock clean
+.PHONY: demo test bench bench-full failover system check vulnerabilities dist deb lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -43,6 +46,17 @@ demo: $(VENV)/.embedded
 test: $(VENV)/.test
 	@$(BIN)/python -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
 	grep -hs '^recovery: ' _trial_temp/*/out.log | sort; exit $$status
+
+# Rows say `not run:` where there is no C compiler, no headers of OpenSSL, no node or no npm.
+bench: $(VENV)/.test
+	@mkdir -p build/bench
+	@$(BIN)/python -m bench $(BENCH) --json build/bench/bench.json
+
+bench-full: $(VENV)/.test
+	@mkdir -p build/bench
+	@$(BIN)/python -m bench --full --json build/bench/bench-full.json
+	@$(BIN)/python bench/growth_daemon.py --json build/bench/growth-daemon.json
+	@$(BIN)/python bench/growth.py --json build/bench/growth.json
 
 # It says `not run:` where etcd or Patroni cannot be had.
 failover: $(VENV)/.test

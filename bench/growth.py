@@ -40,8 +40,8 @@ from bench import filling
 from posd.cli.database import BlockingSession, complete
 from posd.database import migrations, session_settings
 from posd.events.orders import FINAL_STATUSES
-from posd.store import cursors, orders, presence, retention, stream
-from posd.store.stream import Entry
+from posd.store import cursors, numbering, orders, presence, retention, stream
+from posd.store.numbering import Entry
 from posd.testing.server import Server
 from posd.values import Head, Tenant, TenantId
 
@@ -137,10 +137,10 @@ class Subject:
             )
         complete(session.execute("BEGIN"))
         asking = [(each, None) for each in sorted(set(tenants))]
-        complete(stream.take(session, [], asking))
+        complete(numbering.take(session, [], asking))
         named = [(entry.tenant_id, entry.order_id or "") for entry in entries]
-        complete(stream.published(session, named))
-        complete(stream.record(session, self.node_id, entries))
+        complete(numbering.published(session, named))
+        complete(numbering.record(session, self.node_id, entries))
         complete(session.execute("COMMIT"))
 
     def read(self) -> None:

@@ -2,7 +2,7 @@
 
     python bench/numbering.py [--tenants 1,100,1000] [--rounds 15]
 
-It starts a PostgreSQL of its own with fsync on and calls `posd.store.stream.record`, each batch with its
+It starts a PostgreSQL of its own with fsync on and calls `posd.store.numbering.record`, each batch with its
 COMMIT. It prints the median and the fastest of the rounds in milliseconds. A posd of another version is
 measured by running this file with that version first on PYTHONPATH.
 """
@@ -22,8 +22,8 @@ from uuid import uuid4
 from posd.cli.database import BlockingSession, complete
 from posd.database import migrations
 from posd.database import provisioning as provision
-from posd.store import stream
-from posd.store.stream import Entry
+from posd.store import numbering
+from posd.store.numbering import Entry
 from posd.testing.server import Server
 
 CREATE = """
@@ -66,7 +66,7 @@ def measure(connection: Any, name: str, made: Callable[[], list[Entry]], rounds:
         entries = made()
         began = time.perf_counter()
         complete(session.execute("BEGIN"))
-        complete(stream.record(session, node, entries))
+        complete(numbering.record(session, node, entries))
         complete(session.execute("COMMIT"))
         took.append(1000 * (time.perf_counter() - began))
     print(f"{name:55} {median(took):9.1f} {min(took):9.1f}", flush=True)

@@ -127,9 +127,10 @@ BEGIN
 END
 $$;
 
--- Read orders as they are now, with the rights of the tenant's reader: see sql/main/013_adoptions.sql.
+-- Read orders as they are now, with the rights of the tenant's reader: see sql/main/013_adoptions.sql, also for why it
+-- is VOLATILE.
 CREATE OR REPLACE FUNCTION posd_hooks.read_orders$:shop(keys text[]) RETURNS TABLE (order_id text, content text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     timestamps text;
     condition text;

@@ -5,14 +5,14 @@ from __future__ import annotations
 from twisted.web.test.requesthelper import DummyRequest
 
 from posd.errors import TooManyRequests
-from posd.security.request_rates import Account
+from posd.security.request_rates import RateAccount
 from posd.web.http.headers import Fields, keys_in, read_fields
 
 
 class Asked(DummyRequest):
     """Has what a `BoundedRequest` has beyond a request of Twisted's, and keeps what it is answered."""
 
-    account: Account | None = None
+    account: RateAccount | None = None
     over_rate: TooManyRequests | None = None
     gone = False
     status = 0

@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.cli.database import BlockingSession, Snapshot, complete
 from posd.database import migrations
+from posd.database.connection import Parameters
 from posd.events.daily_reports import Figures, judged
 from posd.events.print_status import Report, Said
 from posd.maintenance.audit import Auditor, Finding
@@ -95,7 +96,15 @@ def _number(client: Client) -> None:
         read = f"SELECT order_id, content FROM posd_hooks.read_orders${tenant.slug}(%s::text[])"
         portions.append(Portion(tenant.id, ids, dict(client.rows(read, keys)), fence))
     with client.transaction():
-        complete(numbering.number(BlockingSession(client.connection), [], portions))
+        complete(numbering.number(Numbered(client.connection), [], portions))
+
+
+class Numbered(BlockingSession):
+    """A transaction that its owner commits."""
+
+    async def finish(self, sql: str, parameters: Parameters = ()) -> str:
+        ((answer,),) = await self.query(f"SELECT ({sql})::text", parameters)
+        return str(answer)
 
 
 def _move(session: BlockingSession) -> None:

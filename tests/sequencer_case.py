@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from posd.database import migrations
 from posd.database.dsn import of_reader
-from posd.database.link import Link, Session
+from posd.database.link import Link, Transaction
 from posd.database.readers import Readers
 from posd.events import normalise as drafts
 from posd.publishing.doorman import Doorman
@@ -41,7 +41,7 @@ class CountingLink(Link):
     transactions = 0
 
     async def transaction(
-        self, work: Callable[[Session], Awaitable[T]], *, deadline: float | None = None
+        self, work: Callable[[Transaction], Awaitable[T]], *, deadline: float | None = None
     ) -> T:
         self.transactions += 1
         return await Link.transaction(self, work, deadline=deadline)

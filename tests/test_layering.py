@@ -106,6 +106,8 @@ IMPORTERS = {
         "posd.security.server_tls",
         "posd.security.tls_refusals",
         "posd.security.client_tls",
+        # Encrypts what it sends.
+        "posd.web.http.direct_write",
     ),
     "cryptography": (*("posd.security", "posd.maintenance.doctor"),),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of

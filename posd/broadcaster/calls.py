@@ -16,7 +16,7 @@ from posd.broadcaster.subjects import data_of, is_offline, plain
 from posd.errors import InvalidMessage, PosdError
 from posd.files import trimmed
 from posd.protocol.jsontext import decode, encode
-from posd.security.dialing import Backoff, Random, Server, distrust, explain, retry_after
+from posd.security.dialing import Backoff, BaseUrl, Random, distrust, explain, retry_after
 from posd.values import PublishWarning
 
 T = TypeVar("T")
@@ -167,7 +167,7 @@ class Call(Generic[T]):
 class Calls:
     """Makes the calls to one server with one key."""
 
-    server: Server
+    server: BaseUrl
     _key: str = field(repr=False)
 
     @classmethod
@@ -176,7 +176,7 @@ class Calls:
         key = trimmed(key)  # often a file's content, which ends with a newline
         if not _is_visible(key):
             raise ValueError("the key must be visible ASCII")
-        return cls(Server.at(url, "https", "http"), key)
+        return cls(BaseUrl.at(url, "https", "http"), key)
 
     def announcement(
         self, tenant: str, kind: str, subject: object, idempotency_key: str | None

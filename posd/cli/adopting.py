@@ -166,7 +166,7 @@ def _clocks(found: Survey) -> str:
 def _published(found: Survey) -> str:
     choices, looked = found.choices, found.looked
     said = f"orders where {choices.condition}" if choices.condition else "all orders"
-    if choices.condition and looked is not None and looked.orders:
+    if choices.condition and looked is not None and looked.orders and looked.met is not None:
         said += f" ({looked.met} of the newest {looked.orders})"
     times = {"local": "the shop's time", "utc": "UTC", None: ""}[choices.timestamps]
     return f"{said}; times without a zone are {times}" if times else said

@@ -60,7 +60,7 @@ tls = true
 
 
 @frozen
-class Place:
+class ListenAddress:
     """Where posd listens, besides 127.0.0.1: what its users call it, and its address if it is another."""
 
     host: str = "localhost"
@@ -87,7 +87,7 @@ class Stage:
 
     folder: Path
     shown: Path
-    place: Place
+    place: ListenAddress
     port: int
     dsn: str
     keys: Mapping[str, str] = field(repr=False)
@@ -135,7 +135,7 @@ def stage(
     Raises `NoServer`, `ServerFailed` and `DaemonFailed`, and `Failure` for a port in use, a host
     that is not this machine, and a link that cannot be made.
     """
-    place = Place() if host is None else _place(host)
+    place = ListenAddress() if host is None else _place(host)
     with (
         _reserve(port, place) as chosen,
         tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary,
@@ -188,7 +188,7 @@ def _keys(dsn: str, folder: Path) -> dict[str, str]:
     return keys
 
 
-def _place(host: str) -> Place:
+def _place(host: str) -> ListenAddress:
     """Find the address of this machine that a host names."""
     try:
         found = {
@@ -201,25 +201,25 @@ def _place(host: str) -> Place:
         message = f"--host {host} is every address: name the one that tablets connect to"
         raise Failure(f"{message}, such as one that `hostname -I` prints", os.EX_USAGE)
     if "127.0.0.1" in found:
-        return Place(host)
+        return ListenAddress(host)
     for address in sorted(found, key=lambda each: ":" in each):
         try:
             reserve(0, address).close()
         except OSError:
             continue
-        return Place(host, address)
+        return ListenAddress(host, address)
     message = f"--host {host} is not this machine: no interface has the address {min(found)}"
     raise Failure(message, os.EX_NOHOST)
 
 
 @contextmanager
-def _reserve(wanted: int | None, place: Place) -> Iterator[int]:
+def _reserve(wanted: int | None, place: ListenAddress) -> Iterator[int]:
     """Keep a port at all places: the one that was asked for, or the usual one, or any."""
     with ExitStack() as kept:
         yield _kept(wanted, place, kept)
 
 
-def _kept(wanted: int | None, place: Place, kept: ExitStack) -> int:
+def _kept(wanted: int | None, place: ListenAddress, kept: ExitStack) -> int:
     for port in (wanted,) if wanted else (_USUAL_PORT, *[0] * _TRIES):
         with suppress(OSError), ExitStack() as trying:
             number = trying.enter_context(reserve(port)).number
@@ -231,7 +231,7 @@ def _kept(wanted: int | None, place: Place, kept: ExitStack) -> int:
     raise Failure(f"{message}: name another by --port", os.EX_UNAVAILABLE)
 
 
-def _listeners(place: Place, port: int) -> str:
+def _listeners(place: ListenAddress, port: int) -> str:
     text = _LISTENER.format(name="https", port=port, interface="127.0.0.1")
     if place.address is not None:
         # A backslash for Twisted, written as two in TOML.

@@ -148,6 +148,7 @@ def _unreachable(part: str, what: str) -> Line:
         "authentication failed": "see pg_hba.conf: `local` lines with peer let the user posd in as posd",
         "no pg_hba.conf entry": "add a line for posd to pg_hba.conf",
         "permission denied": "posctl bootstrap, then posctl migrate",
+        "Permission denied": "the system's user who asks needs x on the folder of the socket: chmod a+x",
         "No such file": "systemctl start postgresql, or name its host in database.dsn",
         "onnection refused": "systemctl start postgresql, or name its host and port in database.dsn",
     }

@@ -29,7 +29,7 @@ from posd.client import (
 )
 from posd.errors import StartError
 from posd.files import trimmed
-from posd.security.dialing import Server
+from posd.security.dialing import BaseUrl
 from posd.values import Resync, Seq
 from posd.web.http.wrong_protocol import HINTS, Spoken
 
@@ -290,7 +290,7 @@ def _hopeless(wanted: Subscription, ending: Ending) -> Failure | None:
             advice, code = _trust_advice(wanted, ending), os.EX_CONFIG
         case Fault.NO_TLS:
             advice = "the port does not speak TLS: name the port of a listener with tls = true"
-            if Server.at(wanted.url, "wss", "ws").is_loopback:
+            if BaseUrl.at(wanted.url, "wss", "ws").is_loopback:
                 advice += ", or write ws:// in --url"
             code = os.EX_PROTOCOL
         case Fault.NO_ANSWER if not secure or not ending.reason.startswith("the server hung up"):

@@ -30,7 +30,7 @@ class _Slug(click.ParamType[str]):
         if values.SLUG.fullmatch(value) is None:
             self.fail(
                 f"{value!r} is no slug: write up to 48 small letters, digits and hyphens,"
-                " none of these at either end.",
+                " and no hyphen at either end.",
                 param,
                 ctx,
             )

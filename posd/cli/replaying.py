@@ -17,7 +17,7 @@ from posd.cli.tenants import known
 from posd.events.timezones import zone
 from posd.store import replay as store
 from posd.store import retention
-from posd.store.replay import Place
+from posd.store.replay import TerminalPosition
 from posd.values import Seq, Tenant
 
 
@@ -106,7 +106,7 @@ def replay(
     click.echo(f"{device} is sent the events from {first} on {when}.")
 
 
-def _place(session: BlockingSession, tenant: Tenant, device: str) -> Place:
+def _place(session: BlockingSession, tenant: Tenant, device: str) -> TerminalPosition:
     place = complete(store.place(session, tenant, device))
     if place is None:
         names = ", ".join(complete(store.devices(session, tenant))) or "none"
@@ -120,7 +120,7 @@ def _place(session: BlockingSession, tenant: Tenant, device: str) -> Place:
     return place
 
 
-def _check(place: Place, device: str, first: Seq) -> None:
+def _check(place: TerminalPosition, device: str, first: Seq) -> None:
     if first <= place.pruned_seq:
         raise Failure(f"events up to {place.pruned_seq} are kept no more", os.EX_DATAERR)
     if first > place.last_seq:
@@ -132,7 +132,9 @@ def _check(place: Place, device: str, first: Seq) -> None:
         )
 
 
-def _first_since(session: BlockingSession, tenant: Tenant, place: Place, when: datetime) -> Seq:
+def _first_since(
+    session: BlockingSession, tenant: Tenant, place: TerminalPosition, when: datetime
+) -> Seq:
     first = complete(store.first_since(session, tenant, when))
     if first is None:
         raise Failure("there is no event since then", os.EX_DATAERR)

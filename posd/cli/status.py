@@ -17,17 +17,17 @@ from posd.database.migrations import expected, misfit
 from posd.store import doorman as leases
 from posd.store import standing, tenants
 from posd.store.doorman import Lease
-from posd.store.standing import Standing, TerminalStanding
+from posd.store.standing import StreamStanding, TerminalStanding
 from posd.store.tenants import Listed
 from posd.values import TenantId
 
 
 @frozen
-class Report:
+class TenantStatus:
     """One tenant. `failed` is None where the tenant's schema does not fit, which `trouble` says."""
 
     listed: Listed
-    stream: Standing
+    stream: StreamStanding
     terminals: list[TerminalStanding]
     failed: int | None
     trouble: str | None
@@ -89,7 +89,7 @@ def status(installation: Installation, slug: str | None, as_json: bool) -> None:
             click.echo(f"{report.listed.tenant.slug} is not served: {trouble}", err=True)
 
 
-def _reports(session: BlockingSession, slug: str | None) -> list[Report]:
+def _reports(session: BlockingSession, slug: str | None) -> list[TenantStatus]:
     if slug is not None:
         known(session, slug)
     streams = complete(standing.streams(session))
@@ -101,11 +101,11 @@ def _reports(session: BlockingSession, slug: str | None) -> list[Report]:
 
 
 def _report(
-    session: BlockingSession, listed: Listed, streams: Mapping[TenantId, Standing]
-) -> Report:
+    session: BlockingSession, listed: Listed, streams: Mapping[TenantId, StreamStanding]
+) -> TenantStatus:
     tenant = listed.tenant
     trouble = misfit(complete(tenants.applied(session, tenant.schema)), expected()["tenant"])
-    return Report(
+    return TenantStatus(
         listed,
         streams[tenant.id],
         complete(standing.terminals(session, tenant.id)),
@@ -147,7 +147,7 @@ def _name(listed: Listed) -> str:
     return listed.tenant.slug if listed.is_active else f"{listed.tenant.slug} (disabled)"
 
 
-def _shape(report: Report) -> dict[str, object]:
+def _shape(report: TenantStatus) -> dict[str, object]:
     """A tenant as programs read it, in the words of `GET /api/{tenant}/pos-status`."""
     stream = report.stream
     return {

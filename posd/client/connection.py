@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from posd.client.outcome import Ending, Fault, Next
-from posd.security.dialing import Server
+from posd.security.dialing import BaseUrl
 
 OPENING_TIMEOUT = 15.0
 """Seconds from the TCP connection to the server's greeting."""
@@ -73,7 +73,7 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
     # AttributeError; on the class it is found, and small frames do not wait for an ACK (40 ms).
     tcpNoDelay = True
 
-    def __init__(self, owner: Owner, server: Server, clock: IReactorTime) -> None:
+    def __init__(self, owner: Owner, server: BaseUrl, clock: IReactorTime) -> None:
         super().__init__()
         self._owner = owner
         self._server = server
@@ -249,7 +249,7 @@ def _status(line: str) -> int | None:
 
 
 def connection_factory(
-    owner: Owner, server: Server, clock: IReactorTime, longest: int
+    owner: Owner, server: BaseUrl, clock: IReactorTime, longest: int
 ) -> WebSocketClientFactory:
     """A factory of connections to `server` that take messages of at most `longest` bytes."""
     factory = WebSocketClientFactory(reactor=clock)

@@ -32,7 +32,7 @@ from posd.client.received import Connected, ReceivedEvent, Trouble, parse
 from posd.errors import InvalidMessage
 from posd.files import trimmed
 from posd.security.client_tls import client_context
-from posd.security.dialing import Credentials, Random, Server
+from posd.security.dialing import BaseUrl, Credentials, Random
 from posd.values import Position, Seq
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class Till(Service):
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
-        self._server = Server.at(self._url, "wss", "ws")
+        self._server = BaseUrl.at(self._url, "wss", "ws")
         self._key = trimmed(self._key)  # often a file's content, which ends with a newline
         for name, value in (("key", self._key), ("device id", self._device_id or "-")):
             if not value or not value.isprintable():

@@ -1,6 +1,6 @@
 """The files of the configuration: which there are, what is in them, and what is wrong with them.
 
-Nothing is raised here. A `Report` collects one line for every problem, so that all of them can be
+Nothing is raised here. A `Problems` collects one line for every problem, so that all of them can be
 mended at once, and `Tables` keeps with each value the file that it came from.
 """
 
@@ -19,7 +19,7 @@ from posd.files import read
 
 
 @define
-class Report:
+class Problems:
     """The problems found so far, and the dotted keys that have one."""
 
     keys: set[str] = field(factory=set)
@@ -44,7 +44,7 @@ class Report:
         return tuple(line for _, line in ordered)
 
 
-def find(main: Path, report: Report) -> list[Path]:
+def find(main: Path, report: Problems) -> list[Path]:
     """List the main file and those of `conf.d` beside it, in the order in which they count.
 
     Hidden ones are passed over: editors and package managers leave such behind.
@@ -60,7 +60,7 @@ def find(main: Path, report: Report) -> list[Path]:
     return [main, *(e for e in entries if e.suffix == ".toml" and not e.name.startswith("."))]
 
 
-def parse(file: Path, report: Report) -> dict[str, Any]:
+def parse(file: Path, report: Problems) -> dict[str, Any]:
     """Read one file; it is empty if it cannot be read or is not TOML."""
     try:
         # A byte order mark is not TOML, but some editors write one and it means no harm.
@@ -116,7 +116,7 @@ class Tables:
     one file while it has no usable name.
     """
 
-    report: Report
+    report: Problems
     sections: Mapping[str, Table]
     listener_keys: Collection[str]
     listeners: dict[str, Table] = field(factory=dict)

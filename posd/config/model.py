@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from attrs import NOTHING, evolve, field, fields_dict, frozen
 
 from posd.config import endpoints as endpoint_syntax
-from posd.config.files import Report, Table, Tables, find, parse
+from posd.config.files import Problems, Table, Tables, find, parse
 from posd.config.types import (
     Dsn,
     Duration,
@@ -152,7 +152,7 @@ def load(
     `tls_problems` returns what is wrong with which key of `[tls]`, and is called if a listener has
     TLS; `dsn_problem` returns what is wrong with a connection string, or None.
     """
-    report = Report()
+    report = Problems()
     files = find(path, report)
     documents = [parse(file, report) for file in files]
     unread = bool(report)
@@ -189,7 +189,7 @@ def _required(shape: type[Any]) -> list[str]:
     return [key for key, attribute in fields_dict(shape).items() if attribute.default is NOTHING]
 
 
-def _build(tables: Tables, environ: Mapping[str, str], report: Report) -> Config:
+def _build(tables: Tables, environ: Mapping[str, str], report: Problems) -> Config:
     """Make the configuration that the tables give, and report the values that cannot be used."""
 
     def value(shape: type[Any], table: Table) -> Any:

@@ -53,6 +53,8 @@ _LISTENER_SECONDS: Final = 2.0
 _STOP_SECONDS: Final = 30.0
 _LAST_RESORT_SECONDS: Final = 40.0
 _STATUS_SECONDS: Final = 0.5
+_RESUMED_SECONDS: Final = 5.0
+"""How long a part has to be found stalled. After a machine was suspended, all are for a moment."""
 _USED_SECONDS: Final = 60.0
 _RECHECK_SECONDS: Final = 1.0
 _MEETING_SECONDS: Final = 5.0
@@ -86,6 +88,7 @@ class Daemon(Service):
         self._failed = False
         self._is_process = False
         self._stalled: list[str] = []
+        self._stalled_since: float | None = None
         self._status = ""
         self._parts = Parts(reactor, settings, self._certificate, self._reload_failed)
         self._reloaded = Reload(path, environ, settings, self._tls, self._apply)
@@ -224,10 +227,20 @@ class Daemon(Service):
 
     def _is_alive(self) -> bool:
         """Whether the watchdog may be fed: a loop that makes no attempts any more needs a restart."""
-        return not readiness.stalled(self._parts)
+        return not self._found_stalled()
+
+    def _found_stalled(self) -> list[str]:
+        """The parts that are stalled, if some were for long enough that the reactor could run them."""
+        stalled, now = readiness.stalled(self._parts), self._reactor.seconds()
+        if not stalled:
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = now
+        since = self._stalled_since
+        return stalled if since is not None and now - since >= _RESUMED_SECONDS else []
 
     def _look_for_stalled(self) -> None:
-        stalled = readiness.stalled(self._parts)
+        stalled = self._found_stalled()
         if stalled and stalled != self._stalled:
             self._log.critical(
                 "no attempt for a minute: {parts}; posd is not ready; {remedy}",

@@ -387,7 +387,7 @@ class Parts:
         if fence is not None:
             self.bell.start()
 
-    async def _report(self, tenant: Tenant) -> standing.Report | None:
+    async def _report(self, tenant: Tenant) -> standing.StreamReport | None:
         return await self.database.transaction(
             lambda session: standing.report(session, tenant), tenant=tenant.id
         )

@@ -13,7 +13,7 @@ from threading import Event, Timer
 from typing import Any, Final
 
 import psycopg2
-from attrs import frozen
+from attrs import evolve, frozen
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extras import Json
 
@@ -79,7 +79,7 @@ def survey(connection: Connection, slug: str, choices: Choices) -> Survey:
             adoption.check_shape(tenant, tables)
             chosen = choices.over(provision.kept_choices(cursor, tenant))
     role = provision.hook_role(tenant)
-    looked, unread = _look(connection, tenant, chosen.condition)
+    looked, unread = _look(connection, tenant, tables, chosen.condition)
     refusals = adoption.refusals(tenant, tables, chosen, role)
     return Survey(
         tenant,
@@ -121,7 +121,11 @@ def put_hooks_on(connection: Connection, found: Survey) -> None:
 
 
 def _look(
-    connection: Connection, tenant: Tenant, condition: str | None, most: int = _NEWEST
+    connection: Connection,
+    tenant: Tenant,
+    tables: Mapping[str, ShopTable],
+    condition: str | None,
+    most: int = _NEWEST,
 ) -> tuple[Looked | None, tuple[Finding, ...]]:
     """What the newest orders are like, and why they cannot be read, if it is not for want of a right.
 
@@ -133,7 +137,7 @@ def _look(
         what = f"the orders cannot be read: code in the tables does not end in {_OVERTIME_SECONDS:.0f} s"
         return None, (Finding(what),)
     except psycopg2.errors.QueryCanceled:
-        return None, _look(connection, tenant, condition, 0)[1] if most else ()
+        return None, _look(connection, tenant, tables, condition, 0)[1] if most else ()
     except psycopg2.errors.LockNotAvailable as error:
         what = f"the tables of {tenant.schema} are in use ({line(error)}); try again"
         raise SchemaError(what) from error
@@ -143,12 +147,16 @@ def _look(
         if condition is None:
             if isinstance(error, psycopg2.errors.InsufficientPrivilege):
                 return None, ()
+            if isinstance(error, psycopg2.errors.UndefinedFunction):
+                unlike = adoption.unlike_keys(tenant, tables)
+                if unlike is not None:
+                    return None, (unlike,)
             return None, (Finding(f"the orders cannot be read: {line(error)}"),)
-        looked, unread = _look(connection, tenant, None, most)
+        looked, unread = _look(connection, tenant, tables, None, most)
         if unread or looked is None:
             return looked, unread
         what = f"the condition of --where cannot be evaluated: {line(error)[:_LONGEST]}"
-        return looked, (Finding(what),)
+        return evolve(looked, met=None), (Finding(what),)
 
 
 def _read(connection: Connection, tenant: Tenant, condition: str | None, most: int) -> Looked:

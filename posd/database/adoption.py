@@ -32,6 +32,9 @@ _AMOUNTS: Final = (
 )
 
 
+_KEYS: Final = (("orders", "id"), ("order_items", "order_id"))
+"""The columns by which orders, and their lines, are found."""
+
 _UNPLACED: Final = frozenset(
     (
         *("cart", "basket", "draft", "quote", "incomplete", "new_cart", "checkout"),
@@ -97,14 +100,16 @@ class Choices:
 
 NOTHING_CHOSEN: Final = Choices()
 
+_OTHERWISE: Final = "the shop may publish by pos_publish() or REST instead"
+
 
 @frozen
 class Looked:
     """The newest orders of a shop: how many have each status, for how many the condition is true, and the
-    newest `created_at`, as text."""
+    newest `created_at`, as text. `met` is None if the condition cannot be evaluated."""
 
     statuses: Mapping[str | None, int]
-    met: int
+    met: int | None
     newest: str | None
 
     @property
@@ -115,12 +120,14 @@ class Looked:
 def check_shape(tenant: Tenant, tables: Mapping[str, ShopTable]) -> None:
     """Raise `Refused` unless there are two tables with the columns that are needed."""
     findings = [
-        Finding(f"{tenant.schema} has no table {name}")
+        Finding(f"{tenant.schema} has no table {name}: {_OTHERWISE}")
         for name in REQUIRED_COLUMNS
         if name not in tables
     ]
     findings += [
-        Finding(f"{tenant.schema}.{table.name} is not a table, so it cannot be hooked")
+        Finding(
+            f"{tenant.schema}.{table.name} is not a table, so it cannot be hooked: {_OTHERWISE}"
+        )
         for table in tables.values()
         if table.kind not in ("r", "p")
     ]
@@ -132,7 +139,13 @@ def check_shape(tenant: Tenant, tables: Mapping[str, ShopTable]) -> None:
         if column not in tables[name].columns
     ]
     if missing:
-        findings.append(Finding(f"{tenant.schema} lacks the columns {', '.join(missing)}"))
+        findings.append(
+            Finding(
+                f"{tenant.schema} lacks the columns {', '.join(missing)}. As the owner of the tables, where"
+                f" another column has the values; or {_OTHERWISE}:",
+                tuple(_rename(tenant, each) for each in missing),
+            )
+        )
     if findings:
         raise Refused(tenant, findings)
 
@@ -175,8 +188,14 @@ def changes(
             continue
         now = tables[name].columns
         gone = [f"{name}.{column}" for column in columns if column not in now]
-        if gone:
-            findings.append(Finding(f"{', '.join(gone)} was dropped or renamed"))
+        needed = [each for each in gone if each.partition(".")[2] in REQUIRED_COLUMNS[name]]
+        if needed:
+            was = "were" if len(needed) > 1 else "was"
+            what = f"{', '.join(needed)} {was} dropped or renamed, so no order is read. As the table's owner:"
+            findings.append(Finding(what, tuple(_rename(tenant, each) for each in needed)))
+        if others := [each for each in gone if each not in needed]:
+            was = "were" if len(others) > 1 else "was"
+            findings.append(Finding(f"{', '.join(others)} {was} dropped or renamed"))
         findings += [
             Finding(
                 f"{part} has no hooks, or they are disabled, so what is written to it is not noticed:"
@@ -229,12 +248,44 @@ def _hidden(tenant: Tenant, tables: Mapping[str, ShopTable], role: str) -> Itera
 
 def _key_types(tenant: Tenant, tables: Mapping[str, ShopTable]) -> Iterator[Finding]:
     """A hook writes a key as text, which for a type of the shop's own the shop's code may do."""
-    for name, column in (("orders", "id"), ("order_items", "order_id")):
-        if column in tables[name].foreign:
-            yield Finding(
-                f"{name}.{column} is of a type that the shop has made itself. As the owner of the table:",
-                (f"ALTER TABLE {_named(tenant, name)} ALTER COLUMN {column} TYPE text;",),
-            )
+    keys = [each for each in _KEYS if each[1] in tables[each[0]].foreign]
+    if keys:
+        words = " and ".join(f"{name}.{column}" for name, column in keys)
+        yield Finding(
+            f"{words} {'are' if len(keys) > 1 else 'is'} of a type that the shop has made itself. As the"
+            " owner of the tables:",
+            _retyped(tenant, tables, dict.fromkeys(_KEYS, "text")),
+        )
+
+
+def unlike_keys(tenant: Tenant, tables: Mapping[str, ShopTable]) -> Finding | None:
+    """That the lines cannot be found by `orders.id`; None if the two columns are of the same type."""
+    kinds = {each: tables[each[0]].columns[each[1]] for each in _KEYS}
+    wanted, found = kinds.values()
+    if wanted == found or any(column in tables[name].foreign for name, column in _KEYS):
+        return None
+    return Finding(
+        f"orders.id is {wanted} and order_items.order_id is {found}, and PostgreSQL cannot compare them. As"
+        " the owner of the tables:",
+        _retyped(tenant, tables, {_KEYS[1]: wanted}),
+    )
+
+
+def _retyped(
+    tenant: Tenant, tables: Mapping[str, ShopTable], kinds: Mapping[tuple[str, str], str]
+) -> tuple[str, ...]:
+    """The statements that give columns these types. A foreign key is made anew, since it has both."""
+    items = _named(tenant, "order_items")
+    references = tables["order_items"].references
+    drops = [f"ALTER TABLE {items} DROP CONSTRAINT {_quoted(each)};" for each in references]
+    alters = [
+        f"ALTER TABLE {_named(tenant, name)} ALTER COLUMN {column} TYPE {kind} USING {column}::{kind};"
+        for (name, column), kind in kinds.items()
+    ]
+    adds = [
+        f"ALTER TABLE {items} ADD FOREIGN KEY (order_id) REFERENCES {_named(tenant, 'orders')} (id);"
+    ]
+    return *drops, *alters, *(adds if references else ())
 
 
 def _ids(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Finding]:
@@ -258,9 +309,10 @@ def _ids(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Findin
 
 def _zones(tenant: Tenant, orders: ShopTable, choices: Choices) -> Iterator[Finding]:
     if orders.without_zone and choices.timestamps is None:
-        names = ", ".join(f"orders.{name}" for name in orders.without_zone)
+        names = " and ".join(f"orders.{name}" for name in orders.without_zone)
+        have = "have" if len(orders.without_zone) > 1 else "has"
         yield Finding(
-            f"{names} has no time zone. Say whether the values are in the shop's time zone"
+            f"{names} {have} no time zone. Say whether the values are in the shop's time zone"
             f" ({tenant.timezone}) or in UTC:",
             (
                 f"posctl adopt {tenant.slug} --timestamps local",
@@ -309,6 +361,12 @@ def _slow(tenant: Tenant, items: ShopTable) -> Iterator[Finding]:
             " owner of the table:",
             (f"CREATE INDEX CONCURRENTLY ON {_named(tenant, 'order_items')} (order_id);",),
         )
+
+
+def _rename(tenant: Tenant, column: str) -> str:
+    """The statement that gives a column, `table.column`, to a table that has it under another name."""
+    table, _, name = column.partition(".")
+    return f"ALTER TABLE {_named(tenant, table)} RENAME COLUMN … TO {name};"
 
 
 def _named(tenant: Tenant, table: str) -> str:

@@ -80,6 +80,7 @@ class Connection:
         self._reactor = reactor
         # On a connection that writes, this refusal means that the server has become a standby.
         self._losing = _LOST if read_only else (*_LOST, _READ_ONLY)
+        self._read_only = read_only
         self._lost = lost
         self._notified = notified
         self._open = False
@@ -218,7 +219,9 @@ class Connection:
             return ConnectionLost()
         if sqlstate.startswith(_BUSY):
             return Busy("The database is busy. Try again.", retry_after=1)
-        if sqlstate.startswith(_UNABLE):
+        # Where shops' tables are read, a shop's code can raise this. If the database is in trouble, the other
+        # connections notice.
+        if sqlstate.startswith(_UNABLE) and not self._read_only:
             self._log.error("the database is in trouble: {error}", error=line(error))
             return Unavailable("The database cannot do this at the moment.", retry_after=5)
         message = (error.diag.message_primary or line(error))[:_LONGEST_MESSAGE]

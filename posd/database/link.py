@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from posd.database import session_settings
+from posd.database.bound import Bound
 from posd.database.connection import Connection, ConnectionLost, line
 from posd.database.connection import DatabaseReactor as DatabaseReactor
 from posd.database.connection import Parameters as Parameters
@@ -23,7 +24,7 @@ from posd.database.connection import Row as Row
 from posd.database.dsn import rotated
 from posd.database.retries import Retries
 from posd.database.turns import Turns
-from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
+from posd.errors import OutcomeUnknown, StatementFailed, Unavailable
 from posd.waiting import Pulse, within
 
 T = TypeVar("T")
@@ -35,8 +36,6 @@ _GRACE_SECONDS: Final = 5.0
 _LOCK_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 5.0
 _NO_ANSWER: Final = "no answer in time"
-# The same where somebody waits who has a deadline.
-_LAST_GRACE_SECONDS: Final = 0.5
 
 
 class Reader(Protocol):
@@ -51,6 +50,16 @@ class Session(Reader, Protocol):
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         """Run a statement whose rows, if any, do not matter."""
+
+
+class Transaction(Session, Protocol):
+    """A session in one transaction that its last statement may commit."""
+
+    async def finish(self, sql: str, parameters: Parameters = ()) -> str:
+        """Run a SELECT of one value and commit, in one round trip; the value as text, empty for NULL.
+
+        Nothing can be run afterwards. Raises `OutcomeUnknown` if the connection is lost meanwhile.
+        """
 
 
 class Link(Service):
@@ -90,7 +99,7 @@ class Link(Service):
         # How many attempts to connect had no answer in time; each one begins at the next host.
         self._unanswered = 0
         self._read_only = read_only
-        self._statement_timeout = statement_timeout
+        self.statement_timeout = statement_timeout
         self.settings = session_settings.statements(
             application_name=name,
             statement_timeout=statement_timeout,
@@ -140,20 +149,26 @@ class Link(Service):
         await self._in_turn(lambda bound: bound.execute(sql, parameters))
 
     async def transaction(
-        self, work: Callable[[Session], Awaitable[T]], *, deadline: float | None = None
+        self, work: Callable[[Transaction], Awaitable[T]], *, deadline: float | None = None
     ) -> T:
         """Run `work` in one transaction and commit it; roll back if it raises, or if that fails.
+
+        If `work` raises after it has committed by `Transaction.finish`, the outcome is unknown to the caller
+        (`OutcomeUnknown`).
 
         What the `deadline`, of the reactor's clock, finds before its COMMIT is `Busy` and rolled back; a
         COMMIT that is under way then may go on for half a second, after which its outcome is unknown.
         """
 
-        async def whole(bound: _Bound) -> T:
+        async def whole(bound: Bound) -> T:
             bound.begin(deadline)
             try:
                 result = await work(bound)
                 await bound.commit()
-            except Exception:
+            except Exception as error:
+                if bound.is_committed:
+                    self._log.failure("posd failed after a transaction was committed")
+                    raise OutcomeUnknown("posd failed after COMMIT.", retry_after=1) from error
                 await bound.rollback()
                 raise
             return result
@@ -181,14 +196,14 @@ class Link(Service):
             if gone is not None:
                 gone.callback(None)
 
-    async def _in_turn(self, work: Callable[[_Bound], Awaitable[T]]) -> T:
+    async def _in_turn(self, work: Callable[[Bound], Awaitable[T]]) -> T:
         if not self.up:
             raise _unreachable()
         await self._turns.take()
         try:
             if not self.up or self._connection is None:
                 raise _unreachable()
-            return await work(_Bound(self, self._connection))
+            return await work(Bound(self, self._connection))
         finally:
             self._turns.give_back()
 
@@ -198,10 +213,15 @@ class Link(Service):
         except Exception:
             self._log.failure("a change of a link to the database could not be followed")
 
-    def _holds(self, connection: Connection) -> bool:
+    def seconds(self) -> float:
+        """The time by the reactor's clock."""
+        return self._reactor.seconds()
+
+    def holds(self, connection: Connection) -> bool:
+        """Whether this is its connection now."""
         return connection is self._connection
 
-    async def _run(
+    async def run(
         self,
         connection: Connection,
         sql: str,
@@ -210,11 +230,11 @@ class Link(Service):
         patience: float | None = None,
     ) -> list[Row]:
         """Run a statement on that very connection; on its successor it would mean another thing."""
-        if not self._holds(connection):
+        if not self.holds(connection):
             raise ConnectionLost
         self.pulse.beat()
         if patience is None:
-            patience = self._statement_timeout + _GRACE_SECONDS
+            patience = self.statement_timeout + _GRACE_SECONDS
         watchdog = self._watch(connection, patience)
         try:
             return await connection.run(sql, parameters, rows=rows)
@@ -248,7 +268,7 @@ class Link(Service):
     async def _connect(self, gone: Deferred[None]) -> bool:
         self.pulse.beat()
         self._connection = connection = Connection(
-            self._reactor, self._end, self._notified, read_only=self._read_only
+            self._reactor, self.end, self._notified, read_only=self._read_only
         )
         try:
             await within(self._reactor, _CONNECT_SECONDS, self._open(connection))
@@ -256,14 +276,14 @@ class Link(Service):
             # A host whose machine is off takes all the time. libpq goes on to the next host by itself only
             # when a host refuses: `connect_timeout` counts in its blocking calls alone.
             self._unanswered += 1
-            self._end(connection, _NO_ANSWER)
+            self.end(connection, _NO_ANSWER)
         except Exception as error:
             # Any reason will do: a refused role and a server that is away both mean "later".
-            self._end(connection, line(error))
+            self.end(connection, line(error))
             if isinstance(error, StatementFailed):
                 self.refusal = error
                 self._tell_changed()
-        if not self._holds(connection):
+        if not self.holds(connection):
             return False
         self._gone, self.up, self.trouble, self.refusal = gone, True, None, None
         self._retries.succeeded()
@@ -272,102 +292,21 @@ class Link(Service):
 
     async def _open(self, connection: Connection) -> None:
         await connection.open(rotated(self._dsn, self._unanswered))
-        bound = _Bound(self, connection)
+        bound = Bound(self, connection)
         await bound.execute(self.settings)
         if self._prepare is not None:
             await self._prepare(bound)
 
     def _watch(self, connection: Connection, seconds: float) -> IDelayedCall:
-        return self._reactor.callLater(seconds, self._end, connection, _NO_ANSWER)
+        return self._reactor.callLater(seconds, self.end, connection, _NO_ANSWER)
 
-    def _end(self, connection: Connection, trouble: str) -> None:
+    def end(self, connection: Connection, trouble: str) -> None:
         """Drop a connection, unless it was dropped already, for whatever reason that was."""
-        if self._holds(connection):
+        if self.holds(connection):
             if trouble != self.trouble and self.running and not self._quiet:
                 self._log.warn("no connection to the database: {trouble}", trouble=trouble)
             self.trouble = trouble
             self.drop()
-
-
-class _Bound:
-    """A session on one connection as it is now; never on the one that replaces it."""
-
-    def __init__(self, link: Link, connection: Connection) -> None:
-        self._link = link
-        self._connection = connection
-        # BEGIN travels with the first statement of a transaction, to save a round trip.
-        self._prefix = ""
-        self._open = False
-        self._failure: Exception | None = None
-        self._deadline: float | None = None
-
-    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        return await self._run(sql, parameters, True)
-
-    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
-        await self._run(sql, parameters, False)
-
-    def begin(self, deadline: float | None = None) -> None:
-        self._prefix, self._deadline = "BEGIN; ", deadline
-
-    async def commit(self) -> None:
-        """Commit; or raise what went wrong before, if `work` went on all the same.
-
-        PostgreSQL answers the COMMIT of a transaction that has failed with a ROLLBACK, not with an
-        error.
-        """
-        if not self._open:
-            return
-        if self._failure is not None:
-            raise self._failure
-        if not self._link._holds(self._connection):
-            raise ConnectionLost
-        try:
-            await self._last("COMMIT", self._left())
-        except ConnectionLost as error:
-            message = "The connection to the database was lost during COMMIT."
-            raise OutcomeUnknown(message, retry_after=1) from error
-
-    async def rollback(self) -> None:
-        if self._open:
-            try:
-                await self._last("ROLLBACK", None if self._deadline is None else 0.0)
-            except (Unavailable, StatementFailed):
-                self._link._end(self._connection, "could not roll back")
-
-    async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
-        try:
-            left = self._left()
-            if left is not None:
-                # Each statement may take what those before it have left. It is the smaller one of this
-                # and the session's that counts.
-                seconds = min(left, self._link._statement_timeout)
-                sql = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; {sql}"
-            prefix, self._prefix = self._prefix, ""
-            self._open = self._open or bool(prefix)
-            return await self._link._run(
-                self._connection, prefix + sql, parameters, rows, _patience(left)
-            )
-        except Exception as failure:
-            self._failure = failure
-            raise
-
-    async def _last(self, sql: str, left: float | None) -> None:
-        """End the transaction."""
-        await self._link._run(self._connection, sql, (), False, _patience(left))
-
-    def _left(self) -> float | None:
-        """How many seconds there are until the deadline. Raises `Busy` if it is past."""
-        if self._deadline is None:
-            return None
-        left = self._deadline - self._link._reactor.seconds()
-        if left <= 0:
-            raise Busy("This could not be done in time. Try again.", retry_after=1)
-        return left
-
-
-def _patience(left: float | None) -> float | None:
-    return None if left is None else left + _LAST_GRACE_SECONDS
 
 
 def _unreachable() -> Unavailable:

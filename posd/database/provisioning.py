@@ -45,7 +45,7 @@ from posd.values import TENANT_RULES, Tenant
 
 
 @frozen
-class Report:
+class MigrationReport:
     """What one `migrate` did: schemas by name, those that failed with the reason."""
 
     updated: tuple[str, ...]
@@ -55,7 +55,7 @@ class Report:
 
 def migrate(
     connection: Connection, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> Report:
+) -> MigrationReport:
     """Bring the main schema and then every tenant's to this posd's version.
 
     A tenant that fails leaves the others updated. `progress` is called with a schema's name, its
@@ -86,7 +86,7 @@ def migrate(
                 )
             else:
                 (updated if changed else current).append(tenant.schema)
-    return Report(tuple(updated), tuple(current), failed)
+    return MigrationReport(tuple(updated), tuple(current), failed)
 
 
 def add_tenant(

@@ -5,13 +5,16 @@ session that reads. These sessions belong to `posd_reader`, which has no right b
 that read. A read is one string, `BEGIN READ ONLY; SELECT …`: a session must be read-only before any of the
 shop's code runs in it. The session is cleaned after each read, before another shop's tables are read in it.
 
-`statement_timeout` ends a read after a second. Code that catches the cancellation goes on; half a second
-later its connection is given up, and the connection that takes its place terminates the session on the
-server.
+`statement_timeout` ends a read. Code that catches the cancellation goes on; soon after, its connection is
+given up, and the connection that takes its place terminates the session on the server.
 
 A tenant that was quick the last time gets any free place. All others share two of the four, and those that
-were slow or failed have one of these. A tenant of which nothing is known is tried for a quarter of a second,
-so that a first read does not wait behind slow ones.
+were slow or failed have one of these. Only a tenant that is known to be slow has a second; the others are
+tried for 0.15 s. So a read waits neither behind slow tenants nor long behind tenants that
+were quick and have become slow.
+
+A tenant whose reads end the session has a limited number of them. It does not matter whether the session ends
+in the read or while it is cleaned: a shop's code may set a timeout that ends the session a moment later.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final, Literal
 
 from attrs import define, field
@@ -38,12 +42,18 @@ _FOR_UNKNOWN: Final = 2
 _FOR_SLOW: Final = 1
 """How many of these read tenants that were slow."""
 STATEMENT_SECONDS: Final = 1.0
-_TRIAL_SECONDS: Final = 0.25
-_OVERTIME_SECONDS: Final = 0.5
+_TRIAL_SECONDS: Final = 0.15
+_OVERTIME: Final = 0.4
+"""How much longer than it may take, as a part of that, a read goes on until its connection is given up."""
+_LATE_SECONDS: Final = 0.05
+"""A connection is given up so much later. If the reactor was late itself, an answer that has come is read."""
 _QUICK_SECONDS: Final = 0.1
 _NONE: Final[Mapping[str, object]] = {}
 _MOST_LOST: Final = 3
-"""How many connections in a row may be lost in reads of a tenant before its own tables are blamed."""
+"""How many sessions in a row may end in reads of a tenant before its own tables are blamed.
+
+Its code may end the session, or set a timeout that does.
+"""
 _MOST_NOTICED: Final = 64 * 1024
 _TALKATIVE: Final = (
     "its own functions send more than 64 KiB of messages (RAISE) while its tables are read"
@@ -75,7 +85,7 @@ _TERMINATE: Final = """
      WHERE a.pid = %s AND a.backend_start::text = %s
 """
 Pace = Literal["quick", "unknown", "slow"]
-_LOST: Final = f"the connection was lost {_MOST_LOST} times in a row while its tables were read"
+_LOST: Final = f"the session ended {_MOST_LOST} times in a row in which its tables were read"
 
 
 class Unreadable(Busy):
@@ -107,6 +117,8 @@ class _Place:
     backend: tuple[int, str] | None = None
     abandoned: tuple[int, str] | None = None
     """The session on the server that a read was given up in."""
+    is_lost: bool = False
+    """Whether it is `tenant` that it has no connection now. It is given out again when it has another one."""
 
     async def prepare(self, session: Session) -> None:
         """Terminate the session of the connection before, if a read went on in it."""
@@ -122,8 +134,29 @@ class _Place:
         self.link.drop()
 
 
+class Overtime:
+    """Gives the connection of a place up after so many seconds, unless it is ended before."""
+
+    def __init__(self, reactor: DatabaseReactor, seconds: float, place: _Place) -> None:
+        self._reactor = reactor
+        self._place = place
+        self.is_over = False
+        self._timer = reactor.callLater(seconds, self._late)
+
+    def _late(self) -> None:
+        self._timer = self._reactor.callLater(_LATE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self.is_over = True
+        self._place.give_up()
+
+    def end(self) -> None:
+        if self._timer.active():
+            self._timer.cancel()
+
+
 class Readers(Service):
-    """Four connections. One tenant's tables are read on one of them at a time."""
+    """Four connections. One tenant's tables are read on one of them at a time, and after it was cleaned."""
 
     _log = Logger()
 
@@ -139,7 +172,7 @@ class Readers(Service):
                 statement_timeout=STATEMENT_SECONDS,
                 role=None,
                 prepare=place.prepare,
-                changed=lambda link: self._give_out(),
+                changed=partial(self._changed, place),
                 quiet=number > 0,
                 read_only=True,
                 retries=retries,
@@ -180,11 +213,11 @@ class Readers(Service):
     ) -> list[Row]:
         """Run a SELECT that calls a tenant's read function, in a read-only transaction, and roll it back.
 
-        If nothing is known of the tenant and it is not over in a quarter of a second, it is run again.
+        If the tenant is not known to be slow and it is not over in 0.15 s, it is run again.
         Waits for a place. Raises `Unreadable` and `StatementFailed` about the tenant's tables, and
         `Unavailable` where no connection stands or the one that was used is lost.
         """
-        if tenant not in self._paces:
+        if self._paces.get(tenant) != "slow":
             with suppress(Overdue):
                 return await self._read(tenant, sql, parameters, _TRIAL_SECONDS)
         return await self._read(tenant, sql, parameters, STATEMENT_SECONDS)
@@ -192,9 +225,14 @@ class Readers(Service):
     async def _read(
         self, tenant: TenantId, sql: str, parameters: Mapping[str, object], seconds: float
     ) -> list[Row]:
+        if self._lost[tenant] >= _MOST_LOST and self.up:
+            self._lost[tenant] = 0
+            raise Unreadable(_LOST)
         place = await self._place(tenant)
+        # What is left from the read before.
+        place.link.noticed()
         began = self._reactor.seconds()
-        overdue = self._reactor.callLater(seconds + _OVERTIME_SECONDS, place.give_up)
+        overdue = Overtime(self._reactor, seconds * (1 + _OVERTIME), place)
         self._paces[tenant] = "slow"
         try:
             rows = await place.link.query(
@@ -204,22 +242,15 @@ class Readers(Service):
         except Busy as error:
             raise Overdue from error
         except Unavailable as error:
-            if not overdue.active():
+            if overdue.is_over:
                 raise Overdue from error
             del self._paces[tenant]
             self._lost[tenant] += 1
-            if self.up and self._lost[tenant] >= _MOST_LOST:
-                # The others stand, so it may be by something in the shop's tables that this one was lost:
-                # its code may set timeouts that end the session.
-                self._lost[tenant] = 0
-                raise Unreadable(_LOST) from error
             raise
         finally:
-            if overdue.active():
-                overdue.cancel()
+            overdue.end()
             # Nobody waits for it.
-            Deferred.fromCoroutine(self._clean(place))
-        del self._lost[tenant]
+            Deferred.fromCoroutine(self._clean(place, tenant))
         if place.link.noticed() > _MOST_NOTICED:
             # libpq reads a long message in one piece, and every shop waits for that: 0.1 s for 20 MB.
             raise Unreadable(_TALKATIVE)
@@ -227,21 +258,32 @@ class Readers(Service):
             self._paces[tenant] = "quick"
         return rows
 
-    async def _clean(self, place: _Place) -> None:
+    async def _clean(self, place: _Place, tenant: TenantId) -> None:
         """Undo what a read may have left in its session: settings, locks, plans. Then give it out again."""
-        overdue = self._reactor.callLater(STATEMENT_SECONDS, place.give_up)
+        overdue = Overtime(self._reactor, STATEMENT_SECONDS, place)
+        was_up = place.link.up
         try:
             await place.link.execute(f"{_CLEAN}; {place.link.settings}")
+            del self._lost[tenant]
         except Exception as error:
             # Nothing is read in a session that may not be clean. Another connection takes its place.
             if not isinstance(error, Unavailable):
                 self._log.failure("a reading session could not be cleaned; posd makes another one")
             place.give_up()
-        finally:
-            if overdue.active():
-                overdue.cancel()
+            place.is_lost, place.pace = True, "slow"
+            if was_up:
+                self._paces[tenant] = "slow"
+                self._lost[tenant] += 1
+        else:
             place.tenant = None
+        finally:
+            overdue.end()
             self._give_out()
+
+    def _changed(self, place: _Place, link: Link) -> None:
+        if link.up and place.is_lost:
+            place.tenant, place.is_lost = None, False
+        self._give_out()
 
     async def _place(self, tenant: TenantId) -> _Place:
         if not self.up:
@@ -281,8 +323,11 @@ class Readers(Service):
             (
                 each
                 for each in self._waiting
-                if (pace := self._pace(each)) == "quick"
-                or (others < _FOR_UNKNOWN and (pace == "unknown" or slow < _FOR_SLOW))
+                if all(held.tenant != each.tenant for held in self._places)
+                and (
+                    (pace := self._pace(each)) == "quick"
+                    or (others < _FOR_UNKNOWN and (pace == "unknown" or slow < _FOR_SLOW))
+                )
             ),
             None,
         )

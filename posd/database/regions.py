@@ -32,7 +32,7 @@ _IS_OURS: Final = """
 
 
 @frozen
-class Account:
+class RenumberedAccount:
     """An account's number as it is stored, and what the digits that were typed mean in the new region.
 
     `merges`: there is an account of that other number already, so one customer has two.
@@ -49,7 +49,7 @@ class RegionChange:
 
     before: str
     after: str
-    accounts: tuple[Account, ...]
+    accounts: tuple[RenumberedAccount, ...]
     is_made: bool
 
 
@@ -82,7 +82,7 @@ def change_region(
     return RegionChange(before, after, accounts, is_changed)
 
 
-def _accounts(cursor: Any, schema: str, before: str, after: str) -> tuple[Account, ...]:
+def _accounts(cursor: Any, schema: str, before: str, after: str) -> tuple[RenumberedAccount, ...]:
     """The accounts whose number was, as far as can be told, typed without a country code."""
     cursor.execute(_IS_OURS, (schema, OWNER))
     if before == after or not cursor.fetchone()[0]:
@@ -93,7 +93,7 @@ def _accounts(cursor: Any, schema: str, before: str, after: str) -> tuple[Accoun
     for phone in sorted(known):
         elsewhere = phones.reread(phone, before, after)
         if elsewhere is not None and elsewhere != phone:
-            found.append(Account(phone, elsewhere, elsewhere in known))
+            found.append(RenumberedAccount(phone, elsewhere, elsewhere in known))
     return tuple(found)
 
 

@@ -30,13 +30,20 @@ TIMES: Final = ("created_at", "scheduled_for", "scheduled_time")
 """The columns of `orders` that hold points in time."""
 
 # From pg_catalog, since information_schema shows nothing that one has no rights on. The types come without
-# their length. A policy hides no rows if it is permissive, for the reader and `USING (true)`, and no other
-# policy restricts it.
+# their length. `base` is the type below a domain, which may be of another domain. A policy hides no rows if
+# it is permissive, for the reader and `USING (true)`, and no other policy restricts it.
 READ: Final = """
     WITH RECURSIVE family AS (
         SELECT c.oid AS root, c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
          WHERE n.nspname = %(schema)s AND c.relname IN ('orders', 'order_items')
          UNION SELECT f.root, i.inhrelid FROM family AS f JOIN pg_inherits AS i ON i.inhparent = f.oid
+    ), below AS (
+        SELECT t.oid AS type, t.oid, t.typbasetype
+          FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+         WHERE a.attrelid IN (SELECT root FROM family) AND a.attnum > 0
+         UNION SELECT b.type, t.oid, t.typbasetype FROM below AS b JOIN pg_type AS t ON t.oid = b.typbasetype
+    ), base AS (
+        SELECT b.type, b.oid FROM below AS b WHERE b.typbasetype = 0
     )
     SELECT c.relname::text, c.relkind::text, pg_get_userbyid(c.relowner)::text,
            NOT EXISTS (SELECT FROM family AS f WHERE f.root = c.oid AND NOT EXISTS (
@@ -45,14 +52,13 @@ READ: Final = """
                   AND note.pronamespace = 'posd_hooks'::regnamespace)),
            ARRAY(SELECT a.attname::text FROM pg_attribute AS a
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
-           ARRAY(SELECT format_type(coalesce(nullif(t.typbasetype, 0), t.oid), -1)
-                   FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+           ARRAY(SELECT format_type(b.oid, -1) FROM pg_attribute AS a JOIN base AS b ON b.type = a.atttypid
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
            ARRAY(SELECT a.attname::text
-                   FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-                   JOIN pg_type AS b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+                   FROM pg_attribute AS a JOIN base AS b ON b.type = a.atttypid
+                   JOIN pg_type AS t ON t.oid = b.oid
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                    AND NOT (SELECT o.rolsuper FROM pg_roles AS o WHERE o.oid = b.typowner)),
+                    AND NOT (SELECT o.rolsuper FROM pg_roles AS o WHERE o.oid = t.typowner)),
            ARRAY(SELECT has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT') FROM pg_attribute AS a
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
            ARRAY(SELECT format('"%%s".%%I', replace(n.nspname, '"', '""'), p.relname)
@@ -80,6 +86,9 @@ READ: Final = """
                   CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, place)
                    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
                   WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts ORDER BY k.place),
+           ARRAY(SELECT k.conname::text FROM pg_constraint AS k
+                  WHERE k.contype = 'f' AND k.conrelid = c.oid AND k.confrelid IN (SELECT root FROM family)
+                  ORDER BY 1),
            c.relrowsecurity AND NOT coalesce(r.rolbypassrls OR r.rolsuper, false)
              AND (c.relforcerowsecurity OR c.relowner IS DISTINCT FROM r.oid)
              AND (NOT EXISTS (SELECT FROM pg_policy AS p
@@ -124,6 +133,8 @@ class ShopTable:
     """Whether there is an index by which the lines of one order are found."""
     key: tuple[str, ...]
     """The columns of the primary key."""
+    references: tuple[str, ...]
+    """The foreign keys to the shop's tables."""
     hides_rows: bool
     """Whether row security may hide rows from the tenant's reader."""
     has_row_security: bool
@@ -178,7 +189,7 @@ def _table(
         for column, is_readable in zip(columns, readable, strict=True)
         if column in USED_COLUMNS[name] and not is_readable
     )
-    unique, index, key, *others = rest
+    unique, index, key, references, *others = rest
     return ShopTable(
         name,
         kind,
@@ -192,5 +203,6 @@ def _table(
         unique,
         index,
         tuple(key),
+        tuple(references),
         *others,
     )

@@ -202,6 +202,7 @@ class Exchange(Service):
             terminal.tenant.id,
             clock=self._reactor.seconds,
             position=start,
+            traffic=self.instruments.traffic,
         )
         channel, is_new = self.channels.join(terminal.tenant, opening.head)
         session = Session(

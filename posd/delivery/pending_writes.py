@@ -89,6 +89,10 @@ class Notes:
         self.acks[key] = max(seq, self.acks.get(key, 0))
         self.acknowledging.add(key[:2])
 
+    def followed(self, key: Subscription, seq: Seq) -> None:
+        """A legacy device was sent everything up to `seq`, on one of its connections."""
+        self.follows[key] = max(seq, self.follows.get(key, 0))
+
     def delivered(self, stream: StreamName, seq: Seq) -> None:
         """Events up to `seq` were written to one of the tenant's tills at least."""
         self.sent[stream] = max(seq, self.sent.get(stream, 0))
@@ -123,7 +127,7 @@ class Notes:
             reached=_furthest(self.reached, later.reached),
             spoken=self.spoken | later.spoken,
             acks=_furthest(self.acks, later.acks),
-            follows=self.follows | later.follows,
+            follows=_furthest(self.follows, later.follows),
             sent=_furthest(self.sent, later.sent),
             received=_furthest(self.received, later.received),
             acknowledging=self.acknowledging | later.acknowledging,

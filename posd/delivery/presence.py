@@ -118,7 +118,7 @@ class Presence(Service):
         self._notes.sent_to(cursor, seq, spoke)
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
-        self._notes.follows[subscription(terminal)] = seq
+        self._notes.followed(subscription(terminal), seq)
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         self._messages.refused(terminal, seq, reason)

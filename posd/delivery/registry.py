@@ -164,13 +164,14 @@ class Roster(Service):
         attendance.session.end(SUPERSEDED)
 
     def sightings(self) -> list[Sighting]:
-        """What has changed since the last time."""
+        """What has changed since the last time. The positions of legacy terminals are noted, too."""
         now = self._reactor.seconds()
         sightings = []
         for connection_id, attendance in self._everyone.items():
             state = (attendance.line.heard_at, attendance.session.position)
             if state != attendance.reported:
                 attendance.reported = state
+                attendance.session.note_position()
                 ago = now - attendance.line.heard_at
                 sightings.append((connection_id, ago, attendance.session.position))
         return sightings

@@ -12,11 +12,24 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from posd.monitoring.counters import Traffic
 from posd.values import Seq, TenantId
+
+
+@frozen
+class Chunk:
+    """The events from `first` to `last` in one dialect, to be written at once.
+
+    One write is one system call and one TLS record for each till, however many events are in it.
+    """
+
+    data: bytes
+    first: Seq
+    last: Seq
 
 
 class Sink(Protocol):
@@ -82,6 +95,11 @@ class Outbox:
     it has enough is what a slow till costs beyond the limit.
     """
 
+    __slots__ = (
+        *("limit", "tenant_id", "listener", "stalled_since", "held", "position", "written"),
+        *("_write", "_budget", "_clock", "_waiting", "_open", "_traffic", "__weakref__"),
+    )
+
     def __init__(
         self,
         sink: Sink,
@@ -91,8 +109,10 @@ class Outbox:
         *,
         clock: Callable[[], float],
         position: Seq = 0,
+        traffic: Traffic | None = None,
     ) -> None:
-        self._sink = sink
+        self._write = sink.write
+        self._traffic = traffic or Traffic()
         self.limit = limit
         self._budget = budget
         self._clock = clock
@@ -110,6 +130,10 @@ class Outbox:
         """Whether what is offered now goes straight to the transport."""
         return self.stalled_since is None and not self._waiting and self._open
 
+    def deliver(self, chunk: Chunk) -> bool:
+        """Take the very next events; False if there is no room for them, or if they are others."""
+        return chunk.first == self.position + 1 and self.offer(chunk.data, chunk.last)
+
     def offer(self, data: bytes, seq: Seq | None = None) -> bool:
         """Send bytes, or keep them until the transport takes more.
 
@@ -117,8 +141,8 @@ class Outbox:
         False: there is no room, and nothing was taken. What was taken may still be given up later,
         and of that the listener is told.
         """
-        if self.has_room:
-            self._write(data, seq)
+        if self.stalled_since is None and not self._waiting and self._open:
+            self._send(data, seq)
             return True
         if not self._open or self.held + len(data) > self.limit:
             return False
@@ -159,7 +183,7 @@ class Outbox:
         while self._waiting and self.stalled_since is None:
             data, seq = self._waiting.popleft()
             self._count(-len(data))
-            self._write(data, seq)
+            self._send(data, seq)
         if self.has_room and self.listener is not None:
             self.listener.room()
 
@@ -167,11 +191,13 @@ class Outbox:
         """The transport is gone."""
         self.close()
 
-    def _write(self, data: bytes, seq: Seq | None) -> None:
+    def _send(self, data: bytes, seq: Seq | None) -> None:
         if seq is not None:
             self.written = seq
-            self.position = max(self.position, seq)
-        self._sink.write(data)
+            if seq > self.position:
+                self.position = seq
+        self._traffic.sent_bytes += len(data)
+        self._write(data)
 
     def _forget(self) -> None:
         self._waiting.clear()

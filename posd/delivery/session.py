@@ -16,7 +16,7 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, chunks
+from posd.delivery.channel import Channel, Encoded, StreamBroken, chunks
 from posd.delivery.send_queue import Outbox
 from posd.errors import InvalidMessage, Pruned, Refusal, Renamed
 from posd.protocol import frames, messages
@@ -56,7 +56,7 @@ class Register(Protocol):
         """The terminal has stored everything up to `seq`."""
 
     def followed(self, terminal: Terminal, seq: Seq) -> None:
-        """A legacy terminal was sent everything up to `seq`: its cursor follows."""
+        """A legacy terminal was sent everything up to `seq`: its cursor in the books follows."""
 
     def refused(self, terminal: Terminal, seq: Seq, reason: str) -> None:
         """The terminal could not process event `seq`."""
@@ -99,6 +99,7 @@ class Session:
         self.terminal = terminal
         self.dialect = peer.dialect
         self.outbox = outbox
+        self.deliver = outbox.deliver
         self.state = State.CATCHING_UP
         self.cursor: Cursor | None = None
         self.costly: Callable[[], None] = _free
@@ -141,8 +142,10 @@ class Session:
 
     @property
     def acked(self) -> Seq | None:
-        """The terminal's cursor, None if it has none."""
-        return None if self.cursor is None else self.cursor.acked
+        """The terminal's cursor, None if it has none. That of a legacy one is what it was sent."""
+        if self.cursor is None:
+            return None
+        return self.outbox.written if self.cursor.legacy else self.cursor.acked
 
     @property
     def plain(self) -> bool:
@@ -181,22 +184,12 @@ class Session:
         )
         self._channel.enter(self)
         if opening.acked is not None:
-            self._take_up(
-                Cursor(opening.acked if durable else self._start, opening.legacy, opening.refused)
-            )
+            acked = opening.acked if durable else self._start
+            self.cursor = Cursor(acked, opening.legacy, opening.refused)
+            self.note_position()
             if asked or resync is not None:
                 self._acknowledge(self._start)
         self.behind()
-
-    def deliver(self, chunk: Chunk) -> bool:
-        """Take the very next events; False if there is no room for them, or if they are others."""
-        if chunk.first != self.outbox.position + 1:
-            return False
-        if not self.outbox.offer(chunk.data, chunk.last):
-            return False
-        if self.cursor is not None and self.cursor.follow(chunk.last):
-            self._register.followed(self.terminal, chunk.last)
-        return True
 
     def behind(self) -> None:
         """Go live if there is nothing to catch up with; else read the next page."""
@@ -250,6 +243,11 @@ class Session:
                 self._register.said(self.terminal, kind, body)
         return None
 
+    def note_position(self) -> None:
+        """Have the cursor of a legacy terminal follow what it was sent. Not done for each event."""
+        if self.cursor is not None and self.cursor.legacy:
+            self._register.followed(self.terminal, self.outbox.written)
+
     def hear_of(self, seq: Seq) -> Seq:
         """The same terminal acknowledged `seq` on another road; how far it is now."""
         return seq if self.cursor is None else self.cursor.hear(seq)
@@ -266,6 +264,7 @@ class Session:
 
     def move(self, channel: Channel, start: Seq) -> None:
         """Go on at another channel, where the stream has another name, after event `start` at most."""
+        self.note_position()
         self._channel.leave(self)
         back = self.outbox.go_back(start) if start < self.position else 0
         if back:
@@ -295,6 +294,8 @@ class Session:
 
     def closed(self) -> None:
         """The connection is closed or about to be."""
+        if self.state is not State.CLOSED:
+            self.note_position()
         self.state = State.CLOSED
         self._channel.leave(self)
         self.outbox.close()
@@ -352,11 +353,6 @@ class Session:
                 break
         self._channel.instruments.delivered("replay", self.position - before)
         self._channel.replayed(self.position)
-
-    def _take_up(self, cursor: Cursor) -> None:
-        self.cursor = cursor
-        if cursor.follow(self._start):
-            self._register.followed(self.terminal, self._start)
 
     def _acknowledge(self, seq: Seq) -> None:
         assert self.cursor is not None

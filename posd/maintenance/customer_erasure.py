@@ -19,10 +19,12 @@ from posd.events import redaction as erasure
 from posd.events.redaction import Person
 from posd.protocol import jsontext
 from posd.store import erasure as store
-from posd.store.erasure import Account, Counts, Document
+from posd.store.erasure import Counts, Document, PointsAccount
 from posd.values import Tenant
 
-_PLACES: Final[tuple[store.Place, ...]] = ("order", "event", "message", "outbox", "answer")
+_PLACES: Final[tuple[store.DocumentPlace, ...]] = (
+    *("order", "event", "message", "outbox", "answer", "refusal"),
+)
 _ORDERS: Final = _PLACES[:4]
 _ROUNDS: Final = 5
 
@@ -40,7 +42,7 @@ class Found:
     person: Person
     texts: dict[store.Part, list[tuple[str, str]]] = field(factory=dict)
     cards: list[str] = field(factory=list)
-    accounts: list[Account] = field(factory=list)
+    accounts: list[PointsAccount] = field(factory=list)
     unreadable: int = 0
 
     def __bool__(self) -> bool:
@@ -119,7 +121,7 @@ async def forget_found(
 
 
 async def _documents(
-    session: Session, tenant: Tenant, place: store.Place
+    session: Session, tenant: Tenant, place: store.DocumentPlace
 ) -> AsyncIterator[Document]:
     found, after = await store.documents(session, tenant, place)
     while found:
@@ -128,7 +130,7 @@ async def _documents(
         found, after = await store.documents(session, tenant, place, after)
 
 
-def _look_into(document: Document, place: store.Place, found: Found) -> None:
+def _look_into(document: Document, place: store.DocumentPlace, found: Found) -> None:
     """Note what a document is to become, if it is about the customer."""
     person = found.person
     if document.operation is not None and _called(document.operation, person):
@@ -169,7 +171,8 @@ def _counts(keys: Mapping[store.Part, set[str]], cards: int, accounts: int) -> C
     return Counts(
         events=len(keys.get("event", none) | keys.get("beside", none))
         + len(keys.get("message", none))
-        + len(keys.get("outbox", none)),
+        + len(keys.get("outbox", none))
+        + len(keys.get("refusal", none)),
         orders=len(keys.get("order", none)),
         answers=len(keys.get("answer", none)) + len(keys.get("call", none)),
         gift_cards=cards,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, field
+from attrs import define
 
 from posd.values import Opening, Position, Resync, Seq
 
@@ -11,53 +11,37 @@ from posd.values import Opening, Position, Resync, Seq
 class Cursor:
     """The position of a durable subscription: all events up to `acked` are done with.
 
-    A `legacy` terminal has never said how far it is. Its cursor begins where its connection does and
-    follows what it is sent, so that operators do not see it fall behind; with its first word the
-    cursor goes back to where it can vouch for, and from then on it never moves backwards.
+    A `legacy` terminal has never said how far it is. Its `acked` is where its connection began, until it says
+    a first word. From then on the cursor never moves backwards.
     """
 
     acked: Seq
     legacy: bool
     _refused: frozenset[Seq] = frozenset()
-    _vouched: Seq = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._vouched = self.acked
-
-    def follow(self, seq: Seq) -> bool:
-        """Events up to `seq` were sent. Whether that moves the cursor."""
-        if self.legacy:
-            self.acked = seq
-        return self.legacy
 
     def acknowledge(self, seq: Seq) -> Seq:
         """The terminal has stored everything up to `seq`; how far it is now.
 
         What it refused right after that is done with too.
         """
-        self._speak()
+        self.legacy = False
         self.acked, self._refused = passed(max(self.acked, seq), self._refused)
         return self.acked
 
     def hear(self, seq: Seq) -> Seq:
         """The terminal has said on another road that it has everything up to `seq`; how far it is.
 
-        It vouches for that alone: where a legacy terminal's connection began is what posd thought.
+        It has not said more than that, so the cursor of a legacy terminal may go back to before its
+        connection began.
         """
         if self.legacy:
-            self._vouched = seq
+            self.acked = seq
         return self.acknowledge(seq)
 
     def refuse(self, seq: Seq) -> Seq:
         """The terminal will never process event `seq`; how far it is now."""
-        self._speak()
         self._refused |= {seq}
         return self.acknowledge(self.acked)
-
-    def _speak(self) -> None:
-        if self.legacy:
-            self.legacy = False
-            self.acked = self._vouched
 
 
 def passed(acked: Seq, refused: frozenset[Seq]) -> tuple[Seq, frozenset[Seq]]:

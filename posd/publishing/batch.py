@@ -1,6 +1,6 @@
 """From what was published to what goes into the log: the pure part of the sequencer's work.
 
-Items go in, in the order in which they were published; entries for `store.stream.record` come out.
+Items go in, in the order in which they were published; entries for `store.numbering.record` come out.
 An order is followed through the batch, so that its second event sees the snapshot of its first.
 """
 
@@ -21,7 +21,7 @@ from posd.events.coercion import ID_LENGTH, Unreadable, identity
 from posd.events.order_transitions import Condition
 from posd.events.timezones import zone
 from posd.protocol import jsontext
-from posd.store.stream import Entry, OrderState, OutboxRow
+from posd.store.numbering import Entry, OrderState, OutboxRow
 from posd.values import Draft, StoredOrder, Tenant, TenantId
 
 OrderKey = tuple[TenantId, str]

@@ -2,7 +2,7 @@
 
 A node that has the lease renews it every second, on the connection on which it numbers: a node that cannot
 number cannot renew either. All times are those of the database. What a node knows of its lease may be out of
-date, so the transaction that numbers compares the fence (`posd.store.stream.take`).
+date, so the transaction that numbers compares the fence (`posd.store.numbering.take`).
 """
 
 from __future__ import annotations

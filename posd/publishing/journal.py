@@ -17,7 +17,7 @@ from posd.monitoring.counters import Instruments
 from posd.publishing import batch
 from posd.publishing.publication import Request
 from posd.publishing.transaction import Outcome
-from posd.store import stream
+from posd.store import numbering
 from posd.values import TenantId
 
 _NAMED: Final = 5
@@ -57,7 +57,7 @@ class Journal:
         for tenant_id, columns in outcome.lacking.items():
             self._lacks(tenant_id, columns)
 
-    def rejected(self, row: stream.OutboxRow, reason: str) -> None:
+    def rejected(self, row: numbering.OutboxRow, reason: str) -> None:
         """A row of the outbox was logged as failed, since it cannot be published."""
         self._failed(batch.Rejected(row, reason, about=batch.order_of(row)).entry(0))
 
@@ -102,7 +102,7 @@ class Journal:
             orders=_some(named),
         )
 
-    def _failed(self, entry: stream.Entry) -> None:
+    def _failed(self, entry: numbering.Entry) -> None:
         self.instruments.events_failed(1)
         self._log.error(
             "an event of tenant {tenant} failed and goes to no till: {reason}; type {event_type},"
@@ -113,7 +113,7 @@ class Journal:
             reason=entry.failure,
         )
 
-    def _warned(self, entry: stream.Entry) -> None:
+    def _warned(self, entry: numbering.Entry) -> None:
         for code, count in Counter(each.code for each in entry.warnings).items():
             self.instruments.warned(code, count)
         self._log.info(

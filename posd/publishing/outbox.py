@@ -35,7 +35,7 @@ from posd.database.readers import Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.publishing.batch import TOUCHED, Shops
 from posd.publishing.quarantine import Aside
-from posd.store import shop_rows, stream
+from posd.store import numbering, shop_rows
 from posd.values import Tenant, TenantId
 
 MOST_ROWS: Final = 200
@@ -100,6 +100,8 @@ class Outbox:
         self._ready: list[Portion] = []
         # How many rows are seen at once of tenants whose tables are slow, or whose rows were refused.
         self._limits: dict[TenantId, int] = {}
+        # And of those whose rows were too much work for one transaction.
+        self._heavy: dict[TenantId, int] = {}
         # Tenants whose batch was refused are numbered alone, and until when at least.
         self._alone: dict[TenantId, float] = {}
         self._alone_is_next = True
@@ -179,9 +181,17 @@ class Outbox:
             self._limits[tenant_id] = max(1, min(self._limits.get(tenant_id, MOST_ROWS), rows) // 2)
         self._alone[tenant_id] = self._clock.seconds() + _ALONE_SECONDS
 
-    def accepted(self, portions: Sequence[Portion]) -> None:
-        """These were numbered."""
+    def lighten(self, tenant_id: TenantId, rows: int) -> None:
+        """Have so many rows of a tenant seen at once, since more were too much work (`workload`)."""
+        self._heavy[tenant_id] = rows
+
+    def accepted(self, portions: Sequence[Portion], seconds: float = 0.0) -> None:
+        """These were numbered, in so many seconds."""
         for each in portions:
+            if seconds < _SOON_SECONDS and each.tenant_id in self._heavy:
+                self._heavy[each.tenant_id] *= 2
+                if self._heavy[each.tenant_id] >= MOST_ROWS:
+                    del self._heavy[each.tenant_id]
             if each.tenant_id in self._alone and each.tenant_id in self._limits:
                 self._limits[each.tenant_id] = min(MOST_ROWS, 2 * self._limits[each.tenant_id])
             if self._alone.get(each.tenant_id, math.inf) <= self._clock.seconds():
@@ -210,7 +220,7 @@ class Outbox:
             self._ready.remove(each)
         return portions
 
-    def _begin(self, tenant: Tenant | None, rows: Sequence[stream.Seen], fence: int) -> None:
+    def _begin(self, tenant: Tenant | None, rows: Sequence[numbering.Seen], fence: int) -> None:
         if tenant is not None and _touched(rows):
             self._reading.add(tenant.id)
             Deferred.fromCoroutine(self._read_aside(tenant, rows, fence))
@@ -219,10 +229,10 @@ class Outbox:
 
     async def _look_again(
         self, due: Mapping[TenantId, str], fence: int
-    ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
+    ) -> list[tuple[Tenant | None, Sequence[numbering.Seen]]]:
         """Begin to read the next order of each tenant in quarantine whose pause is over."""
         odd = self._odd.now()
-        found = await self._of_shops(await stream.look_again(self._link, due, odd))
+        found = await self._of_shops(await numbering.look_again(self._link, due, odd))
         if fence != self._fence:
             return []
         for tenant, rows in found:
@@ -240,23 +250,26 @@ class Outbox:
 
     async def _seen(
         self, most: int, aside: Collection[TenantId], only: TenantId | None = None
-    ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
+    ) -> list[tuple[Tenant | None, Sequence[numbering.Seen]]]:
         """The rows that are there, by their tenants; a tenant that is gone is None."""
         unreadable = self._quarantine.keys()
+        limits = dict(self._limits)
+        for tenant_id, rows in self._heavy.items():
+            limits[tenant_id] = min(rows, limits.get(tenant_id, MOST_ROWS))
         return await self._of_shops(
-            await stream.look(self._link, most, aside, unreadable, self._limits, only)
+            await numbering.look(self._link, most, aside, unreadable, limits, only)
         )
 
     async def _of_shops(
-        self, rows: Sequence[stream.Seen]
-    ) -> list[tuple[Tenant | None, Sequence[stream.Seen]]]:
-        seen: dict[TenantId, list[stream.Seen]] = defaultdict(list)
+        self, rows: Sequence[numbering.Seen]
+    ) -> list[tuple[Tenant | None, Sequence[numbering.Seen]]]:
+        seen: dict[TenantId, list[numbering.Seen]] = defaultdict(list)
         for row in rows:
             seen[row.tenant_id].append(row)
         shops = await self._shops(self._link, seen.keys()) if seen else {}
         return [(shops.get(tenant_id), of_tenant) for tenant_id, of_tenant in seen.items()]
 
-    async def _read_aside(self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int) -> None:
+    async def _read_aside(self, tenant: Tenant, rows: Sequence[numbering.Seen], fence: int) -> None:
         again = False
         try:
             portion = await self._read(tenant, rows, fence)
@@ -273,7 +286,7 @@ class Outbox:
             self._changed(again)
 
     async def _read(
-        self, tenant: Tenant, rows: Sequence[stream.Seen], fence: int
+        self, tenant: Tenant, rows: Sequence[numbering.Seen], fence: int
     ) -> Portion | None:
         """The orders that these rows are about; None if they cannot be read.
 
@@ -330,7 +343,7 @@ class Outbox:
                 del self._limits[tenant_id]
 
 
-def _touched(rows: Sequence[stream.Seen]) -> list[str]:
+def _touched(rows: Sequence[numbering.Seen]) -> list[str]:
     """The orders that were touched."""
     touched = [row for row in rows if row.key is not None and row.type in TOUCHED]
     # The first of them are read, if not all fit.
@@ -338,17 +351,17 @@ def _touched(rows: Sequence[stream.Seen]) -> list[str]:
     return [*dict.fromkeys(row.key for row in touched if row.key is not None)]
 
 
-def _unread(rows: Sequence[stream.Seen], fence: int) -> Portion:
+def _unread(rows: Sequence[numbering.Seen], fence: int) -> Portion:
     return Portion(rows[0].tenant_id, [row.id for row in rows], fence=fence)
 
 
-def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[stream.Seen]:
+def _in_order(rows: Sequence[numbering.Seen], unread: Collection[str]) -> list[numbering.Seen]:
     """The rows before the first one that is about an order that was not read, and all with their keys.
 
     Also those that are ahead and were read.
     """
 
-    def is_unread(row: stream.Seen) -> bool:
+    def is_unread(row: numbering.Seen) -> bool:
         return row.key in unread and row.type in TOUCHED
 
     before = [*takewhile(lambda row: row.ahead or not is_unread(row), rows)]
@@ -359,7 +372,7 @@ def _in_order(rows: Sequence[stream.Seen], unread: Collection[str]) -> list[stre
     return [row for row in rows if row.id in ids or _about(row) in keys]
 
 
-def _about(row: stream.Seen) -> tuple[str, str | int]:
+def _about(row: numbering.Seen) -> tuple[str, str | int]:
     """The order or the row of a ledger that a row is about, or itself."""
     if row.key is None:
         return "", row.id

@@ -10,15 +10,12 @@ code of a shop runs here and no tenant waits for another one's tables.
 What a publisher asks follows what its tenant has committed before, up to a batch of it
 (`posd.publishing.following`).
 
-What goes wrong is kept small. A tenant whose rows cannot be numbered is left out for a while and keeps them.
-A batch that is refused is done again in parts, and those in halves, until what is at fault fails alone; the
-shops' orders are read again for that. Nothing leaves the outbox without having become an event or a `failed`
-row with a reason.
+What goes wrong in a batch is kept small (`posd.publishing.batches`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -31,19 +28,18 @@ from twisted.logger import Logger
 from posd.database.coalescing import fail_all
 from posd.database.link import Link
 from posd.database.readers import Readers
-from posd.errors import Conflict, StatementFailed, Unavailable, Unprocessable, is_about_data
+from posd.errors import Conflict, StatementFailed, Unavailable
 from posd.monitoring.counters import Instruments
+from posd.publishing.batches import Batches
 from posd.publishing.following import SOON_SECONDS, Following
 from posd.publishing.journal import Journal
 from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Publication as Publication
 from posd.publishing.publication import Published as Published
-from posd.publishing.publication import Request, answer, fail, hand_on, not_served
+from posd.publishing.publication import Request, fail, not_served
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
-from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
-from posd.store import stream
-from posd.store.stream import FenceLost
+from posd.publishing.transaction import Numbering
 from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
@@ -72,15 +68,12 @@ class Sequencer(Service):
         instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
-        self._instruments = instruments or Instruments()
+        instruments = instruments or Instruments()
         self._link = link
-        # Is given what was committed, so that this node's tills have it without a read.
-        self._appended = appended
-        self._fence_lost = fence_lost
         # Is told after each look how many rows it has seen.
         self._saw = saw
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
-        self._journal = Journal(self._instruments, self._numbering.name_of)
+        self._journal = Journal(instruments, self._numbering.name_of)
         # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
         self._aside: Aside[TenantId] = Aside(reactor, _LONGEST_ASIDE)
         self._shut: Aside[TenantId] = Aside(reactor)
@@ -101,6 +94,22 @@ class Sequencer(Service):
         self._ended: Deferred[None] | None = None
         self._following = Following(reactor, self._outbox.is_reading, self._is_left_out)
         self._pulse = Pulse()
+        self._batches = Batches(
+            clock=reactor,
+            link=link,
+            numbering=self._numbering,
+            journal=self._journal,
+            outbox=self._outbox,
+            queue=self._queue,
+            following=self._following,
+            aside=self._aside,
+            shut=self._shut,
+            pulse=self._pulse,
+            instruments=instruments,
+            appended=appended,
+            look_again=self._look_again,
+            fence_lost=fence_lost,
+        )
         self._running_keys: set[tuple[object, ...]] = set()
 
     def stopService(self) -> Deferred[None]:
@@ -205,6 +214,9 @@ class Sequencer(Service):
         if self._soon is None or not self._soon.active():
             self._soon = self._reactor.callLater(SOON_SECONDS, self._start)
 
+    def _look_again(self) -> None:
+        self._outbox_waits = True
+
     def _was_read(self, again: bool) -> None:
         """The orders of a tenant were read, or cannot be."""
         self._outbox_waits = self._outbox_waits or again
@@ -221,7 +233,7 @@ class Sequencer(Service):
                         requests = self._queue.next_batch(self._following.waits)
                     if not requests and not portions and not self._is_due:
                         break
-                    await self._settle(requests, portions)
+                    await self._batches.settle(requests, portions)
                 except Unavailable:
                     # The rows stay in the outbox; the feed wakes us when the database is back.
                     away = True
@@ -269,148 +281,3 @@ class Sequencer(Service):
 
     def _is_left_out(self, tenant_id: TenantId) -> bool:
         return tenant_id in self._aside or tenant_id in self._outbox.quarantine
-
-    async def _settle(self, requests: Sequence[Request], portions: Sequence[Portion] = ()) -> None:
-        """Publish requests and portions of the outbox; each fails only for its own faults.
-
-        Raises `Unavailable`: what was not done by then can only be done later.
-        """
-        if not requests and not portions:
-            return
-        try:
-            await self._commit(requests, portions)
-        except TenantsFailed as trouble:
-            await self._leave_out(trouble.failures, requests, portions)
-        except Unavailable as error:
-            fail(requests, error)
-            raise
-        except Exception as error:
-            # What is older goes first.
-            for each in portions:
-                await self._again(each, error if len(portions) == 1 and not requests else None)
-            if portions:
-                await self._settle(requests)
-            elif len(requests) > 1:
-                half = len(requests) // 2
-                await self._settle(requests[:half])
-                await self._settle(requests[half:])
-            else:
-                self._blame(requests[0], error)
-
-    async def _again(self, portion: Portion, error: Exception | None) -> None:
-        """Publish the rows of a batch that was refused; `error` if nothing else was in it.
-
-        Orders are read again, since the shop may have changed them meanwhile. Nobody waits for that here.
-        """
-        if not portion.was_read:
-            await self._settle_rows(portion.tenant_id, len(portion.ids))
-        elif error is not None and portion.is_one:
-            await self._blame_row(error)
-        else:
-            self._outbox.divide(portion, was_alone=error is not None)
-        self._outbox_waits = True
-
-    async def _settle_rows(self, tenant_id: TenantId, rows: int) -> None:
-        """Publish up to `rows` of one tenant's outbox, the oldest first; one that cannot be fails alone."""
-        portion = None if tenant_id in self._aside else await self._outbox.one(tenant_id, rows)
-        if portion is None:
-            return
-        try:
-            await self._commit([], [portion])
-        except TenantsFailed as trouble:
-            await self._leave_out(trouble.failures, [], [portion])
-        except Unavailable:
-            raise
-        except Exception as error:
-            if rows > 1:
-                await self._settle_rows(tenant_id, rows // 2)
-                await self._settle_rows(tenant_id, rows - rows // 2)
-            else:
-                await self._blame_row(error)
-
-    async def _commit(self, requests: Sequence[Request], portions: Sequence[Portion]) -> None:
-        self._pulse.beat()
-        began = self._reactor.seconds()
-        self._following.try_now(requests)
-        try:
-            outcome = await self._link.transaction(
-                lambda session: self._numbering.number(session, requests, portions)
-            )
-        except FenceLost:
-            self._fence_lost()
-            await self._settle(requests)
-            return
-        except Exception:
-            self._instruments.batch_failed()
-            raise
-        hand_on(outcome.appended, self._appended, self._journal.not_handed_on)
-        self._journal.committed(outcome, self._reactor.seconds() - began)
-        self._outbox.accepted(portions)
-        self._following.too_early(outcome.early, [each.tenant_id for each in portions])
-        self._queue.put_back(outcome.early)
-        if outcome.taken or outcome.early:
-            # More may have come for those tenants, which the last look has passed by.
-            self._outbox_waits = True
-        await answer(self._reactor, [each for each in requests if not each.queued])
-
-    async def _leave_out(
-        self,
-        failures: Mapping[TenantId, str],
-        requests: Sequence[Request],
-        portions: Sequence[Portion],
-    ) -> None:
-        """Do a batch without the tenants that failed. The outbox is looked at anew for the others.
-
-        It may be that only something in the outbox is at fault. So at first a tenant loses its place
-        there, and what publishers ask is tried once more without that.
-        """
-        had_rows = {each.tenant_id for each in portions}
-        spared = failures.keys() & had_rows
-        self._outbox_waits = self._outbox_waits or bool(had_rows)
-        for tenant_id, reason in failures.items():
-            self._leave(self._aside if tenant_id in spared else self._shut, tenant_id, reason)
-        shut = failures.keys() - spared
-        fail((each for each in requests if each.tenant_id in shut), not_served())
-        await self._settle([each for each in requests if each.tenant_id not in failures])
-        await self._settle([each for each in requests if each.tenant_id in spared])
-
-    def _blame(self, request: Request, error: Exception) -> None:
-        """A request has failed alone."""
-        if not isinstance(error, StatementFailed):
-            self._log.failure("an event could not be worked on")
-        self._journal.refused(request, error)
-        refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
-        fail([request], refusal if is_about_data(error) else error)
-
-    async def _blame_row(self, error: Exception) -> None:
-        """The oldest row of a tenant's outbox has failed alone."""
-        row = self._numbering.oldest
-        badly_made = is_about_data(error)
-        if not isinstance(error, StatementFailed):
-            self._log.failure("an event could not be worked on")
-        if row is None:
-            # There was none yet: the sequencer cannot work at all.
-            raise error
-        if isinstance(error, StatementFailed) and not badly_made:
-            self._leave(self._aside, row.tenant_id, str(error))
-        else:
-            await self._reject(row, str(error) if badly_made else "posd failed at this event")
-
-    async def _reject(self, row: stream.OutboxRow, reason: str) -> None:
-        """Log the outbox row that just failed alone as failed, since it cannot be published."""
-        try:
-            await self._link.transaction(
-                lambda session: self._numbering.reject(session, row, reason, self.fence)
-            )
-        except FenceLost:
-            self._fence_lost()
-        except StatementFailed as error:
-            self._leave(self._aside, row.tenant_id, str(error))
-        except OutboxChanged:
-            # It is found out anew which row is at fault.
-            self._outbox_waits = True
-        else:
-            self._journal.rejected(row, reason)
-
-    def _leave(self, aside: Aside[TenantId], tenant_id: TenantId, reason: str) -> None:
-        self._journal.unnumbered(tenant_id, reason, aside.add(tenant_id))

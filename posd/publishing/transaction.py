@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -11,14 +11,15 @@ from attrs import asdict, define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from posd.database.link import Session
+from posd.database.link import Session, Transaction
 from posd.errors import NotFound, PosdError, Refusal
 from posd.events.timezones import is_zone
 from posd.protocol import jsontext
 from posd.publishing import batch
 from posd.publishing.outbox import Portion
 from posd.publishing.publication import OrderOutcome, Published, Request
-from posd.store import idempotency, movements, orders, presence, stream, tenants
+from posd.publishing.workload import Workload
+from posd.store import idempotency, movements, numbering, orders, presence, tenants
 from posd.values import Appended, Event, Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
@@ -42,13 +43,13 @@ class OutboxChanged(PosdError):
 class Outcome:
     """What a transaction did: the outbox rows it took, the events it logged as failed."""
 
-    taken: Sequence[stream.OutboxRow] = ()
-    failed: Sequence[stream.Entry] = ()
+    taken: Sequence[numbering.OutboxRow] = ()
+    failed: Sequence[numbering.Entry] = ()
     published: Mapping[str, int] = field(factory=dict)
     """How many events have got a position, by the road on which they came."""
     reused: Sequence[tuple[str, str]] = ()
     """The orders that have the id of an earlier order: the tenant's slug and the id."""
-    warned: Sequence[stream.Entry] = ()
+    warned: Sequence[numbering.Entry] = ()
     """Events that were published and whose values were repaired, or could not be read."""
     left_out: Sequence[batch.LeftOut] = ()
     appended: Sequence[Appended] = ()
@@ -67,7 +68,7 @@ class Numbering:
     node_id: UUID
     event_bytes: int
     connections_here: Callable[[TenantId], int]
-    oldest: stream.OutboxRow | None = field(init=False, default=None)
+    oldest: numbering.OutboxRow | None = field(init=False, default=None)
     """The first row that the last transaction took, whatever became of it."""
     _shops: dict[TenantId, Tenant] = field(init=False, factory=dict)
     _shops_since: float = field(init=False, default=0.0)
@@ -75,20 +76,21 @@ class Numbering:
     """Tenants whose unknown time zone was logged, and that zone."""
 
     async def number(
-        self, session: Session, requests: Sequence[Request], portions: Sequence[Portion] = ()
+        self, session: Transaction, requests: Sequence[Request], portions: Sequence[Portion] = ()
     ) -> Outcome:
         """Publish portions of the outbox, and then requests, which are given their results.
 
         A request that is `orderly` is left out while its tenant has older rows in the outbox: a shop that
         commits and then calls has its events in that order.
 
-        Raises `TenantsFailed`, `FenceLost`, and whatever the database raises; then nothing may be committed.
+        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and whatever the database raises; then nothing may be
+        committed.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
         asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
         rows_now = {(p.tenant_id, each): row for p in portions for each, row in p.orders.items()}
-        found = await stream.take(
+        found = await numbering.take(
             session,
             seen,
             asking,
@@ -104,18 +106,22 @@ class Numbering:
         self.oldest = taken[0] if taken else None
         wanted = {each.tenant_id for each in requests} | {row.tenant_id for row in taken}
         shops = await self.shops(session, wanted)
-        items = batch.read(taken, shops)
+        items = self._read(taken, shops)
         fresh = await self._replay(session, requests)
         states = await self._states(session, items, found.published, rows_now)
         moved = await self._moved(session, items)
         ledger = batch.Ledger(states, shops, self.event_bytes, found.now, moved)
-        made = [(batch.road(item), entry) for item in items for entry in ledger.outbox([item])]
+        made = self._made(ledger, items)
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
-        recorded = await self._record(session, ledger, entries, fresh)
+        judged = _judge(ledger, entries, fresh)
+        elsewhere = await self._elsewhere(session, requests, entries)
+        recorded = await self._record(session, entries, fresh)
         placed = list(zip(entries, recorded, strict=True))
-        elsewhere = {entry.tenant_id: each.elsewhere for entry, each in placed}
-        await self._count(session, requests, elsewhere)
+        elsewhere |= {entry.tenant_id: each.elsewhere for entry, each in placed}
+        for each in judged:
+            each.settle(recorded)
+        self._count(requests, elsewhere)
         await self._keep_answers(session, fresh)
         roads = [*(road for road, _ in made), *["rest"] * (len(entries) - len(made))]
         published = Counter(roads[n] for n, (_, each) in enumerate(placed) if each.seq is not None)
@@ -135,17 +141,42 @@ class Numbering:
             early,
         )
 
+    def _read(
+        self, rows: Sequence[numbering.OutboxRow], shops: batch.Shops
+    ) -> list[batch.Item | batch.Moved | batch.Rejected]:
+        """Rows of the outbox as items. Raises `TooMuch`."""
+        work = Workload(self.clock, [row.tenant_id for row in rows])
+
+        def measured() -> Iterator[numbering.OutboxRow]:
+            for row in rows:
+                yield row
+                work.done(row.tenant_id)
+
+        return batch.read(measured(), shops)
+
+    def _made(
+        self, ledger: batch.Ledger, items: Sequence[batch.Item | batch.Moved | batch.Rejected]
+    ) -> list[tuple[str, numbering.Entry]]:
+        """The entries for rows of the outbox, each with its road. Raises `TooMuch`."""
+        work = Workload(self.clock, [item.place[0] for item in items])
+        made: list[tuple[str, numbering.Entry]] = []
+        for item in items:
+            entries = ledger.outbox([item])
+            made += [(batch.road(item), entry) for entry in entries]
+            work.done(item.place[0], sum(entry.size for entry in entries))
+        return made
+
     async def reject(
-        self, session: Session, row: stream.OutboxRow, reason: str, fence: int | None
+        self, session: Session, row: numbering.OutboxRow, reason: str, fence: int | None
     ) -> None:
         """Log a row of the outbox as failed. Raises `OutboxChanged` if it is not there any more."""
-        found = await stream.take(
+        found = await numbering.take(
             session, [(row.tenant_id, row.id)], node_id=self.node_id, fence=fence
         )
         if [*found.rows] != [row]:
             raise OutboxChanged
         entry = batch.Rejected(row, reason).entry(self.event_bytes)
-        await stream.record(session, self.node_id, [entry])
+        await numbering.record(session, self.node_id, [entry])
 
     def name_of(self, tenant_id: TenantId) -> str:
         """What a tenant is called in the log: its slug, where that is known."""
@@ -196,14 +227,14 @@ class Numbering:
         self,
         session: Session,
         items: Sequence[batch.Item | batch.Moved | batch.Rejected],
-        published: Mapping[tuple[TenantId, str], stream.StoredText | None],
+        published: Mapping[tuple[TenantId, str], numbering.StoredText | None],
         rows_now: Mapping[tuple[TenantId, str], str],
-    ) -> Mapping[tuple[TenantId, str], stream.OrderState]:
+    ) -> Mapping[tuple[TenantId, str], numbering.OrderState]:
         """The orders of a batch. Those that were not known before it was taken are asked for here."""
         if missing := _orders(items) - published.keys():
-            published = {**published, **await stream.published(session, missing)}
+            published = {**published, **await numbering.published(session, missing)}
         return {
-            order: stream.OrderState(stored, rows_now.get(order))
+            order: numbering.OrderState(stored, rows_now.get(order))
             for order, stored in published.items()
         }
 
@@ -219,49 +250,34 @@ class Numbering:
             raise TenantsFailed(failures)
         return rows
 
+    async def _elsewhere(
+        self, session: Session, requests: Sequence[Request], entries: Sequence[numbering.Entry]
+    ) -> dict[TenantId, int]:
+        """The connections on other nodes of the tenants for which nothing is recorded."""
+        asking = {each.tenant_id for each in requests if not isinstance(each.result, Refusal)}
+        missing = asking - {each.tenant_id for each in entries}
+        return await presence.elsewhere(session, self.node_id, missing) if missing else {}
+
     async def _record(
-        self,
-        session: Session,
-        ledger: batch.Ledger,
-        entries: list[stream.Entry],
-        requests: Sequence[Request],
-    ) -> list[stream.Recorded]:
-        """Store all entries: those of the outbox, and after them those that the requests add."""
-        places: list[tuple[Request, list[int | None], OrderOutcome | None]] = []
-        for request in requests:
-            try:
-                made, order = _asked(ledger, request)
-            except Refusal as refusal:
-                request.result = refusal
-                continue
-            first = len(entries)
-            entries += [entry for entry in made if entry is not None]
-            numbers = iter(range(first, len(entries)))
-            placed = [None if entry is None else next(numbers) for entry in made]
-            places.append((request, placed, order))
+        self, session: Transaction, entries: Sequence[numbering.Entry], requests: Sequence[Request]
+    ) -> list[numbering.Recorded]:
+        """Store the entries, and commit if nothing else is to be stored with them."""
+        if not entries:
+            return []
         for entry in entries:
             if entry.reuses_id and entry.order_id is not None and entry.snapshot is not None:
                 await orders.begin_anew(session, entry.tenant_id, entry.order_id, entry.snapshot)
-        recorded = await stream.record(session, self.node_id, entries) if entries else []
-        for request, numbers_of, order in places:
-            seqs = [None if number is None else recorded[number].seq for number in numbers_of]
-            if any(n is not None and seq is None for n, seq in zip(numbers_of, seqs, strict=True)):
-                request.result = NotFound("There is no such tenant.", code="unknown_tenant")
-            else:
-                request.result = Published(tuple(seqs), 0, order=order)
-        return recorded
+        if any(each.publication.idempotency for each in requests):
+            return await numbering.record(session, self.node_id, entries)
+        return await numbering.record_and_commit(session, self.node_id, entries)
 
-    async def _count(
-        self, session: Session, requests: Sequence[Request], elsewhere: dict[TenantId, int]
-    ) -> None:
+    def _count(self, requests: Sequence[Request], elsewhere: Mapping[TenantId, int]) -> None:
         """Say to those that publish how many tills of theirs are connected, to all nodes."""
-        published = [each for each in requests if isinstance(each.result, Published)]
-        if missing := {request.tenant_id for request in published} - elsewhere.keys():
-            elsewhere |= await presence.elsewhere(session, self.node_id, missing)
-        for request in published:
-            result = cast(Published, request.result)
-            count = self.connections_here(request.tenant_id) + elsewhere.get(request.tenant_id, 0)
-            request.result = evolve(result, connections=count)
+        for request in requests:
+            if isinstance(request.result, Published):
+                count = self.connections_here(request.tenant_id)
+                count += elsewhere.get(request.tenant_id, 0)
+                request.result = evolve(request.result, connections=count)
 
     async def _keep_answers(self, session: Session, requests: Sequence[Request]) -> None:
         answers = [
@@ -294,7 +310,7 @@ def _early(
     return early
 
 
-def _appended(placed: Sequence[tuple[stream.Entry, stream.Recorded]]) -> list[Appended]:
+def _appended(placed: Sequence[tuple[numbering.Entry, numbering.Recorded]]) -> list[Appended]:
     """What came to the end of each tenant's stream, as it would be read from the log."""
     events: dict[tuple[TenantId, UUID], list[Event]] = {}
     for entry, each in placed:
@@ -311,9 +327,45 @@ def _appended(placed: Sequence[tuple[stream.Entry, stream.Recorded]]) -> list[Ap
     return [Appended(*stream_name, of_tenant) for stream_name, of_tenant in events.items()]
 
 
+@frozen
+class _Judged:
+    """A request that is published; `numbers` says which of the entries is which of its events."""
+
+    request: Request
+    numbers: Sequence[int | None]
+    order: OrderOutcome | None
+
+    def settle(self, recorded: Sequence[numbering.Recorded]) -> None:
+        """Give the request its result."""
+        seqs = [None if number is None else recorded[number].seq for number in self.numbers]
+        if any(n is not None and seq is None for n, seq in zip(self.numbers, seqs, strict=True)):
+            self.request.result = NotFound("There is no such tenant.", code="unknown_tenant")
+        else:
+            self.request.result = Published(tuple(seqs), 0, order=self.order)
+
+
+def _judge(
+    ledger: batch.Ledger, entries: list[numbering.Entry], requests: Sequence[Request]
+) -> list[_Judged]:
+    """Add the entries of requests to those of the outbox. A request that is refused is given its refusal."""
+    judged = []
+    for request in requests:
+        try:
+            made, order = _asked(ledger, request)
+        except Refusal as refusal:
+            request.result = refusal
+            continue
+        numbers = iter(range(len(entries), len(entries) + len(made)))
+        judged.append(
+            _Judged(request, [None if each is None else next(numbers) for each in made], order)
+        )
+        entries += [each for each in made if each is not None]
+    return judged
+
+
 def _asked(
     ledger: batch.Ledger, request: Request
-) -> tuple[list[stream.Entry | None], OrderOutcome | None]:
+) -> tuple[list[numbering.Entry | None], OrderOutcome | None]:
     """A request's entries and, where it had a condition, what has become of its order.
 
     Raises the `Refusal` of either.

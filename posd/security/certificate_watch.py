@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from posd.errors import StartError
 from posd.security.server_tls import ServerTLS, Stamp
-from posd.security.validity import Standing, Validity
+from posd.security.validity import CertificateState, Validity
 
 _LOOK_SECONDS: Final = 10.0
 _REMIND_SECONDS: Final = 24 * 3600.0
@@ -48,7 +48,7 @@ class Renewal(Service):
         self._suspected: tuple[Sequence[Stamp], str] | None = None
         self._unusable = ""
         self._announced = ""
-        self._told: dict[str, tuple[Standing, float]] = {}
+        self._told: dict[str, tuple[CertificateState, float]] = {}
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -126,24 +126,26 @@ class Renewal(Service):
         """Tell of an end that is near, when it becomes so and every day."""
         now, seconds = self._now(), self._seconds()
         standing = validity.standing(now)
-        told, told_at = self._told.get(file, (Standing.GOOD, seconds))
-        if standing is told and (standing is Standing.GOOD or seconds - told_at < _REMIND_SECONDS):
+        told, told_at = self._told.get(file, (CertificateState.GOOD, seconds))
+        if standing is told and (
+            standing is CertificateState.GOOD or seconds - told_at < _REMIND_SECONDS
+        ):
             return
         self._told[file] = standing, seconds
-        if standing is Standing.ENDED:
+        if standing is CertificateState.ENDED:
             self._log.error(
                 "{file} ended on {ends}, and is refused by who verifies it: renew it",
                 file=file,
                 ends=validity.ends,
             )
-        elif standing is Standing.ENDING:
+        elif standing is CertificateState.ENDING:
             self._log.warn(
                 "{file} ends in {left}, on {ends}: renew it",
                 file=file,
                 left=validity.left(now),
                 ends=validity.ends,
             )
-        elif standing is Standing.FUTURE:
+        elif standing is CertificateState.FUTURE:
             self._log.warn(
                 "{file} is not valid before {begins}: check this machine's clock",
                 file=file,
@@ -153,11 +155,11 @@ class Renewal(Service):
 
 def _shortly(file: str, validity: Validity, now: datetime) -> str:
     match validity.standing(now):
-        case Standing.ENDED:
+        case CertificateState.ENDED:
             return f"{file} has ended"
-        case Standing.ENDING:
+        case CertificateState.ENDING:
             return f"{file} ends in {validity.left(now)}"
-        case Standing.FUTURE:
+        case CertificateState.FUTURE:
             return f"{file} is not valid yet"
         case _:
             return ""

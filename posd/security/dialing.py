@@ -70,7 +70,7 @@ class Credentials:
 
 
 @frozen
-class Server:
+class BaseUrl:
     """Where a posd answers. `prefix` is a path that a proxy in front of it has added, or empty."""
 
     scheme: str
@@ -79,7 +79,7 @@ class Server:
     prefix: str = ""
 
     @classmethod
-    def at(cls, url: str, *schemes: str) -> Server:
+    def at(cls, url: str, *schemes: str) -> BaseUrl:
         """Read a base URL of one of these schemes, such as `wss://pos.example.com:9010`.
 
         Raises ValueError for any other scheme, for credentials or parameters in the URL, and for

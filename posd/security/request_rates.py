@@ -50,7 +50,7 @@ class Purpose(enum.Enum):
 
 
 @frozen
-class Account:
+class RateAccount:
     """Who is charged: `scopes` are what is counted, with how many times the rate each may have.
 
     `owner` is whose input a request is: the tenant's that it is about, or the key's. `purpose` is what is
@@ -76,7 +76,7 @@ def account(
     shared: bool,
     all_tenants: bool = False,
     purpose: Purpose = Purpose.REQUEST,
-) -> Account:
+) -> RateAccount:
     """The account of a key. `shared`: it is the key of a tenant, which several terminals may use.
 
     `owner` is whose input the request is: the tenant's that it is about, or the key's.
@@ -85,14 +85,14 @@ def account(
     of all together for handshakes and frames.
     """
     if not shared:
-        return Account(((key_id, OF_ALL_TENANTS if all_tenants else 1),), owner, purpose)
+        return RateAccount(((key_id, OF_ALL_TENANTS if all_tenants else 1),), owner, purpose)
     together = ((key_id, purpose), TOGETHER)
     if device_id is None and purpose is not Purpose.REQUEST:
-        return Account((together,), owner, purpose)
-    return Account((((key_id, device_id), 1), together), owner, purpose)
+        return RateAccount((together,), owner, purpose)
+    return RateAccount((((key_id, device_id), 1), together), owner, purpose)
 
 
-def account_of(terminal: Terminal) -> Account:
+def account_of(terminal: Terminal) -> RateAccount:
     """The account of a terminal's frames."""
     principal = terminal.principal
     shared = principal.kind is KeyKind.TENANT
@@ -125,7 +125,7 @@ class RequestRates:
         self._answers = Buckets(self._clock)
         self._addresses = Buckets(self._clock)
 
-    def request(self, who: Account, size: int) -> None:
+    def request(self, who: RateAccount, size: int) -> None:
         """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing."""
         charges = self._of_requests(who, 1)
         charges += self._of_bytes(who, size) if size else self._debts(who, self._bytes)
@@ -134,11 +134,11 @@ class RequestRates:
             charges += self._debts(who, self._answers)
         self._charge(charges)
 
-    def body(self, who: Account, size: int) -> None:
+    def body(self, who: RateAccount, size: int) -> None:
         """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
         self._charge(self._of_bytes(who, size))
 
-    def answered(self, who: Account, size: int) -> None:
+    def answered(self, who: RateAccount, size: int) -> None:
         """Charge an answer of so many bytes, even into debt; until that is paid requests are refused.
 
         What is sent is counted apart from it, and handshakes are not refused.
@@ -157,7 +157,7 @@ class RequestRates:
             what = "This address asks more than it may without a valid key."
             raise self._refusal(BY_ADDRESS, what, bucket.wait())
 
-    def heard(self, who: Account, requests: float, size: int) -> float:
+    def heard(self, who: RateAccount, requests: float, size: int) -> float:
         """Charge what has come on a WebSocket, even into debt; for how many seconds to read no more."""
         charges = [*self._of_requests(who, requests), *self._of_bytes(who, size)]
         owed = max(bucket.owe(count, _MOST_DEBT) for bucket, count in charges)
@@ -172,7 +172,7 @@ class RequestRates:
         for bucket, count in charges:
             bucket.spend(count)
 
-    def _of_requests(self, who: Account, count: float) -> list[_Charge]:
+    def _of_requests(self, who: RateAccount, count: float) -> list[_Charge]:
         rate = self.requests_per_credential
         return [
             (self._requests.get(scope, times * rate, BURST_SECONDS), count)
@@ -180,7 +180,7 @@ class RequestRates:
         ]
 
     def _of_bytes(
-        self, who: Account, count: float, buckets: Buckets | None = None
+        self, who: RateAccount, count: float, buckets: Buckets | None = None
     ) -> list[_Charge]:
         rate = self.bytes_per_credential
         buckets = self._bytes if buckets is None else buckets
@@ -188,7 +188,7 @@ class RequestRates:
             (buckets.get(scope, times * rate, BURST_SECONDS), count) for scope, times in who.scopes
         ]
 
-    def _debts(self, who: Account, buckets: Buckets) -> list[_Charge]:
+    def _debts(self, who: RateAccount, buckets: Buckets) -> list[_Charge]:
         """Charges of nothing: they hold up an account that owes bytes. Most have never owed any."""
         if not any(scope in buckets for scope, _ in who.scopes):
             return []

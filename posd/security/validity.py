@@ -18,7 +18,7 @@ as ACME clients do (RFC 9773 has the server say when), so it is late only after 
 _LAST_PART: Final = 3
 
 
-class Standing(enum.Enum):
+class CertificateState(enum.Enum):
     """What a certificate is at some moment."""
 
     FUTURE = "not valid yet"
@@ -39,13 +39,13 @@ class Validity:
         """That which a certificate states."""
         return cls(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
-    def standing(self, now: datetime) -> Standing:
+    def standing(self, now: datetime) -> CertificateState:
         if now >= self.ends:
-            return Standing.ENDED
+            return CertificateState.ENDED
         if now < self.begins:
-            return Standing.FUTURE
+            return CertificateState.FUTURE
         soon = min(_SOON, (self.ends - self.begins) / _LAST_PART)
-        return Standing.ENDING if self.ends - now < soon else Standing.GOOD
+        return CertificateState.ENDING if self.ends - now < soon else CertificateState.GOOD
 
     def left(self, now: datetime) -> str:
         """How long it is still valid, in days, and at the end in hours."""

@@ -15,13 +15,13 @@ from posd.database.link import Session
 from posd.store import schema
 from posd.values import Tenant
 
-Place = Literal["event", "message", "order", "answer", "outbox"]
-Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox"]
+DocumentPlace = Literal["event", "message", "order", "answer", "outbox", "refusal"]
+Part = Literal["event", "beside", "message", "order", "answer", "call", "outbox", "refusal"]
 """What is written at once: of an event two texts, and of a stored answer the address that was called."""
 
 BATCH: Final = 500
 
-_READ: Final[dict[Place, str]] = {
+_READ: Final[dict[DocumentPlace, str]] = {
     "event": """
         SELECT e.seq, e.seq::text, e.event_data::text, e.beside::text, NULL::text
           FROM dinedesk_main.pos_events AS e
@@ -53,13 +53,25 @@ _READ: Final[dict[Place, str]] = {
          WHERE o.tenant_id = %(tenant)s AND o.data IS NOT NULL AND o.id > %(id)s
          ORDER BY o.id LIMIT %(limit)s
     """,
+    # The reason is a text and no JSON. It belongs to the order of its event.
+    "refusal": """
+        SELECT ARRAY[n.seq::text, n.device_id], n.seq || chr(1) || n.device_id,
+               json_build_object('orderId', e.event_data->>'orderId', 'notes', n.reason)::text,
+               NULL::text, NULL::text
+          FROM dinedesk_main.pos_nacks AS n
+          LEFT JOIN dinedesk_main.pos_events AS e ON e.tenant_id = n.tenant_id AND e.seq = n.seq
+         WHERE n.tenant_id = %(tenant)s AND n.reason IS NOT NULL
+           AND (n.seq, n.device_id) > ((%(id)s)[1]::bigint, (%(id)s)[2])
+         ORDER BY n.seq, n.device_id LIMIT %(limit)s
+    """,
 }
-_FIRST: Final[dict[Place, object]] = {
+_FIRST: Final[dict[DocumentPlace, object]] = {
     "event": 0,
     "message": 0,
     "order": "",
     "answer": ["", "", ""],
     "outbox": 0,
+    "refusal": ["0", ""],
 }
 _KEEPS: Final = """
     SELECT dinedesk_main.pos_keeps(%s, 'gift_cards'), dinedesk_main.pos_keeps(%s, 'loyalty_accounts')
@@ -110,7 +122,7 @@ class Card:
 
 
 @frozen
-class Account:
+class PointsAccount:
     """A customer who collects points."""
 
     id: int
@@ -131,7 +143,7 @@ class Counts:
 
 
 async def documents(
-    session: Session, tenant: Tenant, place: Place, after: object = None
+    session: Session, tenant: Tenant, place: DocumentPlace, after: object = None
 ) -> tuple[list[Document], object]:
     """The next documents of a place, and where to read on."""
     values = {
@@ -144,7 +156,7 @@ async def documents(
     return found, rows[-1][0] if rows else after
 
 
-async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[Account]]:
+async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[PointsAccount]]:
     """The gift cards that have people on them, and the loyalty accounts, where they are posd's."""
     ((cards, accounts),) = await session.query(_KEEPS, (tenant.schema, tenant.schema))
     name = schema(tenant)
@@ -154,7 +166,7 @@ async def people(session: Session, tenant: Tenant) -> tuple[list[Card], list[Acc
             for number, *names in (await session.query(_CARDS.format(schema=name)) if cards else ())
         ],
         [
-            Account(*row)
+            PointsAccount(*row)
             for row in (await session.query(_ACCOUNTS.format(schema=name)) if accounts else ())
         ],
     )

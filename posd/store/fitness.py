@@ -48,7 +48,7 @@ SETTINGS: Final = (
 
 
 @frozen
-class Server:
+class DatabaseServer:
     """The server and the login: `may_be_posd` and `may_own` are None where there is no such role."""
 
     version: int
@@ -73,9 +73,9 @@ class Room:
     of_database: int | None
 
 
-async def server(session: Reader) -> Server:
+async def server(session: Reader) -> DatabaseServer:
     """What kind of server it is, and as whom it is asked."""
-    return Server(*(await session.query(_SERVER))[0])
+    return DatabaseServer(*(await session.query(_SERVER))[0])
 
 
 async def settings(session: Reader, names: Sequence[str] = SETTINGS) -> Mapping[str, str]:

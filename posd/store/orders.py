@@ -107,7 +107,7 @@ _MARK: Final = "SELECT dinedesk_main.pos_mark_orders(%s::integer[])"
 
 
 @frozen
-class Place:
+class PendingPosition:
     """Where an order stands among the open ones: its time in UTC, as PostgreSQL has it, and its id."""
 
     created_at: str
@@ -118,7 +118,7 @@ class Place:
 class Open:
     """An order that is still to be made; the snapshot is JSON text."""
 
-    place: Place
+    place: PendingPosition
     snapshot: str
     print_status: PrintStatus
 
@@ -130,7 +130,7 @@ class Wanted:
     limit: int
     most_bytes: int
     since: datetime | None = None
-    after: Place | None = None
+    after: PendingPosition | None = None
 
 
 @frozen
@@ -221,7 +221,7 @@ async def still_open(
     session: Session, tenant: Tenant, final: Collection[str], wanted: Wanted
 ) -> Page:
     """Orders that are neither printed nor in a `final` status: the first one whatever its size."""
-    place = wanted.after or Place("-infinity", "")
+    place = wanted.after or PendingPosition("-infinity", "")
     values = {
         "tenant": tenant.id,
         "final": sorted(final),
@@ -236,7 +236,7 @@ async def still_open(
         raise NotFound("This tenant was deleted.", code="unknown_tenant")
     last_seq, stream_id, found = rows[0][:3]
     found_orders = [
-        Open(Place(created_at, order_id), snapshot, PrintStatus(status))
+        Open(PendingPosition(created_at, order_id), snapshot, PrintStatus(status))
         for _, _, _, created_at, order_id, snapshot, status in rows
         if order_id is not None
     ]

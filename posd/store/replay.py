@@ -58,7 +58,7 @@ _FULFIL: Final = """
 
 
 @frozen
-class Place:
+class TerminalPosition:
     """Where a terminal stands in its stream, whose events up to `pruned_seq` are gone.
 
     `acked` is None where it has never connected; a `legacy` one has never acknowledged anything.
@@ -72,10 +72,10 @@ class Place:
     connected: int
 
 
-async def place(session: Session, tenant: Tenant, device_id: str) -> Place | None:
+async def place(session: Session, tenant: Tenant, device_id: str) -> TerminalPosition | None:
     """Where a terminal stands; None if the tenant has no such one."""
     rows = await session.query(_WHERE, (tenant.id, device_id))
-    return Place(UUID(rows[0][0]), *rows[0][1:]) if rows else None
+    return TerminalPosition(UUID(rows[0][0]), *rows[0][1:]) if rows else None
 
 
 async def devices(session: Session, tenant: Tenant) -> list[str]:

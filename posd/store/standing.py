@@ -75,7 +75,7 @@ _RECENT: Final = """
 
 
 @frozen
-class Standing:
+class StreamStanding:
     """One tenant's stream: `undelivered` events no terminal has acknowledged yet.
 
     `waiting` counts what is published and not numbered yet, `waiting_since` is the oldest of it.
@@ -135,7 +135,7 @@ class Recent:
 
 
 @frozen
-class Report:
+class StreamReport:
     """How one tenant stands, on all nodes."""
 
     last_seq: Seq
@@ -145,14 +145,14 @@ class Report:
     recent: list[Recent]
 
 
-async def report(session: Session, tenant: Tenant) -> Report | None:
+async def report(session: Session, tenant: Tenant) -> StreamReport | None:
     """How one tenant stands; None if there is no such tenant any more."""
     rows = await session.query(_STREAM, (tenant.id,))
     if not rows:
         return None
     ((last_seq, undelivered),) = rows
     recent = await session.query(_RECENT.format(schema=schema(tenant)), {"tenant": tenant.id})
-    return Report(
+    return StreamReport(
         last_seq,
         undelivered,
         await terminals(session, tenant.id),
@@ -161,10 +161,12 @@ async def report(session: Session, tenant: Tenant) -> Report | None:
     )
 
 
-async def streams(session: Session) -> dict[TenantId, Standing]:
+async def streams(session: Session) -> dict[TenantId, StreamStanding]:
     """Every tenant's stream."""
     return {
-        tenant_id: Standing(tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since)
+        tenant_id: StreamStanding(
+            tenant_id, UUID(str(stream)), last, missing, tills, waiting or 0, since
+        )
         for tenant_id, stream, last, missing, tills, waiting, since in await session.query(_STREAMS)
     }
 

@@ -1,18 +1,17 @@
-"""The stream: heads, the log, and the sequencer's three statements (`sql/main/004_sequencer.sql`)."""
+"""The stream: the heads of tenants, and pages of the log."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
-from attrs import field, frozen
+from attrs import frozen
 
 from posd.database.link import Row, Session
-from posd.errors import PosdError, Pruned, Renamed, StatementFailed
-from posd.values import Event, Head, PublishWarning, Seq, Tenant, TenantId
+from posd.errors import Pruned, Renamed
+from posd.values import Event, Head, Seq, Tenant, TenantId
 
 _HEAD_COLUMNS: Final = "tenant_id, stream_id, last_seq, pruned_seq"
 _HEADS: Final = f"SELECT {_HEAD_COLUMNS} FROM dinedesk_main.pos_heads WHERE tenant_id = ANY (%s)"
@@ -53,134 +52,6 @@ _FLOORS: Final = """
       FROM unnest(%s::integer[], %s::uuid[]) WITH ORDINALITY AS w(tenant_id, stream_id, number)
       JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = w.tenant_id AND h.stream_id = w.stream_id
 """
-_LOOK: Final = """
-    SELECT tenant_id, id, type, key, ahead
-      FROM dinedesk_main.pos_look(%s, %s::integer[], %s::integer[], %s::integer[], %s::integer[], %s::integer)
-"""
-_LOOK_AGAIN: Final = """
-    SELECT tenant_id, id, type, key
-      FROM dinedesk_main.pos_look_again(%s::integer[], %s::text[], %s::integer[], %s::text[])
-"""
-# The function is called once, and the clock is read after it: after the wait for the lock.
-_TAKE: Final = """
-    SELECT *, clock_timestamp()
-      FROM dinedesk_main.pos_take(
-        %s::integer[], %s::bigint[], %s::integer[], %s::bigint[], %s::integer[], %s::text[], %s::uuid,
-        %s::bigint)
-"""
-_FENCED_OFF: Final = "PD001"
-"""The SQLSTATE of pos_take() where another node has the lease of the doorman."""
-_STATES: Final = """
-    SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])
-"""
-_RECORD: Final = """
-    SELECT dinedesk_main.pos_recognise();
-    SELECT * FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
-        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
-        %s::text[])
-"""
-
-
-@frozen
-class OutboxRow:
-    """What was published by SQL (`data`) or touched in the shop's tables (`key`)."""
-
-    id: int
-    tenant_id: TenantId
-    type: str
-    key: str | None
-    data: str | None
-
-
-@frozen
-class Seen:
-    """A row of the outbox that is still there: `key` names what was touched in the shop's tables.
-
-    `ahead`: it is about a new order, and older rows are not seen.
-    """
-
-    tenant_id: TenantId
-    id: int
-    type: str
-    key: str | None
-    ahead: bool = False
-
-
-@frozen
-class StoredText:
-    """An order as posd last published it; the snapshot is JSON text."""
-
-    snapshot: str
-    status: str
-    version: int
-
-
-@frozen
-class Taken:
-    """What was taken out of the outbox, and when, by the database's clock."""
-
-    rows: Sequence[OutboxRow]
-    now: datetime
-    behind: Mapping[tuple[TenantId, int | None], int] = field(factory=dict)
-    """By what was asked: the last row of the outbox that is older than what the tenant's publishers ask."""
-    published: Mapping[tuple[TenantId, str], StoredText | None] = field(factory=dict)
-    """Each of the orders that were named, as posd last published it; None for one that it has not."""
-
-
-class FenceLost(PosdError):
-    """Another node has got the lease of the doorman, so this one may take nothing out of the outbox."""
-
-
-@frozen
-class OrderState:
-    """One order as posd has it and, if a hook touched it, as the shop has it now (JSON text).
-
-    An empty row is one that is too long to be read.
-    """
-
-    stored: StoredText | None
-    row_now: str | None
-
-
-@frozen
-class Entry:
-    """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
-
-    An order's entry has the snapshot that replaces the one before, and of it `payment_status` and the time
-    `created_at`, as text, so that PostgreSQL need not parse it for them.
-    """
-
-    tenant_id: TenantId
-    type: str
-    data: str
-    beside: str = "{}"
-    failure: str | None = None
-    order_id: str | None = None
-    snapshot: str | None = None
-    status: str | None = None
-    version: int | None = None
-    payment_status: str | None = None
-    created_at: str | None = None
-    reuses_id: bool = False
-    """Whether its order is another one than the stored one of this id."""
-    about: str | None = None
-    """The id of the order, for the log, where the entry has no `order_id`."""
-    warnings: tuple[PublishWarning, ...] = ()
-
-
-@frozen
-class Recorded:
-    """Where an entry went; `elsewhere` counts its tenant's connections on other nodes.
-
-    `stream_id` is None, and there is no `seq`, where the tenant was deleted.
-    """
-
-    seq: Seq | None
-    stream_id: UUID | None
-    created_at: datetime
-    elsewhere: int
-
-
 StreamPosition = tuple[TenantId, UUID, Seq]
 """A position in a tenant's stream of this name."""
 
@@ -200,11 +71,11 @@ class Page:
 def load_head(row: Row) -> Head:
     """A head from its columns; psycopg2 brings a uuid as text."""
     tenant_id, stream_id, last_seq, pruned_seq = row
-    return Head(tenant_id, _name(stream_id), last_seq, pruned_seq)
+    return Head(tenant_id, stream_id_of(stream_id), last_seq, pruned_seq)
 
 
 # To parse a name takes longer than all else that is done with a head.
-_name: Final = lru_cache(maxsize=65536)(UUID)
+stream_id_of: Final = lru_cache(maxsize=65536)(UUID)
 
 
 async def heads(session: Session, ids: Iterable[TenantId]) -> dict[TenantId, Head]:
@@ -241,7 +112,9 @@ def _array(ids: Iterable[TenantId]) -> str:
 def _heads(*texts: str | None) -> Iterator[tuple[TenantId, UUID, Seq, Seq]]:
     """The columns of heads from the texts of `_HEAD_TEXTS`, which are NULL where there are none."""
     ids, names, last, pruned = (text.split(",") if text else () for text in texts)
-    return zip(map(int, ids), map(_name, names), map(int, last), map(int, pruned), strict=True)
+    return zip(
+        map(int, ids), map(stream_id_of, names), map(int, last), map(int, pruned), strict=True
+    )
 
 
 async def pages(
@@ -252,7 +125,7 @@ async def pages(
     A page ends where its events have more than 256 KiB, and has one event at least where there is any.
     """
     found: dict[int, list[Event]] = {number: [] for number in range(1, len(wanted) + 1)}
-    values = (*_columns(wanted, 3), limit, _PAGE_BYTES)
+    values = (*columns(wanted, 3), limit, _PAGE_BYTES)
     for number, seq, kind, data, created_at, beside in await session.query(_PAGES, values):
         found[number].append(Event(seq, kind, data.encode(), created_at, (beside or "{}").encode()))
     # Events and floor go together, so a floor that is asked for later explains what lacks.
@@ -263,8 +136,7 @@ async def pages(
     ]
     floors: dict[StreamPosition, Seq] = {}
     if doubtful:
-        columns = _columns(doubtful, 3)[:2]
-        for number, floor in await session.query(_FLOORS, columns):
+        for number, floor in await session.query(_FLOORS, columns(doubtful, 3)[:2]):
             floors[doubtful[number - 1]] = floor
     renamed = set(doubtful) - floors.keys()
     return {
@@ -294,112 +166,10 @@ def events_of(position: StreamPosition, page: Page) -> list[Event]:
     return list(page.events)
 
 
-async def look(
-    session: Session,
-    limit: int,
-    aside: Iterable[TenantId],
-    unreadable: Iterable[TenantId],
-    limits: Mapping[TenantId, int],
-    only: TenantId | None = None,
-) -> list[Seen]:
-    """The next rows of the outbox, up to `limit` of them and the oldest 20 with each of their keys.
-
-    Without those of tenants that are `aside`, and of `unreadable` tenants without those that hooks have noted
-    about orders; of a tenant that is in `limits` up to so many. With `only`, those of that tenant.
-    """
-    values = (limit, list(aside), list(unreadable), [*limits], [*limits.values()], only)
-    return [Seen(*row) for row in await session.query(_LOOK, values)]
-
-
-async def look_again(
-    session: Session, tried: Mapping[TenantId, str], odd: Iterable[tuple[TenantId, str]]
-) -> list[Seen]:
-    """The rows about one order of each tenant: the next one by its id after the one that was tried.
-
-    Without orders that are `odd`.
-    """
-    values = ([*tried], [*tried.values()], *_columns(odd, 2))
-    return [Seen(*row) for row in await session.query(_LOOK_AGAIN, values)]
-
-
-async def take(
-    session: Session,
-    seen: Sequence[tuple[TenantId, int]],
-    asking: Iterable[tuple[TenantId, int | None]] = (),
-    orders: Collection[tuple[TenantId, str]] = (),
-    *,
-    node_id: UUID | None = None,
-    fence: int | None = None,
-) -> Taken:
-    """Take rows that were seen out of the outbox under the sequencer's lock, as far as they are there.
-
-    `asking` names tenants whose publishers ask for something, with the last row that it follows, if that is
-    known. `orders` names orders whose published states are wanted. Raises `Busy` if the lock cannot be had
-    within lock_timeout.
-
-    `fence` is that of the lease that this node had when it looked. Raises `FenceLost` if rows were seen and
-    it does not have that lease any more.
-    """
-    node = None if node_id is None else str(node_id)
-    values = (*_columns(seen, 2), *_columns(asking, 2), *_columns(orders, 2), node, fence)
-    try:
-        rows = await session.query(_TAKE, values)
-    except StatementFailed as error:
-        if error.sqlstate == _FENCED_OFF:
-            raise FenceLost(str(error)) from error
-        raise
-    taken: list[OutboxRow] = []
-    behind: dict[tuple[TenantId, int | None], int] = {}
-    published: dict[tuple[TenantId, str], StoredText | None] = dict.fromkeys(orders)
-    for tenant_id, row_id, kind, key, data, follows, last, status, version, _ in rows:
-        if row_id is not None:
-            taken.append(OutboxRow(row_id, tenant_id, kind, key, data))
-        elif last is not None:
-            behind[tenant_id, follows] = last
-        elif key is not None:
-            published[tenant_id, key] = StoredText(data, status, version)
-    return Taken(taken, rows[0][-1], behind, published)
-
-
-async def published(
-    session: Session, wanted: Collection[tuple[TenantId, str]]
-) -> dict[tuple[TenantId, str], StoredText | None]:
-    """Each of the named orders as posd last published it; None for one that it has not."""
-    rows = await session.query(_STATES, _columns(wanted, 2))
-    return {
-        (tenant_id, order_id): None if snapshot is None else StoredText(snapshot, status, version)
-        for tenant_id, order_id, snapshot, status, version in rows
-    }
-
-
-async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> list[Recorded]:
-    """Number and store entries in their order, one answer each."""
-    columns = (
-        [entry.tenant_id for entry in entries],
-        [entry.type for entry in entries],
-        [entry.data for entry in entries],
-        [entry.beside for entry in entries],
-        [entry.failure for entry in entries],
-        [entry.order_id for entry in entries],
-        # A new order's snapshot is its data: it is sent, and copied, once.
-        [None if entry.snapshot == entry.data else entry.snapshot for entry in entries],
-        [entry.status for entry in entries],
-        [entry.version for entry in entries],
-        [entry.payment_status for entry in entries],
-        [entry.created_at for entry in entries],
-    )
-    rows = await session.query(_RECORD, (str(node_id), *columns))
-    placed = {
-        ordinal: Recorded(seq, stream_id and UUID(stream_id), created_at, elsewhere)
-        for ordinal, seq, stream_id, created_at, elsewhere in rows
-    }
-    return [placed[ordinal] for ordinal in range(1, len(entries) + 1)]
-
-
-def _columns(rows: Iterable[tuple[object, ...]], width: int) -> tuple[list[object], ...]:
+def columns(rows: Iterable[tuple[object, ...]], width: int) -> tuple[list[object], ...]:
     """Rows as the arrays of a statement with unnest(). psycopg2 is given a uuid as text."""
-    columns: tuple[list[object], ...] = tuple([] for _ in range(width))
+    arrays: tuple[list[object], ...] = tuple([] for _ in range(width))
     for row in rows:
-        for column, value in zip(columns, row, strict=True):
-            column.append(str(value) if isinstance(value, UUID) else value)
-    return columns
+        for array, value in zip(arrays, row, strict=True):
+            array.append(str(value) if isinstance(value, UUID) else value)
+    return arrays

@@ -23,14 +23,14 @@ _LONGEST_TEMPORARY_FOLDER = 70
 
 
 @frozen
-class Account:
+class SystemAccount:
     """A user and a group of this machine, by their numbers."""
 
     uid: int
     gid: int
 
     @classmethod
-    def for_postgresql(cls) -> Account:
+    def for_postgresql(cls) -> SystemAccount:
         """Return our own account, or that of `nobody` for root. initdb wants an account with a name."""
         if os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid())

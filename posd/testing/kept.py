@@ -14,7 +14,7 @@ from typing import Final, Literal, Self
 from attrs import define
 
 from posd.testing import keeper
-from posd.testing.account import Account, environment
+from posd.testing.account import SystemAccount, environment
 
 _END_SECONDS: Final = 60.0
 
@@ -31,7 +31,7 @@ class Kept:
     def start(
         cls,
         folder: Path,
-        account: Account,
+        account: SystemAccount,
         ending: Literal["QUIT", "TERM"],
         command: Sequence[str],
         environ: Mapping[str, str] = {},

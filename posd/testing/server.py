@@ -23,7 +23,7 @@ from typing import Literal, Self
 from attrs import define, field
 
 from posd.errors import PosdError
-from posd.testing.account import Account, environment, within_reach
+from posd.testing.account import SystemAccount, environment, within_reach
 from posd.testing.binaries import Binaries, preferred_binaries
 from posd.testing.kept import Kept
 
@@ -63,7 +63,7 @@ class Server:
     binaries: Binaries
     folder: Path
     _settings: Mapping[str, str]
-    _account: Account
+    _account: SystemAccount
     pid: int = field(init=False, default=0)
     """The postmaster's process id, 0 while it does not run."""
     _kept: Kept | None = field(init=False, default=None)
@@ -85,7 +85,7 @@ class Server:
         """
         if binaries is None:
             binaries = preferred_binaries(os.environ)
-        account = Account.for_postgresql()
+        account = SystemAccount.for_postgresql()
         private = not account.can_enter(binaries.path.resolve().parent)
         in_memory = not durable and _has_room(_MEMORY, for_programs=private)
         place = _MEMORY if in_memory else Path(tempfile.gettempdir())

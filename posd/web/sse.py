@@ -99,7 +99,6 @@ class EventStream:
 
     def write(self, data: bytes) -> None:
         if self._request is not None:
-            self._exchange.instruments.traffic.sent_bytes += len(data)
             self._request.write(data)
 
     def ping(self) -> None:

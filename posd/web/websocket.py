@@ -47,6 +47,7 @@ from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
 from posd.security.request_rates import RequestRates, account_of
 from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
+from posd.web.http.direct_write import Write, direct_write
 
 _MESSAGE_BYTES: Final = 64 * 1024
 _MOST_FRAGMENTS: Final = 512
@@ -112,6 +113,8 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
 
     _log = Logger()
     dialect = WEBSOCKET
+    write: Write
+    """Sends or buffers bytes."""
 
     def __init__(
         self, admitted: Admitted, exchange: Exchange, rates: RequestRates, reactor: IReactorTime
@@ -161,6 +164,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
+        self.write = direct_write(self.transport)
         with self._guard():
             session = self._exchange.open(self._admitted.terminal, self._admitted.opening, self)
             self._intake = Intake(
@@ -223,10 +227,6 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
         # HTTPChannel registered itself for the request and never lets go.
         self.transport.unregisterProducer()
         self.transport.registerProducer(outbox, True)
-
-    def write(self, data: bytes) -> None:
-        self._traffic.sent_bytes += len(data)
-        self.transport.write(data)
 
     def ping(self) -> None:
         if self._session is not None:

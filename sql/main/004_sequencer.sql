@@ -45,6 +45,8 @@ DECLARE
     seqs bigint[];
     streams uuid[];
 BEGIN
+    -- A server that was promoted or restored gives all streams new names before it numbers (003_stream.sql).
+    PERFORM dinedesk_main.pos_recognise();
     -- In the order in which everybody locks several heads.
     PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
       ORDER BY h.tenant_id FOR NO KEY UPDATE;

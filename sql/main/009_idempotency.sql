@@ -16,5 +16,7 @@ CREATE TABLE dinedesk_main.idempotency_keys (
 -- No tenant's number is 0.
 CREATE UNIQUE INDEX idempotency_keys_unique
     ON dinedesk_main.idempotency_keys (coalesce(tenant_id, 0), principal, operation, key);
+-- For the foreign key: deleting a tenant would read the whole table.
+CREATE INDEX idempotency_keys_of_tenant ON dinedesk_main.idempotency_keys (tenant_id);
 CREATE INDEX idempotency_keys_by_age ON dinedesk_main.idempotency_keys (created_at);
 GRANT SELECT, INSERT ON dinedesk_main.idempotency_keys TO posd;

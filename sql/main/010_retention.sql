@@ -139,7 +139,9 @@ DECLARE
     total bigint := 0;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    FOREACH log IN ARRAY ARRAY['pos_events', 'pos_unsequenced', 'pos_nacks', 'pos_orders'] LOOP
+    FOREACH log IN ARRAY ARRAY[
+        'pos_events', 'pos_unsequenced', 'pos_nacks', 'pos_orders', 'pos_stream_epochs'
+    ] LOOP
         -- From one tenant_id to the next by the index, so that it costs as many looks as there are tenants.
         EXECUTE format(
             'WITH RECURSIVE held AS (

@@ -15,6 +15,7 @@ CREATE TABLE dinedesk_main.pos_erasures (
     gift_cards bigint NOT NULL,
     accounts bigint NOT NULL
 );
+CREATE INDEX pos_erasures_of_tenant ON dinedesk_main.pos_erasures (tenant_id);
 GRANT SELECT, INSERT ON dinedesk_main.pos_erasures TO posd;
 
 -- Whether `now` is `was` except for texts that became null or whose members were removed. A member by one of the
@@ -67,9 +68,10 @@ $$;
 
 -- Put texts in the place of others that differ only by what was erased; the keys of those where that was so.
 -- What was changed since it was read is left as it is. `place` and key: 'event' or 'beside' and the position,
--- 'message' and the id (pos_unsequenced), 'order' and its id, 'outbox' and the id, 'answer' and its principal, operation and key with \x01 between them;
--- 'call' forgets a stored answer whose address names a customer. Nodes that have events in memory for tills
--- which catch up are told to drop them.
+-- 'message' and the id (pos_unsequenced), 'order' and its id, 'outbox' and the id, 'answer' and its principal,
+-- operation and key with \x01 between them; 'call' forgets a stored answer whose address names a customer.
+-- 'refusal' and its position and device with \x01 between them loses its reason (pos_nacks). Nodes that have events
+-- in memory for tills which catch up are told to drop them.
 CREATE FUNCTION dinedesk_main.pos_erase(tenant integer, place text, keys text[], texts text[]) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' SET enable_seqscan = off AS $$
@@ -127,6 +129,12 @@ BEGIN
                  WHERE o.tenant_id = tenant AND o.id = n.key
                    AND dinedesk_main.pos_only_erased(o.data::json, n.text::json)
                 RETURNING o.id::text;
+        WHEN 'refusal' THEN
+            RETURN QUERY
+                UPDATE dinedesk_main.pos_nacks AS r SET reason = NULL FROM unnest(keys) AS n(key)
+                 WHERE r.tenant_id = tenant AND r.reason IS NOT NULL
+                   AND r.seq = split_part(n.key, E'\x01', 1)::bigint AND r.device_id = split_part(n.key, E'\x01', 2)
+                RETURNING n.key;
     END CASE;
     IF FOUND AND place IN ('event', 'beside') THEN
         PERFORM dinedesk_main.pos_tell('erased ' || tenant);

@@ -30,23 +30,28 @@ GRANT SELECT ON dinedesk_main.pos_adoptions TO posd;
 --
 -- The keys stand in the query as a literal, which takes the type of orders.id.
 --
+-- ALTER TABLE … TYPE writes a table anew, and a snapshot from before that sees no rows in it. A reader that waits for
+-- the lock of such a statement would find that all orders were deleted. So both tables are locked first, and the
+-- function is VOLATILE: each of its queries has a snapshot of its own, taken after the lock.
+--
 -- If a value makes the query fail, the orders are read again one by one. An order that fails alone has
 -- {"failure": "SQLSTATE message"} as its content, and the others are returned as usual. Errors about names,
--- rights, locks and resources concern all orders and are raised.
+-- rights, locks and resources concern all orders and are raised. So is an error that the query has without any
+-- order, such as a constant in `condition` that the type of a column does not have any more.
 --
 -- `content` is JSON text. That of an order of more than 4 MiB is empty. Of the orders in the order of `keys`, those
 -- that do not fit into 1 MiB together have NULL; the first one always fits.
 CREATE FUNCTION dinedesk_main.pos_read_shop(
     shop text, keys text[], times text, condition text, known text[])
 RETURNS TABLE (order_id text, content text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     of_order CONSTANT text[] := '{id,order_number,customer_name,customer_phone,customer_email,order_type,order_source,status,total_amount,total,subtotal,delivery_fee,discount,discount_amount,tax,payment_method,payment_status,amount_paid,voucher_code,currency,special_instructions,notes,delivery_address,address,scheduled_for,scheduled_time,created_at}';
     of_item CONSTANT text[] := '{menu_item_id,name,display_name,variant_id,variant_name,price,quantity,selected_addons,addons,modifiers,extras,toppings,special_instructions,notes,note,instructions,comment,comments}';
     needed CONSTANT text[] := '{orders.id,orders.status,orders.total_amount,orders.created_at,order_items.id,order_items.order_id,order_items.name,order_items.price,order_items.quantity}';
-    orders CONSTANT regclass := concat(shop, '.orders');
-    items CONSTANT regclass := concat(shop, '.order_items');
+    orders regclass;
+    items regclass;
     order_columns text;
     item_columns text;
     present text[];
@@ -59,7 +64,15 @@ DECLARE
     its_contents json[];
 BEGIN
     keys := coalesce(keys, '{}');
-    -- Types of the system have an oid below 16384, and are no domains.
+    BEGIN
+        EXECUTE concat('LOCK TABLE ONLY ', shop, '.orders, ONLY ', shop, '.order_items IN ACCESS SHARE MODE');
+    EXCEPTION WHEN insufficient_privilege OR wrong_object_type THEN
+        -- Rights on single columns do not allow LOCK. A query takes the same lock, and longer.
+        EXECUTE concat('SELECT FROM ', shop, '.orders, ', shop, '.order_items WHERE false');
+    END;
+    orders := concat(shop, '.orders');
+    items := concat(shop, '.order_items');
+    -- Types of the system have an oid below 16384, and are no domains. A domain may be of another domain.
     SELECT array_agg(concat(c.relation, '.', c.name)),
            string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'o'),
            string_agg(c.expression, ', ' ORDER BY c.place) FILTER (WHERE c.alias = 'i')
@@ -71,8 +84,12 @@ BEGIN
                             ELSE '%1$s.%2$I' END, a.alias, a.name) END AS expression
               FROM (SELECT w.relation, w.alias, a.attname AS name, array_position(w.names, a.attname::text) AS place,
                            CASE WHEN a.atttypid < 16384 THEN a.atttypid
-                                ELSE (SELECT coalesce(nullif(t.typbasetype, 0), t.oid)
-                                        FROM pg_type AS t WHERE t.oid = a.atttypid) END AS type
+                                ELSE (WITH RECURSIVE base AS (
+                                          SELECT t.oid, t.typbasetype FROM pg_type AS t WHERE t.oid = a.atttypid
+                                           UNION ALL
+                                          SELECT t.oid, t.typbasetype
+                                            FROM base AS b JOIN pg_type AS t ON t.oid = b.typbasetype)
+                                      SELECT b.oid FROM base AS b WHERE b.typbasetype = 0) END AS type
                       FROM (VALUES ('orders', orders, 'o', of_order), ('order_items', items, 'i', of_item))
                            AS w(relation, oid, alias, names)
                       JOIN pg_attribute AS a
@@ -100,6 +117,7 @@ BEGIN
         IF keys = '{}' OR SQLSTATE !~ '^(21|22|23|38|39|54|P0|XX)' THEN
             RAISE;
         END IF;
+        EXECUTE query_start || '''{}'')) AS r';
         ids := '{}';
         contents := '{}';
         FOREACH one IN ARRAY keys LOOP

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from posd.cli import doctor
 from posd.maintenance.doctor import database, files, listeners, machine
 from posd.protocol import jsontext
 from posd.security.private_ca import make
@@ -93,6 +94,10 @@ class BrokenTests(DoctorCase):
         faults = [line for line in lines if line["state"] == "fault"]
         self.assertEqual({line["part"] for line in faults}, {"database", "reader_dsn", "admin_dsn"})
         self.assertIn("systemctl start postgresql", str(faults[0]["remedy"]))
+
+    def test_a_socket_that_the_user_may_not_reach_is_told_with_what_helps(self) -> None:
+        what = 'connection to server on socket "/srv/pg/.s.PGSQL.5432" failed: Permission denied'
+        self.assertIn("folder of the socket", str(doctor._unreachable("admin_dsn", what).remedy))
 
     def test_with_nothing_at_all_every_part_says_what_it_can(self) -> None:
         code, lines = self.asked()

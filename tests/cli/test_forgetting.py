@@ -63,6 +63,17 @@ class ForgetTests(SynchronousTestCase):
         ):  # fmt: skip
             self.event(number, kind, data, beside)
         self.event(None, "pos_note", {"text": "Frau Moor, +44 7700 900123, wartet"}, None)
+        for refused in (
+            (1, "front", "for Ines"),
+            (2, "front", "no 07700900123"),
+            (2, "back", "no ink"),
+        ):
+            execute(
+                self.dsn,
+                "INSERT INTO dinedesk_main.pos_nacks (tenant_id, seq, device_id, reason)"
+                " VALUES (1, %s, %s, %s)",
+                *refused,
+            )
         for order in (MISTYPED, OTHER):
             execute(
                 self.dsn,
@@ -140,6 +151,7 @@ class ForgetTests(SynchronousTestCase):
             "SELECT * FROM dinedesk_kitchen.gift_cards ORDER BY 1",
             "SELECT * FROM dinedesk_kitchen.loyalty_accounts",
             "SELECT * FROM dinedesk_main.pos_erasures",
+            "SELECT seq, reason FROM dinedesk_main.pos_nacks ORDER BY 1, device_id",
         )
         return "\n".join(str(row) for query in queries for row in execute(self.dsn, query))
 
@@ -151,7 +163,7 @@ class ForgetTests(SynchronousTestCase):
             shown,
             {
                 "tenant": "kitchen",
-                "events": 6,
+                "events": 8,
                 "orders": 1,
                 "answers": 2,
                 "giftCards": 1,
@@ -165,6 +177,7 @@ class ForgetTests(SynchronousTestCase):
         for trace in ("Ines", "Moor", "7700", "moor@", "Vine"):
             self.assertNotIn(trace, left)
         self.assertIn("maya@example.com", left)
+        self.assertIn("no ink", left)
         events = [(data, beside) for data, beside in execute(self.dsn, EVENTS)]
         self.assertEqual(events[0], (self.text(FORGOTTEN), None))
         self.assertEqual(events[1], (self.text(OTHER), None))
@@ -196,7 +209,7 @@ class ForgetTests(SynchronousTestCase):
 
     def test_an_order_can_be_named_itself(self) -> None:
         shown = self.shown("--order", "W-2", "--tenant", "kitchen", "--yes")
-        self.assertEqual((shown["events"], shown["orders"], shown["answers"]), (1, 1, 1))
+        self.assertEqual((shown["events"], shown["orders"], shown["answers"]), (3, 1, 1))
         self.assertNotIn("900124", self.everything())
         self.assertIn("900123", self.everything())
 
@@ -232,7 +245,7 @@ class ForgetTests(SynchronousTestCase):
                 "SELECT tenant_id, erased_by, sought, events, orders, answers, gift_cards, accounts"
                 " FROM dinedesk_main.pos_erasures",
             ),
-            [(1, "posd", "phone …123", 5, 1, 2, 0, 1)],
+            [(1, "posd", "phone …123", 7, 1, 2, 0, 1)],
         )
 
     def test_what_is_cut_off_in_the_middle_is_noted_too_since_something_is_gone(self) -> None:
@@ -243,7 +256,7 @@ class ForgetTests(SynchronousTestCase):
         ran = self.forget("--phone", NUMBER, "--yes")
         self.assertNotEqual(ran.code, 0)
         noted = execute(self.dsn, "SELECT sought, events FROM dinedesk_main.pos_erasures")
-        self.assertEqual(noted, [("phone …123", 5)])
+        self.assertEqual(noted, [("phone …123", 7)])
 
     def test_daemons_are_told_to_drop_what_they_remember_also_if_it_is_never_noted(self) -> None:
         async def cut_off(*_: object) -> None:

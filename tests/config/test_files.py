@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.config.files import Report, Table, Tables, find, parse
+from posd.config.files import Problems, Table, Tables, find, parse
 
 
 class FindTests(SynchronousTestCase):
@@ -16,7 +16,7 @@ class FindTests(SynchronousTestCase):
         folder.mkdir()
         self.main = folder / "posd.toml"
         self.additions = folder / "conf.d"
-        self.report = Report()
+        self.report = Problems()
 
     def test_additions_follow_the_main_file_in_the_order_of_their_names(self) -> None:
         self.additions.mkdir()
@@ -46,11 +46,11 @@ class FindTests(SynchronousTestCase):
 class ParseTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.file = Path(self.mktemp())
-        self.report = Report()
+        self.report = Problems()
 
     def problem(self) -> str:
         """Parse the file, which has one problem and gives nothing."""
-        report = Report()
+        report = Problems()
         self.assertEqual(parse(self.file, report), {})
         [line] = report.lines([self.file])
         return line.removeprefix(f"{self.file}: ")
@@ -95,7 +95,7 @@ class ParseTests(SynchronousTestCase):
 class ReportTests(SynchronousTestCase):
     def test_problems_are_told_file_by_file_each_in_the_order_found(self) -> None:
         first, second, other = Path("/z.toml"), Path("/a.toml"), Path("/conf.d")
-        report = Report()
+        report = Problems()
         report.add_file(other, "cannot be read")
         report.add(second, "limits.connections", "is wrong")
         report.add(first, "tls", "is wrong")
@@ -118,7 +118,7 @@ class TablesTests(SynchronousTestCase):
     MAIN, ADDED = Path("/posd.toml"), Path("/conf.d/a.toml")
 
     def setUp(self) -> None:
-        self.report = Report()
+        self.report = Problems()
         keys = {"colours": ("paper", "ink"), "sizes": ("width", "height")}
         sections = {name: Table(name, self.MAIN, keys[name]) for name in keys}
         self.tables = Tables(self.report, sections, ("name", "endpoint", "width"))

@@ -132,10 +132,13 @@ class StalledTests(SynchronousTestCase):
     def test_the_daemon_says_so_once_and_gives_no_sign_of_life(self) -> None:
         daemon = Daemon.__new__(Daemon)
         daemon._parts, daemon._stalled, daemon._watchdog = self.parts, [], None
+        daemon._reactor, daemon._stalled_since = self.clock, None
         self.patch(Retries, "pause", lambda *_: Deferred())
         self.start()
         self.assertTrue(daemon._is_alive())
         self.minutes(1.1)
+        daemon._look_for_stalled()
+        self.minutes(0.1)
         with capturedLogs() as logs:
             daemon._look_for_stalled()
             daemon._look_for_stalled()
@@ -147,3 +150,19 @@ class StalledTests(SynchronousTestCase):
         with capturedLogs() as logs:
             daemon._look_for_stalled()
         self.assertEqual([each["remedy"] for each in logs], ["systemd restarts it"])
+
+    def test_a_machine_that_was_suspended_is_no_fault(self) -> None:
+        daemon = Daemon.__new__(Daemon)
+        daemon._parts, daemon._stalled, daemon._watchdog = self.parts, [], None
+        daemon._reactor, daemon._stalled_since = self.clock, None
+        self.opening = lambda: succeed(None)
+        self.start()
+        # Nothing runs meanwhile.
+        self.clock.rightNow += 70
+        with capturedLogs() as logs:
+            self.assertEqual(readiness.stalled(self.parts), ["feed"])
+            for _ in range(40):
+                daemon._look_for_stalled()
+                self.assertTrue(daemon._is_alive())
+                self.clock.advance(0.25)
+        self.assertEqual([each for each in logs if each["log_level"] == LogLevel.critical], [])

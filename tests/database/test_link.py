@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
+from posd.database import bound
 from posd.database import link as module
 from posd.database.connection import ConnectionLost
 from posd.database.link import Link, Session
@@ -428,7 +429,7 @@ class TransactionTests(LinkCase):
         self.assertEqual(self.stored, [2])
 
     async def test_a_commit_that_goes_on_after_the_deadline_is_not_waited_for(self) -> None:
-        self.patch(module, "_LAST_GRACE_SECONDS", 0.05)
+        self.patch(bound, "_LAST_GRACE_SECONDS", 0.05)
         self.doze_in_commits()
         link = await self.up(self.new())
         with self.assertRaises(OutcomeUnknown):

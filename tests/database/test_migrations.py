@@ -184,10 +184,12 @@ class MainSchemaTests(SynchronousTestCase):
 
     def test_the_second_time_there_is_nothing_to_do(self) -> None:
         self.assertEqual(
-            provision.migrate(self.connection), provision.Report(("dinedesk_main",), (), {})
+            provision.migrate(self.connection),
+            provision.MigrationReport(("dinedesk_main",), (), {}),
         )
         self.assertEqual(
-            provision.migrate(self.connection), provision.Report((), ("dinedesk_main",), {})
+            provision.migrate(self.connection),
+            provision.MigrationReport((), ("dinedesk_main",), {}),
         )
         self.assertEqual(self.applied(), [*migrations.expected()["main"]])
         migrations.check_main(self.connection)

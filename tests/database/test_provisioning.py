@@ -212,7 +212,9 @@ class MigrateTenantsTests(ProvisionCase):
         self.assertEqual(shown, [("dinedesk_kitchen", 1, 2), ("dinedesk_grill", 2, 2)])
         self.assertEqual(
             report,
-            provision.Report(("dinedesk_kitchen", "dinedesk_grill"), ("dinedesk_main",), {}),
+            provision.MigrationReport(
+                ("dinedesk_kitchen", "dinedesk_grill"), ("dinedesk_main",), {}
+            ),
         )
         self.assertEqual(provision.migrate(self.connection).updated, ())
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+import time
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 
 from posd.database import readers as readers_module
 from posd.database.dsn import of_reader
+from posd.database.link import Link
 from posd.database.readers import PLACES, Overdue, Readers, Unreadable
 from posd.errors import StatementFailed, Unavailable
 from posd.testing.postgres import test_server
@@ -128,7 +131,10 @@ class ReadingTests(ReadersCase):
         )
         await readers.read(KITCHEN, READ.format("kitchen"))
         await self.rested(readers)
-        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        locks = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+            " (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         self.assertEqual(self.admin.value(locks), 0)
         open_ = (
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'"
@@ -138,9 +144,9 @@ class ReadingTests(ReadersCase):
             "SELECT current_setting('search_path'), current_setting('statement_timeout'),"
             " (SELECT count(*) FROM pg_prepared_statements)"
         )
-        for seconds in ("250ms", *["1s"] * PLACES):
+        for _ in range(PLACES):
             read = await readers.read(GRILL, settings)
-            self.assertEqual(read, [("pg_catalog, pg_temp", seconds, 0)])
+            self.assertEqual(read, [("pg_catalog, pg_temp", "150ms", 0)])
 
     async def test_without_a_connection_it_is_unavailable(self) -> None:
         readers = Readers(REACTOR, of_reader(self.dsn))
@@ -174,17 +180,89 @@ class MessageTests(ReadersCase):
         with self.assertRaises(StatementFailed) as caught:
             await readers.read(KITCHEN, READ.format("kitchen"))
         self.assertEqual(len(str(caught.exception)), 1000)
-        # An error that is about the server is logged as it comes.
-        self.run_when_read(
-            "RAISE EXCEPTION USING MESSAGE = repeat('x', 1000000), ERRCODE = '53100'"
-        )
-        with capturedLogs() as logged, self.assertRaises(Unavailable):
+
+    async def test_no_shop_can_say_that_the_database_is_in_trouble(self) -> None:
+        readers = await self.readers()
+        self.run_when_read("RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'")
+        with capturedLogs() as logged, self.assertRaisesRegex(StatementFailed, "no space left"):
             await readers.read(KITCHEN, READ.format("kitchen"))
-        (told,) = (str(each["error"]) for each in logged if "in trouble" in each["log_format"])
-        self.assertEqual(told, "x" * 1000)
+        self.assertEqual([each for each in logged if "in trouble" in str(each)], [])
+
+    async def test_no_shop_is_blamed_for_the_messages_of_another(self) -> None:
+        readers = await self.readers()
+        self.patch(readers_module, "_TRIAL_SECONDS", 0.1)
+        self.patch(readers_module, "STATEMENT_SECONDS", 0.1)
+        self.run_when_read("LOOP RAISE WARNING '%', repeat('x', 1000); END LOOP")
+        with self.assertRaises(Overdue):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        await self.rested(readers)
+        for _ in range(PLACES):
+            await readers.read(GRILL, READ.format("grill"))
+
+
+class EndingTests(ReadersCase):
+    """A shop's code ends the session: in the read, or a moment after it."""
+
+    LATER: Final = "PERFORM set_config('idle_in_transaction_session_timeout', '1', false)"
+
+    async def test_a_shop_whose_reads_end_the_session_has_one_place_and_few_tries(self) -> None:
+        readers = await self.readers()
+        await readers.read(GRILL, READ.format("grill"))
+        execute = Link.execute
+
+        async def late(link: Link, sql: str, parameters: Any = ()) -> None:
+            await deferLater(REACTOR, 0.02)
+            await execute(link, sql, parameters)
+
+        # The session ends before it is cleaned.
+        self.patch(Link, "execute", late)
+        for body in (self.LATER, "RAISE EXCEPTION 'gone' USING ERRCODE = '57P01'"):
+            self.run_when_read(body)
+            outcomes: list[object] = []
+            while not (outcomes and isinstance(outcomes[-1], Unreadable)):
+                try:
+                    outcomes.append(await readers.read(KITCHEN, READ.format("kitchen")))
+                except Unavailable as error:
+                    outcomes.append(error)
+                its_own = [each for each in readers._places if each.tenant == KITCHEN]
+                self.assertLessEqual(len(its_own), 1)
+                # Another shop waits for none of that.
+                await readers.read(GRILL, READ.format("grill"))
+                self.assertLess(len(outcomes), 10)
+            self.assertIn("the session ended", str(outcomes[-1]))
+            await until(lambda: all(p.link.up for p in readers._places), "all places are refilled")
+            await self.rested(readers)
 
 
 class OverdueTests(ReadersCase):
+    async def test_a_shop_that_was_quick_is_given_up_sooner(self) -> None:
+        """Sixteen shops that stall in one moment delay another one by less than two seconds."""
+        readers = await self.readers()
+        await readers.read(KITCHEN, READ.format("kitchen"))
+        self.assertTrue(readers.is_quick(KITCHEN))
+        self.run_when_read("PERFORM pg_sleep(60)")
+        waits: list[str] = []
+        query = Link.query
+
+        async def noted(link: Link, sql: str, parameters: Any = ()) -> Any:
+            if "most" in parameters:
+                waits.append(f"{parameters['most']} ms")
+            return await query(link, sql, parameters)
+
+        self.patch(Link, "query", noted)
+        with self.assertRaises(Overdue):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        self.assertEqual(waits, ["150 ms", "1000 ms"])
+
+    async def test_nobody_is_blamed_for_a_reactor_that_is_late(self) -> None:
+        """The answer has come when the reactor is there again."""
+        readers = await self.readers()
+        running = self.begun(readers, GRILL, "grill")
+        await until(lambda: any(p.tenant == GRILL for p in readers._places), "it is read")
+        time.sleep(0.6)
+        await running
+        self.assertTrue(all(place.link.up for place in readers._places))
+
     async def test_a_read_that_takes_too_long_is_ended_by_the_server(self) -> None:
         readers = await self.readers()
         before = self.pids()
@@ -202,7 +280,12 @@ class OverdueTests(ReadersCase):
         with self.assertRaises(Overdue):
             await readers.read(KITCHEN, READ.format("kitchen"))
         await until(lambda: all(p.link.up for p in readers._places), "the place is refilled")
-        await until(lambda: len(self.pids() & before) == PLACES - 1, "its session is ended")
+        running = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'posd reader'"
+            " AND datname = current_database() AND state = 'active'"
+        )
+        await until(lambda: self.admin.value(running) == 0, "its sessions are ended")
+        self.assertLess(len(self.pids() & before), PLACES)
         await until(lambda: len(self.pids()) == PLACES, "there are as many as before")
 
     async def test_shops_that_were_quick_have_places_that_no_other_gets(self) -> None:
@@ -234,6 +317,6 @@ class OverdueTests(ReadersCase):
         for each in running:
             await self.assertFailure(each, Overdue)
 
-    def begun(self, readers: Readers, tenant: TenantId) -> Deferred[object]:
-        """A read in the name of any tenant, which takes for ever."""
-        return Deferred.fromCoroutine(readers.read(tenant, READ.format("kitchen")))
+    def begun(self, readers: Readers, tenant: TenantId, slug: str = "kitchen") -> Deferred[object]:
+        """A read in the name of any tenant."""
+        return Deferred.fromCoroutine(readers.read(tenant, READ.format(slug)))

@@ -10,7 +10,8 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery import channel as channels
-from posd.delivery.channel import Channel, Chunk, Encoded, StreamBroken, Subscriber, chunks
+from posd.delivery.channel import Channel, Encoded, StreamBroken, Subscriber, chunks
+from posd.delivery.send_queue import Chunk
 from posd.errors import Busy, Pruned, Renamed, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET, Dialect
 from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, StreamName
@@ -74,8 +75,10 @@ class ChannelCase(SynchronousTestCase):
         self.assertEqual(stream, (KITCHEN.id, STREAM))
         self.delivered.append(seq)
 
-    def listener(self, position: Seq = 10, *, live: bool = True) -> Listener:
-        listener = Listener(self.channel, position)
+    def listener(
+        self, position: Seq = 10, *, live: bool = True, dialect: Dialect = WEBSOCKET
+    ) -> Listener:
+        listener = Listener(self.channel, position, dialect=dialect)
         subscriber: Subscriber = listener
         self.channel.enter(subscriber)
         if live:
@@ -143,10 +146,8 @@ class FanOutTests(ChannelCase):
             return Dialect(lambda kind, text, seq: written.append(name) or text)  # type: ignore[func-returns-value]
 
         one, other, unused = dialect("one"), dialect("other"), dialect("unused")
-        listeners = [self.listener() for _ in range(4)]
-        for listener, spoken in zip(listeners, (one, other, one, other), strict=True):
-            listener.dialect = spoken
-        self.listener(9, live=False).dialect = unused
+        listeners = [self.listener(dialect=each) for each in (one, other, one, other)]
+        self.listener(9, live=False, dialect=unused)
         self.channel.wake(self.log.commit(2))
         self.assertEqual(sorted(written), ["one"] * 2 + ["other"] * 2)
         self.assertIs(listeners[0].taken[0].data, listeners[2].taken[0].data)

@@ -141,6 +141,14 @@ class OpeningTests(ExchangeCase):
         ((connection_id, _, seq),) = self.books.sightings()
         self.assertEqual((connection_id, seq), (session.terminal.connection_id, 10))
 
+    def test_the_positions_of_legacy_tills_are_noted_with_that(self) -> None:
+        legacy = evolve(opening(10, 3), legacy=True)
+        self.exchange.open(terminal(key_device="BAR"), legacy, Line())
+        self.connect(terminal("FRONT"), acked=10)
+        wake(self.exchange, KITCHEN.id, self.log.commit(2))
+        self.books.sightings()
+        self.assertEqual(self.books.follows, [10, 12])
+
     def test_a_frame_takes_the_devices_place(self) -> None:
         _, old = self.connect(terminal("BAR"), acked=10)
         newer = terminal("BAR", connected_at=NOON + timedelta(seconds=1))

@@ -192,6 +192,7 @@ class StayingTests(RenamingCase):
         self.publish(3)
         self.rename(lost=3)
         self.publish()
+        session.note_position()
         self.assertEqual((self.books.follows, session.sent), ([10, 13, 11], 4))
         session.heard(b'{"type":"ack","id":11}')
         self.assertEqual((session.acked, line.errors), (11, []))

@@ -373,8 +373,24 @@ class AcknowledgementTests(SessionCase):
     def test_the_cursor_of_a_legacy_till_follows_what_it_is_sent(self) -> None:
         session = self.legacy()
         self.channel.wake(self.log.commit(2))
-        self.assertEqual((self.register.follows, session.acked), ([10, 12], 12))
+        self.assertEqual((self.register.follows, session.acked), ([10], 12))
+        session.note_position()
+        self.assertEqual(self.register.follows, [10, 12])
         self.assertEqual(self.register.acks, [])
+
+    def test_also_when_its_connection_ends(self) -> None:
+        session = self.legacy()
+        self.channel.wake(self.log.commit(2))
+        session.closed()
+        session.closed()
+        self.assertEqual(self.register.follows, [10, 12])
+
+    def test_what_it_was_not_sent_yet_does_not_count(self) -> None:
+        session = self.legacy()
+        self.line.stall()
+        self.channel.wake(self.log.commit(2))
+        session.note_position()
+        self.assertEqual((self.register.follows, session.position), ([10, 10], 12))
 
     def test_its_first_word_takes_that_back(self) -> None:
         session = self.legacy()
@@ -382,7 +398,9 @@ class AcknowledgementTests(SessionCase):
         self.hear(session, type="ack", id=11)
         self.assertEqual((self.register.acks, session.acked), ([11], 11))
         self.channel.wake(self.log.commit())
-        self.assertEqual(self.register.follows, [10, 13])
+        session.note_position()
+        session.closed()
+        self.assertEqual((self.register.follows, session.acked), ([10], 11))
 
     def test_but_not_to_before_it_connected(self) -> None:
         session = self.legacy()

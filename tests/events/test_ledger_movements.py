@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.events import ledger_movements as movements
 from posd.protocol import jsontext
 from posd.publishing import batch
-from posd.store.stream import OutboxRow
+from posd.store.numbering import OutboxRow
 from posd.values import Tenant
 
 AT = "2026-11-22T10:00:00.123456+00:00"

@@ -15,7 +15,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-from posd.testing.account import Account
+from posd.testing.account import SystemAccount
 from tests.debian import Missing
 from tests.failover.calamities import Calamity, every_minute
 from tests.failover.cluster import Cluster
@@ -35,7 +35,9 @@ _STAYS = 120.0
 
 def main(minutes: int) -> int:
     """Return the exit status."""
-    folder = Account.for_postgresql().temporary_folder(Path(tempfile.gettempdir()), "posd-ha-")
+    folder = SystemAccount.for_postgresql().temporary_folder(
+        Path(tempfile.gettempdir()), "posd-ha-"
+    )
     folder.chmod(0o755)
     try:
         return _run(Programs.gather(folder), folder, minutes)

@@ -19,7 +19,7 @@ import psycopg2
 from attrs import define, field
 from psycopg2.extensions import make_dsn
 
-from posd.testing.account import Account, environment
+from posd.testing.account import SystemAccount, environment
 from posd.testing.kept import Kept
 from tests.failover.configuration import DIRECT, MACHINES, Place, shown, superuser
 from tests.failover.programs import Programs
@@ -32,7 +32,7 @@ class ClusterFailed(Exception):
     """The cluster is not what it should be by now; the text ends with the logs."""
 
 
-def _start(folder: Path, account: Account, *command: str, **environ: str) -> Kept:
+def _start(folder: Path, account: SystemAccount, *command: str, **environ: str) -> Kept:
     """Start a program; `folder` is for its log."""
     # What libpq looks for at home need not be readable for the account.
     return Kept.start(folder, account, "TERM", command, {"HOME": str(folder), **environ})

@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.testing.account import Account, open_to_all, within_reach
+from posd.testing.account import SystemAccount, open_to_all, within_reach
 from posd.testing.binaries import NoServer, preferred_binaries
 from tests import debian
 from tests.debian import Missing
@@ -30,7 +30,7 @@ _RECENT: Final = "import sys, venv; sys.exit(sys.version_info < (3, 10))"
 class Programs:
     """Where the programs are, all of which `account` can run."""
 
-    account: Account
+    account: SystemAccount
     postgresql: Path
     patroni: Path
     """The folder of patroni and patronictl."""
@@ -43,7 +43,7 @@ class Programs:
     @classmethod
     def gather(cls, folder: Path) -> Programs:
         """Find all, and install in `folder` what has to be installed. Raises `Missing`."""
-        account = Account.for_postgresql()
+        account = SystemAccount.for_postgresql()
         etcd = debian.program("etcd", "etcd-server")
         try:
             binaries = preferred_binaries(os.environ)
@@ -69,7 +69,7 @@ def _optional(name: str, missing: list[str]) -> Path | None:
         return None
 
 
-def _patroni(folder: Path, account: Account) -> Path:
+def _patroni(folder: Path, account: SystemAccount) -> Path:
     """Install Patroni as the page says, on an interpreter that the account can run."""
     python = next(_interpreters(account), None)
     if python is None:
@@ -94,7 +94,7 @@ def _requirements() -> list[str]:
     return [word.strip("'") for word in line.split(" install ")[1].split()]
 
 
-def _interpreters(account: Account) -> Iterator[str]:
+def _interpreters(account: SystemAccount) -> Iterator[str]:
     names = ("python3", *(f"python3.{minor}" for minor in range(14, 9, -1)))
     paths = (os.environ.get("PATH", ""), os.defpath)
     found = (shutil.which(name, path=path) for path in paths for name in names)

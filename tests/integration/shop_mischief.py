@@ -36,6 +36,7 @@ BODIES: Final = (
     # It ends the session where that setting is there, from PostgreSQL 17 on.
     "PERFORM set_config('transaction_timeout', '1', false), pg_sleep(0.1)",
     "PERFORM set_config('idle_in_transaction_session_timeout', '1', false)",
+    "LOOP RAISE WARNING 'well'; END LOOP",
     "PERFORM repeat('x', 200000000)",
     "PERFORM pg_terminate_backend(pg_backend_pid())",
     "PERFORM {schema}.deeper()",

@@ -76,6 +76,7 @@ class HostileShopTests(SynchronousTestCase):
                 f" {sum(len(each.acts) for each in evil)} acts"
             )
         self.assertLess(max(waits), LONGEST + 2 * quiet, f"seed {seed}: {waits} {done}")
+        self.assertNotIn("tenant good cannot be", posd.log(), f"seed {seed}")
         log = self.server.log()
         for each in evil:
             told = [

@@ -115,6 +115,24 @@ class IdTypesTests(AdoptCase):
         self.shop.run("CREATE DOMAIN dinedesk_bistro.number AS text CHECK (VALUE ~ '^B-')")
         self.check("dinedesk_bistro.number", "B-17")
 
+    def test_a_domain_of_a_domain(self) -> None:
+        for domain, kind in (("amount", "money"), ("number", "bigint")):
+            self.shop.run(f"CREATE DOMAIN dinedesk_bistro.any_{domain} AS {kind}")
+            self.shop.run(
+                f"CREATE DOMAIN dinedesk_bistro.{domain} AS dinedesk_bistro.any_{domain}"
+                f" CHECK (VALUE > 0::{kind})"
+            )
+        self.tables("dinedesk_bistro.number")
+        self.shop.run(
+            "ALTER TABLE dinedesk_bistro.orders ALTER total_amount TYPE dinedesk_bistro.amount"
+        )
+        found = adopting.survey(self.connection, "bistro", NOTHING_CHOSEN)
+        self.assertEqual(found.refusals, ())
+        self.assertEqual(found.tables["orders"].columns["total_amount"], "money")
+        self.adopt()
+        self.order("17")
+        self.assertEqual(self.contents("17")["17"]["total_amount"], 12.30)
+
     def test_a_type_of_an_extension_in_another_schema(self) -> None:
         self.admin.run("CREATE EXTENSION citext SCHEMA public")
         self.check("public.citext", "Order-A")
@@ -122,9 +140,6 @@ class IdTypesTests(AdoptCase):
     def test_a_type_that_the_shop_has_made_is_refused_with_the_statements_that_help(self) -> None:
         self.shop.run("CREATE TYPE dinedesk_bistro.code AS ENUM ('A-1', 'A-2')")
         self.tables("dinedesk_bistro.code")
-        self.shop.run(
-            "ALTER TABLE dinedesk_bistro.order_items DROP CONSTRAINT order_items_order_id_fkey"
-        )
         for statement in re.findall("ALTER .*", self.refusal()):
             self.shop.run(statement)
         self.adopt()
@@ -198,22 +213,33 @@ class RefusalTests(AdoptCase):
         self.tables()
         self.shop.run("ALTER TABLE dinedesk_bistro.orders DROP status, DROP created_at")
         self.shop.run("ALTER TABLE dinedesk_bistro.order_items RENAME name TO dish")
-        self.assertEqual(
-            self.refusal(),
+        said, *statements = self.refusal().splitlines()
+        self.assertIn(
             "dinedesk_bistro lacks the columns orders.status, orders.created_at, order_items.name",
+            said,
+        )
+        self.assertEqual(
+            statements,
+            [
+                'ALTER TABLE "dinedesk_bistro".orders RENAME COLUMN … TO status;',
+                'ALTER TABLE "dinedesk_bistro".orders RENAME COLUMN … TO created_at;',
+                'ALTER TABLE "dinedesk_bistro".order_items RENAME COLUMN … TO name;',
+            ],
         )
 
     def test_a_table_that_is_missing(self) -> None:
         self.tables()
         self.shop.run("DROP TABLE dinedesk_bistro.order_items")
-        self.assertEqual(self.refusal(), "dinedesk_bistro has no table order_items")
+        said = self.refusal()
+        self.assertIn("dinedesk_bistro has no table order_items: the shop may publish by ", said)
 
     def test_a_view(self) -> None:
         self.tables()
         self.shop.run("ALTER TABLE dinedesk_bistro.orders RENAME TO sales")
         self.shop.run("CREATE VIEW dinedesk_bistro.orders AS SELECT * FROM dinedesk_bistro.sales")
-        self.assertEqual(
-            self.refusal(), "dinedesk_bistro.orders is not a table, so it cannot be hooked"
+        self.assertIn(
+            "dinedesk_bistro.orders is not a table, so it cannot be hooked: the shop may publish by ",
+            self.refusal(),
         )
 
     def test_ids_that_cannot_be_compared(self) -> None:
@@ -222,9 +248,11 @@ class RefusalTests(AdoptCase):
             "ALTER TABLE dinedesk_bistro.order_items DROP CONSTRAINT order_items_order_id_fkey,"
             " ALTER order_id TYPE text"
         )
-        self.assertEqual(
-            self.refusal(), "the orders cannot be read: operator does not exist: text = uuid"
-        )
+        said, *statements = self.refusal().splitlines()
+        self.assertIn("orders.id is uuid and order_items.order_id is text", said)
+        for statement in statements:
+            self.shop.run(statement)
+        self.adopt()
 
     def test_tables_in_use_are_not_waited_for(self) -> None:
         self.tables()

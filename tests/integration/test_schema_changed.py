@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import psycopg2
+
 from posd.cli.database import BlockingSession, complete
+from posd.database.adoption import Choices
 from posd.maintenance import audit, shop_changes
 from posd.values import Tenant
 from tests.integration.test_schema_adopt import SHOP, PartsCase
 from tests.integration.test_schema_strangers import StrangerCase
+from tests.integration.wire_case import until
+from tests.schema_case import DEADLINE
 
 BISTRO: Final = Tenant(3, "bistro", "Bistro", "dinedesk_bistro")
 
@@ -42,13 +50,19 @@ class ChangedTests(StrangerCase):
     def told(self) -> list[str]:
         """What `posctl doctor` says has changed."""
         session = BlockingSession(self.connection)
-        return [each.what for each in complete(shop_changes.changes(session, BISTRO))]
+        return [str(each) for each in complete(shop_changes.changes(session, BISTRO))]
 
     def test_a_key_that_was_renamed_is_still_noted(self) -> None:
         self.after(("orders", "RENAME id TO reference"), ("order_items", "RENAME order_id TO sale"))
         self.assertEqual(self.sold(7, key="reference", order_id="sale"), ["7", "8"])
-        self.assertIn("orders.id was dropped or renamed", self.told())
-        self.assertIn("order_items.order_id was dropped or renamed", self.told())
+        told = "\n".join(self.told())
+        self.assertIn("orders.id was dropped or renamed, so no order is read", told)
+        self.assertIn("order_items.order_id was dropped or renamed, so no order is read", told)
+        for statement, name in zip(
+            re.findall("ALTER .*", told), ("reference", "sale"), strict=True
+        ):
+            self.shop.run(statement.replace("…", name))
+        self.assertEqual(self.told(), [])
 
     def test_a_key_of_another_type_is_still_noted(self) -> None:
         self.after(
@@ -65,7 +79,7 @@ class ChangedTests(StrangerCase):
             ("order_items", "RENAME order_id TO sale"),
         )
         self.assertEqual(self.sold(7, key="reference", order_id="sale"), [])
-        self.assertIn("orders.id was dropped or renamed", self.told())
+        self.assertIn("orders.id was dropped or renamed", "\n".join(self.told()))
 
     def test_a_table_in_the_place_of_one_that_was_hooked_is_told_of(self) -> None:
         self.after(
@@ -82,6 +96,40 @@ class ChangedTests(StrangerCase):
             sorted(each.row for each in wrong),
             ["trigger orders.pos_orders_inserted", "trigger orders.pos_orders_updated"],
         )
+
+    def test_orders_read_while_their_table_is_written_anew_are_there(self) -> None:
+        self.ready()
+        self.order(7)
+        reader = self.connect("posd_reader")
+        reader.run("BEGIN READ ONLY")
+        with ThreadPoolExecutor(1) as beside:
+            with self.shop.transaction():
+                self.alter("DROP CONSTRAINT order_items_order_id_fkey", "order_items")
+                self.alter("ALTER id TYPE text")
+                self.alter("ALTER order_id TYPE text", "order_items")
+                read = beside.submit(
+                    reader.value, "SELECT content FROM posd_hooks.read_orders$bistro('{7}')"
+                )
+                until(
+                    lambda: self.admin.value(
+                        "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s",
+                        reader.pid,
+                    ),
+                    "the reader waits for the shop",
+                )
+            content = json.loads(read.result(DEADLINE))
+        self.assertEqual((content["id"], len(content["items"])), ("7", 1))
+
+    def test_a_condition_that_fits_no_order_any_more_fails_none(self) -> None:
+        self.tables()
+        self.adopt(Choices("status <> 'cart'"))
+        self.order(7)
+        self.alter("ALTER status TYPE integer USING 1")
+        with self.assertRaisesRegex(psycopg2.errors.InvalidTextRepresentation, "cart"):
+            self.contents("7")
+        self.assertIn('type integer: "cart"', self.refusal())
+        self.adopt(Choices(""))
+        self.assertEqual(self.contents("7")["7"]["status"], 1)
 
 
 class ChangedPartsTests(PartsCase):

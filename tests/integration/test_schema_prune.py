@@ -29,6 +29,20 @@ AGED = """
 _ROUNDS = 20
 
 
+# Foreign keys of the common tables without an index of all rows that begins with their columns.
+UNINDEXED = """
+    SELECT k.conrelid::regclass::text FROM pg_constraint AS k
+     WHERE k.contype = 'f' AND k.connamespace = 'dinedesk_main'::regnamespace
+       AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = k.conrelid AND i.indpred IS NULL
+                          AND (i.indkey::smallint[])[0:cardinality(k.conkey) - 1] @> k.conkey)
+"""
+
+
+class DeletedTenantTests(SchemaCase):
+    def test_each_foreign_key_has_an_index_so_that_no_table_is_read_whole(self) -> None:
+        self.assertEqual(self.admin.rows(UNINDEXED), [])
+
+
 class CrowdTests(SchemaCase):
     def test_no_event_is_counted_twice_or_lost_and_the_stream_stays_whole(self) -> None:
         self.admin.run(AGED)

@@ -206,8 +206,8 @@ class TimeTests(StrangerCase):
             said,
             [
                 (
-                    "orders.created_at, orders.scheduled_for has no time zone. Say whether the values are in"
-                    " the shop's time zone (Europe/London) or in UTC:"
+                    "orders.created_at and orders.scheduled_for have no time zone. Say whether the values are"
+                    " in the shop's time zone (Europe/London) or in UTC:"
                 ),
                 "posctl adopt bistro --timestamps local",
                 "posctl adopt bistro --timestamps utc",
@@ -254,6 +254,9 @@ class ConditionTests(StrangerCase):
                 self.assertIn("cannot be evaluated", self.refusal(Choices(condition)))
         self.order(1)
         self.assertEqual(self.admin.touched(), [])
+        found = adopting.survey(self.connection, "bistro", Choices("state = 'x'"))
+        assert found.looked is not None
+        self.assertEqual((found.looked.orders, found.looked.met), (1, None))
 
     def test_a_right_on_its_columns_is_asked_for(self) -> None:
         self.tables()
@@ -425,7 +428,7 @@ class SurveyTests(StrangerCase):
         ):
             self.shop.run(statement)
         looked, self.unread = adopting._look(
-            self.connection, provision.tenant_of(self.connection, "bistro"), None
+            self.connection, provision.tenant_of(self.connection, "bistro"), {}, None
         )
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT current_setting('search_path'), current_user = session_user")

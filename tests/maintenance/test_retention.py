@@ -140,12 +140,12 @@ class RetentionTests(StoreCase):
         retention = await self.retention()
         with capturedLogs() as logged:
             await retention.look()
-        self.assertEqual([each["rows"] for each in logged if "rows" in each], [12])
+        self.assertEqual([each["rows"] for each in logged if "rows" in each], [13])
         left = {
             table: self.admin.rows(
                 f"SELECT tenant_id, count(*) FROM dinedesk_main.{table} GROUP BY 1"
             )
-            for table in TABLES
+            for table in (*TABLES, "pos_stream_epochs")
         }
         self.assertEqual(
             left,
@@ -155,6 +155,7 @@ class RetentionTests(StoreCase):
                 "pos_nacks": [(2, 1)],
                 "pos_orders": [(2, 5)],
                 "pos_order_terminals": [(2, 1)],
+                "pos_stream_epochs": [(2, 1)],
             },
         )
 

@@ -48,15 +48,6 @@ class CursorTests(SynchronousTestCase):
         self.assertEqual(self.cursor.refuse(9), 10)
         self.assertEqual(self.cursor._refused, set())
 
-    def test_one_that_speaks_does_not_follow(self) -> None:
-        self.assertFalse(self.cursor.follow(20))
-        self.assertEqual(self.cursor.acked, 10)
-
-    def test_that_of_a_legacy_terminal_follows_what_it_is_sent(self) -> None:
-        cursor = Cursor(10, legacy=True)
-        self.assertTrue(cursor.follow(20))
-        self.assertEqual((cursor.acked, cursor.legacy), (20, True))
-
     def test_a_word_on_another_road_counts_like_one_on_this(self) -> None:
         self.cursor.refuse(16)
         self.assertEqual(
@@ -65,21 +56,18 @@ class CursorTests(SynchronousTestCase):
 
     def test_there_a_legacy_terminal_vouches_for_what_it_says_alone(self) -> None:
         cursor = Cursor(10, legacy=True)
-        cursor.follow(20)
         self.assertEqual(cursor.hear(7), 7)
         self.assertFalse(cursor.legacy)
         self.assertEqual(cursor.acknowledge(9), 9)
 
-    def test_the_first_word_takes_back_what_was_merely_followed(self) -> None:
+    def test_the_first_word_makes_it_one_that_is_relied_on(self) -> None:
         cursor = Cursor(10, legacy=True)
-        cursor.follow(20)
         self.assertEqual(cursor.acknowledge(12), 12)
         self.assertFalse(cursor.legacy)
 
     def test_the_first_word_does_not_go_back_behind_the_beginning(self) -> None:
         for speak in (Cursor.acknowledge, Cursor.refuse):
             cursor = Cursor(10, legacy=True)
-            cursor.follow(20)
             self.assertEqual(speak(cursor, 5), 10)
 
     @given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=60))

@@ -14,7 +14,7 @@ from posd.errors import Conflict, TooLarge
 from posd.events import normalise as drafts
 from posd.events.orders import OrderChange
 from posd.publishing import batch
-from posd.store.stream import Entry, OrderState, OutboxRow, StoredText
+from posd.store.numbering import Entry, OrderState, OutboxRow, StoredText
 from posd.values import StoredOrder, Tenant
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)

@@ -20,7 +20,7 @@ from posd.errors import Unavailable
 from posd.publishing import outbox
 from posd.publishing.publication import Published
 from posd.publishing.sequencer import Sequencer
-from posd.store import shop_rows, stream
+from posd.store import numbering, shop_rows
 from tests.database_case import REACTOR, begin, until
 from tests.publishing.test_outbox import OutboxCase
 from tests.sequencer_case import KITCHEN, CountingLink, publication
@@ -192,7 +192,7 @@ class InterleavingTests(History):
                 await self.play(seed)
 
     async def test_to_delete_what_was_not_seen_is_found_out(self) -> None:
-        take = stream.take
+        take = numbering.take
 
         async def careless(session: Any, seen: Any, *more: Any, **other: Any) -> Any:
             if not more:
@@ -205,7 +205,7 @@ class InterleavingTests(History):
             )
             return await take(session, rows if seen else seen, *more, **other)
 
-        self.patch(stream, "take", careless)
+        self.patch(numbering, "take", careless)
         await self.found_out()
 
     async def found_out(self) -> None:
@@ -223,7 +223,7 @@ class PortionTests(History):
         dice = random.Random(1)
         for _ in range(300):
             rows = [
-                stream.Seen(
+                numbering.Seen(
                     1, number, dice.choice(("order", "placed", "gift_card")), dice.choice("abc")
                 )
                 for number in range(dice.randrange(1, 9))

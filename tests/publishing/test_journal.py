@@ -29,7 +29,7 @@ class JournalCase(SequencerCase):
         """A sequencer that counts in `instruments`."""
         sequencer = await self.started()
         self.events.clear()
-        sequencer._journal.instruments = sequencer._instruments = self.instruments
+        sequencer._journal.instruments = sequencer._batches.instruments = self.instruments
         return sequencer
 
     def counted(self, name: str) -> dict[str, float]:

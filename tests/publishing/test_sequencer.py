@@ -22,8 +22,8 @@ from posd.events import normalise as drafts
 from posd.publishing import outbox
 from posd.publishing.publication import Published
 from posd.publishing.sequencer import Sequencer
-from posd.store import stream
-from posd.values import Appended, Tenant
+from posd.store import numbering, stream
+from posd.values import Appended, Tenant, TenantId
 from tests.database_case import begin, until
 from tests.sequencer_case import (
     EVENT_BYTES,
@@ -69,19 +69,33 @@ class PublishingTests(SequencerCase):
         sequencer = await self.started()
         await sequencer.publish(publication(notice(1)))
         called: list[str] = []
-        for name in ("take", "published", "record"):
-            self.patch(stream, name, _noting(called, name, getattr(stream, name)))
+        for name in ("take", "published", "record", "record_and_commit"):
+            self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
         await sequencer.publish(publication(notice(2)))
-        self.assertEqual(called, ["take", "record"])
+        self.assertEqual(called, ["take", "record_and_commit"])
         await sequencer.publish(publication(order("7")))
         await sequencer.publish(publication(order("7")))
         # The second one says nothing new.
-        self.assertEqual(called[2:], ["take", "record", "take"])
+        self.assertEqual(called[2:], ["take", "record_and_commit", "take"])
         data = '{"orderId":"7","status":"cooking"}'
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'order_updated', %s)", data)
         sequencer.wake()
         await until(lambda: not self.waiting, "the row was taken")
-        self.assertEqual(called[5:], ["take", "published", "record"])
+        self.assertEqual(called[5:], ["take", "published", "record_and_commit"])
+
+    async def test_a_mistake_after_the_commit_publishes_nothing_twice(self) -> None:
+        sequencer = await self.started()
+
+        def fails(tenant_id: TenantId) -> int:
+            raise ZeroDivisionError
+
+        sequencer._numbering.connections_here = fails
+        with self.assertRaises(OutcomeUnknown):
+            await sequencer.publish(publication(notice(1)))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        sequencer._numbering.connections_here = lambda tenant_id: 0
+        self.assertEqual(first(await sequencer.publish(publication(notice(2)))), 2)
+        self.assertEqual(self.seqs(), [1, 2])
 
     async def test_what_was_committed_is_handed_on_as_it_is_read(self) -> None:
         handed: list[Appended] = []

@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from posd.security.dialing import Backoff, Server, retry_after
+from posd.security.dialing import Backoff, BaseUrl, retry_after
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
 class Servers(SynchronousTestCase):
-    def at(self, url: str) -> Server:
-        return Server.at(url, "https", "http")
+    def at(self, url: str) -> BaseUrl:
+        return BaseUrl.at(url, "https", "http")
 
     def test_a_url_gives_host_port_and_prefix(self) -> None:
         self.assertEqual(
             self.at("https://pos.example.com:9010/shop/"),
-            Server("https", "pos.example.com", 9010, "/shop"),
+            BaseUrl("https", "pos.example.com", 9010, "/shop"),
         )
 
     def test_the_schemes_have_their_usual_ports(self) -> None:

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.errors import TooManyRequests
-from posd.security.request_rates import Account, Purpose, RequestRates, account
+from posd.security.request_rates import Purpose, RateAccount, RequestRates, account
 
 MIB = 1024 * 1024
 
@@ -35,7 +35,7 @@ class RatesCase(SynchronousTestCase):
                 return count
         return tries
 
-    def requests(self, who: Account, size: int = 0) -> int:
+    def requests(self, who: RateAccount, size: int = 0) -> int:
         return self.granted(lambda: self.rates.request(who, size))
 
 

@@ -24,7 +24,7 @@ from posd.database import migrations
 from posd.errors import Renamed
 from posd.protocol.cursor import resume
 from posd.protocol.jsontext import decode
-from posd.store import cursors, epochs, presence, stream
+from posd.store import cursors, epochs, numbering, presence, stream
 from posd.store.epochs import End
 from posd.values import Head, Opening, Position, Resync, Seq
 from tests.cli_runner import as_role, migrated_database
@@ -65,8 +65,8 @@ class Shop:
         return complete(stream.heads(self.session, [1]))[1]
 
     def publish(self, *numbers: int) -> None:
-        entries = [stream.Entry(1, "note", f'{{"n":{number}}}') for number in numbers]
-        complete(stream.record(self.session, NODE, entries))
+        entries = [numbering.Entry(1, "note", f'{{"n":{number}}}') for number in numbers]
+        complete(numbering.record(self.session, NODE, entries))
 
     def lose(self, last: Seq) -> None:
         """Take away the events after a position."""

@@ -22,6 +22,7 @@ from posd.store import (
     epochs,
     erasure,
     export,
+    numbering,
     orders,
     presence,
     replay,
@@ -82,7 +83,7 @@ async def _export(table: str, session: Session) -> None:
     await export.rows(session, KITCHEN, table)
 
 
-async def _forget(place: erasure.Place, session: Session) -> None:
+async def _forget(place: erasure.DocumentPlace, session: Session) -> None:
     await erasure.documents(session, KITCHEN, place)
 
 
@@ -112,15 +113,15 @@ class GrowthTests(StoreCase):
         moves = [(each, "front", heads[each].stream_id, 8) for each in _SOME]
         lost = [(each, "front", uuid4(), 8) for each in _SOME]
         entries = [
-            stream.Entry(
+            numbering.Entry(
                 each, "new_order", "{}", order_id="8", snapshot="{}", status="new", version=1
             )
             for each in _SOME
         ]
         work: dict[str, Callable[[Session], Awaitable[object]]] = {
-            "take": lambda s: stream.take(s, [], [(each, None) for each in _SOME]),
-            "states": lambda s: stream.published(s, [(each, "8") for each in _SOME]),
-            "record": lambda s: stream.record(s, UUID(int=1), entries),
+            "take": lambda s: numbering.take(s, [], [(each, None) for each in _SOME]),
+            "states": lambda s: numbering.published(s, [(each, "8") for each in _SOME]),
+            "record": lambda s: numbering.record(s, UUID(int=1), entries),
             "heads": lambda s: stream.heads(s, _SOME),
             "pages": lambda s: stream.pages(s, positions, 100),
             "moved": lambda s: stream.moved(s, positions),
@@ -147,7 +148,9 @@ class GrowthTests(StoreCase):
             ),
         }
         before = datetime(2020, 1, 1, tzinfo=UTC)
-        places: tuple[erasure.Place, ...] = ("event", "message", "order", "answer", "outbox")
+        places: tuple[erasure.DocumentPlace, ...] = (
+            *("event", "message", "order", "answer", "outbox", "refusal"),
+        )
         work |= {
             "would go": lambda s: retention.would_go(s, KITCHEN, before, FINAL_STATUSES),
             "between": lambda s: replay.between(s, KITCHEN, 2, 8),

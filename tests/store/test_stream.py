@@ -5,8 +5,8 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 from posd.errors import Busy, Renamed
-from posd.store import stream
-from posd.store.stream import Entry
+from posd.store import numbering, stream
+from posd.store.numbering import Entry
 from tests.schema_case import NODE
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
@@ -18,7 +18,7 @@ def entry(number: int, tenant_id: int = 1, failure: str | None = None) -> Entry:
 class StreamTests(StoreCase):
     async def test_entries_are_numbered_in_their_order_each_tenant_by_itself(self) -> None:
         session = await self.session()
-        recorded = await stream.record(
+        recorded = await numbering.record(
             session, uuid4(), [entry(1), entry(2, 2), entry(3, failure="bad"), entry(4)]
         )
         self.assertEqual([each.seq for each in recorded], [1, 1, None, 2])
@@ -26,7 +26,7 @@ class StreamTests(StoreCase):
     async def test_the_log_is_read_as_it_was_written(self) -> None:
         session = await self.session()
         odd = Entry(1, "notice", '{"b":1,"a":"é"}', '{"beside":true}')
-        await stream.record(session, uuid4(), [entry(1), odd, entry(3), entry(4)])
+        await numbering.record(session, uuid4(), [entry(1), odd, entry(3), entry(4)])
         history = (await stream.heads(session, [1]))[1].stream_id
         events = await stream.after(session, KITCHEN, history, 1, 2)
         self.assertEqual([event.seq for event in events], [2, 3])
@@ -39,7 +39,7 @@ class StreamTests(StoreCase):
     async def test_a_page_has_no_more_bytes_than_a_terminal_is_sent_at_once(self) -> None:
         session = await self.session()
         large = Entry(1, "notice", '{"text":"%s"}' % ("x" * 100_000))
-        await stream.record(session, uuid4(), [large] * 5)
+        await numbering.record(session, uuid4(), [large] * 5)
         history = (await stream.heads(session, [1]))[1].stream_id
         pages = [await stream.after(session, KITCHEN, history, seq, 100) for seq in (0, 3, 4, 5)]
         seqs = [[event.seq for event in page] for page in pages]
@@ -47,7 +47,7 @@ class StreamTests(StoreCase):
 
     async def test_pages_of_several_streams_are_read_together(self) -> None:
         session = await self.session()
-        await stream.record(session, uuid4(), [entry(1), entry(2), entry(3, 2), entry(4)])
+        await numbering.record(session, uuid4(), [entry(1), entry(2), entry(3, 2), entry(4)])
         heads = await stream.heads(session, [1, 2])
         kitchen, grill = heads[1].stream_id, heads[2].stream_id
         wanted = [(1, kitchen, 1), (2, grill, 0), (2, grill, 1), (1, grill, 0), (77, grill, 0)]
@@ -67,7 +67,7 @@ class StreamTests(StoreCase):
 
     async def test_heads_that_have_moved_are_those_beyond_and_of_another_history(self) -> None:
         session = await self.session()
-        await stream.record(session, uuid4(), [entry(1), entry(2)])
+        await numbering.record(session, uuid4(), [entry(1), entry(2)])
         heads = await stream.heads(session, [1, 2])
         kitchen, grill = heads[1].stream_id, heads[2].stream_id
         found = await stream.moved(session, [(1, kitchen, 1), (2, grill, 0)])
@@ -79,7 +79,7 @@ class StreamTests(StoreCase):
     async def test_what_was_recorded_is_told_as_it_is_read(self) -> None:
         session = await self.session()
         odd = Entry(1, "notice", '{"b":1,"a":"é"}', '{"beside":true}')
-        recorded = await stream.record(session, uuid4(), [entry(1), odd, entry(3, 77)])
+        recorded = await numbering.record(session, uuid4(), [entry(1), odd, entry(3, 77)])
         history = (await stream.heads(session, [1]))[1].stream_id
         events = await stream.after(session, KITCHEN, history, 0, 10)
         self.assertEqual([each.created_at for each in recorded[:2]], [e.created_at for e in events])
@@ -87,7 +87,7 @@ class StreamTests(StoreCase):
 
     async def test_heads_and_the_poll_tell_where_streams_are_and_what_waits(self) -> None:
         session = await self.session()
-        await stream.record(session, uuid4(), [entry(1), entry(2)])
+        await numbering.record(session, uuid4(), [entry(1), entry(2)])
         waiting, heads = await stream.poll(session, [1])
         self.assertEqual((waiting, [head.last_seq for head in heads]), (None, [2]))
         self.assertIsInstance(heads[0].stream_id, UUID)
@@ -106,33 +106,35 @@ class StreamTests(StoreCase):
         self.publish()
         self.publish("grill")
         self.assertEqual(
-            [row.tenant_id for row in await stream.look(session, 10, [], [], {})], [1, 2]
+            [row.tenant_id for row in await numbering.look(session, 10, [], [], {})], [1, 2]
         )
         self.assertEqual(
-            [row.tenant_id for row in await stream.look(session, 10, [], [], {}, 2)], [2]
+            [row.tenant_id for row in await numbering.look(session, 10, [], [], {}, 2)], [2]
         )
-        seen = [(row.tenant_id, row.id) for row in await stream.look(session, 10, [2], [], {})]
-        taken = await stream.take(session, seen, node_id=NODE, fence=0)
+        seen = [(row.tenant_id, row.id) for row in await numbering.look(session, 10, [2], [], {})]
+        taken = await numbering.take(session, seen, node_id=NODE, fence=0)
         self.assertEqual(
             [(row.tenant_id, row.type, row.key) for row in taken.rows], [(1, "notice", None)]
         )
-        again = await stream.take(session, seen, node_id=NODE, fence=0)
+        again = await numbering.take(session, seen, node_id=NODE, fence=0)
         self.assertEqual(again.rows, [])
         self.assertLess(taken.now, again.now)
-        self.assertEqual([row.tenant_id for row in await stream.look(session, 10, [], [], {})], [2])
+        self.assertEqual(
+            [row.tenant_id for row in await numbering.look(session, 10, [], [], {})], [2]
+        )
 
     async def test_rows_that_come_after_the_look_are_left(self) -> None:
         session = await self.session()
         order_id = self.admin.value(
             "INSERT INTO dinedesk_kitchen.orders (total_amount) VALUES (5) RETURNING id"
         )
-        seen = await stream.look(session, 10, [], [], {})
+        seen = await numbering.look(session, 10, [], [], {})
         self.admin.run("UPDATE dinedesk_kitchen.orders SET total_amount = 6")
-        taken = await stream.take(
+        taken = await numbering.take(
             session, [(row.tenant_id, row.id) for row in seen], node_id=NODE, fence=0
         )
         self.assertEqual([row.key for row in taken.rows], [str(order_id)])
-        left = await stream.look(session, 10, [], [], {})
+        left = await numbering.look(session, 10, [], [], {})
         self.assertEqual([row.key for row in left], [str(order_id)])
 
     async def test_all_rows_about_one_order_are_seen_together(self) -> None:
@@ -142,9 +144,11 @@ class StreamTests(StoreCase):
                 "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
                 " SELECT n, 5 FROM generate_series(1, 2) AS n ON CONFLICT (id) DO UPDATE SET total_amount = 6"
             )
-        self.assertEqual([row.key for row in await stream.look(session, 1, [], [], {})], ["1", "1"])
-        self.assertEqual(len(await stream.look(session, 10, [], [], {1: 1})), 2)
-        self.assertEqual(len(await stream.look(session, 10, [], [], {})), 4)
+        self.assertEqual(
+            [row.key for row in await numbering.look(session, 1, [], [], {})], ["1", "1"]
+        )
+        self.assertEqual(len(await numbering.look(session, 10, [], [], {1: 1})), 2)
+        self.assertEqual(len(await numbering.look(session, 10, [], [], {})), 4)
 
     async def test_of_any_number_of_rows_about_one_order_the_oldest_are_seen(self) -> None:
         session = await self.session()
@@ -153,7 +157,9 @@ class StreamTests(StoreCase):
             " SELECT 1, 'order', '1' FROM generate_series(1, 20000)"
         )
         self.publish("grill")
-        seen = [row.id for row in await stream.look(session, 2, [], [], {}) if row.tenant_id == 1]
+        seen = [
+            row.id for row in await numbering.look(session, 2, [], [], {}) if row.tenant_id == 1
+        ]
         oldest = "SELECT id FROM dinedesk_main.pos_outbox ORDER BY id LIMIT 20"
         self.assertEqual(seen, [row_id for (row_id,) in self.admin.rows(oldest)])
 
@@ -164,20 +170,22 @@ class StreamTests(StoreCase):
         with self.admin.transaction():
             self.assertEqual(len(self.admin.take()), 1)
             with self.assertRaises(Busy):
-                await stream.take(session, [], node_id=NODE, fence=0)
+                await numbering.take(session, [], node_id=NODE, fence=0)
 
     async def test_orders_are_told_as_they_were_published(self) -> None:
         session = await self.session()
-        stored = stream.Entry(1, "new_order", '{"a":1.50}', order_id="7", status="new", version=3)
-        await stream.record(session, NODE, [stored])
+        stored = numbering.Entry(
+            1, "new_order", '{"a":1.50}', order_id="7", status="new", version=3
+        )
+        await numbering.record(session, NODE, [stored])
         wanted = [(1, "7"), (2, "7"), (1, "no such")]
         expected = {
-            (1, "7"): stream.StoredText('{"a":1.50}', "new", 3),
+            (1, "7"): numbering.StoredText('{"a":1.50}', "new", 3),
             (2, "7"): None,
             (1, "no such"): None,
         }
-        self.assertEqual(await stream.published(session, wanted), expected)
-        taken = await stream.take(session, [], [], wanted)
+        self.assertEqual(await numbering.published(session, wanted), expected)
+        taken = await numbering.take(session, [], [], wanted)
         self.assertEqual((taken.published, taken.rows, taken.behind), (expected, [], {}))
 
     def publish(self, slug: str = "kitchen") -> None:

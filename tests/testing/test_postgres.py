@@ -26,7 +26,7 @@ import posd
 from posd.testing import binaries as binaries_module
 from posd.testing import postgres as postgres_module
 from posd.testing import server as server_module
-from posd.testing.account import Account
+from posd.testing.account import SystemAccount
 from posd.testing.binaries import Binaries, NoServer, find_binaries, preferred_binaries
 from posd.testing.postgres import TestServer, test_server
 from posd.testing.server import Server, ServerFailed
@@ -419,7 +419,7 @@ class StandbyTests(SynchronousTestCase):
     def test_a_setting_it_refuses_is_reported_and_leaves_nothing(self) -> None:
         # Other processes of the tests make and remove folders in the same place.
         made: list[Path] = []
-        account = Account
+        account = SystemAccount
         make = account.temporary_folder
 
         def remember(*where: object) -> Path:

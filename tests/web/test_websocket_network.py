@@ -18,7 +18,6 @@ from twisted.internet.endpoints import (
     UNIXServerEndpoint,
     connectProtocol,
     wrapClientTLS,
-    wrapServerTLS,
 )
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
@@ -32,13 +31,16 @@ from posd.database.pool import Database
 from posd.delivery.hub import Exchange
 from posd.delivery.session import Session, State
 from posd.security.client_tls import client_context
+from posd.security.handshakes import HandshakeRates
 from posd.security.private_ca import make
 from posd.security.request_rates import RequestRates
 from posd.security.server_tls import ServerTLS
 from posd.store import stream
 from posd.values import GOING_AWAY
 from posd.web import websocket as ws
+from posd.web.http.input_turns import InputTurns
 from posd.web.http.site import BoundedSite
+from posd.web.http.tls_endpoint import PlainEndpoint, TLSEndpoint
 from posd.web.websocket import TillFactory
 from tests.delivery_case import CLOSE, TEXT, frames_in, opening, said, terminal
 from tests.exchange_case import Presence, Store, wake
@@ -122,11 +124,13 @@ class NetworkCase(TestCase):
 
     async def connect(self, site: BoundedSite) -> None:
         server: Any = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
-        folder = Path(self.mktemp())
+        turns = InputTurns(reactor, HandshakeRates(reactor.seconds))
         if self.tls:
-            made = make(folder, ["localhost"])
+            made = make(Path(self.mktemp()), ["localhost"])
             files = TLS(certificate=str(made.certificate_path), private_key=str(made.key_path))
-            server = wrapServerTLS(ServerTLS(files), server)
+            server = TLSEndpoint(ServerTLS(files), server, turns)
+        else:
+            server = PlainEndpoint(server, turns)
         port = await server.listen(site)
         self.addCleanup(port.stopListening)
         client: Any = HostnameEndpoint(reactor, b"127.0.0.1", port.getHost().port)

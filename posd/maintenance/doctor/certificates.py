@@ -20,7 +20,7 @@ from posd.config.model import TLS
 from posd.maintenance.doctor import Line, fault, ok, warning
 from posd.security import pem
 from posd.security import server_tls as tls
-from posd.security.validity import Standing, Validity
+from posd.security.validity import CertificateState, Validity
 
 _PART: Final = "certificate"
 _CLIENTS: Final = "client CA"
@@ -107,16 +107,16 @@ def _dates(part: str, certificates: Sequence[x509.Certificate], now: datetime) -
         ends = f"{validity.ends:%Y-%m-%d}"
         name = each.subject.rfc4514_string() or "a certificate"
         match validity.standing(now):
-            case Standing.ENDED:
+            case CertificateState.ENDED:
                 what = f"{name} ended on {ends}: it is refused everywhere"
                 yield fault(part, what, "renew it; a running posd takes the new files by itself")
-            case Standing.FUTURE:
+            case CertificateState.FUTURE:
                 what = f"{name} is not valid before {validity.begins:%Y-%m-%d %H:%M} UTC"
                 yield fault(part, what, "set this machine's clock, or have it issued anew")
-            case Standing.ENDING:
+            case CertificateState.ENDING:
                 what = f"{name} ends on {ends}, in {validity.left(now)}"
                 yield warning(part, what, "renew it; a running posd takes the new files by itself")
-            case Standing.GOOD:
+            case CertificateState.GOOD:
                 yield ok(part, f"{name} is valid until {ends}, for {validity.left(now)}")
 
 

@@ -19,7 +19,7 @@ from posd.maintenance import schema_diff as structure
 from posd.maintenance.doctor import Line, fault, machine, ok, unknown, warning
 from posd.store import audit_main, fitness, tenants
 from posd.store.audit import look
-from posd.store.fitness import Room, Server
+from posd.store.fitness import DatabaseServer, Room
 from posd.values import Tenant
 
 _LINKS: Final = 2 + PLACES
@@ -55,7 +55,7 @@ async def examine(session: Reader, config: Config | None) -> list[Line]:
     return lines
 
 
-def _server(server: Server) -> Iterator[Line]:
+def _server(server: DatabaseServer) -> Iterator[Line]:
     if server.version < OLDEST:
         what = f"PostgreSQL {server.version_text} is too old"
         yield fault("database", what, "upgrade it: posd needs 14 or newer")
@@ -282,7 +282,7 @@ def _waiting(nodes: int, rows: int) -> Line:
     return ok("outbox", f"nothing waits; {nodes} daemons are alive")
 
 
-def data_disk(server: Server, found: Mapping[str, str]) -> Line:
+def data_disk(server: DatabaseServer, found: Mapping[str, str]) -> Line:
     """Room where the database is, if that is on this machine and may be seen."""
     folder = found.get("data_directory")
     if not server.is_local:

@@ -15,7 +15,7 @@ from attrs import frozen
 from psycopg2.extensions import parse_dsn
 
 from posd.config import model as config
-from posd.config.files import Report, find
+from posd.config.files import Problems, find
 from posd.config.model import Config
 from posd.database import dsn as dsn_syntax
 from posd.errors import ConfigError
@@ -142,7 +142,7 @@ def permissions(path: Path, settings: Config | None, who: Reader | None) -> Iter
             settings.database.admin_dsn,
         )
     )
-    for file in find(path, Report()):
+    for file in find(path, Problems()):
         yield from _file("files", file, who, secret=secret)
     if settings is not None:
         yield from _of_dsn("database.dsn", settings.database.dsn, who)

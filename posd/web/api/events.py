@@ -27,7 +27,7 @@ _LONGEST_WAIT: Final = 45
 and most balancers after 60 s. The client would get 504 instead of an empty page."""
 _TYPE: Final = "[a-z][a-z0-9_]{0,49}"
 
-Place = Annotated[
+EventPosition = Annotated[
     Seq, Meta(ge=0, le=_LAST_SEQ, description="A position in the tenant's stream; 0 is before all.")
 ]
 History = Annotated[
@@ -43,7 +43,7 @@ History = Annotated[
 class PollTaken(Taken, frozen=True, rename=None):
     """From where on, and how much of what."""
 
-    after: Place | Unset = UNSET
+    after: EventPosition | Unset = UNSET
     limit: Annotated[int, Meta(ge=1, le=500, description="How many events at most.")] = 100
     wait: Annotated[
         int,
@@ -73,14 +73,14 @@ class PollTaken(Taken, frozen=True, rename=None):
 class StreamTaken(Taken, frozen=True, rename=None):
     """From where on. The header `Last-Event-ID` says the same as the parameter."""
 
-    last_event_id: Annotated[Place, called("lastEventId")] | Unset = UNSET
+    last_event_id: Annotated[EventPosition, called("lastEventId")] | Unset = UNSET
     stream_id: History | Unset = UNSET
 
 
 class AckTaken(Taken, frozen=True):
     """Up to where everything is stored."""
 
-    id: Place
+    id: EventPosition
     stream_id: UUID | Unset = UNSET
 
 
@@ -99,9 +99,9 @@ class BatchGiven(Success, frozen=True):
     """What follows a position. `next` is the `after` of the next call."""
 
     events: list[MessageGiven]
-    next: Place
+    next: EventPosition
     has_more: bool
-    last_event_id: Place
+    last_event_id: EventPosition
     stream_id: UUID
     resync: Literal["retention", "reset", "ahead"] | None
 
@@ -109,7 +109,7 @@ class BatchGiven(Success, frozen=True):
 class CursorGiven(Success, frozen=True):
     """How far the terminal is."""
 
-    id: Place
+    id: EventPosition
 
 
 _CONNECTING: Final = (

@@ -20,9 +20,9 @@ from posd.events.orders import FINAL_STATUSES
 from posd.events.timezones import zone
 from posd.protocol import jsontext
 from posd.store import orders
-from posd.store.orders import Open, Place
+from posd.store.orders import Open, PendingPosition
 from posd.values import Tenant, TenantId
-from posd.web.api.events import Place as EventPosition
+from posd.web.api.events import EventPosition
 from posd.web.http.models import UNSET, Success, Taken, Unset, component, plain
 from posd.web.http.operations import TILLS, Operation, Refused, TenantAsk
 from posd.web.http.pieces import at_once, in_pieces
@@ -156,13 +156,13 @@ def _written(order: Open) -> jsontext.Written:
     return jsontext.Written(jsontext.encode({**snapshot, **names}))
 
 
-def _cursor(place: Place) -> str:
+def _cursor(place: PendingPosition) -> str:
     """A place among the open orders, in letters that stand in a query as they are."""
     text = f"{place.created_at} {place.order_id}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _place(cursor: str) -> Place:
+def _place(cursor: str) -> PendingPosition:
     """What `_cursor` has written. Raises `BadRequest` (`invalid_field`)."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
@@ -175,7 +175,7 @@ def _place(cursor: str) -> Place:
             raise ValueError("no order has this id")
     except (binascii.Error, ValueError):
         raise _invalid("after", "must be the `next` of an earlier page") from None
-    return Place(created_at, order_id)
+    return PendingPosition(created_at, order_id)
 
 
 def _since(told: str, tenant: Tenant) -> datetime:

@@ -11,7 +11,7 @@ from twisted.web.server import Request
 
 from posd.errors import NotFound
 from posd.protocol.jsontext import timestamp
-from posd.store.standing import Report, TerminalStanding
+from posd.store.standing import StreamReport, TerminalStanding
 from posd.values import Seq, Tenant
 from posd.web.http.call import Call
 from posd.web.http.models import Given, Moment, Success
@@ -72,7 +72,7 @@ class StatusGiven(Success, frozen=True):
 class Monitor:
     """The endpoint; `report` reads how a tenant stands, on all nodes."""
 
-    report: Callable[[Tenant], Awaitable[Report | None]]
+    report: Callable[[Tenant], Awaitable[StreamReport | None]]
 
     @property
     def operations(self) -> tuple[Operation, ...]:

@@ -12,7 +12,7 @@ from twisted.web.http import parse_qs
 from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
-from posd.security.request_rates import Account
+from posd.security.request_rates import RateAccount
 from posd.web.http.headers import (
     Fields,
     Target,
@@ -40,13 +40,15 @@ A credential's is read, after a rest, and thrown away: another connection would 
 class RateGate(Protocol):
     """Charges requests (`posd.web.http.rate_gate`)."""
 
-    def account(self, request: BoundedRequest, path: bytes) -> Account | None:
+    def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
         """Who is charged for a request; None for an address, and for nobody."""
 
-    def charge(self, request: BoundedRequest, who: Account | None, path: bytes, size: int) -> None:
+    def charge(
+        self, request: BoundedRequest, who: RateAccount | None, path: bytes, size: int
+    ) -> None:
         """Charge it. Raises `TooManyRequests`."""
 
-    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+    def go_on(self, who: RateAccount | None, size: int) -> TooManyRequests | None:
         """Charge bytes of its body that were not announced."""
 
     def is_proxy(self, peer: str) -> bool:
@@ -103,7 +105,7 @@ class BoundedRequest(Request):
     _target: Target
     refused = False
     over_rate: TooManyRequests | None = None
-    account: Account | None = None
+    account: RateAccount | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
     fields: Fields

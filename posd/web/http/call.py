@@ -20,7 +20,7 @@ from posd.errors import (
 from posd.memo import memo
 from posd.protocol import jsontext, surrogates
 from posd.security.addresses import Network, client_address
-from posd.security.request_rates import Account
+from posd.security.request_rates import RateAccount
 from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.headers import as_text, members
 from posd.web.http.pieces import in_pieces
@@ -103,7 +103,7 @@ class Call:
         return address_of(self.request, self.door)
 
     @property
-    def account(self) -> Account | None:
+    def account(self) -> RateAccount | None:
         """The credential that is charged for this, None where an address or nobody is."""
         return self.request.account
 

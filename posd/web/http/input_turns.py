@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
@@ -285,8 +285,11 @@ class PacedInput(ProtocolWrapper):
             self.transport.resumeProducing()
 
 
-class PacedTLS(PacedInput, BufferingTLSTransport):
-    """The server's side of a connection with TLS."""
+class PacedTLS(PacedInput, TLSMemoryBIOProtocol):
+    """The server's side of a connection with TLS.
+
+    It is no `BufferingTLSTransport`, which encrypts what is written in the next turn of the reactor.
+    """
 
     _handshakeDone: bool
     _size = 0

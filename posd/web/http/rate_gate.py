@@ -15,7 +15,7 @@ from posd.memo import memo
 from posd.security.addresses import is_proxy
 from posd.security.auth import hash_of
 from posd.security.key_index import KeyIndex
-from posd.security.request_rates import Account, Purpose, RequestRates, account
+from posd.security.request_rates import Purpose, RateAccount, RequestRates, account
 from posd.values import RESERVED
 from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Door, address_of
@@ -35,14 +35,16 @@ class RateGate:
     rates: RequestRates
     door: Door
 
-    def account(self, request: BoundedRequest, path: bytes) -> Account | None:
+    def account(self, request: BoundedRequest, path: bytes) -> RateAccount | None:
         """Who is charged for a request: a credential; None for an address, and as long as it is not known."""
         key = _key(request)
         if key is None or not self.index.read:
             return None
         return self._account(request, path.partition(b"?")[0], key)
 
-    def charge(self, request: BoundedRequest, who: Account | None, path: bytes, size: int) -> None:
+    def charge(
+        self, request: BoundedRequest, who: RateAccount | None, path: bytes, size: int
+    ) -> None:
         """Charge a request with a body of so many bytes. Raises `TooManyRequests`."""
         if who is not None:
             self.rates.request(who, size)
@@ -55,7 +57,7 @@ class RateGate:
             purpose = "health" if path.partition(b"?")[0] in _HEALTH else "all"
             self.rates.stranger(address_of(request, self.door), purpose)
 
-    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+    def go_on(self, who: RateAccount | None, size: int) -> TooManyRequests | None:
         """Charge bytes of a body that came without a length; the refusal, if that is too much."""
         if who is not None:
             try:
@@ -68,7 +70,7 @@ class RateGate:
         """Whether the other end of a connection is a proxy, which sends requests of several clients."""
         return is_proxy(peer, self.door.proxies)
 
-    def _account(self, request: BoundedRequest, path: bytes, key: str) -> Account | None:
+    def _account(self, request: BoundedRequest, path: bytes, key: str) -> RateAccount | None:
         sha256 = hash_of(key)
         slug, purpose = _addressed(path)
         known = None if sha256 is None else self.index.find(sha256, slug)

@@ -21,7 +21,7 @@ def bound_buffers(transport: Any) -> None:
     (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
     own would see. It doubles the value.
     """
-    below = _below(transport)
+    below = socket_below(transport)
     with suppress(AttributeError, OSError):
         below.bufferSize = _READ_BYTES
         below.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
@@ -34,15 +34,15 @@ def hasten(transport: Any, unconfirmed_milliseconds: int) -> None:
     """
     with suppress(AttributeError, OSError):
         # A unix socket, behind a proxy on this machine, has no such options.
-        below = _below(transport)
+        below = socket_below(transport)
         below.setTcpNoDelay(True)
         below.getHandle().setsockopt(
             socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unconfirmed_milliseconds
         )
 
 
-def _below(transport: Any) -> Any:
-    """The transport that has the socket, below TLS."""
+def socket_below(transport: Any) -> Any:
+    """The transport that has the socket, below TLS and other wrappers."""
     while (below := getattr(transport, "transport", None)) is not None:
         transport = below
     return transport

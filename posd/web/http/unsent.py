@@ -17,7 +17,7 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from posd.security.rate_limits import TokenBucket
-from posd.security.request_rates import Account
+from posd.security.request_rates import RateAccount
 
 LONG: Final = 16 * 1024
 """A longer body is written in parts."""
@@ -42,7 +42,7 @@ class UnsentAnswers:
     """
 
     reactor: Any
-    charge: Callable[[Account, int], None] = lambda who, size: None
+    charge: Callable[[RateAccount, int], None] = lambda who, size: None
     """Told of each long answer to a credential, and its bytes."""
     _held: dict[object, dict[LongAnswer, None]] = field(factory=dict, init=False)
     _bytes: dict[object, int] = field(factory=dict, init=False)
@@ -53,14 +53,14 @@ class UnsentAnswers:
     def __attrs_post_init__(self) -> None:
         self._lines = TokenBucket(_LINES_PER_SECOND, _LINES_AT_ONCE, self.reactor.seconds)
 
-    def send(self, request: Request, body: bytes, asker: Account | str) -> None:
+    def send(self, request: Request, body: bytes, asker: RateAccount | str) -> None:
         """Write a body and finish the request. `asker` is a credential, or the address of a stranger.
 
         A key that is not known counts as none. A client could send another one with each request, and would
         never be the one that holds most.
         """
         owner: object = asker
-        if isinstance(asker, Account):
+        if isinstance(asker, RateAccount):
             self.charge(asker, len(body))
             owner = asker.together
         answer = LongAnswer(request, body, owner, self)

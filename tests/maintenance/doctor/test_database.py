@@ -16,13 +16,13 @@ from posd.config.model import Database as DatabaseSettings
 from posd.database import migrations
 from posd.maintenance.doctor import Line, State, database
 from posd.store import fitness
-from posd.store.fitness import Room, Server
+from posd.store.fitness import DatabaseServer, Room
 from posd.testing.postgres import test_server
 from tests.cli_runner import as_role
 from tests.schema_case import two_shops
 
 CONFIG: Final = Config(DatabaseSettings("postgresql:///posd"))
-SERVER: Final = Server(
+SERVER: Final = DatabaseServer(
     150018,
     "15.18",
     "UTF8",

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
-from posd.security.request_rates import Account
+from posd.security.request_rates import RateAccount
 from posd.web.http import unsent
 from posd.web.http.call import Call, Door
 from posd.web.http.channel import BoundedChannel
@@ -56,14 +56,14 @@ class Socket(StringTransport):
 class Gate:
     """Knows the keys that begin with `pos_`. Implements `posd.web.http.bounded_request.RateGate`."""
 
-    def account(self, request: Request, path: bytes) -> Account | None:
+    def account(self, request: Request, path: bytes) -> RateAccount | None:
         key = request.requestHeaders.getRawHeaders("X-API-Key", [""])[0]
-        return Account(((key, 1),)) if key.startswith("pos_") else None
+        return RateAccount(((key, 1),)) if key.startswith("pos_") else None
 
-    def charge(self, request: Request, who: Account | None, path: bytes, size: int) -> None:
+    def charge(self, request: Request, who: RateAccount | None, path: bytes, size: int) -> None:
         """Everybody may ask as much as they like."""
 
-    def go_on(self, who: Account | None, size: int) -> TooManyRequests | None:
+    def go_on(self, who: RateAccount | None, size: int) -> TooManyRequests | None:
         return None
 
     def is_proxy(self, peer: str) -> bool:

@@ -1,0 +1,71 @@
+"""Processors and memory of other processes: which they run on, and what they have used (proc(5))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_CHILDREN_TIME: Final = slice(13, 15)
+"""`cutime` and `cstime`, counted from the process's state."""
+
+
+def share() -> int | None:
+    """Keep one processor for the servers that are measured, and move this process to the others.
+
+    What this process starts afterwards, PostgreSQL and the load client, runs beside it; `pin` moves a server.
+    Returns None, and does nothing, where there is only one processor.
+    """
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < 2:
+        return None
+    os.sched_setaffinity(0, available[1:])
+    return available[0]
+
+
+def pin(pid: int, processor: int | None) -> None:
+    """Run all threads of a process on one processor."""
+    if processor is not None:
+        for task in _tasks(pid):
+            os.sched_setaffinity(int(task.name), {processor})
+
+
+def used(pid: int) -> float:
+    """Seconds of processor time that all threads of a process have used."""
+    total = 0
+    for task in _tasks(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def used_with_children(pid: int) -> float:
+    """The same of a process and all that it has forked, those that have ended included: a PostgreSQL."""
+    ended = sum(map(int, _fields(Path(f"/proc/{pid}"))[_CHILDREN_TIME])) / _TICKS
+    children = 0.0
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if int(_fields(process)[1]) == pid:
+                    children += used(int(process.name))
+    return ended + used(pid) + children
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory that the process has for itself, and its part of what it shares."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("smaps_rollup has no Pss")
+
+
+def _tasks(pid: int) -> Iterator[Path]:
+    yield from Path(f"/proc/{pid}/task").iterdir()
+
+
+def _fields(process: Path) -> list[str]:
+    """What stands in `stat` behind the name of the program: the state, the parent, …"""
+    return (process / "stat").read_text("ascii").rpartition(")")[2].split()

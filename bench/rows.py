@@ -1,0 +1,73 @@
+"""What a row of the table is, and what its measurements have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from attrs import frozen
+
+from bench.loader import Loader
+from bench.subjects import Subject
+from bench.world import opening
+
+Figures = Mapping[str, float]
+
+WARM_SECONDS: Final = 1.0
+
+
+@frozen
+class Target:
+    """What a figure of posd's must be: at least or at most `bound`, times the figure of `of` if given."""
+
+    bound: float
+    of: str | None = None
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        sign = "≤" if self.at_most else "≥"
+        return f"{sign} {self.bound:,g}" + ("" if self.of is None else f" × {self.of}")
+
+
+@frozen
+class Row:
+    """A measurement that is made of each subject in turn, `rounds` times.
+
+    `prepare` is called once for each subject, `measure` in every round with the seconds it may take.
+    A `fresh` row starts every subject anew in every round: a process that has worked has memory to reuse.
+    """
+
+    name: str
+    title: str
+    subjects: Sequence[str]
+    targets: Mapping[str, Target]
+    prepare: Callable[[Subject, Loader], None]
+    measure: Callable[[Subject, Loader, float], Figures]
+    seconds: float = 1.5
+    rounds: int = 3
+    fresh: bool = False
+    full_only: bool = False
+
+
+def nothing(subject: Subject, loader: Loader) -> None:
+    """For a row that has nothing to prepare."""
+
+
+def named(tenants: Sequence[int], each: int, name: str = "TILL") -> list[bytes]:
+    """The openings of so many named tills of each of these tenants."""
+    return [opening(tenant, f"{name}_{n}") for tenant in tenants for n in range(each)]
+
+
+def costs(subject: Subject, run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Figures]:
+    """Run a job; its result, and the microseconds of processor time of server, PostgreSQL and client."""
+    before, began = subject.processor(), time.monotonic()
+    result = run()
+    after, took = subject.processor(), time.monotonic() - began
+    server, postgres = (1e6 * (b - a) for a, b in zip(before, after, strict=True))
+    return result, {
+        "server_us": server,
+        "postgres_us": postgres,
+        "client_us": 1e6 * result["processor"],
+        "client_busy": result["processor"] / took,
+    }

@@ -1,0 +1,140 @@
+"""A session on one connection of a link: for a statement, or for a transaction."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from posd.database.connection import Connection, ConnectionLost, Parameters, Row
+from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
+
+_FINISH: Final = """
+    SELECT set_config('posd.answer', ({})::text, false); COMMIT; SELECT current_setting('posd.answer')
+"""
+# How long a statement may take longer than the server lets it, where somebody waits who has a deadline.
+_LAST_GRACE_SECONDS: Final = 0.5
+
+
+class Owner(Protocol):
+    """The link: it has one connection after the other."""
+
+    statement_timeout: float
+
+    def seconds(self) -> float:
+        """The time by the reactor's clock."""
+
+    def holds(self, connection: Connection) -> bool:
+        """Whether this is its connection now."""
+
+    async def run(
+        self,
+        connection: Connection,
+        sql: str,
+        parameters: Parameters,
+        rows: bool,
+        patience: float | None = None,
+    ) -> list[Row]:
+        """Run a statement on that very connection, and give it up after so many seconds."""
+
+    def end(self, connection: Connection, trouble: str) -> None:
+        """Give a connection up, whose state is unknown."""
+
+
+class Bound:
+    """A session on one connection as it is now; never on the one that replaces it."""
+
+    def __init__(self, link: Owner, connection: Connection) -> None:
+        self._link = link
+        self._connection = connection
+        # BEGIN travels with the first statement of a transaction, to save a round trip.
+        self._prefix = ""
+        self._open = False
+        self._failure: Exception | None = None
+        self._deadline: float | None = None
+        self.is_committed = False
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._run(sql, parameters, True)
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        await self._run(sql, parameters, False)
+
+    def begin(self, deadline: float | None = None) -> None:
+        self._prefix, self._deadline = "BEGIN; ", deadline
+
+    async def commit(self) -> None:
+        """Commit; or raise what went wrong before, if `work` went on all the same.
+
+        PostgreSQL answers the COMMIT of a transaction that has failed with a ROLLBACK, not with an
+        error.
+        """
+        if not self._open:
+            return
+        if self._failure is not None:
+            raise self._failure
+        if not self._link.holds(self._connection):
+            raise ConnectionLost
+        try:
+            await self._last("COMMIT", self._left())
+        except ConnectionLost as error:
+            raise _commit_lost() from error
+
+    async def finish(self, sql: str, parameters: Parameters = ()) -> str:
+        """See `Transaction.finish`.
+
+        psycopg2 keeps the result of the last statement of a string only, so a setting of the session carries
+        the value over the COMMIT.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            ((answer,),) = await self._run(_FINISH.format(sql), parameters, True)
+        except ConnectionLost as error:
+            raise _commit_lost() from error
+        self._open, self.is_committed = False, True
+        return str(answer)
+
+    async def rollback(self) -> None:
+        if self._open:
+            try:
+                await self._last("ROLLBACK", None if self._deadline is None else 0.0)
+            except (Unavailable, StatementFailed):
+                self._link.end(self._connection, "could not roll back")
+
+    async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
+        try:
+            left = self._left()
+            if left is not None:
+                # Each statement may take what those before it have left. It is the smaller one of this
+                # and the session's that counts.
+                seconds = min(left, self._link.statement_timeout)
+                sql = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; {sql}"
+            prefix, self._prefix = self._prefix, ""
+            self._open = self._open or bool(prefix)
+            return await self._link.run(
+                self._connection, prefix + sql, parameters, rows, _patience(left)
+            )
+        except Exception as failure:
+            self._failure = failure
+            raise
+
+    async def _last(self, sql: str, left: float | None) -> None:
+        """End the transaction."""
+        await self._link.run(self._connection, sql, (), False, _patience(left))
+
+    def _left(self) -> float | None:
+        """How many seconds there are until the deadline. Raises `Busy` if it is past."""
+        if self._deadline is None:
+            return None
+        left = self._deadline - self._link.seconds()
+        if left <= 0:
+            raise Busy("This could not be done in time. Try again.", retry_after=1)
+        return left
+
+
+def _patience(left: float | None) -> float | None:
+    return None if left is None else left + _LAST_GRACE_SECONDS
+
+
+def _commit_lost() -> OutcomeUnknown:
+    message = "The connection to the database was lost during COMMIT."
+    return OutcomeUnknown(message, retry_after=1)

@@ -1,0 +1,209 @@
+"""Batches are committed, and what goes wrong is kept small.
+
+A tenant whose rows cannot be numbered is left out for a while and keeps them. A batch that is refused is done
+again in parts, and those in halves, until what is at fault fails alone; the shops' orders are read again for
+that. Nothing leaves the outbox without having become an event or a `failed` row with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from attrs import define
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from posd.database.link import Link
+from posd.errors import StatementFailed, Unavailable, Unprocessable, is_about_data
+from posd.monitoring.counters import Instruments
+from posd.publishing.following import Following
+from posd.publishing.journal import Journal
+from posd.publishing.outbox import Outbox, Portion
+from posd.publishing.publication import Request, answer, fail, hand_on, not_served
+from posd.publishing.quarantine import Aside
+from posd.publishing.request_queue import RequestQueue
+from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
+from posd.publishing.workload import TooMuch
+from posd.store.numbering import FenceLost, OutboxRow
+from posd.values import Appended, TenantId
+from posd.waiting import Pulse
+
+
+@define(eq=False)
+class Batches:
+    """What the sequencer does with a batch, one after the other.
+
+    `aside` has the tenants whose rows stay in the outbox, `shut` those whose requests are refused as well.
+    `appended` is given what was committed, so that this node's tills have it without a read. `look_again` is
+    called where the outbox has to be looked at anew, and `fence_lost` where another node is the doorman.
+    """
+
+    clock: IReactorTime
+    link: Link
+    numbering: Numbering
+    journal: Journal
+    outbox: Outbox
+    queue: RequestQueue
+    following: Following
+    aside: Aside[TenantId]
+    shut: Aside[TenantId]
+    pulse: Pulse
+    instruments: Instruments
+    appended: Callable[[Appended], None]
+    look_again: Callable[[], None]
+    fence_lost: Callable[[], None]
+
+    _log = Logger()
+
+    async def settle(self, requests: Sequence[Request], portions: Sequence[Portion] = ()) -> None:
+        """Publish requests and portions of the outbox; each fails only for its own faults.
+
+        Raises `Unavailable`: what was not done by then can only be done later.
+        """
+        if not requests and not portions:
+            return
+        try:
+            await self._commit(requests, portions)
+        except TenantsFailed as trouble:
+            await self._leave_out(trouble.failures, requests, portions)
+        except TooMuch as trouble:
+            self.outbox.lighten(trouble.tenant_id, trouble.rows)
+            self.look_again()
+            self.queue.put_back(requests)
+        except Unavailable as error:
+            fail(requests, error)
+            raise
+        except Exception as error:
+            # What is older goes first.
+            for each in portions:
+                await self._again(each, error if len(portions) == 1 and not requests else None)
+            if portions:
+                await self.settle(requests)
+            elif len(requests) > 1:
+                half = len(requests) // 2
+                await self.settle(requests[:half])
+                await self.settle(requests[half:])
+            else:
+                self._blame(requests[0], error)
+
+    async def _again(self, portion: Portion, error: Exception | None) -> None:
+        """Publish the rows of a batch that was refused; `error` if nothing else was in it.
+
+        Orders are read again, since the shop may have changed them meanwhile. Nobody waits for that here.
+        """
+        if not portion.was_read:
+            await self._settle_rows(portion.tenant_id, len(portion.ids))
+        elif error is not None and portion.is_one:
+            await self._blame_row(error)
+        else:
+            self.outbox.divide(portion, was_alone=error is not None)
+        self.look_again()
+
+    async def _settle_rows(self, tenant_id: TenantId, rows: int) -> None:
+        """Publish up to `rows` of one tenant's outbox, the oldest first; one that cannot be fails alone."""
+        portion = None if tenant_id in self.aside else await self.outbox.one(tenant_id, rows)
+        if portion is None:
+            return
+        try:
+            await self._commit([], [portion])
+        except TenantsFailed as trouble:
+            await self._leave_out(trouble.failures, [], [portion])
+        except Unavailable:
+            raise
+        except Exception as error:
+            if rows > 1:
+                await self._settle_rows(tenant_id, rows // 2)
+                await self._settle_rows(tenant_id, rows - rows // 2)
+            else:
+                await self._blame_row(error)
+
+    async def _commit(self, requests: Sequence[Request], portions: Sequence[Portion]) -> None:
+        self.pulse.beat()
+        began = self.clock.seconds()
+        self.following.try_now(requests)
+        try:
+            outcome = await self.link.transaction(
+                lambda session: self.numbering.number(session, requests, portions)
+            )
+        except FenceLost:
+            self.fence_lost()
+            await self.settle(requests)
+            return
+        except TooMuch:
+            raise
+        except Exception:
+            self.instruments.batch_failed()
+            raise
+        hand_on(outcome.appended, self.appended, self.journal.not_handed_on)
+        seconds = self.clock.seconds() - began
+        self.journal.committed(outcome, seconds)
+        self.outbox.accepted(portions, seconds)
+        self.following.too_early(outcome.early, [each.tenant_id for each in portions])
+        self.queue.put_back(outcome.early)
+        if outcome.taken or outcome.early:
+            # More may have come for those tenants, which the last look has passed by.
+            self.look_again()
+        await answer(self.clock, [each for each in requests if not each.queued])
+
+    async def _leave_out(
+        self,
+        failures: Mapping[TenantId, str],
+        requests: Sequence[Request],
+        portions: Sequence[Portion],
+    ) -> None:
+        """Do a batch without the tenants that failed. The outbox is looked at anew for the others.
+
+        It may be that only something in the outbox is at fault. So at first a tenant loses its place
+        there, and what publishers ask is tried once more without that.
+        """
+        had_rows = {each.tenant_id for each in portions}
+        spared = failures.keys() & had_rows
+        if had_rows:
+            self.look_again()
+        for tenant_id, reason in failures.items():
+            self._leave(self.aside if tenant_id in spared else self.shut, tenant_id, reason)
+        shut = failures.keys() - spared
+        fail((each for each in requests if each.tenant_id in shut), not_served())
+        await self.settle([each for each in requests if each.tenant_id not in failures])
+        await self.settle([each for each in requests if each.tenant_id in spared])
+
+    def _blame(self, request: Request, error: Exception) -> None:
+        """A request has failed alone."""
+        if not isinstance(error, StatementFailed):
+            self._log.failure("an event could not be worked on")
+        self.journal.refused(request, error)
+        refusal = Unprocessable("The event cannot be stored.", code="invalid_event")
+        fail([request], refusal if is_about_data(error) else error)
+
+    async def _blame_row(self, error: Exception) -> None:
+        """The oldest row of a tenant's outbox has failed alone."""
+        row = self.numbering.oldest
+        badly_made = is_about_data(error)
+        if not isinstance(error, StatementFailed):
+            self._log.failure("an event could not be worked on")
+        if row is None:
+            # There was none yet: the sequencer cannot work at all.
+            raise error
+        if isinstance(error, StatementFailed) and not badly_made:
+            self._leave(self.aside, row.tenant_id, str(error))
+        else:
+            await self._reject(row, str(error) if badly_made else "posd failed at this event")
+
+    async def _reject(self, row: OutboxRow, reason: str) -> None:
+        """Log the outbox row that just failed alone as failed, since it cannot be published."""
+        try:
+            await self.link.transaction(
+                lambda session: self.numbering.reject(session, row, reason, self.outbox.fence)
+            )
+        except FenceLost:
+            self.fence_lost()
+        except StatementFailed as error:
+            self._leave(self.aside, row.tenant_id, str(error))
+        except OutboxChanged:
+            # It is found out anew which row is at fault.
+            self.look_again()
+        else:
+            self.journal.rejected(row, reason)
+
+    def _leave(self, aside: Aside[TenantId], tenant_id: TenantId, reason: str) -> None:
+        self.journal.unnumbered(tenant_id, reason, aside.add(tenant_id))

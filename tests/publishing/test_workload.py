@@ -1,0 +1,84 @@
+"""A batch that is too much work is rolled back, and numbered in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.publishing import workload
+from posd.publishing.workload import TooMuch, Workload
+from posd.store import numbering
+from tests.sequencer_case import GRILL, KITCHEN, SequencerCase, notice, publication
+
+
+class WorkloadTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+
+    def work(self, work: Workload, *rows: tuple[int, float, int]) -> TooMuch | None:
+        """Work on rows: the tenant, how many tenths of what is too long it takes, and its bytes."""
+        for tenant_id, tenths, size in rows:
+            self.clock.advance(tenths * workload._MOST_SECONDS / 10)
+            try:
+                work.done(tenant_id, size)
+            except TooMuch as trouble:
+                return trouble
+        return None
+
+    def test_rows_that_take_long_are_too_much(self) -> None:
+        trouble = self.work(Workload(self.clock, [1] * 20), *[(1, 2.0, 0)] * 20)
+        assert trouble is not None
+        self.assertEqual((trouble.tenant_id, trouble.rows), (1, 3))
+
+    def test_rows_of_which_much_is_stored_are_too_much(self) -> None:
+        size = workload._MOST_BYTES // 4
+        trouble = self.work(Workload(self.clock, [1] * 20), *[(1, 0.0, size)] * 20)
+        assert trouble is not None
+        self.assertEqual((trouble.tenant_id, trouble.rows), (1, 2))
+
+    def test_the_tenant_with_most_of_the_work_has_fewer(self) -> None:
+        rows = [(1, 0.1, 10), (2, 3.0, 10)] * 10
+        trouble = self.work(Workload(self.clock, [1, 2] * 10), *rows)
+        assert trouble is not None
+        self.assertEqual(trouble.tenant_id, 2)
+
+    def test_a_tenant_with_one_row_cannot_have_fewer(self) -> None:
+        self.assertIsNone(self.work(Workload(self.clock, [1, 2]), (1, 99.0, 0), (2, 99.0, 0)))
+        trouble = self.work(Workload(self.clock, [1, 2, 2]), (1, 99.0, 0), (2, 1.0, 0))
+        assert trouble is not None
+        self.assertEqual((trouble.tenant_id, trouble.rows), (2, 1))
+
+    def test_what_is_done_is_not_thrown_away_for_the_last_row(self) -> None:
+        self.assertIsNone(self.work(Workload(self.clock, [1, 1]), (1, 1.0, 0), (1, 99.0, 0)))
+
+
+class BatchTests(SequencerCase):
+    async def test_short_rows_that_change_long_orders_are_numbered_in_parts(self) -> None:
+        most = 8192
+        self.patch(workload, "_MOST_BYTES", most)
+        recorded: list[list[tuple[int, int]]] = []
+        record = numbering.record_and_commit
+
+        async def counted(session: Any, node: Any, entries: Sequence[numbering.Entry]) -> Any:
+            recorded.append([(each.tenant_id, each.size) for each in entries])
+            return await record(session, node, entries)
+
+        self.patch(numbering, "record_and_commit", counted)
+        sequencer = await self.started()
+        await sequencer.publish(publication(("new_order", {"orderId": "7", "notes": "x" * 1000})))
+        for number in range(30):
+            self.publish("order_updated", {"orderId": "7", "total": number + 1})
+        self.publish("note", {"number": 1}, GRILL)
+        sequencer.wake()
+        # What is asked meanwhile waits for no more than a part.
+        await sequencer.publish(publication(notice(1), tenant_id=GRILL))
+        await self.emptied(sequencer)
+        self.assertEqual([each.data.get("total") for each in self.log_of()][1:], [*range(1, 31)])
+        self.assertEqual(self.seqs(), [*range(1, 32)])
+        self.assertEqual(self.seqs(GRILL), [1, 2])
+        of_kitchen = [sum(size for of, size in each if of == KITCHEN) for each in recorded]
+        self.assertLess(max(of_kitchen), 2 * most)
+        self.assertEqual(self.flushLoggedErrors(), [])
