@@ -227,8 +227,9 @@ class Call:
 
 def _refusal_of(error: InvalidMessage) -> BadRequest:
     """What is answered to a body that cannot be read."""
-    code = "number_out_of_range" if isinstance(error, NumberOutOfRange) else "invalid_json"
-    return BadRequest(str(error), code=code)
+    if isinstance(error, NumberOutOfRange):
+        return BadRequest(str(error), code="number_out_of_range")
+    return BadRequest(str(error), code="invalid_json")
 
 
 class _Compressed(UnsupportedMediaType):

@@ -262,9 +262,17 @@ class PacedInput(ProtocolWrapper):
         if not self._in_queue:
             self._in_queue = True
             self.factory.turns.work(self)
-        if self._in_queue and not self.counts:
+        if self._in_queue and not self.counts and self._is_much():
             # Before a handshake `PacedTLS` bounds what may come, and who leaves is forgotten at once.
             self._pause()
+
+    def _is_much(self) -> bool:
+        """Whether to read no more until it is this connection's turn.
+
+        A client sends a request and waits for its answer: to pause and resume would be two system calls for
+        nothing. So one short piece may wait while the connection is read.
+        """
+        return len(self._came) > 1 or (len(self._came) == 1 and len(self._came[0]) > _PIECE_BYTES)
 
     def _pause(self) -> None:
         if not self._is_paused:

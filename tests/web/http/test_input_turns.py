@@ -247,13 +247,15 @@ class PacedPlainTests(PacedCase):
         self.assertEqual(bytes(self.said.data), b"first")
         self.assertEqual(self.transport.producerState, "producing")
 
-    def test_what_waits_comes_in_its_order_and_the_socket_is_not_read_meanwhile(self) -> None:
+    def test_what_waits_comes_in_its_order_and_a_socket_that_brings_more_is_not_read(self) -> None:
         self.protocol.dataReceived(b"first ")
         self.use_up()
         self.protocol.dataReceived(b"second ")
         self.assertEqual(bytes(self.said.data), b"first ")
-        self.assertEqual(self.transport.producerState, "paused")
+        # A client that waits for its answer sends nothing more.
+        self.assertEqual(self.transport.producerState, "producing")
         self.protocol.dataReceived(b"third")
+        self.assertEqual(self.transport.producerState, "paused")
         self.turn()
         self.assertEqual(bytes(self.said.data), b"first second third")
         self.assertEqual(self.transport.producerState, "producing")
@@ -284,12 +286,14 @@ class PacedPlainTests(PacedCase):
 
     def test_the_first_bytes_too_are_not_read_on_while_they_wait(self) -> None:
         """Else a thousand clients that send without end would fill the memory."""
-        self.use_up()
-        self.protocol.dataReceived(bytes(65536))
-        self.assertEqual(self.transport.producerState, "paused")
-        self.turn()
-        self.assertEqual(len(self.said.data), 65536)
-        self.assertEqual(self.transport.producerState, "producing")
+        for size in (2049, 65536):
+            self.setUp()
+            self.use_up()
+            self.protocol.dataReceived(bytes(size))
+            self.assertEqual(self.transport.producerState, "paused")
+            self.turn()
+            self.assertEqual(len(self.said.data), size)
+            self.assertEqual(self.transport.producerState, "producing")
 
     def test_whose_input_cannot_be_worked_on_is_told_of_its_end(self) -> None:
         for lost_before in (False, True):
