@@ -343,9 +343,10 @@ class Channel:
         none of it is in the processor's cache.
         """
         taken = 0
-        for session, deliver in list(live.items()):
-            # One that takes its chunk may cost another one its place, by the common budget.
-            if session not in live:
+        for session in list(live):
+            deliver = live.get(session)
+            if deliver is None:
+                # Another one that took its chunk has cost it its place, by the common budget.
                 continue
             try:
                 has_taken = deliver(chunk)

@@ -132,7 +132,14 @@ class Outbox:
 
     def deliver(self, chunk: Chunk) -> bool:
         """Take the very next events; False if there is no room for them, or if they are others."""
-        return chunk.first == self.position + 1 and self.offer(chunk.data, chunk.last)
+        if chunk.first != self.position + 1:
+            return False
+        if self.held or self.stalled_since is not None or not self._open:
+            return self._keep(chunk.data, chunk.last)
+        self.written = self.position = chunk.last
+        self._traffic.sent_bytes += len(chunk.data)
+        self._write(chunk.data)
+        return True
 
     def offer(self, data: bytes, seq: Seq | None = None) -> bool:
         """Send bytes, or keep them until the transport takes more.
@@ -141,9 +148,12 @@ class Outbox:
         False: there is no room, and nothing was taken. What was taken may still be given up later,
         and of that the listener is told.
         """
-        if self.stalled_since is None and not self._waiting and self._open:
-            self._send(data, seq)
-            return True
+        if not self.has_room:
+            return self._keep(data, seq)
+        self._send(data, seq)
+        return True
+
+    def _keep(self, data: bytes, seq: Seq | None) -> bool:
         if not self._open or self.held + len(data) > self.limit:
             return False
         self._waiting.append((data, seq))
