@@ -91,6 +91,8 @@ class Budget:
 class Outbox:
     """The bytes for one till. `position` is the last event taken, `written` the last one written.
 
+    `held` is how many bytes wait here. `traffic` counts what was written.
+
     What was given to the transport cannot be taken back: what a transport keeps before it says that
     it has enough is what a slow till costs beyond the limit.
     """
@@ -127,19 +129,12 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether what is offered now goes straight to the transport."""
-        return self.stalled_since is None and not self._waiting and self._open
+        """Whether what is offered now goes straight to the connection."""
+        return not self.held and self.stalled_since is None and self._open
 
     def deliver(self, chunk: Chunk) -> bool:
         """Take the very next events; False if there is no room for them, or if they are others."""
-        if chunk.first != self.position + 1:
-            return False
-        if self.held or self.stalled_since is not None or not self._open:
-            return self._keep(chunk.data, chunk.last)
-        self.written = self.position = chunk.last
-        self._traffic.sent_bytes += len(chunk.data)
-        self._write(chunk.data)
-        return True
+        return chunk.first == self.position + 1 and self.offer(chunk.data, chunk.last)
 
     def offer(self, data: bytes, seq: Seq | None = None) -> bool:
         """Send bytes, or keep them until the transport takes more.
@@ -148,12 +143,9 @@ class Outbox:
         False: there is no room, and nothing was taken. What was taken may still be given up later,
         and of that the listener is told.
         """
-        if not self.has_room:
-            return self._keep(data, seq)
-        self._send(data, seq)
-        return True
-
-    def _keep(self, data: bytes, seq: Seq | None) -> bool:
+        if self.has_room:
+            self._send(data, seq)
+            return True
         if not self._open or self.held + len(data) > self.limit:
             return False
         self._waiting.append((data, seq))
