@@ -136,7 +136,7 @@ class Channel:
         self.stream_id = head.stream_id
         self.tail = head.last_seq
         self.sessions: set[Subscriber] = set()
-        # By dialect, so that a fan-out encodes once for each and touches no session to know which it is.
+        # The live sessions by dialect, each with its `deliver`.
         self._live: dict[Dialect, dict[Subscriber, Deliver]] = {}
         self._watchers: set[Watcher] = set()
         self._read = read
@@ -337,15 +337,16 @@ class Channel:
         self._look_again()
 
     def _give(self, chunk: Chunk, live: dict[Subscriber, Deliver]) -> int:
-        """Give a chunk to the sessions of a dialect. Returns the sum of the events that they took.
+        """Give a chunk to the live sessions of a dialect. Returns how many events they took, all together.
 
-        This is what each till and event costs. It touches little memory of each till: with a thousand tills
-        none of it is in the processor's cache.
+        What is done here is done for each till. Only its send queue is looked at, and not the session: where
+        there are a thousand tills, their objects are not in the processor's caches.
         """
         taken = 0
-        for session, deliver in list(live.items()):
-            # One that takes its chunk may cost another one its place, by the common budget.
-            if session not in live:
+        for session in list(live):
+            deliver = live.get(session)
+            if deliver is None:
+                # It has lost its place meanwhile: another one took its chunk, and all have a common budget.
                 continue
             try:
                 has_taken = deliver(chunk)

@@ -91,6 +91,8 @@ class Budget:
 class Outbox:
     """The bytes for one till. `position` is the last event taken, `written` the last one written.
 
+    `held` is how many bytes wait here. `traffic` counts what was written.
+
     What was given to the transport cannot be taken back: what a transport keeps before it says that
     it has enough is what a slow till costs beyond the limit.
     """
@@ -127,8 +129,8 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether what is offered now goes straight to the transport."""
-        return self.stalled_since is None and not self._waiting and self._open
+        """Whether what is offered now goes straight to the connection."""
+        return not self.held and self.stalled_since is None and self._open
 
     def deliver(self, chunk: Chunk) -> bool:
         """Take the very next events; False if there is no room for them, or if they are others."""
@@ -141,7 +143,7 @@ class Outbox:
         False: there is no room, and nothing was taken. What was taken may still be given up later,
         and of that the listener is told.
         """
-        if self.stalled_since is None and not self._waiting and self._open:
+        if self.has_room:
             self._send(data, seq)
             return True
         if not self._open or self.held + len(data) > self.limit:

@@ -253,4 +253,7 @@ class UnavailableTests(RefusalCase):
         lines = [f"GET /ws/pos/{self.slug} HTTP/1.1", "Host: localhost", f"X-API-Key: {self.key}"]
         lines += [f"{name}: {value}" for name, value in _UPGRADE.items()]
         early.sendall("\r\n".join([*lines, "", ""]).encode())
-        return early.recv(65536)
+        answer = b""
+        while b"}" not in answer and (more := early.recv(65536)):
+            answer += more
+        return answer

@@ -69,15 +69,11 @@ class DirectSocket:
         self._to_kernel = socket.getHandle().send
 
     def write(self, data: bytes) -> None:
-        if self._is_idle():
-            self._send(data)
-        else:
-            self._transport.write(data)
-
-    def _is_idle(self) -> bool:
-        """Whether the connection is open and nothing waits to be sent."""
         socket = self._socket
-        return socket.connected and not (socket.dataBuffer or socket._tempDataLen)
+        if socket.dataBuffer or socket._tempDataLen:
+            self._transport.write(data)
+        else:
+            self._send(data)
 
     def _send(self, data: bytes | memoryview) -> None:
         try:
@@ -96,14 +92,15 @@ class DirectTLS(DirectSocket):
 
     def __init__(self, transport: Any, socket: Any) -> None:
         super().__init__(transport, socket)
-        connection: Any = transport.getHandle()
+        connection = transport.getHandle()
         self._ssl = connection._ssl
         self._records = connection._from_ssl
 
     def write(self, data: bytes) -> None:
+        socket = self._socket
         # One record at a time; nearly always there is only one.
         while data:
-            if self._transport._appSendBuffer or not self._is_idle():
+            if socket.dataBuffer or socket._tempDataLen:
                 self._transport.write(data)
                 return
             encrypted = _openssl.SSL_write(self._ssl, _ffi.from_buffer(data), len(data))
@@ -119,18 +116,19 @@ class DirectTLS(DirectSocket):
 
 
 def _knows_socket(socket: Any) -> bool:
-    """Whether what waits is in `dataBuffer`, or counted by `_tempDataLen`."""
-    waiting = getattr(socket, "dataBuffer", None), getattr(socket, "_tempDataLen", None)
-    return isinstance(waiting[0], bytes) and isinstance(waiting[1], int)
+    """Whether what waits to be sent is in `dataBuffer`, or counted by `_tempDataLen`."""
+    return isinstance(getattr(socket, "dataBuffer", None), bytes) and isinstance(
+        getattr(socket, "_tempDataLen", None), int
+    )
 
 
 def _knows_tls(transport: Any) -> bool:
-    """Whether `write` encrypts at once, with no buffer before that but `_appSendBuffer`, and how."""
-    encrypts = getattr(transport.write, "__func__", None) is TLSMemoryBIOProtocol.write
-    if not encrypts or not isinstance(getattr(transport, "_appSendBuffer", None), list):
+    """Whether what is written is encrypted at once, by OpenSSL as it is called here."""
+    if getattr(transport.write, "__func__", None) is not TLSMemoryBIOProtocol.write:
         return False
     if not all(hasattr(_openssl, each) for each in _CALLED):
         return False
     connection = transport.getHandle()
-    parts = getattr(connection, "_ssl", None), getattr(connection, "_from_ssl", None)
-    return all(isinstance(each, _ffi.CData) for each in parts)
+    return all(
+        isinstance(getattr(connection, each, None), _ffi.CData) for each in ("_ssl", "_from_ssl")
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from errno import EBADF
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,7 +134,7 @@ class SocketTests(SynchronousTestCase):
         self.assertEqual(paused, [True])
 
     def test_after_the_connection_is_lost_nothing_is_sent(self) -> None:
-        self.socket.connected = 0
+        self.socket.connected, self.kernel.takes = 0, OSError(EBADF, "it is closed")
         self.write(b"one")
         self.assertEqual((self.kernel.sent, self.socket.buffered), (b"", b""))
 
@@ -174,7 +175,6 @@ class OtherTransportTests(SynchronousTestCase):
         tls: Any = _Factory(self.mktemp()).buildProtocol(None)
         tls.makeConnection(Socket())
         for change in (
-            partial(self.patch, tls, "_appSendBuffer", None),
             partial(self.patch, tls.getHandle(), "_ssl", None),
             partial(self.patch, tls.getHandle(), "_from_ssl", None),
             partial(self.patch, module, "_CALLED", ("SSL_written",)),
@@ -256,11 +256,6 @@ class TLSTests(SynchronousTestCase):
         self.write(b"two ")
         self.assertEqual(len(self.kernel.sent), 10)
         self.assertEqual(self.read() + self.read(), b"one two ")
-
-    def test_nothing_overtakes_what_is_not_encrypted_yet(self) -> None:
-        self.tls._appSendBuffer.append(b"one ")
-        self.write(b"two ")
-        self.assertEqual(self.kernel.sent, b"")
 
     def test_what_openssl_refuses_leaves_no_error_for_the_next_connection(self) -> None:
         self.tls.loseConnection()
