@@ -31,8 +31,8 @@ CREATE TABLE dinedesk_main.pos_outbox (
 --
 -- posd finds the rows of the outbox by way of this table, so it reads the rows of committed transactions only. An index
 -- also has entries for the rows of transactions that are open or were rolled back, and PostgreSQL passes over these
--- one by one: 2,000,000 rows of one shop's open transaction made each look take three seconds for all shops. Here
--- such a transaction has three rows at most.
+-- one by one: 2,000,000 rows of one shop's open transaction made each look take three seconds for all shops. Here such
+-- a transaction has three rows at most.
 CREATE TABLE dinedesk_main.pos_outbox_transactions (
     tenant_id integer NOT NULL,
     xact xid8 NOT NULL DEFAULT pg_current_xact_id(),

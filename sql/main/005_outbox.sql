@@ -13,9 +13,10 @@ CREATE INDEX pos_outbox_transactions_first ON dinedesk_main.pos_outbox_transacti
 -- How many rows of a tenant are committed and not numbered, and since when the first of them waits. With NULL: whether
 -- there is any row of any tenant (1 or 0), and since when it waits.
 --
--- enable_seqscan, enable_bitmapscan and enable_sort, here and below: the statistics know the outbox empty, and a plan for
--- an empty table would read all of it each time, or sort all rows of a transaction. These settings leave the index that
--- has the order in which the rows are wanted.
+-- enable_seqscan, enable_bitmapscan and enable_sort, here and below: the statistics know the outbox empty, and a plan
+-- for an empty table would read all of it each time, or sort all rows of a transaction. These settings leave the index
+-- that has the order in which the rows are wanted. With `jit`, PostgreSQL would compile a plan that has to sort all
+-- the same, because of the cost that it then has.
 CREATE FUNCTION dinedesk_main.pos_outbox_waiting(tenant integer)
 RETURNS TABLE (rows bigint, since timestamptz)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
@@ -26,16 +27,19 @@ BEGIN
         RETURN QUERY
             SELECT count(*), min(w.created_at)
               FROM (SELECT f.created_at
-                      FROM dinedesk_main.pos_outbox_transactions AS t CROSS JOIN LATERAL (
-                            SELECT o.created_at FROM dinedesk_main.pos_outbox AS o
-                             WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind LIMIT 1) AS f
+                      FROM (SELECT * FROM dinedesk_main.pos_outbox_transactions ORDER BY tenant_id) AS t
+                     CROSS JOIN LATERAL (
+                        SELECT o.created_at FROM dinedesk_main.pos_outbox AS o
+                         WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind
+                           AND o.id >= t.first_id LIMIT 1) AS f
                      LIMIT 1) AS w;
     ELSE
         RETURN QUERY
             SELECT coalesce(sum(w.rows), 0)::bigint, min(w.since)
               FROM dinedesk_main.pos_outbox_transactions AS t CROSS JOIN LATERAL (
                     SELECT count(*) AS rows, min(o.created_at) AS since FROM dinedesk_main.pos_outbox AS o
-                     WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind) AS w
+                     WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind
+                       AND o.id >= t.first_id) AS w
              WHERE t.tenant_id = tenant;
     END IF;
 END
@@ -71,10 +75,13 @@ BEGIN
     IF one IS NULL AND unreadable = '{}' AND tenant_ids = '{}' AND at_most >= 20 THEN
         RETURN QUERY
             WITH few AS MATERIALIZED (
-                SELECT f.* FROM dinedesk_main.pos_outbox_transactions AS t CROSS JOIN LATERAL (
+                SELECT f.*
+                  FROM (SELECT * FROM dinedesk_main.pos_outbox_transactions ORDER BY tenant_id) AS t
+                 CROSS JOIN LATERAL (
                     SELECT o.id, o.tenant_id, o.type, o.key, octet_length(o.data) AS bytes
                       FROM dinedesk_main.pos_outbox AS o
-                     WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind LIMIT 21) AS f
+                     WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind
+                       AND o.id >= t.first_id LIMIT 21) AS f
                  LIMIT 21
             )
             SELECT f.id, f.tenant_id, f.type, f.key, false FROM few AS f
@@ -95,7 +102,8 @@ BEGIN
           FROM waiting AS w WHERE w.tenant_id IS NOT NULL AND one IS NULL
     ), served AS (
         -- With as many tenants as rows are wanted, the first row of each will do.
-        SELECT s.tenant_id, least(s.share, s.most) AS most, CASE s.share WHEN 1 THEN 1 ELSE greatest(s.share, 200) END AS read,
+        SELECT s.tenant_id, least(s.share, s.most) AS most,
+               CASE s.share WHEN 1 THEN 1 ELSE greatest(s.share, 200) END AS read,
                CASE WHEN s.tenant_id = ANY (unreadable) THEN '{plain}'::text[] ELSE '{plain,order,placed}' END AS kinds
           FROM (SELECT w.tenant_id, l.most, CASE WHEN count(*) OVER () < at_most THEN at_most ELSE 1 END AS share
                   FROM waiting AS w LEFT JOIN unnest(tenant_ids, limits) AS l (tenant_id, most) USING (tenant_id)
@@ -107,14 +115,14 @@ BEGIN
                row_number() OVER (PARTITION BY f.tenant_id, f.kind ORDER BY f.id) AS place_of_kind
           FROM served AS s CROSS JOIN LATERAL unnest(s.kinds) AS k (kind) CROSS JOIN LATERAL (
                 SELECT r.* FROM (
-                    SELECT t.xact FROM dinedesk_main.pos_outbox_transactions AS t
+                    SELECT t.xact, t.first_id FROM dinedesk_main.pos_outbox_transactions AS t
                      WHERE t.tenant_id = s.tenant_id AND t.kind = k.kind ORDER BY t.first_id LIMIT s.read) AS t
                  CROSS JOIN LATERAL (
                     SELECT o.id, o.tenant_id, o.xact, o.kind, o.type, o.key,
                            CASE o.type WHEN 'placed' THEN 'order' ELSE o.type END AS about,
                            CASE WHEN octet_length(o.data) <= 2097152 THEN octet_length(o.data) ELSE 0 END AS bytes
                       FROM dinedesk_main.pos_outbox AS o
-                     WHERE o.tenant_id = s.tenant_id AND o.xact = t.xact AND o.kind = k.kind
+                     WHERE o.tenant_id = s.tenant_id AND o.xact = t.xact AND o.kind = k.kind AND o.id >= t.first_id
                      ORDER BY o.id LIMIT s.read) AS r
                  ORDER BY r.id LIMIT s.read) AS f
     ), bulk AS (
@@ -168,7 +176,8 @@ SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
         SELECT w.tenant_id, w.key, true AS is_passed,
                ARRAY(SELECT DISTINCT x.xact FROM unnest('{order,placed}'::text[]) AS k (kind) CROSS JOIN LATERAL (
                         SELECT t.xact FROM dinedesk_main.pos_outbox_transactions AS t
-                         WHERE t.tenant_id = w.tenant_id AND t.kind = k.kind ORDER BY t.first_id LIMIT 1000) AS x) AS xacts
+                         WHERE t.tenant_id = w.tenant_id AND t.kind = k.kind
+                         ORDER BY t.first_id LIMIT 1000) AS x) AS xacts
           FROM unnest(tenant_ids, keys) AS w (tenant_id, key)
         UNION ALL
         SELECT t.tenant_id, n.key,
@@ -241,7 +250,7 @@ BEGIN
         MERGE INTO dinedesk_main.pos_outbox_transactions AS t
         USING (SELECT f.place, (
                     SELECT o.id FROM dinedesk_main.pos_outbox AS o
-                     WHERE o.tenant_id = f.tenant_id AND o.xact = f.xact AND o.kind = f.kind
+                     WHERE o.tenant_id = f.tenant_id AND o.xact = f.xact AND o.kind = f.kind AND o.id > f.first_id
                      ORDER BY o.id LIMIT 1) AS next_id
                  FROM unnest(tenant_ids, ids) AS s (tenant_id, id)
                 CROSS JOIN unnest('{plain,order,placed}'::text[]) AS k (kind)
@@ -262,14 +271,14 @@ BEGIN
              CROSS JOIN LATERAL (
                 SELECT max(f.id) AS last FROM (
                     SELECT r.id FROM unnest('{plain,order,placed}'::text[]) AS k (kind) CROSS JOIN LATERAL (
-                        SELECT t.xact FROM dinedesk_main.pos_outbox_transactions AS t
+                        SELECT t.xact, t.first_id FROM dinedesk_main.pos_outbox_transactions AS t
                          WHERE t.tenant_id = a.tenant_id AND t.kind = k.kind
                            AND t.first_id <= coalesce(a.follows, 9223372036854775807)
                          ORDER BY t.first_id LIMIT 200) AS t
                      CROSS JOIN LATERAL (
                         SELECT o.id FROM dinedesk_main.pos_outbox AS o
                          WHERE o.tenant_id = a.tenant_id AND o.xact = t.xact AND o.kind = k.kind
-                           AND o.id <= coalesce(a.follows, 9223372036854775807)
+                           AND o.id BETWEEN t.first_id AND coalesce(a.follows, 9223372036854775807)
                          ORDER BY o.id LIMIT 200) AS r
                      ORDER BY r.id LIMIT 200) AS f) AS b
              WHERE b.last IS NOT NULL;
