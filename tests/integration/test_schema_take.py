@@ -171,6 +171,9 @@ class TransactionTests(SchemaCase):
             "UPDATE dinedesk_main.pos_doorman SET node_id = %s; ANALYZE dinedesk_main.pos_outbox",
             str(NODE),
         )
+        # Before the others and after them.
+        self.publish(1)
+        self.admin.run(ORDER.format("kitchen"), 30001)
         self.shop.run("BEGIN")
         self.shop.run(
             "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
@@ -190,7 +193,7 @@ class TransactionTests(SchemaCase):
             "SELECT FROM dinedesk_main.pos_look(200, '{}', '{1}', '{}', '{}', NULL)": (),
             "SELECT FROM dinedesk_main.pos_look(200, '{}', '{}', '{}', '{}', 1)": (),
             "SELECT FROM dinedesk_main.pos_look_again('{1}', '{\"\"}', '{}', '{}')": (),
-            "SELECT FROM dinedesk_main.pos_take('{1}', '{22001}', '{1}', '{NULL}', '{}', '{}', %s, 0)": (
+            "SELECT FROM dinedesk_main.pos_take('{1}', '{1}', '{1}', '{NULL}', '{}', '{}', %s, 0)": (
                 str(NODE),
             ),
             "SELECT FROM dinedesk_main.pos_survey(0, 100, '{}')": (),
@@ -199,6 +202,26 @@ class TransactionTests(SchemaCase):
         for statement, parameters in statements.items():
             with self.subTest(state=state, statement=statement):
                 self.assertLess(self.visited(statement, *parameters), 1000)
+
+    def test_of_a_large_transaction_few_rows_are_read_whatever_the_statistics_say(self) -> None:
+        for number in range(30):
+            self.admin.run(ORDER.format("kitchen"), 30000 + number)
+        self.shop.run("BEGIN")
+        self.shop.run(
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
+            " SELECT n, 5 FROM generate_series(1, 10000) AS n"
+        )
+        # A large table with 30 rows.
+        self.admin.run(
+            "VACUUM ANALYZE dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions"
+        )
+        self.shop.run("COMMIT")
+        for look in (
+            "SELECT FROM dinedesk_main.pos_look(200, '{}', '{}', '{}', '{}', NULL)",
+            "SELECT FROM dinedesk_main.pos_look_again('{1}', '{\"\"}', '{}', '{}')",
+        ):
+            with self.subTest(look=look):
+                self.assertLess(self.visited(look), 3000)
 
     def test_rows_of_transactions_that_overlap_come_in_their_order(self) -> None:
         """Also one by one, though a transaction has further rows."""
