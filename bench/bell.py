@@ -70,7 +70,10 @@ def commits(options: argparse.Namespace) -> None:
 
 def rate(shop: Shop, way: str, sessions: int, seconds: int) -> float:
     """Commits a second. Where a session has the doorman's first lock everybody rings."""
-    shop.query("TRUNCATE dinedesk_main.pos_outbox, dinedesk_kitchen.orders CASCADE")
+    shop.query(
+        "TRUNCATE dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions,"
+        " dinedesk_kitchen.orders CASCADE"
+    )
     parts = parse_dsn(shop.dsn)
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script, closing(shop.connect()) as held:
         script.write(PLACE.format(slug="kitchen") + ";\n")

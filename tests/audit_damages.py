@@ -525,10 +525,19 @@ MAIN: Final = (
         "INSERT INTO pos_outbox (id, tenant_id, type) OVERRIDING SYSTEM VALUE VALUES (999, 1, 'x')",
     ),
     damage(
+        "outbox",
+        {
+            "pos_outbox id 999": "is never published, since pos_outbox_transactions does not have its .*"
+        },
+        "INSERT INTO pos_outbox (id, tenant_id, type, data) OVERRIDING SYSTEM VALUE"
+        " VALUES (999, 1, 'x', '1')",
+    ),
+    damage(
         "waiting",
         {"pos_outbox id 999 of tenant 1": "waits since 2026-11-22 10:00:00.*, and a daemon runs"},
         "INSERT INTO pos_outbox (id, tenant_id, type, key, created_at) OVERRIDING SYSTEM VALUE"
         " VALUES (999, 1, 'order', '1', '2026-11-22 10:00')",
+        "INSERT INTO pos_outbox_transactions (tenant_id, kind, first_id) VALUES (1, 'order', 999)",
         "INSERT INTO pos_nodes VALUES (gen_random_uuid(), now() + interval '10 s')",
     ),
     *(

@@ -60,6 +60,9 @@ _ANSWERS: Final = """
 _OUTBOX: Final = """
     SELECT concat('pos_outbox id ', o.id), CASE
                WHEN (o.key IS NULL) = (o.data IS NULL) THEN 'is neither an event nor a touched row'
+               WHEN NOT EXISTS (SELECT FROM dinedesk_main.pos_outbox_transactions AS t
+                                 WHERE t.tenant_id = o.tenant_id AND t.xact = o.xact AND t.kind = o.kind)
+                   THEN 'is never published, since pos_outbox_transactions does not have its transaction'
            END
       FROM dinedesk_main.pos_outbox AS o ORDER BY o.id
 """

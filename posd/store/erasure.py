@@ -49,8 +49,10 @@ _READ: Final[dict[DocumentPlace, str]] = {
     """,
     "outbox": """
         SELECT o.id, o.id::text, o.data, NULL::text, NULL::text
-          FROM dinedesk_main.pos_outbox AS o
-         WHERE o.tenant_id = %(tenant)s AND o.data IS NOT NULL AND o.id > %(id)s
+          FROM dinedesk_main.pos_outbox_transactions AS t
+          JOIN dinedesk_main.pos_outbox AS o
+            ON o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind
+         WHERE t.tenant_id = %(tenant)s AND t.kind = 'plain' AND o.data IS NOT NULL AND o.id > %(id)s
          ORDER BY o.id LIMIT %(limit)s
     """,
     # The reason is a text and no JSON. It belongs to the order of its event.

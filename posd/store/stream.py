@@ -22,11 +22,10 @@ _HEAD_TEXTS: Final = """
     string_agg(h.pruned_seq::text, ',')
       FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (%s::integer[])
 """
-# Any row of the outbox: each of them is due, and to find the oldest would read all of a long outbox twice a
-# second, since the statistics know it empty.
+# Any row of the outbox: each of them is due.
 _POLL: Final = f"""
-    SELECT (SELECT greatest(0, extract(epoch FROM clock_timestamp() - o.created_at))::float8
-              FROM dinedesk_main.pos_outbox AS o LIMIT 1), {_HEAD_TEXTS}
+    SELECT (SELECT greatest(0, extract(epoch FROM clock_timestamp() - o.since))::float8
+              FROM dinedesk_main.pos_outbox_waiting(NULL) AS o WHERE o.rows > 0), {_HEAD_TEXTS}
 """
 _MOVED: Final = f"SELECT {_HEAD_TEXTS}"
 _PAGE_BYTES: Final = 256 * 1024

@@ -126,7 +126,7 @@ BEGIN
             RETURN QUERY
                 UPDATE dinedesk_main.pos_outbox AS o SET data = n.text
                   FROM unnest(keys::bigint[], texts) AS n(key, text)
-                 WHERE o.tenant_id = tenant AND o.id = n.key
+                 WHERE -o.id = -n.key AND o.tenant_id = tenant
                    AND dinedesk_main.pos_only_erased(o.data::json, n.text::json)
                 RETURNING o.id::text;
         WHEN 'refusal' THEN

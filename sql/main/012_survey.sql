@@ -24,7 +24,7 @@ BEGIN
                 greatest(0, extract(epoch FROM now() - (
                     SELECT e.created_at FROM dinedesk_main.pos_events AS e
                      WHERE e.tenant_id = t.id AND e.seq > t.floor ORDER BY e.seq LIMIT 1)))::double precision,
-                o.rows, greatest(0, o.oldest)::double precision,
+                o.rows, greatest(0, coalesce(extract(epoch FROM now() - o.since), 0))::double precision,
                 u.count, greatest(0, extract(epoch FROM now() - u.oldest))::double precision,
                 EXISTS (SELECT FROM (SELECT l.print_status FROM dinedesk_main.pos_orders AS l
                                       WHERE l.tenant_id = t.id ORDER BY l.created_at DESC LIMIT 100) AS latest
@@ -33,9 +33,7 @@ BEGIN
                         greatest(h.received_seq, h.pruned_seq) AS floor
                    FROM dinedesk_main.tenants AS t JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = t.id
                   WHERE t.is_active AND t.id > $1 ORDER BY t.id LIMIT $2) AS t
-          CROSS JOIN LATERAL (
-                SELECT count(*) AS rows, extract(epoch FROM now() - min(b.created_at)) AS oldest
-                  FROM dinedesk_main.pos_outbox AS b WHERE b.tenant_id = t.id) AS o
+          CROSS JOIN LATERAL dinedesk_main.pos_outbox_waiting(t.id) AS o
           CROSS JOIN LATERAL (
                 SELECT count(*), min(o.created_at) AS oldest FROM dinedesk_main.pos_orders AS o
                  WHERE o.tenant_id = t.id AND o.print_status <> ''printed'' AND o.status <> ALL (%L::text[])

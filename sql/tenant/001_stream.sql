@@ -46,10 +46,19 @@ GRANT SELECT ON :"schema".pos_events, :"schema".pos_nacks, :"schema".pos_unseque
 -- the shop makes it, and the sequencer reads the keys of many rows at once; an id may have 255 characters.
 CREATE FUNCTION posd_hooks.enqueue$:shop(kind text, keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    first_id bigint;
 BEGIN
-    INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
-    SELECT :tenant_id, kind, left(k, 256) FROM unnest(keys) AS k WHERE k <> '';
-    IF FOUND THEN
+    WITH noted AS (
+        INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)
+        SELECT :tenant_id, kind, left(k, 256) FROM unnest(keys) AS k WHERE k <> ''
+        RETURNING id
+    )
+    SELECT min(n.id) INTO first_id FROM noted AS n;
+    IF first_id IS NOT NULL THEN
+        INSERT INTO dinedesk_main.pos_outbox_transactions (tenant_id, kind, first_id)
+        VALUES (:tenant_id, CASE WHEN kind IN ('order', 'placed') THEN kind ELSE 'plain' END, first_id)
+        ON CONFLICT DO NOTHING;
         PERFORM dinedesk_main.pos_ring();
     END IF;
 END
@@ -67,6 +76,8 @@ BEGIN
     INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)
     VALUES (:tenant_id, left(enqueue_event$:shop.type, 100), enqueue_event$:shop.data::text)
     RETURNING id INTO published;
+    INSERT INTO dinedesk_main.pos_outbox_transactions (tenant_id, kind, first_id)
+    VALUES (:tenant_id, 'plain', published) ON CONFLICT DO NOTHING;
     PERFORM dinedesk_main.pos_ring();
     RETURN published;
 END

@@ -99,7 +99,10 @@ class ForgetTests(SynchronousTestCase):
         self.answer(f"POST /api/kitchen/loyalty/%2B{NUMBER[1:]}/reverse", {"success": True})
         execute(
             self.dsn,
-            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data) VALUES (1, 'new_order', %s)",
+            "WITH noted AS (INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)"
+            " VALUES (1, 'new_order', %s) RETURNING id)"
+            " INSERT INTO dinedesk_main.pos_outbox_transactions (tenant_id, kind, first_id)"
+            " SELECT 1, 'plain', id FROM noted",
             self.text(ORDER),
         )
 

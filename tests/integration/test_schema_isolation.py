@@ -178,7 +178,7 @@ class WaitingTests(ShopCase):
         tables = self.admin.value(
             "SELECT string_agg(oid::regclass::text, ', ') FROM pg_class WHERE relkind IN ('r', 'p')"
             " AND relowner = 'posd_owner'::regrole AND relname ~ '^(pos_|tenants|schema_versions)'"
-            " AND relname <> 'pos_outbox'"
+            " AND relname NOT IN ('pos_outbox', 'pos_outbox_transactions')"
         )
         shop = self.shop()
         with self.admin.transaction():
@@ -194,9 +194,12 @@ class WaitingTests(ShopCase):
         with shop.transaction():
             shop.run(PUBLISH, "kitchen")
             # Takes a lock that no INSERT conflicts with, and no stronger one to give pages back.
-            self.admin.run("VACUUM dinedesk_main.pos_outbox")
-        options = "SELECT reloptions FROM pg_class WHERE oid = 'dinedesk_main.pos_outbox'::regclass"
-        self.assertIn("vacuum_truncate=false", self.admin.value(options))
+            self.admin.run("VACUUM dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions")
+        for table in ("pos_outbox", "pos_outbox_transactions"):
+            options = (
+                f"SELECT reloptions FROM pg_class WHERE oid = 'dinedesk_main.{table}'::regclass"
+            )
+            self.assertIn("vacuum_truncate=false", self.admin.value(options))
 
 
 class SettingsTests(ShopCase):

@@ -25,7 +25,11 @@ ON_MAIN = {
     "pos_doorman": {"posd": "SELECT, UPDATE"},
     "pos_incarnation": {"posd": READ},
     "pos_nodes": {"posd": ALL},
-    "pos_outbox": {"posd": "DELETE, INSERT, SELECT", "posd_hook": "INSERT, SELECT (id)"},
+    "pos_outbox": {"posd": "DELETE, SELECT", "posd_hook": "INSERT, SELECT (id)"},
+    "pos_outbox_transactions": {
+        "posd": "DELETE, SELECT, UPDATE (first_id)",
+        "posd_hook": "INSERT",
+    },
     "pos_events": {"posd": "INSERT, SELECT"},
     "pos_log_id": {"posd": "USAGE"},
     "pos_nacks": {"posd": "INSERT, SELECT"},
@@ -82,6 +86,7 @@ FUNCTIONS_OF_MAIN = {
         {"posd"},
     ),
     "pos_look_again(integer[], text[], integer[], text[])": ("posd_owner", False, {"posd"}),
+    "pos_outbox_waiting(integer)": ("posd_owner", False, {"posd"}),
     "pos_make_roles(text)": ("a superuser", True, {"posd_owner"}),
     "pos_only_erased(json, json, text)": ("posd_owner", False, set()),
     "pos_fingerprint()": ("posd_owner", False, {"posd"}),
@@ -428,6 +433,8 @@ class RoleTests(SchemaCase):
         )
         self.refused(
             self.admin,
+            "SELECT FROM dinedesk_main.pos_outbox_transactions",
+            "DELETE FROM dinedesk_main.pos_outbox_transactions",
             "SELECT data FROM dinedesk_main.pos_outbox",
             "DELETE FROM dinedesk_main.pos_outbox",
             "SELECT FROM dinedesk_main.tenants",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import psycopg2
 
+from posd.store import stream
 from tests.schema_case import (
     GRILL_SHOP,
     KITCHEN_SHOP,
+    NODE,
     Client,
     Entry,
     SchemaCase,
@@ -18,6 +20,13 @@ PUBLISH = """
     SELECT dinedesk_main.pos_publish(%s, 'n', to_jsonb(n)) FROM generate_series(1, %s) AS n
 """
 STATES = "SELECT * FROM dinedesk_main.pos_order_states(%s::integer[], %s::text[])"
+# pg_stat_xact_user_tables counts the rows that were found, and not those that were passed over.
+VISITED = """
+    SELECT sum(pg_stat_get_xact_tuples_returned(c.oid))::integer
+      FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+     WHERE coalesce(i.indrelid, c.oid) IN ('dinedesk_main.pos_outbox'::regclass,
+                                           'dinedesk_main.pos_outbox_transactions'::regclass)
+"""
 ORDER = "INSERT INTO dinedesk_{}.orders (id, total_amount) VALUES (%s, 10)"
 
 
@@ -68,8 +77,10 @@ class TakeTests(SchemaCase):
 
     def test_more_tenants_than_fit_into_a_batch_come_oldest_first(self) -> None:
         self.admin.run(
-            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)"
-            " SELECT 100 - n, 'n', to_jsonb(n) FROM generate_series(1, 20) AS n"
+            "WITH noted AS (INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data)"
+            " SELECT 100 - n, 'n', to_jsonb(n) FROM generate_series(1, 20) AS n RETURNING tenant_id, id)"
+            " INSERT INTO dinedesk_main.pos_outbox_transactions (tenant_id, kind, first_id)"
+            " SELECT tenant_id, 'plain', id FROM noted"
         )
         self.assertEqual([data for _, data in self.take(4)], ["1", "2", "3", "4"])
         self.assertEqual([data for _, data in self.take(4)], ["5", "6", "7", "8"])
@@ -131,6 +142,136 @@ class TakeTests(SchemaCase):
         with self.sequencer.transaction():
             self.assertEqual(len(self.take(50)), 50)
             self.assertEqual(self.sequencer.rows(read), [(0, True)])
+
+
+class TransactionTests(SchemaCase):
+    """Transactions of a shop that are open, were rolled back, or overlap."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.sequencer = self.connect("posd")
+        self.shop = self.connect(KITCHEN_SHOP)
+
+    def publish(self, number: int, client: Client | None = None) -> None:
+        (client or self.admin).run(
+            "SELECT dinedesk_main.pos_publish('kitchen', 'n', to_jsonb(%s::integer))", number
+        )
+
+    def visited(self, statement: str, *parameters: object) -> int:
+        """How many entries of indexes and rows of tables of the outbox a statement passes over."""
+        with self.sequencer.transaction():
+            before = self.sequencer.value(VISITED)
+            self.sequencer.run(statement, *parameters)
+            after = self.sequencer.value(VISITED)
+            self.sequencer.run("ROLLBACK; BEGIN")
+        return int(after - before)
+
+    def test_rows_that_are_not_committed_cost_nothing(self) -> None:
+        self.admin.run(
+            "UPDATE dinedesk_main.pos_doorman SET node_id = %s; ANALYZE dinedesk_main.pos_outbox",
+            str(NODE),
+        )
+        # Before the others and after them.
+        self.publish(1)
+        self.admin.run(ORDER.format("kitchen"), 30001)
+        self.shop.run("BEGIN")
+        self.shop.run(
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
+            " SELECT n, 5 FROM generate_series(1, 20000) AS n"
+        )
+        self.shop.run(PUBLISH, "kitchen", 2000)
+        for slug in ("kitchen", "grill"):
+            self.admin.run(ORDER.format(slug), 30000)
+            self.admin.run(PUBLISH, slug, 12)
+        self.check_costs("open")
+        self.shop.run("ROLLBACK")
+        self.check_costs("rolled back")
+
+    def check_costs(self, state: str) -> None:
+        statements: dict[str, tuple[object, ...]] = {
+            "SELECT FROM dinedesk_main.pos_look(200, '{}', '{}', '{}', '{}', NULL)": (),
+            "SELECT FROM dinedesk_main.pos_look(200, '{}', '{1}', '{}', '{}', NULL)": (),
+            "SELECT FROM dinedesk_main.pos_look(200, '{}', '{}', '{}', '{}', 1)": (),
+            "SELECT FROM dinedesk_main.pos_look_again('{1}', '{\"\"}', '{}', '{}')": (),
+            "SELECT FROM dinedesk_main.pos_take('{1}', '{1}', '{1}', '{NULL}', '{}', '{}', %s, 0)": (
+                str(NODE),
+            ),
+            "SELECT FROM dinedesk_main.pos_survey(0, 100, '{}')": (),
+            stream._POLL: ("{}",),
+        }
+        for statement, parameters in statements.items():
+            with self.subTest(state=state, statement=statement):
+                self.assertLess(self.visited(statement, *parameters), 1000)
+
+    def test_of_a_large_transaction_few_rows_are_read_whatever_the_statistics_say(self) -> None:
+        for number in range(30):
+            self.admin.run(ORDER.format("kitchen"), 30000 + number)
+        self.shop.run("BEGIN")
+        self.shop.run(
+            "INSERT INTO dinedesk_kitchen.orders (id, total_amount)"
+            " SELECT n, 5 FROM generate_series(1, 10000) AS n"
+        )
+        # A large table with 30 rows.
+        self.admin.run(
+            "VACUUM ANALYZE dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions"
+        )
+        self.shop.run("COMMIT")
+        for look in (
+            "SELECT FROM dinedesk_main.pos_look(200, '{}', '{}', '{}', '{}', NULL)",
+            "SELECT FROM dinedesk_main.pos_look_again('{1}', '{\"\"}', '{}', '{}')",
+        ):
+            with self.subTest(look=look):
+                self.assertLess(self.visited(look), 3000)
+
+    def test_rows_of_transactions_that_overlap_come_in_their_order(self) -> None:
+        """Also one by one, though a transaction has further rows."""
+        self.shop.run("BEGIN")
+        self.publish(1, self.shop)
+        self.publish(2)
+        self.publish(3, self.shop)
+        self.assertEqual([row.data for row in self.sequencer.take(1)], ["2"])
+        self.publish(4)
+        self.shop.run("COMMIT")
+        found = [[row.data for row in self.sequencer.take(1)] for _ in range(4)]
+        self.assertEqual(found, [["1"], ["3"], ["4"], []])
+        self.assertEqual(self.left(), [])
+
+    def test_what_a_savepoint_takes_back_is_not_missed(self) -> None:
+        self.shop.run("BEGIN; SAVEPOINT before")
+        self.publish(1, self.shop)
+        self.shop.run("ROLLBACK TO before")
+        self.publish(2, self.shop)
+        self.shop.run("SAVEPOINT between")
+        self.publish(3, self.shop)
+        self.shop.run("ROLLBACK TO between; COMMIT")
+        self.assertEqual([row.data for row in self.sequencer.take()], ["2"])
+        self.assertEqual(self.left(), [])
+
+    def test_of_a_transaction_only_some_rows_may_be_taken(self) -> None:
+        self.admin.run(PUBLISH, "kitchen", 3)
+        rows = self.sequencer.look()
+        self.assertEqual([row.data for row in self.sequencer.take(seen=rows[1:2])], ["2"])
+        self.assertEqual([row.data for row in self.sequencer.take()], ["1", "3"])
+        self.assertEqual(self.left(), [])
+
+    def test_a_transaction_finds_the_row_that_a_dump_brought_under_its_number(self) -> None:
+        """Rows of another cluster have its numbers of transactions, and these may come here too."""
+        self.admin.run(
+            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, data, xact)"
+            " SELECT 1, 'n', '1', (pg_current_xact_id()::text::bigint + 1)::text::xid8;"
+            "INSERT INTO dinedesk_main.pos_outbox_transactions (tenant_id, kind, first_id, xact)"
+            " SELECT tenant_id, kind, id, xact FROM dinedesk_main.pos_outbox"
+        )
+        self.shop.run("BEGIN")
+        self.publish(2, self.shop)
+        with self.sequencer.transaction():
+            # A transaction has a number when it writes.
+            self.assertEqual([row.data for row in self.sequencer.take()], ["1"])
+        self.shop.run("COMMIT")
+        self.assertEqual([row.data for row in self.sequencer.take()], ["2"])
+
+    def left(self) -> list[tuple[object, ...]]:
+        return self.admin.rows("SELECT * FROM dinedesk_main.pos_outbox_transactions")
 
 
 class OneSequencerTests(SchemaCase):

@@ -153,8 +153,7 @@ class StreamTests(StoreCase):
     async def test_of_any_number_of_rows_about_one_order_the_oldest_are_seen(self) -> None:
         session = await self.session()
         self.admin.run(
-            "INSERT INTO dinedesk_main.pos_outbox (tenant_id, type, key)"
-            " SELECT 1, 'order', '1' FROM generate_series(1, 20000)"
+            "SELECT posd_hooks.enqueue$kitchen('order', array_fill('1'::text, ARRAY[20000]))"
         )
         self.publish("grill")
         seen = [
