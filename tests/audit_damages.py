@@ -526,11 +526,7 @@ MAIN: Final = (
     ),
     damage(
         "outbox",
-        {
-            "pos_outbox id 999": (
-                "is never published, since pos_outbox_transactions does not have its transaction"
-            )
-        },
+        {"pos_outbox id 999": "is of a transaction that pos_outbox_transactions does not have"},
         "INSERT INTO pos_outbox (id, tenant_id, type, data) OVERRIDING SYSTEM VALUE"
         " VALUES (999, 1, 'x', '1')",
     ),

@@ -33,6 +33,7 @@ READS = {
     "posd.web.api.loyalty": "the offset of a shop's zone; the day itself is the database's",
     "posd.web.api.status": "the time in an answer, which is this machine's",
     "posd.web.api.terminals": "the time in an answer, which is this machine's",
+    "posd.web.http.headers": "the field Date of an answer, which is this machine's",
     "posd.web.openapi.event_schemas": "an example",
 }
 _CLOCKS = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today")}

@@ -62,7 +62,7 @@ _OUTBOX: Final = """
                WHEN (o.key IS NULL) = (o.data IS NULL) THEN 'is neither an event nor a touched row'
                WHEN NOT EXISTS (SELECT FROM dinedesk_main.pos_outbox_transactions AS t
                                  WHERE t.tenant_id = o.tenant_id AND t.xact = o.xact AND t.kind = o.kind)
-                   THEN 'is never published, since pos_outbox_transactions does not have its transaction'
+                   THEN 'is of a transaction that pos_outbox_transactions does not have'
            END
       FROM dinedesk_main.pos_outbox AS o ORDER BY o.id
 """

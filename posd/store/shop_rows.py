@@ -11,7 +11,7 @@ from posd.database.readers import Readers
 from posd.store import shop
 from posd.values import Tenant
 
-# The function bounds what it returns (`pos_read_shop()` in sql/main/013_adoptions.sql).
+# The function bounds what it returns (`pos_read_shop` in sql/main/013_adoptions.sql).
 _READ: Final = (
     'SELECT r.order_id, r.content FROM posd_hooks."read_orders${shop}"(%(ids)s::text[]) AS r'
 )

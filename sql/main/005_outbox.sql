@@ -116,7 +116,12 @@ BEGIN
           FROM served AS s CROSS JOIN LATERAL unnest(s.kinds) AS k (kind) CROSS JOIN LATERAL (
                 SELECT r.* FROM (
                     SELECT t.xact, t.first_id FROM dinedesk_main.pos_outbox_transactions AS t
-                     WHERE t.tenant_id = s.tenant_id AND t.kind = k.kind ORDER BY t.first_id LIMIT s.read) AS t
+                     WHERE t.tenant_id = s.tenant_id AND t.kind = k.kind
+                       -- Somebody may have deleted rows of the outbox by hand. OFFSET: so that it is not made a join.
+                       AND EXISTS (SELECT FROM dinedesk_main.pos_outbox AS o
+                                    WHERE o.tenant_id = t.tenant_id AND o.xact = t.xact AND o.kind = t.kind
+                                      AND o.id >= t.first_id OFFSET 0)
+                     ORDER BY t.first_id LIMIT s.read) AS t
                  CROSS JOIN LATERAL (
                     SELECT o.id, o.tenant_id, o.xact, o.kind, o.type, o.key,
                            CASE o.type WHEN 'placed' THEN 'order' ELSE o.type END AS about,
