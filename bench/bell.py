@@ -1,11 +1,15 @@
 """What the bell costs the shops, and how soon an order is with a till.
 
-    python bench/bell.py commits [--rounds 5] [--seconds 5] [--sessions 16]
+    python bench/bell.py commits [--rounds 5] [--seconds 5] [--sessions 16] [--standby-ms 20]
+    python bench/bell.py busy [--rounds 5] [--seconds 5]
     python bench/bell.py latency [--seconds 20]
 
 `commits`: posd does not run. pgbench inserts orders into a hooked table, one a transaction, in turn with
 the bell, with `posd.notify = 'off'`, and with a NOTIFY for each order. Prints the commits a second of each
-round and the median ratio to `off`.
+round and the median ratio to `off`. With `--standby-ms`, each COMMIT waits for a standby that is so far away.
+
+`busy`: posd delivers 500 orders a second that pgbench inserts, in turn with the bell and with
+`posd.notify = 'off'`. Prints how long a transaction of the shop takes, and the median ratio of the p99.
 
 `latency`: posd runs, with TLS and a till. Prints how long it takes from when COMMIT is sent until the till
 has the order, of lone orders and at 100 a second, and the same while another shop has a transaction open
@@ -28,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import psycopg2
@@ -36,6 +40,7 @@ from psycopg2.extensions import parse_dsn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.standby import far_standby
 from posd.testing.server import Server
 from tests.integration.harness import Daemon, Shop
 from tests.integration.wire import Ended, Till
@@ -58,10 +63,11 @@ def commits(options: argparse.Namespace) -> None:
     with Server.start(durable=True) as server:
         shop = Shop.open(["kitchen"], server=server)
         rates: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(options.rounds):
-            for way in WAYS:
-                rates[way].append(rate(shop, way, options.sessions, options.seconds))
-            print("  ".join(f"{way} {rates[way][-1]:7.0f}" for way in WAYS), flush=True)
+        with far_standby(server, options.standby_ms) if options.standby_ms else nullcontext():
+            for _ in range(options.rounds):
+                for way in WAYS:
+                    rates[way].append(rate(shop, way, options.sessions, options.seconds))
+                print("  ".join(f"{way} {rates[way][-1]:7.0f}" for way in WAYS), flush=True)
         for way in ("bell", "always"):
             ratio = statistics.median(a / b for a, b in zip(rates[way], rates["off"], strict=True))
             print(f"{way} / off: {ratio:.2f}")
@@ -74,29 +80,71 @@ def rate(shop: Shop, way: str, sessions: int, seconds: int) -> float:
         "TRUNCATE dinedesk_main.pos_outbox, dinedesk_main.pos_outbox_transactions,"
         " dinedesk_kitchen.orders CASCADE"
     )
-    parts = parse_dsn(shop.dsn)
-    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script, closing(shop.connect()) as held:
-        script.write(PLACE.format(slug="kitchen") + ";\n")
-        script.flush()
+    with closing(shop.connect()) as held:
         if way == "always":
             held.cursor().execute("SELECT pg_advisory_lock(7097, 10)")
-        options = "-c posd.notify=off" if way == "off" else ""
-        said = subprocess.run(
+        said = insert(shop, way, f"--client={sessions}", "--jobs=2", f"--time={seconds}")
+    found = re.search(r"tps = ([\d.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+def insert(shop: Shop, way: str, *options: str) -> str:
+    """Have pgbench insert orders, one a transaction; what it prints."""
+    parts = parse_dsn(shop.dsn)
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write(PLACE.format(slug="kitchen") + ";\n")
+        script.flush()
+        settings = "-c posd.notify=off" if way == "off" else ""
+        return subprocess.run(
             [
-                *(pgbench(), "--no-vacuum", f"--file={script.name}"),
-                *(f"--client={sessions}", "--jobs=2", f"--time={seconds}"),
+                *(pgbench(), "--no-vacuum", f"--file={script.name}", *options),
                 *(f"--host={parts['host']}", f"--username={parts['user']}"),
                 *([f"--port={parts['port']}"] if "port" in parts else []),
                 parts["dbname"],
             ],
-            env={**os.environ, "PGOPTIONS": options, "PGPASSWORD": parts.get("password", "")},
+            env={**os.environ, "PGOPTIONS": settings, "PGPASSWORD": parts.get("password", "")},
             check=True,
             capture_output=True,
             text=True,
         ).stdout
-    found = re.search(r"tps = ([\d.]+)", said)
-    assert found is not None, said
-    return float(found[1])
+
+
+def busy(options: argparse.Namespace) -> None:
+    with Server.start(durable=True) as server:
+        shop = Shop.open(["kitchen"], server=server)
+        posd = shop.start()
+        till = Watched(posd, shop.key())
+        place(shop, 50, 2)
+        ratios = []
+        for _ in range(options.rounds):
+            took = {way: times(shop, way, options.seconds) for way in ("bell", "off")}
+            ratios.append(quantile(took["bell"], 0.99) / quantile(took["off"], 0.99))
+            print(
+                *(
+                    f"{way}: p50 {quantile(ms, 0.5):.2f} ms, p99 {quantile(ms, 0.99):.2f} ms; "
+                    for way, ms in took.items()
+                ),
+                f"ratio of p99 {ratios[-1]:.2f}",
+                flush=True,
+            )
+        print(f"bell / off: {statistics.median(ratios):.2f}; the till has {len(till.came)} orders")
+        posd.stop()
+        shop.close()
+
+
+def times(shop: Shop, way: str, seconds: int) -> list[float]:
+    """How many milliseconds each transaction takes, at 500 a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = f"--log-prefix={folder}/times"
+        insert(shop, way, "--client=8", f"--time={seconds}", "--rate=500", "--log", log)
+        lines = [
+            line.split()
+            for path in Path(folder).iterdir()
+            for line in path.read_text("ascii").splitlines()
+        ]
+    # The third field has the time with what the transaction was late by, which is the seventh.
+    return [(int(each[2]) - int(each[6])) / 1000 for each in lines]
 
 
 class Watched:
@@ -221,12 +269,13 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("commits", "latency"))
+    parser.add_argument("what", choices=("commits", "busy", "latency"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--sessions", type=int, default=16)
+    parser.add_argument("--standby-ms", type=float, default=0.0)
     options = parser.parse_args()
-    {"commits": commits, "latency": latency}[options.what](options)
+    {"commits": commits, "busy": busy, "latency": latency}[options.what](options)
 
 
 if __name__ == "__main__":
