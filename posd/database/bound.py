@@ -10,7 +10,7 @@ from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 _FINISH: Final = """
     SELECT set_config('posd.answer', ({})::text, false); COMMIT; SELECT current_setting('posd.answer')
 """
-# How long a statement may take longer than the server lets it, where somebody waits who has a deadline.
+# In a transaction with a deadline, posd gives the connection up so many seconds after the deadline.
 _LAST_GRACE_SECONDS: Final = 0.5
 
 

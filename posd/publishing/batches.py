@@ -89,7 +89,7 @@ class Batches:
     async def _again(self, portion: Portion, error: Exception | None) -> None:
         """Publish the rows of a batch that was refused; `error` if nothing else was in it.
 
-        Orders are read again, since the shop may have changed them meanwhile. Nobody waits for that here.
+        Orders are read again, since the shop may have changed them. This function does not wait for that.
         """
         if not portion.was_read:
             await self._settle_rows(portion.tenant_id, len(portion.ids))
@@ -136,7 +136,11 @@ class Batches:
             raise
         hand_on(outcome.appended, self.appended, self.journal.not_handed_on)
         seconds = self.clock.seconds() - began
-        self.journal.committed(outcome, seconds)
+        try:
+            self.journal.committed(outcome, seconds)
+        except Exception:
+            # The batch is committed. If this were raised, it would be published again in parts.
+            self._log.failure("a batch that was published could not be counted")
         self.outbox.accepted(portions, seconds)
         self.following.too_early(outcome.early, [each.tenant_id for each in portions])
         self.queue.put_back(outcome.early)

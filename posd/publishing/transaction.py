@@ -83,8 +83,8 @@ class Numbering:
         A request that is `orderly` is left out while its tenant has older rows in the outbox: a shop that
         commits and then calls has its events in that order.
 
-        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and whatever the database raises; then nothing may be
-        committed.
+        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and what the database raises. The caller has to roll
+        back then.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
@@ -261,7 +261,7 @@ class Numbering:
     async def _record(
         self, session: Transaction, entries: Sequence[numbering.Entry], requests: Sequence[Request]
     ) -> list[numbering.Recorded]:
-        """Store the entries, and commit if nothing else is to be stored with them."""
+        """Store the entries. If there are no answers of idempotent requests to store as well, commit."""
         if not entries:
             return []
         for entry in entries:

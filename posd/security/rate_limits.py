@@ -94,7 +94,7 @@ class Buckets:
         return len(self._buckets)
 
     def __contains__(self, who: object) -> bool:
-        """Whether somebody has a bucket. One that does not exist is full."""
+        """Whether there is a bucket for `who`. If there is none, `get` makes one that is full."""
         return who in self._buckets
 
     def get(self, who: object, rate: float, seconds: float) -> TokenBucket:

@@ -20,6 +20,7 @@ from posd.errors import (
 )
 from posd.events import normalise as drafts
 from posd.publishing import outbox
+from posd.publishing.journal import Journal
 from posd.publishing.publication import Published
 from posd.publishing.sequencer import Sequencer
 from posd.store import numbering, stream
@@ -96,6 +97,20 @@ class PublishingTests(SequencerCase):
         sequencer._numbering.connections_here = lambda tenant_id: 0
         self.assertEqual(first(await sequencer.publish(publication(notice(2)))), 2)
         self.assertEqual(self.seqs(), [1, 2])
+
+    async def test_a_mistake_at_counting_publishes_nothing_twice(self) -> None:
+        sequencer = await self.started()
+
+        def fails(journal: Journal, outcome: object, seconds: float) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Journal, "committed", fails)
+        self.assertEqual(first(await sequencer.publish(publication(notice(1)))), 1)
+        self.publish("note", {"number": 2})
+        sequencer.wake()
+        await until(lambda: not self.waiting, "the row was taken")
+        self.assertEqual(self.seqs(), [1, 2])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     async def test_what_was_committed_is_handed_on_as_it_is_read(self) -> None:
         handed: list[Appended] = []
