@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -101,7 +102,7 @@ def ask(
     method: str = "GET",
     body: bytes = b"",
     receive_buffer: int | None = None,
-) -> socket.socket:
+) -> ssl.SSLSocket:
     """A socket on which a request was sent, and nothing was read."""
     plain = socket.socket()
     if receive_buffer is not None:
