@@ -84,7 +84,7 @@ class RoadCase(SocketCase):
         self.keys = Keys()
         authenticator = cast(Authenticator, self.keys)
         self.connections = Connections(total=100, per_tenant=3, per_device=2)
-        admission = Admission(self.exchange, self.connections)
+        admission = self.admission = Admission(self.exchange, self.connections)
         polls = Polls(self.clock, self.exchange, self.connections, self.books.settle)
         self.serve(
             Root(

@@ -1,0 +1,183 @@
+"""The hot paths execute no more of posd's code than they did when this table was written.
+
+A count above its budget is a regression, or has a reason; one far below it is a gain that the table
+should hold. Either way the table is changed together with the code, and the commit says why. What
+libraries do is not counted, so that a release of theirs changes nothing here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Final, cast
+
+from attrs import frozen
+
+from posd.publishing.publication import Publication, Published
+from posd.publishing.sequencer import Sequencer
+from posd.security.auth import Authenticator
+from posd.values import KeyKind
+from posd.web.admission import Gate
+from posd.web.api.publishing import Publisher
+from posd.web.http.call import Door
+from posd.web.http.dispatch import Reception
+from posd.web.http.router import Rooms, Root
+from posd.web.http.turns import RequestTurns
+from tests.instructions import Work, count
+from tests.road_case import RoadCase, reply
+from tests.socket_case import Socket, text
+
+_PYTHON: Final = (3, 11)
+"""Another version of Python compiles to other instructions."""
+_TOLERANCE: Final = 0.06
+_GAIN: Final = 0.15
+
+
+@frozen
+class Budget:
+    """Instructions of posd's, and calls from there to other code, for one of what is counted."""
+
+    instructions: int
+    calls: int
+
+
+BUDGETS: Final = {
+    "an event to one till more": Budget(98, 3),
+    "one of eight events of a turn to one till more": Budget(12, 0),
+    "an event that a till has missed": Budget(220, 14),
+    "an acknowledgement": Budget(1289, 58),
+    "a till that connects": Budget(3901, 191),
+    "an event that is published by REST, up to the sequencer": Budget(3218, 165),
+    "an event more in a batch that is published by REST, up to the sequencer": Budget(466, 37),
+}
+
+
+class Numbers:
+    """The sequencer: it gives out positions without a database."""
+
+    event_bytes = 128 * 1024
+
+    async def publish(self, publication: Publication) -> Published:
+        return Published(tuple(range(1, len(publication.drafts) + 1)), 3)
+
+
+def send(till: Socket, frames: Sequence[bytes]) -> None:
+    for frame in frames:
+        till.send(frame)
+
+
+class InstructionTests(RoadCase):
+    """A tenant's tills by WebSocket, and its platform."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        if sys.version_info[:2] != _PYTHON:
+            self.skipTest("The budgets are of Python {}.{}.".format(*_PYTHON))
+        self.connections.per_tenant = 1000
+        self.reception = Reception(
+            cast(Authenticator, self.keys), self.clock.seconds, turns=RequestTurns(self.clock)
+        )
+        publisher = Publisher(
+            self.reception, cast(Sequencer, Numbers()), 1_000_000, self.clock.seconds
+        )
+        gate = Gate(cast(Authenticator, self.keys), self.admission, self.factory)
+        self.serve(Root(Door(), Rooms(gate, self.reception, publisher.operations)))
+
+    def keeps(self, what: str, work: Work, share: int = 1) -> None:
+        """`share` of what is counted cost this much."""
+        budget = BUDGETS[what]
+        for unit, found, most in (
+            ("instructions of posd", work.instructions / share, budget.instructions),
+            ("calls to other code", work.calls / share, budget.calls),
+        ):
+            said = f"{what}: {found:.1f} {unit}, budget {most}\n{work.most()}"
+            self.assertLessEqual(found, most * (1 + _TOLERANCE) + 1, said)
+            self.assertGreaterEqual(found, most * (1 - _GAIN) - 1, f"Write down the gain. {said}")
+
+    def tills(self, count: int) -> list[Socket]:
+        return [self.websocket() for _ in range(count)]
+
+    def published(self, tills: int, events: int) -> Work:
+        """What events of one turn cost where so many tills are connected."""
+        sockets = self.tills(tills)
+        self.commit(events)
+        for socket in sockets:
+            socket.clear()
+        work = count(lambda: self.commit(events))
+        for socket in sockets:
+            self.assertEqual(socket.value().count(b'"type":"note"'), events)
+            socket.hang_up()
+        return work
+
+    def test_fan_out(self) -> None:
+        more = self.published(40, 1) - self.published(20, 1)
+        self.keeps("an event to one till more", more, 20)
+
+    def test_bursts(self) -> None:
+        more = self.published(40, 8) - self.published(20, 8)
+        self.keeps("one of eight events of a turn to one till more", more, 20 * 8)
+
+    def test_catching_up(self) -> None:
+        self.commit(400)
+
+        def catch_up(missed: int) -> Work:
+            self.stands(acked=self.log.last - missed)
+            sockets: list[Socket] = []
+            work = count(lambda: sockets.append(self.websocket(f"POS_{missed}")))
+            self.assertEqual(sockets[0].value().count(b'"type":"note"'), missed)
+            return work
+
+        catch_up(300)
+        self.keeps("an event that a till has missed", catch_up(90) - catch_up(10), 80)
+
+    def test_acknowledgements(self) -> None:
+        till = self.websocket("POS_1")
+        self.commit(100)
+        seqs = iter(range(self.log.last - 99, self.log.last))
+
+        def acknowledge(times: int) -> Work:
+            frames = [text(b'{"type":"ack","id":%d}' % next(seqs)) for _ in range(times)]
+            return count(lambda: send(till, frames))
+
+        acknowledge(5)
+        self.keeps("an acknowledgement", acknowledge(30) - acknowledge(10), 20)
+
+    def test_connecting(self) -> None:
+        self.tills(5)
+        more = count(lambda: self.tills(30)) - count(lambda: self.tills(10))
+        self.keeps("a till that connects", more, 20)
+
+    def publish(self, body: bytes, times: int) -> None:
+        self.keys.kind = KeyKind.PLATFORM
+        head = (
+            b"POST /api/kitchen/events HTTP/1.1\r\nHost: posd.example\r\nX-API-Key: pos_good\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
+        socket = self.dial()
+        for _ in range(times):
+            socket.clear()
+            socket.send(head % len(body) + body)
+            for _ in range(5):
+                self.clock.advance(0.001)
+            self.assertEqual(reply(socket.value()).status, 201, socket.value())
+        socket.hang_up()
+
+    def test_publishing(self) -> None:
+        body = b'{"type":"notice","data":{"text":"Table 4 waits","number":4}}'
+        self.publish(body, 5)
+        more = count(lambda: self.publish(body, 30)) - count(lambda: self.publish(body, 10))
+        self.keeps("an event that is published by REST, up to the sequencer", more, 20)
+
+    def test_publishing_in_batches(self) -> None:
+        one = b'{"type":"notice","data":{"text":"Table 4 waits","number":4}}'
+
+        def publish(events: int) -> Work:
+            body = b'{"events":[%b]}' % b",".join([one] * events)
+            return count(lambda: self.publish(body, 1))
+
+        publish(10)
+        self.keeps(
+            "an event more in a batch that is published by REST, up to the sequencer",
+            publish(90) - publish(10),
+            80,
+        )
