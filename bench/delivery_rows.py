@@ -20,6 +20,8 @@ _PLACE: Final = "INSERT INTO dinedesk_{}.orders (customer_name, total_amount) VA
 _BACKLOG: Final = 20_000
 _QUIET_TENANT: Final = 3
 """Its log is of this row alone."""
+_SIZES: Final = {"200 B": 50, "1 KB": 820, "10 KB": 10_000, "100 KB": 100_000}
+"""Of the text in the data of an event; the message around it has about 180 bytes."""
 
 
 def _waves(
@@ -182,6 +184,25 @@ def _growth(subject: Subject, loader: Loader, seconds: float) -> Figures:
     return {"all / one": found["all events/s"] / found["one events/s"], **found}
 
 
+def _open_ten(subject: Subject, loader: Loader) -> None:
+    loader.open(named([1], 10))
+
+
+def _sizes(subject: Subject, loader: Loader, seconds: float) -> Figures:
+    """Events a second by REST to ten tills, and what an event costs, as its data grows."""
+    found = {}
+    for name, size in _SIZES.items():
+        requests = [publishing(1, text_bytes=size)]
+        loader.load(requests, 0.2, posters=32, deliveries=10)
+        result, used = costs(
+            subject, partial(loader.load, requests, seconds, posters=32, deliveries=10)
+        )
+        found[f"{name} events/s"] = result["in_time"] / seconds
+        found[f"{name} server µs"] = used["server_us"] / result["requests"]
+        found[f"{name} PostgreSQL µs"] = used["postgres_us"] / result["requests"]
+    return found
+
+
 ROWS: Final = (
     Row(
         "fanout",
@@ -281,6 +302,15 @@ ROWS: Final = (
         {"all / one": Target(0.9)},
         nothing,
         _growth,
+        full_only=True,
+    ),
+    Row(
+        "sizes",
+        "publishing by REST to 10 tills with events of 200 B to 100 KB; 32 posters",
+        ("posd", "shop-pool"),
+        {},
+        _open_ten,
+        _sizes,
         full_only=True,
     ),
 )

@@ -124,8 +124,8 @@ def request(
     return head.encode() + content
 
 
-def publishing(tenant: int, events: int | None = None) -> bytes:
+def publishing(tenant: int, events: int | None = None, text_bytes: int = TEXT_BYTES) -> bytes:
     """A request that publishes one event, or a list of so many. Each has its time in it."""
-    event = {"type": "notice", "data": {"t": STAMP, "text": "x" * TEXT_BYTES}}
+    event = {"type": "notice", "data": {"t": STAMP, "text": "x" * text_bytes}}
     body = event if events is None else {"events": [event] * events}
     return request("POST", f"/api/shop-{tenant}/events", PLATFORM_KEY, body)
