@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
@@ -154,6 +154,16 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def from_json(rows: Iterable[Row], stored: Mapping[str, Any]) -> list[Result]:
+    """The results of `as_json`, in the order of `rows`; of these it has one or none each."""
+    found = stored["rows"]
+    return [
+        Result(row, **{name: found[row.name][name] for name in ("figures", "not_run", "failed")})
+        for row in rows
+        if row.name in found
+    ]
 
 
 def as_json(results: Sequence[Result], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class PublishingTests(SequencerCase):
         self.assertEqual(first(await sequencer.publish(publication(notice(1)))), 1)
         self.publish("note", {"number": 2})
         sequencer.wake()
-        await until(lambda: not self.waiting, "the row was taken")
+        await until(lambda: not self.waiting and self.rests(sequencer), "it was counted")
         self.assertEqual(self.seqs(), [1, 2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
