@@ -73,30 +73,10 @@ _TERMINALS: Final = """
       FROM dinedesk_main.pos_order_terminals
      WHERE tenant_id = %s AND order_id = %s ORDER BY received_at, device_id
 """
-# The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows. The
-# bound on created_at alone is what the index can be used for. What is beyond the bytes of a page is not sent.
 _OPEN: Final = """
-    WITH page AS (
-        SELECT o.created_at, o.order_id, o.snapshot::text AS snapshot, o.print_status
-          FROM dinedesk_main.pos_orders AS o
-         WHERE o.tenant_id = %(tenant)s
-           AND o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
-           AND (%(since)s::timestamptz IS NULL OR o.updated_at >= %(since)s OR o.created_at >= %(since)s)
-           AND o.created_at >= %(from)s::timestamp AT TIME ZONE 'UTC'
-           AND (o.created_at, o.order_id) > (%(from)s::timestamp AT TIME ZONE 'UTC', %(after)s::text)
-         ORDER BY o.created_at, o.order_id LIMIT %(limit)s + 1
-    ), sized AS (
-        SELECT p.*, row_number() OVER place AS number, count(*) OVER () AS found,
-               sum(octet_length(p.snapshot) + 2 * octet_length(p.order_id) + 100) OVER place AS bytes
-          FROM page AS p WINDOW place AS (ORDER BY p.created_at, p.order_id)
-    )
-    SELECT h.last_seq, h.stream_id, s.found,
-           to_char(s.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
-           s.order_id, s.snapshot, s.print_status
-      FROM dinedesk_main.pos_heads AS h
-      LEFT JOIN sized AS s ON s.number <= %(limit)s AND (s.number = 1 OR s.bytes <= %(bytes)s)
-     WHERE h.tenant_id = %(tenant)s
-     ORDER BY s.number
+    SELECT o.last_seq, o.stream_id, o.order_id, o.snapshot, o.print_status, o.place
+      FROM dinedesk_main.pos_open_orders(%(tenant)s, %(since)s, %(from)s::timestamp AT TIME ZONE 'UTC',
+                                         %(after)s, %(limit)s, %(bytes)s) AS o
 """
 _CONFIRMED: Final = """
     SELECT c.tenant_id, h.stream_id, c.seq
@@ -118,9 +98,9 @@ class PendingPosition:
 class Open:
     """An order that is still to be made; the snapshot is JSON text."""
 
-    place: PendingPosition
+    order_id: str
     snapshot: str
-    print_status: PrintStatus
+    print_status: str
 
 
 @frozen
@@ -135,10 +115,13 @@ class Wanted:
 
 @frozen
 class Page:
-    """Open orders, the oldest first, and the position in the stream at which that is how it was."""
+    """Open orders, the oldest first, and the position in the stream at which that is how it was.
+
+    `next` is the place of the last one, if there are more.
+    """
 
     orders: Sequence[Open]
-    has_more: bool
+    next: PendingPosition | None
     last_seq: Seq
     stream_id: UUID
 
@@ -217,14 +200,11 @@ async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
     )
 
 
-async def still_open(
-    session: Session, tenant: Tenant, final: Collection[str], wanted: Wanted
-) -> Page:
-    """Orders that are neither printed nor in a `final` status: the first one whatever its size."""
+async def still_open(session: Session, tenant: Tenant, wanted: Wanted) -> Page:
+    """Orders that are neither printed nor in a final status: the first one whatever its size."""
     place = wanted.after or PendingPosition("-infinity", "")
     values = {
         "tenant": tenant.id,
-        "final": sorted(final),
         "since": wanted.since,
         "from": place.created_at,
         "after": place.order_id,
@@ -234,13 +214,12 @@ async def still_open(
     rows = await session.query(_OPEN, values)
     if not rows:
         raise NotFound("This tenant was deleted.", code="unknown_tenant")
-    last_seq, stream_id, found = rows[0][:3]
-    found_orders = [
-        Open(PendingPosition(created_at, order_id), snapshot, PrintStatus(status))
-        for _, _, _, created_at, order_id, snapshot, status in rows
-        if order_id is not None
-    ]
-    return Page(found_orders, (found or 0) > len(found_orders), last_seq, UUID(stream_id))
+    (last_seq, stream_id, *_), *rest = rows
+    found = [Open(*row[2:5]) for row in rest if row[3] is not None]
+    further = None
+    if len(found) < len(rest):
+        further = PendingPosition(rest[-1][5], found[-1].order_id)
+    return Page(found, further, last_seq, UUID(stream_id))
 
 
 async def confirmed(

@@ -95,6 +95,11 @@ FUNCTIONS_OF_MAIN = {
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
+    "pos_open_orders(integer, timestamp with time zone, timestamp with time zone, text, integer, bigint)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
     # They have their caller's rights only. Triggers that any role may fire call the one, the tenants' readers
     # the other.
