@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Session
-from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
+from posd.database.link import Reader, Session
+from posd.errors import BadRequest, Conflict, NotFound, PosdError, Refusal, Unprocessable
 from posd.events import money
 from posd.store import ledgers, shop
 from posd.store.ledgers import Cause
@@ -36,9 +37,9 @@ _MOVEMENT: Final = """
     (m.movement).expiry_date, (m.movement).created_at
 """
 _MOVE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."card_move${{shop}}"(
-        %(number)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
-        %(note)s) AS m
+    SELECT m.place, {_MOVEMENT} FROM posd_hooks."card_move${{shop}}"(
+        %(numbers)s::text[], %(kinds)s::text[], %(amounts)s::numeric[], %(principals)s::text[],
+        %(keys)s::text[], %(devices)s::text[], %(orders)s::text[], %(notes)s::text[], %(patient)s) AS m
 """
 _ISSUE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."card_issue${{shop}}"(
@@ -50,21 +51,22 @@ _REVERSE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."card_reverse${{shop}}"(
         %(number)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
-_CARD: Final = """
-    SELECT c.card_number, coalesce(t.balance_after, 0), c.initial_balance, c.is_blocked,
-           coalesce(c.expiry_date < clock_timestamp(), false), c.expiry_date,
-           c.purchased_by, c.recipient_name, c.recipient_email, c.order_id, c.created_at
-      FROM {schema}.gift_cards AS c
-      LEFT JOIN LATERAL (
-        SELECT t.balance_after FROM {schema}.pos_gift_card_transactions AS t
-         WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS t ON true
-     WHERE c.card_number = %(number)s AND c.initial_balance IS NOT NULL
-"""
+_CARDS: Final = """SELECT c.* FROM posd_hooks."card_read${shop}"(%(numbers)s::text[]) AS c"""
 _BLOCK: Final = """
     UPDATE {schema}.gift_cards SET is_blocked = %(blocked)s
      WHERE card_number = %(number)s AND initial_balance IS NOT NULL AND is_blocked <> %(blocked)s
     RETURNING card_number
 """
+
+
+_COLUMNS: Final = {
+    "principals": "principal",
+    "keys": "key",
+    "devices": "device",
+    "orders": "order",
+    "notes": "note",
+}
+"""The parameters of `_MOVE`, and the columns of a `Cause` that they are made of."""
 
 
 Status = Literal["active", "blocked", "expired", "depleted"]
@@ -107,6 +109,16 @@ class Details:
 
 
 @frozen
+class Move:
+    """A movement of a known card that is asked for: `amount` is signed, `columns` those of its `Cause`."""
+
+    number: str
+    kind: str
+    amount: Decimal
+    columns: Mapping[str, object]
+
+
+@frozen
 class Movement:
     """A row of the ledger: `after` is `before` and the signed `amount`.
 
@@ -131,6 +143,10 @@ class Movement:
         return self.type == "tombstone"
 
 
+Outcome = Movement | Refusal | None
+"""What came of a `Move`; None: nothing was done."""
+
+
 def normalise(number: str) -> str | None:
     """A card's number as it is stored and compared; None for what can be none."""
     number = number.strip().upper()
@@ -142,18 +158,27 @@ def new_number() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(_MADE_LENGTH))
 
 
+async def balances(session: Reader, tenant: Tenant, numbers: Sequence[str]) -> dict[str, Card]:
+    """These cards and what is on them, by their normalised numbers; a number of no card is left out."""
+    statement = _CARDS.format(shop=shop(tenant))
+    rows = await ledgers.call(session, statement, {"numbers": [*numbers]})
+    return {
+        number: Card(
+            number,
+            money.present(now_on_it, tenant.currency),
+            money.present(initial, tenant.currency),
+            *rest,
+        )
+        for number, now_on_it, initial, *rest in rows
+    }
+
+
 async def balance(session: Session, tenant: Tenant, number: str) -> Card | None:
     """A card and what is on it."""
-    rows = await ledgers.own(session, tenant, "gift_cards", _CARD, {"number": normalise(number)})
-    if not rows:
+    known = normalise(number)
+    if known is None:
         return None
-    number, now_on_it, initial, *rest = rows[0]
-    return Card(
-        number,
-        money.present(now_on_it, tenant.currency),
-        money.present(initial, tenant.currency),
-        *rest,
-    )
+    return (await balances(session, tenant, [known])).get(known)
 
 
 async def deduct(
@@ -164,8 +189,7 @@ async def deduct(
     Raises `BadRequest` (`insufficient_balance` with `currentBalance`, `card_expired`, `card_blocked`)
     and `NotFound` (`unknown_card`).
     """
-    value = money.parse_positive(amount, tenant.currency, "amount")
-    return await _move(session, tenant, number, "deduct", -value, cause)
+    return await make(session, tenant, deduction(tenant, number, amount, cause))
 
 
 async def top_up(
@@ -173,7 +197,51 @@ async def top_up(
 ) -> Movement:
     """Put money on a card. Raises what `deduct` does, but for the balance."""
     value = money.parse_positive(amount, tenant.currency, "amount")
-    return await _move(session, tenant, number, "top_up", value, cause)
+    return await make(session, tenant, Move(_known(number), "top_up", value, cause.columns()))
+
+
+def deduction(tenant: Tenant, number: str, amount: object, cause: Cause) -> Move:
+    """What `deduct` does, to be done by `move`. Raises what `deduct` does about what it is given."""
+    value = money.parse_positive(amount, tenant.currency, "amount")
+    return Move(_known(number), "deduct", -value, cause.columns())
+
+
+async def make(session: Reader, tenant: Tenant, asked: Move) -> Movement:
+    """Make one movement. Raises what `deduct` does."""
+    (outcome,) = await move(session, tenant, [asked])
+    return made(outcome)
+
+
+def made(outcome: Outcome) -> Movement:
+    """The movement, or raise the refusal."""
+    if isinstance(outcome, Movement):
+        return outcome
+    if outcome is None:
+        raise PosdError("the ledger said nothing of a movement")
+    raise outcome
+
+
+async def move(
+    session: Reader, tenant: Tenant, moves: Sequence[Move], *, patient: bool = True
+) -> list[Outcome]:
+    """Move money on several cards, of which none is named twice, in one statement.
+
+    Returns what came of each: the movement, or the refusal that `deduct` raises. Where it is not `patient`, a
+    card that another transaction has locked is not waited for: None, and nothing was done. If it raises,
+    nothing was done with any card, but for `OutcomeUnknown` and `ConnectionLost`.
+    """
+    parameters: dict[str, object] = {
+        "numbers": [each.number for each in moves],
+        "kinds": [each.kind for each in moves],
+        "amounts": [each.amount for each in moves],
+        "patient": patient,
+    }
+    for name, column in _COLUMNS.items():
+        parameters[name] = [each.columns[column] for each in moves]
+    outcomes: list[Outcome] = [None] * len(moves)
+    for place, *row in await ledgers.call(session, _MOVE.format(shop=shop(tenant)), parameters):
+        outcomes[place - 1] = _outcome(tenant, row)
+    return outcomes
 
 
 async def purchase(
@@ -269,13 +337,6 @@ async def _set_blocked(session: Session, tenant: Tenant, number: str, *, blocked
     return card
 
 
-async def _move(
-    session: Session, tenant: Tenant, number: str, kind: str, amount: Decimal, cause: Cause
-) -> Movement:
-    parameters = {**cause.columns(), "kind": kind, "amount": amount}
-    return await _run(session, tenant, _MOVE, _known(number), parameters)
-
-
 async def _issue(
     session: Session,
     tenant: Tenant,
@@ -308,25 +369,27 @@ async def _run(
 ) -> Movement:
     statement = statement.format(shop=shop(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
+    return _movement(tenant, row)
+
+
+def _outcome(tenant: Tenant, row: Sequence[Any]) -> Outcome:
+    if row[0] == "locked":
+        return None
+    try:
+        return _movement(tenant, row)
+    except Refusal as refusal:
+        return refusal
+
+
+def _movement(tenant: Tenant, row: Sequence[Any]) -> Movement:
+    """A row of `_MOVEMENT`. Raises the `Refusal` that its outcome is."""
     outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
     before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
-    return Movement(
-        *(
-            transaction_id,
-            number,
-            seq,
-            kind,
-            before,
-            moved,
-            after,
-            order_id,
-            expiry_date,
-            created_at,
-        ),
-        replayed=outcome == "replayed",
-    )
+    replayed = outcome == "replayed"
+    about = (order_id, expiry_date, created_at, replayed)
+    return Movement(transaction_id, number, seq, kind, before, moved, after, *about)
 
 
 def _refuse(outcome: str, left: Decimal) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import Final, Literal, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Row, Session
+from posd.database.link import Reader, Row, Session
 from posd.errors import (
     BadRequest,
     Conflict,
@@ -114,7 +114,7 @@ async def own(
     )
 
 
-async def call(session: Session, statement: str, parameters: dict[str, object]) -> list[Row]:
+async def call(session: Reader, statement: str, parameters: dict[str, object]) -> list[Row]:
     """Run a statement on a ledger. Raises `NotFound` (`no_ledger`) if the shop keeps its own."""
     try:
         return await session.query(statement, parameters)
