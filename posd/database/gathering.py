@@ -43,6 +43,10 @@ class Gathering(Generic[G, K, V]):
         self._work = work
         self._groups: dict[G, Coalescer[K, V]] = {}
 
+    def is_asked(self, group: G) -> bool:
+        """Whether something of this group waits, or is being worked on."""
+        return group in self._groups
+
     def ask(self, group: G, key: K) -> Deferred[V]:
         """Get the value of a key from the group's next run, which begins now if none is under way.
 

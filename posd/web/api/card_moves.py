@@ -40,7 +40,7 @@ class CardMoves:
         self._gathering = Gathering(self.database.clock, self._together)
 
     async def make(self, tenant: Tenant, move: Move, deadline: float) -> Movement:
-        """Make a movement, or raise the refusal that `giftcards.deduct` raises, and what `Link.query` does."""
+        """Make a movement. Raises what `giftcards.deduct` raises, and what `Link.query` does."""
         outcome = await self._gathering.ask(tenant, _Asked(move, deadline))
         if outcome is None:
             return await giftcards.make(self.database.by(tenant.id, deadline), tenant, move)
