@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, NoReturn
+from typing import Final, Literal
 
 from attrs import frozen
 
 from posd.database.link import Reader, Session
-from posd.errors import BadRequest, Conflict, NotFound, PosdError, Refusal, Unprocessable
+from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.store import ledgers, shop
+from posd.store import card_movements, ledgers, shop
+from posd.store.card_movements import MOVEMENT, Move, Movement, made_of, unknown
 from posd.store.ledgers import Cause
 from posd.values import Tenant
 
@@ -31,42 +32,28 @@ _NUMBER: Final = re.compile(r"[!-`{-~]([ -`{-~]{0,62}[!-`{-~])?")
 _ALPHABET: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MADE_LENGTH: Final = 16
 
-_MOVEMENT: Final = """
-    m.outcome, (m.movement).id, (m.movement).card_number, (m.movement).seq, (m.movement).transaction_type,
-    (m.movement).balance_before, (m.movement).amount, (m.movement).balance_after, (m.movement).order_id,
-    (m.movement).expiry_date, (m.movement).created_at
-"""
-_MOVE: Final = f"""
-    SELECT m.place, {_MOVEMENT} FROM posd_hooks."card_move${{shop}}"(
-        %(numbers)s::text[], %(kinds)s::text[], %(amounts)s::numeric[], %(principals)s::text[],
-        %(keys)s::text[], %(devices)s::text[], %(orders)s::text[], %(notes)s::text[], %(patient)s) AS m
-"""
 _ISSUE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."card_issue${{shop}}"(
+    SELECT {MOVEMENT} FROM posd_hooks."card_issue${{shop}}"(
         %(number)s, %(chosen)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
         %(note)s, %(purchased_by)s, %(recipient_name)s, %(recipient_email)s,
         %(expiry_date)s::timestamptz) AS m
 """
 _REVERSE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."card_reverse${{shop}}"(
+    SELECT {MOVEMENT} FROM posd_hooks."card_reverse${{shop}}"(
         %(number)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
-_CARDS: Final = """SELECT c.* FROM posd_hooks."card_read${shop}"(%(numbers)s::text[]) AS c"""
+_CARDS: Final = """
+    SELECT (r.card).card_number, coalesce((r.movement).balance_after, 0), (r.card).initial_balance,
+           (r.card).is_blocked, coalesce((r.card).expiry_date < clock_timestamp(), false),
+           (r.card).expiry_date, (r.card).purchased_by, (r.card).recipient_name, (r.card).recipient_email,
+           (r.card).order_id, (r.card).created_at
+      FROM posd_hooks."card_read${shop}"(%(numbers)s::text[]) AS r
+"""
 _BLOCK: Final = """
     UPDATE {schema}.gift_cards SET is_blocked = %(blocked)s
      WHERE card_number = %(number)s AND initial_balance IS NOT NULL AND is_blocked <> %(blocked)s
     RETURNING card_number
 """
-
-
-_COLUMNS: Final = {
-    "principals": "principal",
-    "keys": "key",
-    "devices": "device",
-    "orders": "order",
-    "notes": "note",
-}
-"""The parameters of `_MOVE`, and the columns of a `Cause` that they are made of."""
 
 
 Status = Literal["active", "blocked", "expired", "depleted"]
@@ -106,45 +93,6 @@ class Details:
     recipient_name: str | None = None
     recipient_email: str | None = None
     expiry_date: datetime | None = None
-
-
-@frozen
-class Move:
-    """A movement of a known card that is asked for: `amount` is signed, `columns` those of its `Cause`."""
-
-    number: str
-    kind: str
-    amount: Decimal
-    columns: Mapping[str, object]
-
-
-@frozen
-class Movement:
-    """A row of the ledger: `after` is `before` and the signed `amount`.
-
-    `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
-    `expiry_date` is a sale's: until when the card was to be valid as it was sold.
-    """
-
-    transaction_id: int
-    card_number: str
-    seq: int
-    type: str
-    before: Decimal
-    amount: Decimal
-    after: Decimal
-    order_id: str | None
-    expiry_date: datetime | None
-    created_at: datetime
-    replayed: bool
-
-    @property
-    def tombstoned(self) -> bool:
-        return self.type == "tombstone"
-
-
-Outcome = Movement | Refusal | None
-"""What came of a `Move`; None: nothing was done."""
 
 
 def normalise(number: str) -> str | None:
@@ -189,7 +137,7 @@ async def deduct(
     Raises `BadRequest` (`insufficient_balance` with `currentBalance`, `card_expired`, `card_blocked`)
     and `NotFound` (`unknown_card`).
     """
-    return await make(session, tenant, deduction(tenant, number, amount, cause))
+    return await card_movements.make(session, tenant, deduction(tenant, number, amount, cause))
 
 
 async def top_up(
@@ -197,51 +145,15 @@ async def top_up(
 ) -> Movement:
     """Put money on a card. Raises what `deduct` does, but for the balance."""
     value = money.parse_positive(amount, tenant.currency, "amount")
-    return await make(session, tenant, Move(_known(number), "top_up", value, cause.columns()))
+    return await card_movements.make(
+        session, tenant, Move(_known(number), "top_up", value, cause.columns())
+    )
 
 
 def deduction(tenant: Tenant, number: str, amount: object, cause: Cause) -> Move:
-    """What `deduct` does, to be done by `move`. Raises what `deduct` does about what it is given."""
+    """What `deduct` does, to be done by `card_movements.move`. Raises `NotFound` and `invalid_amount`."""
     value = money.parse_positive(amount, tenant.currency, "amount")
     return Move(_known(number), "deduct", -value, cause.columns())
-
-
-async def make(session: Reader, tenant: Tenant, asked: Move) -> Movement:
-    """Make one movement. Raises what `deduct` does."""
-    (outcome,) = await move(session, tenant, [asked])
-    return made(outcome)
-
-
-def made(outcome: Outcome) -> Movement:
-    """The movement, or raise the refusal."""
-    if isinstance(outcome, Movement):
-        return outcome
-    if outcome is None:
-        raise PosdError("the ledger said nothing of a movement")
-    raise outcome
-
-
-async def move(
-    session: Reader, tenant: Tenant, moves: Sequence[Move], *, patient: bool = True
-) -> list[Outcome]:
-    """Move money on several cards, of which none is named twice, in one statement.
-
-    Returns what came of each: the movement, or the refusal that `deduct` raises. Where it is not `patient`, a
-    card that another transaction has locked is not waited for: None, and nothing was done. If it raises,
-    nothing was done with any card, but for `OutcomeUnknown` and `ConnectionLost`.
-    """
-    parameters: dict[str, object] = {
-        "numbers": [each.number for each in moves],
-        "kinds": [each.kind for each in moves],
-        "amounts": [each.amount for each in moves],
-        "patient": patient,
-    }
-    for name, column in _COLUMNS.items():
-        parameters[name] = [each.columns[column] for each in moves]
-    outcomes: list[Outcome] = [None] * len(moves)
-    for place, *row in await ledgers.call(session, _MOVE.format(shop=shop(tenant)), parameters):
-        outcomes[place - 1] = _outcome(tenant, row)
-    return outcomes
 
 
 async def purchase(
@@ -274,7 +186,7 @@ async def sell(
     movement = await purchase(session, tenant, number, amount, cause, details)
     card = await balance(session, tenant, movement.card_number)
     if card is None:
-        raise _unknown()
+        raise unknown()
     if card.is_expired and not movement.replayed:
         raise BadRequest("expiryDate is past.", code="card_expired")
     return movement, card
@@ -333,7 +245,7 @@ async def _set_blocked(session: Session, tenant: Tenant, number: str, *, blocked
     await ledgers.own(session, tenant, "gift_cards", _BLOCK, values)
     card = await balance(session, tenant, number)
     if card is None:
-        raise _unknown()
+        raise unknown()
     return card
 
 
@@ -369,59 +281,12 @@ async def _run(
 ) -> Movement:
     statement = statement.format(shop=shop(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
-    return _movement(tenant, row)
-
-
-def _outcome(tenant: Tenant, row: Sequence[Any]) -> Outcome:
-    if row[0] == "locked":
-        return None
-    try:
-        return _movement(tenant, row)
-    except Refusal as refusal:
-        return refusal
-
-
-def _movement(tenant: Tenant, row: Sequence[Any]) -> Movement:
-    """A row of `_MOVEMENT`. Raises the `Refusal` that its outcome is."""
-    outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
-    before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
-    if outcome not in ("made", "replayed", "tombstoned"):
-        _refuse(outcome, after)
-    replayed = outcome == "replayed"
-    about = (order_id, expiry_date, created_at, replayed)
-    return Movement(transaction_id, number, seq, kind, before, moved, after, *about)
-
-
-def _refuse(outcome: str, left: Decimal) -> NoReturn:
-    match outcome:
-        case "unknown":
-            raise _unknown()
-        case "insufficient":
-            raise BadRequest(
-                "There is not enough money on this card.",
-                code="insufficient_balance",
-                details={"currentBalance": left},
-            )
-        case "expired":
-            raise BadRequest("This card has expired.", code="card_expired")
-        case "blocked":
-            raise BadRequest("This card is blocked.", code="card_blocked")
-        case "exists":
-            raise Conflict("This card has been sold already.", code="card_exists")
-        case "too_much":
-            message = "This is more than a card can hold."
-            raise Unprocessable(message, code="invalid_amount", details={"field": "amount"})
-        case _:
-            ledgers.refuse(outcome)
+    return made_of(tenant, row)
 
 
 def _known(number: str) -> str:
     """The number of a card that there may be."""
     wanted = normalise(number)
     if wanted is None:
-        raise _unknown()
+        raise unknown()
     return wanted
-
-
-def _unknown() -> NotFound:
-    return NotFound("There is no such card.", code="unknown_card")

@@ -6,13 +6,14 @@ that all movements share; an unknown customer is `NotFound` (`unknown_customer`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.link import Reader, Row, Session
 from posd.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unprocessable
 from posd.events import money
 from posd.store import ledgers, schema, shop
@@ -38,28 +39,12 @@ _REVERSE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."points_reverse${{shop}}"(
         %(phone)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
-# The chain's last row has the balance; a tombstone says nothing to anybody.
-_ACCOUNT: Final = """
-    SELECT a.id, a.phone, a.customer_name, a.email,
-           coalesce((SELECT t.balance_after FROM {schema}.pos_loyalty_transactions AS t
-                      WHERE t.account_id = a.id ORDER BY t.seq DESC LIMIT 1), 0),
-           s.earned, s.redeemed, a.total_spent, a.member_since,
-           r.id, r.transaction_type, r.points, r.balance_after, r.order_id, r.reason, r.created_at
-      FROM {schema}.loyalty_accounts AS a
-     CROSS JOIN LATERAL (
-        SELECT coalesce(sum(t.points) FILTER (WHERE t.points > 0), 0)::bigint AS earned,
-               coalesce(-sum(t.points) FILTER (WHERE t.points < 0), 0)::bigint AS redeemed
-          FROM {schema}.pos_loyalty_transactions AS t
-         WHERE t.account_id = a.id AND t.transaction_type IN ('add', 'redeem')
-           AND NOT EXISTS (SELECT FROM {schema}.pos_loyalty_transactions AS x WHERE x.reverses_id = t.id)
-     ) AS s
-      LEFT JOIN LATERAL (
-        SELECT t.* FROM {schema}.pos_loyalty_transactions AS t
-         WHERE t.account_id = a.id AND t.transaction_type <> 'tombstone'
-         ORDER BY t.seq DESC LIMIT %(recent)s
-     ) AS r ON true
-     WHERE a.phone = %(phone)s AND a.member_since IS NOT NULL
-     ORDER BY r.seq DESC
+_ACCOUNTS: Final = """
+    SELECT (r.account).id, (r.account).phone, (r.account).customer_name, (r.account).email, r.points,
+           r.earned, r.redeemed, (r.account).total_spent, (r.account).member_since,
+           (r.movement).id, (r.movement).transaction_type, (r.movement).points, (r.movement).balance_after,
+           (r.movement).order_id, (r.movement).reason, (r.movement).created_at
+      FROM posd_hooks."points_read${shop}"(%(phones)s::text[], %(recent)s) AS r
 """
 _OPEN: Final = """
     INSERT INTO {schema}.loyalty_accounts AS a (phone, customer_name, email)
@@ -149,17 +134,26 @@ class Movement:
         return self.type == "tombstone"
 
 
-async def account(session: Session, tenant: Tenant, phone: str) -> Account | None:
+async def account(session: Reader, tenant: Tenant, phone: str) -> Account | None:
     """A customer's account with its last ten movements."""
-    rows = await ledgers.own(
-        session, tenant, "loyalty_accounts", _ACCOUNT, {"phone": phone, "recent": _RECENT}
-    )
-    if not rows:
-        return None
-    account_id, number, name, email, points, earned, redeemed, spent, since = rows[0][:9]
+    return (await accounts(session, tenant, [phone])).get(phone)
+
+
+async def accounts(session: Reader, tenant: Tenant, phones: Sequence[str]) -> dict[str, Account]:
+    """These customers' accounts; a number that has none is left out."""
+    statement = _ACCOUNTS.format(shop=shop(tenant))
+    found: dict[str, list[Row]] = {}
+    for row in await ledgers.call(session, statement, {"phones": [*phones], "recent": _RECENT}):
+        found.setdefault(row[1], []).append(row)
+    return {phone: _account(tenant, rows) for phone, rows in found.items()}
+
+
+def _account(tenant: Tenant, rows: Sequence[Row]) -> Account:
+    """An account: a row for each of its last movements, or one without."""
+    account_id, phone, name, email, points, earned, redeemed, spent, since = rows[0][:9]
     return Account(
         id=account_id,
-        phone=number,
+        phone=phone,
         name=name,
         email=email,
         points=points,

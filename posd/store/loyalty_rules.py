@@ -13,11 +13,11 @@ from typing import Final
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.link import Reader, Session
 from posd.errors import Unprocessable
 from posd.store import loyalty
 from posd.store.ledgers import Cause
-from posd.store.loyalty import Account, DailyLimit, Movement
+from posd.store.loyalty import DailyLimit, Movement
 from posd.values import Tenant
 
 _RULES: Final = """
@@ -46,15 +46,10 @@ class Rules:
     increment: int
 
 
-async def read(session: Session, tenant: Tenant) -> Rules:
+async def read(session: Reader, tenant: Tenant) -> Rules:
     """A tenant's rules. One that was deleted meanwhile has no ledger either, so it does not matter."""
     rows = await session.query(_RULES, (tenant.id,))
     return Rules(*rows[0]) if rows else Rules(False, False, Decimal(0), Decimal(0), 1, 1)
-
-
-async def account(session: Session, tenant: Tenant, phone: str) -> tuple[Account | None, Rules]:
-    """A customer's account, and the rules that it is under."""
-    return await loyalty.account(session, tenant, phone), await read(session, tenant)
 
 
 async def add(

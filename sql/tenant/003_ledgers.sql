@@ -148,23 +148,54 @@ CREATE TRIGGER pos_gift_cards_updated AFTER UPDATE ON :"schema".gift_cards
 -- stands, from 1. To begin an INSERT, with the constraints and the triggers of this table, takes longer than to
 -- insert a row. A card is named by one of the calls at most.
 
--- A card as it is now, for each of these numbers that is a card's and was sold.
-CREATE FUNCTION posd_hooks.card_read$:shop(numbers text[]) RETURNS TABLE (
-    card_number text, balance numeric, initial_balance numeric, is_blocked boolean, is_expired boolean,
-    expiry_date timestamptz, purchased_by text, recipient_name text, recipient_email text, order_id text,
-    created_at timestamptz)
+-- A card as it is now, and its last movement, for each of these numbers that is a card's and was sold. The function
+-- goes with either table, since it returns their rows.
+CREATE FUNCTION posd_hooks.card_read$:shop(numbers text[])
+RETURNS TABLE (card :"schema".gift_cards, movement :"schema".pos_gift_card_transactions)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT c.card_number, coalesce((SELECT t.balance_after FROM :"schema".pos_gift_card_transactions AS t
-                                         WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1), 0),
-               c.initial_balance, c.is_blocked, coalesce(c.expiry_date < clock_timestamp(), false), c.expiry_date,
-               c.purchased_by, c.recipient_name, c.recipient_email, c.order_id, c.created_at
+        SELECT c.card, (SELECT t FROM :"schema".pos_gift_card_transactions AS t
+                         WHERE t.card_number = (c.card).card_number ORDER BY t.seq DESC LIMIT 1)
           FROM unnest(numbers) AS n CROSS JOIN LATERAL (
-            SELECT * FROM :"schema".gift_cards AS g WHERE g.card_number = n LIMIT 1) AS c
-         WHERE c.initial_balance IS NOT NULL;
+            SELECT g AS card FROM :"schema".gift_cards AS g WHERE g.card_number = n LIMIT 1) AS c
+         WHERE (c.card).initial_balance IS NOT NULL;
+END
+$$;
+
+-- What events say of these movements, or, if `kind` is 'gift_card', of these cards: see pos_movement_states().
+CREATE FUNCTION posd_hooks.card_states$:shop(kind text, keys text[])
+RETURNS TABLE (key text, content json)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    IF kind = 'gift_card_movement' THEN
+        RETURN QUERY
+            SELECT m.id::text, json_build_object(
+                       'card_number', m.card_number, 'type', m.transaction_type, 'amount', m.amount,
+                       'balance', m.balance_after, 'created_at', m.created_at, 'purchased_by', c.purchased_by,
+                       'recipient_name', c.recipient_name, 'recipient_email', c.recipient_email,
+                       'expiry_date', c.expiry_date)
+              FROM :"schema".pos_gift_card_transactions AS m JOIN :"schema".gift_cards AS c USING (card_number)
+             WHERE m.id = ANY (ARRAY(SELECT k::bigint FROM unnest(keys) AS k WHERE k ~ '^[0-9]{1,18}$'));
+    ELSE
+        RETURN QUERY
+            SELECT c.card_number, json_build_object(
+                       'card_number', c.card_number, 'balance', coalesce(m.balance_after, 0),
+                       'status', CASE WHEN c.is_blocked THEN 'blocked'
+                                      WHEN c.expiry_date < clock_timestamp() THEN 'expired'
+                                      WHEN m.balance_after > 0 THEN 'active'
+                                      ELSE 'depleted' END,
+                       'expiry_date', c.expiry_date, 'now', clock_timestamp())
+              FROM :"schema".gift_cards AS c
+              LEFT JOIN LATERAL (
+                    SELECT t.* FROM :"schema".pos_gift_card_transactions AS t
+                     WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS m ON true
+             WHERE c.card_number = ANY (keys);
+    END IF;
 END
 $$;
 
@@ -447,6 +478,7 @@ $$;
 
 REVOKE ALL ON FUNCTION
     posd_hooks.card_read$:shop(text[]),
+    posd_hooks.card_states$:shop(text, text[]),
     posd_hooks.card_replay$:shop(text[], text[], numeric[], text[], text[]),
     posd_hooks.card_append$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], bigint[]),
     posd_hooks.card_move$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], boolean),
@@ -454,6 +486,7 @@ REVOKE ALL ON FUNCTION
     posd_hooks.card_reverse$:shop(text, text, text, bigint, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     posd_hooks.card_read$:shop(text[]),
+    posd_hooks.card_states$:shop(text, text[]),
     posd_hooks.card_replay$:shop(text[], text[], numeric[], text[], text[]),
     posd_hooks.card_append$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], bigint[]),
     posd_hooks.card_move$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], boolean),
@@ -551,6 +584,55 @@ CREATE TRIGGER pos_discount BEFORE INSERT ON :"schema".pos_loyalty_transactions
 CREATE TRIGGER pos_movements_inserted AFTER INSERT ON :"schema".pos_loyalty_transactions
     REFERENCING NEW TABLE AS touched
     FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_movements$:shop('loyalty_movement');
+
+-- Customers' accounts, each with its last movements, newest first: a row for each movement, or one without. `earned`
+-- and `redeemed` count what was not reversed; a tombstone says nothing to anybody. The function goes with either table.
+CREATE FUNCTION posd_hooks.points_read$:shop(numbers text[], recent integer)
+RETURNS TABLE (
+    account :"schema".loyalty_accounts, points bigint, earned bigint, redeemed bigint,
+    movement :"schema".pos_loyalty_transactions)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT a.account, coalesce((SELECT t.balance_after FROM :"schema".pos_loyalty_transactions AS t
+                                     WHERE t.account_id = (a.account).id ORDER BY t.seq DESC LIMIT 1), 0),
+               s.earned, s.redeemed, r.movement
+          FROM unnest(numbers) AS n
+         CROSS JOIN LATERAL (
+            SELECT l AS account FROM :"schema".loyalty_accounts AS l WHERE l.phone = n LIMIT 1) AS a
+         CROSS JOIN LATERAL (
+            SELECT coalesce(sum(t.points) FILTER (WHERE t.points > 0), 0)::bigint AS earned,
+                   coalesce(-sum(t.points) FILTER (WHERE t.points < 0), 0)::bigint AS redeemed
+              FROM :"schema".pos_loyalty_transactions AS t
+             WHERE t.account_id = (a.account).id AND t.transaction_type IN ('add', 'redeem')
+               AND NOT EXISTS (SELECT FROM :"schema".pos_loyalty_transactions AS x WHERE x.reverses_id = t.id)
+         ) AS s
+          LEFT JOIN LATERAL (
+            SELECT t AS movement FROM :"schema".pos_loyalty_transactions AS t
+             WHERE t.account_id = (a.account).id AND t.transaction_type <> 'tombstone'
+             ORDER BY t.seq DESC LIMIT recent
+         ) AS r ON true
+         WHERE (a.account).member_since IS NOT NULL
+         ORDER BY (a.account).id, (r.movement).seq DESC;
+END
+$$;
+
+-- What events say of these movements: see pos_movement_states().
+CREATE FUNCTION posd_hooks.points_states$:shop(kind text, keys text[]) RETURNS TABLE (key text, content json)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT m.id::text, json_build_object(
+                   'account_id', m.account_id, 'phone', a.phone, 'type', m.transaction_type, 'points', m.points,
+                   'balance', m.balance_after, 'reason', m.reason, 'created_at', m.created_at)
+          FROM :"schema".pos_loyalty_transactions AS m JOIN :"schema".loyalty_accounts AS a ON a.id = m.account_id
+         WHERE m.id = ANY (ARRAY(SELECT k::bigint FROM unnest(keys) AS k WHERE k ~ '^[0-9]{1,18}$'));
+END
+$$;
 
 -- The same as those of the gift cards, in the same order.
 CREATE FUNCTION posd_hooks.points_replay$:shop(
@@ -713,11 +795,15 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION
+    posd_hooks.points_read$:shop(text[], integer),
+    posd_hooks.points_states$:shop(text, text[]),
     posd_hooks.points_replay$:shop(bigint, text, bigint, text, text),
     posd_hooks.points_append$:shop(bigint, text, bigint, text, text, text, text, text, bigint),
     posd_hooks.points_move$:shop(text, text, bigint, text, text, text, text, text, boolean),
     posd_hooks.points_reverse$:shop(text, text, text, bigint, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
+    posd_hooks.points_read$:shop(text[], integer),
+    posd_hooks.points_states$:shop(text, text[]),
     posd_hooks.points_replay$:shop(bigint, text, bigint, text, text),
     posd_hooks.points_append$:shop(bigint, text, bigint, text, text, text, text, text, bigint),
     posd_hooks.points_move$:shop(text, text, bigint, text, text, text, text, text, boolean),

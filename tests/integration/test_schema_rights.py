@@ -137,15 +137,19 @@ FUNCTIONS_OF_KITCHEN = {
     **{
         name: ("posd_owner", False, {"posd"})
         for name in (
-            "card_append(text, text, numeric, text, text, text, text, text, bigint)",
+            f"card_append(text[], text[], numeric[]{', text[]' * 5}, bigint[])",
             f"card_issue(text, boolean, text, numeric{', text' * 8}, timestamp with time zone)",
-            "card_move(text, text, numeric, text, text, text, text, text)",
-            "card_replay(text, text, numeric, text, text)",
+            f"card_move(text[], text[], numeric[]{', text[]' * 5}, boolean)",
+            "card_read(text[])",
+            "card_replay(text[], text[], numeric[], text[], text[])",
             "card_reverse(text, text, text, bigint, text, text)",
+            "card_states(text, text[])",
             "points_append(bigint, text, bigint, text, text, text, text, text, bigint)",
             "points_move(text, text, bigint, text, text, text, text, text, boolean)",
+            "points_read(text[], integer)",
             "points_replay(bigint, text, bigint, text, text)",
             "points_reverse(text, text, text, bigint, text, text)",
+            "points_states(text, text[])",
         )
     },
     "keep_report()": ("posd_owner", True, set()),

@@ -8,16 +8,15 @@ this is done only where PostgreSQL has rolled back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import define, field, frozen
 
 from posd.database.gathering import Gathering
-from posd.database.link import Reader
 from posd.database.pool import Database
 from posd.errors import Busy, StatementFailed
-from posd.store import giftcards
-from posd.store.giftcards import Move, Movement, Outcome
+from posd.store import card_movements
+from posd.store.card_movements import Move, Movement, Outcome
 from posd.values import Tenant
 
 
@@ -43,8 +42,8 @@ class CardMoves:
         """Make a movement. Raises what `giftcards.deduct` raises, and what `Link.query` does."""
         outcome = await self._gathering.ask(tenant, _Asked(move, deadline))
         if outcome is None:
-            return await giftcards.make(self.database.by(tenant.id, deadline), tenant, move)
-        return giftcards.made(outcome)
+            return await card_movements.make(self.database.by(tenant.id, deadline), tenant, move)
+        return card_movements.made(outcome)
 
     async def _together(self, tenant: Tenant, asked: Sequence[_Asked]) -> Mapping[_Asked, Outcome]:
         """What came of each movement; None where it was not made, and can be made alone."""
@@ -60,34 +59,15 @@ class CardMoves:
         return outcomes
 
     async def _made(self, tenant: Tenant, asked: Sequence[_Asked]) -> dict[_Asked, Outcome]:
+        moves = [each.move for each in asked]
         deadline = min(each.deadline for each in asked)
-        first, *others = _rounds(asked)
-        if not others:
-            return await _moved(self.database.by(tenant.id, deadline), tenant, first)
-
-        async def one_after_the_other(session: Reader) -> dict[_Asked, Outcome]:
-            outcomes: dict[_Asked, Outcome] = {}
-            for each in (first, *others):
-                outcomes |= await _moved(session, tenant, each)
-            return outcomes
-
-        return await self.database.transaction(
-            one_after_the_other, tenant=tenant.id, deadline=deadline
-        )
-
-
-async def _moved(session: Reader, tenant: Tenant, asked: Sequence[_Asked]) -> dict[_Asked, Outcome]:
-    moves = [each.move for each in asked]
-    outcomes = await giftcards.move(session, tenant, moves, patient=False)
-    return dict(zip(asked, outcomes, strict=True))
-
-
-def _rounds(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
-    """All of them in their order, so that none of the lists names a card twice."""
-    left = asked
-    while left:
-        first: dict[str, _Asked] = {}
-        for each in left:
-            first.setdefault(each.move.number, each)
-        yield [*first.values()]
-        left = [each for each in left if first[each.move.number] is not each]
+        if card_movements.are_of_different_cards(moves):
+            session = self.database.by(tenant.id, deadline)
+            outcomes = await card_movements.move(session, tenant, moves, patient=False)
+        else:
+            outcomes = await self.database.transaction(
+                lambda session: card_movements.move_in_turn(session, tenant, moves),
+                tenant=tenant.id,
+                deadline=deadline,
+            )
+        return dict(zip(asked, outcomes, strict=True))

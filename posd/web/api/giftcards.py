@@ -17,7 +17,8 @@ from posd.events import coercion as readings
 from posd.events.timezones import zone
 from posd.protocol.jsontext import timestamp
 from posd.store import giftcards, idempotency
-from posd.store.giftcards import Card, Details, Movement, Status
+from posd.store.card_movements import Movement
+from posd.store.giftcards import Card, Details, Status
 from posd.values import Tenant
 from posd.web.api import ledgers
 from posd.web.api.card_moves import CardMoves
