@@ -103,6 +103,8 @@ class CardMovesTests(StoreCase):
             )
             first, locked, *others = [self.spend(moves, card) for card in (0, 1, 2, 0)]
             self.assertEqual(await self.outcomes([first, *others]), [49, 49, 48])
+            # All three were asked for together, and nothing was done again.
+            self.assertEqual(self.commits(), [1, 2])
             self.assertNoResult(locked)
         self.assertEqual((await locked).after, 49)
 
@@ -120,6 +122,30 @@ class CardMovesTests(StoreCase):
         with self.assertRaises(StatementFailed):
             await self.spend(moves, 2)
         self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 3)
+
+    async def test_what_may_have_been_made_is_not_made_again(self) -> None:
+        moves = await self.ready(3)
+        self.admin.run(
+            "CREATE TABLE public.slow ();"
+            "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+            " 'BEGIN IF to_regclass(''public.slow'') IS NOT NULL THEN PERFORM pg_sleep(20); END IF;"
+            " RETURN NULL; END';"
+            f"CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON {ROWS} DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION public.doze()"
+        )
+        spending = [self.spend(moves, card) for card in (0, 1, 2)]
+        asleep = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND wait_event = 'PgSleep'"
+        )
+        for last in (False, True):
+            await until(lambda: bool(self.admin.rows(asleep)), "it commits")
+            if last:
+                # It would be made now.
+                self.admin.run("DROP TABLE public.slow")
+            self.admin.run(f"SELECT pg_terminate_backend(pid, 5000) FROM ({asleep}) AS a")
+        self.assertEqual(await self.outcomes(spending), ["outcome_unknown"] * 3)
+        self.assertEqual(self.commits(), [])
 
     async def test_what_is_too_late_is_not_made_and_does_not_hold_others_up(self) -> None:
         moves = await self.ready(3)
