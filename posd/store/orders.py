@@ -14,40 +14,10 @@ from posd.errors import NotFound
 from posd.events.print_status import Report, Said, before
 from posd.values import PrintStatus, Seq, StreamName, Tenant, TenantId
 
-# Each time is that of the first report, and none is in the future. What tells nothing new writes nothing.
-# `report` is one row so that all of the statement means the same moment.
 _NOTE: Final = """
-    WITH report AS (
-        SELECT least(coalesce(%(at)s::timestamptz, now()), now()) AS at
-    ), said AS (
-        INSERT INTO dinedesk_main.pos_order_terminals AS t
-            (tenant_id, order_id, device_id, received_at, accepted_at, printed_at, failed_at)
-        SELECT o.tenant_id, o.order_id, %(device)s, r.at, CASE WHEN %(accepted)s THEN r.at END,
-               CASE WHEN %(printed)s THEN r.at END, CASE WHEN %(failed)s THEN r.at END
-          FROM dinedesk_main.pos_orders AS o CROSS JOIN report AS r
-         WHERE o.tenant_id = %(tenant)s AND o.order_id = %(order)s AND %(device)s IS NOT NULL
-        ON CONFLICT (tenant_id, order_id, device_id) DO UPDATE
-           SET accepted_at = coalesce(t.accepted_at, excluded.accepted_at),
-               printed_at = coalesce(t.printed_at, excluded.printed_at),
-               failed_at = coalesce(t.failed_at, excluded.failed_at)
-         WHERE (t.accepted_at IS NULL AND excluded.accepted_at IS NOT NULL)
-            OR (t.printed_at IS NULL AND excluded.printed_at IS NOT NULL)
-            OR (t.failed_at IS NULL AND excluded.failed_at IS NOT NULL)
-    )
-    UPDATE dinedesk_main.pos_orders AS o
-       SET received_at = coalesce(o.received_at, r.at),
-           accepted_at = CASE WHEN %(accepted)s THEN coalesce(o.accepted_at, r.at) ELSE o.accepted_at END,
-           printed_at = CASE WHEN %(printed)s THEN coalesce(o.printed_at, r.at) ELSE o.printed_at END,
-           paid_at = CASE WHEN %(paid)s THEN coalesce(o.paid_at, r.at) ELSE o.paid_at END,
-           print_status = CASE WHEN o.print_status = ANY (%(before)s) THEN %(status)s ELSE o.print_status END,
-           print_reason = CASE WHEN o.print_status = ANY (%(before)s) THEN %(reason)s ELSE o.print_reason END,
-           device_id = CASE WHEN o.print_status = ANY (%(before)s) THEN coalesce(%(device)s, o.device_id)
-                            ELSE coalesce(o.device_id, %(device)s) END
-      FROM report AS r
-     WHERE o.tenant_id = %(tenant)s AND o.order_id = %(order)s
-       AND (o.print_status = ANY (%(before)s) OR o.received_at IS NULL
-            OR (%(accepted)s AND o.accepted_at IS NULL) OR (%(paid)s AND o.paid_at IS NULL))
-    RETURNING o.print_status
+    SELECT dinedesk_main.pos_note_report(
+        %(tenant)s, %(order)s, %(device)s, %(at)s::timestamptz, %(accepted)s, %(printed)s, %(failed)s,
+        %(paid)s, %(status)s, %(reason)s, %(before)s)
 """
 # What is said of the earlier order goes: by posd's record it is printed.
 _BEGIN_ANEW: Final = """
@@ -60,18 +30,13 @@ _BEGIN_ANEW: Final = """
            paid_at = NULL, device_id = NULL, print_status = 'pending', print_reason = NULL
      WHERE tenant_id = %(tenant)s AND order_id = %(order)s
 """
-_KNOWN: Final = """
-    SELECT print_status FROM dinedesk_main.pos_orders WHERE tenant_id = %s AND order_id = %s
-"""
+# A row for each terminal that has said something of the order, or one without.
 _ONE: Final = """
     SELECT o.order_id, o.snapshot::text, o.print_status, o.pushed_at, o.received_at, o.accepted_at,
-           o.printed_at, o.paid_at
-      FROM dinedesk_main.pos_orders AS o WHERE o.tenant_id = %s AND o.order_id = %s
-"""
-_TERMINALS: Final = """
-    SELECT device_id, received_at, accepted_at, printed_at, failed_at
-      FROM dinedesk_main.pos_order_terminals
-     WHERE tenant_id = %s AND order_id = %s ORDER BY received_at, device_id
+           o.printed_at, o.paid_at, t.device_id, t.received_at, t.accepted_at, t.printed_at, t.failed_at
+      FROM dinedesk_main.pos_orders AS o
+      LEFT JOIN dinedesk_main.pos_order_terminals AS t USING (tenant_id, order_id)
+     WHERE o.tenant_id = %s AND o.order_id = %s ORDER BY t.received_at, t.device_id
 """
 _OPEN: Final = """
     SELECT o.last_seq, o.stream_id, o.order_id, o.snapshot, o.print_status, o.place
@@ -169,9 +134,8 @@ async def note(
         "failed": report.said is Said.FAILED,
         "paid": report.said is Said.PAID,
     }
-    rows = await session.query(_NOTE, values)
-    rows = rows or await session.query(_KNOWN, (tenant.id, report.order_id))
-    return PrintStatus(rows[0][0]) if rows else None
+    ((status,),) = await session.query(_NOTE, values)
+    return None if status is None else PrintStatus(status)
 
 
 async def begin_anew(session: Session, tenant_id: TenantId, order_id: str, snapshot: str) -> None:
@@ -185,19 +149,10 @@ async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
     rows = await session.query(_ONE, (tenant.id, order_id))
     if not rows:
         return None
-    ((found, snapshot, status, pushed, received, accepted, printed, paid),) = rows
-    said = await session.query(_TERMINALS, (tenant.id, order_id))
-    return Kept(
-        found,
-        snapshot,
-        PrintStatus(status),
-        pushed,
-        received,
-        accepted,
-        printed,
-        paid,
-        [Reporter(*row) for row in said],
-    )
+    found, snapshot, status, pushed, received, accepted, printed, paid = rows[0][:8]
+    said = [Reporter(*row[8:]) for row in rows if row[8] is not None]
+    times = (pushed, received, accepted, printed, paid)
+    return Kept(found, snapshot, PrintStatus(status), *times, said)
 
 
 async def still_open(session: Session, tenant: Tenant, wanted: Wanted) -> Page:

@@ -132,6 +132,60 @@ $$;
 REVOKE ALL ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) TO posd;
 
+-- Note what a till says of an order; the order's print status now, NULL if there is no such order. Each time is that of
+-- the first report, and none is in the future. What tells nothing new writes nothing. `said_before`: from which states
+-- the order comes to `new_status`.
+CREATE FUNCTION dinedesk_main.pos_note_report(
+    tenant integer, about text, device text, at timestamptz, accepted boolean, printed boolean, failed boolean,
+    paid boolean, new_status text, reason text, said_before text[]) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    moment timestamptz := least(coalesce(at, now()), now());
+    known text;
+BEGIN
+    WITH said AS (
+        INSERT INTO dinedesk_main.pos_order_terminals AS t
+            (tenant_id, order_id, device_id, received_at, accepted_at, printed_at, failed_at)
+        SELECT o.tenant_id, o.order_id, device, moment, CASE WHEN accepted THEN moment END,
+               CASE WHEN printed THEN moment END, CASE WHEN failed THEN moment END
+          FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = tenant AND o.order_id = about AND device IS NOT NULL
+        ON CONFLICT (tenant_id, order_id, device_id) DO UPDATE
+           SET accepted_at = coalesce(t.accepted_at, excluded.accepted_at),
+               printed_at = coalesce(t.printed_at, excluded.printed_at),
+               failed_at = coalesce(t.failed_at, excluded.failed_at)
+         WHERE (t.accepted_at IS NULL AND excluded.accepted_at IS NOT NULL)
+            OR (t.printed_at IS NULL AND excluded.printed_at IS NOT NULL)
+            OR (t.failed_at IS NULL AND excluded.failed_at IS NOT NULL)
+    )
+    UPDATE dinedesk_main.pos_orders AS o
+       SET received_at = coalesce(o.received_at, moment),
+           accepted_at = CASE WHEN accepted THEN coalesce(o.accepted_at, moment) ELSE o.accepted_at END,
+           printed_at = CASE WHEN printed THEN coalesce(o.printed_at, moment) ELSE o.printed_at END,
+           paid_at = CASE WHEN paid THEN coalesce(o.paid_at, moment) ELSE o.paid_at END,
+           print_status = CASE WHEN o.print_status = ANY (said_before) THEN new_status ELSE o.print_status END,
+           print_reason = CASE WHEN o.print_status = ANY (said_before) THEN reason ELSE o.print_reason END,
+           device_id = CASE WHEN o.print_status = ANY (said_before) THEN coalesce(device, o.device_id)
+                            ELSE coalesce(o.device_id, device) END
+     WHERE o.tenant_id = tenant AND o.order_id = about
+       AND (o.print_status = ANY (said_before) OR o.received_at IS NULL
+            OR (accepted AND o.accepted_at IS NULL) OR (paid AND o.paid_at IS NULL))
+    RETURNING o.print_status INTO known;
+    IF NOT FOUND THEN
+        SELECT o.print_status INTO known FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = tenant AND o.order_id = about;
+    END IF;
+    RETURN known;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_note_report(
+    integer, text, text, timestamptz, boolean, boolean, boolean, boolean, text, text, text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_note_report(
+    integer, text, text, timestamptz, boolean, boolean, boolean, boolean, text, text, text[]) TO posd;
+
 -- A page of the orders of a tenant that are still to be made, the oldest first: up to `at_most` orders and `most_bytes`
 -- bytes, and one order at least. The first row has only the head of the stream. There is none if the tenant was deleted. The
 -- last row has no snapshot if there are more orders: it is the next one, and `place` is when the order before it was

@@ -95,6 +95,11 @@ FUNCTIONS_OF_MAIN = {
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
+    f"pos_note_report(integer, text, text, timestamp with time zone{', boolean' * 4}, text, text, text[])": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
     "pos_open_orders(integer, timestamp with time zone, timestamp with time zone, text, integer, bigint)": (
         "posd_owner",
         False,
