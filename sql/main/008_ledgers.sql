@@ -69,7 +69,7 @@ BEGIN
                     || substr(tenant.schema_name, length('dinedesk_') + 1))
                 USING tenant.id, tenant.kind, tenant.wanted;
         EXCEPTION
-            WHEN undefined_table OR undefined_column OR undefined_function THEN
+            WHEN undefined_table OR undefined_column THEN
                 NULL;
             WHEN OTHERS OR query_canceled THEN
                 RETURN QUERY SELECT tenant.id, NULL::text, NULL::text, NULL::json, SQLSTATE || ' ' || SQLERRM;
