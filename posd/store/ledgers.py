@@ -120,9 +120,12 @@ async def call(session: Reader, statement: str, parameters: dict[str, object]) -
         return await session.query(statement, parameters)
     except StatementFailed as error:
         if error.sqlstate in _NO_LEDGER:
-            message = "This shop's gift cards or points are not kept here."
-            raise NotFound(message, code="no_ledger") from error
+            raise no_ledger() from error
         raise
+
+
+def no_ledger() -> NotFound:
+    return NotFound("This shop's gift cards or points are not kept here.", code="no_ledger")
 
 
 def refuse(outcome: str) -> NoReturn:

@@ -30,10 +30,17 @@ _MOVEMENT: Final = """
     (m.movement).balance_before, (m.movement).points, (m.movement).balance_after, (m.movement).created_at,
     (m.movement).discount
 """
+RULES: Final = """
+    t.loyalty_enabled, t.loyalty_opens_accounts, t.loyalty_points_per_pound, t.loyalty_redemption_rate,
+    t.loyalty_minimum_redeem, t.loyalty_increment
+"""
+# With `joining` of NULL, the shop's rules say whether an account is made.
 _MOVE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."points_move${{shop}}"(
+    SELECT {_MOVEMENT}, {RULES} FROM dinedesk_main.tenants AS t
+     CROSS JOIN LATERAL posd_hooks."points_move${{shop}}"(
         %(phone)s, %(kind)s, %(points)s::bigint, %(principal)s, %(key)s, %(device)s, %(order)s, %(note)s,
-        %(joining)s) AS m
+        coalesce(%(joining)s::boolean, t.loyalty_enabled AND t.loyalty_opens_accounts)) AS m
+     WHERE t.id = %(tenant)s
 """
 _REVERSE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."points_reverse${{shop}}"(
@@ -76,6 +83,22 @@ class DailyLimit:
     giver: str
     most: int
     offset: timedelta
+
+
+@frozen
+class Rules:
+    """`redemption_rate` is what a point is worth, in the shop's currency.
+
+    `points_per_pound` is how many points a till gives for a unit of that currency. `minimum_redeem` and
+    `increment`: so many points at least are redeemed at once, and a multiple of so many.
+    """
+
+    enabled: bool
+    opens_accounts: bool
+    points_per_pound: Decimal
+    redemption_rate: Decimal
+    minimum_redeem: int
+    increment: int
 
 
 @frozen
@@ -194,7 +217,15 @@ async def add(
     `Unprocessable` (`invalid_amount`) for more than an account can hold.
     """
     value = _positive(points)
-    return await _move(session, tenant, phone, "add", value, cause, joining=joining)
+    movement, _ = await _move(session, tenant, phone, "add", value, cause, joining=joining)
+    return movement
+
+
+async def add_by_rules(
+    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+) -> tuple[Movement, Rules]:
+    """As `add`, with the shop's rules, which say whether an account is made."""
+    return await _move(session, tenant, phone, "add", _positive(points), cause, joining=None)
 
 
 async def count_given(session: Session, tenant: Tenant, points: int, limit: DailyLimit) -> None:
@@ -219,6 +250,14 @@ async def redeem(
     session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
 ) -> Movement:
     """Take points for a discount. Raises `BadRequest` (`insufficient_points` with `currentPoints`)."""
+    movement, _ = await redeem_by_rules(session, tenant, phone, points, cause)
+    return movement
+
+
+async def redeem_by_rules(
+    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+) -> tuple[Movement, Rules]:
+    """As `redeem`, with the shop's rules."""
     return await _move(session, tenant, phone, "redeem", -_positive(points), cause)
 
 
@@ -229,7 +268,8 @@ async def adjust(
     value = _whole(points)
     if value == 0:
         raise _invalid("must not be zero")
-    return await _move(session, tenant, phone, "adjust", value, cause)
+    movement, _ = await _move(session, tenant, phone, "adjust", value, cause)
+    return movement
 
 
 async def reverse(
@@ -246,7 +286,7 @@ async def reverse(
     Points that were spent meanwhile cannot be taken back: `BadRequest` (`insufficient_points`).
     """
     parameters = cause.columns() | ledgers.original(key, transaction_id)
-    return await _run(session, tenant, _REVERSE, phone, parameters)
+    return _movement(tenant, await _run(session, tenant, _REVERSE, phone, parameters))
 
 
 async def _move(
@@ -257,17 +297,32 @@ async def _move(
     points: int,
     cause: Cause,
     *,
-    joining: bool = False,
-) -> Movement:
-    parameters = {**cause.columns(), "kind": kind, "points": points, "joining": joining}
-    return await _run(session, tenant, _MOVE, phone, parameters)
+    joining: bool | None = False,
+) -> tuple[Movement, Rules]:
+    parameters = {
+        **cause.columns(),
+        "kind": kind,
+        "points": points,
+        "joining": joining,
+        "tenant": tenant.id,
+    }
+    row = await _run(session, tenant, _MOVE, phone, parameters)
+    return _movement(tenant, row[:10]), Rules(*row[10:])
 
 
 async def _run(
     session: Session, tenant: Tenant, statement: str, phone: str, parameters: dict[str, object]
-) -> Movement:
+) -> Row:
     statement = statement.format(shop=shop(tenant))
-    (row,) = await ledgers.call(session, statement, {**parameters, "phone": phone})
+    rows = await ledgers.call(session, statement, {**parameters, "phone": phone})
+    if not rows:
+        # The tenant was deleted meanwhile.
+        raise ledgers.no_ledger()
+    return rows[0]
+
+
+def _movement(tenant: Tenant, row: Row) -> Movement:
+    """A row of `_MOVEMENT`. Raises the `Refusal` that its outcome is."""
     outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)

@@ -8,8 +8,8 @@ from posd.database.link import Link
 from posd.errors import NotFound, Unprocessable
 from posd.store import loyalty, loyalty_rules
 from posd.store.ledgers import Cause
-from posd.store.loyalty import Movement
-from posd.store.loyalty_rules import Moving, Rules
+from posd.store.loyalty import Movement, Rules
+from posd.store.loyalty_rules import Moving
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 ANN = "+447700900123"

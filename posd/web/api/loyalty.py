@@ -19,8 +19,8 @@ from posd.events import phones
 from posd.events.timezones import zone
 from posd.protocol.jsontext import timestamp
 from posd.store import idempotency, loyalty, loyalty_rules
-from posd.store.loyalty import Account, DailyLimit, Movement, Transaction
-from posd.store.loyalty_rules import Moving, Rules
+from posd.store.loyalty import Account, DailyLimit, Movement, Rules, Transaction
+from posd.store.loyalty_rules import Moving
 from posd.values import KeyKind, Tenant
 from posd.web.api import ledgers
 from posd.web.api.ledgers import (
