@@ -1,4 +1,4 @@
-"""Loyalty points: customers' accounts, and every way in which their points change.
+"""Loyalty points: every way in which they change. Customers' accounts are in `posd.store.loyalty_accounts`.
 
 A customer is named by a telephone number in E.164 (`posd.events.phones`). `giftcards` documents the errors
 that all movements share; an unknown customer is `NotFound` (`unknown_customer`).
@@ -6,14 +6,13 @@ that all movements share; an unknown customer is `NotFound` (`unknown_customer`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Reader, Row, Session
+from posd.database.link import Row, Session
 from posd.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unprocessable
 from posd.events import money
 from posd.store import ledgers, schema, shop
@@ -22,8 +21,6 @@ from posd.values import Tenant
 
 MOST_POINTS: Final = 10**9
 """In one movement."""
-
-_RECENT: Final = 10
 
 _MOVEMENT: Final = """
     m.outcome, (m.movement).id, (m.movement).account_id, (m.movement).seq, (m.movement).transaction_type,
@@ -45,22 +42,6 @@ _MOVE: Final = f"""
 _REVERSE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."points_reverse${{shop}}"(
         %(phone)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
-"""
-_ACCOUNTS: Final = """
-    SELECT (r.account).id, (r.account).phone, (r.account).customer_name, (r.account).email, r.points,
-           r.earned, r.redeemed, (r.account).total_spent, (r.account).member_since,
-           (r.movement).id, (r.movement).transaction_type, (r.movement).points, (r.movement).balance_after,
-           (r.movement).order_id, (r.movement).reason, (r.movement).created_at
-      FROM posd_hooks."points_read${shop}"(%(phones)s::text[], %(recent)s) AS r
-"""
-_OPEN: Final = """
-    INSERT INTO {schema}.loyalty_accounts AS a (phone, customer_name, email)
-    VALUES (%(phone)s, %(name)s, %(email)s)
-    ON CONFLICT (phone) DO UPDATE SET
-        member_since = coalesce(a.member_since, excluded.member_since),
-        customer_name = coalesce(excluded.customer_name, a.customer_name),
-        email = coalesce(excluded.email, a.email)
-    RETURNING id
 """
 # The row is locked until the transaction is over, so that calls at the same time count each other. Days are
 # those of the database's clock.
@@ -102,38 +83,6 @@ class Rules:
 
 
 @frozen
-class Transaction:
-    """A movement in a customer's list, newest first."""
-
-    transaction_id: int
-    type: str
-    points: int
-    after: int
-    order_id: str | None
-    reason: str | None
-    created_at: datetime
-
-
-@frozen
-class Account:
-    """A customer's account as it is now.
-
-    `total_earned` and `total_redeemed` count what was not reversed. `total_spent` is the shop's figure.
-    """
-
-    id: int
-    phone: str
-    name: str | None
-    email: str | None
-    points: int
-    total_earned: int
-    total_redeemed: int
-    total_spent: Decimal
-    member_since: datetime
-    recent: tuple[Transaction, ...]
-
-
-@frozen
 class Movement:
     """A row of the ledger: `after` is `before` and the signed `points`.
 
@@ -155,51 +104,6 @@ class Movement:
     @property
     def tombstoned(self) -> bool:
         return self.type == "tombstone"
-
-
-async def account(session: Reader, tenant: Tenant, phone: str) -> Account | None:
-    """A customer's account with its last ten movements."""
-    return (await accounts(session, tenant, [phone])).get(phone)
-
-
-async def accounts(session: Reader, tenant: Tenant, phones: Sequence[str]) -> dict[str, Account]:
-    """These customers' accounts; a number that has none is left out."""
-    statement = _ACCOUNTS.format(shop=shop(tenant))
-    found: dict[str, list[Row]] = {}
-    for row in await ledgers.call(session, statement, {"phones": [*phones], "recent": _RECENT}):
-        found.setdefault(row[1], []).append(row)
-    return {phone: _account(tenant, rows) for phone, rows in found.items()}
-
-
-def _account(tenant: Tenant, rows: Sequence[Row]) -> Account:
-    """An account: a row for each of its last movements, or one without."""
-    account_id, phone, name, email, points, earned, redeemed, spent, since = rows[0][:9]
-    return Account(
-        id=account_id,
-        phone=phone,
-        name=name,
-        email=email,
-        points=points,
-        total_earned=earned,
-        total_redeemed=redeemed,
-        total_spent=money.present(spent, tenant.currency),
-        member_since=since,
-        recent=tuple(Transaction(*row[9:]) for row in rows if row[9] is not None),
-    )
-
-
-async def open_account(
-    session: Session,
-    tenant: Tenant,
-    phone: str,
-    *,
-    name: str | None = None,
-    email: str | None = None,
-) -> int:
-    """Make a customer's account, or add to one what is known now; its id."""
-    values: dict[str, object] = {"phone": phone, "name": name, "email": email}
-    ((account_id,),) = await ledgers.own(session, tenant, "loyalty_accounts", _OPEN, values)
-    return int(account_id)
 
 
 async def add(

@@ -18,8 +18,9 @@ from posd.database.pool import Database
 from posd.events import phones
 from posd.events.timezones import zone
 from posd.protocol.jsontext import timestamp
-from posd.store import idempotency, loyalty, loyalty_rules
-from posd.store.loyalty import Account, DailyLimit, Movement, Rules, Transaction
+from posd.store import idempotency, loyalty, loyalty_accounts, loyalty_rules
+from posd.store.loyalty import DailyLimit, Movement, Rules
+from posd.store.loyalty_accounts import Account, Transaction
 from posd.store.loyalty_rules import Moving
 from posd.values import KeyKind, Tenant
 from posd.web.api import ledgers
@@ -172,7 +173,7 @@ class LoyaltyPoints:
     async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, Standing]:
         """Customers' accounts, and the rules that they are under."""
         session = self.database.of(tenant.id)
-        found = await loyalty.accounts(session, tenant, numbers)
+        found = await loyalty_accounts.accounts(session, tenant, numbers)
         rules = await loyalty_rules.read(session, tenant)
         return {number: (found.get(number), rules) for number in numbers}
 
