@@ -180,7 +180,7 @@ class Subject:
 
     def pending(self, tenant_id: TenantId) -> None:
         tenant = Tenant(tenant_id, f"shop-{tenant_id}", "Shop", f"dinedesk_shop_{tenant_id}")
-        complete(orders.still_open(self.session, tenant, FINAL_STATUSES, orders.Wanted(20, 10**7)))
+        complete(orders.still_open(self.session, tenant, orders.Wanted(20, 10**7)))
 
     def prune(self, tenant_id: TenantId) -> None:
         """A batch of retention, rolled back so that the next round finds it again."""

@@ -10,7 +10,7 @@ from attrs import define, evolve, field
 
 from posd.database.connection import Parameters, Row
 from posd.database.link import Link, Transaction
-from posd.store import giftcards, loyalty
+from posd.store import giftcards, loyalty, loyalty_accounts
 from posd.store.ledgers import Cause
 from posd.values import Tenant
 from tests.database_case import REACTOR, until
@@ -107,7 +107,7 @@ class LedgerEventTests(SequencerCase):
         await loyalty.reverse(session, TENANT, ANN, SHOP, key="k")
         await loyalty.adjust(session, TENANT, ANN, -1, SHOP)
         await self.emptied(sequencer)
-        account = await loyalty.account(session, TENANT, ANN)
+        account = await loyalty_accounts.account(session, TENANT, ANN)
         assert account is not None
         told = self.told()
         self.assertEqual({kind for kind, _ in told}, {"loyalty_updated"})

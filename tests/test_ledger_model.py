@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from posd.database.connection import Parameters, Row
 from posd.database.link import Session
 from posd.errors import Refusal
-from posd.store import giftcards, loyalty
+from posd.store import giftcards, loyalty, loyalty_accounts
 from posd.store.ledgers import PLATFORM, Cause
 from posd.testing.postgres import test_server
 from tests.schema_case import two_shops
@@ -228,7 +228,7 @@ class AccountMachine(LedgerMachine):
     def __init__(self) -> None:
         super().__init__()
         self.phone = f"+44{next(self.numbers):010}"
-        at_once(loyalty.open_account(self.session, KITCHEN, self.phone))
+        at_once(loyalty_accounts.open_account(self.session, KITCHEN, self.phone))
 
     @rule(points=AMOUNTS, principal=PRINCIPALS, key=KEYS, order=st.sampled_from([None, "17", "18"]))
     def add(self, points: int, principal: str, key: str | None, order: str | None) -> None:
@@ -273,7 +273,7 @@ class AccountMachine(LedgerMachine):
 
     @invariant()
     def the_account_has_what_the_model_has(self) -> None:
-        account = at_once(loyalty.account(self.session, KITCHEN, self.phone))
+        account = at_once(loyalty_accounts.account(self.session, KITCHEN, self.phone))
         assert account is not None
         assert account.points == self.model.balance >= 0
         told = [entry for entry in self.model.entries if entry.kind != "tombstone"][:-11:-1]

@@ -58,6 +58,14 @@ class Bound:
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._run(sql, parameters, False)
 
+    async def whole(self, sql: str, parameters: Parameters, deadline: float) -> list[Row]:
+        """Run a statement that is a transaction by itself, in one round trip: see `Link.query`."""
+        self._deadline = deadline
+        try:
+            return await self._run(sql, parameters, True)
+        except ConnectionLost as error:
+            raise _commit_lost() from error
+
     def begin(self, deadline: float | None = None) -> None:
         self._prefix, self._deadline = "BEGIN; ", deadline
 

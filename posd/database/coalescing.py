@@ -29,7 +29,8 @@ class Coalescer(Generic[K, V]):
 
     Callers are answered by one loop, which none of them can run again: the stack does not grow with
     their number. Where each of them does much with its answer, `turn` says how many are answered in
-    one turn of the reactor. Each waits for `seconds` at most and fails with `Busy` then.
+    one turn of the reactor. Each waits for `seconds` at most and fails with `Busy` then. `done` is called
+    when nobody waits any more.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Coalescer(Generic[K, V]):
         most: int = 1,
         seconds: float,
         turn: int | None = None,
+        done: Callable[[], object] = lambda: None,
     ) -> None:
         self._clock = clock
         self._turn = turn
         self._work = work
         self._most = most
         self._seconds = seconds
+        self._done = done
         self._waiting: dict[K, list[Deferred[V]]] = {}
         self._held = False
         self.running = False
@@ -87,6 +90,7 @@ class Coalescer(Generic[K, V]):
                 await self._serve({key: self._waiting.pop(key) for key in keys})
         finally:
             self.running = False
+            self._done()
 
     async def _serve(self, asked: dict[K, list[Deferred[V]]]) -> None:
         try:

@@ -142,8 +142,18 @@ class Link(Service):
         self.drop()
         return self._loop
 
-    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        return await self._in_turn(lambda bound: bound.query(sql, parameters))
+    async def query(
+        self, sql: str, parameters: Parameters = (), *, deadline: float | None = None
+    ) -> list[Row]:
+        """Run a statement that returns rows.
+
+        With a `deadline` it is as if it were all of a `transaction`, which needs no second round trip then:
+        PostgreSQL commits the statements of one string together, before it says that they are done
+        (https://www.postgresql.org/docs/current/protocol-flow.html, "Multiple Statements in a Simple Query").
+        """
+        if deadline is None:
+            return await self._in_turn(lambda bound: bound.query(sql, parameters))
+        return await self._in_turn(lambda bound: bound.whole(sql, parameters, deadline))
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._in_turn(lambda bound: bound.execute(sql, parameters))

@@ -12,9 +12,10 @@ from typing import Final, TypeVar
 from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
 
 from posd.database.checkout import Checkout
-from posd.database.link import DatabaseReactor, Link, Parameters, Row, Session
+from posd.database.link import DatabaseReactor, Link, Parameters, Reader, Row, Session
 from posd.database.retries import Retries
 from posd.errors import StatementFailed, Unavailable
 from posd.values import TenantId
@@ -163,6 +164,15 @@ class Database(Service):
         """The pool for what is done on behalf of one tenant, within its share."""
         return _OfTenant(self, tenant)
 
+    def by(self, tenant: TenantId, deadline: float) -> Reader:
+        """The same, where each statement is a transaction that must be committed by the `deadline`."""
+        return _ByDeadline(self, tenant, deadline)
+
+    @property
+    def clock(self) -> IReactorTime:
+        """The clock of all deadlines."""
+        return self._reactor
+
     async def _with_link(
         self,
         work: Callable[[Link], Awaitable[T]],
@@ -219,6 +229,22 @@ class _OfTenant:
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._database.execute(sql, parameters, tenant=self._tenant)
+
+
+@frozen
+class _ByDeadline:
+    """A pool, in one tenant's name, for transactions of one statement. Implements `database.link.Reader`."""
+
+    _database: Database
+    _tenant: TenantId
+    _deadline: float
+
+    async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return await self._database._with_link(
+            lambda link: link.query(sql, parameters, deadline=self._deadline),
+            self._tenant,
+            self._deadline,
+        )
 
 
 @frozen

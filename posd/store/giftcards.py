@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal
 
 from attrs import frozen
 
-from posd.database.link import Session
-from posd.errors import BadRequest, Conflict, NotFound, Unprocessable
+from posd.database.link import Reader, Session
+from posd.errors import BadRequest, Unprocessable
 from posd.events import money
-from posd.store import ledgers, shop
+from posd.store import card_movements, ledgers, shop
+from posd.store.card_movements import MOVEMENT, Move, Movement, made_of, unknown
 from posd.store.ledgers import Cause
 from posd.values import Tenant
 
@@ -30,35 +32,22 @@ _NUMBER: Final = re.compile(r"[!-`{-~]([ -`{-~]{0,62}[!-`{-~])?")
 _ALPHABET: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MADE_LENGTH: Final = 16
 
-_MOVEMENT: Final = """
-    m.outcome, (m.movement).id, (m.movement).card_number, (m.movement).seq, (m.movement).transaction_type,
-    (m.movement).balance_before, (m.movement).amount, (m.movement).balance_after, (m.movement).order_id,
-    (m.movement).expiry_date, (m.movement).created_at
-"""
-_MOVE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."card_move${{shop}}"(
-        %(number)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
-        %(note)s) AS m
-"""
 _ISSUE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."card_issue${{shop}}"(
+    SELECT {MOVEMENT} FROM posd_hooks."card_issue${{shop}}"(
         %(number)s, %(chosen)s, %(kind)s, %(amount)s::numeric, %(principal)s, %(key)s, %(device)s, %(order)s,
         %(note)s, %(purchased_by)s, %(recipient_name)s, %(recipient_email)s,
         %(expiry_date)s::timestamptz) AS m
 """
 _REVERSE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."card_reverse${{shop}}"(
+    SELECT {MOVEMENT} FROM posd_hooks."card_reverse${{shop}}"(
         %(number)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
 """
-_CARD: Final = """
-    SELECT c.card_number, coalesce(t.balance_after, 0), c.initial_balance, c.is_blocked,
-           coalesce(c.expiry_date < clock_timestamp(), false), c.expiry_date,
-           c.purchased_by, c.recipient_name, c.recipient_email, c.order_id, c.created_at
-      FROM {schema}.gift_cards AS c
-      LEFT JOIN LATERAL (
-        SELECT t.balance_after FROM {schema}.pos_gift_card_transactions AS t
-         WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS t ON true
-     WHERE c.card_number = %(number)s AND c.initial_balance IS NOT NULL
+_CARDS: Final = """
+    SELECT (r.card).card_number, coalesce((r.movement).balance_after, 0), (r.card).initial_balance,
+           (r.card).is_blocked, coalesce((r.card).expiry_date < clock_timestamp(), false),
+           (r.card).expiry_date, (r.card).purchased_by, (r.card).recipient_name, (r.card).recipient_email,
+           (r.card).order_id, (r.card).created_at
+      FROM posd_hooks."card_read${shop}"(%(numbers)s::text[]) AS r
 """
 _BLOCK: Final = """
     UPDATE {schema}.gift_cards SET is_blocked = %(blocked)s
@@ -106,31 +95,6 @@ class Details:
     expiry_date: datetime | None = None
 
 
-@frozen
-class Movement:
-    """A row of the ledger: `after` is `before` and the signed `amount`.
-
-    `replayed`: it was there already. A `tombstone` moves nothing and keeps a movement from coming.
-    `expiry_date` is a sale's: until when the card was to be valid as it was sold.
-    """
-
-    transaction_id: int
-    card_number: str
-    seq: int
-    type: str
-    before: Decimal
-    amount: Decimal
-    after: Decimal
-    order_id: str | None
-    expiry_date: datetime | None
-    created_at: datetime
-    replayed: bool
-
-    @property
-    def tombstoned(self) -> bool:
-        return self.type == "tombstone"
-
-
 def normalise(number: str) -> str | None:
     """A card's number as it is stored and compared; None for what can be none."""
     number = number.strip().upper()
@@ -142,18 +106,27 @@ def new_number() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(_MADE_LENGTH))
 
 
+async def balances(session: Reader, tenant: Tenant, numbers: Sequence[str]) -> dict[str, Card]:
+    """These cards and what is on them, by their normalised numbers; a number of no card is left out."""
+    statement = _CARDS.format(shop=shop(tenant))
+    rows = await ledgers.call(session, statement, {"numbers": [*numbers]})
+    return {
+        number: Card(
+            number,
+            money.present(now_on_it, tenant.currency),
+            money.present(initial, tenant.currency),
+            *rest,
+        )
+        for number, now_on_it, initial, *rest in rows
+    }
+
+
 async def balance(session: Session, tenant: Tenant, number: str) -> Card | None:
     """A card and what is on it."""
-    rows = await ledgers.own(session, tenant, "gift_cards", _CARD, {"number": normalise(number)})
-    if not rows:
+    known = normalise(number)
+    if known is None:
         return None
-    number, now_on_it, initial, *rest = rows[0]
-    return Card(
-        number,
-        money.present(now_on_it, tenant.currency),
-        money.present(initial, tenant.currency),
-        *rest,
-    )
+    return (await balances(session, tenant, [known])).get(known)
 
 
 async def deduct(
@@ -164,8 +137,7 @@ async def deduct(
     Raises `BadRequest` (`insufficient_balance` with `currentBalance`, `card_expired`, `card_blocked`)
     and `NotFound` (`unknown_card`).
     """
-    value = money.parse_positive(amount, tenant.currency, "amount")
-    return await _move(session, tenant, number, "deduct", -value, cause)
+    return await card_movements.make(session, tenant, deduction(tenant, number, amount, cause))
 
 
 async def top_up(
@@ -173,7 +145,15 @@ async def top_up(
 ) -> Movement:
     """Put money on a card. Raises what `deduct` does, but for the balance."""
     value = money.parse_positive(amount, tenant.currency, "amount")
-    return await _move(session, tenant, number, "top_up", value, cause)
+    return await card_movements.make(
+        session, tenant, Move(_known(number), "top_up", value, cause.columns())
+    )
+
+
+def deduction(tenant: Tenant, number: str, amount: object, cause: Cause) -> Move:
+    """What `deduct` does, to be done by `card_movements.move`. Raises `NotFound` and `invalid_amount`."""
+    value = money.parse_positive(amount, tenant.currency, "amount")
+    return Move(_known(number), "deduct", -value, cause.columns())
 
 
 async def purchase(
@@ -206,7 +186,7 @@ async def sell(
     movement = await purchase(session, tenant, number, amount, cause, details)
     card = await balance(session, tenant, movement.card_number)
     if card is None:
-        raise _unknown()
+        raise unknown()
     if card.is_expired and not movement.replayed:
         raise BadRequest("expiryDate is past.", code="card_expired")
     return movement, card
@@ -265,15 +245,8 @@ async def _set_blocked(session: Session, tenant: Tenant, number: str, *, blocked
     await ledgers.own(session, tenant, "gift_cards", _BLOCK, values)
     card = await balance(session, tenant, number)
     if card is None:
-        raise _unknown()
+        raise unknown()
     return card
-
-
-async def _move(
-    session: Session, tenant: Tenant, number: str, kind: str, amount: Decimal, cause: Cause
-) -> Movement:
-    parameters = {**cause.columns(), "kind": kind, "amount": amount}
-    return await _run(session, tenant, _MOVE, _known(number), parameters)
 
 
 async def _issue(
@@ -308,57 +281,12 @@ async def _run(
 ) -> Movement:
     statement = statement.format(shop=shop(tenant))
     (row,) = await ledgers.call(session, statement, {**parameters, "number": number})
-    outcome, transaction_id, number, seq, kind, *amounts, order_id, expiry_date, created_at = row
-    before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
-    if outcome not in ("made", "replayed", "tombstoned"):
-        _refuse(outcome, after)
-    return Movement(
-        *(
-            transaction_id,
-            number,
-            seq,
-            kind,
-            before,
-            moved,
-            after,
-            order_id,
-            expiry_date,
-            created_at,
-        ),
-        replayed=outcome == "replayed",
-    )
-
-
-def _refuse(outcome: str, left: Decimal) -> NoReturn:
-    match outcome:
-        case "unknown":
-            raise _unknown()
-        case "insufficient":
-            raise BadRequest(
-                "There is not enough money on this card.",
-                code="insufficient_balance",
-                details={"currentBalance": left},
-            )
-        case "expired":
-            raise BadRequest("This card has expired.", code="card_expired")
-        case "blocked":
-            raise BadRequest("This card is blocked.", code="card_blocked")
-        case "exists":
-            raise Conflict("This card has been sold already.", code="card_exists")
-        case "too_much":
-            message = "This is more than a card can hold."
-            raise Unprocessable(message, code="invalid_amount", details={"field": "amount"})
-        case _:
-            ledgers.refuse(outcome)
+    return made_of(tenant, row)
 
 
 def _known(number: str) -> str:
     """The number of a card that there may be."""
     wanted = normalise(number)
     if wanted is None:
-        raise _unknown()
+        raise unknown()
     return wanted
-
-
-def _unknown() -> NotFound:
-    return NotFound("There is no such card.", code="unknown_card")

@@ -12,7 +12,7 @@ from typing import Final, Literal, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Row, Session
+from posd.database.link import Reader, Row, Session
 from posd.errors import (
     BadRequest,
     Conflict,
@@ -114,15 +114,18 @@ async def own(
     )
 
 
-async def call(session: Session, statement: str, parameters: dict[str, object]) -> list[Row]:
+async def call(session: Reader, statement: str, parameters: dict[str, object]) -> list[Row]:
     """Run a statement on a ledger. Raises `NotFound` (`no_ledger`) if the shop keeps its own."""
     try:
         return await session.query(statement, parameters)
     except StatementFailed as error:
         if error.sqlstate in _NO_LEDGER:
-            message = "This shop's gift cards or points are not kept here."
-            raise NotFound(message, code="no_ledger") from error
+            raise no_ledger() from error
         raise
+
+
+def no_ledger() -> NotFound:
+    return NotFound("This shop's gift cards or points are not kept here.", code="no_ledger")
 
 
 def refuse(outcome: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Loyalty points: customers' accounts, and every way in which their points change.
+"""Loyalty points: every way in which they change. Customers' accounts are in `posd.store.loyalty_accounts`.
 
 A customer is named by a telephone number in E.164 (`posd.events.phones`). `giftcards` documents the errors
 that all movements share; an unknown customer is `NotFound` (`unknown_customer`).
@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 from attrs import frozen
 
-from posd.database.link import Session
+from posd.database.link import Row, Session
 from posd.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unprocessable
 from posd.events import money
 from posd.store import ledgers, schema, shop
@@ -22,53 +22,26 @@ from posd.values import Tenant
 MOST_POINTS: Final = 10**9
 """In one movement."""
 
-_RECENT: Final = 10
-
 _MOVEMENT: Final = """
     m.outcome, (m.movement).id, (m.movement).account_id, (m.movement).seq, (m.movement).transaction_type,
     (m.movement).balance_before, (m.movement).points, (m.movement).balance_after, (m.movement).created_at,
     (m.movement).discount
 """
+RULES: Final = """
+    t.loyalty_enabled, t.loyalty_opens_accounts, t.loyalty_points_per_pound, t.loyalty_redemption_rate,
+    t.loyalty_minimum_redeem, t.loyalty_increment
+"""
+# With `joining` of NULL, the shop's rules say whether an account is made.
 _MOVE: Final = f"""
-    SELECT {_MOVEMENT} FROM posd_hooks."points_move${{shop}}"(
+    SELECT {_MOVEMENT}, {RULES} FROM dinedesk_main.tenants AS t
+     CROSS JOIN LATERAL posd_hooks."points_move${{shop}}"(
         %(phone)s, %(kind)s, %(points)s::bigint, %(principal)s, %(key)s, %(device)s, %(order)s, %(note)s,
-        %(joining)s) AS m
+        coalesce(%(joining)s::boolean, t.loyalty_enabled AND t.loyalty_opens_accounts)) AS m
+     WHERE t.id = %(tenant)s
 """
 _REVERSE: Final = f"""
     SELECT {_MOVEMENT} FROM posd_hooks."points_reverse${{shop}}"(
         %(phone)s, %(principal)s, %(original_key)s, %(original)s::bigint, %(device)s, %(note)s) AS m
-"""
-# The chain's last row has the balance; a tombstone says nothing to anybody.
-_ACCOUNT: Final = """
-    SELECT a.id, a.phone, a.customer_name, a.email,
-           coalesce((SELECT t.balance_after FROM {schema}.pos_loyalty_transactions AS t
-                      WHERE t.account_id = a.id ORDER BY t.seq DESC LIMIT 1), 0),
-           s.earned, s.redeemed, a.total_spent, a.member_since,
-           r.id, r.transaction_type, r.points, r.balance_after, r.order_id, r.reason, r.created_at
-      FROM {schema}.loyalty_accounts AS a
-     CROSS JOIN LATERAL (
-        SELECT coalesce(sum(t.points) FILTER (WHERE t.points > 0), 0)::bigint AS earned,
-               coalesce(-sum(t.points) FILTER (WHERE t.points < 0), 0)::bigint AS redeemed
-          FROM {schema}.pos_loyalty_transactions AS t
-         WHERE t.account_id = a.id AND t.transaction_type IN ('add', 'redeem')
-           AND NOT EXISTS (SELECT FROM {schema}.pos_loyalty_transactions AS x WHERE x.reverses_id = t.id)
-     ) AS s
-      LEFT JOIN LATERAL (
-        SELECT t.* FROM {schema}.pos_loyalty_transactions AS t
-         WHERE t.account_id = a.id AND t.transaction_type <> 'tombstone'
-         ORDER BY t.seq DESC LIMIT %(recent)s
-     ) AS r ON true
-     WHERE a.phone = %(phone)s AND a.member_since IS NOT NULL
-     ORDER BY r.seq DESC
-"""
-_OPEN: Final = """
-    INSERT INTO {schema}.loyalty_accounts AS a (phone, customer_name, email)
-    VALUES (%(phone)s, %(name)s, %(email)s)
-    ON CONFLICT (phone) DO UPDATE SET
-        member_since = coalesce(a.member_since, excluded.member_since),
-        customer_name = coalesce(excluded.customer_name, a.customer_name),
-        email = coalesce(excluded.email, a.email)
-    RETURNING id
 """
 # The row is locked until the transaction is over, so that calls at the same time count each other. Days are
 # those of the database's clock.
@@ -94,35 +67,19 @@ class DailyLimit:
 
 
 @frozen
-class Transaction:
-    """A movement in a customer's list, newest first."""
+class Rules:
+    """`redemption_rate` is what a point is worth, in the shop's currency.
 
-    transaction_id: int
-    type: str
-    points: int
-    after: int
-    order_id: str | None
-    reason: str | None
-    created_at: datetime
-
-
-@frozen
-class Account:
-    """A customer's account as it is now.
-
-    `total_earned` and `total_redeemed` count what was not reversed. `total_spent` is the shop's figure.
+    `points_per_pound` is how many points a till gives for a unit of that currency. `minimum_redeem` and
+    `increment`: so many points at least are redeemed at once, and a multiple of so many.
     """
 
-    id: int
-    phone: str
-    name: str | None
-    email: str | None
-    points: int
-    total_earned: int
-    total_redeemed: int
-    total_spent: Decimal
-    member_since: datetime
-    recent: tuple[Transaction, ...]
+    enabled: bool
+    opens_accounts: bool
+    points_per_pound: Decimal
+    redemption_rate: Decimal
+    minimum_redeem: int
+    increment: int
 
 
 @frozen
@@ -149,42 +106,6 @@ class Movement:
         return self.type == "tombstone"
 
 
-async def account(session: Session, tenant: Tenant, phone: str) -> Account | None:
-    """A customer's account with its last ten movements."""
-    rows = await ledgers.own(
-        session, tenant, "loyalty_accounts", _ACCOUNT, {"phone": phone, "recent": _RECENT}
-    )
-    if not rows:
-        return None
-    account_id, number, name, email, points, earned, redeemed, spent, since = rows[0][:9]
-    return Account(
-        id=account_id,
-        phone=number,
-        name=name,
-        email=email,
-        points=points,
-        total_earned=earned,
-        total_redeemed=redeemed,
-        total_spent=money.present(spent, tenant.currency),
-        member_since=since,
-        recent=tuple(Transaction(*row[9:]) for row in rows if row[9] is not None),
-    )
-
-
-async def open_account(
-    session: Session,
-    tenant: Tenant,
-    phone: str,
-    *,
-    name: str | None = None,
-    email: str | None = None,
-) -> int:
-    """Make a customer's account, or add to one what is known now; its id."""
-    values: dict[str, object] = {"phone": phone, "name": name, "email": email}
-    ((account_id,),) = await ledgers.own(session, tenant, "loyalty_accounts", _OPEN, values)
-    return int(account_id)
-
-
 async def add(
     session: Session,
     tenant: Tenant,
@@ -200,7 +121,15 @@ async def add(
     `Unprocessable` (`invalid_amount`) for more than an account can hold.
     """
     value = _positive(points)
-    return await _move(session, tenant, phone, "add", value, cause, joining=joining)
+    movement, _ = await _move(session, tenant, phone, "add", value, cause, joining=joining)
+    return movement
+
+
+async def add_by_rules(
+    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+) -> tuple[Movement, Rules]:
+    """As `add`, with the shop's rules, which say whether an account is made."""
+    return await _move(session, tenant, phone, "add", _positive(points), cause, joining=None)
 
 
 async def count_given(session: Session, tenant: Tenant, points: int, limit: DailyLimit) -> None:
@@ -225,6 +154,14 @@ async def redeem(
     session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
 ) -> Movement:
     """Take points for a discount. Raises `BadRequest` (`insufficient_points` with `currentPoints`)."""
+    movement, _ = await redeem_by_rules(session, tenant, phone, points, cause)
+    return movement
+
+
+async def redeem_by_rules(
+    session: Session, tenant: Tenant, phone: str, points: object, cause: Cause
+) -> tuple[Movement, Rules]:
+    """As `redeem`, with the shop's rules."""
     return await _move(session, tenant, phone, "redeem", -_positive(points), cause)
 
 
@@ -235,7 +172,8 @@ async def adjust(
     value = _whole(points)
     if value == 0:
         raise _invalid("must not be zero")
-    return await _move(session, tenant, phone, "adjust", value, cause)
+    movement, _ = await _move(session, tenant, phone, "adjust", value, cause)
+    return movement
 
 
 async def reverse(
@@ -252,7 +190,7 @@ async def reverse(
     Points that were spent meanwhile cannot be taken back: `BadRequest` (`insufficient_points`).
     """
     parameters = cause.columns() | ledgers.original(key, transaction_id)
-    return await _run(session, tenant, _REVERSE, phone, parameters)
+    return _movement(tenant, await _run(session, tenant, _REVERSE, phone, parameters))
 
 
 async def _move(
@@ -263,17 +201,32 @@ async def _move(
     points: int,
     cause: Cause,
     *,
-    joining: bool = False,
-) -> Movement:
-    parameters = {**cause.columns(), "kind": kind, "points": points, "joining": joining}
-    return await _run(session, tenant, _MOVE, phone, parameters)
+    joining: bool | None = False,
+) -> tuple[Movement, Rules]:
+    parameters = {
+        **cause.columns(),
+        "kind": kind,
+        "points": points,
+        "joining": joining,
+        "tenant": tenant.id,
+    }
+    row = await _run(session, tenant, _MOVE, phone, parameters)
+    return _movement(tenant, row[:10]), Rules(*row[10:])
 
 
 async def _run(
     session: Session, tenant: Tenant, statement: str, phone: str, parameters: dict[str, object]
-) -> Movement:
+) -> Row:
     statement = statement.format(shop=shop(tenant))
-    (row,) = await ledgers.call(session, statement, {**parameters, "phone": phone})
+    rows = await ledgers.call(session, statement, {**parameters, "phone": phone})
+    if not rows:
+        # The tenant was deleted meanwhile.
+        raise ledgers.no_ledger()
+    return rows[0]
+
+
+def _movement(tenant: Tenant, row: Row) -> Movement:
+    """A row of `_MOVEMENT`. Raises the `Refusal` that its outcome is."""
     outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)

@@ -1,6 +1,6 @@
 """A shop's rules about points: who may have any, how many are redeemed at once, what they are worth.
 
-They are read in the transaction of each movement, so a change of them counts at once. A movement is made
+They are read by the statement of each movement, so a change of them counts at once. A movement is made
 first and judged afterwards, and rolled back with its transaction if it may not be: a call that is made
 again has to be answered as before, whatever the rules are by then.
 """
@@ -11,50 +11,23 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Final
 
-from attrs import frozen
-
-from posd.database.link import Session
+from posd.database.link import Reader, Session
 from posd.errors import Unprocessable
 from posd.store import loyalty
 from posd.store.ledgers import Cause
-from posd.store.loyalty import Account, DailyLimit, Movement
+from posd.store.loyalty import RULES, DailyLimit, Movement, Rules
 from posd.values import Tenant
 
-_RULES: Final = """
-    SELECT t.loyalty_enabled, t.loyalty_opens_accounts, t.loyalty_points_per_pound,
-           t.loyalty_redemption_rate, t.loyalty_minimum_redeem, t.loyalty_increment
-      FROM dinedesk_main.tenants AS t WHERE t.id = %s
-"""
+_READ: Final = f"SELECT {RULES} FROM dinedesk_main.tenants AS t WHERE t.id = %s"
 
 Moving = Callable[[Session, Tenant, str, object, Cause], Awaitable[Movement]]
 """`add` or `redeem`."""
 
 
-@frozen
-class Rules:
-    """`redemption_rate` is what a point is worth, in the shop's currency.
-
-    `points_per_pound` is how many points a till gives for a unit of that currency. `minimum_redeem` and
-    `increment`: so many points at least are redeemed at once, and a multiple of so many.
-    """
-
-    enabled: bool
-    opens_accounts: bool
-    points_per_pound: Decimal
-    redemption_rate: Decimal
-    minimum_redeem: int
-    increment: int
-
-
-async def read(session: Session, tenant: Tenant) -> Rules:
+async def read(session: Reader, tenant: Tenant) -> Rules:
     """A tenant's rules. One that was deleted meanwhile has no ledger either, so it does not matter."""
-    rows = await session.query(_RULES, (tenant.id,))
+    rows = await session.query(_READ, (tenant.id,))
     return Rules(*rows[0]) if rows else Rules(False, False, Decimal(0), Decimal(0), 1, 1)
-
-
-async def account(session: Session, tenant: Tenant, phone: str) -> tuple[Account | None, Rules]:
-    """A customer's account, and the rules that it is under."""
-    return await loyalty.account(session, tenant, phone), await read(session, tenant)
 
 
 async def add(
@@ -69,9 +42,7 @@ async def add(
 
     Raises `Unprocessable` (`loyalty_disabled`) and `TooManyRequests` (`too_many_points`) too.
     """
-    rules = await read(session, tenant)
-    joining = rules.enabled and rules.opens_accounts
-    movement = await loyalty.add(session, tenant, phone, points, cause, joining=joining)
+    movement, rules = await loyalty.add_by_rules(session, tenant, phone, points, cause)
     if not movement.replayed:
         _check_enabled(rules)
         if limit is not None:
@@ -86,9 +57,8 @@ async def redeem(
 
     Raises `Unprocessable` (`loyalty_disabled`, `invalid_amount`) too.
     """
-    movement = await loyalty.redeem(session, tenant, phone, points, cause)
+    movement, rules = await loyalty.redeem_by_rules(session, tenant, phone, points, cause)
     if not movement.replayed:
-        rules = await read(session, tenant)
         _check_enabled(rules)
         _check_redeemable(rules, -movement.points)
     return movement

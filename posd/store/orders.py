@@ -14,40 +14,10 @@ from posd.errors import NotFound
 from posd.events.print_status import Report, Said, before
 from posd.values import PrintStatus, Seq, StreamName, Tenant, TenantId
 
-# Each time is that of the first report, and none is in the future. What tells nothing new writes nothing.
-# `report` is one row so that all of the statement means the same moment.
 _NOTE: Final = """
-    WITH report AS (
-        SELECT least(coalesce(%(at)s::timestamptz, now()), now()) AS at
-    ), said AS (
-        INSERT INTO dinedesk_main.pos_order_terminals AS t
-            (tenant_id, order_id, device_id, received_at, accepted_at, printed_at, failed_at)
-        SELECT o.tenant_id, o.order_id, %(device)s, r.at, CASE WHEN %(accepted)s THEN r.at END,
-               CASE WHEN %(printed)s THEN r.at END, CASE WHEN %(failed)s THEN r.at END
-          FROM dinedesk_main.pos_orders AS o CROSS JOIN report AS r
-         WHERE o.tenant_id = %(tenant)s AND o.order_id = %(order)s AND %(device)s IS NOT NULL
-        ON CONFLICT (tenant_id, order_id, device_id) DO UPDATE
-           SET accepted_at = coalesce(t.accepted_at, excluded.accepted_at),
-               printed_at = coalesce(t.printed_at, excluded.printed_at),
-               failed_at = coalesce(t.failed_at, excluded.failed_at)
-         WHERE (t.accepted_at IS NULL AND excluded.accepted_at IS NOT NULL)
-            OR (t.printed_at IS NULL AND excluded.printed_at IS NOT NULL)
-            OR (t.failed_at IS NULL AND excluded.failed_at IS NOT NULL)
-    )
-    UPDATE dinedesk_main.pos_orders AS o
-       SET received_at = coalesce(o.received_at, r.at),
-           accepted_at = CASE WHEN %(accepted)s THEN coalesce(o.accepted_at, r.at) ELSE o.accepted_at END,
-           printed_at = CASE WHEN %(printed)s THEN coalesce(o.printed_at, r.at) ELSE o.printed_at END,
-           paid_at = CASE WHEN %(paid)s THEN coalesce(o.paid_at, r.at) ELSE o.paid_at END,
-           print_status = CASE WHEN o.print_status = ANY (%(before)s) THEN %(status)s ELSE o.print_status END,
-           print_reason = CASE WHEN o.print_status = ANY (%(before)s) THEN %(reason)s ELSE o.print_reason END,
-           device_id = CASE WHEN o.print_status = ANY (%(before)s) THEN coalesce(%(device)s, o.device_id)
-                            ELSE coalesce(o.device_id, %(device)s) END
-      FROM report AS r
-     WHERE o.tenant_id = %(tenant)s AND o.order_id = %(order)s
-       AND (o.print_status = ANY (%(before)s) OR o.received_at IS NULL
-            OR (%(accepted)s AND o.accepted_at IS NULL) OR (%(paid)s AND o.paid_at IS NULL))
-    RETURNING o.print_status
+    SELECT dinedesk_main.pos_note_report(
+        %(tenant)s, %(order)s, %(device)s, %(at)s::timestamptz, %(accepted)s, %(printed)s, %(failed)s,
+        %(paid)s, %(status)s, %(reason)s, %(before)s)
 """
 # What is said of the earlier order goes: by posd's record it is printed.
 _BEGIN_ANEW: Final = """
@@ -60,43 +30,18 @@ _BEGIN_ANEW: Final = """
            paid_at = NULL, device_id = NULL, print_status = 'pending', print_reason = NULL
      WHERE tenant_id = %(tenant)s AND order_id = %(order)s
 """
-_KNOWN: Final = """
-    SELECT print_status FROM dinedesk_main.pos_orders WHERE tenant_id = %s AND order_id = %s
-"""
+# A row for each terminal that has said something of the order, or one without.
 _ONE: Final = """
     SELECT o.order_id, o.snapshot::text, o.print_status, o.pushed_at, o.received_at, o.accepted_at,
-           o.printed_at, o.paid_at
-      FROM dinedesk_main.pos_orders AS o WHERE o.tenant_id = %s AND o.order_id = %s
+           o.printed_at, o.paid_at, t.device_id, t.received_at, t.accepted_at, t.printed_at, t.failed_at
+      FROM dinedesk_main.pos_orders AS o
+      LEFT JOIN dinedesk_main.pos_order_terminals AS t USING (tenant_id, order_id)
+     WHERE o.tenant_id = %s AND o.order_id = %s ORDER BY t.received_at, t.device_id
 """
-_TERMINALS: Final = """
-    SELECT device_id, received_at, accepted_at, printed_at, failed_at
-      FROM dinedesk_main.pos_order_terminals
-     WHERE tenant_id = %s AND order_id = %s ORDER BY received_at, device_id
-"""
-# The list of words is in the statement, so that PostgreSQL sees that pos_orders_open has these rows. The
-# bound on created_at alone is what the index can be used for. What is beyond the bytes of a page is not sent.
 _OPEN: Final = """
-    WITH page AS (
-        SELECT o.created_at, o.order_id, o.snapshot::text AS snapshot, o.print_status
-          FROM dinedesk_main.pos_orders AS o
-         WHERE o.tenant_id = %(tenant)s
-           AND o.print_status <> 'printed' AND o.status <> ALL (%(final)s::text[])
-           AND (%(since)s::timestamptz IS NULL OR o.updated_at >= %(since)s OR o.created_at >= %(since)s)
-           AND o.created_at >= %(from)s::timestamp AT TIME ZONE 'UTC'
-           AND (o.created_at, o.order_id) > (%(from)s::timestamp AT TIME ZONE 'UTC', %(after)s::text)
-         ORDER BY o.created_at, o.order_id LIMIT %(limit)s + 1
-    ), sized AS (
-        SELECT p.*, row_number() OVER place AS number, count(*) OVER () AS found,
-               sum(octet_length(p.snapshot) + 2 * octet_length(p.order_id) + 100) OVER place AS bytes
-          FROM page AS p WINDOW place AS (ORDER BY p.created_at, p.order_id)
-    )
-    SELECT h.last_seq, h.stream_id, s.found,
-           to_char(s.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
-           s.order_id, s.snapshot, s.print_status
-      FROM dinedesk_main.pos_heads AS h
-      LEFT JOIN sized AS s ON s.number <= %(limit)s AND (s.number = 1 OR s.bytes <= %(bytes)s)
-     WHERE h.tenant_id = %(tenant)s
-     ORDER BY s.number
+    SELECT o.last_seq, o.stream_id, o.order_id, o.snapshot, o.print_status, o.place
+      FROM dinedesk_main.pos_open_orders(%(tenant)s, %(since)s, %(from)s::timestamp AT TIME ZONE 'UTC',
+                                         %(after)s, %(limit)s, %(bytes)s) AS o
 """
 _CONFIRMED: Final = """
     SELECT c.tenant_id, h.stream_id, c.seq
@@ -118,9 +63,9 @@ class PendingPosition:
 class Open:
     """An order that is still to be made; the snapshot is JSON text."""
 
-    place: PendingPosition
+    order_id: str
     snapshot: str
-    print_status: PrintStatus
+    print_status: str
 
 
 @frozen
@@ -135,10 +80,13 @@ class Wanted:
 
 @frozen
 class Page:
-    """Open orders, the oldest first, and the position in the stream at which that is how it was."""
+    """Open orders, the oldest first, and the position in the stream at which that is how it was.
+
+    `next` is the place of the last one, if there are more.
+    """
 
     orders: Sequence[Open]
-    has_more: bool
+    next: PendingPosition | None
     last_seq: Seq
     stream_id: UUID
 
@@ -186,9 +134,8 @@ async def note(
         "failed": report.said is Said.FAILED,
         "paid": report.said is Said.PAID,
     }
-    rows = await session.query(_NOTE, values)
-    rows = rows or await session.query(_KNOWN, (tenant.id, report.order_id))
-    return PrintStatus(rows[0][0]) if rows else None
+    ((status,),) = await session.query(_NOTE, values)
+    return None if status is None else PrintStatus(status)
 
 
 async def begin_anew(session: Session, tenant_id: TenantId, order_id: str, snapshot: str) -> None:
@@ -202,29 +149,17 @@ async def one(session: Session, tenant: Tenant, order_id: str) -> Kept | None:
     rows = await session.query(_ONE, (tenant.id, order_id))
     if not rows:
         return None
-    ((found, snapshot, status, pushed, received, accepted, printed, paid),) = rows
-    said = await session.query(_TERMINALS, (tenant.id, order_id))
-    return Kept(
-        found,
-        snapshot,
-        PrintStatus(status),
-        pushed,
-        received,
-        accepted,
-        printed,
-        paid,
-        [Reporter(*row) for row in said],
-    )
+    found, snapshot, status, pushed, received, accepted, printed, paid = rows[0][:8]
+    said = [Reporter(*row[8:]) for row in rows if row[8] is not None]
+    times = (pushed, received, accepted, printed, paid)
+    return Kept(found, snapshot, PrintStatus(status), *times, said)
 
 
-async def still_open(
-    session: Session, tenant: Tenant, final: Collection[str], wanted: Wanted
-) -> Page:
-    """Orders that are neither printed nor in a `final` status: the first one whatever its size."""
+async def still_open(session: Session, tenant: Tenant, wanted: Wanted) -> Page:
+    """Orders that are neither printed nor in a final status: the first one whatever its size."""
     place = wanted.after or PendingPosition("-infinity", "")
     values = {
         "tenant": tenant.id,
-        "final": sorted(final),
         "since": wanted.since,
         "from": place.created_at,
         "after": place.order_id,
@@ -234,13 +169,12 @@ async def still_open(
     rows = await session.query(_OPEN, values)
     if not rows:
         raise NotFound("This tenant was deleted.", code="unknown_tenant")
-    last_seq, stream_id, found = rows[0][:3]
-    found_orders = [
-        Open(PendingPosition(created_at, order_id), snapshot, PrintStatus(status))
-        for _, _, _, created_at, order_id, snapshot, status in rows
-        if order_id is not None
-    ]
-    return Page(found_orders, (found or 0) > len(found_orders), last_seq, UUID(stream_id))
+    (last_seq, stream_id, *_), *rest = rows
+    found = [Open(*row[2:5]) for row in rest if row[3] is not None]
+    further = None
+    if len(found) < len(rest):
+        further = PendingPosition(rest[-1][5], found[-1].order_id)
+    return Page(found, further, last_seq, UUID(stream_id))
 
 
 async def confirmed(

@@ -131,3 +131,100 @@ $$;
 
 REVOKE ALL ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_confirmed(integer[], text[]) TO posd;
+
+-- Note what a till says of an order; the order's print status now, NULL if there is no such order. Each time is that of
+-- the first report, and none is in the future. What tells nothing new writes nothing. `said_before`: from which states
+-- the order comes to `new_status`.
+CREATE FUNCTION dinedesk_main.pos_note_report(
+    tenant integer, about text, device text, at timestamptz, accepted boolean, printed boolean, failed boolean,
+    paid boolean, new_status text, reason text, said_before text[]) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    moment timestamptz := least(coalesce(at, now()), now());
+    known text;
+BEGIN
+    WITH said AS (
+        INSERT INTO dinedesk_main.pos_order_terminals AS t
+            (tenant_id, order_id, device_id, received_at, accepted_at, printed_at, failed_at)
+        SELECT o.tenant_id, o.order_id, device, moment, CASE WHEN accepted THEN moment END,
+               CASE WHEN printed THEN moment END, CASE WHEN failed THEN moment END
+          FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = tenant AND o.order_id = about AND device IS NOT NULL
+        ON CONFLICT (tenant_id, order_id, device_id) DO UPDATE
+           SET accepted_at = coalesce(t.accepted_at, excluded.accepted_at),
+               printed_at = coalesce(t.printed_at, excluded.printed_at),
+               failed_at = coalesce(t.failed_at, excluded.failed_at)
+         WHERE (t.accepted_at IS NULL AND excluded.accepted_at IS NOT NULL)
+            OR (t.printed_at IS NULL AND excluded.printed_at IS NOT NULL)
+            OR (t.failed_at IS NULL AND excluded.failed_at IS NOT NULL)
+    )
+    UPDATE dinedesk_main.pos_orders AS o
+       SET received_at = coalesce(o.received_at, moment),
+           accepted_at = CASE WHEN accepted THEN coalesce(o.accepted_at, moment) ELSE o.accepted_at END,
+           printed_at = CASE WHEN printed THEN coalesce(o.printed_at, moment) ELSE o.printed_at END,
+           paid_at = CASE WHEN paid THEN coalesce(o.paid_at, moment) ELSE o.paid_at END,
+           print_status = CASE WHEN o.print_status = ANY (said_before) THEN new_status ELSE o.print_status END,
+           print_reason = CASE WHEN o.print_status = ANY (said_before) THEN reason ELSE o.print_reason END,
+           device_id = CASE WHEN o.print_status = ANY (said_before) THEN coalesce(device, o.device_id)
+                            ELSE coalesce(o.device_id, device) END
+     WHERE o.tenant_id = tenant AND o.order_id = about
+       AND (o.print_status = ANY (said_before) OR o.received_at IS NULL
+            OR (accepted AND o.accepted_at IS NULL) OR (paid AND o.paid_at IS NULL))
+    RETURNING o.print_status INTO known;
+    IF NOT FOUND THEN
+        SELECT o.print_status INTO known FROM dinedesk_main.pos_orders AS o
+         WHERE o.tenant_id = tenant AND o.order_id = about;
+    END IF;
+    RETURN known;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_note_report(
+    integer, text, text, timestamptz, boolean, boolean, boolean, boolean, text, text, text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_note_report(
+    integer, text, text, timestamptz, boolean, boolean, boolean, boolean, text, text, text[]) TO posd;
+
+-- A page of the orders of a tenant that are still to be made, the oldest first: up to `at_most` orders and `most_bytes`
+-- bytes, and one order at least. The first row has only the head of the stream. There is none if the tenant was deleted. The
+-- last row has no snapshot if there are more orders: it is the next one, and `place` is when the order before it was
+-- made. That is where the next page begins: after (`after_time`, `after_order`).
+--
+-- It is STABLE, so that the head and the orders are of one moment. The statuses are written out, so that PostgreSQL sees
+-- that pos_orders_open has these orders, and the bound on created_at alone is what the index is used for. PL/pgSQL plans
+-- the statement once for a session; that took longer than to execute it.
+CREATE FUNCTION dinedesk_main.pos_open_orders(
+    tenant integer, since timestamptz, after_time timestamptz, after_order text, at_most integer, most_bytes bigint)
+RETURNS TABLE (last_seq bigint, stream_id uuid, order_id text, snapshot text, print_status text, place text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT h.last_seq, h.stream_id, NULL::text, NULL::text, NULL::text, NULL::text
+          FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = tenant;
+    RETURN QUERY
+        SELECT NULL::bigint, NULL::uuid, s.order_id, CASE WHEN s.is_sent THEN s.snapshot END, s.print_status,
+               CASE WHEN NOT s.is_sent THEN
+                   to_char(s.time_before AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') END
+          FROM (SELECT w.*, w.number = 1 OR (w.number <= at_most AND w.bytes <= most_bytes) AS is_sent
+                  FROM (SELECT p.*, row_number() OVER placed AS number, sum(p.size) OVER placed AS bytes,
+                               lag(p.created_at) OVER placed AS time_before
+                          FROM (SELECT o.created_at, o.order_id, o.snapshot::text AS snapshot, o.print_status,
+                                       octet_length(o.snapshot::text) + 2 * octet_length(o.order_id) + 100 AS size
+                                  FROM dinedesk_main.pos_orders AS o
+                                 WHERE o.tenant_id = tenant AND o.print_status <> 'printed'
+                                   AND o.status <> ALL ('{abandoned,canceled,cancelled,closed,collected,complete,completed,declined,delivered,expired,failed,fulfilled,picked_up,refunded,rejected,served,void,voided}'::text[])
+                                   AND (since IS NULL OR o.updated_at >= since OR o.created_at >= since)
+                                   AND o.created_at >= after_time
+                                   AND (o.created_at, o.order_id) > (after_time, after_order)
+                                 ORDER BY o.created_at, o.order_id LIMIT at_most + 1) AS p
+                        WINDOW placed AS (ORDER BY p.created_at, p.order_id ROWS UNBOUNDED PRECEDING)) AS w
+                 WHERE w.number <= 2 OR w.bytes - w.size <= most_bytes) AS s
+         ORDER BY s.number;
+END
+$$;
+
+REVOKE ALL ON FUNCTION dinedesk_main.pos_open_orders(integer, timestamptz, timestamptz, text, integer, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_open_orders(integer, timestamptz, timestamptz, text, integer, bigint) TO posd;

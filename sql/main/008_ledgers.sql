@@ -13,14 +13,19 @@ REVOKE ALL ON FUNCTION dinedesk_main.pos_insert_only() FROM PUBLIC;
 -- Whether posd keeps a tenant's gift cards or loyalty accounts: whether the table of this name, and that of its
 -- movements, are ordinary tables of posd_owner. Names prove nothing, since a shop may have CREATE on its schema: a
 -- view in the place of `gift_cards` runs the shop's functions with the rights of who reads it.
+--
+-- PL/pgSQL, which plans the statement once for a session; a function in SQL is planned for each call.
 CREATE FUNCTION dinedesk_main.pos_keeps(shop text, people text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT count(*) = 2 FROM pg_class AS c
-     WHERE c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = shop)
-       AND c.relkind = 'r' AND c.relowner = 'posd_owner'::regrole
-       AND c.relname = ANY (CASE people WHEN 'gift_cards' THEN '{gift_cards,pos_gift_card_transactions}'
-                                        WHEN 'loyalty_accounts' THEN '{loyalty_accounts,pos_loyalty_transactions}'
-                            END::name[])
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT count(*) = 2 FROM pg_class AS c
+         WHERE c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = shop)
+           AND c.relkind = 'r' AND c.relowner = 'posd_owner'::regrole
+           AND c.relname = ANY (CASE people WHEN 'gift_cards' THEN '{gift_cards,pos_gift_card_transactions}'
+                                            WHEN 'loyalty_accounts' THEN '{loyalty_accounts,pos_loyalty_transactions}'
+                                END::name[]));
+END
 $$;
 
 -- The same, for the beginning of a statement: fails as if there were no such table where posd keeps no such ledger,
@@ -46,7 +51,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms
 #variable_conflict use_column
 DECLARE
     tenant record;
-    ids bigint[];
+    ledger text;
 BEGIN
     FOR tenant IN
         SELECT t.id, t.schema_name, w.kind, array_agg(w.key) AS wanted
@@ -54,45 +59,15 @@ BEGIN
           JOIN dinedesk_main.tenants AS t ON t.id = w.tenant_id
          GROUP BY t.id, w.kind ORDER BY t.id, w.kind
     LOOP
-        CONTINUE WHEN NOT dinedesk_main.pos_keeps(
-            tenant.schema_name, CASE WHEN tenant.kind LIKE 'gift\_card%' THEN 'gift_cards' ELSE 'loyalty_accounts' END);
+        ledger := CASE WHEN tenant.kind LIKE 'gift\_card%' THEN 'gift_cards' ELSE 'loyalty_accounts' END;
+        CONTINUE WHEN NOT dinedesk_main.pos_keeps(tenant.schema_name, ledger);
         BEGIN
-            ids := ARRAY(SELECT k::bigint FROM unnest(tenant.wanted) AS k WHERE k ~ '^[0-9]{1,18}$');
-            IF tenant.kind = 'gift_card_movement' THEN
-                RETURN QUERY EXECUTE format(
-                    'SELECT $1, $2, m.id::text, json_build_object(
-                                ''card_number'', m.card_number, ''type'', m.transaction_type,
-                                ''amount'', m.amount, ''balance'', m.balance_after, ''created_at'', m.created_at,
-                                ''purchased_by'', c.purchased_by, ''recipient_name'', c.recipient_name,
-                                ''recipient_email'', c.recipient_email, ''expiry_date'', c.expiry_date), NULL::text
-                       FROM %1$I.pos_gift_card_transactions AS m JOIN %1$I.gift_cards AS c USING (card_number)
-                      WHERE m.id = ANY ($3)', tenant.schema_name)
-                    USING tenant.id, tenant.kind, ids;
-            ELSIF tenant.kind = 'gift_card' THEN
-                RETURN QUERY EXECUTE format(
-                    'SELECT $1, $2, c.card_number, json_build_object(
-                                ''card_number'', c.card_number, ''balance'', coalesce(m.balance_after, 0),
-                                ''status'', CASE WHEN c.is_blocked THEN ''blocked''
-                                                 WHEN c.expiry_date < clock_timestamp() THEN ''expired''
-                                                 WHEN m.balance_after > 0 THEN ''active''
-                                                 ELSE ''depleted'' END,
-                                ''expiry_date'', c.expiry_date, ''now'', clock_timestamp()), NULL::text
-                       FROM %1$I.gift_cards AS c
-                       LEFT JOIN LATERAL (
-                            SELECT t.balance_after FROM %1$I.pos_gift_card_transactions AS t
-                             WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS m ON true
-                      WHERE c.card_number = ANY ($3)', tenant.schema_name)
-                    USING tenant.id, tenant.kind, tenant.wanted;
-            ELSIF tenant.kind = 'loyalty_movement' THEN
-                RETURN QUERY EXECUTE format(
-                    'SELECT $1, $2, m.id::text, json_build_object(
-                                ''account_id'', m.account_id, ''phone'', a.phone, ''type'', m.transaction_type,
-                                ''points'', m.points, ''balance'', m.balance_after, ''reason'', m.reason,
-                                ''created_at'', m.created_at), NULL::text
-                       FROM %1$I.pos_loyalty_transactions AS m JOIN %1$I.loyalty_accounts AS a ON a.id = m.account_id
-                      WHERE m.id = ANY ($3)', tenant.schema_name)
-                    USING tenant.id, tenant.kind, ids;
-            END IF;
+            -- Each tenant has functions of its own, so that what they do is planned once for a session.
+            RETURN QUERY EXECUTE format(
+                'SELECT $1, $2, s.key, s.content, NULL::text FROM posd_hooks.%I($2, $3) AS s',
+                CASE ledger WHEN 'gift_cards' THEN 'card_states$' ELSE 'points_states$' END
+                    || substr(tenant.schema_name, length('dinedesk_') + 1))
+                USING tenant.id, tenant.kind, tenant.wanted;
         EXCEPTION
             WHEN undefined_table OR undefined_column THEN
                 NULL;

@@ -82,7 +82,7 @@ CREATE TABLE :"schema".pos_gift_card_transactions (
     reference text CHECK (char_length(reference) <= 500),
     -- Whose movement it is, and so in whose name a key is remembered: 'platform', 'tenant', 'device <id>'.
     principal text NOT NULL DEFAULT 'shop' CHECK (principal <> ''),
-    idempotency_key text CHECK (idempotency_key ~ '^[\x21-\x7e]{1,255}$'),
+    idempotency_key text CHECK (idempotency_key !~ '[^\x21-\x7e]' AND char_length(idempotency_key) BETWEEN 1 AND 255),
     device_id text CHECK (char_length(device_id) <= 128),
     reverses_id bigint,
     -- Of a sale: until when the card was to be valid as it was sold, whatever is changed later. Names and
@@ -143,90 +143,178 @@ CREATE TRIGGER pos_gift_cards_updated AFTER UPDATE ON :"schema".gift_cards
 -- read after the lock was taken is read as of then, and a call is one round trip. `outcome` says what came of
 -- it; `movement` is the row that was written or found, and, where the card's money is the reason for a
 -- refusal, its last one.
+--
+-- card_replay, card_append and card_move take several calls at once, in arrays; `place` is where in the arrays a call
+-- stands, from 1. To begin an INSERT, with the constraints and the triggers of this table, takes longer than to
+-- insert a row. A card is named by one of the calls at most.
 
--- What became earlier of a movement that names this key: NULL if nothing did. A reversal that came first has
+-- A card as it is now, and its last movement, for each of these numbers that is a card's and was sold. The function
+-- goes with either table, since it returns their rows.
+CREATE FUNCTION posd_hooks.card_read$:shop(numbers text[])
+RETURNS TABLE (card :"schema".gift_cards, movement :"schema".pos_gift_card_transactions)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT c.card, (SELECT t FROM :"schema".pos_gift_card_transactions AS t
+                         WHERE t.card_number = (c.card).card_number ORDER BY t.seq DESC LIMIT 1)
+          FROM unnest(numbers) AS n CROSS JOIN LATERAL (
+            SELECT g AS card FROM :"schema".gift_cards AS g WHERE g.card_number = n LIMIT 1) AS c
+         WHERE (c.card).initial_balance IS NOT NULL;
+END
+$$;
+
+-- What events say of these movements, or, if `kind` is 'gift_card', of these cards: see pos_movement_states().
+CREATE FUNCTION posd_hooks.card_states$:shop(kind text, keys text[])
+RETURNS TABLE (key text, content json)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    IF kind = 'gift_card_movement' THEN
+        RETURN QUERY
+            SELECT m.id::text, json_build_object(
+                       'card_number', m.card_number, 'type', m.transaction_type, 'amount', m.amount,
+                       'balance', m.balance_after, 'created_at', m.created_at, 'purchased_by', c.purchased_by,
+                       'recipient_name', c.recipient_name, 'recipient_email', c.recipient_email,
+                       'expiry_date', c.expiry_date)
+              FROM :"schema".pos_gift_card_transactions AS m JOIN :"schema".gift_cards AS c USING (card_number)
+             WHERE m.id = ANY (ARRAY(SELECT k::bigint FROM unnest(keys) AS k WHERE k ~ '^[0-9]{1,18}$'));
+    ELSE
+        RETURN QUERY
+            SELECT c.card_number, json_build_object(
+                       'card_number', c.card_number, 'balance', coalesce(m.balance_after, 0),
+                       'status', CASE WHEN c.is_blocked THEN 'blocked'
+                                      WHEN c.expiry_date < clock_timestamp() THEN 'expired'
+                                      WHEN m.balance_after > 0 THEN 'active'
+                                      ELSE 'depleted' END,
+                       'expiry_date', c.expiry_date, 'now', clock_timestamp())
+              FROM :"schema".gift_cards AS c
+              LEFT JOIN LATERAL (
+                    SELECT t.* FROM :"schema".pos_gift_card_transactions AS t
+                     WHERE t.card_number = c.card_number ORDER BY t.seq DESC LIMIT 1) AS m ON true
+             WHERE c.card_number = ANY (keys);
+    END IF;
+END
+$$;
+
+-- What became earlier of movements that name these keys: no row where nothing did. A reversal that came first has
 -- left a tombstone; the platform's counts for everybody's key, since it may reverse everybody's movements.
 CREATE FUNCTION posd_hooks.card_replay$:shop(
-    number text, kind text, change numeric, made_by text, call_key text,
-    OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    numbers text[], kinds text[], changes numeric[], principals text[], call_keys text[])
+RETURNS TABLE (place bigint, outcome text, movement :"schema".pos_gift_card_transactions)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
 BEGIN
-    SELECT * INTO movement FROM :"schema".pos_gift_card_transactions AS t
-     WHERE t.card_number = number AND t.idempotency_key = call_key
-       AND (t.principal = made_by OR (t.principal = 'platform' AND t.transaction_type = 'tombstone'))
-     ORDER BY t.principal = made_by DESC LIMIT 1;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
-    outcome := CASE
-        WHEN movement.transaction_type = 'tombstone' THEN 'reversed'
-        WHEN movement.transaction_type <> kind OR movement.amount <> change THEN 'mismatch'
-        WHEN EXISTS (SELECT FROM :"schema".pos_gift_card_transactions AS r WHERE r.reverses_id = movement.id)
-            THEN 'reversed'
-        ELSE 'replayed' END;
+    RETURN QUERY
+        SELECT a.place,
+               CASE WHEN (e.movement).transaction_type = 'tombstone' THEN 'reversed'
+                    WHEN (e.movement).transaction_type <> a.kind OR (e.movement).amount <> a.change THEN 'mismatch'
+                    WHEN EXISTS (SELECT FROM :"schema".pos_gift_card_transactions AS r
+                                  WHERE r.reverses_id = (e.movement).id) THEN 'reversed'
+                    ELSE 'replayed' END,
+               e.movement
+          FROM unnest(numbers, kinds, changes, principals, call_keys) WITH ORDINALITY
+               AS a (number, kind, change, made_by, call_key, place)
+         CROSS JOIN LATERAL (
+            SELECT t AS movement FROM :"schema".pos_gift_card_transactions AS t
+             WHERE t.card_number = a.number AND t.principal = ANY (ARRAY[a.made_by, 'platform'])
+               AND t.idempotency_key = a.call_key
+               AND (t.principal = a.made_by OR t.transaction_type = 'tombstone')
+             ORDER BY t.principal = a.made_by DESC LIMIT 1) AS e;
 END
 $$;
 
--- Append to a card that the caller has locked, and whose use it has judged; here only the balance counts.
+-- Append to cards that the caller has locked, and whose use it has judged; here only the balance counts. Calls
+-- without a number are passed over.
 CREATE FUNCTION posd_hooks.card_append$:shop(
-    number text, kind text, change numeric, made_by text, call_key text, device text, for_order text, note text,
-    original bigint, OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    balance numeric;
+    numbers text[], kinds text[], changes numeric[], principals text[], call_keys text[], devices text[],
+    for_orders text[], notes text[], originals bigint[])
+RETURNS TABLE (place bigint, outcome text, movement :"schema".pos_gift_card_transactions)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
 BEGIN
-    SELECT * INTO movement FROM :"schema".pos_gift_card_transactions AS t
-     WHERE t.card_number = number ORDER BY t.seq DESC LIMIT 1;
-    balance := coalesce(movement.balance_after, 0);
-    IF balance + change < 0 THEN
-        outcome := 'insufficient';
-        RETURN;
-    ELSIF balance + change >= 100000000000 THEN
-        outcome := 'too_much';
-        RETURN;
-    END IF;
-    INSERT INTO :"schema".pos_gift_card_transactions AS t (
-        card_number, seq, prev_seq, balance_before, amount, balance_after, transaction_type, order_id, reference,
-        principal, idempotency_key, device_id, reverses_id, expiry_date)
-    VALUES (
-        number, coalesce(movement.seq, 0) + 1, movement.seq, balance, change, balance + change, kind, for_order, note,
-        made_by, call_key, device, original, CASE WHEN kind IN ('purchase', 'activate') THEN (
-            SELECT c.expiry_date FROM :"schema".gift_cards AS c WHERE c.card_number = number) END)
-    RETURNING t.* INTO movement;
-    outcome := 'made';
+    RETURN QUERY
+        WITH asked AS MATERIALIZED (
+            SELECT a.*, l.movement, coalesce((l.movement).balance_after, 0) AS balance,
+                   CASE WHEN coalesce((l.movement).balance_after, 0) + a.change < 0 THEN 'insufficient'
+                        WHEN coalesce((l.movement).balance_after, 0) + a.change >= 100000000000 THEN 'too_much'
+                        ELSE 'made' END AS outcome
+              FROM unnest(numbers, kinds, changes, principals, call_keys, devices, for_orders, notes, originals)
+                   WITH ORDINALITY
+                   AS a (number, kind, change, made_by, call_key, device, for_order, note, original, place)
+              LEFT JOIN LATERAL (
+                SELECT t AS movement FROM :"schema".pos_gift_card_transactions AS t
+                 WHERE t.card_number = a.number ORDER BY t.seq DESC LIMIT 1) AS l ON true
+             WHERE a.number IS NOT NULL
+        ), made AS (
+            INSERT INTO :"schema".pos_gift_card_transactions AS t (
+                card_number, seq, prev_seq, balance_before, amount, balance_after, transaction_type, order_id,
+                reference, principal, idempotency_key, device_id, reverses_id, expiry_date)
+            SELECT a.number, coalesce((a.movement).seq, 0) + 1, (a.movement).seq, a.balance, a.change,
+                   a.balance + a.change, a.kind, a.for_order, a.note, a.made_by, a.call_key, a.device, a.original,
+                   CASE WHEN a.kind IN ('purchase', 'activate') THEN (
+                       SELECT c.expiry_date FROM :"schema".gift_cards AS c WHERE c.card_number = a.number) END
+              FROM asked AS a WHERE a.outcome = 'made'
+            RETURNING t AS movement
+        )
+        SELECT a.place, a.outcome, CASE a.outcome WHEN 'made' THEN m.movement ELSE a.movement END
+          FROM asked AS a LEFT JOIN made AS m ON (m.movement).card_number = a.number;
 END
 $$;
 
--- `kind`: deduct (a negative `change`) or top_up.
+-- `kind`: deduct (a negative `change`) or top_up. Where it is not `patient`, a card that another transaction has locked
+-- has the outcome `locked`, and nothing is done with it; else it is waited for.
 CREATE FUNCTION posd_hooks.card_move$:shop(
-    number text, kind text, change numeric, made_by text, call_key text, device text, for_order text, note text,
-    OUT outcome text, OUT movement :"schema".pos_gift_card_transactions)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    numbers text[], kinds text[], changes numeric[], principals text[], call_keys text[], devices text[],
+    for_orders text[], notes text[], patient boolean)
+RETURNS TABLE (place bigint, outcome text, movement :"schema".pos_gift_card_transactions)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
 DECLARE
-    card :"schema".gift_cards;
-    step record;
+    locked text[];
+    judged record;
+    due text[] := array_fill(NULL::text, ARRAY[cardinality(numbers)]);
 BEGIN
-    SELECT * INTO card FROM :"schema".gift_cards AS c WHERE c.card_number = number FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        outcome := 'unknown';
-        RETURN;
+    -- In the order of their numbers: of two calls that want the same cards, one waits for the other.
+    IF patient THEN
+        locked := ARRAY(SELECT c.card_number FROM :"schema".gift_cards AS c WHERE c.card_number = ANY (numbers)
+                         ORDER BY c.card_number FOR NO KEY UPDATE);
+    ELSE
+        locked := ARRAY(SELECT c.card_number FROM :"schema".gift_cards AS c WHERE c.card_number = ANY (numbers)
+                         ORDER BY c.card_number FOR NO KEY UPDATE SKIP LOCKED);
     END IF;
-    -- A retry is answered as the first call was, whatever has become of the card since.
-    SELECT * INTO step
-      FROM posd_hooks.card_replay$:shop(number, kind, change, made_by, call_key);
-    outcome := step.outcome;
-    movement := step.movement;
-    IF outcome IS NOT NULL THEN
-        RETURN;
-    END IF;
-    outcome := CASE WHEN card.initial_balance IS NULL THEN 'unknown'
-                    WHEN card.is_blocked THEN 'blocked'
-                    WHEN card.expiry_date < clock_timestamp() THEN 'expired' END;
-    IF outcome IS NULL THEN
-        SELECT * INTO step FROM posd_hooks.card_append$:shop(
-            number, kind, change, made_by, call_key, device, for_order, note, NULL);
-        outcome := step.outcome;
-        movement := step.movement;
+    FOR judged IN
+        -- A retry is answered as the first call was, whatever has become of the card since.
+        SELECT a.place, a.number, r.movement,
+               CASE WHEN c.card_number IS NULL THEN 'unknown'
+                    WHEN a.number <> ALL (locked) THEN 'locked'
+                    WHEN r.outcome IS NOT NULL THEN r.outcome
+                    WHEN c.initial_balance IS NULL THEN 'unknown'
+                    WHEN c.is_blocked THEN 'blocked'
+                    WHEN c.expiry_date < clock_timestamp() THEN 'expired' END AS outcome
+          FROM unnest(numbers) WITH ORDINALITY AS a (number, place)
+          LEFT JOIN LATERAL (
+            SELECT * FROM :"schema".gift_cards AS g WHERE g.card_number = a.number LIMIT 1) AS c ON true
+          LEFT JOIN posd_hooks.card_replay$:shop(numbers, kinds, changes, principals, call_keys) AS r USING (place)
+    LOOP
+        IF judged.outcome IS NULL THEN
+            due[judged.place] := judged.number;
+        ELSE
+            place := judged.place;
+            outcome := judged.outcome;
+            movement := judged.movement;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    IF array_remove(due, NULL) <> '{}' THEN
+        RETURN QUERY
+            SELECT * FROM posd_hooks.card_append$:shop(
+                due, kinds, changes, principals, call_keys, devices, for_orders, notes, NULL);
     END IF;
 END
 $$;
@@ -254,7 +342,7 @@ BEGIN
                     outcome := 'mismatch';
                 ELSE
                     SELECT * INTO step FROM posd_hooks.card_replay$:shop(
-                        movement.card_number, kind, change, made_by, call_key);
+                        ARRAY[movement.card_number], ARRAY[kind], ARRAY[change], ARRAY[made_by], ARRAY[call_key]);
                     outcome := step.outcome;
                     movement := step.movement;
                 END IF;
@@ -269,7 +357,8 @@ BEGIN
             is_new := FOUND;
             SELECT * INTO card FROM :"schema".gift_cards AS c WHERE c.card_number = number FOR NO KEY UPDATE;
             SELECT * INTO step
-              FROM posd_hooks.card_replay$:shop(number, kind, change, made_by, call_key);
+              FROM posd_hooks.card_replay$:shop(
+                ARRAY[number], ARRAY[kind], ARRAY[change], ARRAY[made_by], ARRAY[call_key]);
             outcome := step.outcome;
             movement := step.movement;
             IF outcome IS NOT NULL THEN
@@ -301,7 +390,8 @@ BEGIN
                  WHERE c.card_number = number;
             END IF;
             SELECT * INTO step FROM posd_hooks.card_append$:shop(
-                number, kind, change, made_by, call_key, device, for_order, note, NULL);
+                ARRAY[number], ARRAY[kind], ARRAY[change], ARRAY[made_by], ARRAY[call_key], ARRAY[device],
+                ARRAY[for_order], ARRAY[note], NULL);
             outcome := step.outcome;
             movement := step.movement;
             RETURN;
@@ -353,7 +443,8 @@ BEGIN
             RETURN;
         ELSIF originals = '{}' THEN
             SELECT * INTO step FROM posd_hooks.card_append$:shop(
-                number, 'tombstone', 0, made_by, call_key, device, NULL, note, NULL);
+                ARRAY[number], '{tombstone}', '{0}', ARRAY[made_by], ARRAY[call_key], ARRAY[device], NULL, ARRAY[note],
+                NULL);
             outcome := 'tombstoned';
             movement := step.movement;
             RETURN;
@@ -376,7 +467,8 @@ BEGIN
             outcome := 'replayed';
         ELSE
             SELECT * INTO step FROM posd_hooks.card_append$:shop(
-                number, 'reverse', -original.amount, made_by, NULL, device, original.order_id, note, original.id);
+                ARRAY[number], '{reverse}', ARRAY[-original.amount], ARRAY[made_by], NULL, ARRAY[device],
+                ARRAY[original.order_id], ARRAY[note], ARRAY[original.id]);
             outcome := step.outcome;
             movement := step.movement;
         END IF;
@@ -385,15 +477,19 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION
-    posd_hooks.card_replay$:shop(text, text, numeric, text, text),
-    posd_hooks.card_append$:shop(text, text, numeric, text, text, text, text, text, bigint),
-    posd_hooks.card_move$:shop(text, text, numeric, text, text, text, text, text),
+    posd_hooks.card_read$:shop(text[]),
+    posd_hooks.card_states$:shop(text, text[]),
+    posd_hooks.card_replay$:shop(text[], text[], numeric[], text[], text[]),
+    posd_hooks.card_append$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], bigint[]),
+    posd_hooks.card_move$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], boolean),
     posd_hooks.card_issue$:shop(text, boolean, text, numeric, text, text, text, text, text, text, text, text, timestamptz),
     posd_hooks.card_reverse$:shop(text, text, text, bigint, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    posd_hooks.card_replay$:shop(text, text, numeric, text, text),
-    posd_hooks.card_append$:shop(text, text, numeric, text, text, text, text, text, bigint),
-    posd_hooks.card_move$:shop(text, text, numeric, text, text, text, text, text),
+    posd_hooks.card_read$:shop(text[]),
+    posd_hooks.card_states$:shop(text, text[]),
+    posd_hooks.card_replay$:shop(text[], text[], numeric[], text[], text[]),
+    posd_hooks.card_append$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], bigint[]),
+    posd_hooks.card_move$:shop(text[], text[], numeric[], text[], text[], text[], text[], text[], boolean),
     posd_hooks.card_issue$:shop(text, boolean, text, numeric, text, text, text, text, text, text, text, text, timestamptz),
     posd_hooks.card_reverse$:shop(text, text, text, bigint, text, text) TO posd;
 GRANT SELECT, INSERT ON :"schema".gift_cards, :"schema".pos_gift_card_transactions TO posd;
@@ -437,7 +533,7 @@ CREATE TABLE :"schema".pos_loyalty_transactions (
     order_id text CHECK (char_length(order_id) <= 255),
     reason text CHECK (char_length(reason) <= 500),
     principal text NOT NULL DEFAULT 'shop' CHECK (principal <> ''),
-    idempotency_key text CHECK (idempotency_key ~ '^[\x21-\x7e]{1,255}$'),
+    idempotency_key text CHECK (idempotency_key !~ '[^\x21-\x7e]' AND char_length(idempotency_key) BETWEEN 1 AND 255),
     device_id text CHECK (char_length(device_id) <= 128),
     reverses_id bigint,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -488,6 +584,55 @@ CREATE TRIGGER pos_discount BEFORE INSERT ON :"schema".pos_loyalty_transactions
 CREATE TRIGGER pos_movements_inserted AFTER INSERT ON :"schema".pos_loyalty_transactions
     REFERENCING NEW TABLE AS touched
     FOR EACH STATEMENT EXECUTE FUNCTION posd_hooks.note_movements$:shop('loyalty_movement');
+
+-- Customers' accounts, each with its last movements, newest first: a row for each movement, or one without. `earned`
+-- and `redeemed` count what was not reversed; a tombstone says nothing to anybody. The function goes with either table.
+CREATE FUNCTION posd_hooks.points_read$:shop(numbers text[], recent integer)
+RETURNS TABLE (
+    account :"schema".loyalty_accounts, points bigint, earned bigint, redeemed bigint,
+    movement :"schema".pos_loyalty_transactions)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT a.account, coalesce((SELECT t.balance_after FROM :"schema".pos_loyalty_transactions AS t
+                                     WHERE t.account_id = (a.account).id ORDER BY t.seq DESC LIMIT 1), 0),
+               s.earned, s.redeemed, r.movement
+          FROM unnest(numbers) AS n
+         CROSS JOIN LATERAL (
+            SELECT l AS account FROM :"schema".loyalty_accounts AS l WHERE l.phone = n LIMIT 1) AS a
+         CROSS JOIN LATERAL (
+            SELECT coalesce(sum(t.points) FILTER (WHERE t.points > 0), 0)::bigint AS earned,
+                   coalesce(-sum(t.points) FILTER (WHERE t.points < 0), 0)::bigint AS redeemed
+              FROM :"schema".pos_loyalty_transactions AS t
+             WHERE t.account_id = (a.account).id AND t.transaction_type IN ('add', 'redeem')
+               AND NOT EXISTS (SELECT FROM :"schema".pos_loyalty_transactions AS x WHERE x.reverses_id = t.id)
+         ) AS s
+          LEFT JOIN LATERAL (
+            SELECT t AS movement FROM :"schema".pos_loyalty_transactions AS t
+             WHERE t.account_id = (a.account).id AND t.transaction_type <> 'tombstone'
+             ORDER BY t.seq DESC LIMIT recent
+         ) AS r ON true
+         WHERE (a.account).member_since IS NOT NULL
+         ORDER BY (a.account).id, (r.movement).seq DESC;
+END
+$$;
+
+-- What events say of these movements: see pos_movement_states().
+CREATE FUNCTION posd_hooks.points_states$:shop(kind text, keys text[]) RETURNS TABLE (key text, content json)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT m.id::text, json_build_object(
+                   'account_id', m.account_id, 'phone', a.phone, 'type', m.transaction_type, 'points', m.points,
+                   'balance', m.balance_after, 'reason', m.reason, 'created_at', m.created_at)
+          FROM :"schema".pos_loyalty_transactions AS m JOIN :"schema".loyalty_accounts AS a ON a.id = m.account_id
+         WHERE m.id = ANY (ARRAY(SELECT k::bigint FROM unnest(keys) AS k WHERE k ~ '^[0-9]{1,18}$'));
+END
+$$;
 
 -- The same as those of the gift cards, in the same order.
 CREATE FUNCTION posd_hooks.points_replay$:shop(
@@ -650,11 +795,15 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION
+    posd_hooks.points_read$:shop(text[], integer),
+    posd_hooks.points_states$:shop(text, text[]),
     posd_hooks.points_replay$:shop(bigint, text, bigint, text, text),
     posd_hooks.points_append$:shop(bigint, text, bigint, text, text, text, text, text, bigint),
     posd_hooks.points_move$:shop(text, text, bigint, text, text, text, text, text, boolean),
     posd_hooks.points_reverse$:shop(text, text, text, bigint, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
+    posd_hooks.points_read$:shop(text[], integer),
+    posd_hooks.points_states$:shop(text, text[]),
     posd_hooks.points_replay$:shop(bigint, text, bigint, text, text),
     posd_hooks.points_append$:shop(bigint, text, bigint, text, text, text, text, text, bigint),
     posd_hooks.points_move$:shop(text, text, bigint, text, text, text, text, text, boolean),

@@ -20,6 +20,8 @@ from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.testing.postgres import Server
 from tests.database_case import REACTOR, DatabaseCase, begin, until
 
+INSERT = "INSERT INTO public.t VALUES (%s)"
+
 
 class LinkCase(DatabaseCase):
     def setUp(self) -> None:
@@ -438,6 +440,28 @@ class TransactionTests(LinkCase):
             )
         self.terminate()
 
+    async def test_a_statement_with_a_deadline_is_a_transaction_in_one_round_trip(self) -> None:
+        link = await self.up(self.new())
+        await link.query(f"{INSERT} RETURNING a", (1,), deadline=REACTOR.seconds() + 5)
+        self.assertEqual(self.stored, [1])
+        with self.assertRaises(StatementFailed):
+            await link.query(f"{INSERT}; SELECT 1 / 0", (2,), deadline=REACTOR.seconds() + 5)
+        for late in (0.2, -1.0):
+            with self.assertRaises(Busy):
+                sleepy = f"{INSERT}; SELECT pg_sleep(20)"
+                await link.query(sleepy, (3,), deadline=REACTOR.seconds() + late)
+        self.assertEqual(self.stored, [1])
+        ((limit,),) = await link.query("SELECT current_setting('statement_timeout')")
+        self.assertEqual(limit, "5s")
+
+    async def test_its_outcome_is_unknown_if_the_connection_is_lost(self) -> None:
+        self.patch(bound, "_LAST_GRACE_SECONDS", 0.05)
+        self.doze_in_commits()
+        link = await self.up(self.new())
+        with self.assertRaises(OutcomeUnknown):
+            await link.query(f"{INSERT} RETURNING a", (1,), deadline=REACTOR.seconds() + 0.5)
+        self.terminate()
+
     async def test_a_connection_lost_in_a_commit_leaves_the_outcome_unknown(self) -> None:
         self.doze_in_commits()
         link = await self.up(self.new())
@@ -717,7 +741,7 @@ async def hasty(session: Session) -> None:
 
 
 async def insert(session: Session, value: int) -> None:
-    await session.execute("INSERT INTO public.t VALUES (%s)", (value,))
+    await session.execute(INSERT, (value,))
 
 
 async def outcome(running: Deferred[None]) -> Exception | None:

@@ -137,11 +137,13 @@ class CutTests(NamedCrowdCase):
         posd = self.start()
         slug = self.slugs[0]
         path = f"/api/{slug}/orders/pending"
-        # Of one key's requests only two are worked on at once, so each call has a key of its own.
+        # Of one key's requests only two are worked on at once, so each call has a key of its own. A page that
+        # several ask for at once is read once, so each asks for another one.
         keys = [self.shop.key("device", slug, f"POS_{number}") for number in range(150)]
 
-        def call(key: str = self.keys[slug]) -> int:
-            return posd.request("GET", path, key=key, patience=_BOUND).status
+        def call(key: str = self.keys[slug], limit: int = 50) -> int:
+            page = f"{path}?limit={limit}"
+            return posd.request("GET", page, key=key, patience=_BOUND).status
 
         self.assertEqual(call(), 200)
         with (
@@ -150,7 +152,7 @@ class CutTests(NamedCrowdCase):
             locked.cursor() as cursor,
         ):
             cursor.execute(f"BEGIN; LOCK TABLE dinedesk_{slug.replace('-', '_')}.pos_orders")
-            calls = [beside.submit(call, each) for each in keys]
+            calls = [beside.submit(call, each, number) for number, each in enumerate(keys, 1)]
             until(lambda: self.queued(posd) >= 140, "the calls wait", _BOUND)
             self.proxy.cut()
             answers = [each.result() for each in calls]

@@ -95,6 +95,16 @@ FUNCTIONS_OF_MAIN = {
     "pos_key_ok(text, text)": ("posd_owner", True, {"posd", "posd_publisher"}),
     "pos_movement_states(integer[], text[], text[])": ("posd_owner", False, {"posd"}),
     "pos_mark_orders(integer[])": ("posd_owner", False, {"posd"}),
+    f"pos_note_report(integer, text, text, timestamp with time zone{', boolean' * 4}, text, text, text[])": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
+    "pos_open_orders(integer, timestamp with time zone, timestamp with time zone, text, integer, bigint)": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
     "pos_survey(integer, integer, text[])": ("posd_owner", False, {"posd"}),
     # They have their caller's rights only. Triggers that any role may fire call the one, the tenants' readers
     # the other.
@@ -132,15 +142,19 @@ FUNCTIONS_OF_KITCHEN = {
     **{
         name: ("posd_owner", False, {"posd"})
         for name in (
-            "card_append(text, text, numeric, text, text, text, text, text, bigint)",
+            f"card_append(text[], text[], numeric[]{', text[]' * 5}, bigint[])",
             f"card_issue(text, boolean, text, numeric{', text' * 8}, timestamp with time zone)",
-            "card_move(text, text, numeric, text, text, text, text, text)",
-            "card_replay(text, text, numeric, text, text)",
+            f"card_move(text[], text[], numeric[]{', text[]' * 5}, boolean)",
+            "card_read(text[])",
+            "card_replay(text[], text[], numeric[], text[], text[])",
             "card_reverse(text, text, text, bigint, text, text)",
+            "card_states(text, text[])",
             "points_append(bigint, text, bigint, text, text, text, text, text, bigint)",
             "points_move(text, text, bigint, text, text, text, text, text, boolean)",
+            "points_read(text[], integer)",
             "points_replay(bigint, text, bigint, text, text)",
             "points_reverse(text, text, text, bigint, text, text)",
+            "points_states(text, text[])",
         )
     },
     "keep_report()": ("posd_owner", True, set()),

@@ -10,7 +10,8 @@ from attrs import evolve
 from posd.database.link import Session
 from posd.errors import BadRequest, Conflict, Forbidden, NotFound, Unprocessable
 from posd.store import giftcards
-from posd.store.giftcards import Details, Movement
+from posd.store.card_movements import Movement
+from posd.store.giftcards import Details
 from posd.store.ledgers import Cause
 from tests.database_case import begin
 from tests.store_case import GRILL, KITCHEN, StoreCase

@@ -142,7 +142,7 @@ class GrowthTests(StoreCase):
                 s, [(each, 9, "bar", "", heads[each].stream_id) for each in _SOME]
             ),
             "wished": lambda s: replay.wished(s, _SOME),
-            "pending": lambda s: orders.still_open(s, KITCHEN, FINAL_STATUSES, Wanted(20, 10**6)),
+            "pending": lambda s: orders.still_open(s, KITCHEN, Wanted(20, 10**6)),
             "prune": lambda s: retention.prune(
                 s, 3, datetime(2020, 1, 1, tzinfo=UTC), FINAL_STATUSES
             ),

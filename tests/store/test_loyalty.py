@@ -9,9 +9,9 @@ from attrs import evolve
 
 from posd.database.link import Session
 from posd.errors import BadRequest, Conflict, Forbidden, NotFound, Unprocessable
-from posd.store import loyalty
+from posd.store import loyalty, loyalty_accounts
 from posd.store.ledgers import Cause
-from posd.store.loyalty import Account
+from posd.store.loyalty_accounts import Account
 from tests.database_case import begin
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
@@ -29,7 +29,7 @@ class LoyaltyCase(StoreCase):
         return session
 
     async def account(self, session: Session, phone: str = ANN) -> Account:
-        account = await loyalty.account(session, KITCHEN, phone)
+        account = await loyalty_accounts.account(session, KITCHEN, phone)
         assert account is not None
         return account
 
@@ -37,8 +37,8 @@ class LoyaltyCase(StoreCase):
 class AccountTests(LoyaltyCase):
     async def test_an_account_has_what_is_known_of_a_customer(self) -> None:
         session = await self.session()
-        number = await loyalty.open_account(session, KITCHEN, ANN, name="Ann")
-        again = await loyalty.open_account(session, KITCHEN, ANN, email="ann@example.com")
+        number = await loyalty_accounts.open_account(session, KITCHEN, ANN, name="Ann")
+        again = await loyalty_accounts.open_account(session, KITCHEN, ANN, email="ann@example.com")
         self.assertEqual(number, again)
         account = await self.account(session)
         self.assertEqual((account.id, account.phone, account.points), (number, ANN, 0))
@@ -68,7 +68,7 @@ class AccountTests(LoyaltyCase):
 
     async def test_who_never_joined_has_no_account(self) -> None:
         session = await self.joined()
-        self.assertIsNone(await loyalty.account(session, KITCHEN, BOB))
+        self.assertIsNone(await loyalty_accounts.account(session, KITCHEN, BOB))
         for call in (
             loyalty.add(session, KITCHEN, BOB, 5, TILL),
             loyalty.redeem(session, KITCHEN, BOB, 5, TILL),
@@ -81,7 +81,7 @@ class AccountTests(LoyaltyCase):
         session = await self.session()
         self.admin.run("DROP TABLE dinedesk_kitchen.pos_loyalty_transactions CASCADE")
         self.admin.run("DROP TABLE dinedesk_kitchen.loyalty_accounts CASCADE")
-        await self.refused("no_ledger", loyalty.account(session, KITCHEN, ANN), NotFound)
+        await self.refused("no_ledger", loyalty_accounts.account(session, KITCHEN, ANN), NotFound)
         await self.refused("no_ledger", loyalty.redeem(session, KITCHEN, ANN, 5, TILL))
 
 
@@ -215,7 +215,7 @@ class ReversalTests(LoyaltyCase):
     async def test_a_reversal_before_the_account_makes_no_member(self) -> None:
         session = await self.session()
         await loyalty.reverse(session, KITCHEN, BOB, SHOP, key="k")
-        self.assertIsNone(await loyalty.account(session, KITCHEN, BOB))
+        self.assertIsNone(await loyalty_accounts.account(session, KITCHEN, BOB))
         cause = evolve(TILL, key="k")
         await self.refused("reversed", loyalty.add(session, KITCHEN, BOB, 5, cause, joining=True))
         await self.refused("unknown_customer", loyalty.add(session, KITCHEN, BOB, 5, TILL))

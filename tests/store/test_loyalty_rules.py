@@ -6,10 +6,10 @@ from decimal import Decimal
 
 from posd.database.link import Link
 from posd.errors import NotFound, Unprocessable
-from posd.store import loyalty, loyalty_rules
+from posd.store import loyalty_accounts, loyalty_rules
 from posd.store.ledgers import Cause
-from posd.store.loyalty import Movement
-from posd.store.loyalty_rules import Moving, Rules
+from posd.store.loyalty import Movement, Rules
+from posd.store.loyalty_rules import Moving
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 ANN = "+447700900123"
@@ -74,7 +74,7 @@ class JudgementTests(RulesCase):
         await self.refused("unknown_customer", self.move(link, loyalty_rules.add, 5), NotFound)
         self.set("loyalty_opens_accounts = true, loyalty_enabled = false")
         await self.refused("unknown_customer", self.move(link, loyalty_rules.add, 5), NotFound)
-        self.assertIsNone(await loyalty.account(link, KITCHEN, ANN))
+        self.assertIsNone(await loyalty_accounts.account(link, KITCHEN, ANN))
 
     async def test_a_call_that_is_made_again_is_answered_as_before(self) -> None:
         link = await self.session()

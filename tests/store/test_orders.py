@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from posd.database.link import Session
 from posd.events.orders import FINAL_STATUSES
 from posd.events.print_status import Report, Said
@@ -152,36 +154,38 @@ class ConfirmedTests(OrdersCase):
 
 
 class OpenTests(OrdersCase):
-    async def test_the_index_has_the_statuses_of_the_rules(self) -> None:
-        definition = self.admin.value(
-            "SELECT indexdef FROM pg_indexes"
-            " WHERE schemaname = 'dinedesk_main' AND indexname = 'pos_orders_open'"
+    async def test_the_index_and_the_function_have_the_statuses_of_the_rules(self) -> None:
+        places = (
+            (
+                "SELECT indexdef FROM pg_indexes"
+                " WHERE schemaname = 'dinedesk_main' AND indexname = 'pos_orders_open'"
+            ),
+            "SELECT prosrc FROM pg_proc WHERE proname = 'pos_open_orders'",
         )
-        words = str(definition).partition("{")[2].partition("}")[0]
-        self.assertEqual({*words.split(",")}, FINAL_STATUSES)
+        for place in places:
+            words = str(self.admin.value(place)).partition("'{")[2].partition("}")[0]
+            self.assertEqual({*words.split(",")}, FINAL_STATUSES)
 
     async def test_open_orders_are_found_by_the_index(self) -> None:
         session = await self.session()
-        self.admin.run("SET enable_seqscan = off")
-        values = {
-            "final": sorted(FINAL_STATUSES),
-            "since": None,
-            "limit": 50,
-            "bytes": 2**20,
-            "tenant": 1,
-            "from": "2026-11-22T10:00:00.000000",
-            "after": "a",
-        }
+        page = await orders.still_open(session, GRILL, Wanted(50, 2**20))
+        self.assertEqual((page.orders, page.next, page.last_seq), ([], None, 0))
+        body = str(self.admin.value("SELECT prosrc FROM pg_proc WHERE proname = 'pos_open_orders'"))
+        statement = body.rpartition("RETURN QUERY")[2].partition(";")[0]
+        names = ["tenant", "since", "after_time", "after_order", "at_most", "most_bytes"]
+        for number, name in enumerate(names, 1):
+            statement = re.sub(rf"(?<![\w.]){name}\b", f"${number}", statement)
+        types = "integer, timestamptz, timestamptz, text, integer, bigint"
+        self.admin.run("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+        self.admin.run(f"PREPARE open_orders({types}) AS {statement}")
         with self.admin.connection.cursor() as cursor:
-            cursor.execute("EXPLAIN " + orders._OPEN, values)
-            plan = cursor.fetchall()
-        self.assertIn("pos_orders_open", str(plan))
-        self.assertIn("created_at >=", str(plan))
-        page = await orders.still_open(session, GRILL, FINAL_STATUSES, Wanted(50, 2**20))
-        self.assertEqual((page.orders, page.has_more, page.last_seq), ([], False, 0))
+            cursor.execute("EXPLAIN EXECUTE open_orders(1, NULL, 'yesterday', 'a', 50, 1048576)")
+            plan = str(cursor.fetchall())
+        self.assertIn("pos_orders_open", plan)
+        self.assertIn("created_at >=", plan)
 
     def ids(self, page: Page) -> list[str]:
-        return [each.place.order_id for each in page.orders]
+        return [each.order_id for each in page.orders]
 
     async def pages(self, session: Session, limit: int, most_bytes: int = 2**20) -> list[list[str]]:
         """The ids of page after page, as a client asks for them."""
@@ -189,11 +193,11 @@ class OpenTests(OrdersCase):
         after = None
         while True:
             wanted = Wanted(limit, most_bytes, after=after)
-            page = await orders.still_open(session, KITCHEN, FINAL_STATUSES, wanted)
+            page = await orders.still_open(session, KITCHEN, wanted)
             found.append(self.ids(page))
-            if not page.has_more:
+            if page.next is None:
                 return found
-            after = page.orders[-1].place
+            after = page.next
 
     async def test_pages_have_each_order_once_the_oldest_first(self) -> None:
         session = await self.session()
@@ -217,13 +221,13 @@ class OpenTests(OrdersCase):
     async def test_what_changes_between_two_pages_hides_nothing_else(self) -> None:
         session = await self.session()
         self.record(*"abcdef")
-        first = await orders.still_open(session, KITCHEN, FINAL_STATUSES, Wanted(3, 2**20))
+        first = await orders.still_open(session, KITCHEN, Wanted(3, 2**20))
         self.admin.run(
             "UPDATE dinedesk_kitchen.pos_orders SET print_status = 'printed' WHERE order_id IN ('c', 'd')"
         )
         self.record("new")
-        rest = Wanted(50, 2**20, after=first.orders[-1].place)
-        page = await orders.still_open(session, KITCHEN, FINAL_STATUSES, rest)
+        rest = Wanted(50, 2**20, after=first.next)
+        page = await orders.still_open(session, KITCHEN, rest)
         self.assertEqual(self.ids(page), ["e", "f", "new"])
         self.assertEqual((first.last_seq, page.last_seq), (6, 7))
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Final, Literal
 
-from attrs import define
+from attrs import define, field
 from msgspec import Meta
 
+from posd.database.gathering import Gathering
 from posd.database.pool import Database
 from posd.errors import BadRequest, NotFound
 from posd.events import coercion as readings
 from posd.events.timezones import zone
 from posd.protocol.jsontext import timestamp
 from posd.store import giftcards, idempotency
-from posd.store.giftcards import Card, Details, Movement, Status
+from posd.store.card_movements import Movement
+from posd.store.giftcards import Card, Details, Status
+from posd.values import Tenant
 from posd.web.api import ledgers
+from posd.web.api.card_moves import CardMoves
 from posd.web.api.ledgers import (
     BAD_KEY,
     LONG_ORDER,
@@ -148,6 +152,12 @@ class GiftCards:
     """The endpoints."""
 
     database: Database
+    _cards: Gathering[Tenant, str, Card | None] = field(init=False)
+    _moves: CardMoves = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._cards = Gathering(self.database.clock, self._read)
+        self._moves = CardMoves(self.database)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -223,8 +233,10 @@ class GiftCards:
 
     async def balance(self, ask: TenantAsk[None]) -> Answer:
         """Nothing is locked for it, so what it says may be over when it arrives."""
-        session = self.database.of(ask.tenant.id)
-        card = await giftcards.balance(session, ask.tenant, ask.path["cardNumber"])
+        number = giftcards.normalise(ask.path["cardNumber"])
+        # It waits for what others wait for too.
+        ask.call.give_turn()
+        card = None if number is None else await self._cards.ask(ask.tenant, number)
         if card is None:
             raise NotFound("There is no such card.", code="unknown_card")
         data = BalanceData(
@@ -239,15 +251,18 @@ class GiftCards:
         )
         return ledgers.twice(BalanceGiven, data)
 
+    async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, Card | None]:
+        found = await giftcards.balances(self.database.of(tenant.id), tenant, numbers)
+        return {number: found.get(number) for number in numbers}
+
     async def deduct(self, ask: TenantAsk[DeductionTaken]) -> Answer:
         """What a till or a web shop does when somebody pays with a card."""
-        tenant, number, amount = ask.tenant, ask.path["cardNumber"], ask.taken.amount
         cause = ledgers.cause(ask, ask.taken.notes, key=ledgers.key_of(ask))
-        movement = await self.database.transaction(
-            lambda session: giftcards.deduct(session, tenant, number, amount, cause),
-            tenant=tenant.id,
-            deadline=ledgers.deadline(ask),
-        )
+        number, amount = ask.path["cardNumber"], ask.taken.amount
+        move = giftcards.deduction(ask.tenant, number, amount, cause)
+        # It waits for what others wait for too.
+        ask.call.give_turn()
+        movement = await self._moves.make(ask.tenant, move, ledgers.deadline(ask))
         data = Deduction(
             previous_balance=movement.before,
             amount_deducted=-movement.amount,

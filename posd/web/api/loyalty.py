@@ -5,22 +5,24 @@ A customer is named by a telephone number, however it is written: see `posd.even
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 
+from posd.database.gathering import Gathering
 from posd.database.pool import Database
 from posd.events import phones
 from posd.events.timezones import zone
 from posd.protocol.jsontext import timestamp
-from posd.store import idempotency, loyalty, loyalty_rules
-from posd.store.loyalty import Account, DailyLimit, Movement, Transaction
-from posd.store.loyalty_rules import Moving, Rules
-from posd.values import KeyKind
+from posd.store import idempotency, loyalty, loyalty_accounts, loyalty_rules
+from posd.store.loyalty import DailyLimit, Movement, Rules
+from posd.store.loyalty_accounts import Account, Transaction
+from posd.store.loyalty_rules import Moving
+from posd.values import KeyKind, Tenant
 from posd.web.api import ledgers
 from posd.web.api.ledgers import (
     BAD_KEY,
@@ -63,12 +65,19 @@ INSUFFICIENT: Final = Refused(
 DISABLED: Final = Refused(422, "loyalty_disabled", "The shop gives and takes no points.")
 
 
+Standing = tuple[Account | None, Rules]
+
+
 @define(eq=False)
 class LoyaltyPoints:
     """The endpoints. A till may add `points_per_day` points in a day of its shop."""
 
     database: Database
     points_per_day: int
+    _accounts: Gathering[Tenant, str, Standing] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._accounts = Gathering(self.database.clock, self._read)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -153,11 +162,20 @@ class LoyaltyPoints:
 
     async def points(self, ask: TenantAsk[None]) -> Answer:
         """What a customer has, and what it is worth."""
-        phone, session = _phone(ask), self.database.of(ask.tenant.id)
-        account, rules = await loyalty_rules.account(session, ask.tenant, phone)
+        phone = _phone(ask)
+        # It waits for what others wait for too.
+        ask.call.give_turn()
+        account, rules = await self._accounts.ask(ask.tenant, phone)
         if account is None:
             raise ledgers.unknown_customer(phone)
         return ledgers.twice(StandingGiven, _standing(account, rules))
+
+    async def _read(self, tenant: Tenant, numbers: Sequence[str]) -> Mapping[str, Standing]:
+        """Customers' accounts, and the rules that they are under."""
+        session = self.database.of(tenant.id)
+        found = await loyalty_accounts.accounts(session, tenant, numbers)
+        rules = await loyalty_rules.read(session, tenant)
+        return {number: (found.get(number), rules) for number in numbers}
 
     async def add(self, ask: TenantAsk[PointsTaken]) -> Answer:
         """What a till or a web shop does when somebody has paid."""

@@ -1,0 +1,111 @@
+"""Customers' accounts of loyalty points: what is on them, and who they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+from attrs import frozen
+
+from posd.database.link import Reader, Row, Session
+from posd.events import money
+from posd.store import ledgers, shop
+from posd.values import Tenant
+
+_RECENT: Final = 10
+
+_ACCOUNTS: Final = """
+    SELECT (r.account).id, (r.account).phone, (r.account).customer_name, (r.account).email, r.points,
+           r.earned, r.redeemed, (r.account).total_spent, (r.account).member_since,
+           (r.movement).id, (r.movement).transaction_type, (r.movement).points, (r.movement).balance_after,
+           (r.movement).order_id, (r.movement).reason, (r.movement).created_at
+      FROM posd_hooks."points_read${shop}"(%(phones)s::text[], %(recent)s) AS r
+"""
+_OPEN: Final = """
+    INSERT INTO {schema}.loyalty_accounts AS a (phone, customer_name, email)
+    VALUES (%(phone)s, %(name)s, %(email)s)
+    ON CONFLICT (phone) DO UPDATE SET
+        member_since = coalesce(a.member_since, excluded.member_since),
+        customer_name = coalesce(excluded.customer_name, a.customer_name),
+        email = coalesce(excluded.email, a.email)
+    RETURNING id
+"""
+
+
+@frozen
+class Transaction:
+    """A movement in a customer's list, newest first."""
+
+    transaction_id: int
+    type: str
+    points: int
+    after: int
+    order_id: str | None
+    reason: str | None
+    created_at: datetime
+
+
+@frozen
+class Account:
+    """A customer's account as it is now.
+
+    `total_earned` and `total_redeemed` count what was not reversed. `total_spent` is the shop's figure.
+    """
+
+    id: int
+    phone: str
+    name: str | None
+    email: str | None
+    points: int
+    total_earned: int
+    total_redeemed: int
+    total_spent: Decimal
+    member_since: datetime
+    recent: tuple[Transaction, ...]
+
+
+async def account(session: Reader, tenant: Tenant, phone: str) -> Account | None:
+    """A customer's account with its last ten movements."""
+    return (await accounts(session, tenant, [phone])).get(phone)
+
+
+async def accounts(session: Reader, tenant: Tenant, phones: Sequence[str]) -> dict[str, Account]:
+    """These customers' accounts; a number that has none is left out."""
+    statement = _ACCOUNTS.format(shop=shop(tenant))
+    found: dict[str, list[Row]] = {}
+    for row in await ledgers.call(session, statement, {"phones": [*phones], "recent": _RECENT}):
+        found.setdefault(row[1], []).append(row)
+    return {phone: _account(tenant, rows) for phone, rows in found.items()}
+
+
+def _account(tenant: Tenant, rows: Sequence[Row]) -> Account:
+    """An account: a row for each of its last movements, or one without."""
+    account_id, phone, name, email, points, earned, redeemed, spent, since = rows[0][:9]
+    return Account(
+        id=account_id,
+        phone=phone,
+        name=name,
+        email=email,
+        points=points,
+        total_earned=earned,
+        total_redeemed=redeemed,
+        total_spent=money.present(spent, tenant.currency),
+        member_since=since,
+        recent=tuple(Transaction(*row[9:]) for row in rows if row[9] is not None),
+    )
+
+
+async def open_account(
+    session: Session,
+    tenant: Tenant,
+    phone: str,
+    *,
+    name: str | None = None,
+    email: str | None = None,
+) -> int:
+    """Make a customer's account, or add to one what is known now; its id."""
+    values: dict[str, object] = {"phone": phone, "name": name, "email": email}
+    ((account_id,),) = await ledgers.own(session, tenant, "loyalty_accounts", _OPEN, values)
+    return int(account_id)

@@ -1,0 +1,73 @@
+"""Money on cards is moved together, where several calls of a shop come at once.
+
+What is asked for while one transaction is under way is done by the next one, together: it is written to disk
+once. Each call gets what came of its own card. Where the transaction fails, its calls are made one by one,
+each by its own deadline, and so is a call whose card somebody else has locked. No movement is made twice:
+this is done only where PostgreSQL has rolled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attrs import define, field, frozen
+
+from posd.database.gathering import Gathering
+from posd.database.pool import Database
+from posd.errors import Busy, StatementFailed
+from posd.store import card_movements
+from posd.store.card_movements import Move, Movement, Outcome
+from posd.values import Tenant
+
+
+@frozen(eq=False)
+class _Asked:
+    """A movement that is to be committed by the `deadline`, of the reactor's clock."""
+
+    move: Move
+    deadline: float
+
+
+@define(eq=False)
+class CardMoves:
+    """Makes movements of gift cards."""
+
+    database: Database
+    _gathering: Gathering[Tenant, _Asked, Outcome] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._gathering = Gathering(self.database.clock, self._together)
+
+    async def make(self, tenant: Tenant, move: Move, deadline: float) -> Movement:
+        """Make a movement. Raises what `giftcards.deduct` raises, and what `Link.query` does."""
+        outcome = await self._gathering.ask(tenant, _Asked(move, deadline))
+        if outcome is None:
+            return await card_movements.make(self.database.by(tenant.id, deadline), tenant, move)
+        return card_movements.made(outcome)
+
+    async def _together(self, tenant: Tenant, asked: Sequence[_Asked]) -> Mapping[_Asked, Outcome]:
+        """What came of each movement; None where it was not made, and can be made alone."""
+        now = self.database.clock.seconds()
+        in_time = [each for each in asked if each.deadline > now]
+        outcomes: dict[_Asked, Outcome] = dict.fromkeys(asked)
+        if in_time:
+            try:
+                outcomes |= await self._made(tenant, in_time)
+            except (Busy, StatementFailed):
+                if len(asked) == 1:
+                    raise
+        return outcomes
+
+    async def _made(self, tenant: Tenant, asked: Sequence[_Asked]) -> dict[_Asked, Outcome]:
+        moves = [each.move for each in asked]
+        deadline = min(each.deadline for each in asked)
+        if card_movements.are_of_different_cards(moves):
+            session = self.database.by(tenant.id, deadline)
+            outcomes = await card_movements.move(session, tenant, moves, patient=False)
+        else:
+            outcomes = await self.database.transaction(
+                lambda session: card_movements.move_in_turn(session, tenant, moves),
+                tenant=tenant.id,
+                deadline=deadline,
+            )
+        return dict(zip(asked, outcomes, strict=True))

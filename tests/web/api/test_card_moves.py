@@ -1,0 +1,207 @@
+"""Money that is moved together: each call gets what came of its own card, whatever happens to others."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+
+from posd.database.pool import Database
+from posd.errors import BadRequest, Busy, Refusal, StatementFailed, Unavailable
+from posd.store import giftcards
+from posd.store.card_movements import Movement
+from posd.store.ledgers import Cause
+from posd.web.api.card_moves import CardMoves
+from tests.database_case import REACTOR, begin, until
+from tests.store_case import KITCHEN, StoreCase
+
+NAME = "posd moves"
+ROWS = "dinedesk_kitchen.pos_gift_card_transactions"
+
+
+class CardMovesTests(StoreCase):
+    timeout = 60
+
+    async def ready(self, cards: int = 0, amount: object = 50) -> CardMoves:
+        """So many cards GC-0, GC-1, … with an amount on each."""
+        self.database = Database(REACTOR, self.dsn, size=4, statement_timeout=5.0, name=NAME)
+        self.database.startService()
+        self.addCleanup(self.database.stopService)
+        await until(lambda: self.database.use.idle == 4, "all links are up")
+        for number in range(cards):
+            await giftcards.purchase(
+                self.database.of(1), KITCHEN, f"GC-{number}", amount, Cause("platform")
+            )
+        return CardMoves(self.database)
+
+    def spend(
+        self, moves: CardMoves, card: object, amount: object = 1, seconds: float = 7.5, **about: str
+    ) -> Deferred[Movement]:
+        cause = Cause("device POS_1", **about)
+        move = giftcards.deduction(KITCHEN, f"GC-{card}", amount, cause)
+        return begin(moves.make(KITCHEN, move, REACTOR.seconds() + seconds))
+
+    async def outcomes(self, spending: Sequence[Deferred[Movement]]) -> list[Decimal | str]:
+        """What is on the card after each movement, or the code of its refusal."""
+
+        async def outcome(each: Deferred[Movement]) -> Decimal | str:
+            try:
+                return (await each).after
+            except Refusal as refusal:
+                return refusal.code
+
+        return await gatherResults([begin(outcome(each)) for each in spending])
+
+    def commits(self) -> list[int]:
+        """How many movements each transaction has made, in their order."""
+        found = self.admin.rows(
+            f"SELECT count(*) FROM {ROWS} WHERE transaction_type = 'deduct'"
+            " GROUP BY xmin ORDER BY min(id)"
+        )
+        return [count for (count,) in found]
+
+    async def test_what_comes_at_once_is_one_transaction_and_one_answer_each(self) -> None:
+        moves = await self.ready(6)
+        self.admin.run(
+            "UPDATE dinedesk_kitchen.gift_cards SET is_blocked = true WHERE card_number = 'GC-5'"
+        )
+        spending = [
+            self.spend(moves, card, 10 + number) for number, card in enumerate((0, 1, 2, 3))
+        ]
+        spending += [self.spend(moves, 4, 51), self.spend(moves, 5), self.spend(moves, "none")]
+        self.assertEqual(
+            await self.outcomes(spending),
+            [40, 39, 38, 37, "insufficient_balance", "card_blocked", "unknown_card"],
+        )
+        self.assertEqual(self.commits(), [1, 3])
+
+    async def test_several_movements_of_a_card_follow_each_other_in_their_order(self) -> None:
+        moves = await self.ready(2, 5)
+        asked = (0, 0, 1, 0, 0, 1, 0, 0)
+        found = await self.outcomes([self.spend(moves, card) for card in asked])
+        self.assertEqual(found, [4, 3, 4, 2, 1, 3, 0, "insufficient_balance"])
+        self.assertEqual(self.commits(), [1, 6])
+
+    async def test_a_key_is_used_once_by_all_who_call_with_it_at_once(self) -> None:
+        moves = await self.ready(1)
+        made = await gatherResults([self.spend(moves, 0, key="k") for _ in range(5)])
+        self.assertEqual(len({each.transaction_id for each in made}), 1)
+        self.assertEqual([each.replayed for each in made], [False, *[True] * 4])
+        with self.assertRaises(Refusal) as caught:
+            await self.spend(moves, 0, 2, key="k")
+        self.assertEqual(caught.exception.code, "idempotency_mismatch")
+
+    async def test_a_card_that_is_locked_is_waited_for_by_its_own_call_only(self) -> None:
+        moves = await self.ready(3)
+        with self.admin.transaction():
+            self.admin.run(
+                "SELECT FROM dinedesk_kitchen.gift_cards WHERE card_number = 'GC-1' FOR UPDATE"
+            )
+            first, locked, *others = [self.spend(moves, card) for card in (0, 1, 2, 0)]
+            self.assertEqual(await self.outcomes([first, *others]), [49, 49, 48])
+            # All three were asked for together, and nothing was done again.
+            self.assertEqual(self.commits(), [1, 2])
+            self.assertNoResult(locked)
+        self.assertEqual((await locked).after, 49)
+
+    async def test_one_that_cannot_be_written_fails_alone(self) -> None:
+        moves = await self.ready(4)
+        self.admin.run(
+            "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN IF NEW.card_number = ''GC-2'' THEN RAISE ''no''; END IF; RETURN NEW; END';"
+            f"CREATE TRIGGER fail BEFORE INSERT ON {ROWS} FOR EACH ROW EXECUTE FUNCTION public.fail()"
+        )
+        first, second, bad, third = [self.spend(moves, card) for card in (0, 1, 2, 3)]
+        with self.assertRaises(StatementFailed):
+            await bad
+        self.assertEqual(await self.outcomes([first, second, third]), [49, 49, 49])
+        with self.assertRaises(StatementFailed):
+            await self.spend(moves, 2)
+        self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 3)
+
+    async def test_what_may_have_been_made_is_not_made_again(self) -> None:
+        moves = await self.ready(3)
+        self.admin.run(
+            "CREATE TABLE public.slow ();"
+            "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+            " 'BEGIN IF to_regclass(''public.slow'') IS NOT NULL THEN PERFORM pg_sleep(20); END IF;"
+            " RETURN NULL; END';"
+            f"CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON {ROWS} DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION public.doze()"
+        )
+        spending = [self.spend(moves, card) for card in (0, 1, 2)]
+        asleep = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND wait_event = 'PgSleep'"
+        )
+        for last in (False, True):
+            await until(lambda: bool(self.admin.rows(asleep)), "it commits")
+            if last:
+                # It would be made now.
+                self.admin.run("DROP TABLE public.slow")
+            self.admin.run(f"SELECT pg_terminate_backend(pid, 5000) FROM ({asleep}) AS a")
+        self.assertEqual(await self.outcomes(spending), ["outcome_unknown"] * 3)
+        self.assertEqual(self.commits(), [])
+
+    async def test_what_is_too_late_is_not_made_and_does_not_hold_others_up(self) -> None:
+        moves = await self.ready(3)
+        found = [self.spend(moves, 0), self.spend(moves, 1, seconds=-1), self.spend(moves, 2)]
+        self.assertEqual(await self.outcomes(found), [49, "busy", 49])
+        with self.assertRaises(Busy):
+            await self.spend(moves, 0, seconds=-1)
+        self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 2)
+
+    async def test_a_crowd_whose_connections_are_cut_off_spends_each_penny_once(self) -> None:
+        moves = await self.ready(4, 60)
+        dice, answered, retries = random.Random(7), Counter[str](), 0
+        made: dict[tuple[str, str], int | None] = {}
+
+        async def insist(till: str, key: str, card: int, amount: int) -> None:
+            nonlocal retries
+            while True:
+                try:
+                    number: int | None = (
+                        await self.spend(moves, card, amount, key=f"{till}-{key}")
+                    ).transaction_id
+                except BadRequest:
+                    number = None
+                except Unavailable:
+                    retries += 1
+                    await deferLater(REACTOR, 0)
+                    await until(lambda: self.database.up, "the pool is up")
+                    continue
+                assert made.setdefault((till, key), number) == number
+                return
+
+        async def trade(till: str) -> None:
+            for each in range(4):
+                card, amount = dice.randrange(4), dice.randint(1, 9)
+                for _ in range(2):
+                    await insist(till, str(each), card, amount)
+                answered[till] += 1
+                if answered.total() % 10 == 0:
+                    # One that is in the middle of something, if there is any.
+                    self.admin.run(
+                        "SELECT pg_terminate_backend(pid) FROM ("
+                        "  SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+                        "     AND datname = current_database() ORDER BY state = 'active' DESC LIMIT 1"
+                        ") AS victim",
+                        NAME,
+                    )
+
+        await gatherResults([begin(trade(f"till{number}")) for number in range(25)])
+        rows = self.admin.rows(
+            f"SELECT idempotency_key, id FROM {ROWS} WHERE transaction_type = 'deduct'"
+        )
+        spent = {
+            f"{till}-{key}": number for (till, key), number in made.items() if number is not None
+        }
+        self.assertEqual((dict(rows), len(rows)), (spent, len(spent)))
+        self.assertEqual(len(made), 100)
+        self.assertGreater(retries, 0)
+        self.assertIn(None, made.values())
+        self.assertLess(len(self.commits()), len(rows))
