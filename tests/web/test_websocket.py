@@ -18,7 +18,8 @@ from posd.delivery.registry import Line
 from posd.delivery.session import Session
 from posd.errors import StatementFailed
 from posd.values import POLICY, SUPERSEDED, Position
-from posd.web.websocket import Options, TillProtocol
+from posd.web.opened import Options
+from posd.web.websocket import TillProtocol
 from tests.delivery_case import PING, PONG, TEXT, opening, terminal
 from tests.exchange_case import wake
 from tests.socket_case import Socket, SocketCase, masked, text
@@ -123,15 +124,6 @@ class TrapTests(SocketCase):
         socket.drain()
         self.assertEqual(socket.ids, [11, 12, 13])
 
-    def test_an_opening_after_the_end_opens_nothing(self) -> None:
-        protocol = self.protocol()
-        protocol.makeConnection(socket := Socket())
-        socket.protocol = protocol
-        socket.hang_up()
-        protocol.onOpen()
-        self.assertEqual((len(self.exchange), self.left), (0, 1))
-        self.assertEqual(self.books.here, [])
-
     def test_an_end_without_an_opening_gives_the_place_back_once(self) -> None:
         protocol = self.protocol()
         protocol.makeConnection(Socket())
@@ -214,6 +206,14 @@ class MessageTests(SocketCase):
         self.socket.send(masked(0, b'"ping"}'))
         self.assertEqual(self.socket.frames[1], (PONG, b"between"))
         self.assertEqual(self.socket.messages[1]["type"], "pong")
+
+    def test_a_character_may_be_cut_by_the_end_of_a_frame_while_others_speak(self) -> None:
+        other = self.open(terminal("KITCHEN"), acked=10)
+        self.socket.send(masked(TEXT, b'{"type":"ping","id":"\xe2\x82', final=False))
+        other.send(text(b'{"type":"ping","id":1}'))
+        self.socket.send(masked(0, b'\xac"}'))
+        self.assertEqual(self.socket.messages[1]["echo"], "\u20ac")
+        self.assertEqual(other.messages[1]["echo"], 1)
 
     def test_a_message_waits_for_the_one_before_it(self) -> None:
         answer: Deferred[bool] = Deferred()
