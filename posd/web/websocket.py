@@ -43,6 +43,7 @@ from posd.protocol.encodings import WEBSOCKET
 from posd.security.request_rates import RequestRates, account_of
 from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
 from posd.web.http.direct_write import Write, direct_write
+from posd.web.http.tls_memory import renew_buffers
 from posd.web.opened import Opened, Options
 
 _MOST_FRAGMENTS: Final = 512
@@ -111,6 +112,7 @@ class TillProtocol(Opened):
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
+        renew_buffers(self.transport)
         self.write = direct_write(self.transport)
         self.transport.write(answer)
         with self._guard():
