@@ -41,7 +41,7 @@ from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
 from posd.security.request_rates import RequestRates, account_of
-from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
+from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening
 from posd.web.http.direct_write import Write, direct_write
 from posd.web.http.tls_memory import renew_buffers
 from posd.web.opened import Opened, Options
@@ -76,7 +76,7 @@ class TillProtocol(Opened):
         self, admitted: Admitted, exchange: Exchange, rates: RequestRates, reactor: IReactorTime
     ) -> None:
         super().__init__()
-        self._admitted = admitted
+        self._terminal, self._leave = admitted.terminal, admitted.left
         self._rates = rates
         self._exchange = exchange
         self._traffic = exchange.instruments.traffic
@@ -107,7 +107,7 @@ class TillProtocol(Opened):
             self._shut_ears(POLICY)
         super().onFrameBegin()
 
-    def open(self, answer: bytes) -> None:
+    def open(self, answer: bytes, opening: Opening) -> None:
         """Answer the handshake, and begin the session."""
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
@@ -116,8 +116,8 @@ class TillProtocol(Opened):
         self.write = direct_write(self.transport)
         self.transport.write(answer)
         with self._guard():
-            terminal = self._admitted.terminal
-            session = self._exchange.open(terminal, self._admitted.opening, self)
+            terminal = self._terminal
+            session = self._exchange.open(terminal, opening, self)
             charge = partial(self._rates.heard, account_of(terminal))
             self._intake = Intake(self._reactor, self.transport, session.heard, self._fail, charge)
             session.costly = self._intake.costly
@@ -147,7 +147,7 @@ class TillProtocol(Opened):
             self._farewell.cancel()
         if self._intake is not None:
             self._intake.stop()
-        self._admitted.left()
+        self._leave()
         if self._session is not None:
             self._exchange.closed(self._session)
             self._log_end(self._session, code)
@@ -218,7 +218,7 @@ class TillProtocol(Opened):
             self._fail()
 
     def _fail(self) -> None:
-        terminal = self._admitted.terminal
+        terminal = self._terminal
         self._log.failure(
             "a till's connection failed: tenant={tenant} connection={connection}",
             tenant=terminal.tenant.slug,
@@ -262,7 +262,7 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
         else:
             transport.protocol = protocol
         protocol.makeConnection(transport)
-        protocol.open(_ANSWER % accept)
+        protocol.open(_ANSWER % accept, admitted.opening)
         # HTTPChannel reads nothing while a request is answered.
         transport.resumeProducing()
 
