@@ -17,6 +17,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 _ffi: Final[Any] = getattr(SSL, "_ffi", None)
 _openssl: Final[Any] = getattr(SSL, "_lib", None)
 _CALLED: Final = ("BIO_new", "BIO_s_mem", "BIO_get_mem_data", "SSL_set_bio")
+_where: Final[Any] = None if _ffi is None else _ffi.new("char **")
 
 
 def renew_buffers(transport: Any) -> bool:
@@ -27,10 +28,12 @@ def renew_buffers(transport: Any) -> bool:
     if not isinstance(transport, TLSMemoryBIOProtocol):
         return False
     connection: Any = transport.getHandle()
-    if not _knows(connection) or _has_data(connection._into_ssl, connection._from_ssl):
+    if not _knows(connection):
         return False
-    received, sent = (_openssl.BIO_new(_openssl.BIO_s_mem()) for _ in range(2))
-    if _ffi.NULL in (received, sent):
+    if _size(connection._into_ssl) or _size(connection._from_ssl):
+        return False
+    received, sent = _openssl.BIO_new(_kind), _openssl.BIO_new(_kind)
+    if not (received and sent):
         return False
     # The connection has the new ones now, and frees the old ones.
     _openssl.SSL_set_bio(connection._ssl, received, sent)
@@ -39,12 +42,23 @@ def renew_buffers(transport: Any) -> bool:
 
 
 def _knows(connection: Any) -> bool:
-    return all(hasattr(_openssl, each) for each in _CALLED) and all(
-        isinstance(getattr(connection, each, None), _ffi.CData)
-        for each in ("_ssl", "_into_ssl", "_from_ssl")
-    )
+    """Whether OpenSSL can be called, and the connection has the attributes."""
+    try:
+        found = connection._ssl, connection._into_ssl, connection._from_ssl
+        return _kind is not None and None not in found
+    except AttributeError:
+        return False
 
 
-def _has_data(*buffers: Any) -> bool:
-    """Whether there is something in a buffer."""
-    return any(_openssl.BIO_get_mem_data(each, _ffi.new("char **")) for each in buffers)
+def _size(buffer: Any) -> int:
+    """How many bytes are in a buffer."""
+    size: int = _openssl.BIO_get_mem_data(buffer, _where)
+    return size
+
+
+def _kind_of_buffer() -> Any:
+    """OpenSSL's kind of buffers in memory; None if it cannot be called as it is here."""
+    return _openssl.BIO_s_mem() if all(hasattr(_openssl, each) for each in _CALLED) else None
+
+
+_kind: Final[Any] = _kind_of_buffer()

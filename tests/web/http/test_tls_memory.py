@@ -79,9 +79,16 @@ class BufferTests(SynchronousTestCase):
         self.assertFalse(renew_buffers(StringTransport()))
 
     def test_other_libraries_are_left_alone(self) -> None:
-        for name in ("_ssl", "_into_ssl", "_from_ssl"):
+        for name in ("_into_ssl", "_from_ssl"):
             patch = self.patch(self.tls.getHandle(), name, None)
             self.assertFalse(renew_buffers(self.tls))
             patch.restore()
+        del self.tls.getHandle()._ssl
+        self.assertFalse(renew_buffers(self.tls))
+
+    def test_so_is_an_openssl_that_cannot_be_called(self) -> None:
+        self.assertIsNotNone(module._kind)
         self.patch(module, "_CALLED", ("SSL_set_buffers",))
+        self.assertIsNone(module._kind_of_buffer())
+        self.patch(module, "_kind", None)
         self.assertFalse(renew_buffers(self.tls))
