@@ -108,8 +108,6 @@ IMPORTERS = {
         "posd.security.client_tls",
         # Encrypts what it sends.
         "posd.web.http.direct_write",
-        # Frees what a handshake leaves.
-        "posd.web.http.tls_memory",
     ),
     "cryptography": (*("posd.security", "posd.maintenance.doctor"),),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of

@@ -30,7 +30,6 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
 from posd import __version__
 from posd.delivery.hub import Admitted, Exchange
@@ -42,8 +41,8 @@ from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
 from posd.security.request_rates import RequestRates, account_of
 from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.direct_write import Write, direct_write
-from posd.web.http.tls_memory import renew_buffers
 from posd.web.opened import Opened, Options
 
 _MOST_FRAGMENTS: Final = 512
@@ -112,7 +111,6 @@ class TillProtocol(Opened):
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
-        renew_buffers(self.transport)
         self.write = direct_write(self.transport)
         self.transport.write(answer)
         with self._guard():
@@ -250,10 +248,10 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
         self._rates = rates
         self._clock = reactor
 
-    def upgrade(self, request: Request, admitted: Admitted) -> None:
+    def upgrade(self, request: BoundedRequest, admitted: Admitted) -> None:
         """Turn an admitted request into a WebSocket."""
-        (key,) = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Key", [])
-        accept = b64encode(sha1(key + _MAGIC, usedforsecurity=False).digest())
+        (key,) = request.fields["sec-websocket-key"]
+        accept = b64encode(sha1(key.encode() + _MAGIC, usedforsecurity=False).digest())
         protocol = self.protocol_for(admitted)
         channel: Any = request.channel
         transport, channel.transport = channel.transport, None
