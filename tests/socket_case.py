@@ -16,6 +16,7 @@ from posd.delivery.hub import Admitted
 from posd.delivery.session import Session
 from posd.security.request_rates import RequestRates
 from posd.values import Opening, Terminal
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.site import BoundedSite
 from posd.web.websocket import TillFactory, TillProtocol
@@ -61,7 +62,7 @@ class Upgrades(Resource):
         connecting, opening = self.next.pop(0)
         channel = cast(BoundedChannel, request.channel)
         admitted = Admitted(connecting, opening, lambda: self.left.append(connecting))
-        self.factory.upgrade(request, admitted)
+        self.factory.upgrade(cast(BoundedRequest, request), admitted)
         channel.left()
         return NOT_DONE_YET
 

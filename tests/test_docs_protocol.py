@@ -31,6 +31,7 @@ from posd.web import sse as streaming
 from posd.web import websocket as ws
 from posd.web.api import publishing
 from posd.web.http import bounded_request, channel
+from posd.web.opened import MESSAGE_BYTES
 from tests import documents
 from tests.documents import words_in_code
 
@@ -210,7 +211,7 @@ class NumberTests(SynchronousTestCase):
         for sentence in (
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
             f"registered, up to {limits.MOST_DEVICES} in a tenant",
-            f"A message may have {ws._MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
+            f"A message may have {MESSAGE_BYTES // 1024} KiB, in up to {ws._MOST_FRAGMENTS}",
             f"A body may have {bounded_request.BODY_BYTES // 1024 // 1024} MiB",
             f"must bring a request within {channel._REQUEST_SECONDS:g} seconds",
             f"closed after {channel.IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",

@@ -52,7 +52,7 @@ class Intake:
         self._hear = hear
         self._failed = failed
         self._charge = charge
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes] | tuple[()] = ()
         self._busy = False
         self._overdrawn = 0
         self._rest: IDelayedCall | None = None
@@ -73,6 +73,9 @@ class Intake:
 
     def take(self, message: bytes) -> None:
         """Take a message, when those before it have been."""
+        if not self._waiting:
+            # A till that says nothing has none: an empty deque takes 760 bytes.
+            self._waiting = deque()
         self._waiting.append(message)
         if not self._busy:
             self._work_off()
@@ -104,6 +107,7 @@ class Intake:
                 continue
             if work is not None:
                 return work
+        self._waiting = ()
         return None
 
     async def _go_on(self, work: Coroutine[Any, Any, None] | None) -> None:

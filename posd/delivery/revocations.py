@@ -18,6 +18,10 @@ class Dismissals:
     _ended: Collection[int]
     _devices: Mapping[tuple[TenantId, str | None], Closing]
 
+    def __bool__(self) -> bool:
+        """Whether any terminal may have to go."""
+        return bool(self._ended or self._devices)
+
     def of(self, terminal: Terminal) -> Closing | None:
         """Why a terminal has to go; None if it may stay."""
         if terminal.principal.key_id in self._ended:

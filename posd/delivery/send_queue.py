@@ -118,7 +118,8 @@ class Outbox:
         self.limit = limit
         self._budget = budget
         self._clock = clock
-        self._waiting: deque[tuple[bytes, Seq | None]] = deque()
+        # An empty deque takes 760 bytes, and for most tills nothing ever waits.
+        self._waiting: deque[tuple[bytes, Seq | None]] | tuple[()] = ()
         self._open = True
         self.tenant_id = tenant_id
         self.listener: Listener | None = None
@@ -148,6 +149,8 @@ class Outbox:
             return True
         if not self._open or self.held + len(data) > self.limit:
             return False
+        if not self._waiting:
+            self._waiting = deque()
         self._waiting.append((data, seq))
         if seq is not None:
             self.position = seq
@@ -202,7 +205,7 @@ class Outbox:
         self._write(data)
 
     def _forget(self) -> None:
-        self._waiting.clear()
+        self._waiting = ()
         self._count(-self.held)
         self.position = self.written
 

@@ -12,27 +12,7 @@ from posd.database.link import Session
 from posd.store import tenants
 from posd.values import KeyKind, Principal, Tenant, TenantId
 
-# One row for each that was asked for, by its number. A key of a tenant and the same key of all tenants can
-# both exist; the narrower one speaks.
-_FIND: Final = f"""
-    SELECT wanted.number, found.* FROM unnest(%s::text[], %s::bytea[], %s::text[])
-           WITH ORDINALITY AS wanted(slug, sha256, device, number)
-     CROSS JOIN LATERAL (
-        SELECT k.id, k.kind, k.device_id, k.tenant_id IS NULL,
-               extract(epoch FROM k.expires_at - clock_timestamp())::float8,
-               coalesce(d.has_key, false), coalesce(d.is_active, true),
-               (SELECT array_agg(v.file) FROM dinedesk_main.schema_versions AS v
-                 WHERE v.schema_name = t.schema_name), {tenants.COLUMNS}
-          FROM dinedesk_main.pos_api_keys AS k
-          JOIN dinedesk_main.tenants AS t ON t.slug = wanted.slug AND t.is_active
-           AND (k.tenant_id = t.id OR k.tenant_id IS NULL)
-          LEFT JOIN dinedesk_main.pos_devices AS d
-            ON d.tenant_id = t.id AND d.device_id = coalesce(k.device_id, wanted.device)
-         WHERE k.key_sha256 = wanted.sha256 AND k.revoked_at IS NULL
-           AND k.not_before <= now() AND (k.expires_at IS NULL OR k.expires_at > now())
-         ORDER BY k.tenant_id NULLS LAST LIMIT 1
-     ) AS found
-"""
+_FIND: Final = "SELECT * FROM dinedesk_main.pos_credentials(%s::text[], %s::bytea[], %s::text[])"
 _FIND_ANYWHERE: Final = f"""
     SELECT k.id, k.kind, k.device_id, {tenants.COLUMNS}
       FROM dinedesk_main.pos_api_keys AS k LEFT JOIN dinedesk_main.tenants AS t ON t.id = k.tenant_id

@@ -73,21 +73,7 @@ _DISCONNECT: Final = """
       LEFT JOIN dinedesk_main.pos_connected AS c USING (tenant_id, device_id)
      WHERE d.tenant_id = %s AND d.device_id = %s
 """
-_PLACES: Final = """
-    SELECT h.tenant_id, w.device_id, h.stream_id, h.last_seq, h.pruned_seq, clock_timestamp(),
-           d.device_id IS NOT NULL, d.first_acked_at IS NOT NULL, c.acked_seq, c.replay_after IS NOT NULL,
-           NOT coalesce(c.stream_id = h.stream_id OR c.acked_seq <= e.ended_seq, c.device_id IS NULL),
-           CASE WHEN c.stream_id <> h.stream_id
-                THEN extract(epoch FROM clock_timestamp() - p.began_at)::float8 END
-      FROM unnest(%s::integer[], %s::text[]) AS w(tenant_id, device_id)
-      JOIN dinedesk_main.pos_heads AS h USING (tenant_id)
-      LEFT JOIN dinedesk_main.pos_devices AS d USING (tenant_id, device_id)
-      LEFT JOIN dinedesk_main.pos_cursors AS c USING (tenant_id, device_id)
-      LEFT JOIN dinedesk_main.pos_stream_epochs AS e
-        ON e.tenant_id = c.tenant_id AND e.stream_id = c.stream_id
-      LEFT JOIN dinedesk_main.pos_stream_epochs AS p
-        ON p.tenant_id = h.tenant_id AND p.stream_id = h.stream_id
-"""
+_PLACES: Final = "SELECT * FROM dinedesk_main.pos_places(%s::integer[], %s::text[])"
 # A device that was never seen begins at the head: nobody prints last month's orders. In one order
 # everywhere, so that two nodes do not wait for each other.
 _REGISTER: Final = """

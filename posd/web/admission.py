@@ -109,7 +109,7 @@ class WebSocketDoor(Resource):
         else:
             write(call, outcome)
 
-    def _upgrade(self, request: Request, admitted: Admitted) -> None:
+    def _upgrade(self, request: BoundedRequest, admitted: Admitted) -> None:
         channel = cast(BoundedChannel, request.channel)
         transport = channel.transport
         try:

@@ -1,41 +1,35 @@
 """The WebSocket face: Autobahn's protocol on an admitted connection, and nothing of the domain.
 
-The only importer of Autobahn in the daemon. Admission (`web.admission`) has checked everything
-before the upgrade; here callbacks become calls of the session, frames go out as they were made, and
-the traps of Autobahn under twisted.web are defused:
+Admission (`web.admission`) has checked everything before the upgrade. Here the handshake is answered,
+callbacks become calls of the session, frames go out as they were made, and the traps of Autobahn under
+twisted.web are defused:
 
 - `HTTPChannel` stays the transport's producer after the upgrade, so there would be no
   back-pressure: the outbox takes its place.
-- An exception in `onOpen` would leave the socket open, one in `onMessage` end it without a word:
+- An exception at the opening would leave the socket open, one in `onMessage` end it without a word:
   both are logged and close with 1011.
-- `onOpen` may come after `onClose`, when the peer left during the handshake.
 - Autobahn never sets TCP_NODELAY on Twisted: 40 ms for every second message in a row.
 - Its defaults limit nothing: every limit is set. Frames it does not count at all, and empty ones
   cost their sender next to nothing: each is charged here when its header has come, before its payload.
-- It reads the request a second time, refuses what it does not like without a body, and logs what
-  that was: it gets a handshake of ours, with the key of the handshake and nothing else of the till's.
 - A peer that does not read keeps a connection that was closed open for ever: however a connection
   ends, two seconds later it is aborted. Autobahn's own timers run on the global reactor only.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from io import BytesIO
-from typing import Final
+from hashlib import sha1
+from typing import Any, Final
 
-import txaio
-from attrs import frozen
-from autobahn.twisted.resource import WebSocketResource
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.http_headers import Headers
-from twisted.web.server import Request
 
 from posd import __version__
 from posd.delivery.hub import Admitted, Exchange
@@ -46,92 +40,46 @@ from posd.monitoring.counters import DROPPED, SILENT
 from posd.protocol import frames
 from posd.protocol.encodings import WEBSOCKET
 from posd.security.request_rates import RequestRates, account_of
-from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing
+from posd.values import FAILED, POLICY, TOO_BIG, UNSUPPORTED, Closing, Opening
+from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.direct_write import Write, direct_write
+from posd.web.opened import Opened, Options
 
-_MESSAGE_BYTES: Final = 64 * 1024
 _MOST_FRAGMENTS: Final = 512
 _CLOSE_SECONDS: Final = 2.0
 _CONTINUATION, _BINARY = 0x0, 0x2
-_HANDSHAKE: Final[dict[bytes, list[bytes]]] = {
-    b"Host": [b"posd"],
-    b"Upgrade": [b"websocket"],
-    b"Connection": [b"Upgrade"],
-    b"Sec-WebSocket-Version": [b"13"],
-}
+_MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""RFC 6455 §1.3."""
+_ANSWER: Final = (
+    b"HTTP/1.1 101 Switching Protocols\r\nServer: posd/%b\r\nUpgrade: WebSocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Accept: %%b\r\n\r\n" % __version__.encode()
+)
 
 
-class Options:
-    """Autobahn's options, every one; what is not here would be as it comes, and open."""
-
-    # Nothing is copied from the factory to each connection, and formatted for a log that is off.
-    CONFIG_ATTRS = ()
-
-    versions = (13,)
-    webStatus = False
-    serveFlashSocketPolicy = False
-    flashSocketPolicy = ""
-    # Only a valid key in a header lets anybody in, and no browser can send one.
-    allowedOrigins = ("*",)
-    allowedOriginsPatterns = ()
-    allowNullOrigin = True
-    trustXForwardedFor = 0
-    # Counted by admission, which can still answer.
-    maxConnections = 0
-
-    utf8validateIncoming = True
-    requireMaskedClientFrames = True
-    maxFramePayloadSize = _MESSAGE_BYTES
-    maxMessagePayloadSize = _MESSAGE_BYTES
-    maskServerFrames = False
-    applyMask = True
-    autoFragmentSize = 0
-    tcpNoDelay = True
-
-    # The upgrade is done in one turn; for the rest see `dropConnection` and the roster.
-    openHandshakeTimeout = 0
-    closeHandshakeTimeout = 0
-    autoPingInterval = 0
-    autoPingTimeout = 0
-    autoPingSize = 12
-    autoPingRestartOnAnyTraffic = True
-    failByDrop = False
-    echoCloseCodeReason = False
-
-    logOctets = False
-    logFrames = False
-    trackTimings = False
-    log = txaio.make_logger("none")
-
-    @staticmethod
-    def perMessageCompressionAccept(offers: object) -> None:
-        """One event is one uncompressed frame."""
-
-
-class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
+class TillProtocol(Opened):
     """One till's connection. Implements `delivery.registry.Line`."""
 
     _log = Logger()
     dialect = WEBSOCKET
     write: Write
     """Sends or buffers bytes."""
+    _session: Session | None = None
+    _intake: Intake | None = None
+    _fragments = 0
+    _deaf = False
+    _over = False
+    _dropped = ""
+    _farewell: IDelayedCall | None = None
 
     def __init__(
         self, admitted: Admitted, exchange: Exchange, rates: RequestRates, reactor: IReactorTime
     ) -> None:
         super().__init__()
-        self._admitted = admitted
-        self._charge = partial(rates.heard, account_of(admitted.terminal))
+        self._terminal, self._leave = admitted.terminal, admitted.left
+        self._rates = rates
         self._exchange = exchange
         self._traffic = exchange.instruments.traffic
         self._reactor = reactor
-        self._session: Session | None = None
-        self._intake: Intake | None = None
-        self._fragments = 0
-        self._deaf = False
-        self._over = False
-        self._dropped = ""
-        self._farewell: IDelayedCall | None = None
         self._opened_at = self._heard_at = reactor.seconds()
 
     # -- from the network --------------------------------------------------------------------
@@ -145,7 +93,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         # No cycle is left for the garbage collector, which would stop all other connections.
-        self._session = self._intake = self.is_open = self.is_closed = None
+        self._session = self._intake = None
 
     def onFrameBegin(self) -> None:
         self._traffic.received_frames += 1
@@ -158,18 +106,18 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self._shut_ears(POLICY)
         super().onFrameBegin()
 
-    def onOpen(self) -> None:
-        if self._over:
-            return
+    def open(self, answer: bytes, opening: Opening) -> None:
+        """Answer the handshake, and begin the session."""
         # A unix socket, behind a proxy on this machine, has no such option.
         with suppress(AttributeError, OSError):
             self.transport.setTcpNoDelay(True)
         self.write = direct_write(self.transport)
+        self.transport.write(answer)
         with self._guard():
-            session = self._exchange.open(self._admitted.terminal, self._admitted.opening, self)
-            self._intake = Intake(
-                self._reactor, self.transport, session.heard, self._fail, self._charge
-            )
+            terminal = self._terminal
+            session = self._exchange.open(terminal, opening, self)
+            charge = partial(self._rates.heard, account_of(terminal))
+            self._intake = Intake(self._reactor, self.transport, session.heard, self._fail, charge)
             session.costly = self._intake.costly
             self._session = session
 
@@ -197,7 +145,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self._farewell.cancel()
         if self._intake is not None:
             self._intake.stop()
-        self._admitted.left()
+        self._leave()
         if self._session is not None:
             self._exchange.closed(self._session)
             self._log_end(self._session, code)
@@ -268,7 +216,7 @@ class TillProtocol(Options, WebSocketServerProtocol):  # type: ignore[misc]
             self._fail()
 
     def _fail(self) -> None:
-        terminal = self._admitted.terminal
+        terminal = self._terminal
         self._log.failure(
             "a till's connection failed: tenant={tenant} connection={connection}",
             tenant=terminal.tenant.slug,
@@ -300,26 +248,24 @@ class TillFactory(WebSocketServerFactory):  # type: ignore[misc]
         self._rates = rates
         self._clock = reactor
 
-    def upgrade(self, request: Request, admitted: Admitted) -> object:
-        """Turn an admitted request into a WebSocket; the resource's answer to `render`."""
-        (key,) = request.requestHeaders.getRawHeaders(b"Sec-WebSocket-Key", [])
-        request.requestHeaders = Headers(_HANDSHAKE | {b"Sec-WebSocket-Key": [key]})
-        request.uri, request.content = b"/", BytesIO()
-        return WebSocketResource(_Upgrade(self, admitted)).render(request)
+    def upgrade(self, request: BoundedRequest, admitted: Admitted) -> None:
+        """Turn an admitted request into a WebSocket."""
+        (key,) = request.fields["sec-websocket-key"]
+        accept = b64encode(sha1(key.encode() + _MAGIC, usedforsecurity=False).digest())
+        protocol = self.protocol_for(admitted)
+        channel: Any = request.channel
+        transport, channel.transport = channel.transport, None
+        if isinstance(transport, ProtocolWrapper):
+            transport.wrappedProtocol = protocol
+        else:
+            transport.protocol = protocol
+        protocol.makeConnection(transport)
+        protocol.open(_ANSWER % accept, admitted.opening)
+        # HTTPChannel reads nothing while a request is answered.
+        transport.resumeProducing()
 
     def protocol_for(self, admitted: Admitted) -> TillProtocol:
         """The protocol of one connection."""
         protocol = TillProtocol(admitted, self._exchange, self._rates, self._clock)
         protocol.factory = self
         return protocol
-
-
-@frozen
-class _Upgrade:
-    """What `WebSocketResource` takes for a factory: it makes one protocol."""
-
-    _factory: TillFactory
-    _admitted: Admitted
-
-    def buildProtocol(self, addr: object) -> TillProtocol:
-        return self._factory.protocol_for(self._admitted)

@@ -226,9 +226,52 @@ CREATE TRIGGER pos_keep_revoked BEFORE UPDATE OF revoked_at ON dinedesk_main.pos
     FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
     EXECUTE FUNCTION dinedesk_main.pos_keep_revoked();
 
+-- What keys open at the doors of tenants, one row for each that fits, by the `number` of its slug in the array: the key,
+-- whether it is of all tenants, for how many seconds it is still valid, what is known of the device that the key or the
+-- caller names, the migrations of the tenant's schema, and the tenant. A key of a tenant and the same key of all tenants
+-- can both exist; the narrower one speaks. It runs with the caller's rights. One key may be of many tenants, so each is
+-- looked for by both columns of its index.
+--
+-- Every caller whose key is not remembered asks this. It is planned once for each connection to the database, and by
+-- indexes, for the reasons that pos_places() has (003_stream.sql).
+CREATE FUNCTION dinedesk_main.pos_credentials(slugs text[], hashes bytea[], devices text[])
+RETURNS TABLE (
+    number bigint, key_id integer, kind text, device_id text, everywhere boolean, seconds float8, has_key boolean,
+    active boolean, applied text[], tenant_id integer, slug text, name text, schema_name text, currency text,
+    timezone text, default_region text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT wanted.number, k.id, k.kind, k.device_id, k.tenant_id IS NULL,
+               extract(epoch FROM k.expires_at - clock_timestamp())::float8,
+               coalesce(d.has_key, false), coalesce(d.is_active, true),
+               (SELECT array_agg(v.file) FROM dinedesk_main.schema_versions AS v
+                 WHERE v.schema_name = t.schema_name),
+               t.id, t.slug, t.name, t.schema_name, t.currency, t.timezone, t.default_region
+          FROM unnest(slugs, hashes, devices) WITH ORDINALITY AS wanted(slug, sha256, device, number)
+          JOIN dinedesk_main.tenants AS t ON t.slug = wanted.slug AND t.is_active
+         CROSS JOIN LATERAL (
+            SELECT * FROM (
+                SELECT own.* FROM dinedesk_main.pos_api_keys AS own
+                 WHERE own.key_sha256 = wanted.sha256 AND coalesce(own.tenant_id, 0) = t.id
+                UNION ALL
+                SELECT of_all.* FROM dinedesk_main.pos_api_keys AS of_all
+                 WHERE of_all.key_sha256 = wanted.sha256 AND coalesce(of_all.tenant_id, 0) = 0) AS each
+             WHERE each.revoked_at IS NULL AND each.not_before <= now()
+               AND (each.expires_at IS NULL OR each.expires_at > now())
+             ORDER BY each.tenant_id NULLS LAST LIMIT 1) AS k
+          LEFT JOIN LATERAL (
+            SELECT f.has_key, f.is_active FROM dinedesk_main.pos_devices AS f
+             WHERE f.tenant_id = t.id AND f.device_id = coalesce(k.device_id, wanted.device) LIMIT 1) AS d ON true;
+END
+$$;
+
 REVOKE ALL ON FUNCTION dinedesk_main.pos_tenant_key(), dinedesk_main.pos_tell_nodes(),
-    dinedesk_main.pos_keep_revoked(),
+    dinedesk_main.pos_keep_revoked(), dinedesk_main.pos_credentials(text[], bytea[], text[]),
     dinedesk_main.pos_key_ok(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION dinedesk_main.pos_credentials(text[], bytea[], text[]) TO posd;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_key_ok(text, text) TO posd, posd_publisher;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_notify(text, text) TO PUBLIC;
 

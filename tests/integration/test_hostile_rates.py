@@ -22,7 +22,7 @@ from tests.integration.wire_case import until
 
 _NOTE: Final = {"type": "note", "data": {"n": 1}}
 _TRIES: Final = 1000
-_FOR_A_TENANT: Final = b"wanted(slug, sha256, device, number)"
+_FOR_A_TENANT: Final = b"dinedesk_main.pos_credentials("
 _FOR_ANYBODY: Final = b"ORDER BY k.tenant_id NULLS FIRST"
 """By these a statement is known that looks a key up (`posd.store.credentials`)."""
 

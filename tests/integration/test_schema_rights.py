@@ -110,6 +110,8 @@ FUNCTIONS_OF_MAIN = {
     # the other.
     "pos_notify(text, text)": ("posd_owner", False, {"-"}),
     "pos_read_shop(text, text[], text, text, text[])": ("posd_owner", False, {"-"}),
+    "pos_credentials(text[], bytea[], text[])": ("posd_owner", False, {"posd"}),
+    "pos_places(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_order_states(integer[], text[])": ("posd_owner", False, {"posd"}),
     "pos_prune(integer, timestamp with time zone, text[], integer)": ("posd_owner", True, {"posd"}),
     "pos_prune_answers(timestamp with time zone, integer)": ("posd_owner", True, {"posd"}),

@@ -70,7 +70,7 @@ class CredentialTests(WireCase):
         self.dial(query={"apiKey": f"{self.key}#url", "last_event_id": 0}).leave()
         self.refused(key=f"{self.key}#wrong")
         self.dial(headers={"Authorization": f"Bearer {self.key}"}).leave()
-        gone = f"tenant={self.slug} "
+        gone = f"till gone: tenant={self.slug} "
         until(
             lambda: self.posd.log().count(gone) == 2, "a line for each of the two that were let in"
         )

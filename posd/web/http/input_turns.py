@@ -174,10 +174,11 @@ class PacedInput(ProtocolWrapper):
     """Whether the socket is not read because of that, or because this waits for its turn."""
     _has_begun = False
     _lost: Failure | None = None
+    _came: deque[bytes] | tuple[()] = ()
+    """What has come and was not worked on. Nothing while nothing has: an empty deque takes 760 bytes."""
 
     def makeConnection(self, transport: Any) -> None:
         _keep_declarations(type(self), transport)
-        self._came: deque[bytes] = deque()
         self.where = place(getattr(transport.getPeer(), "host", ""))
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
 
@@ -196,6 +197,8 @@ class PacedInput(ProtocolWrapper):
         if not self._has_begun and isinstance(self.transport, ProtocolWrapper):
             # Behind `haproxy:` the address of the client is known only now.
             self.where = place(getattr(self.transport.getPeer(), "host", ""))
+        if not self._came:
+            self._came = deque()
         self._came.append(data)
         self._work()
 
@@ -215,7 +218,7 @@ class PacedInput(ProtocolWrapper):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the protocol above in its turn, after what has come before. Nothing else waits for that."""
         if not self._has_begun:
-            self._came.clear()
+            self._came = ()
             self.ended(reason)
             return
         self._lost = reason
@@ -223,11 +226,14 @@ class PacedInput(ProtocolWrapper):
 
     def go_on(self) -> bool:
         """Work on one piece of what has come; whether there is more."""
-        if self._came and not self._is_held:
-            piece = self._came.popleft()
+        came = self._came
+        if came and not self._is_held:
+            piece = came.popleft()
             if len(piece) > _PIECE_BYTES:
-                self._came.appendleft(piece[_PIECE_BYTES:])
+                came.appendleft(piece[_PIECE_BYTES:])
                 piece = piece[:_PIECE_BYTES]
+            if not came:
+                self._came = ()
             self._has_begun = True
             self._deliver(piece)
         if self._came and not self._is_held:
@@ -235,7 +241,7 @@ class PacedInput(ProtocolWrapper):
         self._in_queue = False
         if self._lost is not None:
             reason, self._lost = self._lost, None
-            self._came.clear()
+            self._came = ()
             self.ended(reason)
         elif not self._is_held:
             self._resume()
@@ -246,7 +252,7 @@ class PacedInput(ProtocolWrapper):
             super().dataReceived(piece)  # type: ignore[no-untyped-call]
         except Exception:
             # The connection is given up, and the protocol above is told so in a turn of its own.
-            self._came.clear()
+            self._came = ()
             self._in_queue = False
             if self._lost is not None:
                 self._work()
@@ -272,7 +278,8 @@ class PacedInput(ProtocolWrapper):
         A client sends a request and waits for its answer: to pause and resume would be two system calls for
         nothing. So one short piece may wait while the connection is read.
         """
-        return len(self._came) > 1 or (len(self._came) == 1 and len(self._came[0]) > _PIECE_BYTES)
+        came = self._came
+        return len(came) > 1 or bool(came and len(came[0]) > _PIECE_BYTES)
 
     def _pause(self) -> None:
         if not self._is_paused:
@@ -307,7 +314,7 @@ class PacedTLS(PacedInput, TLSMemoryBIOProtocol):
 
     def abortConnection(self) -> None:
         """Give the connection up, and work on nothing more that has come on it."""
-        self._came.clear()
+        self._came = ()
         super().abortConnection()  # type: ignore[no-untyped-call]
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
@@ -391,7 +398,7 @@ class PacedPlain(PacedInput):
 
     def abortConnection(self) -> None:
         """Give the connection up, and work on nothing more that has come on it."""
-        self._came.clear()
+        self._came = ()
         self.transport.abortConnection()
 
 

@@ -1,0 +1,166 @@
+"""Autobahn's protocol as it is after the opening handshake, which posd does itself.
+
+posd has read and checked the handshake before it lets a till in (`posd.web.admission`). Autobahn would read
+it a second time, and keep some fifty attributes and a dozen objects for each connection.
+
+So Autobahn opens one connection in memory when this module is imported. What it has set by then is what every
+connection begins with, as attributes of the class. A number, a text or None can be shared by all connections,
+and so can an object that nothing changes after the opening. `tests.web.test_opened` fails if Autobahn sets an
+object that is not named here. With such an Autobahn each connection gets a copy of that object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from types import NoneType
+from typing import Any, Final
+
+import txaio
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+MESSAGE_BYTES: Final = 64 * 1024
+
+
+class Options:
+    """Autobahn's options, every one; what is not here would be as it comes, and open."""
+
+    # Nothing is copied from the factory to each connection, and formatted for a log that is off.
+    CONFIG_ATTRS = ()
+
+    versions = (13,)
+    webStatus = False
+    serveFlashSocketPolicy = False
+    flashSocketPolicy = ""
+    # Only a valid key in a header lets anybody in, and no browser can send one.
+    allowedOrigins = ("*",)
+    allowedOriginsPatterns = ()
+    allowNullOrigin = True
+    trustXForwardedFor = 0
+    # Counted by admission, which can still answer.
+    maxConnections = 0
+
+    utf8validateIncoming = True
+    requireMaskedClientFrames = True
+    maxFramePayloadSize = MESSAGE_BYTES
+    maxMessagePayloadSize = MESSAGE_BYTES
+    maskServerFrames = False
+    applyMask = True
+    autoFragmentSize = 0
+    tcpNoDelay = True
+
+    # The upgrade is done in one turn; for the rest see `TillProtocol.dropConnection` and the roster.
+    openHandshakeTimeout = 0
+    closeHandshakeTimeout = 0
+    autoPingInterval = 0
+    autoPingTimeout = 0
+    autoPingSize = 12
+    autoPingRestartOnAnyTraffic = True
+    failByDrop = False
+    echoCloseCodeReason = False
+
+    logOctets = False
+    logFrames = False
+    trackTimings = False
+    log = txaio.make_logger("none")
+
+    @staticmethod
+    def perMessageCompressionAccept(offers: object) -> None:
+        """One event is one uncompressed frame."""
+
+
+class _Unheard:
+    """In the place of a Deferred for which nothing waits."""
+
+    def callback(self, result: object) -> None:
+        """Forget the result."""
+
+
+class Opened(Options, WebSocketServerProtocol):  # type: ignore[misc]
+    """A server's protocol that is open from the beginning."""
+
+    # Set by Autobahn for its logs, which are off.
+    peer = ""
+    _transport_details = None
+    is_open = is_closed = _Unheard()
+    utf8validator: Any = None
+    """Made for the first message: most tills say nothing."""
+
+    def __init__(self) -> None:
+        # Autobahn's own sets what the class has.
+        for name, value in _COPIED.items():
+            setattr(self, name, copy(value))
+
+    def connectionMade(self) -> None:
+        """Set nothing: Autobahn's own would begin the handshake."""
+
+    # Autobahn's own two format names and arguments for a log that is off: more work than all else they do.
+
+    def dataReceived(self, data: bytes) -> None:
+        self._dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        WebSocketProtocol._connectionLost(self, reason)
+
+    def onFrameBegin(self) -> None:
+        if self.utf8validator is None:
+            self.utf8validator = _Validator()
+        super().onFrameBegin()
+
+
+SHARED: Final = frozenset(
+    {
+        *("_results", "_valid_events", "http_headers", "http_request_params"),
+        *("websocket_extensions", "websocket_extensions_in_use", "websocket_protocols"),
+        # Messages that are sent in pieces wait in it; posd sends none.
+        "send_queue",
+        # Counts for all tills together, and is not read.
+        "trafficStats",
+    }
+)
+"""Objects that one connection need not have for itself."""
+OTHERS: Final = frozenset({*vars(Opened), "connected", "factory", "transport"})
+"""Attributes that are set otherwise: by the class above, and by Twisted."""
+_PLAIN: Final = (NoneType, bool, int, float, str, bytes)
+_REQUEST: Final = (
+    b"GET / HTTP/1.1\r\nHost: posd\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+class _Memory:
+    """The transport of the connection that Autobahn opens."""
+
+    def write(self, data: bytes) -> None:
+        """Forget the answer."""
+
+    def getPeer(self) -> None:
+        """There is no other end."""
+
+    def getHost(self) -> None:
+        """There is no address."""
+
+
+def after_handshake() -> Mapping[str, Any]:
+    """What Autobahn has set of a connection that it has just opened, by name."""
+    protocol: Any = type("_First", (Options, WebSocketServerProtocol), {})()
+    protocol.factory = WebSocketServerFactory(reactor=Clock())
+    protocol.makeConnection(_Memory())
+    protocol.dataReceived(_REQUEST)
+    if protocol.state != WebSocketProtocol.STATE_OPEN:
+        raise ImportError("This version of Autobahn does not open a connection as posd expects.")
+    return {**vars(protocol)}
+
+
+_found: Final = after_handshake()
+_Validator: Final = type(_found["utf8validator"])
+_COPIED: Final[dict[str, Any]] = {}
+for _name in _found.keys() - OTHERS:
+    if _name in SHARED or isinstance(_found[_name], _PLAIN):
+        setattr(Opened, _name, _found[_name])
+    else:
+        _COPIED[_name] = _found[_name]
