@@ -18,7 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.web.http import bounded_request
-from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES
+from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES, BoundedRequest
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.site import BoundedSite
 from posd.web.http.wrong_protocol import HINTS, Spoken
@@ -299,6 +299,16 @@ class SiteTests(SynchronousTestCase):
         (request,) = self.resource.waiting
         self.assertEqual(request.requestHeaders.getRawHeaders(b"Host"), [b"other:80"])
         self.assertEqual((request.path, request.args), (b"/a", {b"b": [b"c"]}))
+
+    def test_a_request_has_what_one_of_twisted_has(self) -> None:
+        channel, _ = self.connect()
+        ours, theirs = BoundedRequest(channel), Request(channel)
+        # Whether forms are read is asked where posd reads the body.
+        for name in vars(theirs).keys() - {"_parsePOSTFormSubmission"}:
+            mine, value = getattr(ours, name), getattr(theirs, name)
+            if name not in ("cookies", "received_cookies"):
+                self.assertEqual((name, mine), (name, value))
+            self.assertFalse(name.endswith("cookies") and mine)
 
     def test_an_asterisk_is_a_resource_like_any_other(self) -> None:
         channel, transport = self.connect()
