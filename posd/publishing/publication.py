@@ -76,17 +76,14 @@ class Request:
     orderly: bool = True
     waits_since: float | None = None
     queued: bool = False
+    tenant_id: TenantId = field(init=False)
+    items: list[batch.Item] = field(init=False)
 
-    @property
-    def tenant_id(self) -> TenantId:
-        return self.publication.tenant_id
-
-    @property
-    def items(self) -> list[batch.Item]:
-        condition = self.publication.condition
-        return [
-            batch.Item(self.tenant_id, draft, condition=condition)
-            for draft in self.publication.drafts
+    def __attrs_post_init__(self) -> None:
+        asked = self.publication
+        self.tenant_id = asked.tenant_id
+        self.items = [
+            batch.Item(asked.tenant_id, each, None, asked.condition) for each in asked.drafts
         ]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from posd.database.link import Session, Transaction
 from posd.errors import PosdError, StatementFailed
 from posd.protocol import jsontext
 from posd.store.stream import columns, stream_id_of
 from posd.values import PublishWarning, Seq, TenantId
+
+T = TypeVar("T")
 
 _LOOK: Final = """
     SELECT tenant_id, id, type, key, ahead
@@ -105,7 +107,8 @@ class OrderState:
     row_now: str | None
 
 
-@frozen
+# One is made of every event. A frozen class would take four times as long for that.
+@define
 class Entry:
     """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
 
@@ -136,7 +139,8 @@ class Entry:
         return len(self.data) + len(self.beside) + len(self.snapshot or "")
 
 
-@frozen
+# One is made of every event. A frozen class would take four times as long for that.
+@define
 class Recorded:
     """Where an entry went; `elsewhere` counts its tenant's connections on other nodes.
 
@@ -247,16 +251,21 @@ def _of(node_id: UUID, entries: Sequence[Entry]) -> tuple[object, ...]:
         [entry.tenant_id for entry in entries],
         [entry.type for entry in entries],
         [entry.data for entry in entries],
-        [entry.beside for entry in entries],
-        [entry.failure for entry in entries],
-        [entry.order_id for entry in entries],
+        _column([None if entry.beside == "{}" else entry.beside for entry in entries]),
+        _column([entry.failure for entry in entries]),
+        _column([entry.order_id for entry in entries]),
         # A new order's snapshot is its data: it is sent, and copied, once.
-        [None if entry.snapshot == entry.data else entry.snapshot for entry in entries],
-        [entry.status for entry in entries],
-        [entry.version for entry in entries],
-        [entry.payment_status for entry in entries],
-        [entry.created_at for entry in entries],
+        _column([None if entry.snapshot == entry.data else entry.snapshot for entry in entries]),
+        _column([entry.status for entry in entries]),
+        _column([entry.version for entry in entries]),
+        _column([entry.payment_status for entry in entries]),
+        _column([entry.created_at for entry in entries]),
     )
+
+
+def _column(values: list[T | None]) -> list[T | None] | None:
+    """None for what no entry has, which unnest() of several arrays reads as so many NULLs."""
+    return None if values.count(None) == len(values) else values
 
 
 def _recorded(answer: str | None) -> list[Recorded]:

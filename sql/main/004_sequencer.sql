@@ -20,7 +20,8 @@ BEGIN
 END
 $$;
 
--- Number and store. The arrays run parallel, one element an event, in the order of publishing. An event with a
+-- Number and store. The arrays run parallel, one element an event, in the order of publishing. An array other than
+-- `tenant_ids`, `types` and `datas` may be NULL: no event has such an element then. An event with a
 -- `failure` gets no position. An event with an `order_id` replaces that order's snapshot; a NULL snapshot means
 -- that the event's data is the snapshot. Of several events about an order the last one's snapshot stays.
 -- Returns for each event its position, the name of the stream, the time that it is stored with, and how many
