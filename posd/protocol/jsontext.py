@@ -15,6 +15,7 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -154,6 +155,8 @@ def encode(value: object) -> bytes:
         raise ValueError("The value is nested too deeply for JSON.") from None
 
 
+# All events of a batch have one time.
+@lru_cache(256)
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-11-22T10:00:00.123Z`.
 
@@ -276,9 +279,7 @@ def _is_wide(text: bytes) -> bool:
     A number with a fraction or an exponent is read by `_number`: 80,000 of those take 110 ms.
     """
     commas = text.count(b",")
-    if commas <= _MANY_MEMBERS:
-        return False
-    if commas <= _MANY_MEMBERS * (text.count(b"{") + text.count(b"[")):
+    if commas <= _MANY_MEMBERS or commas <= _MANY_MEMBERS * (text.count(b"{") + text.count(b"[")):
         return False
     return not has_nul(text) and sum(map(text.count, (b".", b"e", b"E"))) <= _PIECE_VALUES
 

@@ -271,12 +271,11 @@ def _column(values: list[T | None]) -> list[T | None] | None:
 def _recorded(answer: str | None) -> list[Recorded]:
     """The answers from the JSON array of `_RECORD`, NULL where there were no entries."""
     rows: Any = jsontext.decode_own(answer) if answer else ()
+    if not rows:
+        return []
+    # All entries of a call are stored with one time.
+    at = datetime.fromisoformat(rows[0][2])
     return [
-        Recorded(
-            seq,
-            stream_id and stream_id_of(stream_id),
-            datetime.fromisoformat(created_at),
-            elsewhere,
-        )
-        for seq, stream_id, created_at, elsewhere in rows
+        Recorded(seq, stream_id and stream_id_of(stream_id), at, elsewhere)
+        for seq, stream_id, _, elsewhere in rows
     ]

@@ -323,7 +323,9 @@ def one_event(event: object, where: str, source: Source, index: int = 0) -> Draf
     kind, data = event.get("type"), event.get("data")
     try:
         # The body may be deeper, since it wraps them; whoever reads the event again may not.
-        if jsontext.deeper(data, jsontext.DEPTH) or jsontext.deeper(beside, jsontext.DEPTH):
+        if jsontext.deeper(data, jsontext.DEPTH) or (
+            beside and jsontext.deeper(beside, jsontext.DEPTH)
+        ):
             what = f"data is nested more than {jsontext.DEPTH} levels deep."
             raise Unprocessable(what, code="invalid_event")
         return drafts.draft(kind, data, beside, zone=source.zone, repaired=source.repaired)
