@@ -108,7 +108,7 @@ class Daemon(Service):
         # measured, of which almost all went to modules and tables that live as long as the process.
         gc.collect()
         gc.freeze()
-        # A collection is due after so many objects more than were freed, instead of Python's 700. While batches
+        # A collection is due after so many more objects than were freed, not after 700. While batches
         # are published, collections take 1 % of the processor instead of 5 %.
         gc.set_threshold(_NEW_OBJECTS)
         Service.startService(self)

@@ -78,6 +78,8 @@ class Request:
     queued: bool = False
     tenant_id: TenantId = field(init=False)
     items: list[batch.Item] = field(init=False)
+    is_plain: bool = field(init=False)
+    """Whether its events are about no order, and it has no Idempotency-Key."""
 
     def __attrs_post_init__(self) -> None:
         asked = self.publication
@@ -85,6 +87,9 @@ class Request:
         self.items = [
             batch.Item(asked.tenant_id, each, None, asked.condition) for each in asked.drafts
         ]
+        self.is_plain = asked.idempotency is None and all(
+            each.place[1] is None for each in self.items
+        )
 
 
 async def answer(clock: IReactorTime, requests: Iterable[Request]) -> None:

@@ -44,6 +44,10 @@ _RECORD: Final = """
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
         %s::text[]) AS r
 """
+_RECORD_AT_ONCE: Final = """
+    SELECT dinedesk_main.pos_record_at_once(
+        %s::integer[], %s::bigint[], %s::uuid, %s::integer[], %s::text[], %s::text[], %s::text[])
+"""
 
 
 @frozen
@@ -235,6 +239,21 @@ async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> l
     """Number and store entries in their order, one answer each."""
     ((answer,),) = await session.query(f"SELECT ({_RECORD})::text", _of(node_id, entries))
     return _recorded(answer)
+
+
+async def record_at_once(
+    transaction: Transaction,
+    node_id: UUID,
+    asking: Collection[tuple[TenantId, int | None]],
+    entries: Sequence[Entry],
+) -> list[Recorded] | None:
+    """Number and store entries that are about no order, as the only statement of a transaction.
+
+    Returns None, and stores nothing, if rows of the outbox come first: see `take`, which takes `asking` too.
+    """
+    node, tenants, types, datas, besides, *_ = _of(node_id, entries)
+    values = (*columns(asking, 2), node, tenants, types, datas, besides)
+    return _recorded(await transaction.finish(_RECORD_AT_ONCE, values)) or None
 
 
 async def record_and_commit(

@@ -113,11 +113,34 @@ BEGIN
 END
 $$;
 
+-- Take and record in one round trip, where nothing has to be compared in between: events about no order, of publishers
+-- in `asking` (005_outbox.sql). The other arrays are those of pos_record(). Returns its answer as an array of arrays.
+-- The array is empty, and nothing is stored, if rows of the outbox come first.
+CREATE FUNCTION dinedesk_main.pos_record_at_once(
+    asking integer[], follow bigint[], node uuid, tenant_ids integer[], types text[], datas text[], besides text[])
+RETURNS json
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM dinedesk_main.pos_take('{}', '{}', asking, follow, '{}', '{}', node, NULL) AS t
+         WHERE t.behind IS NOT NULL
+    ) THEN
+        RETURN '[]';
+    END IF;
+    RETURN (
+        SELECT json_agg(json_build_array(r.seq, r.stream_id, r.created_at, r.elsewhere) ORDER BY r.ordinal)
+          FROM dinedesk_main.pos_record(node, tenant_ids, types, datas, besides,
+                                        NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS r);
+END
+$$;
+
 REVOKE ALL ON FUNCTION dinedesk_main.pos_order_states(integer[], text[]),
     dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[],
-                             text[], text[])
+                             text[], text[]),
+    dinedesk_main.pos_record_at_once(integer[], bigint[], uuid, integer[], text[], text[], text[])
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_order_states(integer[], text[]),
     dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[],
-                             text[], text[])
+                             text[], text[]),
+    dinedesk_main.pos_record_at_once(integer[], bigint[], uuid, integer[], text[], text[], text[])
     TO posd;
