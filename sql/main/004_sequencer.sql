@@ -45,26 +45,35 @@ DECLARE
         SELECT nextval('dinedesk_main.pos_log_id') FROM generate_series(1, cardinality(tenant_ids)));
     seqs bigint[];
     streams uuid[];
+    head record;
 BEGIN
     -- A server that was promoted or restored gives all streams new names before it numbers (003_stream.sql).
     PERFORM dinedesk_main.pos_recognise();
-    -- In the order in which everybody locks several heads.
-    PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
-      ORDER BY h.tenant_id FOR NO KEY UPDATE;
-    WITH entry AS MATERIALIZED (
-        SELECT e.ordinal, e.tenant_id, h.stream_id, e.failure IS NULL AS numbered,
-               h.last_seq + count(*) FILTER (WHERE e.failure IS NULL)
-                                OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS seq
-          FROM unnest(tenant_ids, failures) WITH ORDINALITY AS e(tenant_id, failure, ordinal)
-          LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
-    ), moved AS (
-        UPDATE dinedesk_main.pos_heads AS h SET last_seq = n.seq
-          FROM (SELECT e.tenant_id, max(e.seq) AS seq FROM entry AS e WHERE e.numbered GROUP BY e.tenant_id) AS n
-         WHERE h.tenant_id = n.tenant_id
-    )
-    SELECT array_agg(CASE WHEN e.numbered THEN e.seq END ORDER BY e.ordinal),
-           array_agg(e.stream_id ORDER BY e.ordinal)
-      INTO seqs, streams FROM entry AS e;
+    IF failures IS NULL AND tenant_ids[1] = ALL (tenant_ids) THEN
+        -- Most batches are of one tenant. This takes a sixth of the time of what follows for several.
+        UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + cardinality(tenant_ids)
+         WHERE h.tenant_id = tenant_ids[1] RETURNING h.last_seq, h.stream_id INTO head;
+        seqs := ARRAY(SELECT generate_series(head.last_seq - cardinality(tenant_ids) + 1, head.last_seq));
+        streams := array_fill(head.stream_id, ARRAY[cardinality(tenant_ids)]);
+    ELSE
+        -- In the order in which everybody locks several heads.
+        PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
+          ORDER BY h.tenant_id FOR NO KEY UPDATE;
+        WITH entry AS MATERIALIZED (
+            SELECT e.ordinal, e.tenant_id, h.stream_id, e.failure IS NULL AS numbered,
+                   h.last_seq + count(*) FILTER (WHERE e.failure IS NULL)
+                                    OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS seq
+              FROM unnest(tenant_ids, failures) WITH ORDINALITY AS e(tenant_id, failure, ordinal)
+              LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
+        ), moved AS (
+            UPDATE dinedesk_main.pos_heads AS h SET last_seq = n.seq
+              FROM (SELECT e.tenant_id, max(e.seq) AS seq FROM entry AS e WHERE e.numbered GROUP BY e.tenant_id) AS n
+             WHERE h.tenant_id = n.tenant_id
+        )
+        SELECT array_agg(CASE WHEN e.numbered THEN e.seq END ORDER BY e.ordinal),
+               array_agg(e.stream_id ORDER BY e.ordinal)
+          INTO seqs, streams FROM entry AS e;
+    END IF;
 
     INSERT INTO dinedesk_main.pos_events (tenant_id, seq, id, event_type, event_data, beside, created_at)
     SELECT e.tenant_id, e.seq, e.id, e.type, e.data::json, nullif(e.beside, '{}')::json, recorded_at
