@@ -99,7 +99,12 @@ class PublishingTests(SequencerCase):
         await until(lambda: len(called) > 1, "it was tried")
         self.assertEqual(called[:2], ["record_at_once", "take"])
         sequencer.fence = fence
-        await asked
+
+        def is_answered() -> bool:
+            self.clock.advance(0.005)
+            return bool(asked.called)
+
+        await until(is_answered, "it is answered")
         self.assertEqual([each.data["number"] for each in self.log_of()], [1, 2, 3])
 
     async def test_a_mistake_after_the_commit_publishes_nothing_twice(self) -> None:
