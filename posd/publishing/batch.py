@@ -254,18 +254,13 @@ class Ledger:
         entry = _plain_entry(tenant_id, change.draft)
         # A new order's data is its snapshot; an update's has what came before beside it.
         same = change.draft.data is change.snapshot
-        return self._fitting(
-            evolve(
-                entry,
-                order_id=order_id,
-                snapshot=entry.data if same else jsontext.encode(change.snapshot).decode(),
-                status=change.status,
-                version=change.version,
-                payment_status=_text(change.snapshot.get("paymentStatus")),
-                created_at=_text(change.snapshot.get("createdAt")),
-                reuses_id=change.reuses_id,
-            )
-        )
+        entry.order_id = order_id
+        entry.snapshot = entry.data if same else jsontext.encode(change.snapshot).decode()
+        entry.status, entry.version = change.status, change.version
+        entry.payment_status = _text(change.snapshot.get("paymentStatus"))
+        entry.created_at = _text(change.snapshot.get("createdAt"))
+        entry.reuses_id = change.reuses_id
+        return self._fitting(entry)
 
     def _movement(self, item: Moved) -> Draft | None:
         """What the row of a ledger says; None when it is gone."""
