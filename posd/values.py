@@ -136,7 +136,7 @@ class Opening:
     shared: Seq | None = None
 
 
-# One is made of every event. A frozen class would take four times as long for that.
+# One is made of every event. A frozen class takes three to five times as long for that.
 @define
 class Event:
     """A committed event as the stream holds it.
@@ -183,7 +183,7 @@ class PublishWarning:
     message: str
 
 
-# One is made of every event. A frozen class would take four times as long for that.
+# One is made of every event. A frozen class takes three to five times as long for that.
 @define
 class Draft:
     """An event that has not been numbered yet, with its data in the exact form of the contract.

@@ -8,7 +8,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd import waiting
-from posd.waiting import Pauses, Pulse, run, within
+from posd.waiting import Pauses, Pulse, within
 
 
 class WithinTests(SynchronousTestCase):
@@ -105,27 +105,3 @@ class PausesTests(SynchronousTestCase):
         pauses.end()
         self.assertFalse(self.successResultOf(long))
         self.assertEqual(clock.getDelayedCalls(), [])
-
-
-class RunTests(SynchronousTestCase):
-    def test_it_goes_on_with_what_it_has_awaited(self) -> None:
-        heard: list[object] = []
-        first, second, third = (Deferred[str]() for _ in range(3))
-        first.callback("at once")
-
-        async def work() -> None:
-            heard.append(await first)
-            heard.append(await second)
-            try:
-                await third
-            except ValueError as error:
-                heard.append(str(error))
-
-        run(work())
-        self.assertEqual(heard, ["at once"])
-        second.callback("later")
-        self.assertEqual(heard, ["at once", "later"])
-        third.errback(ValueError("failed"))
-        self.assertEqual(heard, ["at once", "later", "failed"])
-        # What was awaited is handled: nothing of it is logged when it is collected.
-        self.assertIsNone(self.successResultOf(third))

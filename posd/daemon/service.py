@@ -109,7 +109,7 @@ class Daemon(Service):
         gc.collect()
         gc.freeze()
         # A collection is due after so many more objects than were freed, not after 700. While batches
-        # are published, collections take 1 % of the processor instead of 5 %.
+        # are published, collections take 2 % of the processor then instead of 5 %.
         gc.set_threshold(_NEW_OBJECTS)
         Service.startService(self)
         self._reactor.callWhenRunning(self._take_signals)

@@ -35,7 +35,7 @@ _LACKS: Final = "lacks"
 """What `pos_read_shop()` says of a row besides its columns (sql/main/013_adoptions.sql)."""
 
 
-# One is made of every event. A frozen class would take four times as long for that.
+# One is made of every event. A frozen class takes three to five times as long for that.
 @define
 class Item:
     """Something to publish for a tenant: a draft, or an order that a hook saw touched.

@@ -111,7 +111,7 @@ class OrderState:
     row_now: str | None
 
 
-# One is made of every event. A frozen class would take four times as long for that.
+# One is made of every event. A frozen class takes three to five times as long for that.
 @define
 class Entry:
     """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
@@ -143,7 +143,7 @@ class Entry:
         return len(self.data) + len(self.beside) + len(self.snapshot or "")
 
 
-# One is made of every event. A frozen class would take four times as long for that.
+# One is made of every event. A frozen class takes three to five times as long for that.
 @define
 class Recorded:
     """Where an entry went; `elsewhere` counts its tenant's connections on other nodes.

@@ -1,8 +1,8 @@
 """Reads from OpenSSL what a client has sent, with half of the calls that Twisted needs.
 
 Twisted asks pyOpenSSL for plain text until it raises `WantReadError`, and then for records to send, which
-nearly always raises it again. Two exceptions for each piece of input cost more than to decrypt it. Here the
-memory BIOs are asked how much they hold, and the return value of `SSL_read` is looked at.
+nearly always raises it again. Here the memory BIOs are asked how much they hold, and the return value of
+`SSL_read` is looked at, so no exception is raised while a connection is open.
 
 This module uses attributes of Twisted's transport and of pyOpenSSL's connections that are not documented,
 as `posd.web.http.direct_write` does. Where they are missing, and for everything that ends a connection,

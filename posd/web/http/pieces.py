@@ -11,7 +11,10 @@ from twisted.internet.task import Cooperator
 _STEP_SECONDS: Final = 0.001
 """A turn ends with the step during which this much time has gone by."""
 _TOGETHER_SECONDS: Final = 0.0002
-"""For how long steps follow each other without a question whether the turn ends, which costs 2 µs."""
+"""For how long steps follow each other before the cooperator is asked whether the turn ends.
+
+It is asked for each step otherwise: 4 % of what a batch of 100 events takes, by a profile.
+"""
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, cast
 
 from attrs import field, frozen
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
@@ -30,7 +31,6 @@ from posd.errors import (
 )
 from posd.protocol import jsontext
 from posd.security.addresses import place
-from posd.waiting import run
 from posd.web.http.bounded_request import BoundedRequest
 from posd.web.http.call import Call, Door
 from posd.web.http.headers import is_loopback
@@ -161,7 +161,7 @@ def not_allowed(call: Call, methods: Collection[str]) -> Answer:
 
 def respond(call: Call, handler: Handler) -> None:
     """Run a handler and send its answer, if the client is still there."""
-    run(_respond(call, handler))
+    Deferred.fromCoroutine(_respond(call, handler))
 
 
 async def _respond(call: Call, handler: Handler) -> None:
