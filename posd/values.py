@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 TenantId = int
 SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
@@ -136,7 +136,8 @@ class Opening:
     shared: Seq | None = None
 
 
-@frozen
+# One is made of every event. A frozen class takes three to five times as long for that.
+@define
 class Event:
     """A committed event as the stream holds it.
 
@@ -182,7 +183,8 @@ class PublishWarning:
     message: str
 
 
-@frozen
+# One is made of every event. A frozen class takes three to five times as long for that.
+@define
 class Draft:
     """An event that has not been numbered yet, with its data in the exact form of the contract.
 

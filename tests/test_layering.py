@@ -106,8 +106,9 @@ IMPORTERS = {
         "posd.security.server_tls",
         "posd.security.tls_refusals",
         "posd.security.client_tls",
-        # Encrypts what it sends.
+        # They encrypt and decrypt without pyOpenSSL's methods, which take longer.
         "posd.web.http.direct_write",
+        "posd.web.http.direct_read",
     ),
     "cryptography": (*("posd.security", "posd.maintenance.doctor"),),
     # One way to read and write JSON, which keeps decimals; the log has no amounts. The types of

@@ -30,7 +30,8 @@ def repair_in_pieces(raw: bytes) -> Generator[None, None, bytes]:
     The generator returns the text that `jsontext.decode` reads without a repair. A mebibyte of halves takes
     seventy milliseconds.
     """
-    if _NEVER_IN_JSON in raw or not (b"\\ud" in raw or b"\\uD" in raw):
+    # One byte is found much faster than two.
+    if b"\\" not in raw or _NEVER_IN_JSON in raw or not (b"\\ud" in raw or b"\\uD" in raw):
         return raw
     apart = raw.replace(_ESCAPED_BACKSLASH, _NEVER_IN_JSON)
     parts, start = [], 0

@@ -22,7 +22,7 @@ from posd.publishing.outbox import Outbox, Portion
 from posd.publishing.publication import Request, answer, fail, hand_on, not_served
 from posd.publishing.quarantine import Aside
 from posd.publishing.request_queue import RequestQueue
-from posd.publishing.transaction import Numbering, OutboxChanged, TenantsFailed
+from posd.publishing.transaction import Numbering, OutboxChanged, Outcome, TenantsFailed
 from posd.publishing.workload import TooMuch
 from posd.store.numbering import FenceLost, OutboxRow
 from posd.values import Appended, TenantId
@@ -122,9 +122,7 @@ class Batches:
         began = self.clock.seconds()
         self.following.try_now(requests)
         try:
-            outcome = await self.link.transaction(
-                lambda session: self.numbering.number(session, requests, portions)
-            )
+            outcome = await self._number(requests, portions)
         except FenceLost:
             self.fence_lost()
             await self.settle(requests)
@@ -148,6 +146,18 @@ class Batches:
             # More may have come for those tenants, which the last look has passed by.
             self.look_again()
         await answer(self.clock, [each for each in requests if not each.queued])
+
+    async def _number(self, requests: Sequence[Request], portions: Sequence[Portion]) -> Outcome:
+        """One transaction. There are two where rows of the outbox come before requests that are plain."""
+        if not portions and self.numbering.is_plain(requests):
+            outcome = await self.link.transaction(
+                lambda session: self.numbering.number_plain(session, requests)
+            )
+            if outcome is not None:
+                return outcome
+        return await self.link.transaction(
+            lambda session: self.numbering.number(session, requests, portions)
+        )
 
     async def _leave_out(
         self,

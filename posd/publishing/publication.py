@@ -76,18 +76,20 @@ class Request:
     orderly: bool = True
     waits_since: float | None = None
     queued: bool = False
+    tenant_id: TenantId = field(init=False)
+    items: list[batch.Item] = field(init=False)
+    is_plain: bool = field(init=False)
+    """Whether its events are about no order, and it has no Idempotency-Key."""
 
-    @property
-    def tenant_id(self) -> TenantId:
-        return self.publication.tenant_id
-
-    @property
-    def items(self) -> list[batch.Item]:
-        condition = self.publication.condition
-        return [
-            batch.Item(self.tenant_id, draft, condition=condition)
-            for draft in self.publication.drafts
+    def __attrs_post_init__(self) -> None:
+        asked = self.publication
+        self.tenant_id = asked.tenant_id
+        self.items = [
+            batch.Item(asked.tenant_id, each, None, asked.condition) for each in asked.drafts
         ]
+        self.is_plain = asked.idempotency is None and all(
+            each.place[1] is None for each in self.items
+        )
 
 
 async def answer(clock: IReactorTime, requests: Iterable[Request]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -12,17 +13,20 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from posd.database.link import Session, Transaction
-from posd.errors import NotFound, PosdError, Refusal
+from posd.errors import PosdError, Refusal
 from posd.events.timezones import is_zone
 from posd.protocol import jsontext
 from posd.publishing import batch
+from posd.publishing.judging import appended, judge
 from posd.publishing.outbox import Portion
 from posd.publishing.publication import OrderOutcome, Published, Request
 from posd.publishing.workload import Workload
 from posd.store import idempotency, movements, numbering, orders, presence, tenants
-from posd.values import Appended, Event, Tenant, TenantId
+from posd.values import Appended, Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
+_NO_TIME: Final = datetime.min
+"""For events about no order: the time dates the shops' orders only."""
 
 _log = Logger()
 
@@ -114,7 +118,7 @@ class Numbering:
         made = self._made(ledger, items)
         entries = [entry for _, entry in made]
         failed = [entry for entry in entries if entry.failure is not None]
-        judged = _judge(ledger, entries, fresh)
+        judged = judge(ledger, entries, fresh)
         elsewhere = await self._elsewhere(session, requests, entries)
         recorded = await self._record(session, entries, fresh)
         placed = list(zip(entries, recorded, strict=True))
@@ -136,9 +140,47 @@ class Numbering:
             reused,
             warned,
             ledger.left_out,
-            _appended(placed),
+            appended(placed),
             ledger.lacking,
             early,
+        )
+
+    def is_plain(self, requests: Sequence[Request]) -> bool:
+        """Whether nothing has to be read before these requests can be numbered.
+
+        Their events are about no order, they have no Idempotency-Key, and their shops are known.
+        """
+        return self._shops_are_fresh and all(
+            each.is_plain and each.tenant_id in self._shops for each in requests
+        )
+
+    async def number_plain(
+        self, session: Transaction, requests: Sequence[Request]
+    ) -> Outcome | None:
+        """Publish requests that are plain in one round trip, as `number` does in two.
+
+        Returns None, and has published nothing, if there are older rows of their tenants in the outbox. The
+        transaction is over in any case.
+        """
+        self.oldest = None
+        ledger = batch.Ledger({}, self._shops, self.event_bytes, _NO_TIME)
+        entries: list[numbering.Entry] = []
+        judged = judge(ledger, entries, requests)
+        if not entries:
+            return Outcome()
+        asking = {(each.tenant_id, each.follows) for each in requests if each.orderly}
+        recorded = await numbering.record_at_once(session, self.node_id, asking, entries)
+        if recorded is None:
+            return None
+        placed = list(zip(entries, recorded, strict=True))
+        for each in judged:
+            each.settle(recorded)
+        self._count(requests, {entry.tenant_id: each.elsewhere for entry, each in placed})
+        stored = [entry for entry, each in placed if each.seq is not None]
+        return Outcome(
+            published=Counter({"rest": len(stored)}) if stored else {},
+            warned=[entry for entry in stored if entry.warnings],
+            appended=appended(placed),
         )
 
     def _read(
@@ -183,9 +225,13 @@ class Numbering:
         shop = self._shops.get(tenant_id)
         return str(tenant_id) if shop is None else shop.slug
 
+    @property
+    def _shops_are_fresh(self) -> bool:
+        return self.clock.seconds() - self._shops_since <= _SHOPS_SECONDS
+
     async def shops(self, session: Session, wanted: Collection[TenantId]) -> batch.Shops:
         """These tenants and others, without those that are gone. What was read is used for a minute."""
-        if self.clock.seconds() - self._shops_since > _SHOPS_SECONDS:
+        if not self._shops_are_fresh:
             self._shops, self._shops_since = {}, self.clock.seconds()
         if missing := set(wanted) - self._shops.keys():
             found = await tenants.by_id(session, missing)
@@ -308,79 +354,6 @@ def _early(
             each.follows = each.follows or last
             early.append(each)
     return early
-
-
-def _appended(placed: Sequence[tuple[numbering.Entry, numbering.Recorded]]) -> list[Appended]:
-    """What came to the end of each tenant's stream, as it would be read from the log."""
-    events: dict[tuple[TenantId, UUID], list[Event]] = {}
-    for entry, each in placed:
-        if each.seq is not None and each.stream_id is not None:
-            events.setdefault((entry.tenant_id, each.stream_id), []).append(
-                Event(
-                    each.seq,
-                    entry.type,
-                    entry.data.encode(),
-                    each.created_at,
-                    entry.beside.encode(),
-                )
-            )
-    return [Appended(*stream_name, of_tenant) for stream_name, of_tenant in events.items()]
-
-
-@frozen
-class _Judged:
-    """A request that is published; `numbers` says which of the entries is which of its events."""
-
-    request: Request
-    numbers: Sequence[int | None]
-    order: OrderOutcome | None
-
-    def settle(self, recorded: Sequence[numbering.Recorded]) -> None:
-        """Give the request its result."""
-        seqs = [None if number is None else recorded[number].seq for number in self.numbers]
-        if any(n is not None and seq is None for n, seq in zip(self.numbers, seqs, strict=True)):
-            self.request.result = NotFound("There is no such tenant.", code="unknown_tenant")
-        else:
-            self.request.result = Published(tuple(seqs), 0, order=self.order)
-
-
-def _judge(
-    ledger: batch.Ledger, entries: list[numbering.Entry], requests: Sequence[Request]
-) -> list[_Judged]:
-    """Add the entries of requests to those of the outbox. A request that is refused is given its refusal."""
-    judged = []
-    for request in requests:
-        try:
-            made, order = _asked(ledger, request)
-        except Refusal as refusal:
-            request.result = refusal
-            continue
-        numbers = iter(range(len(entries), len(entries) + len(made)))
-        judged.append(
-            _Judged(request, [None if each is None else next(numbers) for each in made], order)
-        )
-        entries += [each for each in made if each is not None]
-    return judged
-
-
-def _asked(
-    ledger: batch.Ledger, request: Request
-) -> tuple[list[numbering.Entry | None], OrderOutcome | None]:
-    """A request's entries and, where it had a condition, what has become of its order.
-
-    Raises the `Refusal` of either.
-    """
-    items = request.items
-    tenant_id, order_id = items[0].place if items else (request.tenant_id, None)
-    if request.publication.condition is None or order_id is None:
-        return ledger.request(items), None
-    before = ledger.order((tenant_id, order_id))
-    made = ledger.request(items)
-    after = ledger.order((tenant_id, order_id))
-    if after is None:
-        return made, None
-    previous = None if before is None else before.status
-    return made, OrderOutcome(order_id, after.version, after.status, previous)
 
 
 def _answer(published: Published) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from posd.database.link import Session, Transaction
 from posd.errors import PosdError, StatementFailed
 from posd.protocol import jsontext
 from posd.store.stream import columns, stream_id_of
 from posd.values import PublishWarning, Seq, TenantId
+
+T = TypeVar("T")
 
 _LOOK: Final = """
     SELECT tenant_id, id, type, key, ahead
@@ -41,6 +43,10 @@ _RECORD: Final = """
       FROM dinedesk_main.pos_record(%s::uuid, %s::integer[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
         %s::text[]) AS r
+"""
+_RECORD_AT_ONCE: Final = """
+    SELECT dinedesk_main.pos_record_at_once(
+        %s::integer[], %s::bigint[], %s::uuid, %s::integer[], %s::text[], %s::text[], %s::text[])
 """
 
 
@@ -105,7 +111,8 @@ class OrderState:
     row_now: str | None
 
 
-@frozen
+# One is made of every event. A frozen class takes three to five times as long for that.
+@define
 class Entry:
     """An event on its way into the log; the JSON members are text. `failure`: it gets no position.
 
@@ -136,7 +143,8 @@ class Entry:
         return len(self.data) + len(self.beside) + len(self.snapshot or "")
 
 
-@frozen
+# One is made of every event. A frozen class takes three to five times as long for that.
+@define
 class Recorded:
     """Where an entry went; `elsewhere` counts its tenant's connections on other nodes.
 
@@ -233,6 +241,21 @@ async def record(session: Session, node_id: UUID, entries: Sequence[Entry]) -> l
     return _recorded(answer)
 
 
+async def record_at_once(
+    transaction: Transaction,
+    node_id: UUID,
+    asking: Collection[tuple[TenantId, int | None]],
+    entries: Sequence[Entry],
+) -> list[Recorded] | None:
+    """Number and store entries that are about no order, as the only statement of a transaction.
+
+    Returns None, and stores nothing, if rows of the outbox come first: see `take`, which takes `asking` too.
+    """
+    node, tenants, types, datas, besides, *_ = _of(node_id, entries)
+    values = (*columns(asking, 2), node, tenants, types, datas, besides)
+    return _recorded(await transaction.finish(_RECORD_AT_ONCE, values)) or None
+
+
 async def record_and_commit(
     transaction: Transaction, node_id: UUID, entries: Sequence[Entry]
 ) -> list[Recorded]:
@@ -247,27 +270,31 @@ def _of(node_id: UUID, entries: Sequence[Entry]) -> tuple[object, ...]:
         [entry.tenant_id for entry in entries],
         [entry.type for entry in entries],
         [entry.data for entry in entries],
-        [entry.beside for entry in entries],
-        [entry.failure for entry in entries],
-        [entry.order_id for entry in entries],
+        _column([None if entry.beside == "{}" else entry.beside for entry in entries]),
+        _column([entry.failure for entry in entries]),
+        _column([entry.order_id for entry in entries]),
         # A new order's snapshot is its data: it is sent, and copied, once.
-        [None if entry.snapshot == entry.data else entry.snapshot for entry in entries],
-        [entry.status for entry in entries],
-        [entry.version for entry in entries],
-        [entry.payment_status for entry in entries],
-        [entry.created_at for entry in entries],
+        _column([None if entry.snapshot == entry.data else entry.snapshot for entry in entries]),
+        _column([entry.status for entry in entries]),
+        _column([entry.version for entry in entries]),
+        _column([entry.payment_status for entry in entries]),
+        _column([entry.created_at for entry in entries]),
     )
+
+
+def _column(values: list[T | None]) -> list[T | None] | None:
+    """None for what no entry has, which unnest() of several arrays reads as so many NULLs."""
+    return None if values.count(None) == len(values) else values
 
 
 def _recorded(answer: str | None) -> list[Recorded]:
     """The answers from the JSON array of `_RECORD`, NULL where there were no entries."""
     rows: Any = jsontext.decode_own(answer) if answer else ()
+    if not rows:
+        return []
+    # All entries of a call are stored with one time.
+    at = datetime.fromisoformat(rows[0][2])
     return [
-        Recorded(
-            seq,
-            stream_id and stream_id_of(stream_id),
-            datetime.fromisoformat(created_at),
-            elsewhere,
-        )
-        for seq, stream_id, created_at, elsewhere in rows
+        Recorded(seq, stream_id and stream_id_of(stream_id), at, elsewhere)
+        for seq, stream_id, _, elsewhere in rows
     ]

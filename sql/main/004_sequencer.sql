@@ -20,7 +20,8 @@ BEGIN
 END
 $$;
 
--- Number and store. The arrays run parallel, one element an event, in the order of publishing. An event with a
+-- Number and store. The arrays run parallel, one element an event, in the order of publishing. An array other than
+-- `tenant_ids`, `types` and `datas` may be NULL: no event has such an element then. An event with a
 -- `failure` gets no position. An event with an `order_id` replaces that order's snapshot; a NULL snapshot means
 -- that the event's data is the snapshot. Of several events about an order the last one's snapshot stays.
 -- Returns for each event its position, the name of the stream, the time that it is stored with, and how many
@@ -44,26 +45,35 @@ DECLARE
         SELECT nextval('dinedesk_main.pos_log_id') FROM generate_series(1, cardinality(tenant_ids)));
     seqs bigint[];
     streams uuid[];
+    head record;
 BEGIN
     -- A server that was promoted or restored gives all streams new names before it numbers (003_stream.sql).
     PERFORM dinedesk_main.pos_recognise();
-    -- In the order in which everybody locks several heads.
-    PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
-      ORDER BY h.tenant_id FOR NO KEY UPDATE;
-    WITH entry AS MATERIALIZED (
-        SELECT e.ordinal, e.tenant_id, h.stream_id, e.failure IS NULL AS numbered,
-               h.last_seq + count(*) FILTER (WHERE e.failure IS NULL)
-                                OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS seq
-          FROM unnest(tenant_ids, failures) WITH ORDINALITY AS e(tenant_id, failure, ordinal)
-          LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
-    ), moved AS (
-        UPDATE dinedesk_main.pos_heads AS h SET last_seq = n.seq
-          FROM (SELECT e.tenant_id, max(e.seq) AS seq FROM entry AS e WHERE e.numbered GROUP BY e.tenant_id) AS n
-         WHERE h.tenant_id = n.tenant_id
-    )
-    SELECT array_agg(CASE WHEN e.numbered THEN e.seq END ORDER BY e.ordinal),
-           array_agg(e.stream_id ORDER BY e.ordinal)
-      INTO seqs, streams FROM entry AS e;
+    IF failures IS NULL AND tenant_ids[1] = ALL (tenant_ids) THEN
+        -- Most batches are of one tenant. This takes about half as long as what follows for several.
+        UPDATE dinedesk_main.pos_heads AS h SET last_seq = h.last_seq + cardinality(tenant_ids)
+         WHERE h.tenant_id = tenant_ids[1] RETURNING h.last_seq, h.stream_id INTO head;
+        seqs := ARRAY(SELECT generate_series(head.last_seq - cardinality(tenant_ids) + 1, head.last_seq));
+        streams := array_fill(head.stream_id, ARRAY[cardinality(tenant_ids)]);
+    ELSE
+        -- In the order in which everybody locks several heads.
+        PERFORM FROM dinedesk_main.pos_heads AS h WHERE h.tenant_id = ANY (tenant_ids)
+          ORDER BY h.tenant_id FOR NO KEY UPDATE;
+        WITH entry AS MATERIALIZED (
+            SELECT e.ordinal, e.tenant_id, h.stream_id, e.failure IS NULL AS numbered,
+                   h.last_seq + count(*) FILTER (WHERE e.failure IS NULL)
+                                    OVER (PARTITION BY e.tenant_id ORDER BY e.ordinal) AS seq
+              FROM unnest(tenant_ids, failures) WITH ORDINALITY AS e(tenant_id, failure, ordinal)
+              LEFT JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = e.tenant_id
+        ), moved AS (
+            UPDATE dinedesk_main.pos_heads AS h SET last_seq = n.seq
+              FROM (SELECT e.tenant_id, max(e.seq) AS seq FROM entry AS e WHERE e.numbered GROUP BY e.tenant_id) AS n
+             WHERE h.tenant_id = n.tenant_id
+        )
+        SELECT array_agg(CASE WHEN e.numbered THEN e.seq END ORDER BY e.ordinal),
+               array_agg(e.stream_id ORDER BY e.ordinal)
+          INTO seqs, streams FROM entry AS e;
+    END IF;
 
     INSERT INTO dinedesk_main.pos_events (tenant_id, seq, id, event_type, event_data, beside, created_at)
     SELECT e.tenant_id, e.seq, e.id, e.type, e.data::json, nullif(e.beside, '{}')::json, recorded_at
@@ -112,11 +122,34 @@ BEGIN
 END
 $$;
 
+-- Take and record in one round trip, where nothing has to be compared in between: events about no order, of publishers
+-- in `asking` (005_outbox.sql). The other arrays are those of pos_record(). Returns its answer as an array of arrays.
+-- The array is empty, and nothing is stored, if rows of the outbox come first.
+CREATE FUNCTION dinedesk_main.pos_record_at_once(
+    asking integer[], follow bigint[], node uuid, tenant_ids integer[], types text[], datas text[], besides text[])
+RETURNS json
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM dinedesk_main.pos_take('{}', '{}', asking, follow, '{}', '{}', node, NULL) AS t
+         WHERE t.behind IS NOT NULL
+    ) THEN
+        RETURN '[]';
+    END IF;
+    RETURN (
+        SELECT json_agg(json_build_array(r.seq, r.stream_id, r.created_at, r.elsewhere) ORDER BY r.ordinal)
+          FROM dinedesk_main.pos_record(node, tenant_ids, types, datas, besides,
+                                        NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS r);
+END
+$$;
+
 REVOKE ALL ON FUNCTION dinedesk_main.pos_order_states(integer[], text[]),
     dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[],
-                             text[], text[])
+                             text[], text[]),
+    dinedesk_main.pos_record_at_once(integer[], bigint[], uuid, integer[], text[], text[], text[])
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION dinedesk_main.pos_order_states(integer[], text[]),
     dinedesk_main.pos_record(uuid, integer[], text[], text[], text[], text[], text[], text[], text[], integer[],
-                             text[], text[])
+                             text[], text[]),
+    dinedesk_main.pos_record_at_once(integer[], bigint[], uuid, integer[], text[], text[], text[])
     TO posd;

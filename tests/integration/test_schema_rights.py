@@ -123,6 +123,11 @@ FUNCTIONS_OF_MAIN = {
         False,
         {"posd"},
     ),
+    "pos_record_at_once(integer[], bigint[], uuid, integer[], text[], text[], text[])": (
+        "posd_owner",
+        False,
+        {"posd"},
+    ),
     "pos_take(integer[], bigint[], integer[], bigint[], integer[], text[], uuid, bigint)": (
         "posd_owner",
         False,

@@ -66,23 +66,46 @@ class PublishingTests(SequencerCase):
         self.assertEqual([first(each) for each in published], list(range(1, 21)))
         self.assertEqual(link.transactions, 2)
 
-    async def test_a_batch_is_two_statements_if_its_orders_are_known(self) -> None:
+    async def test_a_batch_has_as_few_statements_as_can_be(self) -> None:
         sequencer = await self.started()
         await sequencer.publish(publication(notice(1)))
         called: list[str] = []
-        for name in ("take", "published", "record", "record_and_commit"):
+        for name in ("take", "published", "record", "record_and_commit", "record_at_once"):
             self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
+        # About no order: there is nothing to compare.
         await sequencer.publish(publication(notice(2)))
-        self.assertEqual(called, ["take", "record_and_commit"])
+        self.assertEqual(called, ["record_at_once"])
         await sequencer.publish(publication(order("7")))
         await sequencer.publish(publication(order("7")))
         # The second one says nothing new.
-        self.assertEqual(called[2:], ["take", "record_and_commit", "take"])
+        self.assertEqual(called[1:], ["take", "record_and_commit", "take"])
         data = '{"orderId":"7","status":"cooking"}'
         self.admin.run("SELECT dinedesk_main.pos_publish('kitchen', 'order_updated', %s)", data)
         sequencer.wake()
         await until(lambda: not self.waiting, "the row was taken")
-        self.assertEqual(called[5:], ["take", "published", "record_and_commit"])
+        self.assertEqual(called[4:], ["take", "published", "record_and_commit"])
+
+    async def test_older_rows_of_the_outbox_come_before_events_about_no_order(self) -> None:
+        sequencer = await self.started()
+        await sequencer.publish(publication(notice(1)))
+        await until(lambda: not sequencer._working, "it is at rest")
+        called: list[str] = []
+        for name in ("take", "record_at_once"):
+            self.patch(numbering, name, _noting(called, name, getattr(numbering, name)))
+        # The rows stay where they are for as long as this node is not the doorman.
+        fence, sequencer.fence = sequencer.fence, None
+        self.publish("note", {"number": 2})
+        asked = begin(sequencer.publish(publication(notice(3))))
+        await until(lambda: len(called) > 1, "it was tried")
+        self.assertEqual(called[:2], ["record_at_once", "take"])
+        sequencer.fence = fence
+
+        def is_answered() -> bool:
+            self.clock.advance(0.005)
+            return bool(asked.called)
+
+        await until(is_answered, "it is answered")
+        self.assertEqual([each.data["number"] for each in self.log_of()], [1, 2, 3])
 
     async def test_a_mistake_after_the_commit_publishes_nothing_twice(self) -> None:
         sequencer = await self.started()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from datetime import tzinfo
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from attrs import define, field, frozen
@@ -39,6 +40,9 @@ from posd.web.http.requests import Answer
 from posd.web.openapi.event_schemas import ref
 
 _MOST_EVENTS: Final = 500
+_MEMBERS: Final = frozenset(("type", "data", "timestamp"))
+"""Of an event. Its other members stand beside the data."""
+_EMPTY: Final[Mapping[str, object]] = MappingProxyType({})
 _MOST_WARNINGS: Final = 100
 Position = Annotated[Seq, Meta(ge=1, description="A position in the tenant's stream.")]
 
@@ -303,24 +307,29 @@ def _drafts(
 ) -> Generator[None, None, list[Draft]]:
     made = []
     for index, event in enumerate(events):
-        made.append(one_event(event, where.format(index), source))
+        made.append(one_event(event, where, source, index))
         yield
     return made
 
 
-def one_event(event: object, where: str, source: Source) -> Draft:
-    """One event in its exact form; a refusal says by `where` which one it was."""
-    if not isinstance(event, Mapping):
-        raise BadRequest(f"{where or 'event'} must be an object.", code="invalid_event")
-    beside = {
-        name: value for name, value in event.items() if name not in ("type", "data", "timestamp")
-    }
+def one_event(event: object, where: str, source: Source, index: int = 0) -> Draft:
+    """One event in its exact form; a refusal says by `where`, with its `index`, which one it was."""
+    if not isinstance(event, dict):
+        what = where.format(index) or "event"
+        raise BadRequest(f"{what} must be an object.", code="invalid_event")
+    beside = _EMPTY
+    if not _MEMBERS.issuperset(event):
+        beside = {name: value for name, value in event.items() if name not in _MEMBERS}
+    kind, data = event.get("type"), event.get("data")
     try:
         # The body may be deeper, since it wraps them; whoever reads the event again may not.
-        if jsontext.deeper([event.get("data"), beside], jsontext.DEPTH + 1):
+        if jsontext.deeper(data, jsontext.DEPTH) or (
+            beside and jsontext.deeper(beside, jsontext.DEPTH)
+        ):
             what = f"data is nested more than {jsontext.DEPTH} levels deep."
             raise Unprocessable(what, code="invalid_event")
-        kind, data = event.get("type"), event.get("data")
         return drafts.draft(kind, data, beside, zone=source.zone, repaired=source.repaired)
     except Unprocessable as refusal:
-        raise Unprocessable(f"{where}{refusal.message}", code=refusal.code) from refusal
+        raise Unprocessable(
+            f"{where.format(index)}{refusal.message}", code=refusal.code
+        ) from refusal

@@ -7,8 +7,11 @@ from io import BytesIO
 from typing import Any, Final, Protocol
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from posd.errors import TooManyRequests
@@ -17,6 +20,7 @@ from posd.web.http.headers import (
     Fields,
     Target,
     date,
+    headers_of,
     is_host,
     keys_in,
     path_parts,
@@ -67,11 +71,19 @@ class Limits(Protocol):
 class Channel(Protocol):
     """What a request needs of its connection, a `posd.web.http.channel.BoundedChannel`."""
 
-    persistent: bool
+    persistent: int
     """Whether another request may follow."""
 
-    def write(self, data: bytes) -> None:
-        """Send to the client."""
+    transport: Any
+
+    def getPeer(self) -> IAddress:
+        """The other end."""
+
+    def getHost(self) -> IAddress:
+        """This end."""
+
+    def send(self, data: bytes) -> None:
+        """Send to the client, at once if nothing waits before it."""
 
     @property
     def site(self) -> Any:
@@ -100,6 +112,9 @@ class BoundedRequest(Request):
     """
 
     channel: Channel  # type: ignore[assignment]
+    queued = False
+    cookies = received_cookies = ()  # type: ignore[assignment]
+    """posd uses none."""
     _received = 0
     _most = BODY_BYTES
     _target: Target
@@ -108,18 +123,59 @@ class BoundedRequest(Request):
     account: RateAccount | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
-    fields: Fields
-    """What its header has, from when it was read."""
+    _fields: Fields | None = None
     _keys: list[str] | None = None
+    _headers: Headers | None = None
+    _answer_headers: Headers | None = None
     gone = False
     """Whether its connection is lost: nobody waits for the answer."""
 
-    def parseCookies(self) -> None:
-        """posd uses none."""
+    def __init__(self, channel: Channel, queued: object = None) -> None:
+        """Set what Twisted's classes set, without what posd does not use and what is made when it is needed.
+
+        `tests.web.http.test_site` compares.
+        """
+        self.channel = channel
+        self.client, self.host = channel.getPeer(), channel.getHost()
+        self.transport = channel.transport
+        self.notifications: list[Deferred[None]] = []
+        self._adapterCache: dict[str, object] = {}
+
+    @property
+    def fields(self) -> Fields:
+        """What its header has. Not to be asked for before the header was read."""
+        if self._fields is None:
+            self._fields = read_fields(self.requestHeaders)
+        return self._fields
+
+    @fields.setter
+    def fields(self, fields: Fields) -> None:
+        self._fields = fields
+
+    @property
+    def requestHeaders(self) -> Headers:
+        """The same in Twisted's form, for what Twisted and Autobahn do with it."""
+        if self._headers is None:
+            self._headers = headers_of(self._fields or {})
+        return self._headers
+
+    @requestHeaders.setter
+    def requestHeaders(self, headers: Headers) -> None:
+        self._headers = headers
+
+    @property
+    def responseHeaders(self) -> Headers:
+        """What Twisted writes before an answer that is written in parts, an event stream for example."""
+        if self._answer_headers is None:
+            self._answer_headers = Headers()
+        return self._answer_headers
+
+    @responseHeaders.setter
+    def responseHeaders(self, headers: Headers) -> None:
+        self._answer_headers = headers
 
     def gotLength(self, length: int | None) -> None:
         command, target, version = self.channel.request_line
-        self.fields = read_fields(self.requestHeaders)
         read = read_target(command, target)
         fault = _fault(self.fields, version, length)
         if read is None:
@@ -206,7 +262,7 @@ class BoundedRequest(Request):
         last = b"" if self.channel.persistent else b"Connection: close\r\n"
         line = self.clientproto, status
         self.startedWriting = 1
-        self.channel.write(b"%b %b\r\n%bDate: %b\r\n%b\r\n%b" % (*line, fields, date(), last, body))
+        self.channel.send(b"%b %b\r\n%bDate: %b\r\n%b\r\n%b" % (*line, fields, date(), last, body))
 
     def connectionLost(self, reason: Failure) -> None:
         """What has come whole is carried out, whoever left meanwhile, and needs its body for that.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from copy import copy
 from typing import BinaryIO, Final, cast
 
@@ -184,11 +184,14 @@ class Call:
         if self.is_long:
             self._check_type()
             try:
-                whole = await in_pieces(surrogates.repair_in_pieces(self.body))
-                self._is_repaired = whole != self.body or jsontext.has_nul(whole)
-                self._parsed = await in_pieces(jsontext.decode_in_pieces(whole, depth=_DEPTH))
+                self._parsed = await in_pieces(self._reading())
             except InvalidMessage as error:
                 raise _refusal_of(error) from error
+
+    def _reading(self) -> Generator[None, None, object]:
+        whole = yield from surrogates.repair_in_pieces(self.body)
+        self._is_repaired = whole != self.body or jsontext.has_nul(whole)
+        return (yield from jsontext.decode_in_pieces(whole, depth=_DEPTH))
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object.

@@ -12,13 +12,13 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseablePr
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
-from twisted.web.server import Request
 from zope.interface import implementer
 
 from posd import __version__
 from posd.protocol import jsontext
 from posd.web.http.bounded_request import BoundedRequest, Limits
 from posd.web.http.deadline import Deadline
+from posd.web.http.direct_write import Write, direct_write
 from posd.web.http.head import Head, read_head
 from posd.web.http.headers import date, members
 from posd.web.http.input_turns import PacedInput
@@ -95,6 +95,8 @@ class BoundedChannel(HTTPChannel):
     _refusals = 0
     """Requests in a row that were over a rate."""
     _lost: Callable[[], None] | None = None
+    _send: Write | None = None
+    """Writes directly, from the first answer on."""
 
     def connectionMade(self) -> None:
         self._deadline = Deadline(self.site.clock)
@@ -145,13 +147,12 @@ class BoundedChannel(HTTPChannel):
 
     def _begin(self, head: Head, rest: bytes) -> None:
         """Begin a request whose head was read, as `lineReceived` does at the end of a head."""
-        request = self.requestFactory(self, 0)
+        request = BoundedRequest(self)
         self.requests.append(request)
         self._command, self._path, self._version = head.method, head.target, b"HTTP/1.1"
-        for name, value in head.fields:
-            request.requestHeaders.addRawHeader(name, value)
-        self.length = int(head.length or 0)
-        self.allHeadersReceived()  # type: ignore[no-untyped-call]
+        request.fields = head.fields
+        self.length = head.length or 0
+        self.allHeadersReceived()
         if self._leaving:
             return
         length = self.length
@@ -161,10 +162,16 @@ class BoundedChannel(HTTPChannel):
             self._finishRequestBody(rest[length:])  # type: ignore[no-untyped-call]
         else:
             self._expect_request()
-            self._maybeChooseTransferDecoder(b"Content-Length", head.length)  # type: ignore[no-untyped-call]
+            self._maybeChooseTransferDecoder(b"Content-Length", b"%d" % length)  # type: ignore[no-untyped-call]
             self.setRawMode()  # type: ignore[no-untyped-call]
             if rest:
                 self.rawDataReceived(rest)
+
+    def send(self, data: bytes) -> None:
+        """Send an answer, or its beginning, in this turn of the reactor. Nothing is sent after hanging up."""
+        if self._send is None:
+            self._send = direct_write(self.transport)
+        (self.transport.write if self._leaving else self._send)(data)
 
     def _expect_request(self) -> None:
         """The rest of the request that has begun must come soon."""
@@ -207,17 +214,21 @@ class BoundedChannel(HTTPChannel):
             return False
         return bool(HTTPChannel.headerReceived(self, line))
 
-    def checkPersistence(self, request: Request, version: bytes) -> bool:
+    def allHeadersReceived(self) -> None:
+        request, version = self.requests[-1], self._version
+        self.persistent = self.checkPersistence(request, version)
+        request.gotLength(self.length)
+        expected = request.fields.get("expect")
+        if expected and expected[0].lower() == "100-continue" and version == b"HTTP/1.1":
+            self._send100Continue()
+
+    def checkPersistence(self, request: BoundedRequest, version: bytes) -> bool:
         """Tell whether another request may follow (RFC 9112 §9.3).
 
         Connection is a list, of which Twisted reads the first line only and splits that at blanks.
         """
-        lines = request.requestHeaders.getRawHeaders(b"Connection", ())
-        if not lines and version == b"HTTP/1.1":
-            return True
-        if version == b"HTTP/1.1" and "close" not in members(
-            each.decode("latin-1") for each in lines
-        ):
+        lines = request.fields.get("connection", ())
+        if version == b"HTTP/1.1" and not (lines and "close" in members(lines)):
             return True
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         return False
@@ -342,7 +353,7 @@ class BoundedChannel(HTTPChannel):
         for 41 ms, measured.
         """
         self.requests.clear()
-        self._transferDecoder = None
+        self._transferDecoder = self._send = None
 
     def hold(self, lost: Callable[[], None]) -> None:
         """The request that is being answered is a till's, which is counted elsewhere, and takes long.

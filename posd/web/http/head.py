@@ -11,17 +11,19 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from posd.web.http.headers import Fields
+
 MOST_HEAD_BYTES: Final = 8192
 """Of a plain head. twisted.web accepts 16,384 bytes."""
 _MOST_FIELDS: Final = 100
-# The longest body that any operation takes has 7 digits.
-_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
+_LENGTH_DIGITS: Final = 9
+"""The longest body that any operation takes has 7."""
 # RFC 9112 §3 and §5, without the obsolete forms. No value has control characters but HTAB (RFC 9110 §5.5).
 _HEAD: Final = re.compile(
     rb"([A-Z]{1,20}) (/[\x21\x22\x24-\x7e]*+) HTTP/1\.1\r\n"
     rb"((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)++)\r\n"
 )
-_FIELD: Final = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
+_FIELD: Final = re.compile(r"([^:]++):[ \t]*+([^\r]*+)\r\n")
 
 
 class Head(NamedTuple):
@@ -29,10 +31,10 @@ class Head(NamedTuple):
 
     method: bytes
     target: bytes
-    fields: list[tuple[bytes, bytes]]
-    """Names as they were sent, and values without the white space around them."""
-    length: bytes | None
-    """The value of Content-Length, which is digits; None without the field: the request has no body."""
+    fields: Fields
+    """Values have no white space around them."""
+    length: int | None
+    """The value of Content-Length; None without the field: the request has no body."""
     size: int
     """Bytes of the head. The body follows."""
 
@@ -43,13 +45,16 @@ def read_head(data: bytes) -> Head | None:
     if found is None:
         return None
     method, target, lines = found.groups()
-    fields = [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(lines)]
-    names = [name.lower() for name, _ in fields]
-    if len(fields) > _MOST_FIELDS or b"transfer-encoding" in names:
+    listed = _FIELD.findall(lines.decode("latin-1"))
+    fields: Fields = {}
+    for name, value in listed:
+        fields.setdefault(name.lower(), []).append(value.rstrip(" \t"))
+    if len(listed) > _MOST_FIELDS or "transfer-encoding" in fields:
         return None
     length = None
-    if b"content-length" in names:
-        length = fields[names.index(b"content-length")][1]
-        if names.count(b"content-length") > 1 or not _LENGTH.fullmatch(length):
+    if "content-length" in fields:
+        digits, *others = fields["content-length"]
+        if others or len(digits) > _LENGTH_DIGITS or not (digits.isascii() and digits.isdecimal()):
             return None
+        length = int(digits)
     return Head(method, target, fields, length, found.end())

@@ -49,6 +49,16 @@ def read_fields(headers: Headers) -> Fields:
     }
 
 
+def headers_of(fields: Fields) -> Headers:
+    """The same in Twisted's form."""
+    return Headers(
+        {
+            name.encode("latin-1"): [value.encode("latin-1") for value in values]
+            for name, values in fields.items()
+        }
+    )
+
+
 def as_text(value: str) -> str:
     """A header's value. Node, Deno and .NET send ISO-8859-1, as HTTP did once (RFC 9110 §5.5)."""
     try:

@@ -21,12 +21,13 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
 from posd.security.addresses import Network, is_proxy, place
 from posd.security.handshakes import HandshakeRates
+from posd.web.http.direct_read import DirectlyRead
 
 _TURN_SECONDS: Final = 0.001
 """For how long input is worked on in one turn of the reactor; one piece of it at least."""
@@ -292,7 +293,7 @@ class PacedInput(ProtocolWrapper):
             self.transport.resumeProducing()
 
 
-class PacedTLS(PacedInput, TLSMemoryBIOProtocol):
+class PacedTLS(PacedInput, DirectlyRead):
     """The server's side of a connection with TLS.
 
     It is no `BufferingTLSTransport`, which encrypts what is written in the next turn of the reactor.

@@ -10,6 +10,11 @@ from twisted.internet.task import Cooperator
 
 _STEP_SECONDS: Final = 0.001
 """A turn ends with the step during which this much time has gone by."""
+_TOGETHER_SECONDS: Final = 0.0002
+"""For how long steps follow each other before the cooperator is asked whether the turn ends.
+
+It is asked for each step otherwise: 4 % of what a batch of 100 events takes, by a profile.
+"""
 
 T = TypeVar("T")
 
@@ -22,10 +27,18 @@ async def in_pieces(work: Generator[None, None, T]) -> T:
     outcome: list[T] = []
 
     def steps() -> Generator[None, None, None]:
-        outcome.append((yield from work))
+        ends = time.monotonic() + _TOGETHER_SECONDS
+        for _ in _finishing(work, outcome):
+            if time.monotonic() >= ends:
+                yield
+                ends = time.monotonic() + _TOGETHER_SECONDS
 
     await _cooperator.coiterate(steps())
     return outcome[0]
+
+
+def _finishing(work: Generator[None, None, T], outcome: list[T]) -> Generator[None, None, None]:
+    outcome.append((yield from work))
 
 
 def at_once(work: Generator[None, None, T]) -> T:

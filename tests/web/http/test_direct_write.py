@@ -196,7 +196,7 @@ class _Factory(PacedTLSFactory):
         self.authority = made.ca_path
 
 
-class TLSTests(SynchronousTestCase):
+class TLSCase(SynchronousTestCase):
     """With a client in memory that reads what the kernel took, and then what Twisted has buffered."""
 
     def setUp(self) -> None:
@@ -230,6 +230,8 @@ class TLSTests(SynchronousTestCase):
             return bytes(self.client.recv(1_000_000))
         return b""
 
+
+class TLSTests(TLSCase):
     def test_what_is_written_has_been_sent(self) -> None:
         self.write(b"one ")
         self.write(b"two")

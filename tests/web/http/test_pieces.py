@@ -25,6 +25,7 @@ class PiecesTests(SynchronousTestCase):
             return self.clock.callLater(1, tick)
 
         self.patch(pieces, "_cooperator", Cooperator(one_step, later))
+        self.patch(pieces, "_TOGETHER_SECONDS", 0.0)
 
     def work(self, name: str, steps: int) -> Generator[None, None, str]:
         for _ in range(steps):
@@ -42,6 +43,14 @@ class PiecesTests(SynchronousTestCase):
             self.assertEqual(self.done, ["a"] * steps)
             self.assertNoResult(outcome)
         self.turn()
+        self.assertEqual(self.successResultOf(outcome), "aa")
+
+    def test_short_steps_follow_each_other(self) -> None:
+        self.patch(pieces, "_TOGETHER_SECONDS", 60.0)
+        outcome = Deferred.fromCoroutine(in_pieces(self.work("a", 100)))
+        self.assertEqual(self.done, [])
+        self.turn()
+        self.assertEqual(len(self.done), 100)
         self.assertEqual(self.successResultOf(outcome), "aa")
 
     def test_those_who_work_take_turns(self) -> None:

@@ -18,7 +18,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from posd.web.http import bounded_request
-from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES
+from posd.web.http import channel as channel_module
+from posd.web.http.bounded_request import BODY_BYTES, MOST_UNFINISHED_BYTES, BoundedRequest
 from posd.web.http.channel import BoundedChannel
 from posd.web.http.site import BoundedSite
 from posd.web.http.wrong_protocol import HINTS, Spoken
@@ -299,6 +300,30 @@ class SiteTests(SynchronousTestCase):
         (request,) = self.resource.waiting
         self.assertEqual(request.requestHeaders.getRawHeaders(b"Host"), [b"other:80"])
         self.assertEqual((request.path, request.args), (b"/a", {b"b": [b"c"]}))
+
+    def test_an_answer_is_sent_directly_until_the_connection_is_left(self) -> None:
+        sent: list[bytes] = []
+        self.patch(channel_module, "direct_write", lambda transport: sent.append)
+        channel, transport = self.connect()
+        self.resource.waiting = []
+        channel.dataReceived(_GET)
+        (request,) = self.resource.waiting
+        cast(BoundedRequest, request).begin(b"200 OK", b"Content-Length: 4\r\n", b"ab")
+        self.assertTrue(sent[0].startswith(b"HTTP/1.1 200 OK"))
+        channel.send(b"c")
+        channel.loseConnection()
+        channel.send(b"d")
+        self.assertEqual((sent[1:], transport.value()), ([b"c"], b"d"))
+
+    def test_a_request_has_what_one_of_twisted_has(self) -> None:
+        channel, _ = self.connect()
+        ours, theirs = BoundedRequest(channel), Request(channel)
+        # Whether forms are read is asked where posd reads the body.
+        for name in vars(theirs).keys() - {"_parsePOSTFormSubmission"}:
+            mine, value = getattr(ours, name), getattr(theirs, name)
+            if name not in ("cookies", "received_cookies"):
+                self.assertEqual((name, mine), (name, value))
+            self.assertFalse(name.endswith("cookies") and mine)
 
     def test_an_asterisk_is_a_resource_like_any_other(self) -> None:
         channel, transport = self.connect()

@@ -1,0 +1,87 @@
+"""Requests become entries for the log, each all of its events or none, and are told where these went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from attrs import frozen
+
+from posd.errors import NotFound, Refusal
+from posd.publishing import batch
+from posd.publishing.publication import OrderOutcome, Published, Request
+from posd.store import numbering
+from posd.values import Appended, Event, TenantId
+
+
+def appended(placed: Sequence[tuple[numbering.Entry, numbering.Recorded]]) -> list[Appended]:
+    """What came to the end of each tenant's stream, as it would be read from the log."""
+    events: dict[tuple[TenantId, UUID], list[Event]] = {}
+    for entry, each in placed:
+        if each.seq is not None and each.stream_id is not None:
+            events.setdefault((entry.tenant_id, each.stream_id), []).append(
+                Event(
+                    each.seq,
+                    entry.type,
+                    entry.data.encode(),
+                    each.created_at,
+                    entry.beside.encode(),
+                )
+            )
+    return [Appended(*stream_name, of_tenant) for stream_name, of_tenant in events.items()]
+
+
+@frozen
+class Judged:
+    """A request that is published; `numbers` says which of the entries is which of its events."""
+
+    request: Request
+    numbers: Sequence[int | None]
+    order: OrderOutcome | None
+
+    def settle(self, recorded: Sequence[numbering.Recorded]) -> None:
+        """Give the request its result."""
+        seqs = [None if number is None else recorded[number].seq for number in self.numbers]
+        if any(n is not None and seq is None for n, seq in zip(self.numbers, seqs, strict=True)):
+            self.request.result = NotFound("There is no such tenant.", code="unknown_tenant")
+        else:
+            self.request.result = Published(tuple(seqs), 0, order=self.order)
+
+
+def judge(
+    ledger: batch.Ledger, entries: list[numbering.Entry], requests: Sequence[Request]
+) -> list[Judged]:
+    """Add the entries of requests to those of the outbox. A request that is refused is given its refusal."""
+    judged = []
+    for request in requests:
+        try:
+            made, order = _asked(ledger, request)
+        except Refusal as refusal:
+            request.result = refusal
+            continue
+        numbers = iter(range(len(entries), len(entries) + len(made)))
+        judged.append(
+            Judged(request, [None if each is None else next(numbers) for each in made], order)
+        )
+        entries += [each for each in made if each is not None]
+    return judged
+
+
+def _asked(
+    ledger: batch.Ledger, request: Request
+) -> tuple[list[numbering.Entry | None], OrderOutcome | None]:
+    """A request's entries and, where it had a condition, what has become of its order.
+
+    Raises the `Refusal` of either.
+    """
+    items = request.items
+    tenant_id, order_id = items[0].place if items else (request.tenant_id, None)
+    if request.publication.condition is None or order_id is None:
+        return ledger.request(items), None
+    before = ledger.order((tenant_id, order_id))
+    made = ledger.request(items)
+    after = ledger.order((tenant_id, order_id))
+    if after is None:
+        return made, None
+    previous = None if before is None else before.status
+    return made, OrderOutcome(order_id, after.version, after.status, previous)

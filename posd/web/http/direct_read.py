@@ -1,0 +1,67 @@
+"""Reads from OpenSSL what a client has sent, with half of the calls that Twisted needs.
+
+Twisted asks pyOpenSSL for plain text until it raises `WantReadError`, and then for records to send, which
+nearly always raises it again. Here the memory BIOs are asked how much they hold, and the return value of
+`SSL_read` is looked at, so no exception is raised while a connection is open.
+
+This module uses attributes of Twisted's transport and of pyOpenSSL's connections that are not documented,
+as `posd.web.http.direct_write` does. Where they are missing, and for everything that ends a connection,
+Twisted's own methods are called. `tests.web.http.test_direct_read` fails where they are missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from OpenSSL import SSL
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+_ffi: Final[Any] = getattr(SSL, "_ffi", None)
+_openssl: Final[Any] = getattr(SSL, "_lib", None)
+_CALLED: Final = ("BIO_write", "BIO_get_mem_data", "SSL_read", "SSL_get_error")
+IS_KNOWN: Final = all(hasattr(_openssl, each) for each in (*_CALLED, "SSL_ERROR_WANT_READ"))
+"""Whether OpenSSL is called here."""
+
+_RECORD_BYTES: Final = 16 * 1024
+"""The longest plain text of a record (RFC 8446 §5.1). `SSL_read` returns one record's at most."""
+# What is read leaves it before anything else is read.
+_plain: Final[Any] = None if _ffi is None else _ffi.new("char[]", _RECORD_BYTES)
+_plain_view: Final = memoryview(b"" if _ffi is None else _ffi.buffer(_plain))
+
+
+class DirectlyRead(TLSMemoryBIOProtocol):
+    """Twisted's TLS, which reads directly once the handshake is done."""
+
+    _tlsConnection: Any
+    _appSendBuffer: list[bytes]
+    wrappedProtocol: Any
+
+    def dataReceived(self, data: bytes) -> None:
+        if IS_KNOWN and self._handshakeDone and not self._appSendBuffer:
+            taken = _openssl.BIO_write(
+                self._tlsConnection._into_ssl, _ffi.from_buffer(data), len(data)
+            )
+            if taken == len(data):
+                self._read_records()
+                return
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def _read_records(self) -> None:
+        """Deliver the plain text of all records that have come whole."""
+        connection = self._tlsConnection
+        ssl, records = connection._ssl, connection._into_ssl
+        while _openssl.BIO_get_mem_data(records, _ffi.NULL) and not self._lostTLSConnection:
+            size = _openssl.SSL_read(ssl, _plain, _RECORD_BYTES)
+            if size > 0:
+                data = _plain_view[:size].tobytes()
+                if not self._aborted:
+                    self.wrappedProtocol.dataReceived(data)
+            elif _openssl.SSL_get_error(ssl, size) == _openssl.SSL_ERROR_WANT_READ:
+                break
+            else:
+                # The connection ends. Twisted reads once more, is told the same, and handles it.
+                self._flushReceiveBIO()  # type: ignore[no-untyped-call]
+                return
+        # OpenSSL may have made an answer of its own, to a KeyUpdate for example (RFC 8446 §4.6.3).
+        if _openssl.BIO_get_mem_data(connection._from_ssl, _ffi.NULL):
+            self._flushSendBIO()  # type: ignore[no-untyped-call]
