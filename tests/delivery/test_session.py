@@ -7,7 +7,8 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail
 
-from posd.delivery.channel import Channel, chunks
+from posd.delivery.channel import Channel
+from posd.delivery.encoded import chunks
 from posd.delivery.session import State
 from posd.errors import Pruned, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET
@@ -198,8 +199,8 @@ class DeliveryTests(SessionCase):
         session = self.unnamed()
         (encoded,) = self.successResultOf(self.channel.page(9))
         (chunk,) = chunks([(encoded.written(WEBSOCKET), encoded.seq)])
-        self.assertFalse(session.deliver(chunk))
-        self.assertFalse(session.deliver(evolve(chunk, first=12, last=12)))
+        self.assertFalse(session.outbox.deliver(chunk))
+        self.assertFalse(session.outbox.deliver(evolve(chunk, first=12, last=12)))
         self.assertEqual((self.line.ids, session.position), ([], 10))
 
     def test_a_database_that_is_away_delays_the_replay(self) -> None:
