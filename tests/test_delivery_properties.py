@@ -142,6 +142,7 @@ class Delivery(RuleBasedStateMachine):
             mock.patch.object(credentials, "ended", self.store.find_ended),
             mock.patch.object(encoded, "_CHUNK_BYTES", CHUNK_BYTES),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
+            mock.patch.object(channels, "_TAIL_EVENTS", PAGE_EVENTS),
             mock.patch.object(channels, "_RECENT_BYTES", RECENT_BYTES),
         ]
         for patch in self.patches:

@@ -172,6 +172,7 @@ class Roads(RuleBasedStateMachine):
             mock.patch.object(credentials, "ended", self.store.find_ended),
             mock.patch.object(encoded, "_CHUNK_BYTES", 500),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
+            mock.patch.object(channels, "_TAIL_EVENTS", PAGE_EVENTS),
             mock.patch.object(channels, "_RECENT_BYTES", 900),
             mock.patch.object(polls, "_MOST_BYTES", POLL_BYTES),
         ]

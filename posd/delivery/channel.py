@@ -36,7 +36,10 @@ from posd.values import (
     Tenant,
 )
 
-_PAGE_EVENTS: Final = 100
+_PAGE_EVENTS: Final = 250
+"""For a session that catches up. A page costs posd and PostgreSQL as much as forty events."""
+_TAIL_EVENTS: Final = 100
+"""For those that are live: up to thirty channels read a page each by one statement."""
 _RECENT_BYTES: Final = 64 * 1024
 
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
@@ -217,7 +220,7 @@ class Channel:
             return await waiter
         self._pages[position] = []
         try:
-            page = await self._read_page(self._read, position)
+            page = await self._read_page(self._read, position, _PAGE_EVENTS)
         except Exception as error:
             fail_all(self._pages.pop(position), error)
             raise
@@ -247,8 +250,8 @@ class Channel:
         self._acknowledged = seq
         self.instruments.reached("ack", moments)
 
-    async def _read_page(self, read: Read, position: Seq) -> list[Encoded]:
-        events = await read(position, _PAGE_EVENTS)
+    async def _read_page(self, read: Read, position: Seq, limit: int) -> list[Encoded]:
+        events = await read(position, limit)
         for expected, event in enumerate(events, position + 1):
             if event.seq != expected:
                 raise StreamBroken(f"after event {expected - 1} comes event {event.seq}")
@@ -258,7 +261,7 @@ class Channel:
         try:
             while self.tail < self._target:
                 head, self._woken = self._head, False
-                events = await self._read_page(self._read_tail, self.tail)
+                events = await self._read_page(self._read_tail, self.tail, _TAIL_EVENTS)
                 if events:
                     self._fan_out(events)
                 elif self.tail < head:

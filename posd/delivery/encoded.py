@@ -37,7 +37,7 @@ class Encoded:
         data = self._written.get((dialect, replay))
         if data is None:
             text = messages.event_text(self.event, self._slug, replay)
-            data = dialect.write(self.event.type, text, self.seq)
+            data = dialect.write(self.event.type, text, self.event.seq)
             self._written[dialect, replay] = data
         return data
 

@@ -301,7 +301,7 @@ class PageTests(ChannelCase):
 
     def test_a_page_has_an_end(self) -> None:
         self.log.commit(500)
-        self.assertEqual(self.ids(0), list(range(1, 101)))
+        self.assertEqual(self.ids(0), list(range(1, 251)))
 
     def test_there_is_nothing_after_the_end(self) -> None:
         self.assertEqual(self.ids(10), [])

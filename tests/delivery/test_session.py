@@ -129,7 +129,7 @@ class DeliveryTests(SessionCase):
         self.assertEqual((session.state, self.line.ids), (State.LIVE, []))
 
     def test_a_long_replay_does_not_pass_the_outboxs_bound(self) -> None:
-        self.channel.wake(self.log.commit(200, size=500))
+        self.channel.wake(self.log.commit(500, size=500))
         self.line.enough = 2000
         session = self.unnamed(after=0)
         steps = 0
@@ -137,7 +137,7 @@ class DeliveryTests(SessionCase):
             self.assertLessEqual(session.outbox.held, self.limit)
             self.line.drain(enough=2000)
             steps += 1
-        self.assertEqual(self.line.ids, list(range(1, 211)))
+        self.assertEqual(self.line.ids, list(range(1, 511)))
         self.assertGreater(steps, 2)
 
     def test_a_till_that_is_too_slow_goes_back_to_catching_up_and_misses_nothing(self) -> None:
