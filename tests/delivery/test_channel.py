@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -246,6 +250,27 @@ class FanOutTests(ChannelCase):
         self.channel.wake(self.log.commit(2))
         written = sum(len(data) for each in listeners for data in each.written)
         self.assertEqual(self.channel.instruments.traffic.sent_bytes, written)
+
+    def test_one_function_is_called_for_each_till_and_event(self) -> None:
+        """Anything else would be called a thousand times where there are a thousand tills."""
+        called: Counter[str] = Counter()
+        for _ in range(100):
+            self.listener()
+
+        def note(frame: FrameType, event: str, argument: Any) -> None:
+            if event in ("call", "c_call"):
+                called[frame.f_code.co_name if event == "call" else argument.__qualname__] += 1
+
+        last = self.log.commit()
+        sys.setprofile(note)
+        try:
+            self.channel.append([event(last)])
+        finally:
+            sys.setprofile(None)
+        often = {name for name, count in called.items() if count >= 100}
+        # The second one is called by `Listener.write`.
+        self.assertEqual(often, {"write", "list.append"})
+        self.assertEqual(called["write"], 100)
 
     def test_a_session_that_loses_its_place_meanwhile_gets_nothing_more(self) -> None:
         budget = Budget(400)
