@@ -28,6 +28,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database.pool import Database
 from posd.delivery import channel as channels
+from posd.delivery import encoded
 from posd.delivery.hub import Exchange
 from posd.delivery.session import Session, State
 from posd.errors import Unavailable
@@ -139,8 +140,9 @@ class Delivery(RuleBasedStateMachine):
             mock.patch.object(epochs, "set_back", self.store.find_set_back),
             mock.patch.object(epochs, "ends", self.store.find_ends),
             mock.patch.object(credentials, "ended", self.store.find_ended),
-            mock.patch.object(channels, "_CHUNK_BYTES", CHUNK_BYTES),
+            mock.patch.object(encoded, "_CHUNK_BYTES", CHUNK_BYTES),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
+            mock.patch.object(channels, "_TAIL_EVENTS", PAGE_EVENTS),
             mock.patch.object(channels, "_RECENT_BYTES", RECENT_BYTES),
         ]
         for patch in self.patches:

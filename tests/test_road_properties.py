@@ -33,6 +33,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from posd.database.pool import Database
 from posd.delivery import channel as channels
+from posd.delivery import encoded
 from posd.delivery import long_poll as polls
 from posd.delivery.hub import Exchange
 from posd.delivery.long_poll import Batch, Caller, Polls, Wish
@@ -169,8 +170,9 @@ class Roads(RuleBasedStateMachine):
             mock.patch.object(stream, "pages", self.store.find_pages),
             mock.patch.object(epochs, "ends", self.store.find_ends),
             mock.patch.object(credentials, "ended", self.store.find_ended),
-            mock.patch.object(channels, "_CHUNK_BYTES", 500),
+            mock.patch.object(encoded, "_CHUNK_BYTES", 500),
             mock.patch.object(channels, "_PAGE_EVENTS", PAGE_EVENTS),
+            mock.patch.object(channels, "_TAIL_EVENTS", PAGE_EVENTS),
             mock.patch.object(channels, "_RECENT_BYTES", 900),
             mock.patch.object(polls, "_MOST_BYTES", POLL_BYTES),
         ]

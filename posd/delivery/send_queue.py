@@ -93,13 +93,18 @@ class Outbox:
 
     `held` is how many bytes wait here. `traffic` counts what was written.
 
+    `has_room` tells whether nothing waits, so that bytes go straight to the connection. It is kept up to date
+    where that changes, and not computed where it is asked for, which is done for each till and event. While
+    there is room a channel calls `write` itself (`Channel._give`), and then moves `position` and `written`.
+
     What was given to the transport cannot be taken back: what a transport keeps before it says that
     it has enough is what a slow till costs beyond the limit.
     """
 
     __slots__ = (
-        *("limit", "tenant_id", "listener", "stalled_since", "held", "position", "written"),
-        *("_write", "_budget", "_clock", "_waiting", "_open", "_traffic", "__weakref__"),
+        *("has_room", "position", "written", "write"),
+        *("limit", "tenant_id", "listener", "stalled_since", "held"),
+        *("_budget", "_clock", "_waiting", "_open", "_traffic", "__weakref__"),
     )
 
     def __init__(
@@ -113,25 +118,20 @@ class Outbox:
         position: Seq = 0,
         traffic: Traffic | None = None,
     ) -> None:
-        self._write = sink.write
+        self.write = sink.write
         self._traffic = traffic or Traffic()
         self.limit = limit
         self._budget = budget
         self._clock = clock
         # An empty deque takes 760 bytes, and for most tills nothing ever waits.
         self._waiting: deque[tuple[bytes, Seq | None]] | tuple[()] = ()
-        self._open = True
+        self._open = self.has_room = True
         self.tenant_id = tenant_id
         self.listener: Listener | None = None
         self.stalled_since: float | None = None
         self.held = 0
         self.position = position
         self.written = position
-
-    @property
-    def has_room(self) -> bool:
-        """Whether what is offered now goes straight to the connection."""
-        return not self.held and self.stalled_since is None and self._open
 
     def deliver(self, chunk: Chunk) -> bool:
         """Take the very next events; False if there is no room for them, or if they are others."""
@@ -181,10 +181,12 @@ class Outbox:
         """The transport has enough, and may say so more than once. The till counts as stalled."""
         if self.stalled_since is None:
             self.stalled_since = self._clock()
+            self.has_room = False
 
     def resumeProducing(self) -> None:
         """The transport has sent all it had."""
         self.stalled_since = None
+        self._look()
         while self._waiting and self.stalled_since is None:
             data, seq = self._waiting.popleft()
             self._count(-len(data))
@@ -202,7 +204,7 @@ class Outbox:
             if seq > self.position:
                 self.position = seq
         self._traffic.sent_bytes += len(data)
-        self._write(data)
+        self.write(data)
 
     def _forget(self) -> None:
         self._waiting = ()
@@ -211,4 +213,8 @@ class Outbox:
 
     def _count(self, change: int) -> None:
         self.held += change
+        self._look()
         self._budget.count(self, change)
+
+    def _look(self) -> None:
+        self.has_room = not self.held and self.stalled_since is None and self._open

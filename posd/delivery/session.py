@@ -16,7 +16,8 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from posd.delivery.channel import Channel, Encoded, StreamBroken, chunks
+from posd.delivery.channel import Channel, StreamBroken
+from posd.delivery.encoded import Encoded, chunks
 from posd.delivery.send_queue import Outbox
 from posd.errors import InvalidMessage, Pruned, Refusal, Renamed
 from posd.protocol import frames, messages
@@ -99,7 +100,6 @@ class Session:
         self.terminal = terminal
         self.dialect = peer.dialect
         self.outbox = outbox
-        self.deliver = outbox.deliver
         self.state = State.CATCHING_UP
         self.cursor: Cursor | None = None
         self.costly: Callable[[], None] = _free
@@ -349,7 +349,7 @@ class Session:
         before = self.position
         replayed = [(each.written(self.dialect, replay=True), each.seq) for each in page]
         for chunk in chunks(replayed):
-            if not self.deliver(chunk):
+            if not self.outbox.deliver(chunk):
                 break
         self._channel.instruments.delivered("replay", self.position - before)
         self._channel.replayed(self.position)

@@ -155,6 +155,9 @@ def encode(value: object) -> bytes:
         raise ValueError("The value is nested too deeply for JSON.") from None
 
 
+_TWO = tuple(f"{number:02d}" for number in range(60))
+
+
 # All events of a batch have one time.
 @lru_cache(256)
 def timestamp(moment: datetime) -> str:
@@ -162,9 +165,15 @@ def timestamp(moment: datetime) -> str:
 
     `moment` is aware; a naive one raises `ValueError`, since nobody knows when it is.
     """
-    if moment.utcoffset() is None:
-        raise ValueError("A timestamp needs a time zone.")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    if moment.tzinfo is not UTC:
+        if moment.utcoffset() is None:
+            raise ValueError("A timestamp needs a time zone.")
+        moment = moment.astimezone(UTC)
+    # isoformat() takes twice as long, and an event that is sent again has little else that takes time.
+    return (
+        f"{moment.year:04d}-{_TWO[moment.month]}-{_TWO[moment.day]}T{_TWO[moment.hour]}:{_TWO[moment.minute]}"
+        f":{_TWO[moment.second]}.{moment.microsecond // 1000:03d}Z"
+    )
 
 
 def plain_number(number: Decimal) -> str:

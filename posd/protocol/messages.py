@@ -138,17 +138,14 @@ def event_text(event: Event, slug: str, replay: bool = False) -> bytes:
     What stands beside `data` comes before it, so that a person who sees the beginning of a long
     message sees all of the envelope. Type and slug consist of characters that JSON need not escape.
     """
-    return b"".join(
-        (
-            b'{"type":"%b","id":%d,"tenant":"%b","timestamp":"%b",'
-            % (event.type.encode(), event.seq, slug.encode(), timestamp(event.created_at).encode()),
-            b'"replay":true,' if replay else b"",
-            b"%b," % event.beside[1:-1] if len(event.beside) > 2 else b"",
-            b'"data":',
-            event.data,
-            b"}",
-        )
-    )
+    mark = ',"replay":true' if replay else ""
+    head = (
+        f'{{"type":"{event.type}","id":{event.seq},"tenant":"{slug}"'
+        f',"timestamp":"{timestamp(event.created_at)}"{mark},'
+    ).encode()
+    if len(event.beside) > 2:
+        head += b"%b," % event.beside[1:-1]
+    return b"".join((head, b'"data":', event.data, b"}"))
 
 
 def connected_text(

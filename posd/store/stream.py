@@ -30,20 +30,21 @@ _POLL: Final = f"""
 _MOVED: Final = f"SELECT {_HEAD_TEXTS}"
 _PAGE_BYTES: Final = 256 * 1024
 """Of events in one page: as much as a terminal's send queue takes, so that nothing is read in vain."""
-# A page for each of several streams, where it is still that history. The limit stands inside, so that no more
-# rows are added up than may be needed.
+# A page for each of several streams, where it is still that history. Positions have no gaps, so a page ends
+# at a position. With a LIMIT in its place, PostgreSQL reads and sorts all later events of a tenant where it
+# expects few: it knows the average of all tenants, and not which of them is meant.
 _PAGES: Final = """
     SELECT w.number, p.seq, p.event_type, p.data, p.created_at, p.beside
       FROM unnest(%s::integer[], %s::uuid[], %s::bigint[]) WITH ORDINALITY
            AS w(tenant_id, stream_id, seq, number)
       JOIN dinedesk_main.pos_heads AS h ON h.tenant_id = w.tenant_id AND h.stream_id = w.stream_id
      CROSS JOIN LATERAL (
-        SELECT f.*, sum(octet_length(f.data)) OVER (ORDER BY f.seq) - octet_length(f.data) AS before
-          FROM (SELECT e.seq, e.event_type, e.event_data::text AS data, e.created_at, e.beside::text AS beside
-                  FROM dinedesk_main.pos_events AS e
-                 WHERE e.tenant_id = w.tenant_id AND e.seq > w.seq ORDER BY e.seq LIMIT %s) AS f) AS p
-     WHERE p.before < %s
-     ORDER BY w.number, p.seq
+        SELECT e.seq, e.event_type, e.event_data::text AS data, e.created_at, e.beside::text AS beside,
+               sum(octet_length(e.event_data::text))
+                   OVER (ORDER BY e.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+          FROM dinedesk_main.pos_events AS e
+         WHERE e.tenant_id = w.tenant_id AND e.seq > w.seq AND e.seq <= w.seq + %s) AS p
+     WHERE coalesce(p.before, 0) < %s
 """
 # No row: the stream has another name.
 _FLOORS: Final = """
@@ -125,7 +126,8 @@ async def pages(
     """
     found: dict[int, list[Event]] = {number: [] for number in range(1, len(wanted) + 1)}
     values = (*columns(wanted, 3), limit, _PAGE_BYTES)
-    for number, seq, kind, data, created_at, beside in await session.query(_PAGES, values):
+    # PostgreSQL would copy the texts to sort them.
+    for number, seq, kind, data, created_at, beside in sorted(await session.query(_PAGES, values)):
         found[number].append(Event(seq, kind, data.encode(), created_at, (beside or "{}").encode()))
     # Events and floor go together, so a floor that is asked for later explains what lacks.
     doubtful = [

@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
-from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from posd.delivery import channel as channels
-from posd.delivery.channel import Channel, Encoded, StreamBroken, Subscriber, chunks
-from posd.delivery.send_queue import Chunk
+from posd.delivery.channel import Channel, StreamBroken, Subscriber
+from posd.delivery.encoded import Encoded, chunks
+from posd.delivery.send_queue import Budget, Outbox
 from posd.errors import Busy, Pruned, Renamed, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET, Dialect
 from posd.values import FAILED, GOING_AWAY, PRUNED, STREAM_CHANGED, Closing, Seq, StreamName
 from tests.delivery_case import KITCHEN, STREAM, Log, event, head, said
 
 
-@define(eq=False)
 class Listener:
-    """A session that takes what it is given, as long as it has room. Implements `Subscriber`."""
+    """A session and its connection. Implements `Subscriber`, `send_queue.Sink` and `send_queue.Listener`."""
 
-    channel: Channel
-    position: Seq = 0
-    room: bool = True
-    dialect: Dialect = WEBSOCKET
-    taken: list[Chunk] = field(factory=list)
-    looks: int = 0
-    endings: list[Closing] = field(factory=list)
+    def __init__(
+        self,
+        channel: Channel,
+        position: Seq = 0,
+        budget: Budget | None = None,
+        *,
+        dialect: Dialect = WEBSOCKET,
+        limit: int = 1_000_000,
+    ) -> None:
+        self.channel = channel
+        self.dialect = dialect
+        self.written: list[bytes] = []
+        self.looks = 0
+        self.endings: list[Closing] = []
+        budget = budget or Budget(1_000_000)
+        self.outbox = Outbox(self, limit, budget, 7, clock=Clock().seconds, position=position)
+        self.outbox.listener = self
 
-    def deliver(self, chunk: Chunk) -> bool:
-        if self.room:
-            self.taken.append(chunk)
-            self.position = chunk.last
-        return self.room
+    @property
+    def position(self) -> Seq:
+        return self.outbox.position
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
 
     def behind(self) -> None:
         self.looks += 1
+
+    def room(self) -> None:
+        """What it has room for it is given."""
+
+    def given_up(self) -> None:
+        self.channel.slow_down(self)
 
     def end(self, closing: Closing) -> None:
         self.endings.append(closing)
@@ -45,19 +66,17 @@ class Listener:
 
     @property
     def ids(self) -> list[Seq]:
-        return [message["id"] for chunk in self.taken for message in said(chunk.data)]
+        return [message["id"] for data in self.written for message in said(data)]
 
 
 class Broken(Listener):
     """A session with a bug."""
 
-    def deliver(self, chunk: Chunk) -> bool:
-        raise ZeroDivisionError
-
-    def behind(self) -> None:
+    def write(self, data: bytes) -> None:
         raise ZeroDivisionError
 
     def end(self, closing: Closing) -> None:
+        super().end(closing)
         raise ZeroDivisionError
 
 
@@ -76,9 +95,15 @@ class ChannelCase(SynchronousTestCase):
         self.delivered.append(seq)
 
     def listener(
-        self, position: Seq = 10, *, live: bool = True, dialect: Dialect = WEBSOCKET
+        self,
+        position: Seq = 10,
+        budget: Budget | None = None,
+        *,
+        live: bool = True,
+        dialect: Dialect = WEBSOCKET,
+        limit: int = 1_000_000,
     ) -> Listener:
-        listener = Listener(self.channel, position, dialect=dialect)
+        listener = Listener(self.channel, position, budget, dialect=dialect, limit=limit)
         subscriber: Subscriber = listener
         self.channel.enter(subscriber)
         if live:
@@ -136,8 +161,8 @@ class FanOutTests(ChannelCase):
     def test_all_get_the_same_bytes_in_one_write(self) -> None:
         first, second = self.listener(), self.listener()
         self.channel.wake(self.log.commit(3))
-        self.assertIs(first.taken[0].data, second.taken[0].data)
-        self.assertEqual(len(first.taken), 1)
+        self.assertIs(first.written[0], second.written[0])
+        self.assertEqual(len(first.written), 1)
 
     def test_in_each_dialect_an_event_is_written_once_for_all(self) -> None:
         written: list[str] = []
@@ -150,7 +175,7 @@ class FanOutTests(ChannelCase):
         self.listener(9, live=False, dialect=unused)
         self.channel.wake(self.log.commit(2))
         self.assertEqual(sorted(written), ["one"] * 2 + ["other"] * 2)
-        self.assertIs(listeners[0].taken[0].data, listeners[2].taken[0].data)
+        self.assertIs(listeners[0].written[0], listeners[2].written[0])
         self.assertEqual([each.position for each in listeners], [12] * 4)
 
     def test_where_nobody_is_live_nothing_is_written(self) -> None:
@@ -187,40 +212,76 @@ class FanOutTests(ChannelCase):
         self.assertEqual(self.log.reads, [10, 110, 210])
 
     def test_a_session_without_room_is_told_that_it_is_behind_and_delays_nobody(self) -> None:
-        slow, quick = self.listener(), self.listener()
-        slow.room = False
+        slow, quick = self.listener(limit=0), self.listener()
+        slow.outbox.pauseProducing()
         self.channel.wake(self.log.commit())
         self.assertEqual((slow.ids, quick.ids), ([], [11]))
         self.assertEqual(slow.looks, 1)
 
-    def test_a_session_with_a_bug_stops_no_other(self) -> None:
+    def test_a_session_with_a_bug_stops_no_other_and_is_closed(self) -> None:
         broken, other = Broken(self.channel, 10), self.listener()
         self.channel.enter(broken)
         self.assertTrue(self.channel.go_live(broken))
         self.channel.wake(self.log.commit())
         self.assertEqual(other.ids, [11])
-        # When it was to take the event, and when it was to look again.
+        # It has not got the event, which its till asks for when it comes back.
+        self.assertEqual((broken.position, broken.endings), (10, [FAILED]))
+        # When it was to write the event, and when it was to end.
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
+    def test_what_a_session_keeps_is_given_to_it_in_order(self) -> None:
+        slow, quick = self.listener(), self.listener()
+        slow.outbox.pauseProducing()
+        self.channel.wake(self.log.commit(2))
+        slow.outbox.resumeProducing()
+        self.channel.wake(self.log.commit())
+        self.assertEqual((slow.ids, quick.ids), ([11, 12, 13], [11, 12, 13]))
+        self.assertEqual((slow.looks, slow.position, slow.outbox.written), (0, 13, 13))
+
+    def test_a_session_is_not_given_what_does_not_follow_its_position(self) -> None:
+        listener = self.listener()
+        self.channel.wake(self.log.commit(2))
+        listener.outbox.go_back(11)
+        self.channel.wake(self.log.commit())
+        self.assertEqual((listener.ids, listener.position, listener.looks), ([11, 12], 11, 1))
+
+    def test_what_is_written_is_counted_for_all_tills(self) -> None:
+        listeners = [self.listener() for _ in range(3)]
+        self.channel.wake(self.log.commit(2))
+        written = sum(len(data) for each in listeners for data in each.written)
+        self.assertEqual(self.channel.instruments.traffic.sent_bytes, written)
+
+    def test_one_function_is_called_for_each_till_and_event(self) -> None:
+        """Anything else would be called a thousand times where there are a thousand tills."""
+        called: Counter[str] = Counter()
+        for _ in range(100):
+            self.listener()
+
+        def note(frame: FrameType, event: str, argument: Any) -> None:
+            if event in ("call", "c_call"):
+                called[frame.f_code.co_name if event == "call" else argument.__qualname__] += 1
+
+        last = self.log.commit()
+        sys.setprofile(note)
+        try:
+            self.channel.append([event(last)])
+        finally:
+            sys.setprofile(None)
+        often = {name for name, count in called.items() if count >= 100}
+        # The second one is called by `Listener.write`.
+        self.assertEqual(often, {"write", "list.append"})
+        self.assertEqual(called["write"], 100)
+
     def test_a_session_that_loses_its_place_meanwhile_gets_nothing_more(self) -> None:
-        channel = self.channel
-
-        class Rival(Listener):
-            """Taking something costs all others their place, as by a budget that they share."""
-
-            def deliver(self, chunk: Chunk) -> bool:
-                for other in rivals:
-                    if other is not self:
-                        channel.slow_down(other)
-                return super().deliver(chunk)
-
-        rivals = [Rival(channel, 10) for _ in range(3)]
+        budget = Budget(400)
+        rivals = [self.listener(budget=budget) for _ in range(3)]
         for rival in rivals:
-            channel.enter(rival)
-            channel.go_live(rival)
-        channel.wake(self.log.commit())
-        self.assertEqual(sorted(rival.ids for rival in rivals), [[], [], [11]])
-        self.assertEqual(sorted(rival.looks for rival in rivals), [0, 1, 1])
+            rival.outbox.pauseProducing()
+        # The last one holds most, of what is no event, and is to be given the event after the others.
+        rivals[2].outbox.offer(b"x" * 300)
+        self.channel.wake(self.log.commit(size=50))
+        self.assertEqual([each.position for each in rivals], [11, 11, 10])
+        self.assertEqual([each.looks for each in rivals], [0, 0, 1])
 
     def test_nothing_is_delivered_where_nobody_is_live(self) -> None:
         self.listener(5, live=False)
@@ -265,7 +326,7 @@ class PageTests(ChannelCase):
 
     def test_a_page_has_an_end(self) -> None:
         self.log.commit(500)
-        self.assertEqual(self.ids(0), list(range(1, 101)))
+        self.assertEqual(self.ids(0), list(range(1, 251)))
 
     def test_there_is_nothing_after_the_end(self) -> None:
         self.assertEqual(self.ids(10), [])
@@ -274,7 +335,7 @@ class PageTests(ChannelCase):
         listener = self.listener()
         self.channel.wake(self.log.commit())
         (encoded,) = self.successResultOf(self.channel.page(10))
-        (live,) = said(listener.taken[0].data)
+        (live,) = said(listener.written[0])
         (replayed,) = said(encoded.written(WEBSOCKET, replay=True))
         self.assertEqual(replayed.pop("replay"), True)
         self.assertEqual(replayed, live)

@@ -7,7 +7,8 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail
 
-from posd.delivery.channel import Channel, chunks
+from posd.delivery.channel import Channel
+from posd.delivery.encoded import chunks
 from posd.delivery.session import State
 from posd.errors import Pruned, StatementFailed, Unavailable
 from posd.protocol.encodings import WEBSOCKET
@@ -128,7 +129,7 @@ class DeliveryTests(SessionCase):
         self.assertEqual((session.state, self.line.ids), (State.LIVE, []))
 
     def test_a_long_replay_does_not_pass_the_outboxs_bound(self) -> None:
-        self.channel.wake(self.log.commit(200, size=500))
+        self.channel.wake(self.log.commit(500, size=500))
         self.line.enough = 2000
         session = self.unnamed(after=0)
         steps = 0
@@ -136,7 +137,7 @@ class DeliveryTests(SessionCase):
             self.assertLessEqual(session.outbox.held, self.limit)
             self.line.drain(enough=2000)
             steps += 1
-        self.assertEqual(self.line.ids, list(range(1, 211)))
+        self.assertEqual(self.line.ids, list(range(1, 511)))
         self.assertGreater(steps, 2)
 
     def test_a_till_that_is_too_slow_goes_back_to_catching_up_and_misses_nothing(self) -> None:
@@ -198,8 +199,8 @@ class DeliveryTests(SessionCase):
         session = self.unnamed()
         (encoded,) = self.successResultOf(self.channel.page(9))
         (chunk,) = chunks([(encoded.written(WEBSOCKET), encoded.seq)])
-        self.assertFalse(session.deliver(chunk))
-        self.assertFalse(session.deliver(evolve(chunk, first=12, last=12)))
+        self.assertFalse(session.outbox.deliver(chunk))
+        self.assertFalse(session.outbox.deliver(evolve(chunk, first=12, last=12)))
         self.assertEqual((self.line.ids, session.position), ([], 10))
 
     def test_a_database_that_is_away_delays_the_replay(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 from posd.errors import Busy, Renamed
@@ -13,6 +15,12 @@ from tests.store_case import GRILL, KITCHEN, StoreCase
 
 def entry(number: int, tenant_id: int = 1, failure: str | None = None) -> Entry:
     return Entry(tenant_id, "notice", f'{{"n":{number}}}', failure=failure)
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from _nodes(each)
 
 
 class StreamTests(StoreCase):
@@ -44,6 +52,19 @@ class StreamTests(StoreCase):
         pages = [await stream.after(session, KITCHEN, history, seq, 100) for seq in (0, 3, 4, 5)]
         seqs = [[event.seq for event in page] for page in pages]
         self.assertEqual(seqs, [[1, 2, 3], [4, 5], [5], []])
+
+    async def test_a_page_reads_no_more_of_the_log_than_it_has_however_it_is_planned(self) -> None:
+        session = await self.session()
+        await numbering.record(session, uuid4(), [entry(number) for number in range(40)])
+        history = (await stream.heads(session, [1]))[1].stream_id
+        # What PostgreSQL chooses where it expects few events: it reads all that are meant, and sorts them.
+        self.admin.run("SET enable_indexscan = off; SET enable_seqscan = off")
+        with self.admin.connection.cursor() as cursor:
+            values = ([1], [str(history)], [10], 5, 1_000_000)
+            cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + stream._PAGES, values)
+            ((plan,),) = cursor.fetchall()
+        scans = [each for each in _nodes(plan[0]["Plan"]) if each.get("Alias") == "e"]
+        self.assertEqual([each["Actual Rows"] for each in scans], [5])
 
     async def test_pages_of_several_streams_are_read_together(self) -> None:
         session = await self.session()

@@ -72,17 +72,14 @@ class DirectSocket:
         socket = self._socket
         if socket.dataBuffer or socket._tempDataLen:
             self._transport.write(data)
-        else:
-            self._send(data)
-
-    def _send(self, data: bytes | memoryview) -> None:
+            return
         try:
             sent = self._to_kernel(data)
         except OSError:
             # The kernel takes nothing for now, or the connection is lost. Twisted tries again and finds out.
             sent = 0
         if sent < len(data):
-            self._socket.write(bytes(data[sent:]))
+            socket.write(data[sent:])
 
 
 class DirectTLS(DirectSocket):
@@ -97,22 +94,29 @@ class DirectTLS(DirectSocket):
         self._records = connection._from_ssl
 
     def write(self, data: bytes) -> None:
+        """Encrypt and send. It runs for each till and event, so it calls no other method of Python."""
         socket = self._socket
-        # One record at a time; nearly always there is only one.
-        while data:
-            if socket.dataBuffer or socket._tempDataLen:
-                self._transport.write(data)
-                return
-            encrypted = _openssl.SSL_write(self._ssl, _ffi.from_buffer(data), len(data))
+        # A record at a time. Nearly always there is one record.
+        while not (socket.dataBuffer or socket._tempDataLen):
+            length = len(data)
+            # cffi passes the address of a `bytes`, and copies nothing.
+            encrypted = _openssl.SSL_write(self._ssl, data, length)
             if encrypted <= 0:
                 # Twisted tries again, and waits for the client or closes the connection. What is left in the
                 # queue of errors would be taken for an error of the next connection.
                 _openssl.ERR_clear_error()
-                self._transport.write(data)
-                return
+                break
             size = _openssl.BIO_read(self._records, _record, _RECORD_BYTES)
-            self._send(_record_view[:size])
+            try:
+                sent = self._to_kernel(_record_view[:size])
+            except OSError:
+                sent = 0
+            if sent < size:
+                socket.write(bytes(_record_view[sent:size]))
+            if encrypted == length:
+                return
             data = data[encrypted:]
+        self._transport.write(data)
 
 
 def _knows_socket(socket: Any) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from errno import EBADF
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 from attrs import define
@@ -214,6 +216,7 @@ class TLSCase(SynchronousTestCase):
                 self.tls._deliver(self.client.bio_read(65536))
             self.arrive()
         self.write = direct_write(self.tls)
+        self.writer: Any = getattr(self.write, "__self__", None)
 
     def arrive(self) -> None:
         """What has left the transport, by the kernel or by Twisted, comes to the client."""
@@ -237,6 +240,24 @@ class TLSTests(TLSCase):
         self.write(b"two")
         self.assertEqual(self.socket.buffered, b"")
         self.assertEqual(self.read() + self.read(), b"one two")
+
+    def test_no_function_of_python_is_called_but_write(self) -> None:
+        """It runs for each till and event, like the loop of `Channel._give`."""
+        called: list[str] = []
+        self.write(b"one ")
+
+        def note(frame: FrameType, event: str, argument: object) -> None:
+            if event == "call":
+                called.append(frame.f_code.co_name)
+
+        # In place of the kernel of these tests, which is written in Python.
+        self.writer._to_kernel = len
+        sys.setprofile(note)
+        try:
+            self.write(b"two")
+        finally:
+            sys.setprofile(None)
+        self.assertEqual(called, ["write"])
 
     def test_what_is_longer_than_a_record_is_sent_in_several(self) -> None:
         data = bytes(range(256)) * 200
