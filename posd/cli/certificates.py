@@ -9,7 +9,7 @@ import click
 
 from posd.cli.failures import Failure
 from posd.cli.output import as_json, print_json
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.security import private_ca as certificates
 from posd.security.private_ca import Made
 

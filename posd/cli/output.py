@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from posd.protocol.jsontext import encode, timestamp
+from posd.protocol.jsontext import encode
+from posd.protocol.literals import timestamp
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

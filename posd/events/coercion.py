@@ -12,7 +12,8 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from posd.protocol.jsontext import encode, timestamp
+from posd.protocol.jsontext import encode
+from posd.protocol.literals import timestamp
 
 ID_LENGTH = 255
 """The longest id, in characters."""

@@ -23,7 +23,7 @@ from posd.events.normalise import (
 )
 from posd.events.normalise import ORDER_TYPES as ORDER_TYPES
 from posd.events.parts import choices, objects
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.values import LEFT_OUT, Draft, StoredOrder
 
 FINAL_STATUSES = frozenset(

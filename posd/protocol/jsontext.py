@@ -2,9 +2,9 @@
 
 An integer is an `int`, any other number a `Decimal` that keeps its digits (`12.30` stays `12.30`).
 What PostgreSQL's `jsonb` cannot hold never gets in: U+0000 and halves of surrogate pairs become U+FFFD,
-and numbers of more than `DIGITS` digits are refused before anything is expanded. A byte order mark before
-the text is ignored (RFC 8259 §8.1): programs on Windows write one. Of members that repeat a name the last
-one counts, as in `jsonb` (RFC 8259 §4 leaves it open).
+and numbers of more than 40 digits (`literals.DIGITS`) are refused before anything is expanded. A byte
+order mark before the text is ignored (RFC 8259 §8.1): programs on Windows write one. Of members that
+repeat a name the last one counts, as in `jsonb` (RFC 8259 §4 leaves it open).
 """
 
 from __future__ import annotations
@@ -13,27 +13,21 @@ import codecs
 import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
 
 from posd.errors import InvalidMessage, NumberOutOfRange
 from posd.protocol import surrogates
+from posd.protocol.literals import DIGITS, TOO_LONG, plain_number
 
 DEPTH = 32
 """How many objects and arrays may stand inside one another."""
 
-DIGITS = 40
-"""How many digits a number may have in plain notation, before and after its point together. Money
-needs some fifteen, a binary double as JavaScript prints it some twenty."""
-
 Written = msgspec.Raw
 """A part of a value that is JSON already, which `encode` puts in as it is."""
 
-_TOO_LONG = f"A number has more than {DIGITS} digits in plain notation."
 _CONTAINERS = (dict, list)
 _NUL, _ESCAPED_NUL, _REPLACEMENT = "\0", b"\\u0000", "\N{REPLACEMENT CHARACTER}"
 # A longer numeral is not given to Decimal. "-", the digits, "." and an exponent fit into it.
@@ -155,46 +149,6 @@ def encode(value: object) -> bytes:
         raise ValueError("The value is nested too deeply for JSON.") from None
 
 
-_TWO = tuple(f"{number:02d}" for number in range(60))
-
-
-# All events of a batch have one time.
-@lru_cache(256)
-def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC with milliseconds: `2026-11-22T10:00:00.123Z`.
-
-    `moment` is aware; a naive one raises `ValueError`, since nobody knows when it is.
-    """
-    if moment.tzinfo is not UTC:
-        if moment.utcoffset() is None:
-            raise ValueError("A timestamp needs a time zone.")
-        moment = moment.astimezone(UTC)
-    # isoformat() takes twice as long, and an event that is sent again has little else that takes time.
-    return (
-        f"{moment.year:04d}-{_TWO[moment.month]}-{_TWO[moment.day]}T{_TWO[moment.hour]}:{_TWO[moment.minute]}"
-        f":{_TWO[moment.second]}.{moment.microsecond // 1000:03d}Z"
-    )
-
-
-def plain_number(number: Decimal) -> str:
-    """A finite decimal without an exponent, its scale kept: `1.50E+1` is `15.0`.
-
-    Raises `ValueError` for what is not finite or longer than `DIGITS` allows.
-    """
-    if not number.is_finite():
-        raise ValueError("JSON has no NaN and no infinity.")
-    # Before it is written out: 1E+999999999 would be a gigabyte of zeros. For zero, `adjusted` is
-    # the exponent. A number that was given in plain notation is never longer than itself.
-    text = str(number)
-    if "E" in text:
-        if abs(number.adjusted()) > DIGITS:
-            raise ValueError(_TOO_LONG)
-        text = format(number, "f")
-    if len(text) > DIGITS and len(text.strip("-").replace(".", "", 1)) > DIGITS:
-        raise ValueError(_TOO_LONG)
-    return text
-
-
 def deeper(value: object, depth: int) -> bool:
     """Whether more than so many objects and arrays stand inside one another."""
     level = [value] if isinstance(value, _CONTAINERS) else []
@@ -240,7 +194,7 @@ def _parsed(decoder: msgspec.json.Decoder[Any], text: bytes, depth: int) -> Any:
         raise InvalidMessage(_NOT_UTF8) from None
     except msgspec.DecodeError as error:
         if str(error).startswith("Integer value out of range"):
-            raise NumberOutOfRange(_TOO_LONG) from None
+            raise NumberOutOfRange(TOO_LONG) from None
         raise InvalidMessage(f"The text is not valid JSON: {error}.") from None
     except RecursionError:
         raise InvalidMessage(_too_deep(depth)) from None
@@ -256,7 +210,7 @@ def _checked(value: object, text: bytes, depth: int) -> object:
 def _decoded(text: bytes, depth: int) -> object:
     value = _checked(_parsed(_decoder, text, depth), text, depth)
     if _LONG_RUN in text.translate(_DIGITS_TO_ZERO) and _has_long_integer(value):
-        raise NumberOutOfRange(_TOO_LONG)
+        raise NumberOutOfRange(TOO_LONG)
     return value
 
 
@@ -316,7 +270,7 @@ def _number(text: str) -> Decimal:
             return Decimal(plain_number(Decimal(text)))
         except (ArithmeticError, ValueError):
             pass
-    raise NumberOutOfRange(_TOO_LONG)
+    raise NumberOutOfRange(TOO_LONG)
 
 
 def _number_or_none(text: str) -> object:

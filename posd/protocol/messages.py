@@ -16,7 +16,8 @@ from attrs import frozen
 
 from posd.errors import InvalidMessage
 from posd.protocol.frames import close_frame, ping_frame, text_frame
-from posd.protocol.jsontext import DEPTH, decode, encode, timestamp
+from posd.protocol.jsontext import DEPTH, decode, encode
+from posd.protocol.literals import timestamp
 from posd.values import Closing, Event, Resync, Seq
 
 __all__ = [

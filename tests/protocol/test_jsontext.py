@@ -23,9 +23,8 @@ from posd.protocol.jsontext import (
     encode,
     needs_repair,
     not_numbers,
-    plain_number,
-    timestamp,
 )
+from posd.protocol.literals import plain_number, timestamp
 from posd.protocol.surrogates import repair_in_pieces
 
 decimals = st.builds(

@@ -10,7 +10,7 @@ from attrs import evolve
 from posd.database.link import Link
 from posd.errors import Busy, Pruned, Renamed, StatementFailed
 from posd.events.orders import FINAL_STATUSES
-from posd.protocol import jsontext
+from posd.protocol import jsontext, literals
 from posd.store import presence, retention, stream
 from posd.store.retention import Gone
 from tests.schema_case import Entry
@@ -167,7 +167,7 @@ class BesideTests(RetentionCase):
     async def test_one_that_may_still_be_made_is_kept(self) -> None:
         session = await self.session()
         next_week = datetime.now().astimezone() + timedelta(days=7)
-        self.order("soon", "accepted", scheduledFor=jsontext.timestamp(next_week))
+        self.order("soon", "accepted", scheduledFor=literals.timestamp(next_week))
         self.order("never", "accepted", scheduledFor=None)
         self.order("lately", "accepted")
         self.age("dinedesk_kitchen.pos_orders", 20, "order_id = 'lately'")

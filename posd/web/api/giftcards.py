@@ -15,7 +15,7 @@ from posd.database.pool import Database
 from posd.errors import BadRequest, NotFound
 from posd.events import coercion as readings
 from posd.events.timezones import zone
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.store import giftcards, idempotency
 from posd.store.card_movements import Movement
 from posd.store.giftcards import Card, Details, Status

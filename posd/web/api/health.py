@@ -10,7 +10,7 @@ from attrs import define
 from posd import __version__
 from posd.errors import Unavailable
 from posd.monitoring.health import Health
-from posd.protocol import jsontext
+from posd.protocol import literals
 from posd.web.http.dispatch import Reception
 from posd.web.http.models import UNSET, Given, Moment, Unset
 from posd.web.http.operations import ADMINS, ANYBODY_AT_TENANT, NOBODY, Ask, Operation, given
@@ -135,7 +135,7 @@ class HealthEndpoints:
         answer = TenantHealthGiven(
             status="ok" if well else "degraded",
             tenant=slug,
-            timestamp=jsontext.timestamp(datetime.now(UTC)),
+            timestamp=literals.timestamp(datetime.now(UTC)),
             version=__version__,
         )
         return given(answer) if well else given(answer, 503, {"Retry-After": "2"})
@@ -147,6 +147,6 @@ class HealthEndpoints:
                 status="ok",
                 service="WebSocket Server",
                 connections=[ConnectionsGiven(tenant=slug, count=count) for slug, count in counts],
-                timestamp=jsontext.timestamp(datetime.now(UTC)),
+                timestamp=literals.timestamp(datetime.now(UTC)),
             )
         )

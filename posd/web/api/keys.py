@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from posd.config.units import parse_duration
 from posd.database.pool import Database
 from posd.errors import BadRequest, NotFound
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.security import api_keys as keys
 from posd.store import credentials, tenants
 from posd.store.credentials import Created, Listed

@@ -17,7 +17,7 @@ from posd.database.gathering import Gathering
 from posd.database.pool import Database
 from posd.events import phones
 from posd.events.timezones import zone
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.store import idempotency, loyalty, loyalty_accounts, loyalty_rules
 from posd.store.loyalty import DailyLimit, Movement, Rules
 from posd.store.loyalty_accounts import Account, Transaction

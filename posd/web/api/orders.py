@@ -16,7 +16,7 @@ from posd.events.coercion import ID_LENGTH
 from posd.events.order_transitions import Condition, changes, new, not_online, unknown_order
 from posd.events.orders import is_online
 from posd.events.timezones import zone
-from posd.protocol import jsontext
+from posd.protocol import jsontext, literals
 from posd.publishing.publication import OrderOutcome, Publication, Published
 from posd.store import orders
 from posd.values import Draft
@@ -330,7 +330,7 @@ def _delivery(kept: orders.Kept) -> DeliveryGiven:
         terminals=[
             ReporterGiven(
                 device_id=each.device_id,
-                received_at=jsontext.timestamp(each.received_at),
+                received_at=literals.timestamp(each.received_at),
                 accepted_at=_moment(each.accepted_at),
                 printed_at=_moment(each.printed_at),
                 failed_at=_moment(each.failed_at),
@@ -341,4 +341,4 @@ def _delivery(kept: orders.Kept) -> DeliveryGiven:
 
 
 def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else jsontext.timestamp(moment)
+    return None if moment is None else literals.timestamp(moment)

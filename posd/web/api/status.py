@@ -10,7 +10,7 @@ from attrs import define
 from twisted.web.server import Request
 
 from posd.errors import NotFound
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.store.standing import StreamReport, TerminalStanding
 from posd.values import Seq, Tenant
 from posd.web.http.call import Call

@@ -16,7 +16,7 @@ from posd.events.money import is_currency
 from posd.events.phones import is_region
 from posd.events.regions import DEFAULT, region_of
 from posd.events.timezones import is_zone
-from posd.protocol.jsontext import timestamp
+from posd.protocol.literals import timestamp
 from posd.store import presence, standing, tenants
 from posd.store.idempotency import once_shown
 from posd.store.standing import TerminalStanding

@@ -15,7 +15,7 @@ from posd.errors import BadRequest, Forbidden
 from posd.events.coercion import Unreadable, moment, word
 from posd.events.print_status import WORD, Report, Said, meaning
 from posd.events.timezones import zone
-from posd.protocol import jsontext
+from posd.protocol import literals
 from posd.security.auth import Authenticator
 from posd.store.devices import Heartbeat
 from posd.values import Tenant
@@ -158,7 +158,7 @@ class TerminalEndpoints:
             app_version=_cut(beat.app_version),
         )
         await self.terminals.heartbeat(ask.tenant, device_id, heard)
-        return given(HeartbeatGiven(timestamp=jsontext.timestamp(datetime.now(UTC))))
+        return given(HeartbeatGiven(timestamp=literals.timestamp(datetime.now(UTC))))
 
     async def _reported(self, ask: TenantAsk[OrderReportTaken], told: str) -> Answer:
         taken = ask.taken

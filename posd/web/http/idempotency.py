@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Final
 
 from posd.errors import BadRequest
-from posd.protocol import jsontext
+from posd.protocol import jsontext, literals
 from posd.store.idempotency import Idempotency
 from posd.values import TenantId
 from posd.web.http.call import Call
@@ -70,7 +70,7 @@ def _moved(value: object) -> object:
 
 def _shortest(number: Decimal) -> Decimal | int:
     """12.50 as 12.5, and 1.00 as 1. All digits count, where `Decimal.normalize` would round."""
-    digits = jsontext.plain_number(number)
+    digits = literals.plain_number(number)
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     return Decimal(digits) or 0
