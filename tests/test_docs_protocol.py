@@ -25,7 +25,7 @@ from posd.events.fields import Table as Members
 from posd.events.warnings import Warnings
 from posd.protocol import encodings as dialect
 from posd.security import connection_limits as limits
-from posd.security import request_rates
+from posd.security import credit, request_rates
 from posd.values import Closing, KeyKind, Resync
 from posd.web import sse as streaming
 from posd.web import websocket as ws
@@ -217,7 +217,7 @@ class NumberTests(SynchronousTestCase):
             f"closed after {channel.IDLE_SECONDS} idle seconds; where {wiring._SPARE_CHANNELS:,} conn",
             "A frame costs a quarter of a request",
             f"together {request_rates.TOGETHER} times",
-            f"what {request_rates.BURST_SECONDS} seconds give at once",
+            f"what {credit.BURST_SECONDS} seconds give at once",
             f"goes on for {intake._FRAMES_TOO_MANY} frames more",
             f"with 1 to {publishing._MOST_EVENTS} of these",
             f"An answer has up to {polls._MOST_BYTES // 1024 // 1024} MiB of events",

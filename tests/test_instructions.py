@@ -45,7 +45,7 @@ BUDGETS: Final = {
     "an event to one till more": Budget(28, 1),
     "one of eight events of a turn to one till more": Budget(4, 0),
     "an event that a till has missed": Budget(220, 8),
-    "an acknowledgement": Budget(1289, 58),
+    "an acknowledgement": Budget(1031, 42),
     "a till that connects": Budget(3901, 191),
     "an event that is published by REST, up to the sequencer": Budget(3218, 165),
     "an event more in a batch that is published by REST, up to the sequencer": Budget(369, 29),

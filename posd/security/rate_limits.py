@@ -50,21 +50,8 @@ class TokenBucket:
         """Take so many tokens if they are there, and tell whether they were."""
         if self.wait(count) > 0:
             return False
-        self.spend(count)
-        return True
-
-    def spend(self, count: float) -> None:
-        """Take so many tokens, for which `wait` was 0.0 just now."""
         self._tokens -= count
-
-    def owe(self, count: float, seconds: float) -> float:
-        """Take so many tokens whether they are there or not; the seconds until the debt is paid.
-
-        A debt is never more than the rate gives in so many `seconds`.
-        """
-        self._refill()
-        self._tokens = max(self._tokens - count, -self.rate * seconds)
-        return max(0.0, -self._tokens / self.rate)
+        return True
 
     def wait(self, count: float = 1) -> float:
         """Tell the seconds until so many can be taken: 0.0 if they can be now."""
@@ -92,10 +79,6 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
-
-    def __contains__(self, who: object) -> bool:
-        """Whether there is a bucket for `who`. If there is none, `get` makes one that is full."""
-        return who in self._buckets
 
     def get(self, who: object, rate: float, seconds: float) -> TokenBucket:
         """Somebody's bucket, which holds what `rate` gives in so many seconds."""

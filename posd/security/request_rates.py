@@ -22,10 +22,10 @@ from attrs import define, field, frozen
 
 from posd.errors import TooManyRequests
 from posd.security.addresses import place
-from posd.security.rate_limits import Buckets, Clock, TokenBucket
+from posd.security.credit import BURST_SECONDS, Credit, Credits, wait
+from posd.security.rate_limits import Buckets, Clock
 from posd.values import KeyKind, Terminal
 
-BURST_SECONDS: Final = 10
 TOGETHER: Final = 4
 """How many times the rate of a credential all terminals have that share one key."""
 OF_ALL_TENANTS: Final = 20
@@ -37,8 +37,6 @@ _MOST_DEBT: Final = 30.0
 
 BY_CREDENTIAL, BY_ADDRESS, BY_TILL = "credential", "address", "till"
 """Who was over a rate: a credential's or an address's request was refused, or a till is read more slowly."""
-
-_Charge = tuple[TokenBucket, float]
 
 
 class Purpose(enum.Enum):
@@ -114,37 +112,55 @@ class RequestRates:
     requests_per_address: float
     _clock: Clock
     refused: Callable[[str], None] = lambda by: None
-    _requests: Buckets = field(init=False)
-    _bytes: Buckets = field(init=False)
-    _answers: Buckets = field(init=False)
+    _credits: Credits = field(init=False, factory=Credits)
     _addresses: Buckets = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._requests = Buckets(self._clock)
-        self._bytes = Buckets(self._clock)
-        self._answers = Buckets(self._clock)
         self._addresses = Buckets(self._clock)
 
     def request(self, who: RateAccount, size: int) -> None:
-        """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing."""
-        charges = self._of_requests(who, 1)
-        charges += self._of_bytes(who, size) if size else self._debts(who, self._bytes)
-        if who.purpose is Purpose.REQUEST:
-            # A terminal may connect whatever it has read: it reads less by a WebSocket.
-            charges += self._debts(who, self._answers)
-        self._charge(charges)
+        """Charge a request with a body of so many bytes; or raise `TooManyRequests` and charge nothing.
+
+        Whoever owes bytes waits, also with a request that has none. A terminal may connect whatever it owes
+        for answers: it reads less by a WebSocket.
+        """
+        is_request = who.purpose is Purpose.REQUEST
+        charges = []
+        longest = 0.0
+        for credit, times in self._of(who):
+            for_request = 1 / (times * self.requests_per_credential)
+            for_bytes = size / (times * self.bytes_per_credential)
+            longest = max(
+                longest, wait(credit.requests, for_request), wait(credit.bytes, for_bytes)
+            )
+            if is_request and credit.answers < 0:
+                longest = max(longest, wait(credit.answers, 0.0))
+            charges.append((credit, for_request, for_bytes))
+        if longest > 0:
+            raise self._over_rate(longest)
+        for credit, for_request, for_bytes in charges:
+            credit.requests -= for_request
+            credit.bytes -= for_bytes
 
     def body(self, who: RateAccount, size: int) -> None:
         """Charge bytes of a body whose length was not known, as they come. Raises `TooManyRequests`."""
-        self._charge(self._of_bytes(who, size))
+        charges = [
+            (credit, size / (times * self.bytes_per_credential)) for credit, times in self._of(who)
+        ]
+        longest = max(wait(credit.bytes, cost) for credit, cost in charges)
+        if longest > 0:
+            raise self._over_rate(longest)
+        for credit, cost in charges:
+            credit.bytes -= cost
 
     def answered(self, who: RateAccount, size: int) -> None:
         """Charge an answer of so many bytes, even into debt; until that is paid requests are refused.
 
         What is sent is counted apart from it, and handshakes are not refused.
         """
-        for bucket, count in self._of_bytes(who, size, self._answers):
-            bucket.owe(count, _MOST_DEBT)
+        for credit, times in self._of(who):
+            cost = size / (times * self.bytes_per_credential)
+            credit.answers = max(credit.answers - cost, -_MOST_DEBT)
 
     def stranger(self, address: str, purpose: str) -> None:
         """Charge a request without a key that is known. Raises `TooManyRequests`.
@@ -159,40 +175,25 @@ class RequestRates:
 
     def heard(self, who: RateAccount, requests: float, size: int) -> float:
         """Charge what has come on a WebSocket, even into debt; for how many seconds to read no more."""
-        charges = [*self._of_requests(who, requests), *self._of_bytes(who, size)]
-        owed = max(bucket.owe(count, _MOST_DEBT) for bucket, count in charges)
+        least = 0.0
+        for credit, times in self._of(who):
+            left = credit.requests - requests / (times * self.requests_per_credential)
+            credit.requests = left if left > -_MOST_DEBT else -_MOST_DEBT
+            bytes_left = credit.bytes - size / (times * self.bytes_per_credential)
+            credit.bytes = bytes_left if bytes_left > -_MOST_DEBT else -_MOST_DEBT
+            least = min(least, credit.requests, credit.bytes)
+        owed = wait(least, 0.0)
         if owed > 0:
             self.refused(BY_TILL)
         return owed
 
-    def _charge(self, charges: list[_Charge]) -> None:
-        wait = max([bucket.wait(count) for bucket, count in charges])
-        if wait > 0:
-            raise self._refusal(BY_CREDENTIAL, "This key sends more than it may.", wait)
-        for bucket, count in charges:
-            bucket.spend(count)
+    def _of(self, who: RateAccount) -> list[tuple[Credit, int]]:
+        """What each scope of an account has, and how many times the rate is its."""
+        now, of = self._clock(), self._credits.of
+        return [(of(scope, now), times) for scope, times in who.scopes]
 
-    def _of_requests(self, who: RateAccount, count: float) -> list[_Charge]:
-        rate = self.requests_per_credential
-        return [
-            (self._requests.get(scope, times * rate, BURST_SECONDS), count)
-            for scope, times in who.scopes
-        ]
-
-    def _of_bytes(
-        self, who: RateAccount, count: float, buckets: Buckets | None = None
-    ) -> list[_Charge]:
-        rate = self.bytes_per_credential
-        buckets = self._bytes if buckets is None else buckets
-        return [
-            (buckets.get(scope, times * rate, BURST_SECONDS), count) for scope, times in who.scopes
-        ]
-
-    def _debts(self, who: RateAccount, buckets: Buckets) -> list[_Charge]:
-        """Charges of nothing: they hold up an account that owes bytes. Most have never owed any."""
-        if not any(scope in buckets for scope, _ in who.scopes):
-            return []
-        return self._of_bytes(who, 0, buckets)
+    def _over_rate(self, seconds: float) -> TooManyRequests:
+        return self._refusal(BY_CREDENTIAL, "This key sends more than it may.", seconds)
 
     def _refusal(self, by: str, what: str, wait: float) -> TooManyRequests:
         self.refused(by)

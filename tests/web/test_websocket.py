@@ -356,7 +356,7 @@ class LimitTests(SocketCase):
         self.assertEqual(self.books.acks[-1], 3010)
         self.assertEqual(self.socket.producerState, "paused")
         for _ in range(5):
-            self.clock.advance(1)
+            self.clock.advance(1.001)
         self.assertEqual(self.socket.producerState, "producing")
         self.assertIsNone(self.socket.close_code)
 

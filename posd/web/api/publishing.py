@@ -19,8 +19,8 @@ from posd.protocol.jsonsize import exceeds
 from posd.publishing.publication import Publication, Published
 from posd.publishing.sequencer import Sequencer
 from posd.security.auth import of_kind
+from posd.security.credit import BURST_SECONDS
 from posd.security.rate_limits import Buckets, Clock
-from posd.security.request_rates import BURST_SECONDS
 from posd.values import SLUG, WARNING_CODES, Draft, KeyKind, Seq, Tenant
 from posd.web.http import idempotency
 from posd.web.http.call import Call
