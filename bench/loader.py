@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -42,7 +43,9 @@ def build(program: str) -> Path:
     ):
         return path
     BUILD.mkdir(parents=True, exist_ok=True)
-    command = ["cc", "-O2", "-Wall", "-Wextra", "-std=gnu11", "-o", str(path)]
+    # Another process may build or run the program at the same time, as tests do.
+    made = path.with_name(f"{program}.{os.getpid()}")
+    command = ["cc", "-O2", "-Wall", "-Wextra", "-std=gnu11", "-o", str(made)]
     try:
         ran = subprocess.run(
             [*command, *map(str, sources), "-lssl", "-lcrypto"],
@@ -56,6 +59,7 @@ def build(program: str) -> Path:
         raise NotRun("the headers of OpenSSL are missing (Debian: libssl-dev)")
     if ran.returncode:
         raise AssertionError(f"bench/c does not compile:\n{ran.stderr}")
+    made.replace(path)
     return path
 
 
