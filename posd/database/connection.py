@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
-from posd.database import session_settings
+from posd.database import moments, session_settings
 from posd.database.watch import NoSocket, Watch, shortage
 from posd.errors import Busy, StatementFailed, Unavailable
 
@@ -46,6 +46,8 @@ _OF_VALUES: Final = (ValueError, TypeError, ArithmeticError)
 
 _LONGEST_MESSAGE: Final = 1000
 """Characters of an error's message that are kept."""
+
+moments.read_within_bounds()
 
 
 class ConnectionLost(Unavailable):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -122,6 +123,22 @@ class CardMovesTests(StoreCase):
         with self.assertRaises(StatementFailed):
             await self.spend(moves, 2)
         self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 3)
+
+    async def test_a_time_that_python_cannot_have_spoils_no_answer(self) -> None:
+        moves = await self.ready(2)
+        self.admin.run(
+            "INSERT INTO dinedesk_kitchen.gift_cards (card_number, expiry_date)"
+            " VALUES ('GC-9', '20000-01-01');"
+            f"INSERT INTO {ROWS} (card_number, seq, balance_before, amount, balance_after, transaction_type,"
+            " expiry_date, created_at)"
+            " VALUES ('GC-9', 1, 0, 5, 5, 'purchase', '20000-01-01', '0044-03-15 BC')"
+        )
+        spending = [self.spend(moves, card, amount) for card, amount in ((0, 1), (1, 1), (9, 6))]
+        self.assertEqual(await self.outcomes(spending), [49, 49, "insufficient_balance"])
+        numbers = ["GC-0", "GC-9"]
+        cards = await giftcards.balances(self.database.of(1), KITCHEN, numbers)
+        self.assertEqual([cards[each].balance for each in numbers], [49, 5])
+        self.assertEqual(cards["GC-9"].expiry_date, datetime.max.replace(tzinfo=UTC))
 
     async def test_what_may_have_been_made_is_not_made_again(self) -> None:
         moves = await self.ready(3)
