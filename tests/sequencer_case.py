@@ -41,10 +41,14 @@ class CountingLink(Link):
     transactions = 0
 
     async def transaction(
-        self, work: Callable[[Transaction], Awaitable[T]], *, deadline: float | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        deadline: float | None = None,
+        work_seconds: float | None = None,
     ) -> T:
         self.transactions += 1
-        return await Link.transaction(self, work, deadline=deadline)
+        return await Link.transaction(self, work, deadline=deadline, work_seconds=work_seconds)
 
 
 @frozen

@@ -60,14 +60,18 @@ class StatementLink(Link):
         return most
 
     async def transaction(
-        self, work: Callable[[Transaction], Awaitable[T]], *, deadline: float | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        deadline: float | None = None,
+        work_seconds: float | None = None,
     ) -> T:
         async def counted(session: Transaction) -> T:
             counting = Counted(session)
             self.transactions.append(counting.statements)
             return await work(counting)
 
-        return await Link.transaction(self, counted, deadline=deadline)
+        return await Link.transaction(self, counted, deadline=deadline, work_seconds=work_seconds)
 
 
 class LedgerEventTests(SequencerCase):

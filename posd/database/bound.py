@@ -50,6 +50,7 @@ class Bound:
         self._open = False
         self._failure: Exception | None = None
         self._deadline: float | None = None
+        self._work_until: float | None = None
         self.is_committed = False
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
@@ -58,16 +59,24 @@ class Bound:
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._run(sql, parameters, False)
 
-    async def whole(self, sql: str, parameters: Parameters, deadline: float) -> list[Row]:
+    async def whole(
+        self, sql: str, parameters: Parameters, deadline: float, work_seconds: float | None = None
+    ) -> list[Row]:
         """Run a statement that is a transaction by itself, in one round trip: see `Link.query`."""
-        self._deadline = deadline
+        self._limit(deadline, work_seconds)
         try:
             return await self._run(sql, parameters, True)
         except ConnectionLost as error:
             raise _commit_lost() from error
 
-    def begin(self, deadline: float | None = None) -> None:
-        self._prefix, self._deadline = "BEGIN; ", deadline
+    def begin(self, deadline: float | None = None, work_seconds: float | None = None) -> None:
+        self._prefix = "BEGIN; "
+        self._limit(deadline, work_seconds)
+
+    def _limit(self, deadline: float | None, work_seconds: float | None) -> None:
+        self._deadline = deadline
+        if work_seconds is not None:
+            self._work_until = self._link.seconds() + work_seconds
 
     async def commit(self) -> None:
         """Commit; or raise what went wrong before, if `work` went on all the same.
@@ -82,7 +91,7 @@ class Bound:
         if not self._link.holds(self._connection):
             raise ConnectionLost
         try:
-            await self._last("COMMIT", self._left())
+            await self._last("COMMIT", self._left(self._deadline))
         except ConnectionLost as error:
             raise _commit_lost() from error
 
@@ -110,11 +119,12 @@ class Bound:
 
     async def _run(self, sql: str, parameters: Parameters, rows: bool) -> list[Row]:
         try:
-            left = self._left()
+            left = self._left(self._deadline)
             if left is not None:
                 # Each statement may take what those before it have left. It is the smaller one of this
                 # and the session's that counts.
-                seconds = min(left, self._link.statement_timeout)
+                work_left = self._left(self._work_until) or left
+                seconds = min(left, work_left, self._link.statement_timeout)
                 sql = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; {sql}"
             prefix, self._prefix = self._prefix, ""
             self._open = self._open or bool(prefix)
@@ -129,11 +139,11 @@ class Bound:
         """End the transaction."""
         await self._link.run(self._connection, sql, (), False, _patience(left))
 
-    def _left(self) -> float | None:
-        """How many seconds there are until the deadline. Raises `Busy` if it is past."""
-        if self._deadline is None:
+    def _left(self, until: float | None) -> float | None:
+        """How many seconds there are until then. Raises `Busy` if it is past."""
+        if until is None:
             return None
-        left = self._deadline - self._link.seconds()
+        left = until - self._link.seconds()
         if left <= 0:
             raise Busy("This could not be done in time. Try again.", retry_after=1)
         return left

@@ -143,7 +143,12 @@ class Link(Service):
         return self._loop
 
     async def query(
-        self, sql: str, parameters: Parameters = (), *, deadline: float | None = None
+        self,
+        sql: str,
+        parameters: Parameters = (),
+        *,
+        deadline: float | None = None,
+        work_seconds: float | None = None,
     ) -> list[Row]:
         """Run a statement that returns rows.
 
@@ -153,13 +158,19 @@ class Link(Service):
         """
         if deadline is None:
             return await self._in_turn(lambda bound: bound.query(sql, parameters))
-        return await self._in_turn(lambda bound: bound.whole(sql, parameters, deadline))
+        return await self._in_turn(
+            lambda bound: bound.whole(sql, parameters, deadline, work_seconds)
+        )
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> None:
         await self._in_turn(lambda bound: bound.execute(sql, parameters))
 
     async def transaction(
-        self, work: Callable[[Transaction], Awaitable[T]], *, deadline: float | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        deadline: float | None = None,
+        work_seconds: float | None = None,
     ) -> T:
         """Run `work` in one transaction and commit it; roll back if it raises, or if that fails.
 
@@ -168,10 +179,11 @@ class Link(Service):
 
         What the `deadline`, of the reactor's clock, finds before its COMMIT is `Busy` and rolled back; a
         COMMIT that is under way then may go on for half a second, after which its outcome is unknown.
+        The statements have `work_seconds` together, if that is less; the COMMIT has until the deadline.
         """
 
         async def whole(bound: Bound) -> T:
-            bound.begin(deadline)
+            bound.begin(deadline, work_seconds)
             try:
                 result = await work(bound)
                 await bound.commit()

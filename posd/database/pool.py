@@ -146,13 +146,16 @@ class Database(Service):
         *,
         tenant: TenantId | None = None,
         deadline: float | None = None,
+        work_seconds: float | None = None,
     ) -> T:
         """Run `work` in one transaction on one link; see `Link.transaction`.
 
         The wait for the link counts against the `deadline` too.
         """
         return await self._with_link(
-            lambda link: link.transaction(work, deadline=deadline), tenant, deadline
+            lambda link: link.transaction(work, deadline=deadline, work_seconds=work_seconds),
+            tenant,
+            deadline,
         )
 
     @property
@@ -164,9 +167,9 @@ class Database(Service):
         """The pool for what is done on behalf of one tenant, within its share."""
         return _OfTenant(self, tenant)
 
-    def by(self, tenant: TenantId, deadline: float) -> Reader:
-        """The same, where each statement is a transaction that must be committed by the `deadline`."""
-        return _ByDeadline(self, tenant, deadline)
+    def by(self, tenant: TenantId, deadline: float, work_seconds: float | None = None) -> Reader:
+        """The same, where each statement is a transaction with a deadline; see `Link.query`."""
+        return _ByDeadline(self, tenant, deadline, work_seconds)
 
     @property
     def clock(self) -> IReactorTime:
@@ -238,10 +241,13 @@ class _ByDeadline:
     _database: Database
     _tenant: TenantId
     _deadline: float
+    _work_seconds: float | None
 
     async def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         return await self._database._with_link(
-            lambda link: link.query(sql, parameters, deadline=self._deadline),
+            lambda link: link.query(
+                sql, parameters, deadline=self._deadline, work_seconds=self._work_seconds
+            ),
             self._tenant,
             self._deadline,
         )

@@ -1,23 +1,27 @@
 """Money on cards is moved together, where several calls of a shop come at once.
 
 What is asked for while one transaction is under way is done by the next one, together: it is written to disk
-once. Each call gets what came of its own card. Where the transaction fails, its calls are made one by one,
-each by its own deadline, and so is a call whose card somebody else has locked. No movement is made twice:
-this is done only where PostgreSQL has rolled back.
+once. Each call gets what came of its own card. Where the transaction fails or takes long, its calls are
+made one by one, each by its own deadline, and so is a call whose card somebody else has locked. No movement
+is made twice: this is done only where PostgreSQL has rolled back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from attrs import define, field, frozen
 
 from posd.database.gathering import Gathering
 from posd.database.pool import Database
-from posd.errors import Busy, StatementFailed
+from posd.errors import Busy, OutcomeUnknown, StatementFailed, Unavailable
 from posd.store import card_movements
 from posd.store.card_movements import Move, Movement, Outcome
 from posd.values import Tenant
+
+_TOGETHER_SECONDS: Final = 2.0
+"""What is made together is ready to be committed by then. A slow movement delays the others no longer."""
 
 
 @frozen(eq=False)
@@ -53,8 +57,11 @@ class CardMoves:
         if in_time:
             try:
                 outcomes |= await self._made(tenant, in_time)
-            except (Busy, StatementFailed):
-                if len(asked) == 1:
+            except Busy:
+                # Alone it has more time.
+                pass
+            except (Unavailable, StatementFailed) as error:
+                if len(asked) == 1 or isinstance(error, OutcomeUnknown):
                     raise
         return outcomes
 
@@ -62,12 +69,13 @@ class CardMoves:
         moves = [each.move for each in asked]
         deadline = min(each.deadline for each in asked)
         if card_movements.are_of_different_cards(moves):
-            session = self.database.by(tenant.id, deadline)
+            session = self.database.by(tenant.id, deadline, _TOGETHER_SECONDS)
             outcomes = await card_movements.move(session, tenant, moves, patient=False)
         else:
             outcomes = await self.database.transaction(
                 lambda session: card_movements.move_in_turn(session, tenant, moves),
                 tenant=tenant.id,
                 deadline=deadline,
+                work_seconds=_TOGETHER_SECONDS,
             )
         return dict(zip(asked, outcomes, strict=True))

@@ -16,6 +16,7 @@ from posd.errors import BadRequest, Busy, Refusal, StatementFailed, Unavailable
 from posd.store import giftcards
 from posd.store.card_movements import Movement
 from posd.store.ledgers import Cause
+from posd.web.api import card_moves
 from posd.web.api.card_moves import CardMoves
 from tests.database_case import REACTOR, begin, until
 from tests.store_case import KITCHEN, StoreCase
@@ -113,16 +114,39 @@ class CardMovesTests(StoreCase):
         moves = await self.ready(4)
         self.admin.run(
             "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS"
-            " 'BEGIN IF NEW.card_number = ''GC-2'' THEN RAISE ''no''; END IF; RETURN NEW; END';"
+            " 'BEGIN IF NEW.card_number = ''GC-2'' THEN RAISE ''no'' USING ERRCODE = NEW.reference; END IF;"
+            " RETURN NEW; END';"
             f"CREATE TRIGGER fail BEFORE INSERT ON {ROWS} FOR EACH ROW EXECUTE FUNCTION public.fail()"
         )
-        first, second, bad, third = [self.spend(moves, card) for card in (0, 1, 2, 3)]
-        with self.assertRaises(StatementFailed):
-            await bad
-        self.assertEqual(await self.outcomes([first, second, third]), [49, 49, 49])
-        with self.assertRaises(StatementFailed):
-            await self.spend(moves, 2)
-        self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 3)
+        # As a function raises it, and as a server whose disk is full does.
+        for left, code, error in ((49, "P0001", StatementFailed), (48, "53100", Unavailable)):
+            spending = [self.spend(moves, card, note=code) for card in (0, 1, 2, 3)]
+            with self.assertRaises(error):
+                await spending.pop(2)
+            self.assertEqual(await self.outcomes(spending), [left] * 3)
+            with self.assertRaises(error):
+                await self.spend(moves, 2, note=code)
+        self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 6)
+
+    async def test_a_slow_one_is_waited_for_by_its_own_call_only(self) -> None:
+        moves = await self.ready(4)
+        self.patch(card_moves, "_TOGETHER_SECONDS", 0.2)
+        self.admin.run(
+            "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN IF NEW.card_number = ''GC-2'' THEN PERFORM pg_sleep(9); END IF; RETURN NEW; END';"
+            f"CREATE TRIGGER doze BEFORE INSERT ON {ROWS} FOR EACH ROW EXECUTE FUNCTION public.doze()"
+        )
+        slow = self.spend(moves, 2, seconds=1.5)
+        self.assertEqual(
+            await self.outcomes([self.spend(moves, card) for card in (0, 0, 1)]), [49, 48, 49]
+        )
+        slower = self.spend(moves, 2, seconds=1.5)
+        self.assertEqual(
+            await self.outcomes([self.spend(moves, card) for card in (0, 0, 1)]), [47, 46, 48]
+        )
+        self.assertNoResult(slow)
+        self.assertNoResult(slower)
+        self.assertEqual(await self.outcomes([slow, slower]), ["busy", "busy"])
 
     async def test_a_time_that_python_cannot_have_spoils_no_answer(self) -> None:
         moves = await self.ready(2)
