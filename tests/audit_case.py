@@ -118,6 +118,8 @@ def _move(session: BlockingSession) -> None:
     complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-1", till, key="spent"))
     complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-1", Cause("platform"), key="late"))
     complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-3", Cause("platform"), key="never"))
+    # The till does not know that the platform has said so before.
+    complete(giftcards.reverse(session, KITCHEN, "GIFT-CARD-3", till, key="never"))
     earned = Cause("platform", order_id="1", key="earned")
     complete(loyalty.add(session, KITCHEN, PHONE, 100, earned, joining=True))
     complete(loyalty.add(session, KITCHEN, "+447700900124", 7, Cause("platform"), joining=True))

@@ -238,11 +238,11 @@ LEDGERS: Final = (
     ),
     *in_both(
         "calls",
-        {"6, seq 5": "is of a call that was taken back before"},
-        {"6, seq 5": "is of a call that was taken back before"},
+        {"5, seq 4": "is of a call that was taken back before"},
+        {"5, seq 4": "is of a call that was taken back before"},
         BARE,
         "UPDATE {t} SET transaction_type = 'tombstone', idempotency_key = 'k' WHERE id = 4",
-        "UPDATE {t} SET principal = 'tenant', idempotency_key = 'k' WHERE id = 6",
+        "UPDATE {t} SET principal = 'tenant', idempotency_key = 'k' WHERE id = 5",
         also="types of <ledger>",
     ),
     damage(

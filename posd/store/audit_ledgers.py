@@ -124,7 +124,8 @@ _REVERSALS: Final = """
 _KEYS: Final = """
     SELECT concat('<movements> id ', m.id, ', seq ', m.seq), CASE
                WHEN m.same > 1 THEN 'another movement of the chain is of the same call'
-               WHEN d.seq < m.seq THEN 'is of a call that was taken back before'
+               WHEN d.seq < m.seq AND m.transaction_type <> 'tombstone'
+                   THEN 'is of a call that was taken back before'
            END
       FROM (SELECT t.*, count(*) OVER (PARTITION BY t.<owner>, t.principal, t.idempotency_key) AS same
               FROM {schema}.<movements> AS t WHERE t.idempotency_key IS NOT NULL) AS m
