@@ -291,7 +291,8 @@ BEGIN
     FOR judged IN
         -- A retry is answered as the first call was, whatever has become of the card since.
         SELECT a.place, a.number, r.movement,
-               CASE WHEN c.card_number IS NULL THEN 'unknown'
+               -- A card that was sold after the lock statement has looked for it is not locked either.
+               CASE WHEN c.card_number IS NULL OR (patient AND a.number <> ALL (locked)) THEN 'unknown'
                     WHEN a.number <> ALL (locked) THEN 'locked'
                     WHEN r.outcome IS NOT NULL THEN r.outcome
                     WHEN c.initial_balance IS NULL THEN 'unknown'

@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 
 from posd.database.pool import Database
 from posd.errors import BadRequest, Busy, Refusal, StatementFailed, Unavailable
-from posd.store import giftcards
+from posd.store import card_movements, giftcards
 from posd.store.card_movements import Movement
 from posd.store.ledgers import Cause
 from posd.web.api import card_moves
@@ -109,6 +109,21 @@ class CardMovesTests(StoreCase):
             self.assertEqual(self.commits(), [1, 2])
             self.assertNoResult(locked)
         self.assertEqual((await locked).after, 49)
+
+    async def test_a_card_that_is_sold_meanwhile_is_unknown_to_who_waited_for_another(self) -> None:
+        await self.ready(1)
+        asked = [
+            giftcards.deduction(KITCHEN, f"GC-{card}", 1, Cause("device POS_1")) for card in (0, 1)
+        ]
+        with self.admin.transaction():
+            self.admin.run("UPDATE dinedesk_kitchen.gift_cards SET order_id = 'A-1'")
+            waiting = begin(card_movements.move(self.database.of(1), KITCHEN, asked))
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid IS NOT NULL"
+            await until(lambda: bool(self.admin.rows(waits)), "it waits for the lock")
+            await giftcards.purchase(self.database.of(1), KITCHEN, "GC-1", 50, Cause("platform"))
+        first, second = await waiting
+        self.assertEqual(getattr(first, "after", None), 49)
+        self.assertEqual(getattr(second, "code", None), "unknown_card")
 
     async def test_one_that_cannot_be_written_fails_alone(self) -> None:
         moves = await self.ready(4)
