@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 from attrs import frozen
 
 from posd.database.link import Reader
-from posd.errors import BadRequest, Conflict, NotFound, PosdError, Refusal, Unprocessable
+from posd.errors import BadRequest, Conflict, NotFound, PosdError, Unprocessable
 from posd.events import money
 from posd.store import ledgers, shop
 from posd.values import Tenant
@@ -73,8 +73,8 @@ class Movement:
         return self.type == "tombstone"
 
 
-Outcome = Movement | Refusal | None
-"""What came of a `Move`; None: nothing was done."""
+Outcome = Movement | PosdError | None
+"""What came of a `Move`: the movement, or what is to be raised; None: nothing was done."""
 
 
 async def make(session: Reader, tenant: Tenant, asked: Move) -> Movement:
@@ -84,7 +84,7 @@ async def make(session: Reader, tenant: Tenant, asked: Move) -> Movement:
 
 
 def made(outcome: Outcome) -> Movement:
-    """The movement, or raise the refusal."""
+    """The movement, or raise what has come instead."""
     if isinstance(outcome, Movement):
         return outcome
     if outcome is None:
@@ -97,9 +97,9 @@ async def move(
 ) -> list[Outcome]:
     """Move money on several cards, of which none is named twice, in one statement.
 
-    Returns what came of each: the movement, or the refusal that `deduct` raises. Where it is not `patient`, a
-    card that another transaction has locked is not waited for: None, and nothing was done. If it raises,
-    nothing was done with any card, but for `OutcomeUnknown` and `ConnectionLost`.
+    Returns what came of each: the movement, or the exception that `deduct` raises. Where it is not
+    `patient`, a card that another transaction has locked is not waited for: None, and nothing was done. If
+    it raises, nothing was done with any card, but for `OutcomeUnknown` and `ConnectionLost`.
     """
     parameters: dict[str, object] = {
         "numbers": [each.number for each in moves],
@@ -145,8 +145,9 @@ def _outcome(tenant: Tenant, row: Sequence[Any]) -> Outcome:
         return None
     try:
         return made_of(tenant, row)
-    except Refusal as refusal:
-        return refusal
+    except PosdError as error:
+        # The others are committed with it.
+        return error
 
 
 def made_of(tenant: Tenant, row: Sequence[Any]) -> Movement:
@@ -155,6 +156,8 @@ def made_of(tenant: Tenant, row: Sequence[Any]) -> Movement:
     before, moved, after = (money.present(each or Decimal(), tenant.currency) for each in amounts)
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
+    if transaction_id is None:
+        raise ledgers.not_written()
     replayed = outcome == "replayed"
     about = (order_id, expiry_date, created_at, replayed)
     return Movement(transaction_id, number, seq, kind, before, moved, after, *about)

@@ -150,5 +150,10 @@ def refuse(outcome: str) -> NoReturn:
             raise PosdError(f"the ledger answered {outcome!r}")
 
 
+def not_written() -> PosdError:
+    """For a movement that has no row: a trigger of the shop has returned NULL instead of it."""
+    return PosdError("a trigger on the ledger has kept a movement from being written")
+
+
 def unknown_transaction() -> NotFound:
     return NotFound("There is no such transaction here.", code="unknown_transaction")

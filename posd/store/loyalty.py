@@ -230,6 +230,8 @@ def _movement(tenant: Tenant, row: Row) -> Movement:
     outcome, transaction_id, account_id, seq, kind, before, moved, after, created_at, discount = row
     if outcome not in ("made", "replayed", "tombstoned"):
         _refuse(outcome, after)
+    if transaction_id is None:
+        raise ledgers.not_written()
     if discount is not None:
         discount = money.present(discount, tenant.currency)
     replayed = outcome == "replayed"

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from posd.database.pool import Database
-from posd.errors import BadRequest, Busy, Refusal, StatementFailed, Unavailable
+from posd.errors import BadRequest, Busy, PosdError, Refusal, StatementFailed, Unavailable
 from posd.store import card_movements, giftcards
 from posd.store.card_movements import Movement
 from posd.store.ledgers import Cause
@@ -142,6 +142,20 @@ class CardMovesTests(StoreCase):
             with self.assertRaises(error):
                 await self.spend(moves, 2, note=code)
         self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 6)
+
+    async def test_one_that_a_trigger_swallows_was_not_made(self) -> None:
+        moves = await self.ready(3)
+        self.admin.run(
+            "CREATE FUNCTION public.swallow() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RETURN CASE WHEN NEW.card_number <> ''GC-1'' THEN NEW END; END';"
+            f"CREATE TRIGGER swallow BEFORE INSERT ON {ROWS}"
+            " FOR EACH ROW EXECUTE FUNCTION public.swallow()"
+        )
+        first, swallowed, third = [self.spend(moves, card) for card in (0, 1, 2)]
+        with self.assertRaises(PosdError):
+            await swallowed
+        self.assertEqual(await self.outcomes([first, third]), [49, 49])
+        self.assertEqual(self.commits(), [1, 1])
 
     async def test_a_slow_one_is_waited_for_by_its_own_call_only(self) -> None:
         moves = await self.ready(4)
