@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from posd.database.gathering import Gathering
 from posd.database.pool import Database
@@ -24,12 +26,14 @@ _TOGETHER_SECONDS: Final = 2.0
 """What is made together is ready to be committed by then. A slow movement delays the others no longer."""
 
 
-@frozen(eq=False)
+@define(eq=False)
 class _Asked:
     """A movement that is to be committed by the `deadline`, of the reactor's clock."""
 
     move: Move
     deadline: float
+    is_begun: bool = False
+    """Whether a transaction is under way that may make it."""
 
 
 @define(eq=False)
@@ -44,10 +48,34 @@ class CardMoves:
 
     async def make(self, tenant: Tenant, move: Move, deadline: float) -> Movement:
         """Make a movement. Raises what `giftcards.deduct` raises, and what `Link.query` does."""
-        outcome = await self._gathering.ask(tenant, _Asked(move, deadline))
+        asked = _Asked(move, deadline)
+        outcome = await self._in_time(self._gathering.ask(tenant, asked), asked)
         if outcome is None:
             return await card_movements.make(self.database.by(tenant.id, deadline), tenant, move)
         return card_movements.made(outcome)
+
+    def _in_time(self, waiting: Deferred[Outcome], asked: _Asked) -> Deferred[Outcome]:
+        """Have a movement fail with `Busy` at its deadline, if it still waits for a transaction then.
+
+        The transactions before it end by their own deadlines, which may be half a second later.
+        """
+        if asked.is_begun:
+            return waiting
+
+        def give_up() -> None:
+            if not asked.is_begun:
+                waiting.cancel()
+
+        def told(result: Outcome | Failure) -> Outcome | Failure:
+            if timer.active():
+                timer.cancel()
+            if isinstance(result, Failure) and result.check(CancelledError):
+                raise Busy("This could not be done in time. Try again.", retry_after=1)
+            return result
+
+        clock = self.database.clock
+        timer = clock.callLater(max(0.0, asked.deadline - clock.seconds()), give_up)
+        return waiting.addBoth(told)
 
     async def _together(self, tenant: Tenant, asked: Sequence[_Asked]) -> Mapping[_Asked, Outcome]:
         """What came of each movement; None where it was not made, and can be made alone."""
@@ -67,6 +95,8 @@ class CardMoves:
 
     async def _made(self, tenant: Tenant, asked: Sequence[_Asked]) -> dict[_Asked, Outcome]:
         moves = [each.move for each in asked]
+        for each in asked:
+            each.is_begun = True
         deadline = min(each.deadline for each in asked)
         if card_movements.are_of_different_cards(moves):
             session = self.database.by(tenant.id, deadline, _TOGETHER_SECONDS)

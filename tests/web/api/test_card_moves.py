@@ -225,6 +225,20 @@ class CardMovesTests(StoreCase):
             await self.spend(moves, 0, seconds=-1)
         self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 2)
 
+    async def test_one_that_waits_too_long_is_told_so_in_time(self) -> None:
+        moves = await self.ready(3)
+        self.admin.run(
+            "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(1.5); RETURN NEW; END';"
+            f"CREATE TRIGGER doze BEFORE INSERT ON {ROWS} FOR EACH ROW EXECUTE FUNCTION public.doze()"
+        )
+        under_way = self.spend(moves, 0)
+        late, later = self.spend(moves, 1, seconds=0.1), self.spend(moves, 2, seconds=0.2)
+        self.assertEqual(await self.outcomes([late, later]), ["busy", "busy"])
+        self.assertNoResult(under_way)
+        self.assertEqual(await self.outcomes([under_way]), [49])
+        self.assertEqual(self.commits(), [1])
+
     async def test_a_crowd_whose_connections_are_cut_off_spends_each_penny_once(self) -> None:
         moves = await self.ready(4, 60)
         dice, answered, retries = random.Random(7), Counter[str](), 0
