@@ -67,6 +67,8 @@ class Bound:
         try:
             return await self._run(sql, parameters, True)
         except ConnectionLost as error:
+            if error.is_rolled_back:
+                raise
             raise _commit_lost() from error
 
     def begin(self, deadline: float | None = None, work_seconds: float | None = None) -> None:

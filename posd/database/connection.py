@@ -51,10 +51,14 @@ moments.read_within_bounds()
 
 
 class ConnectionLost(Unavailable):
-    """The connection ended before the answer to a statement was there."""
+    """The connection ended before the answer to a statement was there, or because of that answer.
 
-    def __init__(self) -> None:
+    `is_rolled_back`: PostgreSQL has answered that it did not execute the statement.
+    """
+
+    def __init__(self, *, is_rolled_back: bool = False) -> None:
         super().__init__("The connection to the database was lost.", retry_after=1)
+        self.is_rolled_back = is_rolled_back
 
 
 class _Ended(Exception):
@@ -218,7 +222,7 @@ class Connection:
         unanswered = not sqlstate and not isinstance(error, psycopg2.ProgrammingError)
         if self._raw.gone or unanswered or sqlstate.startswith(self._losing):
             self._ended(line(error))
-            return ConnectionLost()
+            return ConnectionLost(is_rolled_back=sqlstate == _READ_ONLY)
         if sqlstate.startswith(_BUSY):
             return Busy("The database is busy. Try again.", retry_after=1)
         # Where shops' tables are read, a shop's code can raise this. If the database is in trouble, the other

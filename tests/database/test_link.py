@@ -454,6 +454,12 @@ class TransactionTests(LinkCase):
         ((limit,),) = await link.query("SELECT current_setting('statement_timeout')")
         self.assertEqual(limit, "5s")
 
+    async def test_a_standby_has_surely_not_made_a_statement_with_a_deadline(self) -> None:
+        link = await self.up(self.new())
+        await link.execute("SET default_transaction_read_only = on")
+        with self.assertRaises(ConnectionLost):
+            await link.query(f"{INSERT} RETURNING a", (1,), deadline=REACTOR.seconds() + 5)
+
     async def test_its_outcome_is_unknown_if_the_connection_is_lost(self) -> None:
         self.patch(bound, "_LAST_GRACE_SECONDS", 0.05)
         self.doze_in_commits()
