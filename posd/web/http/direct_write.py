@@ -43,7 +43,8 @@ _unknown: set[type] = set()
 def direct_write(transport: Any) -> Write:
     """A function that writes to `transport`, directly if that is possible with a transport of this kind."""
     socket = socket_below(transport)
-    if not isinstance(socket, Connection):
+    # A connection that is lost has no socket. What a client sent before that is still answered.
+    if not isinstance(socket, Connection) or not socket.connected:
         return cast(Write, transport.write)
     is_tls = isinstance(transport, TLSMemoryBIOProtocol)
     if _knows_socket(socket) and (not is_tls or _knows_tls(transport)):

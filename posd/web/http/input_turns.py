@@ -28,6 +28,7 @@ from zope.interface import directlyProvides, implementer, providedBy
 from posd.security.addresses import Network, is_proxy, place
 from posd.security.handshakes import HandshakeRates
 from posd.web.http.direct_read import DirectlyRead
+from posd.web.http.sockets import socket_below
 
 _TURN_SECONDS: Final = 0.001
 """For how long input is worked on in one turn of the reactor; one piece of it at least."""
@@ -187,6 +188,11 @@ class PacedInput(ProtocolWrapper):
     def counts(self) -> bool:
         """Whether a handshake is to begin that its address is charged for."""
         return False
+
+    def getHost(self) -> Any:
+        """This end; None if the connection is lost: Twisted asks the socket, which it has closed by then."""
+        is_open = getattr(socket_below(self), "connected", True)
+        return super().getHost() if is_open else None  # type: ignore[no-untyped-call]
 
     def belongs_to(self, owner: object) -> None:
         """A valid key of `owner` has come on the connection. On a proxy's, those of others may follow."""

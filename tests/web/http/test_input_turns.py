@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import socket
 import weakref
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -12,13 +13,16 @@ from typing import Any, cast
 
 from attrs import define, field
 from OpenSSL import SSL
+from twisted.internet import reactor as global_reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.base import DelayedCall
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
+from twisted.internet.tcp import Server
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,6 +32,7 @@ from posd.config.model import TLS
 from posd.security.handshakes import HandshakeRates
 from posd.security.private_ca import make
 from posd.security.server_tls import ServerTLS
+from posd.web.http.direct_write import direct_write
 from posd.web.http.input_turns import (
     InputTurns,
     PacedPlain,
@@ -35,7 +40,11 @@ from posd.web.http.input_turns import (
     PacedTLS,
     PacedTLSFactory,
 )
+from posd.web.http.site import BoundedSite
 from posd.web.http.tls_endpoint import SniffingTransport
+from tests.web.http.test_site import Echo
+
+reactor: Any = global_reactor
 
 
 @define(eq=False)
@@ -521,3 +530,52 @@ class PacedTLSTests(PacedCase):
         del first
         gc.collect()
         self.assertIs(self.connection().__provides__, declared)
+
+
+class LostSocketTests(SynchronousTestCase):
+    """A client resets the connection while its request waits for its turn."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.now = 0.0
+        self.patch(self.clock, "seconds", lambda: self.now)
+        self.turns = InputTurns(self.clock, HandshakeRates(self.clock.seconds))
+
+    def spend(self) -> None:
+        self.now += 1.0
+
+    def receive(self, data: bytes, served: Any) -> None:
+        """Let `data` wait until the socket is closed, and then have its turn."""
+        factory = PacedPlainFactory(served, self.turns)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            client = socket.create_connection(listening.getsockname())
+            self.addCleanup(client.close)
+            accepted, place = listening.accept()
+        address = IPv4Address("TCP", *place)
+        paced = factory.buildProtocol(address)
+        transport = Server(accepted, paced, place, cast(Any, None), 0, reactor)
+        paced.makeConnection(transport)
+        paced.dataReceived(data[:1])
+        self.turns.work(Connection("long", [], self.spend, owner=1))
+        paced.dataReceived(data[1:])
+        transport.connectionLost(Failure(ConnectionDone()))
+        turn(self.clock)
+        turn(self.clock)
+
+    def test_its_request_is_carried_out(self) -> None:
+        resource = Echo()
+        site = BoundedSite(resource, self.clock, most_channels=1)
+        with capturedLogs() as events:
+            self.receive(b"GET / HTTP/1.1\r\nHost: posd\r\n\r\n", site)
+        self.assertEqual((resource.taken, events, site.open_channels), (1, [], 0))
+
+    def test_what_is_answered_directly_goes_nowhere(self) -> None:
+        class Answering(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                direct_write(self.transport)(data)
+                said.append(data)
+
+        said: list[bytes] = []
+        with capturedLogs() as events:
+            self.receive(b"abc", Factory.forProtocol(Answering))
+        self.assertEqual((said, events), ([b"a", b"bc"], []))
