@@ -19,7 +19,21 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 _ffi: Final[Any] = getattr(SSL, "_ffi", None)
 _openssl: Final[Any] = getattr(SSL, "_lib", None)
 _CALLED: Final = ("BIO_write", "BIO_get_mem_data", "SSL_read", "SSL_get_error")
-IS_KNOWN: Final = all(hasattr(_openssl, each) for each in (*_CALLED, "SSL_ERROR_WANT_READ"))
+
+
+def knows(protocol: type, connection: object) -> bool:
+    """Whether OpenSSL can be called here, for connections with TLS of these kinds."""
+    return (
+        all(hasattr(_openssl, each) for each in (*_CALLED, "SSL_ERROR_WANT_READ"))
+        and all(hasattr(protocol, each) for each in ("_aborted", "_lostTLSConnection"))
+        and all(
+            isinstance(getattr(connection, each, None), _ffi.CData)
+            for each in ("_ssl", "_into_ssl", "_from_ssl")
+        )
+    )
+
+
+IS_KNOWN: Final = knows(TLSMemoryBIOProtocol, SSL.Connection(SSL.Context(SSL.TLS_METHOD)))
 """Whether OpenSSL is called here."""
 
 _RECORD_BYTES: Final = 16 * 1024

@@ -7,7 +7,9 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 
 from posd.web.http import direct_read as module
 from tests.web.http.test_direct_write import TLSCase
@@ -107,6 +109,22 @@ class DirectReadTests(TLSCase):
         self.tls.connectionLost(Failure(ConnectionLost()))
         self.assertIsNotNone(self.application.reason)
         self.application.reason.trap(ConnectionLost)
+
+
+class KnownTests(SynchronousTestCase):
+    """posd calls OpenSSL only where it finds all that it uses."""
+
+    def test_these_versions_are_known(self) -> None:
+        self.assertTrue(module.IS_KNOWN)
+
+    def test_others_are_not(self) -> None:
+        for name in ("_ssl", "_into_ssl", "_from_ssl"):
+            connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
+            self.assertTrue(module.knows(TLSMemoryBIOProtocol, connection))
+            delattr(connection, name)
+            self.assertFalse(module.knows(TLSMemoryBIOProtocol, connection), name)
+        whole = SSL.Connection(SSL.Context(SSL.TLS_METHOD))
+        self.assertFalse(module.knows(Protocol, whole))
 
 
 class OtherLibraryTests(DirectReadTests):
