@@ -18,8 +18,8 @@
 VENV ?= .venv
 TESTS ?= tests
 SYSTEM ?= $(patsubst tests/system/%.py,tests.system.%,$(wildcard tests/system/*_system.py))
-# One more than there are processors on a small machine: tests wait for a quarter of their time.
-JOBS ?= 3
+# Two more than there are processors on a small machine: tests wait for half of their time.
+JOBS ?= 4
 ARGS ?=
 BENCH ?=
 MINUTES ?= 10
