@@ -228,8 +228,8 @@ class ExchangeCase(SynchronousTestCase):
             Database(self.clock, "", size=1, statement_timeout=5),
             books,
             heartbeat=30,
-            outbox_bytes=1000,
-            outbox_total=100_000,
+            send_queue_bytes=1000,
+            send_queue_total=100_000,
         )
         self.exchange.startService()
         self.addCleanup(self.exchange.stopService)

@@ -152,8 +152,8 @@ class Delivery(RuleBasedStateMachine):
             Database(self.clock, "", size=1, statement_timeout=5),
             self.books,
             heartbeat=30,
-            outbox_bytes=OUTBOX_BYTES,
-            outbox_total=OUTBOX_TOTAL,
+            send_queue_bytes=OUTBOX_BYTES,
+            send_queue_total=OUTBOX_TOTAL,
         )
         self.tills: dict[Till, Session] = {}
         self.pruned: Seq = 0

@@ -183,8 +183,8 @@ class Roads(RuleBasedStateMachine):
             Database(self.clock, "", size=1, statement_timeout=5),
             self.books,
             heartbeat=30,
-            outbox_bytes=OUTBOX_BYTES,
-            outbox_total=100_000,
+            send_queue_bytes=OUTBOX_BYTES,
+            send_queue_total=100_000,
         )
         connections = Connections(1000, 1000, 1000)
         self.polls = Polls(self.clock, self.exchange, connections, self.books.settle)

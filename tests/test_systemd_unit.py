@@ -81,7 +81,7 @@ class TheUnit(SynchronousTestCase):
 
     def test_the_bounds_are_more_than_posd_takes_by_its_own_limits(self) -> None:
         limits = Limits()
-        held = limits.outbox_total + MOST_BYTES + MOST_UNFINISHED_BYTES
+        held = limits.send_queue_total + MOST_BYTES + MOST_UNFINISHED_BYTES
         # And as much again for the interpreter, tills and what is being worked on.
         self.assertLess(2 * held, 2**30)
 

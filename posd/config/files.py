@@ -60,6 +60,14 @@ def find(main: Path, report: Problems) -> list[Path]:
     return [main, *(e for e in entries if e.suffix == ".toml" and not e.name.startswith("."))]
 
 
+_RENAMED = {
+    # "outbox" now means only the table `pos_outbox`. These keys limit what waits in memory for tills.
+    "delivery.outbox_bytes": "send_queue_bytes",
+    "limits.outbox_total": "send_queue_total",
+}
+"""Keys that an earlier configuration file may have, and what they are called now."""
+
+
 def parse(file: Path, report: Problems) -> dict[str, Any]:
     """Read one file; it is empty if it cannot be read or is not TOML."""
     try:
@@ -174,6 +182,8 @@ class Tables:
 
     def _right_key(self, key: str, table: Table) -> str:
         keys = table.keys
+        if renamed := _RENAMED.get(f"{table.label}.{key}"):
+            return f"its name is now {renamed}"
         return self._home(key) or suggestion(key, keys) or f"keys here are {', '.join(keys)}"
 
     def _home(self, key: str) -> str | None:

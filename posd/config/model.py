@@ -89,16 +89,16 @@ class Delivery:
     """`[delivery]`: how tills are served. Seconds, and bytes in one till's outbox."""
 
     heartbeat: Annotated[float, Duration("1s", "10m")] = 30.0
-    outbox_bytes: Annotated[int, Size("2KiB", "1GiB")] = 256 * KIB
+    send_queue_bytes: Annotated[int, Size("2KiB", "1GiB")] = 256 * KIB
     retention: Annotated[float, Duration("1h", "3650d")] = 30 * DAY
 
 
 @frozen
 class Limits:
-    """`[limits]`: how much of anything is accepted. `event_bytes` and `outbox_total` are bytes."""
+    """`[limits]`: how much of anything is accepted. `event_bytes` and `send_queue_total` are bytes."""
 
     event_bytes: Annotated[int, Size("1KiB", "1MiB")] = 128 * KIB
-    outbox_total: Annotated[int, Size("1MiB", "1024GiB")] = 256 * MIB
+    send_queue_total: Annotated[int, Size("1MiB", "1024GiB")] = 256 * MIB
     connections: Annotated[int, Whole()] = 20_000
     connections_per_tenant: Annotated[int, Whole()] = 200
     failed_auth_per_minute: Annotated[int, Whole()] = 20
@@ -237,14 +237,16 @@ def _unusable_dsns(database: Database, find_problem: _FindProblem) -> Iterator[_
 def _contradictions(config: Config, labels: Sequence[str]) -> Iterator[_Complaint]:
     """Yield what each key allows but two of them do not. `labels` name the listeners."""
     delivery, limits = config.delivery, config.limits
-    if delivery.outbox_bytes < 2 * limits.event_bytes:
-        what = f'"{format_size(delivery.outbox_bytes)}" is less than twice limits.event_bytes'
+    if delivery.send_queue_bytes < 2 * limits.event_bytes:
+        what = f'"{format_size(delivery.send_queue_bytes)}" is less than twice limits.event_bytes'
         meant = f'write at least "{format_size(2 * limits.event_bytes)}"'
-        yield "delivery.outbox_bytes", "limits.event_bytes", f"{what}; {meant}"
-    if limits.outbox_total < delivery.outbox_bytes:
-        what = f'"{format_size(limits.outbox_total)}" is less than one delivery.outbox_bytes'
-        meant = f'write at least "{format_size(delivery.outbox_bytes)}"'
-        yield "limits.outbox_total", "delivery.outbox_bytes", f"{what}; {meant}"
+        yield "delivery.send_queue_bytes", "limits.event_bytes", f"{what}; {meant}"
+    if limits.send_queue_total < delivery.send_queue_bytes:
+        what = (
+            f'"{format_size(limits.send_queue_total)}" is less than one delivery.send_queue_bytes'
+        )
+        meant = f'write at least "{format_size(delivery.send_queue_bytes)}"'
+        yield "limits.send_queue_total", "delivery.send_queue_bytes", f"{what}; {meant}"
     for label, listener in zip(labels, config.listen, strict=True):
         if listener.tls:
             yield from _missing_pem(config.tls, listener.name, label)

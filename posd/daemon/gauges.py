@@ -28,7 +28,7 @@ _WATCHED: Final = ("database", "feed", "sequencer")
 class Gauges:
     """The parts that are asked.
 
-    `outbox_limit` is what is in force now; `certificate` gives None without TLS; `reload_failed` says
+    `send_queue_limit` is what is in force now; `certificate` gives None without TLS; `reload_failed` says
     whether configuration or certificates were found that cannot be used.
     """
 
@@ -40,7 +40,7 @@ class Gauges:
     doorman: Doorman
     feed: Feed
     clock: DatabaseClock
-    outbox_limit: Callable[[], int]
+    send_queue_limit: Callable[[], int]
     certificate: Callable[[], Validity | None]
     reload_failed: Callable[[], bool]
 
@@ -54,8 +54,8 @@ class Gauges:
             "draining": lambda: self.exchange.draining,
             "connections_open": lambda: self.connections.open,
             "connections_limit": lambda: self.connections.total,
-            "outbox_bytes": lambda: self.exchange.held,
-            "outbox_limit_bytes": self.outbox_limit,
+            "send_queue_bytes": lambda: self.exchange.held,
+            "send_queue_limit_bytes": self.send_queue_limit,
             "publications_waiting": lambda: self.sequencer.waiting,
             "tenants_left_out": lambda: self.sequencer.left_out,
             "database_pool_idle": lambda: self.database.use.idle,

@@ -132,8 +132,8 @@ class Parts:
             self.database,
             self.presence,
             heartbeat=self.settings.delivery.heartbeat,
-            outbox_bytes=self.settings.delivery.outbox_bytes,
-            outbox_total=limits.outbox_total,
+            send_queue_bytes=self.settings.delivery.send_queue_bytes,
+            send_queue_total=limits.send_queue_total,
             instruments=self.instruments,
         )
         # Before anything is numbered on a connection, it is looked whose database that is now.
@@ -340,7 +340,7 @@ class Parts:
             doorman=self.doorman,
             feed=self.feed,
             clock=self.instruments.clock,
-            outbox_limit=lambda: self.settings.limits.outbox_total,
+            send_queue_limit=lambda: self.settings.limits.send_queue_total,
             certificate=self.certificate,
             reload_failed=self.reload_failed,
         )
@@ -355,8 +355,8 @@ class Parts:
         limits, delivery = settings.limits, settings.delivery
         self.exchange.adjust(
             heartbeat=delivery.heartbeat,
-            outbox_bytes=delivery.outbox_bytes,
-            outbox_total=limits.outbox_total,
+            send_queue_bytes=delivery.send_queue_bytes,
+            send_queue_total=limits.send_queue_total,
         )
         self.sequencer.event_bytes = limits.event_bytes
         self.failed_attempts.per_minute = limits.failed_auth_per_minute

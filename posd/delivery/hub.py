@@ -100,18 +100,18 @@ class Exchange(Service):
         presence: Books,
         *,
         heartbeat: float,
-        outbox_bytes: int,
-        outbox_total: int,
+        send_queue_bytes: int,
+        send_queue_total: int,
         instruments: Instruments | None = None,
     ) -> None:
         self._reactor = reactor
         self._database = database
         self._presence = presence
         self._heartbeat = heartbeat
-        self._outbox_bytes = outbox_bytes
+        self._send_queue_bytes = send_queue_bytes
         self.instruments = instruments or Instruments()
         self.connection_log = ConnectionLog(reactor.seconds, self.instruments)
-        self._budget = Budget(outbox_total)
+        self._budget = Budget(send_queue_total)
         self._openings = Openings(reactor, database, MOST_DEVICES)
         self.channels = Channels(reactor, database, presence.delivered, self.instruments)
         self._guests: set[Guest] = set()
@@ -146,13 +146,13 @@ class Exchange(Service):
         """How many bytes wait for tills that do not take them."""
         return self._budget.held
 
-    def adjust(self, *, heartbeat: float, outbox_bytes: int, outbox_total: int) -> None:
+    def adjust(self, *, heartbeat: float, send_queue_bytes: int, send_queue_total: int) -> None:
         """Change what it was made with: the bounds for all, the heartbeat for those to come."""
         self._heartbeat = self._roster.heartbeat = heartbeat
-        self._outbox_bytes = outbox_bytes
+        self._send_queue_bytes = send_queue_bytes
         for attendance in self._roster:
-            attendance.session.outbox.limit = outbox_bytes
-        self._budget.limit = outbox_total
+            attendance.session.outbox.limit = send_queue_bytes
+        self._budget.limit = send_queue_total
         self._budget.relieve()
 
     async def look_up(
@@ -197,7 +197,7 @@ class Exchange(Service):
         start, resync = resume(opening, terminal.position)
         outbox = Outbox(
             line,
-            self._outbox_bytes,
+            self._send_queue_bytes,
             self._budget,
             terminal.tenant.id,
             clock=self._reactor.seconds,

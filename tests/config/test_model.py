@@ -92,12 +92,12 @@ class DefaultsTests(LoadCase):
                 },
                 "delivery": {
                     "heartbeat": 30.0,
-                    "outbox_bytes": 262_144,
+                    "send_queue_bytes": 262_144,
                     "retention": 2_592_000.0,
                 },
                 "limits": {
                     "event_bytes": 131_072,
-                    "outbox_total": 268_435_456,
+                    "send_queue_total": 268_435_456,
                     "connections": 20_000,
                     "connections_per_tenant": 200,
                     "failed_auth_per_minute": 20,
@@ -189,11 +189,11 @@ class ValuesTests(LoadCase):
             client_ca = "/a.pem"
             [delivery]
             heartbeat = "1s"
-            outbox_bytes = "512 KiB"
+            send_queue_bytes = "512 KiB"
             retention = "12h"
             [limits]
             event_bytes = "256KiB"
-            outbox_total = 1048576
+            send_queue_total = 1048576
             connections = 1
             connections_per_tenant = 2
             failed_auth_per_minute = 3
@@ -267,7 +267,8 @@ class QuantityRangesTests(LoadCase):
     @given(st.integers(262_144, 268_435_456))
     def test_sizes_with_a_unit_and_without(self, size: int) -> None:
         read = [
-            self.read("delivery", "outbox_bytes", written) for written in (size, format_size(size))
+            self.read("delivery", "send_queue_bytes", written)
+            for written in (size, format_size(size))
         ]
         self.assertEqual(read, [size, size])
 
@@ -324,7 +325,7 @@ class LayersTests(LoadCase):
         lines = self.problems(
             SOUND + "[limits]\nevent_bytes = 1\n[listen]\n",
             b="[limits]\nconnections = 0\n",
-            a='[limits]\noutbox_total = "1B"\n',
+            a='[limits]\nsend_queue_total = "1B"\n',
         )
         self.assertEqual(
             [line.partition(": ")[0] for line in lines],
@@ -383,24 +384,31 @@ class ProblemsTests(LoadCase):
     def test_sizes_must_fit_each_other(self) -> None:
         self.expect(
             SOUND + '[limits]\nevent_bytes = "256KiB"\n',
-            'delivery.outbox_bytes: "256KiB" is less than twice limits.event_bytes; '
+            'delivery.send_queue_bytes: "256KiB" is less than twice limits.event_bytes; '
             'write at least "512KiB"',
         )
         self.expect(
-            SOUND + '[delivery]\noutbox_bytes = "2MiB"\n[limits]\noutbox_total = "1MiB"\n',
-            'limits.outbox_total: "1MiB" is less than one delivery.outbox_bytes; '
+            SOUND + '[delivery]\nsend_queue_bytes = "2MiB"\n[limits]\nsend_queue_total = "1MiB"\n',
+            'limits.send_queue_total: "1MiB" is less than one delivery.send_queue_bytes; '
             'write at least "2MiB"',
+        )
+
+    def test_a_key_that_was_renamed_is_refused_with_its_new_name(self) -> None:
+        self.expect(
+            SOUND + '[delivery]\noutbox_bytes = "1MiB"\n[limits]\noutbox_total = "8MiB"\n',
+            "delivery.outbox_bytes: is unknown; its name is now send_queue_bytes",
+            "limits.outbox_total: is unknown; its name is now send_queue_total",
         )
 
     def test_a_contradiction_is_told_of_the_file_that_made_it(self) -> None:
         lines = self.problems(SOUND, a='[limits]\nevent_bytes = "256KiB"\n')
         self.assertEqual(
-            lines[0].partition(" is less")[0], 'a.toml: delivery.outbox_bytes: "256KiB"'
+            lines[0].partition(" is less")[0], 'a.toml: delivery.send_queue_bytes: "256KiB"'
         )
 
     def test_what_was_not_understood_is_not_compared(self) -> None:
         lines = self.problems(
-            SOUND + '[delivery]\noutbox_bytes = "200KiB"\n[limits]\nevent_bytes = "many"\n'
+            SOUND + '[delivery]\nsend_queue_bytes = "200KiB"\n[limits]\nevent_bytes = "many"\n'
         )
         self.assertEqual([line.partition(":")[0] for line in lines], ["limits.event_bytes"])
 
@@ -447,7 +455,7 @@ class ProblemsTests(LoadCase):
             certificate = "c.pem"
             [delivery]
             heartbeat = 5
-            outbox_bytes = "8KiB"
+            send_queue_bytes = "8KiB"
             [logging]
             level = "loud"
             """,
@@ -465,7 +473,7 @@ class ProblemsTests(LoadCase):
                 "listen[a].endpoint",
                 "database.dsn",
                 "listen[2].name",
-                "delivery.outbox_bytes",
+                "delivery.send_queue_bytes",
                 "tls.private_key",
                 "listen[a].tls",
                 "listen[2].endpoint",

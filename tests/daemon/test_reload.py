@@ -157,7 +157,7 @@ BAD: Final[Mapping[str, tuple[str, Callable[[ReloadCase], bytes | None], str]]] 
     ),
     "a contradiction": (
         "posd.toml",
-        lambda case: case.toml('[delivery]\noutbox_bytes = "2KiB"'),
+        lambda case: case.toml('[delivery]\nsend_queue_bytes = "2KiB"'),
         "less than twice limits.event_bytes",
     ),
     "no certificate any more": (
@@ -197,7 +197,7 @@ BAD: Final[Mapping[str, tuple[str, Callable[[ReloadCase], bytes | None], str]]] 
 
 GOOD: Final = (
     "[limits]\nconnections = 7\nfailed_auth_per_minute = 3",
-    '[limits]\nevent_bytes = "2KiB"\noutbox_total = "2MiB"',
+    '[limits]\nevent_bytes = "2KiB"\nsend_queue_total = "2MiB"',
     '[delivery]\nheartbeat = "9s"',
     '[logging]\nlevel = "debug"\nformat = "json"',
 )

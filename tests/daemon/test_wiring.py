@@ -127,7 +127,7 @@ class ReloadTests(SynchronousTestCase):
         parts, exchange = self.parts, self.parts.exchange
         return {
             "event_bytes": parts.sequencer.event_bytes,
-            "outbox_total": exchange._budget.limit,
+            "send_queue_total": exchange._budget.limit,
             "connections": parts.connections.total,
             "connections_per_tenant": parts.connections.per_tenant,
             "failed_auth_per_minute": parts.failed_attempts.per_minute,
@@ -137,7 +137,7 @@ class ReloadTests(SynchronousTestCase):
             "requests_per_second_per_address": parts.rates.requests_per_address,
             "points_per_day_per_till": parts.loyalty.points_per_day,
             "heartbeat": (exchange._heartbeat, exchange._roster.heartbeat),
-            "outbox_bytes": exchange._outbox_bytes,
+            "send_queue_bytes": exchange._send_queue_bytes,
             "retention": parts.retention.seconds,
         }
 

@@ -85,7 +85,7 @@ class OpeningTests(ExchangeCase):
     ) -> None:
         session, line = self.connect()
         session.outbox.pauseProducing()
-        self.exchange.adjust(heartbeat=7, outbox_bytes=10, outbox_total=100_000)
+        self.exchange.adjust(heartbeat=7, send_queue_bytes=10, send_queue_total=100_000)
         self.assertFalse(session.outbox.offer(b"x" * 11))
         self.assertTrue(session.outbox.offer(b"x" * 10))
         self.assertEqual(line.messages[0]["heartbeatSeconds"], 30)
@@ -96,7 +96,7 @@ class OpeningTests(ExchangeCase):
         session, _ = self.connect()
         session.outbox.pauseProducing()
         self.assertTrue(session.outbox.offer(b"x" * 10))
-        self.exchange.adjust(heartbeat=30, outbox_bytes=1000, outbox_total=9)
+        self.exchange.adjust(heartbeat=30, send_queue_bytes=1000, send_queue_total=9)
         self.assertEqual(session.outbox.held, 0)
 
     def test_and_no_more_when_it_is_gone(self) -> None:

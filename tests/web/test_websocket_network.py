@@ -106,8 +106,8 @@ class NetworkCase(TestCase):
             Database(reactor, "", size=1, statement_timeout=5),
             Presence(),
             heartbeat=30,
-            outbox_bytes=_OUTBOX_BYTES,
-            outbox_total=10 * _OUTBOX_BYTES,
+            send_queue_bytes=_OUTBOX_BYTES,
+            send_queue_total=10 * _OUTBOX_BYTES,
         )
         await self.connect(BoundedSite(self.door(), reactor, most_channels=10))
         await self.until(lambda: b"connected" in self.till.received)
