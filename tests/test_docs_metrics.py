@@ -146,7 +146,7 @@ class AlarmTests(SynchronousTestCase):
                     rule["annotations"].keys(), {"summary", "description", "runbook_url"}
                 )
                 anchor = rule["alert"].lower()
-                self.assertEqual(rule["annotations"]["runbook_url"], f"docs/operations.md#{anchor}")
+                self.assertEqual(rule["annotations"]["runbook_url"], f"docs/runbook.md#{anchor}")
 
     def test_what_an_alarm_tells_of_a_series_is_left_of_it(self) -> None:
         for rule in rules():

@@ -1,4 +1,4 @@
-"""docs/operations.md, held against posctl, the units and the alarms. `make system` runs its commands."""
+"""The operator's documents, held against posctl and the alerts. `make system` runs their commands."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from tests import documents
 from tests.documents import ROOT
 from tests.shown import agrees
 
-PAGE = "docs/operations.md"
+PAGES = ("docs/install.md", "docs/operations.md", "docs/runbook.md")
+RUNBOOK = "docs/runbook.md"
 _KINDS = {
     ("sh", "root"): "typed on the server, and run by the test",
     ("sh", "till"): "typed in a second terminal, and run too",
     ("sh", "elsewhere"): "typed on another machine or about one, and only read",
+    ("dockerfile", "elsewhere"): "builds an image; not run",
     ("text", "shows"): "all that the block before has printed",
     ("text", "till"): "all that the second terminal has printed",
 }
@@ -27,12 +29,19 @@ _KINDS = {
 _CALL = re.compile(r"(?<![-/\w])posctl ((?:[^\n;|&>)\"]|\"[^\"]*\")+)")
 
 
-def calls() -> Iterator[tuple[int, list[str]]]:
-    """Each call of posctl that a block has, with the line of the block."""
-    for block in documents.blocks(PAGE):
+def blocks() -> Iterator[tuple[str, documents.Block]]:
+    """Each block of the pages, after the page and line where it begins."""
+    for page in PAGES:
+        for block in documents.blocks(page):
+            yield f"{page}:{block.line}", block
+
+
+def calls() -> Iterator[tuple[str, list[str]]]:
+    """Each call of posctl in a block, after the page and line where the block begins."""
+    for place, block in blocks():
         if block.language == "sh":
             for found in _CALL.findall(block.text.replace("\\\n", " ")):
-                yield block.line, shlex.split(found, comments=True)
+                yield place, shlex.split(found, comments=True)
 
 
 def parse(command: click.Command, words: list[str]) -> str:
@@ -56,31 +65,31 @@ def alarms() -> dict[str, str]:
 
 class BlockTests(SynchronousTestCase):
     def test_every_block_says_whose_it_is(self) -> None:
-        for block in documents.blocks(PAGE):
-            with self.subTest(line=block.line):
+        for place, block in blocks():
+            with self.subTest(place=place):
                 self.assertIn((block.language, *block.words), _KINDS)
 
     def test_few_commands_are_left_out_when_the_page_is_run(self) -> None:
         of = dict.fromkeys(_KINDS, 0)
-        for block in documents.blocks(PAGE):
+        for _, block in blocks():
             of[block.language, block.words[0]] += 1
         self.assertLess(of["sh", "elsewhere"] * 4, of["sh", "root"])
 
     def test_posctl_has_every_command_and_option_that_is_typed(self) -> None:
         found = set()
-        for line, words in calls():
-            with self.subTest(line=line, words=words):
+        for place, words in calls():
+            with self.subTest(place=place, words=words):
                 found.add(parse(posctl, words))
         self.assertGreater(len(found), 10)
 
 
 class AlarmTests(SynchronousTestCase):
     def test_what_to_do_stands_there_for_every_alarm_in_their_order(self) -> None:
-        headings = re.findall(r"^### (Posd\w+)$", documents.text(PAGE), re.M)
+        headings = re.findall(r"^### (Posd\w+)$", documents.text(RUNBOOK), re.M)
         self.assertEqual(headings, [*alarms()])
 
     def test_it_is_as_urgent_there_as_it_is_for_prometheus(self) -> None:
-        said = re.findall(r"^### (Posd\w+)\n\n\*(\w+)\.\*", documents.text(PAGE), re.M)
+        said = re.findall(r"^### (Posd\w+)\n\n\*(\w+)\.\*", documents.text(RUNBOOK), re.M)
         self.assertEqual(dict(said), alarms())
 
 

@@ -5,7 +5,7 @@
     posd.order("Naan")
 
 There is no network in there: what posd requires is taken from the environment that runs the tests.
-Everything else is done as README.md says it.
+Everything else is done as docs/install.md says.
 """
 
 from __future__ import annotations

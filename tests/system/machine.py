@@ -31,7 +31,7 @@ _LOOK_SECONDS: Final = 0.02
 
 
 def let_readers_in(data: str) -> tuple[str, ...]:
-    """The command that lets the user posd log in as posd_reader too, as docs/operations.md does."""
+    """The command that lets the user posd log in as posd_reader too, as docs/install.md does."""
     hba = f"sed -i '1i local posd posd,posd_reader peer map=posd' {data}/pg_hba.conf"
     ident = f"printf 'posd posd posd\\nposd posd posd_reader\\n' >> {data}/pg_ident.conf"
     return "/bin/sh", "-c", f"{hba} && {ident}"
