@@ -1,4 +1,4 @@
-"""posd: a restaurant's online orders reach its tills, at once, every one, once, in order."""
+"""posd delivers a restaurant's online orders from PostgreSQL to its tills, each order once and in order."""
 
 from __future__ import annotations
 

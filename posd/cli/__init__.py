@@ -1,4 +1,7 @@
-"""`posctl`: set posd up, look after it, try it."""
+"""`posctl`: commands to set up, inspect and try an installation.
+
+Rules that the daemon needs too belong in the package that they are about.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The reference till: how a terminal keeps an order from being lost or printed twice.
+"""The reference till: it receives events, stores them, and acknowledges them.
 
-`posctl listen` is this till, the tests use it, and whoever writes another one can read here what
-the protocol asks of it: resume by position, store before acknowledging, prove that nothing is
-missing, obey the close codes.
+`posctl listen` and the tests use it. It shows vendors what the protocol asks of a till: resume by
+position, store before acknowledging, detect missing events, obey the close codes. It does not import
+the server's packages.
 """
 
 from __future__ import annotations

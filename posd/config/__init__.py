@@ -1,3 +1,4 @@
-"""The configuration: its files, its values and their units, and what is wrong with them.
+"""The configuration: its files, its values with their units, and the problems found in them.
 
-It knows no other part of posd. Whether a configuration works on a machine is judged elsewhere."""
+It does not know what the values are used for. `posctl doctor` checks whether they work on a machine.
+"""

@@ -1,3 +1,4 @@
 """The process: start, wiring, reload, systemd and stop.
 
-No rule of delivery or publishing belongs here, only which object gets which other one, and when."""
+Rules of delivery or publishing do not belong here, only which object gets which other one, and when.
+"""

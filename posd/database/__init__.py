@@ -1,3 +1,4 @@
-"""Connections to PostgreSQL, how they heal, and the schema that posd installs.
+"""Connections to PostgreSQL, how they reconnect, and the schemas that posd installs.
 
-Statements about tenants, orders or tills belong in `posd.store`."""
+Statements about tenants, orders or tills belong in `posd.store`.
+"""

@@ -1,3 +1,4 @@
-"""From the committed event to the terminal: feed, channels, sessions, cursors and presence.
+"""From a committed event to a terminal: feed, channels, sessions, cursors and presence.
 
-Nothing here speaks HTTP or WebSocket; `posd.web` does, and hands over a transport."""
+HTTP and WebSocket do not belong here: `posd.web` speaks them and passes a transport.
+"""

@@ -1,3 +1,4 @@
-"""Rules about events and their members, without I/O: forms, transitions, money, telephone numbers.
+"""Rules about events and their fields: normal forms, status transitions, money, telephone numbers.
 
-Nothing here reads a clock, a socket or the database."""
+Nothing here does I/O: it reads no clock, socket or database.
+"""

@@ -1,3 +1,4 @@
 """What posd counts, logs and reports about itself.
 
-Components report to `posd.monitoring.counters`; nothing here changes what they do."""
+Components report to `posd.monitoring.counters`. Nothing here changes what they do.
+"""

@@ -1,1 +1,4 @@
-"""Bytes and JSON texts on the wire: messages, encodings, frames and cursors, without I/O."""
+"""Bytes and JSON texts on the wire: messages, wire formats, frames and cursors.
+
+Nothing here does I/O, and nothing here decides who receives an event.
+"""

@@ -1,8 +1,9 @@
-"""Every SQL statement of the daemon and the loader of its rows, one module per aggregate.
+"""Every SQL statement of the daemon and the loader of its rows, one module for each aggregate.
 
-Functions take the `Session` they run on first, so that the caller decides about pool, dedicated
-link or transaction. The only names that are put into a statement as text are a tenant's schema, quoted, and
-the part of it that ends the names of the tenant's functions in `posd_hooks`.
+The first argument of a function is the executor that runs the statement, so that the caller chooses
+between the pool, a dedicated connection and a transaction. Two names are put into statements as text:
+the quoted schema of a tenant, and the suffix of the tenant's functions in `posd_hooks`. Decisions about
+rows belong in the packages that call these functions.
 """
 
 from __future__ import annotations

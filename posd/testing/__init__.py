@@ -1,4 +1,4 @@
-"""What tests and the demonstration stand on: a PostgreSQL of their own, and fakes.
+"""What the tests and the demonstration run on: a PostgreSQL server of their own, a daemon process.
 
-Nothing is imported here, so that a test pays only for what it uses.
+Nothing is imported here, so that a test imports only what it uses. The daemon does not import it.
 """

@@ -1,1 +1,4 @@
-"""The REST face: one resource tree on the port that the tills connect to as well."""
+"""The network interface of posd: WebSockets, server-sent events and HTTP on one port.
+
+Rules of delivery and publishing belong in the packages of those names.
+"""

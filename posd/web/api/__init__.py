@@ -1,3 +1,4 @@
-"""One module for each group of HTTP operations.
+"""The HTTP operations, one module for each group.
 
-Authentication, limits and errors are the same for all of them and belong in `posd.web.http`."""
+Authentication, limits and errors are the same for all of them and belong in `posd.web.http`.
+"""
