@@ -65,7 +65,7 @@ class PageTests(SynchronousTestCase):
         self.assertTrue(delivered)
         took = time.monotonic() - began
         print(
-            f"\noperator's documents: {delivered:.0f} s to the first orders on a till, {took:.0f} s to the end"
+            f"\ncommands of the guides: {delivered:.0f} s to the first orders, {took:.0f} s to the end"
         )
         self.renew()
 
