@@ -1,12 +1,12 @@
-"""Twisted's endpoint descriptions, read without Twisted: `tcp:port=9010:interface=127.0.0.1`.
+"""Endpoint descriptions in Twisted's syntax, such as `tcp:port=9010:interface=127.0.0.1`.
 
-The configuration must be checked before a reactor is chosen, and Twisted's own parser cannot be
-imported without choosing one. So this follows the syntax of `serverFromString` (Twisted core
-howto, "Getting Connected with Endpoints"): arguments are separated by colons, those with an equals
-sign are named, and a backslash takes its meaning from the character behind it.
+The syntax is that of `serverFromString` (Twisted core howto, "Getting Connected with Endpoints"): colons
+separate arguments, an argument with an equals sign is named, and a backslash escapes the next character.
+Twisted has no public function that splits a description without opening an endpoint, and its private one
+reports no error that would help the reader of a configuration file. A test compares the results of both.
 
-The kinds that posd knows are checked in every argument. Any other may come from a plugin, so only
-its syntax is checked, and Twisted judges it when the daemon starts.
+All arguments of the kinds that posd knows are checked. Another kind may come from a plugin of Twisted; only
+its syntax is checked, and Twisted reports its errors when the daemon starts.
 """
 
 from __future__ import annotations
