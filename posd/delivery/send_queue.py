@@ -1,9 +1,11 @@
-"""What is on its way to one till: bounded, in order, and honest about a reader that is slow.
+"""The send queue of one till: bytes in order, up to a limit; what does not fit is refused.
 
-The outbox is its transport's push producer. While the transport takes bytes they are written at once;
-while it does not, they wait here up to a limit. What does not fit is refused, and stays in
-PostgreSQL, from where the session reads it when there is room again. So a till that stops reading
-costs its limit and nothing more, and delays nobody.
+The class is named `Outbox`; it has nothing to do with the table `pos_outbox` (`posd.publishing.outbox`).
+
+The queue is the push producer of its transport. While the transport takes bytes, they are written at once.
+While it does not, they wait here up to a limit. What does not fit is refused. It stays in PostgreSQL, and the
+session reads it from there when the queue is empty again. So a till that stops reading costs its limit and
+what the transport keeps, and delays nobody.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from posd.values import Seq, TenantId
 
 @frozen
 class Chunk:
-    """The events from `first` to `last` in one dialect, to be written at once.
+    """The events from `first` to `last` in one dialect, which are written by one call.
 
-    One write is one system call and one TLS record for each till, however many events are in it.
+    For each till that takes one TLS record and one system call for every 16 KiB, so mostly one of each,
+    however many events are in it.
     """
 
     data: bytes
@@ -36,17 +39,17 @@ class Sink(Protocol):
     """The part of a transport that an outbox writes to."""
 
     def write(self, data: bytes) -> None:
-        """Send or buffer bytes; may call `pauseProducing` at once."""
+        """Send or buffer bytes. It may call `pauseProducing` before it returns."""
 
 
 class Listener(Protocol):
     """Who fills an outbox."""
 
     def room(self) -> None:
-        """Nothing waits any more: go on offering."""
+        """The queue is empty: offer more."""
 
     def given_up(self) -> None:
-        """What waited was dropped: offer it again, from after `written`, when there is room."""
+        """What waited was dropped. Offer what follows `written` again when `room` is called."""
 
 
 @define(eq=False)
@@ -59,9 +62,9 @@ class Share:
 
 @define(eq=False)
 class Budget:
-    """What all outboxes together may hold, in bytes. Beyond it the tenant that holds most gives way.
+    """How many bytes all outboxes may hold. Above that, some of the tenant that holds most are emptied.
 
-    So a shop whose tills do not read sends its own tills back to catching up, and nobody else's.
+    So if the tills of one shop do not read, only tills of that shop have to catch up again.
     """
 
     limit: int
@@ -81,7 +84,7 @@ class Budget:
                 del self._shares[outbox.tenant_id]
 
     def relieve(self) -> None:
-        """Empty the fullest outbox of whoever holds most, until the limit is kept."""
+        """While the limit is exceeded, empty the fullest outbox of the tenant that holds most."""
         while self.held > self.limit:
             heaviest = max(self._shares.values(), key=lambda share: share.held)
             max(heaviest.outboxes, key=lambda outbox: outbox.held).shed()
@@ -91,14 +94,15 @@ class Budget:
 class Outbox:
     """The bytes for one till. `position` is the last event taken, `written` the last one written.
 
-    `held` is how many bytes wait here. `traffic` counts what was written.
+    `held` is how many bytes wait here. `traffic` counts what was written. `stalled_since` is when the
+    transport said that it has enough, None while it takes bytes.
 
-    `has_room` tells whether nothing waits, so that bytes go straight to the connection. It is kept up to date
-    where that changes, and not computed where it is asked for, which is done for each till and event. While
-    there is room a channel calls `write` itself (`Channel._give`), and then moves `position` and `written`.
+    `has_room` tells whether nothing waits here and the transport takes bytes, so that they can be written at
+    once. It is stored, and not computed when it is asked for, since it is asked for each till and event.
+    While it is set a channel calls `write` itself (`Channel._give`), and then moves `position` and `written`.
 
-    What was given to the transport cannot be taken back: what a transport keeps before it says that
-    it has enough is what a slow till costs beyond the limit.
+    Bytes that were written cannot be taken back. So a slow till costs, beyond the limit, what the transport
+    keeps before it calls `pauseProducing` (`posd.web.http.sockets.bound_buffers`).
     """
 
     __slots__ = (
@@ -134,15 +138,15 @@ class Outbox:
         self.written = position
 
     def deliver(self, chunk: Chunk) -> bool:
-        """Take the very next events; False if there is no room for them, or if they are others."""
+        """Take a chunk. False if it does not begin right after `position`, or if it does not fit."""
         return chunk.first == self.position + 1 and self.offer(chunk.data, chunk.last)
 
     def offer(self, data: bytes, seq: Seq | None = None) -> bool:
         """Send bytes, or keep them until the transport takes more.
 
-        `seq` is the position of the last event in them, None for messages that are not events.
-        False: there is no room, and nothing was taken. What was taken may still be given up later,
-        and of that the listener is told.
+        `seq` is the position of the last event in them, None for messages that are not events. Returns False
+        if they do not fit; then nothing was taken. What was taken may be dropped later by `shed`, which tells
+        the listener.
         """
         if self.has_room:
             self._send(data, seq)
@@ -159,13 +163,13 @@ class Outbox:
         return True
 
     def shed(self) -> None:
-        """Give up what waits, messages that are no events too."""
+        """Drop what waits, events and other messages, and tell the listener."""
         self._forget()
         if self.listener is not None:
             self.listener.given_up()
 
     def go_back(self, seq: Seq) -> int:
-        """Go on after an earlier event: what waits is dropped. By how many events it went back."""
+        """Drop what waits and go on after event `seq`, if that is earlier. Returns by how many events."""
         self._forget()
         back = max(0, self.written - seq)
         self.position = self.written = self.written - back
@@ -178,15 +182,15 @@ class Outbox:
         self.listener = None
 
     def pauseProducing(self) -> None:
-        """The transport has enough, and may say so more than once. The till counts as stalled."""
+        """The transport has enough. The till counts as stalled from the first of several calls on."""
         if self.stalled_since is None:
             self.stalled_since = self._clock()
             self.has_room = False
 
     def resumeProducing(self) -> None:
-        """The transport has sent all it had."""
+        """The kernel has taken all that the transport had. Write what waits, until it pauses again."""
         self.stalled_since = None
-        self._look()
+        self._update_has_room()
         while self._waiting and self.stalled_since is None:
             data, seq = self._waiting.popleft()
             self._count(-len(data))
@@ -213,8 +217,8 @@ class Outbox:
 
     def _count(self, change: int) -> None:
         self.held += change
-        self._look()
+        self._update_has_room()
         self._budget.count(self, change)
 
-    def _look(self) -> None:
+    def _update_has_room(self) -> None:
         self.has_room = not self.held and self.stalled_since is None and self._open

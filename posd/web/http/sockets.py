@@ -10,20 +10,23 @@ _KERNEL_BYTES: Final = 256 * 1024
 """Of what was written to one connection; at 50 ms to the client and back it is 40 Mbit/s."""
 
 
-_READ_BYTES: Final = 8 * 1024
-"""Of what a connection is read in one turn: it may be four hundred frames. Twisted reads 64 KiB."""
+_TWISTED_BYTES: Final = 8 * 1024
+"""So much Twisted reads in one turn, which may be four hundred frames; its own value is 64 KiB.
+
+Twisted also pauses the producer of a connection for which it keeps more than that.
+"""
 
 
 def bound_buffers(transport: Any) -> None:
-    """Bound what is read in one turn of the reactor, and what the kernel takes of what posd writes.
+    """Bound what is read in one turn of the reactor, and what Twisted and the kernel keep to send.
 
-    The second is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
+    What they keep is what a client costs that does not read. Linux gives a connection up to 4 MiB for it
     (tcp(7), tcp_wmem), which count as posd's memory in its control group, and which no limit of posd's
     own would see. It doubles the value.
     """
     below = socket_below(transport)
     with suppress(AttributeError, OSError):
-        below.bufferSize = _READ_BYTES
+        below.bufferSize = _TWISTED_BYTES
         below.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES // 2)
 
 
