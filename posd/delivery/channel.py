@@ -1,11 +1,11 @@
 """A tenant's stream on this node: read once for all tills, encoded once per dialect, written to every till.
 
-What this node has committed is handed over (`append`) and not read at all.
+Events that this node has committed are handed over (`append`), and are not read from the log.
 
-`tail` is the last event that was handed to the live sessions. A session is live when it has been
-given everything up to the tail; then it gets what comes next, in the same turn as all others. Until
-then it asks for pages from its own position on. Because the tail moves only in `_fan_out`, which
-nothing interrupts, there is no gap and no repeat at the hand-over.
+`tail` is the last event that was given to the live sessions. A session is live when it has been given
+everything up to the tail. From then on it is given new events in the same turn of the reactor as all other
+live sessions. Before that it asks for pages that follow its own position. Only `_fan_out` moves the tail, and
+it does not wait for anything. So a session that goes live misses no event and gets none twice.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ from posd.values import (
 )
 
 _PAGE_EVENTS: Final = 250
-"""For a session that catches up. A page costs posd and PostgreSQL as much as forty events."""
+"""In a page for a session that catches up. A page costs posd and PostgreSQL as much as forty events."""
 _TAIL_EVENTS: Final = 100
-"""For those that are live: up to thirty channels read a page each by one statement."""
+"""In a page for the live sessions. One statement reads such a page for up to thirty channels."""
 _RECENT_BYTES: Final = 64 * 1024
+"""Of a channel's last events, kept in memory so that a till that was slow for a moment needs no statement."""
 
 Read = Callable[[Seq, int], Awaitable[list[Event]]]
 """Reads up to so many events after a position from the log, in order.
 
-Raises `Pruned` if the next one is kept no more, and `Renamed` if the stream has another name."""
+Raises `Pruned` if the next one is not kept any more, and `Renamed` if the stream has another name."""
 
 
 class StreamBroken(PosdError):
-    """The log does not go on where it should: events are missing."""
+    """Events are missing in the log."""
 
 
 class Subscriber(Protocol):
@@ -61,10 +62,10 @@ class Subscriber(Protocol):
 
     @property
     def outbox(self) -> Outbox:
-        """What it is given is put here. It is always the same."""
+        """Its send queue. It is always the same."""
 
     def behind(self) -> None:
-        """It is not live: look again where it stands."""
+        """Stop being live, and read on from its own position. Does nothing if it reads already."""
 
     def end(self, closing: Closing) -> None:
         """Close it."""
@@ -104,18 +105,26 @@ class Channel:
         self.stream_id = head.stream_id
         self.tail = head.last_seq
         self.sessions: set[Subscriber] = set()
-        # The live sessions by dialect and outbox.
+        # The live sessions by dialect and send queue. The loop of `_give` needs only the queues.
         self._live: dict[Dialect, dict[Outbox, Subscriber]] = {}
         self._watchers: set[Watcher] = set()
         self._read = read
         self._read_tail = read_tail or read
         self._delivered = delivered
         self._ended = ended
+        # The last events up to the tail, without a gap.
         self._recent: deque[Encoded] = deque()
         self._recent_bytes = 0
-        self._head = self._target = self._acknowledged = self.tail
+        # The last event of which the database has told, and so certainly in the log.
+        self._head = self.tail
+        # Where reading ends. A hint may have set it too high.
+        self._target = self.tail
+        # The last event that some till has acknowledged.
+        self._acknowledged = self.tail
         self._reading = False
+        # Whether `wake` was called since the last read began.
         self._woken = False
+        # Who waits for the page that follows a position, which is being read.
         self._pages: dict[Seq, list[Deferred[list[Encoded]]]] = {}
 
     @property
@@ -149,10 +158,11 @@ class Channel:
         self.slow_down(session)
 
     def go_live(self, session: Subscriber) -> bool:
-        """Get what comes next, if the session has everything up to now.
+        """Make a session live if its position is the tail.
 
-        False: it is behind and has to read on; or it is ahead, since it read the log before the
-        wake came, and `behind` will be called when the channel has caught up with it.
+        Returns False if its position is before the tail, and it has to read on. Returns False too if its
+        position is after the tail, since it read the log before the channel was woken. The channel then reads
+        on, and calls `behind` when it has.
         """
         position = session.outbox.position
         if position > self.tail:
@@ -163,11 +173,11 @@ class Channel:
         return True
 
     def slow_down(self, session: Subscriber) -> None:
-        """Be live no more."""
+        """Give a session no new events until it goes live again."""
         self._live.get(session.dialect, {}).pop(session.outbox, None)
 
     def wake(self, seq: Seq) -> None:
-        """There may be events up to `seq`. It is only a hint."""
+        """Read on: there may be events up to `seq`, or not."""
         self._target = max(self._target, seq)
         self._woken = True
         if self._target > self.tail and not self._reading:
@@ -177,7 +187,8 @@ class Channel:
     def append(self, events: Sequence[Event]) -> None:
         """Events of this name of the stream were committed on this node.
 
-        If they follow the tail, they need not be read from the log.
+        If they follow the tail, they are given to the tills at once. Otherwise they are read from the log,
+        after those between.
         """
         last = events[-1].seq
         if not self._reading and events[0].seq == self.tail + 1:
@@ -187,14 +198,15 @@ class Channel:
                 self._log.failure("the events of {slug} were not sent", slug=self.tenant.slug)
                 self.end(FAILED)
                 return
+        # This reads nothing if the tail has got there.
         self.wake(last)
 
     def check(self, head: Head) -> None:
-        """Look at how far the database is; see to it that nobody is left behind."""
+        """The database has events up to `head`. Read those that are missing here, for every session."""
         self._head = max(self._head, head.last_seq)
         self.wake(head.last_seq)
-        # Whoever could not read on while the database was away does so now.
-        self._look_again()
+        # A session that could not read on while the database was away does so now.
+        self._rouse_others()
 
     def end(self, closing: Closing) -> None:
         """Close every session; whoever comes later needs another channel."""
@@ -204,11 +216,11 @@ class Channel:
             self._end(each, closing)
 
     async def page(self, position: Seq) -> Sequence[Encoded]:
-        """What follows a position, as far as one page goes; empty at the end of the log.
+        """The events that follow a position, up to one page; empty at the end of the log.
 
-        Sessions at the same position share one read. Raises `StreamBroken` if the log does not go
-        on there, `Pruned` if it is not kept that far back, `Renamed` if the stream has another name, and what
-        the database raises.
+        Sessions at the same position share one read. Raises `StreamBroken` if events are missing, `Pruned` if
+        the next one is not kept any more, `Renamed` if the stream has another name, and what the database
+        raises.
         """
         if self._recent and self._recent[0].seq <= position + 1 <= self._recent[-1].seq:
             first = position + 1 - self._recent[0].seq
@@ -229,16 +241,16 @@ class Channel:
         return page
 
     def forget(self) -> None:
-        """Remember no event: what is in the log may be less by now."""
+        """Forget the events that are kept in memory, since some of them may have been erased from the log."""
         self._recent.clear()
         self._recent_bytes = 0
 
     def replayed(self, seq: Seq) -> None:
-        """Somebody who was catching up was given the events up to `seq`."""
+        """A session that catches up was given the events up to `seq`."""
         self._delivered((self.tenant.id, self.stream_id), seq)
 
     def acknowledged(self, seq: Seq) -> None:
-        """A terminal has everything up to `seq`. How long that took is measured by who is the first."""
+        """A terminal has everything up to `seq`. If it is the first, measure how long that took."""
         if seq <= self._acknowledged:
             return
         moments = []
@@ -258,8 +270,10 @@ class Channel:
         return [Encoded(event, self.tenant.slug) for event in events]
 
     async def _read_on(self) -> None:
+        """Read from the tail to the target, and give what is read to the live sessions."""
         try:
             while self.tail < self._target:
+                # As it is before the read: an event up to it must be in what is read.
                 head, self._woken = self._head, False
                 events = await self._read_page(self._read_tail, self.tail, _TAIL_EVENTS)
                 if events:
@@ -267,13 +281,15 @@ class Channel:
                 elif self.tail < head:
                     raise StreamBroken(f"there is no event {self.tail + 1}, but {head}")
                 elif not self._woken:
+                    # The target was a hint, and nothing is there. If it was set during the read, the read may
+                    # have been too early for it, and is done again.
                     self._target = self._head
         except (Refusal, Renamed):
-            # The database is away, and the poll wakes the channel again when it is back; or the poll finds
-            # the new name.
+            # The database is away, or the stream has another name. The poll finds both: it wakes the channel
+            # when the database is back, and replaces a channel whose name has ended.
             self._target = self.tail
         except Pruned:
-            # This node was cut off for as long as events are kept.
+            # This node had no connection to the database for as long as events are kept.
             self._log.error("{slug} is too far behind on this node", slug=self.tenant.slug)
             self.end(PRUNED)
         except StreamBroken as error:
@@ -300,14 +316,15 @@ class Channel:
         if given:
             self.instruments.delivered("live", given)
             self.instruments.reached("socket", [each.event.created_at for each in events])
-        self._look_again()
+        self._rouse_others()
 
     def _give(self, chunk: Chunk, live: dict[Outbox, Subscriber]) -> int:
         """Give a chunk to the live sessions of a dialect. Returns how many events they took, all together.
 
-        The first loop is the hot path: its body runs for each till and event. It touches the outbox and what
-        `write` needs, and not the session: where there are a thousand tills, none of their objects is in the
-        processor's caches. What can be done once for all tills is done before the loop or after it.
+        The first loop is the hot path: its body runs for each till and chunk. It uses the send queue and what
+        `write` needs, and not the session, since each further object of a till has to be fetched from memory:
+        the objects of a thousand tills do not fit into the processor's caches. What is the same for all tills
+        is done once, before the loop or after it.
         """
         data, before, last = chunk.data, chunk.first - 1, chunk.last
         written = 0
@@ -320,7 +337,8 @@ class Channel:
                 outbox.write(data)
             except Exception:
                 self._log.failure("a till of {slug} was not sent an event", slug=self.tenant.slug)
-                # A part of it may have been sent. The till comes back and gets what it has not got.
+                # A part of it may have been sent, so nothing can follow it on this connection. The till
+                # connects again and is sent what it has not acknowledged.
                 self._end(live[outbox], FAILED)
             else:
                 outbox.position = outbox.written = last
@@ -328,11 +346,13 @@ class Channel:
         self.instruments.traffic.sent_bytes += written * len(data)
         taken = written
         for outbox in others:
-            # One that took the chunk may have cost another its place: all share a budget.
+            # All queues share a budget. So `deliver` of one may empty another one, whose session is then not
+            # live.
             if outbox in live:
                 if outbox.deliver(chunk):
                     taken += 1
                 else:
+                    # `_fan_out` calls `behind` of its session when all chunks were given.
                     live.pop(outbox, None)
         return taken * (chunk.last - chunk.first + 1)
 
@@ -342,10 +362,12 @@ class Channel:
         except Exception:
             self._log.failure("a session of {slug} did not end", slug=self.tenant.slug)
 
-    def _look_again(self) -> None:
+    def _rouse_others(self) -> None:
+        """Have watchers look, and sessions that are not live read on."""
         for watcher in list(self._watchers):
             watcher.look()
         live = self._live.values()
+        # Nearly always all are live. To count them is quicker than to find those that are not.
         if sum(map(len, live)) == len(self.sessions):
             return
         for session in self.sessions.difference(*(each.values() for each in live)):
