@@ -1,8 +1,8 @@
-"""One terminal's life: opening, catching up, live, parting, closed. No I/O, no framework.
+"""One terminal's session: what the till is sent, in which order, and what follows from what it says.
 
-What a till is sent, and in which order, is decided here; `ws` brings in what it says. A session
-catches up page by page from its own position, as fast as its outbox empties, until it has everything
-that the channel has; then it is live. A till too slow for its outbox simply catches up again.
+A session catches up page by page from its own position, as fast as its send queue empties. When it has
+everything that its channel has, it is live. A till whose send queue has no room for a live event catches up
+again. A session reads no socket and has no SQL: `posd.web.websocket` and `posd.web.sse` have the connection.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ _STALLED_SECONDS: Final = 60.0
 
 
 class State(enum.Enum):
-    """Where a session is in its life."""
+    """What a session does."""
 
     CATCHING_UP = "catching up"
     LIVE = "live"
     PARTING = "parting"
+    """It is sent nothing more, and what its till says still counts."""
     CLOSED = "closed"
 
 
@@ -109,29 +110,33 @@ class Session:
         self._register = register
         self._clock = clock
         self._now = now
+        # The position at which it began.
         self._start = outbox.position
+        # When invalid messages came, within the last minute.
         self._invalid: list[float] = []
+        # Whether a page is being read or offered.
         self._paging = False
+        # Whether posd has closed it, so that nothing counts that the till says.
         self._dismissed = False
 
     @property
     def position(self) -> Seq:
-        """The last event that was given to the outbox."""
+        """The last event that the send queue has taken."""
         return self.outbox.position
 
     @property
     def sent(self) -> int:
-        """How many events went out."""
+        """How many events were written to the connection."""
         return self.outbox.written - self._start
 
     @property
     def backlog(self) -> int:
-        """How many events there are that did not go out."""
+        """How many events of the stream were not written to the connection yet."""
         return max(0, self._channel.head - self.outbox.written)
 
     @property
     def reached(self) -> Seq:
-        """How far the terminal may be: what was written to it, or what it has acknowledged."""
+        """The last event that the terminal may have: one written to it, or one it has acknowledged."""
         acked = self.cursor.acked if self.cursor is not None and self.spoke else 0
         return max(self.outbox.written, acked)
 
@@ -142,30 +147,32 @@ class Session:
 
     @property
     def acked(self) -> Seq | None:
-        """The terminal's cursor, None if it has none. That of a legacy one is what it was sent."""
+        """The terminal's cursor, None if it has none. A legacy terminal's is the last event written to it."""
         if self.cursor is None:
             return None
         return self.outbox.written if self.cursor.legacy else self.cursor.acked
 
     @property
     def plain(self) -> bool:
-        """Whether the till has used nothing that deployed tills do not know.
+        """Whether the till may be one of those that were deployed before posd.
 
-        That is a position, an acknowledgement, a name of its own telling, or another road than a
-        WebSocket. A key may name it.
+        Those use a WebSocket, name no position, acknowledge nothing, and do not name themselves. Their key
+        may name them.
         """
         terminal = self.terminal
-        told = terminal.device_id != terminal.principal.device_id
-        old_road = self.dialect is WEBSOCKET
-        return not self.spoke and old_road and not told and terminal.position is None
+        names_itself = terminal.device_id != terminal.principal.device_id
+        is_websocket = self.dialect is WEBSOCKET
+        return not self.spoke and is_websocket and not names_itself and terminal.position is None
 
     def begin(self, opening: Opening, resync: Resync | None, heartbeat: float) -> None:
-        """Greet the terminal and send what comes after the outbox's position.
+        """Greet the terminal and send what follows the position of its send queue.
 
-        The greeting tells where it goes on from if it asked to, or if it acknowledges and so goes on
-        from its cursor. `resync` is why it cannot have what it wanted.
+        The greeting has the event after which the terminal goes on, if the terminal named a position or has a
+        cursor of its own. `resync` is why it does not go on where it wanted to.
         """
         asked = self.terminal.position is not None
+        # Whether the cursor says what the terminal has. A legacy terminal's says what it was sent. One that
+        # is astray may have events that this stream does not have.
         durable = opening.acked is not None and not opening.legacy and not opening.astray
         self._say(
             "connected",
@@ -192,7 +199,7 @@ class Session:
         self.behind()
 
     def behind(self) -> None:
-        """Go live if there is nothing to catch up with; else read the next page."""
+        """Stop being live, and read on from its position until it can be. Nothing if that is under way."""
         if self.state in (State.PARTING, State.CLOSED) or self._paging:
             return
         self.state = State.CATCHING_UP
@@ -201,20 +208,20 @@ class Session:
         Deferred.fromCoroutine(self._catch_up())
 
     def room(self) -> None:
-        """The outbox is empty again."""
+        """The send queue is empty again."""
         if self.state is State.CATCHING_UP:
             self.behind()
 
     def given_up(self) -> None:
-        """What waited in the outbox was dropped to save memory; read it again later."""
+        """What waited in the send queue was dropped to save memory. It is read again when there is room."""
         if self.state is State.LIVE:
             self.state = State.CATCHING_UP
             self._channel.slow_down(self)
 
     def heard(self, raw: bytes) -> Coroutine[Deferred[object], object, None] | None:
-        """Take one text message; what takes longer is returned, to be awaited before the next.
+        """Take a text message. What takes longer is returned, to be awaited before the next message.
 
-        What a till said before it left still counts; what it says after it was sent away does not.
+        What a till said before it left still counts. What it says after posd has closed the session does not.
         """
         if self._dismissed:
             return None
@@ -244,26 +251,30 @@ class Session:
         return None
 
     def note_position(self) -> None:
-        """Have the cursor of a legacy terminal follow what it was sent. Not done for each event."""
+        """Move the cursor of a legacy terminal to the last event written to it.
+
+        Called when the session moves or ends and every few seconds (`Roster.sightings`), and not for each
+        event, which would make the hot path longer.
+        """
         if self.cursor is not None and self.cursor.legacy:
             self._register.followed(self.terminal, self.outbox.written)
 
     def hear_of(self, seq: Seq) -> Seq:
-        """The same terminal acknowledged `seq` on another road; how far it is now."""
+        """The same terminal has acknowledged `seq`, not on this connection. Returns its cursor."""
         return seq if self.cursor is None else self.cursor.hear(seq)
 
     def pinged(self, payload: bytes) -> None:
-        """Answer a protocol ping, unless the till does not read the answers."""
+        """Answer a protocol ping. The answer is left out if the send queue has no room for it."""
         self.outbox.offer(frames.pong_frame(payload))
 
     def check(self) -> None:
-        """Close a session whose till takes nothing any more. Called every few seconds."""
+        """Close the session if its connection was full for a whole minute. Called every few seconds."""
         since = self.outbox.stalled_since
         if since is not None and self._clock() - since > _STALLED_SECONDS:
             self.end(TOO_SLOW)
 
     def move(self, channel: Channel, start: Seq) -> None:
-        """Go on at another channel, where the stream has another name, after event `start` at most."""
+        """Go on at the channel of the stream's new name, after event `start` or its own earlier position."""
         self.note_position()
         self._channel.leave(self)
         back = self.outbox.go_back(start) if start < self.position else 0
@@ -279,7 +290,7 @@ class Session:
         self.behind()
 
     def part(self) -> None:
-        """Be sent nothing more: the connection is going to be closed. What the till says still counts."""
+        """Send nothing more, since the connection is going to be closed. What the till says still counts."""
         if self.state is not State.CLOSED:
             self.state = State.PARTING
             self._channel.leave(self)
@@ -309,19 +320,21 @@ class Session:
                     self.state = State.LIVE
                     return
                 if self.position > self._channel.tail:
+                    # It is ahead. The channel reads on, and calls `behind` when it has.
                     return
                 channel = self._channel
                 try:
                     page = await channel.page(self.position)
                 except Renamed:
                     if channel is self._channel:
-                        # The poll is about to find that, and hands the session over.
+                        # The poll finds the new name, and hands the session over to its channel.
                         return
                     continue
+                # It may have been handed over (`move`) while the page was read.
                 if channel is self._channel:
                     self._offer(page)
         except Pruned:
-            # It comes back and is told that it has to reload (`protocol.cursor.resume`).
+            # The till connects again and is told that it has to reload (`protocol.cursor.resume`).
             self.end(PRUNED)
         except StreamBroken as error:
             self._log.error(
@@ -332,7 +345,7 @@ class Session:
             )
             self.end(STREAM_CHANGED)
         except Refusal:
-            # The database is away. The channel's next check goes on from here.
+            # The database is away. `Channel.check` calls `behind` when it is back.
             return
         except Exception:
             self._log.failure("catching up failed: {slug}", slug=self.terminal.tenant.slug)
@@ -341,8 +354,9 @@ class Session:
             self._paging = False
 
     def _offer(self, page: Sequence[Encoded]) -> None:
-        """Send what a page has of what comes next, as far as there is room."""
+        """Send a page, as far as there is room."""
         if self.state is not State.CATCHING_UP:
+            # It has ended, or parts, since the page was asked for.
             return
         if not page or page[0].seq != self.position + 1:
             raise StreamBroken(f"nothing follows position {self.position}")
@@ -396,9 +410,9 @@ class Session:
         self._say("error", messages.error_text(code, text))
 
     def _say(self, kind: str, text: bytes) -> None:
-        """Send a message that is not an event. A till that does not read loses it, no more."""
+        """Send a message that is not an event. It is left out if the send queue has no room for it."""
         self.outbox.offer(self.dialect.write(kind, text, None))
 
 
 def _free() -> None:
-    """What a message costs where nobody charges for it, or any more."""
+    """Stands for `costly` where nobody charges for messages: by server-sent events, and after the end."""
