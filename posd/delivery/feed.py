@@ -1,8 +1,12 @@
-"""What wakes the others: NOTIFY as a hint, a poll as the truth, and a canary that tells them apart.
+"""Tells other components what has changed in the database: at once after a NOTIFY, else at the poll.
 
-PostgreSQL drops nothing that is committed, but a NOTIFY may never arrive: behind a pooler, after a
-failover, from a listener that is half dead. So a poll runs always; with NOTIFY dead everything works, up to
-a second later. The canary is a NOTIFY to ourselves; when it stays away the listening connection is made anew.
+It rings the doorman's bell, has channels read new events, has sessions closed whose keys or tenants have
+ended, and has the cache of keys look.
+
+A NOTIFY may never arrive: behind a pooler, after a failover, or on a connection whose other end is gone. So
+the poll always runs, and without NOTIFY everything is done up to a second later. Every few seconds posd sends
+a notification to itself, which is called the canary here. If one does not arrive before the next one is due,
+the listening connection is made anew.
 """
 
 from __future__ import annotations
@@ -30,15 +34,15 @@ _POLL_SECONDS: Final = 0.5
 _CANARY_SECONDS: Final = 5.0
 _RECHECK_SECONDS: Final = 5.0
 _HEADS_PAUSE: Final = 0.005
-"""Between two looks at heads that are asked for by notifications."""
+"""After a look at the heads, before the next one for which a notification asks."""
 _CONTROL_PAUSE: Final = 0.05
-"""Between two looks at keys that are asked for by notifications."""
+"""After a look at what nodes are told, before the next one for which a notification asks."""
 _ROUND_SECONDS: Final = 30.0
-"""More than a round takes. It is given up then, so that the next one can be tried."""
+"""Longer than a round should take. One that takes longer is cancelled, so that the next one can begin."""
 _KEYS_SECONDS: Final = 0.8
 """With the random part of a pause, a key whose notification was lost is known within a second."""
 _SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
-"""The canary asks what time it is, too: see `posd.monitoring.database_clock`."""
+"""Sends the canary. The time is compared with this machine's clock: see `posd.monitoring.database_clock`."""
 
 
 class Bell(Protocol):
@@ -99,7 +103,10 @@ class Cache(Protocol):
 
 
 class Feed(Service):
-    """Listens, polls, and wakes. `canary_seconds` is how long the last canary took, None if lost."""
+    """Listens and polls, and tells the others.
+
+    `canary_seconds` is how long the last canary took; None while none has arrived on this connection.
+    """
 
     _log = Logger()
 
@@ -161,7 +168,7 @@ class Feed(Service):
 
     @property
     def stalled(self) -> bool:
-        """Whether it has not looked, sung or connected for a minute, though it runs."""
+        """Whether it has not polled, sent a canary or connected for a minute, though it runs."""
         silent = self._link.stalled or any(pulse.stalled for pulse in self._pulses)
         return bool(self.running) and silent
 
@@ -181,7 +188,7 @@ class Feed(Service):
         ]
 
     def stopService(self) -> Deferred[None]:
-        """What is being looked at is still looked at; nothing is cancelled but waiting."""
+        """End the pauses. A round that is under way is finished."""
         Service.stopService(self)
         self._pauses.end()
         stopping = gatherResults([*self._loops, self._link.stopService()])
@@ -192,20 +199,19 @@ class Feed(Service):
         await session.execute("; ".join(f"LISTEN {channel}" for channel in channels))
 
     def _link_changed(self, link: Link) -> None:
-        # A canary that was on its way will not come.
+        # A canary that was sent before is not received on the new connection.
         self._canary_sent = None
         if link.up:
-            # What was notified before we listened is found by looking.
-            self._later(self._poll())
+            # Notifications that were sent while nothing listened are lost. What they told is read here.
+            self._begin(self._poll())
             self._cache.distrust()
             self._look_at_changes()
-            # And it is known from the beginning whether we hear, and what time it is there.
-            self._later(self._sing())
+            self._begin(self._sing())
         else:
             self.canary_seconds = None
 
     def _notified(self, channel: str, payload: str) -> None:
-        """A payload would be anybody's: whoever can connect to the database may notify."""
+        """Look. The payload is not used, since every role that can connect can send a notification."""
         match channel:
             case "posd_outbox":
                 self._bell.ring()
@@ -217,6 +223,7 @@ class Feed(Service):
                 self._heard_canary()
 
     def _control(self, what: str) -> None:
+        """Do one thing that nodes are told (`store.control.told`), such as `tenant 7`."""
         kind, _, subject = what.partition(" ")
         match kind:
             case "key":
@@ -233,15 +240,15 @@ class Feed(Service):
                 self._delivery.erased(int(subject))
 
     def _look_at_heads(self) -> None:
-        """Another node has numbered something. A notification says nothing else, since anybody may send one.
+        """Read which heads have moved: a notification says that another node has numbered something.
 
-        What is notified during one look is looked for by the next one, after a pause, so that a flood of
-        notifications costs no more than 200 statements a second.
+        Notifications that come during a look have one more look made, after a pause. So any number of them
+        costs no more than 200 statements a second.
         """
         self._heads_notified = True
         if not self._looking_at_heads:
             self._looking_at_heads = True
-            self._later(self._read_heads())
+            self._begin(self._read_heads())
 
     async def _read_heads(self) -> None:
         self._heads_notified = False
@@ -256,15 +263,15 @@ class Feed(Service):
                 self._look_at_heads()
 
     def _look_at_changes(self) -> None:
-        """Read what nodes are told, after what is being read now and a pause.
+        """Read what nodes are told: at once, or after the look that is under way and a pause.
 
         One statement of an operator may change thousands of keys or tenants, with a notification for each,
-        and anybody who can connect may send any number: 20 looks a second are made at the most.
+        and every role that can connect can send any number. So at most 20 looks a second are made.
         """
         self._changed = True
         if not self._looking_at_changes:
             self._looking_at_changes = True
-            self._later(self._read_notified())
+            self._begin(self._read_notified())
 
     async def _poll_changes(self) -> None:
         self._look_at_changes()
@@ -281,11 +288,12 @@ class Feed(Service):
                 self._look_at_changes()
 
     async def _read_changes(self) -> None:
-        """Do what nodes are told, read which keys and tenants have changed, and look whose have ended."""
+        """Do what nodes are told, have the cache look, and end connections that are not valid any more."""
         if self._told_until is None:
             self._told_until = await key_changes.snapshot(self._database)
         now, told = await control.told(self._database, self._told_until)
-        # A database that was set back counts its transactions anew.
+        # A database that was restored has lower transaction ids, so it cannot say what was told since the
+        # last look.
         if now.is_after(self._told_until):
             for what in told:
                 self._control(what)
@@ -304,11 +312,12 @@ class Feed(Service):
         await self._delivery.check(heads)
 
     async def _sing(self) -> None:
+        """Send a canary. If the one before has not arrived, make the listening connection anew instead."""
         if not self._link.up:
             return
         if self._canary_sent is not None:
             if self._reactor.seconds() - self._canary_sent < _CANARY_SECONDS / 2:
-                # It was sent when the connection came up, and may still be on its way.
+                # It was sent when the connection came up, which may have been a moment ago.
                 return
             self.canaries_missed += 1
             self.deaf = True
@@ -320,6 +329,7 @@ class Feed(Service):
         try:
             rows = await self._database.query(_SONG, (self._canary_channel,))
         except Refusal:
+            # It was not sent.
             self._canary_sent = None
             raise
         self._clock.compare(asked, rows[0][1], self._clock.wall())
@@ -339,15 +349,16 @@ class Feed(Service):
             pulse.beat()
             await self._shielded(work())
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin something that nobody waits for."""
         Deferred.fromCoroutine(self._shielded(work))
 
     async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nothing that goes wrong once, or never ends, may end what has to go on for ever."""
+        """Do something for 30 s at most, and log what goes wrong, so that the loop that called goes on."""
         try:
             await within(self._reactor, _ROUND_SECONDS, work)
         except Refusal:
-            # The database is away or busy; the next round sees.
+            # The database is away or busy. The next round tries again.
             return
         except TimeoutError:
             self._log.error(
@@ -356,7 +367,7 @@ class Feed(Service):
                 seconds=_ROUND_SECONDS,
             )
         except StatementFailed as error:
-            # A schema that is not posd's, most likely; where the statement stands says nothing more.
+            # Most likely the schema is not posd's. A traceback would say nothing more.
             self._log.error("the feed failed: {error}", error=error)
         except Exception:
             self._log.failure("the feed failed")
