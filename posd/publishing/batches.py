@@ -1,8 +1,15 @@
-"""Batches are committed, and what goes wrong is kept small.
+"""Commits batches. If one fails, everything in it that is not at fault is published all the same.
 
-A tenant whose rows cannot be numbered is left out for a while and keeps them. A batch that is refused is done
-again in parts, and those in halves, until what is at fault fails alone; the shops' orders are read again for
-that. Nothing leaves the outbox without having become an event or a `failed` row with a reason.
+What follows depends on how the batch fails:
+
+- The tables of some tenants cannot be read or written: the batch is done without the rows of these tenants,
+  which stay in the outbox. If their requests fail without the rows too, these are refused.
+- It is too much work for one transaction: its requests wait for the next batch, which has fewer rows.
+- The connection is lost: its requests are refused, and its rows stay in the outbox.
+- Anything else: it is done again in parts, and these in halves, until what is at fault fails alone. Orders of
+  the shops' tables are read again for that.
+
+A row that can never be published leaves the outbox as a `failed` row of the log, with the reason.
 """
 
 from __future__ import annotations
@@ -33,9 +40,9 @@ from posd.waiting import Pulse
 class Batches:
     """What the sequencer does with a batch, one after the other.
 
-    `aside` has the tenants whose rows stay in the outbox, `shut` those whose requests are refused as well.
-    `appended` is given what was committed, so that this node's tills have it without a read. `look_again` is
-    called where the outbox has to be looked at anew, and `fence_lost` where another node is the doorman.
+    `aside` has the tenants whose rows stay in the outbox, `shut` those whose requests are refused. `appended`
+    is given what was committed, so that this node's tills get it without a read. `look_again` is called when
+    the outbox has to be looked at again, and `fence_lost` when another node has become the doorman.
     """
 
     clock: IReactorTime
@@ -56,9 +63,9 @@ class Batches:
     _log = Logger()
 
     async def settle(self, requests: Sequence[Request], portions: Sequence[Portion] = ()) -> None:
-        """Publish requests and portions of the outbox; each fails only for its own faults.
+        """Publish requests and portions of the outbox. Each of them fails only for its own faults.
 
-        Raises `Unavailable`: what was not done by then can only be done later.
+        Raises `Unavailable` if the database cannot be reached. Then the rest of the batch was not tried.
         """
         if not requests and not portions:
             return
@@ -74,9 +81,10 @@ class Batches:
             fail(requests, error)
             raise
         except Exception as error:
-            # What is older goes first.
+            # The rows go before the requests, since they are older.
+            was_alone = len(portions) == 1 and not requests
             for each in portions:
-                await self._again(each, error if len(portions) == 1 and not requests else None)
+                await self._again(each, error if was_alone else None)
             if portions:
                 await self.settle(requests)
             elif len(requests) > 1:
@@ -87,9 +95,10 @@ class Batches:
                 self._blame(requests[0], error)
 
     async def _again(self, portion: Portion, error: Exception | None) -> None:
-        """Publish the rows of a batch that was refused; `error` if nothing else was in it.
+        """Publish a portion of a batch that has failed, without the rest. `error`: there was no rest.
 
-        Orders are read again, since the shop may have changed them. This function does not wait for that.
+        Its orders, if it has any, are read again, since the shop may have changed them. That is only begun
+        here.
         """
         if not portion.was_read:
             await self._settle_rows(portion.tenant_id, len(portion.ids))
@@ -100,7 +109,7 @@ class Batches:
         self.look_again()
 
     async def _settle_rows(self, tenant_id: TenantId, rows: int) -> None:
-        """Publish up to `rows` of one tenant's outbox, the oldest first; one that cannot be fails alone."""
+        """Publish the oldest `rows` rows of one tenant's outbox, in halves if they fail together."""
         portion = None if tenant_id in self.aside else await self.outbox.one(tenant_id, rows)
         if portion is None:
             return
@@ -143,12 +152,17 @@ class Batches:
         self.following.too_early(outcome.early, [each.tenant_id for each in portions])
         self.queue.put_back(outcome.early)
         if outcome.taken or outcome.early:
-            # More may have come for those tenants, which the last look has passed by.
+            # The last look has passed by tenants that had a portion in this batch. They may have more rows.
             self.look_again()
+        # The next batch begins when all have their answers, which for a hundred of them takes five turns.
         await answer(self.clock, [each for each in requests if not each.queued])
 
     async def _number(self, requests: Sequence[Request], portions: Sequence[Portion]) -> Outcome:
-        """One transaction. There are two where rows of the outbox come before requests that are plain."""
+        """Number a batch in one transaction: in one round trip if all of it is requests that are plain.
+
+        If rows of the outbox come before such requests, that transaction does nothing, and a second one
+        follows.
+        """
         if not portions and self.numbering.is_plain(requests):
             outcome = await self.link.transaction(
                 lambda session: self.numbering.number_plain(session, requests)
@@ -165,24 +179,25 @@ class Batches:
         requests: Sequence[Request],
         portions: Sequence[Portion],
     ) -> None:
-        """Do a batch without the tenants that failed. The outbox is looked at anew for the others.
+        """Do the requests of a batch without the tenants that failed. Its rows are looked at again.
 
-        It may be that only something in the outbox is at fault. So at first a tenant loses its place
-        there, and what publishers ask is tried once more without that.
+        A tenant that had rows in the batch may have failed for these alone. So only its rows are left out,
+        and its requests are tried once more without them. If they fail then, it has no rows, and they are
+        refused.
         """
         had_rows = {each.tenant_id for each in portions}
-        spared = failures.keys() & had_rows
+        try_requests = failures.keys() & had_rows
         if had_rows:
             self.look_again()
         for tenant_id, reason in failures.items():
-            self._leave(self.aside if tenant_id in spared else self.shut, tenant_id, reason)
-        shut = failures.keys() - spared
-        fail((each for each in requests if each.tenant_id in shut), not_served())
+            self._leave(self.aside if tenant_id in try_requests else self.shut, tenant_id, reason)
+        refused = failures.keys() - try_requests
+        fail((each for each in requests if each.tenant_id in refused), not_served())
         await self.settle([each for each in requests if each.tenant_id not in failures])
-        await self.settle([each for each in requests if each.tenant_id in spared])
+        await self.settle([each for each in requests if each.tenant_id in try_requests])
 
     def _blame(self, request: Request, error: Exception) -> None:
-        """A request has failed alone."""
+        """Refuse a request that has failed alone, and log it."""
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         self.journal.refused(request, error)
@@ -190,13 +205,16 @@ class Batches:
         fail([request], refusal if is_about_data(error) else error)
 
     async def _blame_row(self, error: Exception) -> None:
-        """The oldest row of a tenant's outbox has failed alone."""
+        """Log the row that has failed alone as a failed event.
+
+        If it has failed for another reason than its data, such as a full disk, leave its tenant out instead.
+        """
         row = self.numbering.oldest
         badly_made = is_about_data(error)
         if not isinstance(error, StatementFailed):
             self._log.failure("an event could not be worked on")
         if row is None:
-            # There was none yet: the sequencer cannot work at all.
+            # The transaction has failed before it took a row, so no row is at fault.
             raise error
         if isinstance(error, StatementFailed) and not badly_made:
             self._leave(self.aside, row.tenant_id, str(error))
@@ -214,10 +232,11 @@ class Batches:
         except StatementFailed as error:
             self._leave(self.aside, row.tenant_id, str(error))
         except OutboxChanged:
-            # It is found out anew which row is at fault.
+            # Somebody has deleted or changed it. The outbox is looked at again, and other rows may fail.
             self.look_again()
         else:
             self.journal.rejected(row, reason)
 
     def _leave(self, aside: Aside[TenantId], tenant_id: TenantId, reason: str) -> None:
+        """Leave a tenant out for a while, and log that."""
         self.journal.unnumbered(tenant_id, reason, aside.add(tenant_id))

@@ -37,7 +37,7 @@ class Aside(Generic[Key]):
         return until > self._clock.seconds()
 
     def now(self) -> list[Key]:
-        """What is left alone now. Forgets what failed last more than two minutes ago."""
+        """What is left alone now. Forgets what was not left alone for the last two minutes."""
         time = self._clock.seconds()
         for key, (until, _) in list(self._until.items()):
             if until + 2 * _LAST_SECONDS < time:

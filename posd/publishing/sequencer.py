@@ -1,16 +1,16 @@
 """The one way in: everything that is published is normalised, numbered and stored here.
 
-One loop, one transaction at a time, on a link of its own. While a transaction is in flight whatever
-else arrives is collected for the next one, so concurrent publishers share a commit without waiting
-for a timer. A lock in the database lets one sequencer work at a time, whichever node it is on.
+One loop runs one transaction at a time, on a link of its own. What arrives meanwhile is collected for the
+next transaction. So publishers share a commit, and none waits for a timer. The transaction locks a table, so
+the sequencers of all nodes work one at a time.
 
-The shops' tables are read on other connections, before the transaction (`posd.publishing.outbox`), so no
-code of a shop runs here and no tenant waits for another one's tables.
+The shops' tables are read on other connections, before the transaction (`posd.publishing.outbox`). So no code
+of a shop runs here, and no tenant waits for another one's tables.
 
-What a publisher asks follows what its tenant has committed before, up to a batch of it
+A publisher's request waits until the rows are numbered that its tenant has committed before
 (`posd.publishing.following`).
 
-What goes wrong in a batch is kept small (`posd.publishing.batches`).
+If a batch fails, it is done again in parts, until only what is at fault fails (`posd.publishing.batches`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ from posd.values import Appended, TenantId
 from posd.waiting import Pulse
 
 _MANY_WAITING: Final = 1000
-# For how long, at most, the outbox of a tenant is left alone whose rows cannot be numbered.
+"""So many requests are not all refused in one turn of the reactor."""
 _LONGEST_ASIDE: Final = 300.0
+"""For how long, at most, a tenant's rows stay in the outbox untried after they could not be numbered."""
 
 
 class Sequencer(Service):
@@ -70,12 +71,13 @@ class Sequencer(Service):
         self._reactor = reactor
         instruments = instruments or Instruments()
         self._link = link
-        # Is told after each look how many rows it has seen.
+        # Called after each look, with the number of rows that it has seen.
         self._saw = saw
         self._numbering = Numbering(reactor, node_id, event_bytes, connections_here)
         self._journal = Journal(instruments, self._numbering.name_of)
-        # Tenants whose rows stay in the outbox, and those whose requests are refused as well.
+        # Tenants whose rows stay in the outbox, since they could not be numbered.
         self._aside: Aside[TenantId] = Aside(reactor, _LONGEST_ASIDE)
+        # Tenants whose requests are refused, since these could not be numbered either.
         self._shut: Aside[TenantId] = Aside(reactor)
         self._queue = RequestQueue()
         self._outbox = Outbox(
@@ -86,8 +88,9 @@ class Sequencer(Service):
             changed=self._was_read,
             failed=self._journal.unreadable,
         )
+        # Whether the outbox is to be looked at.
         self._outbox_waits = False
-        # Who waits for the next look.
+        # Callers of `look`, who wait for the next look.
         self._looked: list[Deferred[int]] = []
         self._working = False
         self._soon: IDelayedCall | None = None
@@ -110,6 +113,7 @@ class Sequencer(Service):
             look_again=self._look_again,
             fence_lost=fence_lost,
         )
+        # The Idempotency-Keys whose first call is not answered yet.
         self._running_keys: set[tuple[object, ...]] = set()
 
     def stopService(self) -> Deferred[None]:
@@ -141,9 +145,9 @@ class Sequencer(Service):
 
     @property
     def stalled(self) -> bool:
-        """Whether it has work, or no connection, and has tried nothing for a minute."""
-        idle = not self._working or not self._pulse.stalled or not self._link.pulse.stalled
-        return self._link.stalled or not idle
+        """Whether it has tried nothing for a minute, though it has work or no connection."""
+        is_stuck = self._working and self._pulse.stalled and self._link.pulse.stalled
+        return self._link.stalled or is_stuck
 
     @property
     def serves_all(self) -> bool:
@@ -152,27 +156,27 @@ class Sequencer(Service):
 
     @property
     def fence(self) -> int | None:
-        """That of the doorman's lease, if this node has it. Without it only requests are numbered."""
+        """The fence of the doorman's lease. None on other nodes, where only requests are numbered."""
         return self._outbox.fence
 
     @fence.setter
     def fence(self, fence: int | None) -> None:
-        """What was read under the lease before is dropped. With a lease the outbox is looked at."""
+        """Drop what was read under the lease before. With a new lease, look at the outbox."""
         self._outbox.fence = fence
         if fence is not None:
             self.wake()
 
     def wake(self) -> None:
-        """Look into the outbox, now or after the transaction that is in flight; only the doorman does."""
+        """Look at the outbox now, or after the transaction that is under way. Only the doorman looks."""
         if self.fence is not None:
             self._outbox_waits = True
             self._start()
 
     async def look(self) -> int:
-        """Look as `wake` does; how many rows were seen that are to be numbered.
+        """Look as `wake` does. Returns how many rows were seen that are to be numbered.
 
-        Raises `StatementFailed` and `Unavailable` if it fails. Does not return if this node stops, or is not
-        the doorman any more, before the look.
+        Raises `StatementFailed` and `Unavailable` if the look fails. Never returns if this node stops, or is
+        not the doorman any more, before the look.
         """
         looked: Deferred[int] = Deferred()
         self._looked.append(looked)
@@ -182,9 +186,9 @@ class Sequencer(Service):
     async def publish(self, publication: Publication) -> Published:
         """Publish, and return after the COMMIT.
 
-        Raises `Unprocessable`, `TooLarge` and `Conflict` (a first call with this `Idempotency-Key`
-        is still running) about the publication, and `Unavailable` or a subclass when the database
-        does not answer; only with `OutcomeUnknown` the events may be published all the same.
+        Raises `Unprocessable`, `TooLarge` and `Conflict` (a first call with this `Idempotency-Key` is still
+        running) about the publication, and `Unavailable` or a subclass when the database does not answer.
+        Only after `OutcomeUnknown`, which is such a subclass, the events may have been published.
         """
         if not self.running:
             raise Unavailable("Publishing is not possible at the moment.", retry_after=2)
@@ -218,7 +222,7 @@ class Sequencer(Service):
         self._outbox_waits = True
 
     def _was_read(self, again: bool) -> None:
-        """The orders of a tenant were read, or cannot be."""
+        """A read of a tenant's orders is over: what is ready can be numbered."""
         self._outbox_waits = self._outbox_waits or again
         self._start()
 
@@ -235,16 +239,19 @@ class Sequencer(Service):
                         break
                     await self._batches.settle(requests, portions)
                 except Unavailable:
-                    # The rows stay in the outbox; the feed wakes us when the database is back.
+                    # The rows stay in the outbox. The feed's poll wakes the sequencer when the database is
+                    # back.
                     away = True
+                    # If the look at the outbox has failed, no requests were taken. They would fail too.
                     requests = requests or self._queue.next_batch()
                 except Exception:
                     self._log.failure("a batch of {count} requests failed", count=len(requests))
-                # Those of a batch that had to be divided, whose turn did not come.
-                missed = [each for each in requests if not each.queued]
-                fail(missed, Unavailable("Publishing failed. Try again.", retry_after=1))
+                # Nearly always all were answered. If a part of a divided batch has raised, the parts after it
+                # were not tried, and their requests are refused here.
+                untried = [each for each in requests if not each.queued]
+                fail(untried, Unavailable("Publishing failed. Try again.", retry_after=1))
                 if away and len(self._queue) >= _MANY_WAITING:
-                    # Every batch fails at once then. Thousands of answers are not given in one turn.
+                    # While the link is down each batch fails in the same turn. So other work comes between.
                     await deferLater(self._reactor, 0)
         finally:
             self._working = False
@@ -260,7 +267,7 @@ class Sequencer(Service):
         return self._outbox_waits and self.fence is not None and bool(self.running or self._queue)
 
     async def _portions(self) -> list[Portion]:
-        """What of the outbox is ready to be numbered, after a look at it if there is reason for one."""
+        """What of the outbox is ready to be numbered. Looks at the outbox first if that is due."""
         if self._is_due:
             self._outbox_waits = False
             self._pulse.beat()
@@ -271,7 +278,7 @@ class Sequencer(Service):
                 fail_all(looked, error)
                 if not isinstance(error, StatementFailed):
                     raise
-                # Requests can be numbered all the same.
+                # The requests of this batch do not need the outbox, and are numbered.
                 self._log.error("the outbox cannot be looked at: {error}", error=error)
             else:
                 self._saw(rows)
