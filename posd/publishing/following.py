@@ -1,8 +1,9 @@
-"""The place of a publisher's request behind what its tenant has committed before.
+"""Which requests wait until rows are numbered that their tenants have committed before.
 
-A shop that commits, and then calls, has its events in that order. A request for which older rows are found in
-the outbox, under the lock, is put back and tried again when they were numbered. It waits for two seconds at
-most, and not for a tenant whose rows cannot be read or numbered.
+If a shop commits and then calls, its events are published in that order. The transaction looks, under the
+sequencer's lock, whether the outbox has older rows of a request's tenant. Such a request is too early: it is
+put back into the queue, and tried again when the rows were numbered. It waits for two seconds at most. If the
+rows of its tenant cannot be read or numbered, it does not wait.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from posd.publishing.quarantine import Aside
 from posd.values import TenantId
 
 SOON_SECONDS: Final = 0.02
-"""After which a request is tried again that was too early twice."""
+"""A request that was too early twice, with no row of its tenant numbered, is tried again after this time."""
 _LONGEST_SECONDS: Final = 2.0
+"""After this time a request does not wait any more."""
 
 
 class Following:
-    """Which requests wait. `is_reading` says whether orders of a tenant are being read, and `is_left_out`
-    whether nobody waits for a tenant."""
+    """Decides which requests wait.
+
+    `is_reading` says whether orders of a tenant are being read, and `is_left_out` whether its rows cannot be
+    read or numbered.
+    """
 
     def __init__(
         self,
@@ -34,40 +39,40 @@ class Following:
         self._clock = clock
         self._is_reading = is_reading
         self._is_left_out = is_left_out
-        # Until when requests are not tried that are still too early.
-        self._early: dict[TenantId, float] = {}
-        # Tenants whose requests have waited in vain, and do not wait for a while.
-        self._hasty: Aside[TenantId] = Aside(clock)
+        # Until when the requests of a tenant are not tried, since they were too early.
+        self._not_before: dict[TenantId, float] = {}
+        # Tenants whose requests do not wait for a while, since one has waited for two seconds in vain.
+        self._impatient: Aside[TenantId] = Aside(clock)
 
     def waits(self, request: Request) -> bool:
         """Whether a request is not to be tried yet."""
         tenant_id, now = request.tenant_id, self._clock.seconds()
-        if not self._is_reading(tenant_id) and self._early.get(tenant_id, now) <= now:
+        if not self._is_reading(tenant_id) and self._not_before.get(tenant_id, now) <= now:
             return False
         if request.waits_since is None:
             request.waits_since = now
         return self._is_orderly(request)
 
     def try_now(self, requests: Sequence[Request]) -> None:
-        """Find out which of these requests may still turn out to be too early."""
+        """Set which of these requests are `orderly`, and so put back if they are too early."""
         for each in requests:
             each.orderly = self._is_orderly(each)
-            self._early.pop(each.tenant_id, None)
+            self._not_before.pop(each.tenant_id, None)
 
     def too_early(self, requests: Sequence[Request], numbered: Collection[TenantId]) -> None:
-        """Older rows come before these requests; of the tenants `numbered`, some were numbered now."""
+        """Note that these requests were too early. Rows of the tenants `numbered` were numbered just now."""
         now = self._clock.seconds()
         for each in requests:
             if each.waits_since is None:
                 each.waits_since = now
             elif each.tenant_id not in numbered:
-                self._early[each.tenant_id] = now + SOON_SECONDS
+                self._not_before[each.tenant_id] = now + SOON_SECONDS
 
     def _is_orderly(self, request: Request) -> bool:
         since, tenant_id = request.waits_since, request.tenant_id
-        if tenant_id in self._hasty or self._is_left_out(tenant_id):
+        if tenant_id in self._impatient or self._is_left_out(tenant_id):
             return False
         if since is not None and self._clock.seconds() - since >= _LONGEST_SECONDS:
-            self._hasty.add(tenant_id)
+            self._impatient.add(tenant_id)
             return False
         return True

@@ -1,4 +1,4 @@
-"""Requests become entries for the log, each all of its events or none, and are told where these went."""
+"""Makes entries of requests, of all events of one or of none, and results of what was stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posd.values import Appended, Event, TenantId
 
 
 def appended(placed: Sequence[tuple[numbering.Entry, numbering.Recorded]]) -> list[Appended]:
-    """What came to the end of each tenant's stream, as it would be read from the log."""
+    """The events that got a position, by stream, as they would be read from the log."""
     events: dict[tuple[TenantId, UUID], list[Event]] = {}
     for entry, each in placed:
         if each.seq is not None and each.stream_id is not None:
@@ -33,14 +33,14 @@ def appended(placed: Sequence[tuple[numbering.Entry, numbering.Recorded]]) -> li
 
 @frozen
 class Judged:
-    """A request that is published; `numbers` says which of the entries is which of its events."""
+    """A request that was not refused. `numbers` has the index of each event's entry, None without one."""
 
     request: Request
     numbers: Sequence[int | None]
     order: OrderOutcome | None
 
     def settle(self, recorded: Sequence[numbering.Recorded]) -> None:
-        """Give the request its result."""
+        """Give the request its result. An event without a position is one of a tenant that was deleted."""
         seqs = [None if number is None else recorded[number].seq for number in self.numbers]
         if any(n is not None and seq is None for n, seq in zip(self.numbers, seqs, strict=True)):
             self.request.result = NotFound("There is no such tenant.", code="unknown_tenant")
@@ -51,7 +51,7 @@ class Judged:
 def judge(
     ledger: batch.Ledger, entries: list[numbering.Entry], requests: Sequence[Request]
 ) -> list[Judged]:
-    """Add the entries of requests to those of the outbox. A request that is refused is given its refusal."""
+    """Append the entries of requests to `entries`. The result of a refused request is its refusal."""
     judged = []
     for request in requests:
         try:
@@ -70,10 +70,7 @@ def judge(
 def _asked(
     ledger: batch.Ledger, request: Request
 ) -> tuple[list[numbering.Entry | None], OrderOutcome | None]:
-    """A request's entries and, where it had a condition, what has become of its order.
-
-    Raises the `Refusal` of either.
-    """
+    """A request's entries and, if it has a condition, how its order stands now. Raises `Refusal`."""
     items = request.items
     tenant_id, order_id = items[0].place if items else (request.tenant_id, None)
     if request.publication.condition is None or order_id is None:

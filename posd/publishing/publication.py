@@ -18,14 +18,15 @@ from posd.store.idempotency import Idempotency
 from posd.values import Appended, Draft, Seq, TenantId
 
 _ANSWERS_IN_A_TURN: Final = 20
+"""To write an answer takes about 0.1 ms."""
 
 
 @frozen
 class Publication:
     """One publisher's request: its events are published all together or not at all.
 
-    One with a `condition` is about a single order, and is told how that stands afterwards. `size` is the
-    length of the body that it came in, in bytes.
+    One with a `condition` is about a single order, and its answer says how that order stands afterwards.
+    `size` is the length of the request's body in bytes.
     """
 
     tenant_id: TenantId
@@ -49,9 +50,9 @@ class OrderOutcome:
 class Published:
     """What became of a publication.
 
-    `ids` has a position for each event, None for one that told nothing new. `connections` counts the
-    tenant's connected tills on all nodes. `replayed`: the answer is that of an earlier, equal call.
-    `order` is there where the publication had a condition.
+    `ids` has a position for each event, None for one that told nothing new. `connections` is how many tills
+    of the tenant are connected to any node. `replayed` says that the answer is that of an earlier call with
+    the same Idempotency-Key. `order` is set if the publication had a condition.
     """
 
     ids: tuple[Seq | None, ...]
@@ -62,11 +63,14 @@ class Published:
 
 @define(eq=False)
 class Request:
-    """A publication and whoever waits for its answer.
+    """A publication, and the `answer` for which its publisher waits.
 
-    `result` is found out in the transaction, perhaps in several that fail, and is told after the
-    one that did not. `follows` is the last row of the outbox that comes before it, None while that is not
-    known. `orderly`: it waits for that row, since `waits_since`. `queued`: it waits for its transaction.
+    `result` is set in the transaction, and becomes the answer after the COMMIT. A transaction that fails may
+    have set it too; the next one sets it again.
+
+    `queued` says that it is in the queue, for the first time or again. `follows` is the id of the last row of
+    the outbox that its tenant has committed before it; None while that is not known. `orderly` says that it
+    is not published before that row. `waits_since` is when it was found to come after such a row.
     """
 
     publication: Publication
@@ -93,7 +97,7 @@ class Request:
 
 
 async def answer(clock: IReactorTime, requests: Iterable[Request]) -> None:
-    """Tell each its result, some in each turn of the reactor: to write an answer takes about 0.1 ms."""
+    """Give each request its result as its answer, some of them in each turn of the reactor."""
     for told, request in enumerate(requests):
         if told and told % _ANSWERS_IN_A_TURN == 0:
             await deferLater(clock, 0)
@@ -104,12 +108,12 @@ async def answer(clock: IReactorTime, requests: Iterable[Request]) -> None:
 
 
 def fail(requests: Iterable[Request], error: Exception) -> None:
-    """Tell those who have not been told anything yet."""
+    """Fail those requests that have no answer yet."""
     fail_all([each.answer for each in requests if not each.answer.called], error)
 
 
 def not_served() -> Unavailable:
-    """What publishers are told while their tenant is left out."""
+    """The answer to a tenant's requests while these are refused (`Batches.shut`)."""
     return Unavailable("This tenant cannot be served at the moment.", retry_after=5)
 
 
@@ -118,7 +122,7 @@ def hand_on(
     to: Callable[[Appended], None],
     failed: Callable[[TenantId], None],
 ) -> None:
-    """Give `to` what was committed. Whatever it raises, the batch was published: `failed` is told instead."""
+    """Give each to `to`. It was committed, so nothing is raised: `failed` is called if `to` raises."""
     for each in appended:
         try:
             to(each)

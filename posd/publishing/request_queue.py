@@ -12,13 +12,14 @@ from posd.errors import Unavailable
 from posd.publishing.publication import Request
 from posd.values import TenantId
 
-# What a batch costs is what every other tenant waits for. A single request may have more events.
+# Of one batch, since all other tenants wait while it runs. A single request may have more events.
 _MOST_EVENTS: Final = 300
 _MOST_REQUESTS: Final = 100
-# A request with more of either is alone in its batch, and between two of those come the others that wait.
-_FEW_EVENTS: Final = 50
 _MOST_BYTES: Final = 1024 * 1024
+# A request that has more of either is large: it is alone in its batch.
+_FEW_EVENTS: Final = 50
 _FEW_BYTES: Final = 256 * 1024
+# Requests that wait, of all tenants and of one.
 _MOST_WAITING: Final = 10_000
 _MOST_OF_A_TENANT: Final = 2_000
 
@@ -35,7 +36,7 @@ class RequestQueue:
         return self._length
 
     def append(self, request: Request) -> None:
-        """Let a request wait. Raises `Unavailable` when too many do, of its tenant or in all."""
+        """Let a request wait. Raises `Unavailable` if too many wait, of its tenant or of all."""
         waiting = self._tenants.get(request.tenant_id, ())
         if self._length >= _MOST_WAITING or len(waiting) >= _MOST_OF_A_TENANT:
             raise Unavailable("Too many requests wait to be published.", retry_after=2)
@@ -44,21 +45,23 @@ class RequestQueue:
         self._length += 1
 
     def put_back(self, requests: Iterable[Request]) -> None:
-        """Let requests that were taken wait again, before those of their tenants that came later."""
+        """Let requests that were taken wait again, before all others of their tenants."""
         for request in reversed([*requests]):
             self._tenants.setdefault(request.tenant_id, deque()).appendleft(request)
             request.queued = True
             self._length += 1
 
     def next_batch(self, waits: Callable[[Request], bool] = lambda request: False) -> list[Request]:
-        """Take the next requests: up to 300 events, 100 requests and about 1 MiB.
+        """Take the next requests: up to 300 events, 100 requests and about 1 MiB, and at least one request.
 
-        One request at least, unless all are of tenants whose first one `waits`.
+        A tenant whose first request `waits` is passed over.
 
-        Whose turn it is goes on where the last batch ended, so that no tenant's requests wait for more
-        than one request of each other tenant. A request of more than 50 events or 256 KiB is alone in its
-        batch. Such batches and those of the others take turns: who publishes one event waits for one such
-        request.
+        One request of each tenant is taken in turn. The next batch begins with the tenant whose turn it is
+        when this one ends. So a tenant's first request waits for one request of each other tenant at most.
+
+        A large request, of more than 50 events or 256 KiB, is alone in its batch. Batches with a large
+        request and batches of small ones take turns. So a publisher of one event waits for one large request
+        at most.
         """
         ready = [tenant_id for tenant_id, waiting in self._tenants.items() if not waits(waiting[0])]
         large = [tenant_id for tenant_id in ready if _is_large(self._tenants[tenant_id][0])]
@@ -84,7 +87,7 @@ class RequestQueue:
         return batch
 
     def _take(self, tenant_id: TenantId) -> Request:
-        """A tenant's next request; the other tenants come before its next one."""
+        """Take a tenant's next request, and make the tenant the last one to have its turn."""
         waiting = self._tenants[tenant_id]
         taken = waiting.popleft()
         taken.queued = False

@@ -1,4 +1,4 @@
-"""One batch in one transaction: what was published becomes numbered events, orders and answers."""
+"""The transaction of a batch: rows of the outbox and requests become numbered events, orders and answers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from posd.store import idempotency, movements, numbering, orders, presence, tena
 from posd.values import Appended, Tenant, TenantId
 
 _SHOPS_SECONDS: Final = 60.0
+"""How long what was read of tenants is used."""
 _NO_TIME: Final = datetime.min
-"""For events about no order: the time dates the shops' orders only."""
+"""Where the database's time is not read. It dates the shops' orders only."""
 
 _log = Logger()
 
 
 class TenantsFailed(PosdError):
-    """The tables of some tenants could not be read or written; by tenant why."""
+    """The tables of some tenants could not be read or written. `failures` has the reason by tenant."""
 
     def __init__(self, failures: Mapping[TenantId, str]) -> None:
         super().__init__("; ".join(failures.values()))
@@ -45,12 +46,14 @@ class OutboxChanged(PosdError):
 
 @frozen
 class Outcome:
-    """What a transaction did: the outbox rows it took, the events it logged as failed."""
+    """What a transaction did."""
 
     taken: Sequence[numbering.OutboxRow] = ()
+    """The rows that it took out of the outbox."""
     failed: Sequence[numbering.Entry] = ()
+    """The events that it logged as failed."""
     published: Mapping[str, int] = field(factory=dict)
-    """How many events have got a position, by the road on which they came."""
+    """How many events have got a position, by how they came: `hook`, `sql` or `rest`."""
     reused: Sequence[tuple[str, str]] = ()
     """The orders that have the id of an earlier order: the tenant's slug and the id."""
     warned: Sequence[numbering.Entry] = ()
@@ -59,9 +62,9 @@ class Outcome:
     appended: Sequence[Appended] = ()
     """What came to the end of each tenant's stream."""
     lacking: Mapping[TenantId, frozenset[str]] = field(factory=dict)
-    """The tenants whose tables were read, and the columns that are missing since they were adopted."""
+    """Of each tenant whose tables were read, the columns that are missing since they were adopted."""
     early: Sequence[Request] = ()
-    """Requests that were not worked on, since older rows of their tenants are in the outbox."""
+    """Requests that were left out, since older rows of their tenants are in the outbox."""
 
 
 @define(eq=False)
@@ -82,13 +85,14 @@ class Numbering:
     async def number(
         self, session: Transaction, requests: Sequence[Request], portions: Sequence[Portion] = ()
     ) -> Outcome:
-        """Publish portions of the outbox, and then requests, which are given their results.
+        """Publish portions of the outbox, and then requests, and set the requests' results.
 
-        A request that is `orderly` is left out while its tenant has older rows in the outbox: a shop that
-        commits and then calls has its events in that order.
+        A request that is `orderly` is left out while its tenant has older rows in the outbox. So if a shop
+        commits and then calls, its events are published in that order.
 
-        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and what the database raises. The caller has to roll
-        back then.
+        The order is: take the rows, read what they and the requests need, make entries of them, store these.
+        Raises `TenantsFailed`, `FenceLost`, `TooMuch`, and what the database raises. Then the caller has to
+        roll back.
         """
         self.oldest = None
         seen = [(each.tenant_id, row_id) for each in portions for row_id in each.ids]
@@ -157,10 +161,10 @@ class Numbering:
     async def number_plain(
         self, session: Transaction, requests: Sequence[Request]
     ) -> Outcome | None:
-        """Publish requests that are plain in one round trip, as `number` does in two.
+        """Do what `number` does in one round trip instead of two, for requests that are plain.
 
         Returns None, and has published nothing, if there are older rows of their tenants in the outbox. The
-        transaction is over in any case.
+        transaction has ended in any case, so that `number` needs another one.
         """
         self.oldest = None
         ledger = batch.Ledger({}, self._shops, self.event_bytes, _NO_TIME)
@@ -190,6 +194,7 @@ class Numbering:
         work = Workload(self.clock, [row.tenant_id for row in rows])
 
         def measured() -> Iterator[numbering.OutboxRow]:
+            # The work on a row is done between this `yield` and the next line.
             for row in rows:
                 yield row
                 work.done(row.tenant_id)
@@ -221,7 +226,7 @@ class Numbering:
         await numbering.record(session, self.node_id, [entry])
 
     def name_of(self, tenant_id: TenantId) -> str:
-        """What a tenant is called in the log: its slug, where that is known."""
+        """What a tenant is called in the log: its slug if that is known, else its id."""
         shop = self._shops.get(tenant_id)
         return str(tenant_id) if shop is None else shop.slug
 
@@ -230,7 +235,10 @@ class Numbering:
         return self.clock.seconds() - self._shops_since <= _SHOPS_SECONDS
 
     async def shops(self, session: Session, wanted: Collection[TenantId]) -> batch.Shops:
-        """These tenants and others, without those that are gone. What was read is used for a minute."""
+        """At least those tenants that are `wanted`, except deleted ones. Each is read once a minute.
+
+        Disabled tenants are among them: what was accepted of a tenant is published.
+        """
         if not self._shops_are_fresh:
             self._shops, self._shops_since = {}, self.clock.seconds()
         if missing := set(wanted) - self._shops.keys():
@@ -241,7 +249,7 @@ class Numbering:
         return self._shops
 
     def _look_at_zone(self, shop: Tenant) -> None:
-        """Log once that the times of a shop are read by another clock than its own."""
+        """Log once if the times of a shop are read as UTC, since its time zone is unknown."""
         if is_zone(shop.timezone):
             self._without_zone.pop(shop.id, None)
         elif self._without_zone.get(shop.id) != shop.timezone:
@@ -254,7 +262,7 @@ class Numbering:
             )
 
     async def _replay(self, session: Session, requests: Sequence[Request]) -> list[Request]:
-        """Answer those that were made before as they were answered then; those that were not."""
+        """Answer requests whose Idempotency-Key was used before as then. Returns the other requests."""
         calls = [call for each in requests if (call := each.publication.idempotency)]
         answers = await idempotency.find(session, calls) if calls else {}
         fresh = []
@@ -276,7 +284,11 @@ class Numbering:
         published: Mapping[tuple[TenantId, str], numbering.StoredText | None],
         rows_now: Mapping[tuple[TenantId, str], str],
     ) -> Mapping[tuple[TenantId, str], numbering.OrderState]:
-        """The orders of a batch. Those that were not known before it was taken are asked for here."""
+        """The orders of a batch, as posd has them and as the shop has them.
+
+        `published` has those whose ids were known before the rows were taken. The others are read here: those
+        of events that were published by SQL, whose ids are in the rows' data.
+        """
         if missing := _orders(items) - published.keys():
             published = {**published, **await numbering.published(session, missing)}
         return {
@@ -299,7 +311,10 @@ class Numbering:
     async def _elsewhere(
         self, session: Session, requests: Sequence[Request], entries: Sequence[numbering.Entry]
     ) -> dict[TenantId, int]:
-        """The connections on other nodes of the tenants for which nothing is recorded."""
+        """How many connections other nodes have of those tenants for which nothing is stored.
+
+        For the others the statement that stores tells it.
+        """
         asking = {each.tenant_id for each in requests if not isinstance(each.result, Refusal)}
         missing = asking - {each.tenant_id for each in entries}
         return await presence.elsewhere(session, self.node_id, missing) if missing else {}
@@ -307,7 +322,7 @@ class Numbering:
     async def _record(
         self, session: Transaction, entries: Sequence[numbering.Entry], requests: Sequence[Request]
     ) -> list[numbering.Recorded]:
-        """Store the entries. If there are no answers of idempotent requests to store as well, commit."""
+        """Store the entries, and commit if no answers of idempotent requests have to be stored after them."""
         if not entries:
             return []
         for entry in entries:
@@ -318,7 +333,7 @@ class Numbering:
         return await numbering.record_and_commit(session, self.node_id, entries)
 
     def _count(self, requests: Sequence[Request], elsewhere: Mapping[TenantId, int]) -> None:
-        """Say to those that publish how many tills of theirs are connected, to all nodes."""
+        """Put into the results how many tills of the tenant are connected to any node."""
         for request in requests:
             if isinstance(request.result, Published):
                 count = self.connections_here(request.tenant_id)
@@ -346,18 +361,19 @@ def _orders(
 def _early(
     requests: Sequence[Request], behind: Mapping[tuple[TenantId, int | None], int]
 ) -> list[Request]:
-    """Those that older rows of the outbox come before. Notes up to which row."""
+    """The requests that come after rows which are still in the outbox. Sets up to which row they wait."""
     early = []
     for each in requests:
         last = behind.get((each.tenant_id, each.follows)) if each.orderly else None
         if last is not None:
+            # The row found first stays: a request does not wait for rows that are committed after it came.
             each.follows = each.follows or last
             early.append(each)
     return early
 
 
 def _answer(published: Published) -> str:
-    """What is kept of an answer. Tills that are connected are counted anew each time."""
+    """What is kept of an answer, as JSON. `connections` is not: it is counted again each time."""
     kept: dict[str, object] = {"ids": published.ids}
     if published.order is not None:
         kept["order"] = asdict(published.order)
