@@ -1,7 +1,7 @@
-"""What one till says: taken in its order, one message at a time, no faster than posd can bear.
+"""The receive queue of one till: its messages are taken in their order, one at a time, and at a bounded rate.
 
-A till that sends more is not read for a while. That slows it down, costs the others nothing and
-loses nothing; what it sent before it left is still taken.
+A till that sends faster is not read for a while. That slows it down, delays no other till, and loses nothing.
+What a till sent before it left is still taken.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from posd.security.request_rates import FRAME
 
 _MOST_WAITING: Final = 16
-# One read may bring some two thousand acknowledgements; more frames than that are empty ones.
+"""When so many messages wait, the till is not read."""
 _FRAMES_TOO_MANY: Final = 3000
+"""In a pause, from what was read before it: up to two thousand acknowledgements. More are empty frames."""
 
 Charge = Callable[[float, int], float]
-"""Told how many requests and bytes something costs; it gives the seconds for which no more is to be read."""
+"""Charges so many requests and bytes. Returns for how many seconds nothing more is to be read."""
 
 Hear = Callable[[bytes], Coroutine[Any, Any, None] | None]
-"""Takes a message; what takes longer is returned, to be awaited before the next one."""
+"""Takes a message. What takes longer is returned, to be awaited before the next one."""
 
 
 class Reading(Protocol):
@@ -37,7 +38,7 @@ class Reading(Protocol):
 
 
 class Intake:
-    """The messages of one connection that are still to be taken. `failed` is told of a bug."""
+    """The messages of one connection that are still to be taken. `failed` is called if `hear` raises."""
 
     def __init__(
         self,
@@ -53,52 +54,55 @@ class Intake:
         self._failed = failed
         self._charge = charge
         self._waiting: deque[bytes] | tuple[()] = ()
+        # Whether a message is being taken.
         self._busy = False
+        # How many frames have come during the pause.
         self._overdrawn = 0
-        self._rest: IDelayedCall | None = None
+        # Ends the pause after a charge that was more than the till's credit.
+        self._pause: IDelayedCall | None = None
         self._stopped = False
         self.holding = False
         """Whether the transport is not read at the moment."""
 
     def frame(self, size: int) -> bool:
-        """Charge a frame of so many bytes, whatever is in it. False: so many frames no till sends."""
+        """Charge a frame of so many bytes. Returns False if more have come than any till sends."""
         self._pay(FRAME, size)
-        if self._rest is not None:
+        if self._pause is not None:
             self._overdrawn += 1
         return self._overdrawn <= _FRAMES_TOO_MANY
 
     def costly(self) -> None:
-        """Charge what a message costs that has to be written down by itself, beside its frame."""
+        """Charge a message that costs a statement as one request. Its frame was charged already."""
         self._pay(1 - FRAME, 0)
 
     def take(self, message: bytes) -> None:
-        """Take a message, when those before it have been."""
+        """Take a message, after those that wait."""
         if not self._waiting:
             # A till that says nothing has none: an empty deque takes 760 bytes.
             self._waiting = deque()
         self._waiting.append(message)
         if not self._busy:
-            self._work_off()
+            self._take_waiting()
         self._regulate()
 
     def stop(self) -> None:
-        """Nothing comes any more; there is nothing to be read."""
+        """The connection is gone: do not pause or resume it any more."""
         self._stopped = True
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
-    def _work_off(self) -> None:
-        # Busy from here on, so that what hears a message does not start a second loop within this one.
+    def _take_waiting(self) -> None:
+        # `hear` may call `take`, which must not begin a second loop within this one.
         self._busy = True
-        work = self._next()
+        work = self._take_quick()
         if work is None:
             self._busy = False
         else:
-            Deferred.fromCoroutine(self._go_on(work))
+            Deferred.fromCoroutine(self._take_slow(work))
 
-    def _next(self) -> Coroutine[Any, Any, None] | None:
-        """Take messages until there is one that takes longer."""
+    def _take_quick(self) -> Coroutine[Any, Any, None] | None:
+        """Take messages until there is one that takes longer. Returns its work, None without one."""
         while self._waiting:
             try:
                 work = self._hear(self._waiting.popleft())
@@ -110,34 +114,36 @@ class Intake:
         self._waiting = ()
         return None
 
-    async def _go_on(self, work: Coroutine[Any, Any, None] | None) -> None:
-        # One loop for all that wait: hundreds may fail at once when the database goes away.
+    async def _take_slow(self, work: Coroutine[Any, Any, None] | None) -> None:
+        # A loop, and not a call for each message: the stack would grow with their number when they fail at
+        # once.
         while work is not None:
             try:
                 await work
             except Exception:
                 self._failed()
-            work = self._next()
+            work = self._take_quick()
             self._regulate()
         self._busy = False
 
     def _pay(self, requests: float, size: int) -> None:
         seconds = self._charge(requests, size)
         if seconds > 0 and not self._stopped:
-            if self._rest is None:
-                self._rest = self._reactor.callLater(seconds, self._rested)
+            if self._pause is None:
+                self._pause = self._reactor.callLater(seconds, self._end_pause)
             else:
-                # What was read before the pause was felt makes the pause longer.
-                self._rest.reset(seconds)
+                # More frames have come, which were read before the pause began. They make it longer.
+                self._pause.reset(seconds)
             self._regulate()
 
-    def _rested(self) -> None:
-        self._rest = None
+    def _end_pause(self) -> None:
+        self._pause = None
         self._overdrawn = 0
         self._regulate()
 
     def _regulate(self) -> None:
-        hold = len(self._waiting) >= _MOST_WAITING or self._rest is not None
+        """Pause or resume the transport, if that has changed."""
+        hold = len(self._waiting) >= _MOST_WAITING or self._pause is not None
         if hold == self.holding or self._stopped:
             return
         self.holding = hold
