@@ -1,7 +1,7 @@
-"""What a node has noted in memory and not written yet: merged where it can be, bounded where it cannot.
+"""What a node has noted in memory and not written to the database yet, and the bounds of that.
 
-Of a position only the furthest counts, so a note of it takes the place of the one before. Messages of
-tills are kept word for word, up to so many bytes of a tenant and of all.
+Of the positions of a device only the furthest counts, so a note replaces the one before. Messages of tills
+are all kept, up to so many bytes of a tenant and of all tenants.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OVERHEAD: Final = 256
 """What even an empty message takes."""
 
 Subscription = tuple[TenantId, str, UUID]
-"""Whose cursor it is: tenant, device, and the history in which its positions are counted."""
+"""Whose cursor it is: tenant, device, and the id of the stream in which its positions are counted."""
 
 H = TypeVar("H", Subscription, StreamName)
 Device = tuple[TenantId, str]
@@ -36,7 +36,7 @@ def subscription(terminal: Terminal) -> Subscription:
 
 @define(eq=False)
 class Claim:
-    """A connection that wants to be its device's one; `won` is None until that is decided."""
+    """A connection that claims its device. `won` says whether it got it; None until that is decided."""
 
     terminal: Terminal
     won: bool | None = None
@@ -44,21 +44,27 @@ class Claim:
 
 @define
 class Notes:
-    """What is to be written into the books, all in posd's own schema, at the next flush."""
+    """What the next flush writes into tables of posd's own schema."""
 
     connected: dict[UUID, Terminal] = field(factory=dict)
+    """Connections that were opened, by their ids."""
     gone: set[UUID] = field(factory=set)
+    """Connections that have ended."""
     claims: dict[UUID, Claim] = field(factory=dict)
     seen: dict[UUID, Sighting] = field(factory=dict)
+    """When something was last heard on connections, and how far they were sent their stream."""
     reached: dict[Subscription, Seq] = field(factory=dict)
     """How far devices were sent a stream that may have another name by now."""
     spoken: set[Subscription] = field(factory=set)
-    """Those of `reached` that have said how far they are."""
+    """Those of `reached` whose devices have acknowledged something, or named a position."""
     acks: dict[Subscription, Seq] = field(factory=dict)
+    """How far devices have acknowledged."""
     follows: dict[Subscription, Seq] = field(factory=dict)
+    """How far legacy devices were sent their stream."""
     sent: dict[StreamName, Seq] = field(factory=dict)
+    """How far each stream was written to at least one till."""
     received: dict[StreamName, Seq] = field(factory=dict)
-    """How far each tenant's best till is: by cursors that are written, and by what tills said of orders."""
+    """How far at least one till has each stream: by cursors that are written, and by reports about orders."""
     acknowledging: set[Device] = field(factory=set)
     """The devices of `acks` and `reached`."""
 
@@ -71,7 +77,7 @@ class Notes:
         )
 
     def left(self, connection_id: UUID) -> None:
-        """A connection is gone. One that was not written yet leaves no trace."""
+        """A connection has ended. If it was not written yet, nothing is written of it."""
         self.claims.pop(connection_id, None)
         self.seen.pop(connection_id, None)
         if self.connected.pop(connection_id, None) is None:
@@ -94,17 +100,17 @@ class Notes:
         self.follows[key] = max(seq, self.follows.get(key, 0))
 
     def delivered(self, stream: StreamName, seq: Seq) -> None:
-        """Events up to `seq` were written to one of the tenant's tills at least."""
+        """Events up to `seq` were written to at least one till of the tenant."""
         self.sent[stream] = max(seq, self.sent.get(stream, 0))
 
     def confirmed(self, stream: StreamName, seq: Seq) -> None:
-        """A tenant's tills have everything up to `seq`."""
+        """At least one till of the tenant has everything up to `seq`."""
         self.received[stream] = max(seq, self.received.get(stream, 0))
 
     def acks_are_written(self, accepted: Sequence[tuple[StreamName, Seq]]) -> None:
-        """The cursors stand where `acks` wants them; their heads are still to be moved.
+        """The cursors of `acks` are written. What the streams' heads say of them is written after that.
 
-        `accepted` are those that are true of the present stream.
+        `accepted` has the cursors that belong to the stream's present name.
         """
         for stream, seq in accepted:
             self.confirmed(stream, seq)
@@ -114,8 +120,8 @@ class Notes:
     def merged(self, later: Notes) -> Notes:
         """These notes and later ones together.
 
-        Of positions the furthest counts: a replay or a poll may note an earlier one later. Of all else
-        the later note counts.
+        Of positions the furthest counts, since a replay or a poll may note an earlier position later. Of
+        everything else the later note counts.
         """
         connected = {k: t for k, t in self.connected.items() if k not in later.gone}
         seen = {k: s for k, s in self.seen.items() if k not in later.gone}
@@ -174,7 +180,7 @@ Kept = dict[TenantId, list[T]]
 
 @define
 class Messages:
-    """What tills said and refused, and is not written yet."""
+    """Messages of tills that are not written yet: `words` are only logged, `nacks` refuse events."""
 
     words: Kept[Word] = field(factory=dict)
     nacks: Kept[Nack] = field(factory=dict)
@@ -187,15 +193,15 @@ class Messages:
         return bool(self.words or self.nacks)
 
     def say(self, word: Word) -> bool:
-        """Note what a till said. False if too much is kept already, and so this is not."""
+        """Keep a message. Returns False, and drops it, if its tenant or all have too many bytes."""
         return self._keep(self.words, word)
 
     def refuse(self, nack: Nack) -> bool:
-        """Note what a till could not process. False as for `say`."""
+        """Keep what a till could not process, as `say` does."""
         return self._keep(self.nacks, nack)
 
     def written(self, messages: Iterable[Word | Nack]) -> None:
-        """These words or nacks take no room any more."""
+        """Do not count the bytes of these any more."""
         for each in messages:
             tenant_id = each.tenant.id
             self.sizes[tenant_id] -= each.size
@@ -214,9 +220,10 @@ class Messages:
 
 
 def take_piece(kept: Kept[T], most: int) -> list[T]:
-    """Take some `most` bytes of messages out of `kept`, of each tenant its share, tenant by tenant.
+    """Take about `most` bytes of messages out of `kept`: of each tenant in turn, up to an equal share.
 
-    There is one message at least, whatever its size. Who has more than a share is the last in the next piece.
+    One message of a tenant is taken whatever its size. A tenant with more than its share becomes the last one
+    of `kept`, and so of the next piece.
     """
     share, room, piece = most // max(1, len(kept)), most, []
     for tenant_id in list(kept):
@@ -227,6 +234,7 @@ def take_piece(kept: Kept[T], most: int) -> list[T]:
                 break
             count += 1
         piece += messages[:count]
+        # Deleted also where some are left, to become the last one.
         del kept[tenant_id]
         if count < len(messages):
             kept[tenant_id] = messages[count:]
