@@ -1,4 +1,4 @@
-"""The channels of this node by their tenants: begun, woken, held against the database, forgotten."""
+"""The channels of this node by tenant: makes them, wakes them, and compares them with the database."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ _log: Final = Logger()
 
 
 def _nobody_is_told(old: Channel, new: Channel, end: End | None) -> None:
-    """What is done at a new name where nobody has to be told."""
+    """Stands for `Channels.renamed` until it is set."""
 
 
 @define(eq=False)
 class Channels:
-    """A channel for each tenant that has somebody here, made when the first comes.
+    """A channel for each tenant that has a session or a poll on this node.
 
-    `delivered` is told by the channels how far each stream was sent to somebody. `renamed` is told the
-    channel of a name that has ended, the one that takes its place, and how the name has ended, if that is
-    known.
+    `delivered` is called by the channels: so far a stream was written to at least one till. `renamed` is
+    called when a stream has a new name: with the channel of the old name, the one of the new name, and how
+    the old name has ended if that is known.
 
-    A tenant has two channels for the moment in which two terminals disagree about the name of its stream: one
-    of them was looked up before it changed. The database decides.
+    A tenant has two channels for a moment if its stream got a new name while terminals connected: one was
+    looked up before that, another after it. `_rivals` has the second channel, until `check` has asked the
+    database.
     """
 
     _clock: IReactorTime
@@ -60,7 +61,7 @@ class Channels:
 
     @property
     def positions(self) -> list[stream.StreamPosition]:
-        """What the live sessions of each tenant have been given."""
+        """How far the live sessions of each tenant have been given its stream."""
         return [
             (tenant_id, channel.stream_id, channel.tail)
             for tenant_id in self.tenants
@@ -77,9 +78,9 @@ class Channels:
         return self._by_tenant.get(tenant_id)
 
     def join(self, tenant: Tenant, head: Head) -> tuple[Channel, bool]:
-        """The channel of a tenant whose stream is at `head`, and whether it was made for that.
+        """The channel of a tenant whose stream is at `head`, and whether it was made now.
 
-        The caller calls `look_again` when the terminal belongs to a channel that was made.
+        If it was made, the caller calls `look_again` after it has entered its session or watcher.
         """
         for channel in self._all_of(tenant.id):
             if channel.stream_id == head.stream_id:
@@ -92,28 +93,31 @@ class Channels:
         return channel, True
 
     def look_again(self, channel: Channel) -> None:
-        """A wake may have come while the head, with which a channel began, was on its way here."""
+        """Read the head for a channel that was made.
+
+        Events that were committed after its head was read, and before it was made, were given to no channel.
+        """
         looked = Deferred.fromCoroutine(self._read_head(channel.tenant.id))
         looked.addErrback(lambda failure: _log.failure("a head was not read", failure))
 
     def left(self, channel: Channel) -> None:
-        """Somebody has left it. One that nobody belongs to any more is forgotten."""
+        """A session or a watcher has left it. Forget it if it has none any more."""
         if channel.deserted:
             self._forget(channel)
 
     def tidy(self, tenant_id: TenantId) -> None:
-        """Somebody has left one of a tenant's channels."""
+        """Forget those of a tenant's channels that have no session and no watcher any more."""
         for channel in self._all_of(tenant_id):
             self.left(channel)
 
     def append(self, appended: Appended) -> None:
-        """Events were committed on this node. Only the channel of the name that they got is given them."""
+        """Events were committed on this node. Give them to the channel of that stream's name, if any."""
         for channel in self._all_of(appended.tenant_id):
             if channel.stream_id == appended.stream_id:
                 channel.append(appended.events)
 
     def erased(self, tenant_id: TenantId) -> None:
-        """Something was erased from a stream: what is remembered of it is read again."""
+        """Something was erased from a stream. Forget the events of it that are kept in memory."""
         for channel in self._all_of(tenant_id):
             channel.forget()
 
@@ -125,9 +129,13 @@ class Channels:
         }
 
     async def check(self, heads: Iterable[Head]) -> None:
-        """Compare the channels with the tenants' heads as they are in the database."""
+        """Compare the channels with the tenants' heads as they are in the database.
+
+        A channel that is behind its head reads on. One whose head has another name, or is behind the channel,
+        is looked at again.
+        """
         suspects = {}
-        # All that have something new read it by one statement.
+        # All channels that are behind read by one statement.
         with self._tails.gathering():
             for head in heads:
                 for channel in self._all_of(head.tenant_id):
@@ -139,11 +147,11 @@ class Channels:
             await self._confirm(suspects)
 
     async def _confirm(self, suspects: dict[Channel, Seq]) -> None:
-        """Look again at heads that do not go with what was already delivered.
+        """Read heads again that are behind what their channels have delivered, or have another name.
 
-        A poll may have looked just before the last events were committed, or before a channel began.
-        A head that still is behind them means that a backup was restored under the same name. The name
-        ends there, so that no later position in it is taken for a valid one.
+        The first read may have been made just before the last events were committed, or before a channel was
+        made. If a head is still behind, a backup was restored and the stream has kept its name. Then the name
+        is ended, so that no position of it that was lost is taken for a valid one.
         """
         ids = {each.tenant.id for each in suspects}
         heads = await stream.heads(self._database, ids)
@@ -174,7 +182,8 @@ class Channels:
             else:
                 channel.check(head)
         if old:
-            # What was committed here under the new names since the heads were read, no channel was given.
+            # What was committed here under a new name was given to no channel before there was one of that
+            # name.
             heads = await stream.heads(self._database, {each.tenant.id for each in old})
             await self.check(heads.values())
 
@@ -183,7 +192,8 @@ class Channels:
         self._forget(old)
         new, _ = self.join(old.tenant, head)
         if self.of(head.tenant_id) is not new:
-            # It was the rival of another channel of an old name, whose turn comes.
+            # `old` was a rival. The tenant's first channel has an old name too, and becomes the rival until
+            # it is handed over itself.
             self._rivals[head.tenant_id].remove(new)
             self._rivals[head.tenant_id].append(self._by_tenant[head.tenant_id])
             self._by_tenant[head.tenant_id] = new
@@ -191,7 +201,7 @@ class Channels:
         self.left(new)
 
     async def _read_tails(self, wanted: Sequence[_Tail]) -> dict[_Tail, stream.Page]:
-        """Read what is new for all channels that were woken in a turn, by one statement."""
+        """Read what is new for all channels that ask together, by one statement."""
         limit = max(each for _, each in wanted)
         pages = await stream.pages(self._database.for_all, [each for each, _ in wanted], limit)
         return {each: pages[each[0]] for each in wanted}

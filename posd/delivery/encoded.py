@@ -18,7 +18,7 @@ _ENVELOPE_BYTES: Final = 150
 
 @define(eq=False)
 class Encoded:
-    """An event as it goes out: in each dialect, live or replayed, written when it is first needed."""
+    """An event as tills are sent it: by dialect, live or replayed. Each form is made when it is needed."""
 
     event: Event
     _slug: str
@@ -30,7 +30,7 @@ class Encoded:
 
     @property
     def size(self) -> int:
-        """About how many bytes it has in any of them."""
+        """About how many bytes it has in one form."""
         return _ENVELOPE_BYTES + len(self.event.data) + len(self.event.beside)
 
     def written(self, dialect: Dialect, *, replay: bool = False) -> bytes:
@@ -43,7 +43,7 @@ class Encoded:
 
 
 def chunks(framed: Sequence[tuple[bytes, Seq]]) -> Iterator[Chunk]:
-    """Join consecutive events, as they are written, into chunks of up to 64 KiB."""
+    """Join consecutive encoded events into chunks of up to 64 KiB. A longer event is a chunk of its own."""
     start = size = 0
     for index, (frame, _) in enumerate(framed):
         if size and size + len(frame) > _CHUNK_BYTES:

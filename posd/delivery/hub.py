@@ -1,4 +1,4 @@
-"""All of this node's sessions and who else waits: let in, told apart, and sent home at the end."""
+"""The exchange: opens the sessions of this node, finds them by device or key, and ends them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _LOOK_SECONDS: Final = 0.05
 
 
 class Books(Register, SentBooks, Protocol):
-    """Where it is written down who is connected and how far everybody is (`posd.delivery.presence`)."""
+    """The bookkeeping of who is connected and how far each device is (`posd.delivery.presence`)."""
 
     sightings: Callable[[], list[Sighting]]
     """Asked what has changed of the connections."""
@@ -72,7 +72,7 @@ class Books(Register, SentBooks, Protocol):
 
 
 class Guest(Watcher, Protocol):
-    """Somebody with a valid key who waits for events without having a session: a poll."""
+    """A poll that waits for events, with a valid key and without a session."""
 
     @property
     def terminal(self) -> Terminal:
@@ -163,11 +163,11 @@ class Exchange(Service):
         *,
         resuming: bool = True,
     ) -> Opening:
-        """Where a terminal stands that names a position, or none.
+        """Where a terminal stands. `asked` is the position that it names, if it names one.
 
-        Before the upgrade, so that a refusal can still be an answer. One that is `resuming` comes for
-        events, and so for those that it is to be sent again. Raises `Unavailable`, or `TooManyRequests` when
-        the tenant has too many devices.
+        Called before the upgrade, when a refusal can still be an answer. With `resuming`, the terminal comes
+        for events. If somebody has asked that it be sent some again, its cursor is set back first. Raises
+        `Unavailable`, or `TooManyRequests` if the tenant has too many devices.
         """
         self._refuse_while_draining()
         if device_id is not None:
@@ -184,7 +184,7 @@ class Exchange(Service):
         ):
             shared = await self._openings.shared(tenant.id, asked.stream_id)
             opening = evolve(opening, shared=shared)
-        # Whoever comes in after the drain has begun would never be sent home.
+        # Checked again, since the drain may have begun meanwhile. It would not close this session.
         self._refuse_while_draining()
         if opening is None:
             raise TooManyRequests(
@@ -193,7 +193,7 @@ class Exchange(Service):
         return opening
 
     def open(self, terminal: Terminal, opening: Opening, line: Line) -> Session:
-        """Begin a session on a connection that stands."""
+        """Begin a session on a connection that is open."""
         start, resync = resume(opening, terminal.position)
         outbox = Outbox(
             line,
@@ -231,7 +231,7 @@ class Exchange(Service):
         self.channels.tidy(session.terminal.tenant.id)
 
     def watch(self, guest: Guest, opening: Opening) -> Channel:
-        """Let somebody wait at the tenant's channel, until `unwatch`."""
+        """Let a poll wait at the tenant's channel, until `unwatch`."""
         channel, is_new = self.channels.join(guest.terminal.tenant, opening.head)
         self._guests.add(guest)
         channel.watch(guest)
@@ -267,15 +267,16 @@ class Exchange(Service):
         self._roster.heard(session)
 
     async def recheck(self, keys: Collection[int] | None = None) -> None:
-        """End the connections whose key, of these or of all, or whose tenant is no longer valid.
+        """End the sessions and polls whose key or tenant is not valid any more.
 
-        Where all keys are looked at, devices that have to go are looked at too.
+        Only those with one of `keys` are looked at. Without `keys` all are, and devices that were disabled
+        too.
         """
         using = {each.terminal.principal.key_id for each in (*self._roster, *self._guests)}
         asked = using if keys is None else using.intersection(keys)
         everywhere = self.channels.tenants if keys is None else []
         found = await dismissals.find(self._database, asked, everywhere)
-        # Nearly always there is nobody to send away, and there are thousands to look at.
+        # Nearly always nothing is found, and then the thousands who are connected need not be looked at.
         for terminal, end in self._present() if found else ():
             closing = found.of(terminal)
             if closing is not None:
@@ -297,11 +298,11 @@ class Exchange(Service):
                 guest.end(DISCONNECTED)
 
     async def drain(self, seconds: float) -> None:
-        """Send everybody home within about `seconds`: in batches, in no order a till could rely on.
+        """Close all connections within about `seconds`, in batches and in random order.
 
-        Those that know no position come last and get no Close frame: deployed tills reconnect at
-        once after a lost connection, but not after a Close frame. Returns when all have hung up, or
-        would not for a few seconds more.
+        Tills that name no position (`Session.plain`) come last and get no Close frame. These deployed tills
+        connect again at once after a lost connection, but not after a Close frame. Returns when all have hung
+        up, or a few seconds after the last batch.
         """
         self.draining = True
         for guest in list(self._guests):
@@ -322,14 +323,14 @@ class Exchange(Service):
             await deferLater(self._reactor, _LOOK_SECONDS)
 
     def _present(self) -> list[tuple[Terminal, Callable[[Closing], None]]]:
-        """Everybody who is here, by whichever road, and how to send them away."""
+        """The terminal of each session and each poll, and what ends it."""
         return [
             *((each.terminal, each.session.end) for each in self._roster),
             *((guest.terminal, guest.end) for guest in self._guests),
         ]
 
     def _send_home(self, attendance: Attendance, closing: Closing) -> None:
-        """Close a connection so that its till comes back: deployed ones only do without a Close frame."""
+        """Close a connection so that its till comes back: a deployed one only does without a Close frame."""
         try:
             if attendance.session.plain:
                 attendance.session.closed()
