@@ -38,9 +38,9 @@ _LACKS: Final = "lacks"
 # One is made of every event. A frozen class takes three to five times as long for that.
 @define
 class Item:
-    """Something to publish for a tenant: a draft, or an order that a hook saw touched.
+    """Something to publish for a tenant: a draft, or an order that a hook has noted as changed (`touched`).
 
-    `condition` is asked whether a draft about an order may be published.
+    `condition` raises a `Refusal` if a draft about an order may not be published.
     """
 
     tenant_id: TenantId
@@ -48,7 +48,7 @@ class Item:
     touched: str | None = None
     condition: Condition | None = None
     place: tuple[TenantId, str | None] = field(init=False)
-    """Where it is going to be stored: the tenant, and the order that it is about if it is."""
+    """The tenant, and the order that it is about; None if it is about none."""
 
     def __attrs_post_init__(self) -> None:
         order_id, draft = self.touched, self.draft
@@ -59,7 +59,7 @@ class Item:
 
 @frozen
 class Moved:
-    """A row of a ledger, or a gift card, that a hook saw written: `kind` and `key` say which."""
+    """A row of a ledger, or a gift card, that a hook has noted as written. `kind` and `key` say which."""
 
     tenant_id: TenantId
     kind: str
@@ -113,7 +113,7 @@ def road(item: Item | Moved | Rejected) -> str:
 
 
 def read(rows: Iterable[OutboxRow], shops: Shops) -> list[Item | Moved | Rejected]:
-    """Outbox rows as items; what was touched several times is there once."""
+    """Outbox rows as items. There is one item for an order or a movement that several rows note."""
     items: list[Item | Moved | Rejected] = []
     touched: set[tuple[TenantId, str, str]] = set()
     for row in rows:
@@ -146,11 +146,13 @@ class LeftOut:
 
 
 class Ledger:
-    """The orders of one batch: as they were stored, and as the batch has changed them so far.
+    """The orders of one batch, as they were stored and as the batch has changed them so far.
 
-    `now` is the time by the database's clock, which dates the shops' orders. `moved` has what the rows
-    of ledgers say, as JSON text, by tenant, kind and key. After the work `lacking` has the tenants whose
-    tables were read, each with the columns that are missing since they were adopted.
+    `now` is the time by the database's clock, which dates the shops' orders. `moved` has what the rows of the
+    shops' ledgers (gift cards, points) say, as JSON text, by tenant, kind and key.
+
+    When the batch is done, `left_out` has the orders that became no event, and why. `lacking` has for each
+    tenant whose tables were read the columns that are missing since they were adopted.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class Ledger:
         self.lacking: dict[TenantId, frozenset[str]] = {}
 
     def outbox(self, items: Sequence[Item | Moved | Rejected]) -> list[Entry]:
-        """Entries for rows of the outbox. What cannot be published is noted and stops nothing."""
+        """Entries for rows of the outbox. That of a row that cannot be published has a `failure`."""
         entries = []
         for item in items:
             entry = item.entry(self._largest) if isinstance(item, Rejected) else self._noted(item)
@@ -182,9 +184,9 @@ class Ledger:
         return entries
 
     def request(self, items: Sequence[Item]) -> list[Entry | None]:
-        """Entries for one publisher's request, None where there is nothing new to say.
+        """Entries for one publisher's request, None for an event that tells nothing new.
 
-        All or nothing: raises a `Refusal`, and then no order has changed.
+        Raises a `Refusal` if one event cannot be published. Then the request has changed no order.
         """
         before, left_out = dict(self._changed), len(self.left_out)
         try:
@@ -195,7 +197,7 @@ class Ledger:
             raise
 
     def order(self, key: OrderKey) -> StoredOrder | None:
-        """An order as this batch leaves it so far; None if there is none."""
+        """An order as this batch has it so far; None if there is none."""
         if key in self._changed:
             return self._changed[key]
         state = self._states.get(key)
@@ -205,6 +207,7 @@ class Ledger:
         return StoredOrder(key[1], snapshot, state.stored.status, state.stored.version)
 
     def _noted(self, item: Item | Moved) -> Entry | None:
+        """As `_entry`, with what it refuses as an entry with a `failure`."""
         try:
             return self._entry(item)
         except Oversized as refusal:
@@ -224,6 +227,7 @@ class Ledger:
             return Entry(item.tenant_id, kind, data, failure=str(refusal), about=about)
 
     def _entry(self, item: Item | Moved) -> Entry | None:
+        """The entry of an item, None if it tells nothing new. Raises a `Refusal` or `InvalidMessage`."""
         tenant_id, order_id = item.place
         if isinstance(item, Moved):
             told = self._movement(item)
