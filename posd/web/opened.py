@@ -3,10 +3,10 @@
 posd has read and checked the handshake before it lets a till in (`posd.web.admission`). Autobahn would read
 it a second time, and keep some fifty attributes and a dozen objects for each connection.
 
-So Autobahn opens one connection in memory when this module is imported. What it has set by then is what every
-connection begins with, as attributes of the class. A number, a text or None can be shared by all connections,
-and so can an object that nothing changes after the opening. `tests.web.test_opened` fails if Autobahn sets an
-object that is not named here. With such an Autobahn each connection gets a copy of that object.
+So when this module is imported, Autobahn opens one connection in memory. The attributes that it has set on it
+become attributes of the class `Opened`, with which every connection begins. All connections can share a
+number, a text or None, and an object that is not changed after the opening (`SHARED`). Each connection gets a
+copy of any other object. `tests.web.test_opened` fails if there is one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MESSAGE_BYTES: Final = 64 * 1024
 
 
 class Options:
-    """Autobahn's options, every one; what is not here would be as it comes, and open."""
+    """All of Autobahn's options. Its own values limit nothing."""
 
-    # Nothing is copied from the factory to each connection, and formatted for a log that is off.
+    # Autobahn would copy these options from the factory to each connection, and format them for its log.
     CONFIG_ATTRS = ()
 
     versions = (13,)
@@ -41,7 +41,7 @@ class Options:
     allowedOriginsPatterns = ()
     allowNullOrigin = True
     trustXForwardedFor = 0
-    # Counted by admission, which can still answer.
+    # Admission counts connections before the upgrade, when a refusal can still be an answer.
     maxConnections = 0
 
     utf8validateIncoming = True
@@ -74,7 +74,7 @@ class Options:
 
 
 class _Unheard:
-    """In the place of a Deferred for which nothing waits."""
+    """Stands for a Deferred whose result nobody waits for."""
 
     def callback(self, result: object) -> None:
         """Forget the result."""
@@ -88,17 +88,18 @@ class Opened(Options, WebSocketServerProtocol):  # type: ignore[misc]
     _transport_details = None
     is_open = is_closed = _Unheard()
     utf8validator: Any = None
-    """Made for the first message: most tills say nothing."""
+    """Made when the first frame comes, since most tills say nothing."""
 
     def __init__(self) -> None:
-        # Autobahn's own sets what the class has.
+        # Autobahn's own `__init__` is not called: the class has what it would set.
         for name, value in _COPIED.items():
             setattr(self, name, copy(value))
 
     def connectionMade(self) -> None:
-        """Set nothing: Autobahn's own would begin the handshake."""
+        """Do nothing. Autobahn's own method would begin the handshake."""
 
-    # Autobahn's own two format names and arguments for a log that is off: more work than all else they do.
+    # Autobahn's own methods of these two names format arguments for a log that is off, which is most of their
+    # work.
 
     def dataReceived(self, data: bytes) -> None:
         self._dataReceived(data)
@@ -122,9 +123,9 @@ SHARED: Final = frozenset(
         "trafficStats",
     }
 )
-"""Objects that one connection need not have for itself."""
+"""Objects that all connections share."""
 OTHERS: Final = frozenset({*vars(Opened), "connected", "factory", "transport"})
-"""Attributes that are set otherwise: by the class above, and by Twisted."""
+"""Attributes that are not taken from the first connection: the class above sets them, or Twisted does."""
 _PLAIN: Final = (NoneType, bool, int, float, str, bytes)
 _REQUEST: Final = (
     b"GET / HTTP/1.1\r\nHost: posd\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -146,7 +147,7 @@ class _Memory:
 
 
 def after_handshake() -> Mapping[str, Any]:
-    """What Autobahn has set of a connection that it has just opened, by name."""
+    """The attributes that Autobahn has set on a connection that it has just opened."""
     protocol: Any = type("_First", (Options, WebSocketServerProtocol), {})()
     protocol.factory = WebSocketServerFactory(reactor=Clock())
     protocol.makeConnection(_Memory())

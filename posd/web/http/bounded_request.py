@@ -35,9 +35,10 @@ MOST_UNFINISHED_BYTES: Final = 64 * 1024 * 1024
 """Of long bodies that are still coming, on one listener."""
 _SHORT_BODY_BYTES: Final = 64 * 1024
 _BODY_READ_IN_VAIN: Final = 64 * 1024
-"""A stranger's longer body is not read when its request is refused for its rate; the connection is closed.
+"""When a request is over its rate, a body of this length is read and thrown away, and then 429 is answered.
 
-A credential's is read, after a rest, and thrown away: another connection would cost more.
+If it is longer and came without a valid key, 429 is answered at once and the connection closed. With a valid
+key it is read after a pause: another connection would cost posd more.
 """
 
 
@@ -94,7 +95,7 @@ class Channel(Protocol):
         """Method, target and version of the request whose head was read last."""
 
     def rest(self, request: BoundedRequest) -> None:
-        """Read nothing for a moment, since this request was over a rate."""
+        """Read nothing from the connection for a moment, since this request was over a rate."""
 
     def belongs_to(self, owner: object) -> None:
         """A request with a valid key of `owner` has come."""
@@ -108,7 +109,8 @@ class Channel(Protocol):
 class BoundedRequest(Request):
     """A request whose body is refused as soon as it is too large, with Content-Length or without.
 
-    `over_rate` is the answer to a request that is one too many for its credential or its address.
+    `over_rate` is the refusal of a request that was over the rate of its credential or its address. It is the
+    answer when the request has come whole. `refused` says that an answer was sent already.
     """
 
     channel: Channel  # type: ignore[assignment]
@@ -123,6 +125,7 @@ class BoundedRequest(Request):
     account: RateAccount | None = None
     """The credential that is charged for it, None where an address or nobody is."""
     _announced = True
+    """Whether Content-Length told the size of its body, which was then charged with its head."""
     _fields: Fields | None = None
     _keys: list[str] | None = None
     _headers: Headers | None = None
@@ -131,9 +134,9 @@ class BoundedRequest(Request):
     """Whether its connection is lost: nobody waits for the answer."""
 
     def __init__(self, channel: Channel, queued: object = None) -> None:
-        """Set what Twisted's classes set, without what posd does not use and what is made when it is needed.
+        """Set what posd uses of what Twisted's own `__init__` sets. Headers are made when they are asked for.
 
-        `tests.web.http.test_site` compares.
+        `tests.web.http.test_site` compares it with Twisted's.
         """
         self.channel = channel
         self.client, self.host = channel.getPeer(), channel.getHost()
@@ -143,7 +146,7 @@ class BoundedRequest(Request):
 
     @property
     def fields(self) -> Fields:
-        """What its header has. Not to be asked for before the header was read."""
+        """The fields of its head. They must not be asked for before the head was read."""
         if self._fields is None:
             self._fields = read_fields(self.requestHeaders)
         return self._fields
@@ -154,7 +157,7 @@ class BoundedRequest(Request):
 
     @property
     def requestHeaders(self) -> Headers:
-        """The same in Twisted's form, for what Twisted and Autobahn do with it."""
+        """The same in Twisted's form, which Twisted and Autobahn need."""
         if self._headers is None:
             self._headers = headers_of(self._fields or {})
         return self._headers
@@ -175,6 +178,7 @@ class BoundedRequest(Request):
         self._answer_headers = headers
 
     def gotLength(self, length: int | None) -> None:
+        """Judge the request by its head, which has come, and charge it. `length` is its body's, if known."""
         command, target, version = self.channel.request_line
         read = read_target(command, target)
         fault = _fault(self.fields, version, length)
@@ -208,7 +212,7 @@ class BoundedRequest(Request):
         self.channel.site.bodies.done(self)
         target = self._target
         if target.origin.count(b"&") >= _MOST_PARAMETERS:
-            # Twisted takes 5 ms for the 8000 that a line has room for, before a key is looked at.
+            # A line has room for 8000. Twisted takes 5 ms to read so many, before a key is checked.
             sentence = f"A query may have {_MOST_PARAMETERS} parameters."
             self.refuse(b"400 Bad Request", "bad_request", sentence)
         if self.refused:
@@ -265,9 +269,9 @@ class BoundedRequest(Request):
         self.channel.send(b"%b %b\r\n%bDate: %b\r\n%b\r\n%b" % (*line, fields, date(), last, body))
 
     def connectionLost(self, reason: Failure) -> None:
-        """What has come whole is carried out, whoever left meanwhile, and needs its body for that.
+        """Keep the body. A request that has come whole is carried out, even if its client has hung up.
 
-        Twisted closes that. Here it is closed when the request is forgotten.
+        Twisted's own method would close the body. Here it is freed with the request.
         """
         self.gone = True
         content, self.content = self.content, None
@@ -296,14 +300,19 @@ class BoundedRequest(Request):
             self._be_over(refusal, length)
 
     def _charge_more(self, size: int) -> None:
+        """Charge a part of a body whose size was not known before."""
         gate = self.channel.site.gate
         refusal = None if gate is None else gate.go_on(self.account, size)
         if refusal is not None:
             self._be_over(refusal, None)
 
     def _be_over(self, refusal: TooManyRequests, length: int | None) -> None:
-        """Answer with a refusal: when the request has come whole, or at once and hang up."""
-        # A traceback has this request's frames, which have this request.
+        """Refuse the request for its rate: when it has come whole, or now, and then hang up.
+
+        See `_BODY_READ_IN_VAIN`. A client that expects `100 Continue` has not sent the body, and is refused
+        now.
+        """
+        # Its traceback would keep this request in a cycle of references.
         self.over_rate = refusal.with_traceback(None)
         if length is not None and length <= _BODY_READ_IN_VAIN:
             return
@@ -331,10 +340,10 @@ class BoundedRequest(Request):
 
 @define(eq=False)
 class LongBodies:
-    """The bodies of more than 64 KiB that have not come whole, of which a stranger may send many.
+    """Bounds the memory for bodies of more than 64 KiB that have not come whole.
 
-    Where they are too many bytes together, the one that was begun first gives way: a body that a
-    platform sends is here within moments.
+    Clients without a key can send them too. If they are too many bytes together, the request that was begun
+    first is refused: a platform's own body comes within moments, so the oldest one is most likely an attack.
     """
 
     _sizes: dict[BoundedRequest, int] = field(factory=dict, init=False)

@@ -1,4 +1,4 @@
-"""Who is let in to an operation, and with what: keys, kinds, tenants, bodies. The same for every one."""
+"""Checks a request before its operation handles it: rate, turn, key, kind of key, tenant, body."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Reception:
     turns: RequestTurns | None = None
 
     async def serve(self, operation: Operation, path: Mapping[str, str], call: Call) -> Answer:
-        """The operation's answer. Raises whatever `Refusal` there is.
+        """The operation's answer. Raises a `Refusal`.
 
-        One that the operation's row does not say is answered too, and logged as the bug that it is:
-        the description of the API, and with it its clients, do not know of it.
+        A refusal that the operation does not declare is raised too, and is logged as a bug, since the
+        description of the API does not have it and clients do not expect it.
         """
         call.operation = f"{operation.method} {operation.path}"
         arrived = self.clock()
@@ -66,7 +66,7 @@ class Reception:
         who = call.account
         if who is None or self.turns is None:
             return await self._answer(operation, path, call, arrived)
-        # Platforms that have a key of all tenants do not wait for a slow shop with the others.
+        # A key of all tenants has turns for each tenant. So its requests about one slow shop delay no others.
         call.give_turn = await self.turns.take((who.together, path.get("tenant")))
         try:
             return await self._answer(operation, path, call, arrived)
@@ -112,7 +112,7 @@ class Reception:
         )
 
     async def admit(self, operation: Operation, slug: str, call: Call) -> Credential:
-        """What the caller's key opens, if an operation at this tenant is for its kind."""
+        """The caller's key at this tenant. Raises `Refusal` if the operation is not for its kind of key."""
         if SLUG.fullmatch(slug) is None:
             raise BadRequest("This is no tenant's name.", code="invalid_tenant")
         credential = await self.let_in(slug, call)
@@ -121,7 +121,8 @@ class Reception:
         return credential
 
     async def let_in(self, slug: str, call: Call) -> Credential:
-        """What the caller's key opens; a till's is looked at with the terminal that it names."""
+        """The caller's key at this tenant. A till's key is checked with the terminal that the call names."""
+        # Only a till's key is checked with a terminal, and the first check tells of which kind the key is.
         credential = await self.authenticator.at_tenant(slug, call.key, None, call.address)
         if credential.principal.kind in TILLS and call.device is not None:
             credential = await self.authenticator.at_tenant(
@@ -131,7 +132,8 @@ class Reception:
 
 
 async def _take(operation: Operation, call: Call) -> object:
-    # An operation that looks at keys by itself reads the body by itself, after that.
+    """The body or the parameters as the operation takes them."""
+    # An operation that checks keys by itself (`own_keys`) parses the body after that.
     if operation.has_body and not operation.own_keys:
         await call.parse()
     if operation.takes is None:
@@ -142,7 +144,7 @@ async def _take(operation: Operation, call: Call) -> object:
 
 
 def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
-    """The body. NaN or an infinity is refused with the name of the member that it stands in."""
+    """The body as an object. If it has NaN or an infinity, the refusal names the member."""
     try:
         return call.json()
     except BadRequest:
@@ -151,12 +153,13 @@ def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
 
 
 def _at_home(principal: Principal, path: Mapping[str, str]) -> None:
-    """Raise `Forbidden` where a key of one tenant is used for another, or for all."""
+    """Raise `Forbidden` if a key of one tenant is used for another one, or for all."""
     if principal.tenant is not None and path.get("slug") != principal.tenant.slug:
         raise Forbidden("This key is for one tenant.")
 
 
 def _spared(operation: Operation, call: Call) -> bool:
+    """Whether no key is needed, since the request came by a listener that trusts its clients."""
     return operation.trusted and call.door.trusted
 
 
