@@ -1,7 +1,8 @@
-"""What several callers ask of the same tenant at once, in one statement.
+"""Collects what several callers ask about the same tenant, and asks it in one statement.
 
-A statement about eight cards costs little more than about one: most of it is the way to PostgreSQL and back.
-So while one statement of a tenant runs, what others ask waits for the next one.
+A statement about eight cards costs little more than a statement about one, since most of its cost is the
+round trip. So while a statement of a tenant runs, further calls wait, and the next statement does all of
+them.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 MOST: Final = 100
-"""How many keys a statement has. Who waits for the next one waits for all of them."""
+"""How many keys a statement has. More would make the callers of the next one wait for longer."""
 _SECONDS: Final = 10.0
-"""Longer than the statement before and the caller's own may take together."""
+"""For how long a caller waits: for the end of the statement that runs, and for its own."""
 MOST_WAITING: Final = 500
-"""Keys of one group that wait: as many as statements of one tenant wait for a connection."""
+"""How many keys of a group may wait. The same number of a tenant's statements may wait for a connection."""
 _TURN: Final = 10
-"""So many are answered in one turn of the reactor."""
+"""How many callers are answered in one turn of the reactor."""
 
 
 class Gathering(Generic[G, K, V]):
-    """A `Coalescer` for each group of callers, for as long as anybody waits in it.
+    """A `Coalescer` for each group of keys, a tenant's for example, while anybody waits for one.
 
-    `work` gets the group and up to 100 keys, and returns a value for each. Groups do not wait for each other.
+    `work` gets a group and up to 100 keys of it, and returns a value for each. Groups do not wait for each
+    other.
     """
 
     def __init__(
@@ -44,11 +46,11 @@ class Gathering(Generic[G, K, V]):
         self._groups: dict[G, Coalescer[K, V]] = {}
 
     def is_asked(self, group: G) -> bool:
-        """Whether something of this group waits, or is being worked on."""
+        """Whether a key of this group waits, or is being worked on."""
         return group in self._groups
 
     def ask(self, group: G, key: K) -> Deferred[V]:
-        """Get the value of a key from the group's next run, which begins now if none is under way.
+        """Get the value of a key from the group's next statement, which begins now if none runs.
 
         Raises `Busy` if too many keys wait already.
         """

@@ -1,8 +1,8 @@
-"""What a client may still send and ask for at once, in seconds of its rates.
+"""A client's credit for requests and bytes, counted in seconds.
 
-A client that has sent nothing for some time has ten seconds, and gets one more each second. A request costs
-the time in which its rate allows one, a byte the time in which its rate allows that. So a change of the rates
-at a reload changes nothing here, and requests, bytes and answers are filled up together.
+A client gains one second of credit each second, and has ten at most. If its rate is 20 requests a second, a
+request costs 1/20 s; if its rate is 1 MB a second, a byte costs a millionth. So a reload that changes the
+rates changes no credit, and the credits for requests, bytes and answers are filled by the same addition.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final
 
 BURST_SECONDS: Final = 10
 _ROUNDING: Final = 1e-6
-"""Seconds. So much can be lost when a wait is added to the time of day."""
+"""A wait this short, in seconds, counts as none: it comes from rounding when times are added."""
 
 
 class Credit:
-    """The seconds that one client has for `requests`, `bytes` and `answers`; less than zero is a debt.
+    """The seconds that one client has for `requests`, `bytes` and `answers`. Less than zero is a debt.
 
-    A request that costs more than ten seconds is granted when there are ten, and leaves a debt. So the rate
-    holds in the long run, and nothing is impossible for ever.
+    A request that costs more than ten seconds is granted when the client has ten, and leaves a debt.
+    Otherwise it would never be granted. The debt keeps the rate in the long run.
     """
 
     __slots__ = ("_filled", "answers", "bytes", "requests")
@@ -31,7 +31,7 @@ class Credit:
         self._filled = now
 
     def fill(self, now: float) -> None:
-        """Add what the time since the last call has given. The clock may have been set back."""
+        """Add the seconds since the last call. If the clock was set back meanwhile, add nothing."""
         gained = now - self._filled
         self._filled = now
         if gained > 0:
@@ -44,13 +44,13 @@ class Credit:
 
 
 def wait(seconds: float, cost: float) -> float:
-    """How long somebody who has these seconds has to wait for what costs so many; 0.0: not at all."""
+    """How long a client with so many `seconds` waits until it has `cost`, or ten of them; 0.0: not at all."""
     lacking = (cost if cost < BURST_SECONDS else BURST_SECONDS) - seconds
     return lacking if lacking > _ROUNDING else 0.0
 
 
 class Credits:
-    """The credit of each client: at most 20,000, and the longest unused is forgotten first."""
+    """The credit of each client. Above 20,000 clients, the one that was not used for longest is forgotten."""
 
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
@@ -60,7 +60,7 @@ class Credits:
         return len(self._credits)
 
     def of(self, who: object, now: float) -> Credit:
-        """Somebody's credit as it is now."""
+        """A client's credit as it is now. A client that is not known has ten seconds."""
         credit = self._credits.get(who)
         if credit is None:
             credit = self._credits[who] = Credit(now)
