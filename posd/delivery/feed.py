@@ -41,7 +41,7 @@ _ROUND_SECONDS: Final = 30.0
 """Longer than a round should take. One that takes longer is cancelled, so that the next one can begin."""
 _KEYS_SECONDS: Final = 0.8
 """With the random part of a pause, a key whose notification was lost is known within a second."""
-_SONG: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
+_CANARY: Final = "SELECT pg_notify(%s, ''), clock_timestamp()"
 """Sends the canary. The time is compared with this machine's clock: see `posd.monitoring.database_clock`."""
 
 
@@ -177,7 +177,7 @@ class Feed(Service):
         self._link.startService()
         rounds: tuple[tuple[float, Callable[[], Coroutine[Any, Any, None]]], ...] = (
             (_POLL_SECONDS, self._poll),
-            (_CANARY_SECONDS, self._sing),
+            (_CANARY_SECONDS, self._send_canary),
             (_RECHECK_SECONDS, self._doorkeeper.recheck),
             (_KEYS_SECONDS, self._poll_changes),
         )
@@ -206,7 +206,7 @@ class Feed(Service):
             self._begin(self._poll())
             self._cache.distrust()
             self._look_at_changes()
-            self._begin(self._sing())
+            self._begin(self._send_canary())
         else:
             self.canary_seconds = None
 
@@ -311,7 +311,7 @@ class Feed(Service):
             self._bell.polled()
         await self._delivery.check(heads)
 
-    async def _sing(self) -> None:
+    async def _send_canary(self) -> None:
         """Send a canary. If the one before has not arrived, make the listening connection anew instead."""
         if not self._link.up:
             return
@@ -327,7 +327,7 @@ class Feed(Service):
         self._canary_sent = self._reactor.seconds()
         asked = self._clock.wall()
         try:
-            rows = await self._database.query(_SONG, (self._canary_channel,))
+            rows = await self._database.query(_CANARY, (self._canary_channel,))
         except Refusal:
             # It was not sent.
             self._canary_sent = None

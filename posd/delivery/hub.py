@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from posd.database.pool import Database
-from posd.delivery import revocations as dismissals
+from posd.delivery import revocations
 from posd.delivery.channel import Channel, Watcher
 from posd.delivery.channels import Channels
 from posd.delivery.connection_log import ConnectionLog
@@ -275,7 +275,7 @@ class Exchange(Service):
         using = {each.terminal.principal.key_id for each in (*self._roster, *self._guests)}
         asked = using if keys is None else using.intersection(keys)
         everywhere = self.channels.tenants if keys is None else []
-        found = await dismissals.find(self._database, asked, everywhere)
+        found = await revocations.find(self._database, asked, everywhere)
         # Nearly always nothing is found, and then the thousands who are connected need not be looked at.
         for terminal, end in self._present() if found else ():
             closing = found.of(terminal)

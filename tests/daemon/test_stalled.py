@@ -44,7 +44,7 @@ class StalledTests(SynchronousTestCase):
         self.parts = Parts(self.clock, Config(database=Database(dsn="dbname=posd")))
         self.patch(self.parts.numbering, "_prepare", None)
         self.patch(self.parts.feed._cache, "look", self.nothing)
-        for work in ("_poll", "_sing", "_read_changes"):
+        for work in ("_poll", "_send_canary", "_read_changes"):
             self.patch(self.parts.feed, work, self.nothing)
 
     async def nothing(self) -> None:

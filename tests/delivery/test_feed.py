@@ -353,8 +353,8 @@ class FirstCanaryTests(FeedCase):
         feed = await self.started()
         await until(lambda: feed.canary_seconds is not None, "the canary came")
         await feed._link.execute("UNLISTEN *")
-        await feed._sing()
-        await feed._sing()
+        await feed._send_canary()
+        await feed._send_canary()
         self.assertEqual((feed.canaries_missed, feed.deaf, feed.up), (0, False, True))
 
 

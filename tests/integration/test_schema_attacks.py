@@ -327,7 +327,7 @@ class NotificationTests(SynchronousTestCase):
             [
                 ("001_tenants.sql", "PERFORM pg_notify(channel, payload);"),
                 # To the node itself: it finds out whether notifications arrive.
-                ("feed.py", "_SONG: Final = \"SELECT pg_notify(%s, ''), clock_timestamp()\""),
+                ("feed.py", "_CANARY: Final = \"SELECT pg_notify(%s, ''), clock_timestamp()\""),
             ],
         )
 
