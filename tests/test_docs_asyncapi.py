@@ -203,7 +203,9 @@ class AroundTests(SynchronousTestCase):
 
     def test_every_refusal_is_there_with_its_status(self) -> None:
         rows = [
-            t for t in documents.tables("docs/protocol.md") if t.section == "WebSocket: opening"
+            t
+            for t in documents.tables("docs/protocol.md")
+            if t.section == "WebSocket: opening handshake"
         ]
         told = {row[0]: words_in_code(row[1]) for row in rows[-1].rows}
         shown = {status: {*codes} for status, codes in channel()["x-refusals"].items()}

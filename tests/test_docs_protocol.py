@@ -179,14 +179,17 @@ class CodeTests(SynchronousTestCase):
 
     def test_every_answer_to_a_handshake_is_a_code_of_that_status(self) -> None:
         statuses = {row[0].strip("`"): row[1] for row in documents.table(PAGE, "Error codes").rows}
-        for page, section in ((PAGE, "WebSocket: opening"), ("docs/tills.md", "When posd refuses")):
+        for page, section in (
+            (PAGE, "WebSocket: opening handshake"),
+            ("docs/tills.md", "When posd refuses"),
+        ):
             shown = [t for t in documents.tables(page) if t.section == section][-1]
             for row in shown.rows:
                 for code in words_in_code(row[1]):
                     self.assertEqual(statuses[code], row[0], code)
 
     def test_every_close_code_has_its_reasons(self) -> None:
-        rows = documents.table(PAGE, "WebSocket: liveness and closing").rows
+        rows = documents.table(PAGE, "WebSocket: heartbeat and close codes").rows
         reasons = {int(code): reason for code, reason in rows}
         self.assertEqual({*reasons}, {closing.code for closing in closings()})
         for closing in closings():
@@ -194,7 +197,7 @@ class CodeTests(SynchronousTestCase):
 
     def test_every_kind_of_key_is_explained(self) -> None:
         self.assertEqual(
-            {*documents.table(PAGE, "Credentials").column()}, {kind.value for kind in KeyKind}
+            {*documents.table(PAGE, "Authentication").column()}, {kind.value for kind in KeyKind}
         )
 
     def test_every_reason_for_a_resync_is_named(self) -> None:
@@ -207,7 +210,7 @@ class NumberTests(SynchronousTestCase):
     """Figures that the page has from the code."""
 
     def test_they_are_those_of_the_code(self) -> None:
-        page = " ".join(documents.text(PAGE).split())
+        page = " ".join((documents.text(PAGE) + documents.text("docs/rest.md")).split())
         for sentence in (
             f"takes nothing for {session._STALLED_SECONDS:g} seconds",
             f"registered, up to {limits.MOST_DEVICES} in a tenant",
@@ -225,7 +228,7 @@ class NumberTests(SynchronousTestCase):
             f"nothing else for {dialect.SERVER_SENT.silence:g} seconds",
             f"{streaming._UNCONFIRMED_MILLISECONDS // 1000} seconds go by in which nothing was confirmed",
         ):
-            self.assertIn(sentence, page)
+            self.assertTrue(sentence in page, sentence)
         self.assertEqual(request_rates.FRAME, 0.25)
         self.assertEqual(session._INVALID_A_MINUTE, 10)
         self.assertEqual(limits.Connections(1, 1).per_device, 4)

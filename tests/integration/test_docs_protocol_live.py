@@ -1,4 +1,4 @@
-"""docs/protocol.md, its addresses: what it says is there is, and what it says is not is not."""
+"""The addresses of docs/protocol.md on a running posd: those that exist, and those that do not yet."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.documents import words_in_code
 from tests.integration.harness import Shop
 
 PAGE = "docs/protocol.md"
+CALLS = "docs/rest.md"
 
 
 class AddressTests(SynchronousTestCase):
@@ -49,7 +50,7 @@ class AddressTests(SynchronousTestCase):
         notice = {"type": "notice", "data": {}}
         self.posd.request("POST", "/api/kitchen/events", notice, key=self.shop.key("platform"))
         status = self.posd.request("GET", "/api/kitchen/pos-status", key=self.shop.key()).json
-        rows = documents.table(PAGE, "GET /api/{tenant}/pos-status").rows
+        rows = documents.table(CALLS, "GET /api/{tenant}/pos-status").rows
         self.assertEqual([row[0].strip("`") for row in rows], list(status))
         for row in rows:
             value = status[row[0].strip("`")]
@@ -57,11 +58,11 @@ class AddressTests(SynchronousTestCase):
             if isinstance(first, dict):
                 self.assertEqual(words_in_code(row[1]), {*first}, row[0])
         (terminal,) = status["websocket"]["terminals"]
-        section = documents.text(PAGE).partition("Each of `terminals`")[2].partition("\n\n")[0]
+        section = documents.text(CALLS).partition("Each of `terminals`")[2].partition(". ")[0]
         self.assertEqual(words_in_code(section), {*terminal})
 
     def test_what_is_not_there_yet_is_not_there_yet(self) -> None:
-        planned = documents.text(PAGE).partition("## Not there yet")[2]
+        planned = documents.text(PAGE).partition("## Not available yet")[2]
         words = sorted(words_in_code(planned))
         self.assertGreater(len(words), 0)
         for word in words:

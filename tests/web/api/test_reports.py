@@ -141,7 +141,7 @@ class SuccessTests(ReportsCase):
 
 
 class DocumentTests(ReportsCase):
-    """docs/tills.md and docs/protocol.md."""
+    """docs/tills.md and docs/rest.md."""
 
     def test_the_reports_of_the_guide_are_answered_as_it_says(self) -> None:
         blocks = documents.blocks("docs/tills.md")
@@ -153,9 +153,7 @@ class DocumentTests(ReportsCase):
 
     def test_the_reference_has_every_member_under_every_name(self) -> None:
         shown, given, _ = (
-            table
-            for table in documents.tables("docs/protocol.md")
-            if "reports/daily" in table.section
+            table for table in documents.tables("docs/rest.md") if "reports/daily" in table.section
         )
         names = {member.name: {*member.others} for member in members(ReportTaken)}
         self.assertEqual({row[0].strip("`"): words_in_code(row[1]) for row in shown.rows}, names)
