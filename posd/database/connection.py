@@ -36,7 +36,7 @@ DatabaseReactor = IReactorTime
 # By SQLSTATE or its beginning (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 # query_canceled, lock_not_available, deadlock_detected, serialization_failure
 _BUSY: Final = ("57014", "55P03", "40P01", "40001")
-# connection_exception, admin_shutdown and its like
+# connection_exception, admin_shutdown and its like. PostgreSQL ends the connection with FATAL.
 _LOST: Final = ("08", "57P")
 _READ_ONLY: Final = "25006"
 # insufficient_resources (a full disk), system_error: the statement is as good as it ever was
@@ -84,8 +84,6 @@ class Connection:
         read_only: bool = False,
     ) -> None:
         self._reactor = reactor
-        # On a connection that writes, this refusal means that the server has become a standby.
-        self._losing = _LOST if read_only else (*_LOST, _READ_ONLY)
         self._read_only = read_only
         self._lost = lost
         self._notified = notified
@@ -220,7 +218,7 @@ class Connection:
         sqlstate = error.pgcode or ""
         # Without a code PostgreSQL never answered, unless psycopg2 itself did not like the statement.
         unanswered = not sqlstate and not isinstance(error, psycopg2.ProgrammingError)
-        if self._raw.gone or unanswered or sqlstate.startswith(self._losing):
+        if self._raw.gone or unanswered or self._is_losing(error, sqlstate):
             self._ended(line(error))
             return ConnectionLost(is_rolled_back=sqlstate == _READ_ONLY)
         if sqlstate.startswith(_BUSY):
@@ -232,6 +230,15 @@ class Connection:
             return Unavailable("The database cannot do this at the moment.", retry_after=5)
         message = (error.diag.message_primary or line(error))[:_LONGEST_MESSAGE]
         return StatementFailed(message, sqlstate, error.diag.constraint_name)
+
+    def _is_losing(self, error: psycopg2.Error, sqlstate: str) -> bool:
+        """Whether the connection cannot be used after an error with this code."""
+        if sqlstate == _READ_ONLY:
+            # On a connection that writes, it means that the server has become a standby.
+            return not self._read_only
+        # An ERROR rolls back and keeps the connection. A trigger of a shop raises it with any code, for
+        # example when its dblink cannot connect.
+        return sqlstate.startswith(_LOST) and error.diag.severity_nonlocalized != "ERROR"
 
 
 class _RawCursor(txpostgres.Cursor):  # type: ignore[misc]

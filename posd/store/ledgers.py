@@ -15,6 +15,7 @@ from attrs import frozen
 from posd.database.link import Reader, Row, Session
 from posd.errors import (
     BadRequest,
+    Busy,
     Conflict,
     Forbidden,
     NotFound,
@@ -38,6 +39,18 @@ _INT64: Final = range(1, 2**63)
 _CHECK: Final = "SELECT dinedesk_main.pos_check_keeps(%(_schema)s, %(_people)s);"
 # undefined_table, undefined_function, and the schema itself
 _NO_LEDGER: Final = ("42P01", "42883", "3F000")
+_UNIQUE_VIOLATION: Final = "23505"
+_TAKEN: Final = frozenset(
+    {
+        *("gift_card_place", "gift_card_balance", "gift_card_key", "gift_card_purchase_key"),
+        *("gift_card_reversed_once", "loyalty_place", "loyalty_balance", "loyalty_key"),
+        *("loyalty_reversed_once", "loyalty_earned_once"),
+    }
+)
+"""The constraints that two movements of an account violate that are made at the same time.
+
+posd's own movements lock the account. A shop's INSERT need not do that.
+"""
 
 
 def _usable(key: str | None) -> str | None:
@@ -115,12 +128,19 @@ async def own(
 
 
 async def call(session: Reader, statement: str, parameters: dict[str, object]) -> list[Row]:
-    """Run a statement on a ledger. Raises `NotFound` (`no_ledger`) if the shop keeps its own."""
+    """Run a statement on a ledger.
+
+    Raises `NotFound` (`no_ledger`) if the shop keeps its own, and `Busy` if a movement that the shop has
+    inserted meanwhile has taken the place of this one. Nothing was done then, and the same call again
+    follows the shop's movement.
+    """
     try:
         return await session.query(statement, parameters)
     except StatementFailed as error:
         if error.sqlstate in _NO_LEDGER:
             raise no_ledger() from error
+        if error.sqlstate == _UNIQUE_VIOLATION and error.constraint in _TAKEN:
+            raise Busy("The account has just been changed. Try again.", retry_after=1) from error
         raise
 
 

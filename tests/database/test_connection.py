@@ -105,12 +105,26 @@ class ConnectionTests(DatabaseCase):
         self.assertEqual(self.ends, [])
 
     async def test_a_standby_and_a_shutdown_end_the_connection(self) -> None:
-        for sqlstate in ("25006", "57P01", "57P05", "08006"):
-            connection = await self.connect()
-            self.ends.clear()
-            with self.subTest(sqlstate), self.assertRaises(ConnectionLost):
+        connection = await self.connect()
+        with self.assertRaises(ConnectionLost) as caught:
+            await connection.run(raising("25006"), rows=False)
+        self.assertTrue(caught.exception.is_rolled_back)
+        self.assertEqual(self.ends, ["as wanted"])
+        connection = await self.connect()
+        self.ends.clear()
+        with self.assertRaises(ConnectionLost) as caught:
+            await connection.run("SELECT pg_terminate_backend(pg_backend_pid())", rows=False)
+        self.assertFalse(caught.exception.is_rolled_back)
+        self.assertEqual(len(self.ends), 1)
+
+    async def test_an_error_that_a_trigger_raises_as_a_lost_connection_keeps_it(self) -> None:
+        connection = await self.connect()
+        for sqlstate in ("57P01", "57P05", "08006", "08P01"):
+            with self.subTest(sqlstate), self.assertRaises(StatementFailed) as caught:
                 await connection.run(raising(sqlstate), rows=False)
-            self.assertEqual(self.ends, ["as wanted"])
+            self.assertEqual(caught.exception.sqlstate, sqlstate)
+        self.assertEqual(self.ends, [])
+        self.assertEqual(await connection.run("SELECT 1", rows=True), [(1,)])
 
     async def test_any_other_failure_tells_its_code_and_its_constraint(self) -> None:
         connection = await self.connect()

@@ -201,7 +201,7 @@ class MessageTests(ReadersCase):
 
 
 class EndingTests(ReadersCase):
-    """A shop's code ends the session: in the read, or a moment after it."""
+    """A shop's code ends the session a moment after the read, or seems to end it in the read."""
 
     LATER: Final = "PERFORM set_config('idle_in_transaction_session_timeout', '1', false)"
 
@@ -216,22 +216,30 @@ class EndingTests(ReadersCase):
 
         # The session ends before it is cleaned.
         self.patch(Link, "execute", late)
-        for body in (self.LATER, "RAISE EXCEPTION 'gone' USING ERRCODE = '57P01'"):
-            self.run_when_read(body)
-            outcomes: list[object] = []
-            while not (outcomes and isinstance(outcomes[-1], Unreadable)):
-                try:
-                    outcomes.append(await readers.read(KITCHEN, READ.format("kitchen")))
-                except Unavailable as error:
-                    outcomes.append(error)
-                its_own = [each for each in readers._places if each.tenant == KITCHEN]
-                self.assertLessEqual(len(its_own), 1)
-                # Another shop waits for none of that.
-                await readers.read(GRILL, READ.format("grill"))
-                self.assertLess(len(outcomes), 10)
-            self.assertIn("the session ended", str(outcomes[-1]))
-            await until(lambda: all(p.link.up for p in readers._places), "all places are refilled")
-            await self.rested(readers)
+        self.run_when_read(self.LATER)
+        outcomes: list[object] = []
+        while not (outcomes and isinstance(outcomes[-1], Unreadable)):
+            try:
+                outcomes.append(await readers.read(KITCHEN, READ.format("kitchen")))
+            except Unavailable as error:
+                outcomes.append(error)
+            its_own = [each for each in readers._places if each.tenant == KITCHEN]
+            self.assertLessEqual(len(its_own), 1)
+            # Another shop waits for none of that.
+            await readers.read(GRILL, READ.format("grill"))
+            self.assertLess(len(outcomes), 10)
+        self.assertIn("the session ended", str(outcomes[-1]))
+        await until(lambda: all(p.link.up for p in readers._places), "all places are refilled")
+        await self.rested(readers)
+
+    async def test_a_read_that_fails_as_if_the_session_ended_has_a_shop_fail_alone(self) -> None:
+        readers = await self.readers()
+        links = [place.link._connection for place in readers._places]
+        self.run_when_read("RAISE EXCEPTION 'gone' USING ERRCODE = '57P01'")
+        with self.assertRaises(StatementFailed):
+            await readers.read(KITCHEN, READ.format("kitchen"))
+        await self.rested(readers)
+        self.assertEqual([place.link._connection for place in readers._places], links)
 
 
 class OverdueTests(ReadersCase):

@@ -8,11 +8,11 @@ import psycopg2
 from attrs import evolve
 
 from posd.database.link import Session
-from posd.errors import BadRequest, Conflict, Forbidden, NotFound, Unprocessable
+from posd.errors import BadRequest, Busy, Conflict, Forbidden, NotFound, Unprocessable
 from posd.store import loyalty, loyalty_accounts
 from posd.store.ledgers import Cause
 from posd.store.loyalty_accounts import Account
-from tests.database_case import begin
+from tests.database_case import begin, until
 from tests.store_case import GRILL, KITCHEN, StoreCase
 
 ANN = "+447700900123"
@@ -178,6 +178,23 @@ class RetryTests(LoyaltyCase):
         calls = [begin(loyalty.add(s, KITCHEN, BOB, 5, TILL, joining=True)) for s in sessions]
         afters = [(await call).after for call in calls]
         self.assertEqual(sorted(afters), [5, 10, 15])
+
+    async def test_one_that_meets_the_shops_own_movement_is_to_be_made_again(self) -> None:
+        session = await self.joined()
+        with self.admin.transaction():
+            # Without the lock of the account that posd's own movements take.
+            self.admin.run(
+                "INSERT INTO dinedesk_kitchen.pos_loyalty_transactions"
+                " (account_id, seq, prev_seq, balance_before, points, balance_after, transaction_type)"
+                " SELECT id, 2, 1, 100, -10, 90, 'redeem' FROM dinedesk_kitchen.loyalty_accounts"
+            )
+            meeting = begin(loyalty.redeem(session, KITCHEN, ANN, 20, evolve(TILL, key="k")))
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid IS NOT NULL"
+            await until(lambda: bool(self.admin.rows(waits)), "it waits for the shop")
+        with self.assertRaises(Busy):
+            await meeting
+        again = await loyalty.redeem(session, KITCHEN, ANN, 20, evolve(TILL, key="k"))
+        self.assertEqual((again.after, again.replayed), (70, False))
 
 
 class ReversalTests(LoyaltyCase):

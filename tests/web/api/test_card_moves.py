@@ -133,15 +133,33 @@ class CardMovesTests(StoreCase):
             " RETURN NEW; END';"
             f"CREATE TRIGGER fail BEFORE INSERT ON {ROWS} FOR EACH ROW EXECUTE FUNCTION public.fail()"
         )
-        # As a function raises it, and as a server whose disk is full does.
-        for left, code, error in ((49, "P0001", StatementFailed), (48, "53100", Unavailable)):
+        # As a function raises it, as a server whose disk is full does, and as a dblink does that finds none.
+        for left, code, error in (
+            (49, "P0001", StatementFailed),
+            (48, "53100", Unavailable),
+            (47, "08001", StatementFailed),
+        ):
             spending = [self.spend(moves, card, note=code) for card in (0, 1, 2, 3)]
             with self.assertRaises(error):
                 await spending.pop(2)
             self.assertEqual(await self.outcomes(spending), [left] * 3)
             with self.assertRaises(error):
                 await self.spend(moves, 2, note=code)
-        self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 6)
+        self.assertEqual(self.admin.value(f"SELECT count(*) FROM {ROWS} WHERE amount < 0"), 9)
+
+    async def test_one_that_meets_the_shops_own_movement_is_made_after_it(self) -> None:
+        moves = await self.ready(2)
+        with self.admin.transaction():
+            # Without the lock of the card that posd's own movements take.
+            self.admin.run(
+                f"INSERT INTO {ROWS} (card_number, seq, prev_seq, balance_before, amount, balance_after,"
+                " transaction_type) VALUES ('GC-0', 2, 1, 50, -10, 40, 'deduct')"
+            )
+            meeting, other = self.spend(moves, 0, key="k"), self.spend(moves, 1)
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid IS NOT NULL"
+            await until(lambda: bool(self.admin.rows(waits)), "it waits for the shop")
+        self.assertEqual(await self.outcomes([meeting, other]), [39, 49])
+        self.assertEqual((await self.spend(moves, 0, key="k")).replayed, True)
 
     async def test_one_that_a_trigger_swallows_was_not_made(self) -> None:
         moves = await self.ready(3)
@@ -241,6 +259,11 @@ class CardMovesTests(StoreCase):
 
     async def test_a_crowd_whose_connections_are_cut_off_spends_each_penny_once(self) -> None:
         moves = await self.ready(4, 60)
+        self.admin.run(
+            "CREATE FUNCTION public.doze() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END';"
+            f"CREATE TRIGGER doze AFTER INSERT ON {ROWS} FOR EACH STATEMENT EXECUTE FUNCTION public.doze()"
+        )
         dice, answered, retries = random.Random(7), Counter[str](), 0
         made: dict[tuple[str, str], int | None] = {}
 
@@ -261,6 +284,11 @@ class CardMovesTests(StoreCase):
                 assert made.setdefault((till, key), number) == number
                 return
 
+        end = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+            " AND datname = current_database() AND state = 'active' LIMIT 1"
+        )
+
         async def trade(till: str) -> None:
             for each in range(4):
                 card, amount = dice.randrange(4), dice.randint(1, 9)
@@ -268,13 +296,10 @@ class CardMovesTests(StoreCase):
                     await insist(till, str(each), card, amount)
                 answered[till] += 1
                 if answered.total() % 10 == 0:
-                    # One that is in the middle of something, if there is any.
-                    self.admin.run(
-                        "SELECT pg_terminate_backend(pid) FROM ("
-                        "  SELECT pid FROM pg_stat_activity WHERE application_name = %s"
-                        "     AND datname = current_database() ORDER BY state = 'active' DESC LIMIT 1"
-                        ") AS victim",
-                        NAME,
+                    # One that is in the middle of something: an idle one costs no caller anything.
+                    await until(
+                        lambda: answered.total() > 90 or bool(self.admin.rows(end, NAME)),
+                        "one was ended",
                     )
 
         await gatherResults([begin(trade(f"till{number}")) for number in range(25)])
