@@ -25,6 +25,8 @@ INT64 = range(-(2**63), 2**63)
 
 _AMOUNT_LIMIT = 10**11
 """Amounts stay below it, as in `numeric(14,3)`; a till's decimal type overflows far beyond."""
+_USUAL_LENGTH = 14
+"""Characters of an amount with two decimals that needs no look at the limit: `99999999999.99` is below it."""
 
 _NUMERAL_LENGTH = 40
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
@@ -90,7 +92,9 @@ def amount(value: object) -> Decimal | int | None:
     More than six decimals are the noise of a binary float and are rounded away; zeros after the
     second decimal are dropped. All other digits stay as they came.
     """
-    number = value if type(value) is Decimal and value.is_finite() else _numeral(value)
+    if type(value) is Decimal and len(digits := str(value)) <= _USUAL_LENGTH and digits[-3:-2] == ".":
+        return value
+    number = _numeral(value)
     if isinstance(number, Decimal):
         number = _without_noise(number)
     if number is not None and not -_AMOUNT_LIMIT < number < _AMOUNT_LIMIT:
@@ -100,10 +104,9 @@ def amount(value: object) -> Decimal | int | None:
 
 def whole(value: object, bounds: range = INT64) -> int | None:
     """An integer within `bounds`, which `2.0` and `"2"` are too; an empty string is None."""
-    if type(value) is int:
-        number: Decimal | int | None = value
-    else:
-        number = _numeral(value)
+    if type(value) is int and value in bounds:
+        return value
+    number = _numeral(value)
     if number is None:
         return None
     # The bounds first: int(Decimal("1e300")) is no use to anybody.
@@ -168,8 +171,6 @@ def _numeral(value: object) -> Decimal | int | None:
 
 def _without_noise(number: Decimal) -> Decimal:
     digits = str(number)
-    if digits[-3:-2] == ".":  # as nearly all are
-        return number
     if "E" in digits or len(digits.partition(".")[2]) > _DECIMALS:
         try:
             number = number.quantize(_NOISE, ROUND_HALF_EVEN)

@@ -91,7 +91,8 @@ def shape(
     warnings = Warnings() if warnings is None else warnings
     shaped: dict[str, object] = {}
     unreadable: dict[str, object] = {}
-    strange = data.keys() - table.names
+    names = data.keys()
+    strange = not table.names.issuperset(data)
     for member in table.members if strange else table.proper:
         name, others, read, zoned, nested, nullable, default = member
         odd = None
@@ -105,7 +106,8 @@ def shape(
                     value = read(value)
             except Unreadable:
                 odd, value = value, None
-        if value is None and others:
+        is_elsewhere = value is None and not names.isdisjoint(others)
+        if is_elsewhere:
             value, odd = _elsewhere(data, member, zone, warnings, odd)
         if value is not None:
             shaped[name] = value
@@ -115,7 +117,7 @@ def shape(
             warnings.add(NOT_READ, name, odd)
         if default is not None:
             shaped[name] = default
-        elif nullable and (fill or name in data or any(other in data for other in others)):
+        elif nullable and (fill or is_elsewhere or name in data):
             shaped[name] = None
     if strange:
         shaped.update(

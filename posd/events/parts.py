@@ -8,6 +8,7 @@ where it is not. Nothing is dropped, except an option that says that it was not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Final
 
 from posd.errors import InvalidMessage, Unprocessable
@@ -19,6 +20,7 @@ Part = Mapping[str, object]
 _DEPTH_IN_TEXT: Final = 16
 """How deep the JSON in a text may be: it takes the text's place within other JSON."""
 
+_OPENING: Final = ("[", "{")
 MOST_PARTS: Final = 2000
 """How many lines and addons an order may have together."""
 _MEMBERS_OF_A_PART: Final = 8
@@ -74,14 +76,18 @@ def check_parts(lines: Sequence[Part]) -> None:
     while level and count <= MOST_PARTS:
         inner: list[object] = []
         for value in level:
-            if isinstance(value, Mapping):
+            # A class of `abc` takes six times as long to check, and nearly all values are none of it.
+            if isinstance(value, str):
+                if value.lstrip()[:1] in _OPENING:
+                    count += value.count(",") + 1
+            elif value is None or isinstance(value, int | Decimal):
+                pass
+            elif isinstance(value, Mapping):
                 count += len(value) // _MEMBERS_OF_A_PART
                 inner += value.values()
             elif isinstance(value, list | tuple):
                 count += len(value)
                 inner += value
-            elif isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-                count += value.count(",") + 1
             if count > MOST_PARTS:
                 break
         level = inner
