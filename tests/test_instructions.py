@@ -7,6 +7,7 @@ libraries do is not counted, so that a release of theirs changes nothing here.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Final, cast
@@ -51,7 +52,35 @@ BUDGETS: Final = {
     "a till that connects": Budget(3901, 191),
     "an event that is published by REST, up to the sequencer": Budget(3218, 165),
     "an event more in a batch that is published by REST, up to the sequencer": Budget(369, 29),
+    "an order more in a batch that is published by REST, up to the sequencer": Budget(4724, 298),
 }
+
+
+_ORDER: Final = json.dumps(
+    {
+        "type": "new_order",
+        "data": {
+            "orderId": "A-1001",
+            "customerName": "Ann Example",
+            "customerPhone": "+44 7700 900123",
+            "orderType": "delivery",
+            "totalAmount": 21.4,
+            "deliveryFee": 2.5,
+            "paymentStatus": "paid",
+            "deliveryAddress": "1 High Street, Leeds LS1 1AA",
+            "createdAt": "2026-12-01T12:30:00Z",
+            "items": [
+                {
+                    "menuItemId": "M-17",
+                    "name": "Chicken Tikka",
+                    "price": 8.95,
+                    "quantity": 2,
+                    "selectedAddons": [{"addon_id": "A-1", "name": "Rice", "price": 2.5}],
+                }
+            ],
+        },
+    }
+).encode()
 
 
 class Numbers:
@@ -177,16 +206,28 @@ class InstructionTests(RoadCase):
         more = count(lambda: self.publish(body, 30)) - count(lambda: self.publish(body, 10))
         self.keeps("an event that is published by REST, up to the sequencer", more, 20)
 
-    def test_publishing_in_batches(self) -> None:
-        one = b'{"type":"notice","data":{"text":"Table 4 waits","number":4}}'
+    def one_more_in_a_batch(self, event: bytes) -> Work:
+        """What twenty of these events more in a batch cost."""
 
         def publish(events: int) -> Work:
-            body = b'{"events":[%b]}' % b",".join([one] * events)
+            body = b'{"events":[%b]}' % b",".join([event] * events)
             return count(lambda: self.publish(body, 1))
 
-        publish(10)
+        publish(5)
+        return publish(25) - publish(5)
+
+    def test_publishing_in_batches(self) -> None:
         self.keeps(
             "an event more in a batch that is published by REST, up to the sequencer",
-            publish(90) - publish(10),
-            80,
+            self.one_more_in_a_batch(
+                b'{"type":"notice","data":{"text":"Table 4 waits","number":4}}'
+            ),
+            20,
+        )
+
+    def test_publishing_orders_in_batches(self) -> None:
+        self.keeps(
+            "an order more in a batch that is published by REST, up to the sequencer",
+            self.one_more_in_a_batch(_ORDER),
+            20,
         )

@@ -25,8 +25,8 @@ INT64 = range(-(2**63), 2**63)
 
 _AMOUNT_LIMIT = 10**11
 """Amounts stay below it, as in `numeric(14,3)`; a till's decimal type overflows far beyond."""
-_USUAL_LENGTH = 14
-"""Characters of an amount with two decimals that needs no look at the limit: `99999999999.99` is below it."""
+_USUAL_LENGTH = 13
+"""Characters of an amount with one or two decimals that is below the limit in any case: `99999999999.9`."""
 
 _NUMERAL_LENGTH = 40
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
@@ -92,8 +92,10 @@ def amount(value: object) -> Decimal | int | None:
     More than six decimals are the noise of a binary float and are rounded away; zeros after the
     second decimal are dropped. All other digits stay as they came.
     """
-    if type(value) is Decimal and len(digits := str(value)) <= _USUAL_LENGTH and digits[-3:-2] == ".":
-        return value
+    if type(value) is Decimal:
+        digits = str(value)
+        if len(digits) <= _USUAL_LENGTH and "." in digits[-3:-1]:  # as in nearly all amounts
+            return value
     number = _numeral(value)
     if isinstance(number, Decimal):
         number = _without_noise(number)

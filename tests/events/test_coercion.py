@@ -141,6 +141,8 @@ class AmountTests(ReadingCase):
             -(10**11),
             10**5000,
             Decimal("99999999999.9999999"),
+            Decimal("100000000000.0"),
+            Decimal("-100000000000.00"),
             Decimal("1e300"),
             Decimal("1E+999999"),
             "9" * 1_000_000,
