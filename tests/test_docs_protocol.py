@@ -181,7 +181,7 @@ class CodeTests(SynchronousTestCase):
         statuses = {row[0].strip("`"): row[1] for row in documents.table(PAGE, "Error codes").rows}
         for page, section in (
             (PAGE, "WebSocket: opening handshake"),
-            ("docs/tills.md", "When posd refuses"),
+            ("docs/tills.md", "Refused connections"),
         ):
             shown = [t for t in documents.tables(page) if t.section == section][-1]
             for row in shown.rows:

@@ -144,17 +144,17 @@ class TableTests(SynchronousTestCase):
 
     def test_every_member_of_the_greeting_is_explained(self) -> None:
         greeting: Any = decode(said_by("posd")[0].text)
-        explained = documents.table(PAGE, "The greeting").column()
+        explained = documents.table(PAGE, "The connected message").column()
         self.assertEqual(
             explained, [n for n in greeting if n not in ("type", "tenant", "message", "timestamp")]
         )
 
     def test_every_reason_for_a_resync_is_explained(self) -> None:
-        explained = documents.table(PAGE, "When nothing can be resumed").column()
+        explained = documents.table(PAGE, "Resync").column()
         self.assertEqual({*explained}, {reason.value for reason in Resync})
 
     def test_every_error_that_a_session_tells_is_explained(self) -> None:
-        rows = documents.table(PAGE, "Mistakes").rows
+        rows = documents.table(PAGE, "Errors on an open connection").rows
         explained = {code for row in rows for code in documents.words_in_code(row[0])}
         self.assertEqual(explained, told_by_sessions() | {"unavailable", "busy"})
 
@@ -169,7 +169,7 @@ class TableTests(SynchronousTestCase):
                 self.assertIs(Ending.closed(code, None).next, step)
 
     def test_the_table_of_refusals_says_what_posds_own_till_does(self) -> None:
-        for row in documents.table(PAGE, "When posd refuses").rows:
+        for row in documents.table(PAGE, "Refused connections").rows:
             with self.subTest(status=row[0]):
                 ending = Ending.refused(int(row[0]), {}, b"", datetime.now(UTC))
                 self.assertIs(ending.next, first_step(row[2]))
@@ -177,7 +177,7 @@ class TableTests(SynchronousTestCase):
     def close_codes(self) -> dict[int | None, Next]:
         return {
             None if code == "none" else int(code): first_step(row[2])
-            for row in documents.table(PAGE, "When the connection ends").rows
+            for row in documents.table(PAGE, "Close codes").rows
             for code in row[0].split(", ")
         }
 

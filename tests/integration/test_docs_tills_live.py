@@ -340,7 +340,7 @@ class TryTests(SynchronousTestCase):
         self.blocks = [
             block
             for block in documents.blocks(PAGE)
-            if block.section == "Try your till" and block.language == "sh"
+            if block.section == "Test your till" and block.language == "sh"
         ]
 
     def demo(self, command: str) -> tuple[subprocess.Popen[str], str]:
@@ -452,8 +452,8 @@ class SmallTillTests(LiveCase):
             self.shop.order()
         until(lambda: self.shop.query("SELECT 1 FROM dinedesk_main.pos_heads WHERE last_seq = 120"))
         with closing(sqlite3.connect(self.folder / "till.db")) as store, store:
-            store.execute("CREATE TABLE place (one PRIMARY KEY CHECK (one = 1), stream, id)")
-            store.execute(f"INSERT INTO place VALUES (1, '{UUID(int=7)}', 9)")
+            store.execute("CREATE TABLE position (one PRIMARY KEY CHECK (one = 1), stream, id)")
+            store.execute(f"INSERT INTO position VALUES (1, '{UUID(int=7)}', 9)")
         self.run_till()
         until(self.connected)
         until(lambda: (self.folder / "till.db").exists() and self.kept() == 120)
