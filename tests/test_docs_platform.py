@@ -46,12 +46,12 @@ class MemberTests(SynchronousTestCase):
         self.check(items, drafts._ITEM)
         self.check(addons, drafts._ADDON)
 
-    def test_what_is_needed_is_marked(self) -> None:
+    def test_required_members_are_marked(self) -> None:
         for section, members in _SECTIONS.items():
             named = {
                 name
                 for row in documents.table(PAGE, section).rows
-                if "needed" in row[2].lower()
+                if "required" in row[2].lower()
                 for name in words_in_code(f"{row[0]} {row[2]}")
             }
             kind = section.split(", ")[0]
@@ -66,7 +66,7 @@ class WordTests(SynchronousTestCase):
         self.assertLessEqual(drafts._RESERVED, words_in_code(documents.text(PAGE)))
 
     def test_the_table_of_methods_is_what_both_broadcasters_have(self) -> None:
-        rows = documents.table(PAGE, "From Python").rows
+        rows = documents.table(PAGE, "Python client").rows
         for broadcaster in (BlockingBroadcaster, Broadcaster):
             for row in rows:
                 (call,) = words_in_code(row[0])
