@@ -19,14 +19,15 @@ Schema = dict[str, Any]
 
 _WHAT: Final = {
     "new_order": "An order.",
-    "order_updated": "An order that has changed: all of it, or only what is new.",
-    "gift_card_purchased": "A gift card that was bought.",
-    "gift_card_updated": "A gift card on which something was moved.",
-    "loyalty_updated": "A customer's loyalty points, of which some were moved.",
+    "order_updated": "A changed order. An event to a till has the whole order; a platform"
+    " may send only the changed members.",
+    "gift_card_purchased": "A gift card that was sold.",
+    "gift_card_updated": "A gift card whose balance or status has changed.",
+    "loyalty_updated": "A change of the loyalty points of a customer.",
 }
 _ITEM: Final = "A line of an order."
-_MEMBERS: Final = "Members of an order, as many as one likes."
-_ADDON: Final = "What was chosen with an item."
+_MEMBERS: Final = "Any members of an order."
+_ADDON: Final = "An option of an item."
 _FORMS: Final[Mapping[str, Schema]] = {
     "string": {"type": "string"},
     "time": {"type": "string", "format": "date-time"},
@@ -56,7 +57,10 @@ def components() -> dict[str, Schema]:
         "ItemToPublish": _sent(drafts.ITEM.members, _ITEM),
         "AddonToPublish": _sent(drafts.ADDON.members, _ADDON),
     }
-    made["Item"]["properties"]["id"] = {"type": "integer", "description": "Its number, from 1."}
+    made["Item"]["properties"]["id"] = {
+        "type": "integer",
+        "description": "The number of the line, from 1.",
+    }
     for kind, table in drafts.TABLES.items():
         made[name_of(kind)] = _of_kind(kind)
         made[f"{name_of(kind)}ToPublish"] = _sent(table.members, _WHAT[kind], drafts.NAMING[kind])
@@ -91,7 +95,7 @@ def _of_kind(kind: str) -> Schema:
         schema["properties"]["orderSource"] = {"const": "online"}
         schema["properties"][drafts.SCHEDULED_TEXT] = {
             "type": "string",
-            "description": "A schedule that names no point in time.",
+            "description": "A schedule that is not a time.",
         }
     return {**schema, **_one_of(naming)} if len(naming) > 1 else schema
 
@@ -115,7 +119,7 @@ def _got(members: Sequence[Member], least: Mapping[str, object], what: str) -> S
         properties[each.name] = {**form, "type": [form["type"], "null"]} if is_null else form
     properties[UNREADABLE] = {
         "type": "object",
-        "description": "What came and could not be read, by its member.",
+        "description": "The values that posd could not read, by member.",
     }
     return {
         "type": "object",
@@ -135,7 +139,7 @@ def _sent(members: Sequence[Member], what: str, naming: Sequence[str] = ()) -> S
         properties[each.name] = {**form, "x-also": list(each.others)} if each.others else form
     return {
         "type": "object",
-        "description": f"{what} A value that cannot be read is kept under `{UNREADABLE}`.",
+        "description": f"{what} A value that posd cannot read is in `{UNREADABLE}`.",
         "properties": properties,
         "x-tolerant": True,
         **({"required": [*naming]} if len(naming) == 1 else _one_of(naming)),
@@ -160,14 +164,14 @@ def _event() -> Schema:
     """An event as it may be sent. What its data has to be depends on its type."""
     return {
         "type": "object",
-        "description": "An event. Members beside `data` go out beside the data.",
+        "description": "An event. Members beside `data` are published beside `data`.",
         "required": ["type", "data"],
         "properties": {
             "type": {
                 "type": "string",
                 "pattern": "^[a-z][a-z0-9_]{0,49}$",
                 "not": {"anyOf": [{"enum": sorted(drafts.RESERVED)}, {"pattern": "^pos_"}]},
-                "description": "One of the known types, or any other that is not reserved.",
+                "description": "A known type, or any other type that is not reserved.",
                 "examples": [*drafts.TABLES],
             },
             "data": {"type": "object"},
