@@ -28,31 +28,37 @@ and most balancers after 60 s. The client would get 504 instead of an empty page
 _TYPE: Final = "[a-z][a-z0-9_]{0,49}"
 
 EventPosition = Annotated[
-    Seq, Meta(ge=0, le=_LAST_SEQ, description="A position in the tenant's stream; 0 is before all.")
+    Seq,
+    Meta(
+        ge=0,
+        le=_LAST_SEQ,
+        description="A position in the stream of the tenant. 0 is the position before"
+        " the first event.",
+    ),
 ]
 History = Annotated[
     UUID,
     Meta(
-        description="The `streamId` under which the position was given out. One of an earlier stream is"
-        " valid as far as nothing was lost since.",
+        description="The `streamId` that the position belongs to. A position of an "
+        "earlier stream is valid as far as both streams have the same events.",
         extra={"also": ("streamId",)},
     ),
 ]
 
 
 class PollTaken(Taken, frozen=True, rename=None):
-    """From where on, and how much of what."""
+    """The position to continue from, and the limits of the answer."""
 
     after: EventPosition | Unset = UNSET
-    limit: Annotated[int, Meta(ge=1, le=500, description="How many events at most.")] = 100
+    limit: Annotated[int, Meta(ge=1, le=500, description="The maximum number of events.")] = 100
     wait: Annotated[
         int,
         Meta(
             ge=0,
             le=60,
             description=(
-                "How many seconds to wait for an event if there is none yet. After"
-                f" {_LONGEST_WAIT} s the answer is sent in any case."
+                "How many seconds to wait if there is no event yet. posd answers after"
+                f" {_LONGEST_WAIT} s at the latest."
             ),
         ),
     ] = 0
@@ -71,32 +77,34 @@ class PollTaken(Taken, frozen=True, rename=None):
 
 
 class StreamTaken(Taken, frozen=True, rename=None):
-    """From where on. The header `Last-Event-ID` says the same as the parameter."""
+    """The position to resume from. The header `Last-Event-ID` has the same meaning."""
 
     last_event_id: Annotated[EventPosition, called("lastEventId")] | Unset = UNSET
     stream_id: History | Unset = UNSET
 
 
 class AckTaken(Taken, frozen=True):
-    """Up to where everything is stored."""
+    """The position up to which the terminal has stored all events."""
 
     id: EventPosition
     stream_id: UUID | Unset = UNSET
 
 
 class MessageGiven(Given, frozen=True):
-    """One event, as it is on a WebSocket too. Other members may stand beside `data`."""
+    """One event, as on a WebSocket. There may be other members beside `data`."""
 
     type: Annotated[str, Meta(pattern=f"^{_TYPE}$")]
     id: Annotated[Seq, Meta(ge=1)]
     tenant: str
     timestamp: Moment
     data: dict[str, Any]
-    replay: Annotated[Literal[True], Meta(description="It is sent to catch up.")] | Unset = UNSET
+    replay: (
+        Annotated[Literal[True], Meta(description="Only replayed events have this member.")] | Unset
+    ) = UNSET
 
 
 class BatchGiven(Success, frozen=True):
-    """What follows a position. `next` is the `after` of the next call."""
+    """The events after a position. `next` is the `after` of the next call."""
 
     events: list[MessageGiven]
     next: EventPosition
@@ -107,15 +115,15 @@ class BatchGiven(Success, frozen=True):
 
 
 class CursorGiven(Success, frozen=True):
-    """How far the terminal is."""
+    """The cursor of the terminal."""
 
     id: EventPosition
 
 
 _CONNECTING: Final = (
-    Refused(429, "too_many_connections", "The tenant or the terminal has too many."),
-    Refused(429, "too_many_devices", "The tenant has too many devices for another one."),
-    Refused(503, "overloaded", "posd has as many connections as it can serve."),
+    Refused(429, "too_many_connections", "The tenant or the terminal has too many connections."),
+    Refused(429, "too_many_devices", "The tenant has too many devices."),
+    Refused(503, "overloaded", "posd has reached its maximum number of connections."),
 )
 
 
@@ -139,14 +147,19 @@ class Events:
                 {200: BatchGiven},
                 takes=PollTaken,
                 refusals=(
-                    Refused(400, "position_required", "No name, so no cursor, and no `after`."),
+                    Refused(
+                        400,
+                        "position_required",
+                        "`after` is missing, and a client without a name has no cursor.",
+                    ),
                     *_CONNECTING,
                 ),
                 description=(
-                    "Without `after` it goes on from the terminal's cursor. Naming a position"
-                    " acknowledges everything up to it. With `wait` it is answered as soon as there"
-                    " is an event. `resync` is why there is nothing to go on from: reload what is"
-                    " pending, and go on from `next`."
+                    "Without `after`, the answer continues from the cursor of the "
+                    "terminal. A position in `after` acknowledges all events up to it. "
+                    "With `wait`, posd answers as soon as there is an event. `resync` is "
+                    "the reason why posd cannot continue from the position: reload the "
+                    "pending orders, then continue from `next`."
                 ),
                 tag="Stream",
             ),
@@ -159,14 +172,15 @@ class Events:
                 {200: MessageGiven},
                 takes=StreamTaken,
                 refusals=(
-                    Refused(400, "invalid_position", "`Last-Event-ID` is no position."),
+                    Refused(400, "invalid_position", "`Last-Event-ID` is not a position."),
                     *_CONNECTING,
                 ),
                 description=(
-                    "The first event is `connected`, the last one `pos_closing`; neither has an id."
-                    " `Last-Event-ID` says the same as `last_event_id`, and counts where both are sent:"
-                    " a client that reconnects by itself keeps its URL and renews the header. It leaves"
-                    " `stream_id` out of such a URL."
+                    "The first event is `connected`, the last one is `pos_closing`. "
+                    "Neither has an id. `Last-Event-ID` has the same meaning as "
+                    "`last_event_id` and takes precedence, because a client that "
+                    "reconnects automatically keeps its URL and updates the header. Such "
+                    "a client must not have `stream_id` in its URL."
                 ),
                 tag="Stream",
                 media="text/event-stream",
@@ -180,8 +194,8 @@ class Events:
                 {200: CursorGiven},
                 takes=AckTaken,
                 refusals=(
-                    Refused(409, "stream_changed", "The event of this position is lost."),
-                    Refused(422, "beyond_head", "There is no such event yet."),
+                    Refused(409, "stream_changed", "The event at this position is lost."),
+                    Refused(422, "beyond_head", "The event does not exist yet."),
                     Refused(422, "no_device", "A terminal without a name has no cursor."),
                     _CONNECTING[1],
                 ),

@@ -42,14 +42,14 @@ from posd.web.http.requests import Answer
 
 
 class DeductionTaken(MovementTaken, frozen=True, kw_only=True):
-    """How much is taken off a card, and what for."""
+    """The amount to deduct from a card, and the reason."""
 
     amount: Amount
     notes: Annotated[Remark, called("reference")] | Unset | None = UNSET
 
 
 class SaleTaken(MovementTaken, frozen=True, kw_only=True):
-    """A card that is sold. Without `cardNumber` posd chooses one that nobody can guess."""
+    """A card to sell. Without `cardNumber`, posd generates a random number."""
 
     amount: Amount
     card_number: str | Unset | None = UNSET
@@ -57,14 +57,21 @@ class SaleTaken(MovementTaken, frozen=True, kw_only=True):
     recipient_name: Text | Unset | None = UNSET
     recipient_email: Text | Unset | None = UNSET
     expiry_date: (
-        Annotated[str, Meta(max_length=60, description="A time, or a day, valid to its end.")]
+        Annotated[
+            str,
+            Meta(
+                max_length=60,
+                description="A time, or a date. With a date, the card is valid to the end of "
+                "the day.",
+            ),
+        ]
         | Unset
         | None
     ) = UNSET
 
 
 class Balance(Given, frozen=True):
-    """What is on a card. `expiryDate` is the last instant at which it is valid."""
+    """The balance of a card. `expiryDate` is the last instant at which the card is valid."""
 
     card_number: str
     balance: Decimal
@@ -89,7 +96,7 @@ class BalanceGiven(Balance, frozen=True, kw_only=True):
 
 
 class Deduction(Given, frozen=True):
-    """What was taken off a card. `newBalance` and `remainingBalance` are one value."""
+    """A deduction from a card. `newBalance` and `remainingBalance` are equal."""
 
     previous_balance: Decimal
     amount_deducted: Decimal
@@ -122,14 +129,14 @@ class CardGiven(Success, frozen=True):
 
 
 class CardReversalGiven(ReversalGiven, frozen=True, kw_only=True):
-    """What became of a reversal, and what is on the card after it. Both balances are one value."""
+    """The result of a reversal, and the balance of the card after it. Both balances are equal."""
 
     new_balance: Decimal
     remaining_balance: Decimal
 
 
 class InsufficientBalance(Given, frozen=True):
-    """What there is."""
+    """The balance of the card."""
 
     current_balance: Decimal
 
@@ -138,13 +145,14 @@ UNKNOWN: Final = Refused(404, "unknown_card", "There is no such card.")
 INVALID_AMOUNT: Final = Refused(
     422,
     "invalid_amount",
-    "It is no amount above zero in the decimals of the currency; `field` names the member.",
+    "The amount is not a number above zero with at most the decimals of the currency. "
+    "`field` names the member.",
 )
 INSUFFICIENT: Final = Refused(
-    400, "insufficient_balance", "There is not enough on the card.", InsufficientBalance
+    400, "insufficient_balance", "The balance of the card is too low.", InsufficientBalance
 )
 BLOCKED: Final = Refused(400, "card_blocked", "The card is blocked.")
-EXPIRED: Final = Refused(400, "card_expired", "The card is not valid any more.")
+EXPIRED: Final = Refused(400, "card_expired", "The card has expired.")
 
 
 @define(eq=False)
@@ -167,18 +175,19 @@ class GiftCards:
                 "GET",
                 f"{card}/balance",
                 self.balance,
-                "What is on a gift card",
+                "Read the balance of a gift card",
                 LEDGERS,
                 {200: BalanceGiven},
                 refusals=(UNKNOWN, NO_LEDGER),
                 tag="Gift cards",
-                description="Numbers are compared trimmed and in capitals.",
+                description="posd compares card numbers without surrounding spaces and in "
+                "upper case.",
             ),
             Operation(
                 "POST",
                 f"{card}/deduct",
                 self.deduct,
-                "Take money off a gift card",
+                "Deduct an amount from a gift card",
                 LEDGERS,
                 {200: DeductionGiven},
                 DeductionTaken,
@@ -188,8 +197,9 @@ class GiftCards:
                 ),
                 idempotent=True,
                 tag="Gift cards",
-                description="Answered after its COMMIT, or within eight seconds with 503. With an"
-                " `Idempotency-Key` it is safe to repeat, for ever.",
+                description="posd answers after the COMMIT, or with 503 within eight seconds."
+                " With an `Idempotency-Key` the call can be repeated at any later"
+                " time.",
                 example={"amount": 12.5, "orderId": "A-17", "notes": "table 4"},
             ),
             Operation(
@@ -201,32 +211,33 @@ class GiftCards:
                 {201: CardGiven},
                 SaleTaken,
                 refusals=(
-                    Refused(400, "card_expired", "`expiryDate` is past."),
+                    Refused(400, "card_expired", "`expiryDate` is in the past."),
                     BLOCKED,
-                    Refused(409, "card_exists", "A card of this number has been sold already."),
-                    Refused(422, "invalid_card", "A card cannot have this number."),
+                    Refused(409, "card_exists", "A card with this number has already been sold."),
+                    Refused(422, "invalid_card", "The card number is not valid."),
                     *(NO_LEDGER, INVALID_AMOUNT, REVERSED, MISMATCH, BAD_KEY, LONG_ORDER),
                 ),
                 idempotent=True,
                 tag="Gift cards",
-                description="Tills hear of it as `gift_card_purchased`. A number whose sale was reversed"
-                " can be sold again.",
+                description="Tills get a `gift_card_purchased` event. After the sale is "
+                "reversed, the number can be sold again.",
                 example={"amount": 50, "purchasedBy": "Maya Stone", "recipientName": "Tom"},
             ),
             Operation(
                 "POST",
                 f"{card}/reverse",
                 self.reverse,
-                "Take a movement of a gift card back",
+                "Reverse a movement of a gift card",
                 LEDGERS,
                 {200: CardReversalGiven},
                 ReversalTaken,
                 refusals=(*REVERSAL_REFUSALS, UNKNOWN, INSUFFICIENT, TOO_MUCH),
                 idempotent=True,
                 tag="Gift cards",
-                description="Once and wholly; said again, it is answered as before. A key that no"
-                " movement has is kept, and the movement that comes with it later gets 409"
-                " `reversed`. A till may reverse its own movements, a platform all.",
+                description="posd reverses a movement once and completely, and answers a "
+                "repeated call in the same way. If no movement has the key, posd "
+                "stores the key and refuses a later movement with 409 `reversed`."
+                " A till can reverse its own movements, a platform all movements.",
                 example={"idempotencyKey": "till-1-000042"},
             ),
         )

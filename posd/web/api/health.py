@@ -18,7 +18,8 @@ from posd.web.http.requests import Answer
 
 
 class HealthGiven(Given, frozen=True):
-    """`ok`, or `unavailable` with what is missing; `degraded` has what is done without."""
+    """`ok`, or `unavailable` with the `missing` parts; `degraded` has the parts that posd works
+    without."""
 
     status: str
     missing: list[str] | Unset = UNSET
@@ -26,14 +27,14 @@ class HealthGiven(Given, frozen=True):
 
 
 class ConnectionsGiven(Given, frozen=True):
-    """How many connections a tenant has."""
+    """The number of connections of a tenant."""
 
     tenant: str
     count: int
 
 
 class DeployedHealthGiven(Given, frozen=True):
-    """The shape that is polled today, with the connections of all nodes."""
+    """The answer that existing monitoring polls, with the connections of all nodes."""
 
     status: str
     service: str
@@ -42,7 +43,7 @@ class DeployedHealthGiven(Given, frozen=True):
 
 
 class TenantHealthGiven(Given, frozen=True):
-    """`ok`, or `degraded` while the database is away. Tills read this shape as it is."""
+    """`ok`, or `degraded` while the database is unavailable. Existing tills read this answer."""
 
     status: str
     tenant: str
@@ -68,7 +69,7 @@ class HealthEndpoints:
                 "GET",
                 "/health/live",
                 self.live,
-                "Whether the process answers",
+                "Check that the process answers",
                 NOBODY,
                 {200: HealthGiven},
                 tag="Health",
@@ -77,7 +78,7 @@ class HealthEndpoints:
                 "GET",
                 "/health/ready",
                 self.ready,
-                "Whether it can take tills and orders",
+                "Check that posd can serve tills and orders",
                 NOBODY,
                 {200: HealthGiven, 503: HealthGiven},
                 tag="Health",
@@ -86,7 +87,7 @@ class HealthEndpoints:
                 "GET",
                 "/health",
                 self.deployed,
-                "Who is connected",
+                "Read the number of connections of each tenant",
                 ADMINS,
                 {200: DeployedHealthGiven},
                 trusted=True,
@@ -101,11 +102,12 @@ class HealthEndpoints:
             "GET",
             "/api/{tenant}/health",
             self.at_tenant,
-            "Whether a shop's tills and orders are served",
+            "Check that posd serves the tills and orders of a tenant",
             ANYBODY_AT_TENANT,
             {200: TenantHealthGiven, 503: TenantHealthGiven},
             own_keys=True,
-            description="While the database is away no key can be looked up, and any is taken.",
+            description="While the database is unavailable, posd cannot check keys and "
+            "accepts any key.",
             tag="Health",
         )
 

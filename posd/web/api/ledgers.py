@@ -33,26 +33,28 @@ OrderId = Annotated[
     Meta(extra_json_schema={"maxLength": 255}),
     called("order_reference", "orderReference"),
 ]
-Remark = Annotated[str, Meta(description="For people. 500 characters of it are kept.")]
-TransactionId = Annotated[str, Meta(description="Names the movement in this tenant.")]
+Remark = Annotated[
+    str, Meta(description="A text for people. posd stores the first 500 characters.")
+]
+TransactionId = Annotated[str, Meta(description="The id of the movement within the tenant.")]
 
 MISMATCH: Final = Refused(
-    422, "idempotency_mismatch", "This Idempotency-Key was used to move something else."
+    422, "idempotency_mismatch", "This Idempotency-Key was used for another movement."
 )
 REVERSED: Final = Refused(409, "reversed", "The movement with this Idempotency-Key was reversed.")
-NO_LEDGER: Final = Refused(404, "no_ledger", "The shop keeps its gift cards or points elsewhere.")
+NO_LEDGER: Final = Refused(404, "no_ledger", "The shop manages its gift cards or points elsewhere.")
 LONG_ORDER: Final = Refused(422, "invalid_order", "`orderId` is longer than 255 characters.")
 BAD_KEY: Final = Refused(
-    400, "invalid_idempotency_key", "It is no key, or there are two that differ."
+    400, "invalid_idempotency_key", "`Idempotency-Key` is not valid, or there are two that differ."
 )
-TOO_MUCH: Final = Refused(422, "invalid_amount", "It would be more than can be held.")
+TOO_MUCH: Final = Refused(422, "invalid_amount", "The balance would exceed its maximum.")
 REVERSAL_REFUSALS: Final = (
-    Refused(404, "unknown_transaction", "There is no such movement of this card or account."),
-    Refused(403, "forbidden", "A till reverses its own movements only."),
+    Refused(404, "unknown_transaction", "The card or the account has no such movement."),
+    Refused(403, "forbidden", "A till can reverse only its own movements."),
     Refused(
-        409, "ambiguous_key", "Several movements have this key: name one by its transactionId."
+        409, "ambiguous_key", "Several movements have this key. Name one by its `transactionId`."
     ),
-    Refused(409, "still_running", "The first call with this Idempotency-Key is not finished."),
+    Refused(409, "still_running", "The first call with this Idempotency-Key is still running."),
     Refused(422, "not_reversible", "A reversal cannot be reversed."),
     MISMATCH,
     NO_LEDGER,
@@ -61,14 +63,14 @@ REVERSAL_REFUSALS: Final = (
 
 
 class MovementTaken(Taken, frozen=True):
-    """What every movement may say besides what it moves."""
+    """The members that every movement can have."""
 
     order_id: OrderId | Unset | None = UNSET
     idempotency_key: str | Unset | None = UNSET
 
 
 class ReversalTaken(Taken, frozen=True):
-    """Which movement is taken back: the one with this key, or the one of this id."""
+    """The movement to reverse, by its key or by its id."""
 
     # `$` alone lets a line feed follow.
     idempotency_key: Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")] | Unset | None = UNSET
@@ -92,10 +94,10 @@ class ReversalTaken(Taken, frozen=True):
 
 
 class ReversalGiven(Given, frozen=True, kw_only=True):
-    """What became of a reversal.
+    """The result of a reversal.
 
-    `tombstoned`: no movement has this key so far, and from now on none can. `transactionId` is the
-    reversal's own.
+    If `tombstoned` is true, no movement has the key, and posd refuses later ones. `transactionId`
+    is the id of the reversal.
     """
 
     success: Literal[True] = True

@@ -52,17 +52,18 @@ from posd.web.api.loyalty_models import (
 from posd.web.http.operations import LEDGERS, Operation, Refused, TenantAsk
 from posd.web.http.requests import Answer
 
-UNKNOWN: Final = Refused(404, "unknown_customer", "Nobody collects points under this number.")
-INVALID_PHONE: Final = Refused(422, "invalid_phone", "This is no telephone number.")
+UNKNOWN: Final = Refused(404, "unknown_customer", "No customer has this number.")
+INVALID_PHONE: Final = Refused(422, "invalid_phone", "This is not a telephone number.")
 INVALID_POINTS: Final = Refused(
     422,
     "invalid_amount",
-    "It is no whole number above zero, or more than can be moved at once or an account can hold.",
+    "The number of points is not an integer above zero, or exceeds the maximum of a "
+    "movement or an account.",
 )
 INSUFFICIENT: Final = Refused(
-    400, "insufficient_points", "There are not so many points.", InsufficientPoints
+    400, "insufficient_points", "The customer does not have enough points.", InsufficientPoints
 )
-DISABLED: Final = Refused(422, "loyalty_disabled", "The shop gives and takes no points.")
+DISABLED: Final = Refused(422, "loyalty_disabled", "The loyalty programme of the shop is disabled.")
 
 
 Standing = tuple[Account | None, Rules]
@@ -89,43 +90,50 @@ class LoyaltyPoints:
                 "GET",
                 f"{customer}/points",
                 self.points,
-                "What points a customer has",
+                "Read the points of a customer",
                 LEDGERS,
                 {200: StandingGiven},
                 refusals=(Refused(404, UNKNOWN.code, UNKNOWN.when, UnknownCustomer), *either),
                 tag="Loyalty",
-                description="With the last ten movements, newest first. `totalSpent` is the shop's figure.",
+                description="The answer has the last ten movements, newest first. "
+                "`totalSpent` is a figure of the shop.",
             ),
             Operation(
                 "POST",
                 f"{customer}/add",
                 self.add,
-                "Give a customer points",
+                "Add points to a customer",
                 LEDGERS,
                 {200: AdditionGiven},
                 PointsTaken,
                 refusals=(
-                    Refused(404, UNKNOWN.code, "And the shop opens no accounts by itself."),
-                    Refused(409, "already_earned", "This order has earned its points already."),
+                    Refused(
+                        404,
+                        UNKNOWN.code,
+                        "No customer has this number, and the shop does not create "
+                        "accounts automatically.",
+                    ),
+                    Refused(409, "already_earned", "The order has already earned points."),
                     Refused(
                         429,
                         "too_many_points",
-                        "The till would have added more than `limits.points_per_day_per_till` today.",
+                        "The till would exceed `limits.points_per_day_per_till` today.",
                         PointsPerDay,
                     ),
                     *(INVALID_POINTS, *moved),
                 ),
                 idempotent=True,
                 tag="Loyalty",
-                description="An order earns once, whatever key it comes with. An unknown number becomes"
-                " an account, unless the shop does not want that.",
+                description="An order earns points once, with any key. posd creates an "
+                "account for an unknown number, unless the shop has disabled "
+                "this.",
                 example={"points": 23, "orderId": "A-17", "reason": "order A-17"},
             ),
             Operation(
                 "POST",
                 f"{customer}/redeem",
                 self.redeem,
-                "Redeem a customer's points",
+                "Redeem points of a customer",
                 LEDGERS,
                 {200: RedemptionGiven},
                 PointsTaken,
@@ -134,28 +142,30 @@ class LoyaltyPoints:
                     Refused(
                         422,
                         INVALID_POINTS.code,
-                        f"{INVALID_POINTS.when} Or fewer than the shop's minimum, or not a multiple"
-                        " of its increment.",
+                        f"{INVALID_POINTS.when} It must also be a multiple of the increment of"
+                        " the shop, and not below its minimum.",
                     ),
                     *moved,
                 ),
                 idempotent=True,
                 tag="Loyalty",
-                description="`discountAmount` is what the points were worth when they were redeemed.",
+                description="`discountAmount` is the value of the points at the time of the "
+                "redemption.",
                 example={"points": 100, "orderId": "A-17"},
             ),
             Operation(
                 "POST",
                 f"{customer}/reverse",
                 self.reverse,
-                "Take a movement of points back",
+                "Reverse a movement of points",
                 LEDGERS,
                 {200: PointsReversalGiven},
                 ReversalTaken,
                 refusals=(*REVERSAL_REFUSALS, INVALID_PHONE, INSUFFICIENT, TOO_MUCH),
                 idempotent=True,
                 tag="Loyalty",
-                description="As with gift cards. Points that were spent meanwhile cannot be taken back.",
+                description="The rules are those of gift cards. Points that the customer has "
+                "spent since cannot be reversed.",
                 example={"transactionId": "42"},
             ),
         )

@@ -10,14 +10,14 @@ from posd.web.http.models import UNSET, Given, Moment, Points, Unset
 
 
 class PointsTaken(MovementTaken, frozen=True, kw_only=True):
-    """How many points are moved, and why."""
+    """The number of points to move, and the reason."""
 
     points: Points
     reason: Remark | Unset | None = UNSET
 
 
 class TransactionGiven(Given, frozen=True):
-    """A movement in a customer's list: `points` has its sign, `balance` is what there was after it."""
+    """A movement of points. `points` is signed, `balance` is the balance after the movement."""
 
     transaction_id: TransactionId
     type: str
@@ -29,7 +29,7 @@ class TransactionGiven(Given, frozen=True):
 
 
 class SettingsGiven(Given, frozen=True):
-    """A shop's rules: what a point is worth, and how many may be redeemed at once."""
+    """The rules of a shop: the value of a point, and how many points can be redeemed at once."""
 
     enabled: bool
     points_per_pound: Decimal
@@ -39,7 +39,8 @@ class SettingsGiven(Given, frozen=True):
 
 
 class Standing(Given, frozen=True):
-    """What a customer has. `loyaltyPoints` and `points` are one value, so are the two phones."""
+    """The points of a customer. `loyaltyPoints` and `points` are equal, and so are the two phone
+    numbers."""
 
     customer_id: str
     phone: str
@@ -68,7 +69,7 @@ class StandingGiven(Standing, frozen=True, kw_only=True):
 
 
 class Addition(Given, frozen=True):
-    """What was added."""
+    """The points that were added."""
 
     customer_id: str
     previous_points: int
@@ -85,7 +86,7 @@ class AdditionGiven(Addition, frozen=True, kw_only=True):
 
 
 class Redemption(Given, frozen=True):
-    """What was redeemed, and what it is worth. `newPoints` and `remainingPoints` are one value."""
+    """The points that were redeemed, and their value. `newPoints` and `remainingPoints` are equal."""
 
     previous_points: int
     points_redeemed: int
@@ -103,14 +104,14 @@ class RedemptionGiven(Redemption, frozen=True, kw_only=True):
 
 
 class PointsReversalGiven(ReversalGiven, frozen=True, kw_only=True):
-    """What became of a reversal, and what there is after it. Both numbers of points are one value."""
+    """The result of a reversal, and the points after it. Both numbers of points are equal."""
 
     new_points: int
     remaining_points: int
 
 
 class NewCustomer(Given, frozen=True):
-    """Nobody yet."""
+    """A telephone number without an account."""
 
     phone: str
     points: Literal[0]
@@ -118,18 +119,18 @@ class NewCustomer(Given, frozen=True):
 
 
 class UnknownCustomer(Given, frozen=True):
-    """Said so that deployed platforms can go on."""
+    """The answer for an unknown customer. Existing platforms read `data`."""
 
     data: NewCustomer
 
 
 class PointsPerDay(Given, frozen=True):
-    """What a till may add in a day."""
+    """The maximum number of points that a till can add in a day."""
 
     points_per_day: int
 
 
 class InsufficientPoints(Given, frozen=True):
-    """What there is."""
+    """The points of the customer."""
 
     current_points: int

@@ -22,13 +22,14 @@ class MetricsEndpoint:
                 "GET",
                 "/metrics",
                 self.scrape,
-                "Metrics, for Prometheus",
+                "Read metrics for Prometheus",
                 ADMINS,
                 {200: "Metrics in the text format of Prometheus."},
                 trusted=True,
                 description=(
-                    "Of this node. While the database is away `posd_database_up` is 0, and what is"
-                    " read from it is left out."
+                    "The metrics of this node. While the database is unavailable, "
+                    "`posd_database_up` is 0, and the metrics that are read from the "
+                    "database are left out."
                 ),
                 tag="Health",
                 media="text/plain",

@@ -54,13 +54,13 @@ Status = Annotated[str, Meta(min_length=1, max_length=50)]
 
 
 class NewOrderTaken(Taken, frozen=True):
-    """The data of a `new_order`. Others of its members are kept. Without `orderId` posd makes one."""
+    """The data of a `new_order`, with any of its members. Without `orderId`, posd generates an id."""
 
     beyond = {"allOf": [ref("OrderMembers")]}
 
 
 class OrderChangeTaken(Taken, frozen=True):
-    """Any members of the order. Null erases one; `items` are replaced as a whole."""
+    """The members of the order to change. Null erases a member. `items` are replaced as a whole."""
 
     status: Status | Unset = UNSET
     expected_version: Version | Unset = UNSET
@@ -70,7 +70,7 @@ class OrderChangeTaken(Taken, frozen=True):
 
 
 class NewOrderGiven(Success, frozen=True):
-    """Where the order is; `id` is null where there was nothing new in it."""
+    """The position of the event. `id` is null if the order has nothing new."""
 
     order_id: str
     id: Position | None
@@ -79,7 +79,7 @@ class NewOrderGiven(Success, frozen=True):
 
 
 class OrderChangeGiven(Success, frozen=True):
-    """How the order stands; `id` is null where nothing has changed."""
+    """The state of the order. `id` is null if nothing has changed."""
 
     order_id: str
     status: str
@@ -90,7 +90,7 @@ class OrderChangeGiven(Success, frozen=True):
 
 
 class ReporterGiven(Given, frozen=True):
-    """When a terminal said something about the order for the first time."""
+    """A terminal, and the times of its first reports about the order."""
 
     device_id: str
     received_at: Moment
@@ -100,7 +100,7 @@ class ReporterGiven(Given, frozen=True):
 
 
 class DeliveryGiven(Given, frozen=True):
-    """How far an order is on its way to paper; null is what has not happened yet."""
+    """The times at which an order was delivered and printed. Null: this has not happened yet."""
 
     pushed_at: Moment | None
     received_at: Moment | None
@@ -110,7 +110,7 @@ class DeliveryGiven(Given, frozen=True):
 
 
 class OrderGiven(Success, frozen=True):
-    """The order as it was last published, with all its members, and how far it is."""
+    """The order as it was last published, with all its members, and its print status."""
 
     order_id: str
     print_status: str
@@ -122,32 +122,35 @@ class OrderGiven(Success, frozen=True):
 
 
 class OtherOrderGiven(Given, frozen=True):
-    """Which order has the id."""
+    """The order that has the id."""
 
     order_id: str
     version: Version
 
 
 class CurrentOrderGiven(Given, frozen=True):
-    """The order as it is."""
+    """The present order."""
 
     order: Annotated[dict[str, Any], component("Order")]
 
 
 class CurrentStatusGiven(Given, frozen=True):
-    """The status that the order has."""
+    """The present status of the order."""
 
     status: str
 
 
 _NO_MONEY: Final = Refused(
-    422, "invalid_amount", "An amount is none, or finer than the currency.", FieldGiven
+    422,
+    "invalid_amount",
+    "An amount is not valid, or has more decimals than the currency.",
+    FieldGiven,
 )
 _TWICE: Final = Refused(
-    400, "invalid_field", "A member came twice, with different values.", FieldGiven
+    400, "invalid_field", "A member occurs twice, with different values.", FieldGiven
 )
 _UNKNOWN: Final = Refused(404, "unknown_order", "There is no order of this id.")
-_NOT_ONLINE: Final = Refused(422, "not_online", "Its `orderSource` is not `online`.")
+_NOT_ONLINE: Final = Refused(422, "not_online", "`orderSource` is not `online`.")
 
 
 @define(eq=False)
@@ -164,7 +167,7 @@ class Orders:
                 "POST",
                 "/api/{tenant}/orders",
                 self.create,
-                "Place an order",
+                "Create an order",
                 PLATFORMS,
                 {201: NewOrderGiven, 200: NewOrderGiven},
                 describes=NewOrderTaken,
@@ -173,13 +176,14 @@ class Orders:
                     _NOT_ONLINE,
                     _NO_MONEY,
                     _TWICE,
-                    Refused(409, "order_exists", "The id is another order's.", OtherOrderGiven),
+                    Refused(409, "order_exists", "Another order has this id.", OtherOrderGiven),
                 ),
                 idempotent=True,
                 body_bytes=LONG_BODY_BYTES,
                 description=(
-                    "Without an `orderId` posd makes one that nobody can guess. `pending`, `received`,"
-                    " `accepted` and `print` are parts of other addresses, and no order's id."
+                    "Without an `orderId`, posd generates a random one. `pending`, "
+                    "`received`, `accepted` and `print` are parts of other URLs, and "
+                    "cannot be ids."
                 ),
                 tag="Orders",
                 example={"orderId": "A-4", "totalAmount": 12.5, "customerName": "Maya Stone"},
@@ -197,9 +201,14 @@ class Orders:
                     _UNKNOWN,
                     _NOT_ONLINE,
                     _NO_MONEY,
-                    Refused(409, "version_mismatch", "It has another version.", CurrentOrderGiven),
                     Refused(
-                        409, "invalid_transition", "No such step of the status.", CurrentStatusGiven
+                        409, "version_mismatch", "The order has another version.", CurrentOrderGiven
+                    ),
+                    Refused(
+                        409,
+                        "invalid_transition",
+                        "This transition of the status is not allowed.",
+                        CurrentStatusGiven,
                     ),
                 ),
                 idempotent=True,
@@ -211,7 +220,7 @@ class Orders:
                 "GET",
                 "/api/{tenant}/orders/{orderId}",
                 self.look,
-                "An order, and how far it is",
+                "Read an order and its delivery",
                 PLATFORMS,
                 {200: OrderGiven},
                 refusals=(_UNKNOWN,),

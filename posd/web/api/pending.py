@@ -43,7 +43,7 @@ _UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 
 class PendingTaken(Taken, frozen=True):
-    """`limit` is brought into 1 to 500; `since`, a point in time or a day, leaves out older changes."""
+    """`limit` is limited to 1 to 500. `since` is a time or a date, and leaves out earlier changes."""
 
     limit: int = _LIMIT
     since: str | Unset = UNSET
@@ -52,7 +52,8 @@ class PendingTaken(Taken, frozen=True):
             str,
             Meta(
                 max_length=2000,
-                description="The `next` of the page before: what follows that page.",
+                description="The `next` of the previous page. The answer has the orders after"
+                " that page.",
             ),
         ]
         | Unset
@@ -60,10 +61,10 @@ class PendingTaken(Taken, frozen=True):
 
 
 class PendingGiven(Success, frozen=True):
-    """Open orders, the oldest first: each as `new_order`'s data, and `id`, `total`, `printStatus`.
+    """Pending orders, oldest first: the data of `new_order` with `id`, `total` and `printStatus`.
 
-    While `hasMore` is true, `next` is the `after` of the next call. All events up to `lastEventId`
-    are in what the page shows.
+    While `hasMore` is true, `next` is the `after` of the next call. The page includes all events up
+    to `lastEventId`.
     """
 
     orders: list[Annotated[dict[str, Any], component("Order")]]
@@ -93,17 +94,19 @@ class PendingOrders:
                 "GET",
                 "/api/{tenant}/orders/pending",
                 self.pending,
-                "Orders that are neither printed nor over",
+                "List pending orders",
                 TILLS,
                 {200: PendingGiven},
                 takes=PendingTaken,
-                description="A page has up to `limit` orders and up to 1 MiB, and one order at least. There"
-                " are more while `hasMore` is true; `next` is the `after` of the call for them. An order"
-                " that is placed while you page comes at the end, or by the stream with an id above the"
-                " `lastEventId` of the first page.",
+                description="The list has no orders that were printed, completed or "
+                "cancelled. A page has up to `limit` orders and up to 1 MiB, and "
+                "at least one order. While `hasMore` is true, call again with "
+                "`next` as `after`. An order that is placed in the meantime is at"
+                " the end of the list, or comes by the stream with an id above "
+                "the `lastEventId` of the first page.",
                 refusals=(
-                    Refused(404, "unknown_tenant", "It was deleted just now."),
-                    Refused(429, "too_many_requests", "Four long pages are being written already."),
+                    Refused(404, "unknown_tenant", "The tenant was deleted a moment ago."),
+                    Refused(429, "too_many_requests", "posd is already writing four long pages."),
                 ),
                 tag="Orders",
             ),

@@ -44,7 +44,7 @@ _MEMBERS: Final = frozenset(("type", "data", "timestamp"))
 """Of an event. Its other members stand beside the data."""
 _EMPTY: Final[Mapping[str, object]] = MappingProxyType({})
 _MOST_WARNINGS: Final = 100
-Position = Annotated[Seq, Meta(ge=1, description="A position in the tenant's stream.")]
+Position = Annotated[Seq, Meta(ge=1, description="A position in the stream of the tenant.")]
 
 
 @frozen
@@ -62,7 +62,8 @@ EventToPublish = Annotated[dict[str, Any], component("EventToPublish")]
 
 
 class EventsTaken(Taken, frozen=True):
-    """One event, or up to 500 under `events`. Members beside `data` go out beside the data."""
+    """One event, or up to 500 events in `events`. Members beside `data` are published beside
+    `data`."""
 
     type: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,49}$")] | Unset = UNSET
     data: dict[str, Any] | Unset = UNSET
@@ -72,7 +73,7 @@ class EventsTaken(Taken, frozen=True):
 
 
 class WarningGiven(Given, frozen=True):
-    """A value that was repaired, or that could not be read. `member` is its path."""
+    """A value that posd repaired or could not read. `member` is its path."""
 
     member: str
     code: Annotated[str, Meta(extra_json_schema={"enum": [*WARNING_CODES]})]
@@ -81,14 +82,16 @@ class WarningGiven(Given, frozen=True):
 
 Warnings = Annotated[
     list[WarningGiven],
-    Meta(description="What was repaired, or could not be read; left out where nothing was."),
+    Meta(
+        description="The values that posd repaired or could not read. Left out if there are none."
+    ),
 ]
 
 
 class EventGiven(Success, frozen=True, kw_only=True):
-    """Where one event or several have gone; null for one that told nothing new.
+    """The positions of the events. Null: the event has nothing new.
 
-    `connections` counts the tenant's connected tills, on all nodes.
+    `connections` is the number of connected tills of the tenant, on all nodes.
     """
 
     id: Position | Unset | None = UNSET
@@ -98,14 +101,14 @@ class EventGiven(Success, frozen=True, kw_only=True):
 
 
 class BroadcastTaken(Taken, frozen=True):
-    """What the deployed broadcaster sends."""
+    """The request of existing broadcasters."""
 
     tenant: str
     event: EventToPublish
 
 
 class BroadcastGiven(Success, frozen=True):
-    """What the deployed broadcaster is told."""
+    """The answer that existing broadcasters expect."""
 
     message: str
     connections: int
@@ -146,16 +149,21 @@ class Publisher:
                 "POST",
                 "/broadcast",
                 self.broadcast,
-                "Publish as the deployed broadcaster does",
+                "Publish an event with the older call",
                 PLATFORMS,
                 {200: BroadcastGiven},
                 describes=BroadcastTaken,
                 refusals=(
                     *PUBLISHING_REFUSALS,
-                    Refused(400, "missing_tenant_or_event", "One of them is not there."),
-                    Refused(400, "invalid_tenant", "`tenant` is no tenant's name."),
-                    Refused(403, "tenant_mismatch", "X-Tenant-ID names another tenant."),
-                    Refused(404, "unknown_tenant", "On a trusted listener, which asks for no key."),
+                    Refused(400, "missing_tenant_or_event", "`tenant` or `event` is missing."),
+                    Refused(400, "invalid_tenant", "`tenant` is not the slug of a tenant."),
+                    Refused(403, "tenant_mismatch", "`X-Tenant-ID` is not the tenant of the body."),
+                    Refused(
+                        404,
+                        "unknown_tenant",
+                        "There is no such tenant. Only a trusted listener, which requires"
+                        " no key, gives this answer.",
+                    ),
                 ),
                 idempotent=True,
                 body_bytes=LONG_BODY_BYTES,
@@ -261,11 +269,11 @@ class Publisher:
 
 
 PUBLISHING_REFUSALS: Final = (
-    Refused(400, "invalid_events", "`events` is not a list of 1 to 500."),
+    Refused(400, "invalid_events", "`events` is not a list of 1 to 500 events."),
     Refused(400, "invalid_event", "An event is not an object."),
-    Refused(413, "event_too_large", "An event has more than `security.rate_limits.event_bytes`."),
-    Refused(422, "invalid_event", "This cannot be an event."),
-    Refused(429, "too_many_requests", "The tenant publishes more than it may."),
+    Refused(413, "event_too_large", "An event exceeds `limits.event_bytes`."),
+    Refused(422, "invalid_event", "The data cannot become an event."),
+    Refused(429, "too_many_requests", "The tenant exceeds its rate of events."),
 )
 
 

@@ -22,7 +22,7 @@ from posd.web.http.requests import Answer
 
 Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
 """How many there are, within what every JSON reader keeps."""
-Kept = Annotated[Any, Meta(description="Kept as it is.")]
+Kept = Annotated[Any, Meta(description="Stored unchanged.")]
 _MESSAGES: Final = {
     1: "The report is stored.",
     None: "This is the report that is there already.",
@@ -32,10 +32,11 @@ _REPLACED: Final = "The report is stored; the one that was there is kept as an a
 
 
 class ReportTaken(Taken, frozen=True):
-    """A day's figures. All but the day may be missing, or null; amounts may be zero or negative."""
+    """The figures of a day. Only the day is required. Other members may be null, and amounts may be
+    zero or negative."""
 
     report_date: Annotated[
-        str, Meta(max_length=60, description="A day, or a time of which it is the day.")
+        str, Meta(max_length=60, description="A date, or a time, which counts as its date.")
     ]
     total_sales: Amount | Unset | None = UNSET
     total_orders: Annotated[Count, called("order_count", "orderCount")] | Unset | None = UNSET
@@ -55,7 +56,7 @@ class ReportTaken(Taken, frozen=True):
 
 
 class IssueGiven(Given, frozen=True):
-    """What is odd about a report: `kind` is `missing`, `rounded`, `disagrees` or `unlikely_day`."""
+    """A problem of a report. `kind` is `missing`, `rounded`, `disagrees` or `unlikely_day`."""
 
     kind: str
     field: str
@@ -63,7 +64,7 @@ class IssueGiven(Given, frozen=True):
 
 
 class ReportData(Given, frozen=True):
-    """A report as it is stored. `created`: it is the first one of its day."""
+    """A stored report. `created` is true if it is the first one of its day."""
 
     report_date: Annotated[str, Meta(extra_json_schema={"format": "date"})]
     total_sales: Decimal | None
@@ -74,7 +75,7 @@ class ReportData(Given, frozen=True):
 
 
 class ReportGiven(Success, frozen=True):
-    """What became of a report."""
+    """The result of a report."""
 
     message: str
     data: ReportData
@@ -93,21 +94,22 @@ class DailyReports:
                 "POST",
                 "/api/{tenant}/reports/daily",
                 self.daily,
-                "Report a day",
+                "Store a daily report",
                 TILLS,
                 {200: ReportGiven},
                 ReportTaken,
                 refusals=(
-                    Refused(422, "invalid_amount", "It is no number, or beyond all bounds."),
+                    Refused(422, "invalid_amount", "The value is not a number, or is too large."),
                 ),
                 idempotent=True,
                 body_bytes=LONG_BODY_BYTES,
                 tag="Reports",
-                description="A shop has one report for each day, whichever till sends it. Another one"
-                " of that day replaces it, and the old one is kept as an amendment. What does not add"
-                " up is stored all the same, with `balanced` false and the reasons in `issues`; what"
-                " is finer than the currency is rounded, and noted there. A day before 2000 or after 2199 is"
-                " stored and noted too.",
+                description="A shop has one report for each day. A later report of any till "
+                "for the same day replaces it, and posd keeps the earlier one as "
+                "an amendment. If the sums do not agree, posd stores the report "
+                "with `balanced` false and the reasons in `issues`. posd rounds "
+                "amounts with more decimals than the currency, and also stores a "
+                "day before 2000 or after 2199; both are noted in `issues`.",
                 example={
                     "reportDate": "2026-11-22",
                     "totalSales": 1250.75,

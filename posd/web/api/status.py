@@ -20,7 +20,7 @@ from posd.web.http.requests import Answer
 
 
 class TerminalGiven(Given, frozen=True):
-    """One terminal, connected or not; `behind` is for one that acknowledges."""
+    """A terminal, connected or not. Only a terminal that acknowledges has `behind`."""
 
     device_id: str | None
     connected_since: Moment | None
@@ -40,7 +40,7 @@ class WebSocketGiven(Given, frozen=True):
 
 
 class CountGiven(Given, frozen=True, rename=None):
-    """How many events of one type there were in the last day."""
+    """The number of events of a type in the last 24 hours."""
 
     event_type: str
     count: int
@@ -48,7 +48,7 @@ class CountGiven(Given, frozen=True, rename=None):
 
 
 class LoggedGiven(Given, frozen=True, rename=None):
-    """An entry of the log; those without a position have none."""
+    """A row of the log. `id` is null if the row has no position."""
 
     id: Seq | None
     event_type: str
@@ -57,7 +57,7 @@ class LoggedGiven(Given, frozen=True, rename=None):
 
 
 class StatusGiven(Success, frozen=True):
-    """How a shop's tills stand."""
+    """The status of the tills of a tenant."""
 
     tenant: str
     websocket: WebSocketGiven
@@ -81,10 +81,10 @@ class Monitor:
                 "GET",
                 "/api/{tenant}/pos-status",
                 self.status,
-                "How the tills stand",
+                "Read the status of the tills",
                 ANYBODY_AT_TENANT,
                 {200: StatusGiven},
-                refusals=(Refused(404, "unknown_tenant", "It was deleted just now."),),
+                refusals=(Refused(404, "unknown_tenant", "The tenant was deleted a moment ago."),),
             ),
         )
 

@@ -35,21 +35,24 @@ _log = Logger()
 
 
 class TenantTaken(Taken, frozen=True):
-    """A shop that is to be served."""
+    """A tenant to create."""
 
     slug: Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")]
     name: Annotated[str, Meta(min_length=1, max_length=200)]
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$", description="Of ISO 4217.")] = "GBP"
-    timezone: Annotated[str, Meta(max_length=64, description="A name of the IANA database.")] = (
-        "Europe/London"
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$", description="A currency of ISO 4217.")] = (
+        "GBP"
     )
+    timezone: Annotated[
+        str, Meta(max_length=64, description="A time zone of the IANA database.")
+    ] = "Europe/London"
     default_region: (
         Annotated[
             str,
             Meta(
                 pattern="^[A-Z]{2}$",
-                description="Of ISO 3166: where telephone numbers without a country code are of."
-                " Without it, the country of the time zone, and GB where that has none.",
+                description="A country of ISO 3166, for telephone numbers without a country "
+                "code. The default is the country of the time zone, or GB if the "
+                "time zone has none.",
             ),
         ]
         | Unset
@@ -57,7 +60,8 @@ class TenantTaken(Taken, frozen=True):
 
 
 class TenantGiven(Given, frozen=True):
-    """A shop. `ready`: its schema is what this posd needs. `connected` counts its tills."""
+    """A tenant. `ready`: its schema has the form that this posd needs. `connected` is the number of
+    its connected tills."""
 
     slug: str
     name: str
@@ -72,20 +76,21 @@ class TenantGiven(Given, frozen=True):
 
 
 MOST_LISTED: Final = 1000
-Limit = Annotated[int, Meta(ge=1, le=MOST_LISTED, description="How many at most.")]
+Limit = Annotated[int, Meta(ge=1, le=MOST_LISTED, description="The maximum number of entries.")]
 
 
 class TenantsTaken(Taken, frozen=True):
-    """Which page of the list."""
+    """The page of the list."""
 
     limit: Limit = MOST_LISTED
     after: (
-        Annotated[str, Meta(max_length=48, description="The `next` of the page before.")] | Unset
+        Annotated[str, Meta(max_length=48, description="The `next` of the previous page.")] | Unset
     ) = UNSET
 
 
 class TenantsGiven(Success, frozen=True):
-    """Shops by slug, disabled ones too. While `hasMore` is true, `next` is the `after` of the next call."""
+    """Tenants by slug, including disabled ones. While `hasMore` is true, `next` is the `after` of
+    the next call."""
 
     tenants: list[TenantGiven]
     has_more: bool
@@ -93,13 +98,13 @@ class TenantsGiven(Success, frozen=True):
 
 
 class OneTenantGiven(Success, frozen=True):
-    """A shop that was made, or that was there."""
+    """The tenant that was created, or that already existed."""
 
     tenant: TenantGiven
 
 
 class OperatorTerminalGiven(TerminalGiven, frozen=True):
-    """A terminal, with what its shop need not know; `node` is the posd that it is connected to."""
+    """A terminal, with members for operators. `node` is the posd that it is connected to."""
 
     device_name: str | None
     has_key: bool
@@ -110,7 +115,7 @@ class OperatorTerminalGiven(TerminalGiven, frozen=True):
 
 
 class TerminalsGiven(Success, frozen=True):
-    """A shop's terminals: those that are connected first."""
+    """The terminals of a tenant, connected ones first."""
 
     tenant: str
     terminals: list[OperatorTerminalGiven]
@@ -147,20 +152,24 @@ class Operators:
                 "POST",
                 "/api/admin/tenants",
                 self.make,
-                "Make a tenant",
+                "Create a tenant",
                 ADMINS,
                 {201: OneTenantGiven, 200: OneTenantGiven},
                 TenantTaken,
                 refusals=(
-                    Refused(409, "tenant_exists", "There is another tenant of this slug."),
+                    Refused(409, "tenant_exists", "Another tenant has this slug."),
                     Refused(
-                        409, "schema_exists", "A shop's own schema is for `posctl tenant add`."
+                        409,
+                        "schema_exists",
+                        "The schema exists already. Use `posctl tenant add` for a schema "
+                        "of the shop.",
                     ),
                 ),
                 idempotent=True,
-                description="A tenant is made whole: its schema, its tables, its stream. It can be"
-                " used at once. The same again is answered with the tenant, and 200; with the same"
-                " `Idempotency-Key`, with the first answer.",
+                description="posd creates the tenant with its schema, its tables and its "
+                "stream, and the tenant can be used at once. If the same tenant "
+                "exists, the answer is this tenant, with 200. A repeated call "
+                "with the same `Idempotency-Key` gets the first answer.",
                 tag="Operators",
                 example={"slug": "bistro", "name": "The Bistro", "currency": "EUR"},
             ),
@@ -168,7 +177,7 @@ class Operators:
                 "GET",
                 "/api/admin/tenants/{slug}/terminals",
                 self.terminals,
-                "List a tenant's terminals",
+                "List the terminals of a tenant",
                 ADMINS,
                 {200: TerminalsGiven},
                 refusals=(UNKNOWN_TENANT,),
@@ -185,8 +194,8 @@ class Operators:
                     UNKNOWN_TENANT,
                     Refused(404, "unknown_terminal", "The tenant has no such terminal."),
                 ),
-                description="The terminal may come back at once, and does. To shut it out, revoke its"
-                " key. It is safe to repeat, and an `Idempotency-Key` is not looked at.",
+                description="The terminal can reconnect at once. To keep it out, revoke its "
+                "key. The call can be repeated, and ignores `Idempotency-Key`.",
                 tag="Operators",
             ),
         )

@@ -33,13 +33,15 @@ from posd.web.http.requests import Answer
 
 _LONGEST_TEXT: Final = 500
 
-Told = Annotated[Any, Meta(description="RFC 3339; what cannot be read means now.")]
-Free = Annotated[str, Meta(description="Of more than 500 characters the first 500 are kept.")]
+Told = Annotated[
+    Any, Meta(description="A time of RFC 3339. A value that posd cannot read means now.")
+]
+Free = Annotated[str, Meta(description="posd stores the first 500 characters.")]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
 class OrderReportTaken(Taken, frozen=True):
-    """What a till says about an order."""
+    """A report of a till about an order."""
 
     order_id: Identity
     status: Annotated[str, Meta(max_length=100)] | Unset | None = UNSET
@@ -53,14 +55,14 @@ class OrderReportTaken(Taken, frozen=True):
 
 
 class OrderReportGiven(Success, frozen=True):
-    """How far the order is now."""
+    """The present status of the order."""
 
     order_id: str
     print_status: str
 
 
 class HeartbeatTaken(Taken, frozen=True):
-    """What a terminal tells of itself."""
+    """The state of a terminal."""
 
     device_id: str | Unset | None = UNSET
     status: Free | Unset | None = UNSET
@@ -71,14 +73,14 @@ class HeartbeatTaken(Taken, frozen=True):
 
 
 class HeartbeatGiven(Success, frozen=True):
-    """When it was heard, by posd's clock."""
+    """The time at which posd received the heartbeat."""
 
     timestamp: Moment
 
 
 _DEVICE: Final = (
-    Refused(400, "invalid_device", "`deviceId` is not a name."),
-    Refused(403, "device_mismatch", "`deviceId` is another device than the key's or the header's."),
+    Refused(400, "invalid_device", "`deviceId` is not a valid name."),
+    Refused(403, "device_mismatch", "`deviceId` is not the device of the key or of the header."),
 )
 _UNKNOWN: Final = Refused(404, "unknown_order", "There is no order of this id.")
 
@@ -94,20 +96,20 @@ class TerminalEndpoints:
     @property
     def operations(self) -> tuple[Operation, ...]:
         return (
-            self._report("received", self.received, "Say that an order is stored"),
-            self._report("accepted", self.accepted, "Say that the kitchen makes an order"),
-            self._report("print", self.printed, "Say how printing went, or that it was paid"),
+            self._report("received", self.received, "Report that an order is stored"),
+            self._report("accepted", self.accepted, "Report that the kitchen prepares an order"),
+            self._report("print", self.printed, "Report a print result or a payment"),
             Operation(
                 "POST",
                 "/api/{tenant}/heartbeat",
                 self.heartbeat,
-                "Say that a terminal is there",
+                "Send a heartbeat",
                 TILLS,
                 {200: HeartbeatGiven},
                 takes=HeartbeatTaken,
                 refusals=(
                     *_DEVICE,
-                    Refused(429, "too_many_devices", "The tenant has 1000 already."),
+                    Refused(429, "too_many_devices", "The tenant already has 1000 devices."),
                 ),
                 example={"deviceId": "POS_1", "status": "online", "pendingAcksCount": 0},
             ),

@@ -17,35 +17,43 @@ from posd.web.http.operations import NOBODY, Operation, Refused
 
 
 class FieldGiven(Given, frozen=True):
-    """Which member it is about, as a path from the top of what was sent."""
+    """The member that the error is about, as a path from the top of the body."""
 
     field: str
 
 
 _ALWAYS: Final = (
-    Refused(400, "bad_request", "This is not HTTP as it should be."),
-    Refused(403, "forbidden", "A key of another kind, or nothing for a trusted listener."),
+    Refused(400, "bad_request", "The request is not valid HTTP."),
+    Refused(
+        403,
+        "forbidden",
+        "The key is of another kind, or a trusted listener does not permit the request.",
+    ),
     Refused(413, "too_large", "The body is longer than the operation allows."),
-    Refused(429, "too_many_requests", "This key, or this address without one, asks too much."),
-    Refused(503, "overloaded", "Too many long bodies are being sent."),
-    Refused(500, "internal_error", "A bug of posd; its log has the `requestId`."),
+    Refused(
+        429,
+        "too_many_requests",
+        "The key, or the address of a request without a valid key, exceeds its rate.",
+    ),
+    Refused(503, "overloaded", "posd is receiving too many long bodies."),
+    Refused(500, "internal_error", "A fault of posd. The log of posd has the `requestId`."),
 )
 _KEY: Final = (
-    Refused(401, "unauthorized", "There is no key, or none that is valid here."),
+    Refused(401, "unauthorized", "There is no key, or the key is not valid here."),
     Refused(429, "too_many_attempts", "Too many failed attempts from this address."),
 )
 _DATABASE: Final = (
-    Refused(503, "unavailable", "The database is away, or posd is going down."),
+    Refused(503, "unavailable", "The database is unavailable, or posd is stopping."),
     Refused(503, "busy", "The database took too long."),
 )
 _DEVICE: Final = Refused(403, "device_disabled", "This device is disabled.")
 _MISMATCH: Final = Refused(403, "tenant_mismatch", "`X-Tenant-ID` names another tenant.")
 _TENANT: Final = (
-    Refused(400, "invalid_tenant", "This is no tenant's name."),
-    Refused(400, "invalid_device", "`X-Device-ID` is not a name."),
+    Refused(400, "invalid_tenant", "The name is not the slug of a tenant."),
+    Refused(400, "invalid_device", "`X-Device-ID` is not a valid name."),
     _MISMATCH,
-    Refused(403, "device_mismatch", "The key belongs to another device than the one named."),
-    Refused(403, "device_key_required", "This device has a key of its own."),
+    Refused(403, "device_mismatch", "The key belongs to another device."),
+    Refused(403, "device_key_required", "This device must use its own key."),
     _DEVICE,
 )
 _TYPE: Final = Refused(415, "unsupported_media_type", "The body is not `application/json`.")
@@ -53,19 +61,21 @@ _BODY: Final = (
     Refused(400, "invalid_json", "The body is not JSON, or not an object."),
     Refused(400, "number_out_of_range", "A number in the body has more than 40 digits."),
 )
-_PATH: Final = Refused(400, "invalid_path", "The address is not UTF-8.")
+_PATH: Final = Refused(400, "invalid_path", "The path is not UTF-8.")
 _QUERY: Final = Refused(400, "invalid_query", "The query is not UTF-8.")
 _MEMBERS: Final = (
-    Refused(400, "invalid_field", "A member cannot be that, or came twice.", FieldGiven),
-    Refused(400, "missing_field", "A member that is needed is not there.", FieldGiven),
+    Refused(400, "invalid_field", "A member has an invalid value, or occurs twice.", FieldGiven),
+    Refused(400, "missing_field", "A required member is missing.", FieldGiven),
 )
 _IDEMPOTENT: Final = (
-    Refused(400, "invalid_idempotency_key", "`Idempotency-Key` is none, or there are two."),
-    Refused(409, "still_running", "The first call with this `Idempotency-Key` is not finished."),
+    Refused(400, "invalid_idempotency_key", "`Idempotency-Key` is not valid, or occurs twice."),
+    Refused(409, "still_running", "The first call with this `Idempotency-Key` is still running."),
     Refused(422, "idempotency_mismatch", "This `Idempotency-Key` was used for another call."),
 )
-_MUTATING: Final = Refused(503, "outcome_unknown", "The database was lost during the COMMIT.")
-_AMOUNT: Final = Refused(422, "invalid_amount", "So much cannot be moved.", FieldGiven)
+_MUTATING: Final = Refused(
+    503, "outcome_unknown", "The database connection was lost during COMMIT."
+)
+_AMOUNT: Final = Refused(422, "invalid_amount", "The amount is not valid.", FieldGiven)
 
 EVERYWHERE: Final = frozenset(
     (each.status, each.code, each.when)

@@ -27,44 +27,44 @@ JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
 _ABOUT: Final = cleandoc(
     """
-    posd brings a shop's orders to its tills, and keeps its gift cards and loyalty points.
+    posd delivers the orders of a shop to its tills, and stores its gift cards and loyalty points.
 
-    What is sent and answered is JSON in UTF-8. Amounts are JSON numbers and exact decimals; a binary
-    float never sees them. Times are RFC 3339. Members that posd does not know are ignored. Names are
-    in camelCase; snake_case is read as well.
+    Bodies and answers are JSON in UTF-8. Amounts are JSON numbers with exact decimals; posd does not
+    convert them to binary floating point. Times are RFC 3339. Unknown members are ignored. Names are in
+    camelCase; posd also accepts snake_case.
 
-    Every answer to GET is one to HEAD too, without its body. What is not there is 404 `not_found`;
-    a method that an address does not have is 405 `method_not_allowed`, with the others in `Allow`.
+    HEAD is answered like GET, without the body. An unknown URL is 404 `not_found`. A method that the URL
+    does not have is 405 `method_not_allowed`, with the other methods in `Allow`.
     """
 )
 TAGS: Final = {
-    "Tills": "What a shop's tills ask.",
-    "Orders": "Orders: placed and changed by a platform, received and printed by tills.",
-    "Gift cards": "Gift cards: sold, spent, and taken back.",
-    "Loyalty": "Loyalty points: earned, redeemed, and taken back.",
-    "Stream": "The stream of events, by polling and by server-sent events.",
-    "Reports": "A shop's day.",
-    "Platform": "What the platform that takes the orders calls.",
+    "Tills": "Calls of tills.",
+    "Orders": "Platforms create and change orders; tills receive and print them.",
+    "Gift cards": "Sell, deduct from and reverse gift cards.",
+    "Loyalty": "Add, redeem and reverse loyalty points.",
+    "Stream": "The event stream, by polling and by server-sent events.",
+    "Reports": "Daily reports of a shop.",
+    "Platform": "Calls of ordering platforms.",
     "Operators": "Tenants, keys and terminals.",
-    "Health": "What load balancers and operators ask.",
-    "Description": "This description.",
+    "Health": "Health checks for load balancers and operators.",
+    "Description": "The description of this API.",
 }
 _SECURITY: Final = {
     "key": {
         "type": "apiKey",
         "in": "header",
         "name": "X-API-Key",
-        "description": "The key, as `posctl key create` has shown it.",
+        "description": "The key, as `posctl key create` printed it.",
     },
     "bearer": {"type": "http", "scheme": "bearer", "description": "The same key."},
 }
 _HEADERS: Final = {
     "Idempotent-Replayed": {
-        "description": "`true` where this is the first answer again.",
+        "description": "`true` if this is a repeated answer.",
         "schema": {"const": "true"},
     },
     "Retry-After": {
-        "description": "In how many seconds it is worth another try.",
+        "description": "After how many seconds to try again.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "WWW-Authenticate": {
@@ -74,14 +74,19 @@ _HEADERS: Final = {
 }
 _ERROR: Final = {
     "type": "object",
-    "description": "Why there is no other answer.",
+    "description": "An error.",
     "properties": {
         "success": {"const": False},
-        "error": {"type": "string", "description": "A sentence for a person."},
-        "code": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "For programs."},
+        "error": {"type": "string", "description": "A message for people."},
+        "code": {
+            "type": "string",
+            "pattern": "^[a-z][a-z0-9_]*$",
+            "description": "A code for programs.",
+        },
         "requestId": {
             "type": "string",
-            "description": "A fault of posd (500) stands by this in its log.",
+            "description": "The id of the request. If it is a fault of posd (500), the log "
+            "of posd has the same id.",
         },
     },
     "required": ["success", "error", "code", "requestId"],
@@ -111,7 +116,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             "description": _ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/", "description": "Where this description came from."}],
+        "servers": [{"url": "/", "description": "The posd that serves this description."}],
         "tags": tags,
         "paths": paths,
         "components": {
@@ -159,7 +164,7 @@ def _id(operation: Operation) -> str:
 def _description(operation: Operation) -> str:
     sentences = [operation.description]
     if operation.trusted:
-        sentences.append("On a trusted listener no key is asked for.")
+        sentences.append("A trusted listener requires no key.")
     return "\n\n".join(sentence for sentence in sentences if sentence)
 
 

@@ -57,11 +57,11 @@ class _Page:
             tags.head(
                 tags.meta(charset="utf-8"),
                 tags.meta(name="viewport", content="width=device-width, initial-scale=1"),
-                tags.title(f"{info['title']}: what can be asked by HTTP"),
+                tags.title(f"{info['title']}: HTTP API"),
                 tags.style(_STYLE),
             ),
             tags.body(
-                Tag("nav")(Tag("details")(Tag("summary")("What there is"), *self._contents())),
+                Tag("nav")(Tag("details")(Tag("summary")("Contents"), *self._contents())),
                 Tag("main")(
                     tags.h1(info["title"], tags.small(info["version"])),
                     *prose(info["description"]),
@@ -70,7 +70,8 @@ class _Page:
                     *_everywhere(),
                     *self._shapes(),
                     Tag("footer")(
-                        "The same for programs: ", _link("/openapi.json", "/openapi.json")
+                        "The same description for programs: ",
+                        _link("/openapi.json", "/openapi.json"),
                     ),
                 ),
             ),
@@ -85,8 +86,8 @@ class _Page:
 
     def _contents(self) -> Iterator[Tag]:
         yield tags.ul(
-            tags.li(_link("#calling", "How it is called")),
-            tags.li(_link(f"#{_GENERAL}", "What every call may be refused with")),
+            tags.li(_link("#calling", "How to call the API")),
+            tags.li(_link(f"#{_GENERAL}", "Errors of all calls")),
         )
         for tag in self._document["tags"]:
             yield tags.b(tag["name"])
@@ -104,10 +105,10 @@ class _Page:
         yield tags.ul(tags.li(_link(f"#{name}", name)) for name in self._shared())
 
     def _keys(self) -> Iterator[Tag]:
-        yield tags.h2("How it is called", id="calling")
+        yield tags.h2("How to call the API", id="calling")
         header, bearer = "X-API-Key", "Authorization: Bearer"
         yield tags.p("A key is sent as ", tags.code(header), " or ", tags.code(bearer), ".")
-        yield tags.p("The examples are for a shell in which these two are set:")
+        yield tags.p("The examples are for a shell with these two variables:")
         yield tags.pre(_SETTING)
 
     def _section(self, tag: Node) -> Iterator[Tag]:
@@ -118,7 +119,7 @@ class _Page:
                 *self._head(method, path, operation),
                 *self._parameters(operation),
                 *self._body(operation),
-                tags.h4("For instance"),
+                tags.h4("Example"),
                 tags.pre(_curl(method, path, operation)),
                 *self._answers(operation),
                 id=operation["operationId"],
@@ -132,7 +133,7 @@ class _Page:
         yield tags.p(tags.span(method.upper(), class_=f"method {method}"), *parts, class_="call")
         kinds = operation.get("x-key-kinds")
         if kinds:
-            yield tags.p("With a key of ", *(tags.span(kind) for kind in kinds), class_="who")
+            yield tags.p("Kinds of keys: ", *(tags.span(kind) for kind in kinds), class_="who")
         else:
             yield tags.p("Without a key.")
         yield from prose(operation.get("description", ""))
@@ -146,7 +147,7 @@ class _Page:
                     (
                         each["name"],
                         each["schema"] | {key: each[key] for key in ("x-also",) if key in each},
-                        "needed" if each.get("required") and place == "query" else "",
+                        "required" if each.get("required") and place == "query" else "",
                         each.get("description", ""),
                     )
                     for each in found
@@ -171,7 +172,7 @@ class _Page:
                 if "allOf" in schema:
                     refused += self._refusals(status, response, schema)
                 elif name in shown:
-                    yield tags.p(tags.span(status, class_="status"), f"As with {shown[name]}.")
+                    yield tags.p(tags.span(status, class_="status"), f"The same as {shown[name]}.")
                 else:
                     shown |= {name: status} if name else {}
                     what = self._schemas[name]["description"] if name else response["description"]
@@ -179,9 +180,9 @@ class _Page:
                     yield from prose(what)
                     yield from members(self._schemas[name] if name else schema)
         if refused:
-            yield tags.h4("Refused with")
+            yield tags.h4("Errors")
             yield _codes(refused)
-        yield tags.p("And with what ", _link(f"#{_GENERAL}", "every call"), " may be refused with.")
+        yield tags.p("See also ", _link(f"#{_GENERAL}", "errors of all calls"), ".")
 
     def _refusals(
         self, status: str, response: Node, schema: Node
@@ -212,7 +213,7 @@ class _Page:
 
     def _shapes(self) -> Iterator[Tag]:
         yield tags.h2("Shapes")
-        yield from prose("What stands in bodies and answers, and what tills are told.")
+        yield from prose("The objects in bodies, answers and messages to tills.")
         for name in self._shared():
             schema = self._schemas[name]
             yield Tag("article")(
@@ -236,11 +237,11 @@ def _parts(response: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _everywhere() -> Iterator[Tag]:
-    yield tags.h2("What every call may be refused with", id=_GENERAL)
+    yield tags.h2("Errors of all calls", id=_GENERAL)
     yield tags.p(
         "An error has ",
-        *line("`success` (false), `error` for a person, `code` for programs, and `requestId`."),
-        " Of these each call has those that concern it:",
+        *line("`success` (false), `error` for people, `code` for programs, and `requestId`."),
+        " A call can have those of these errors that apply to it:",
     )
     yield _codes((str(status), code, line(when)) for status, code, when in sorted(EVERYWHERE))
 

@@ -20,8 +20,8 @@ _LIMITS: Final = {
     "exclusiveMinimum": "More than {}.",
     "maximum": "At most {}.",
     "exclusiveMaximum": "Less than {}.",
-    "minItems": "At least {} of them.",
-    "maxItems": "At most {} of them.",
+    "minItems": "At least {} entries.",
+    "maxItems": "At most {} entries.",
     "maxLength": "Up to {} characters.",
 }
 
@@ -66,7 +66,7 @@ def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
     Of what is `sent` those are marked that are needed, of what is got those that may not be there.
     """
     needed = {*schema.get("required", ())}
-    mark = "needed" if sent else "not always"
+    mark = "required" if sent else "optional"
     properties = schema.get("properties", {})
     if properties:
         yield table(
@@ -104,11 +104,11 @@ def _limits(schema: Node) -> Iterator[str]:
         if keyword in schema:
             yield sentence.format(schema[keyword])
     if "default" in schema:
-        yield f"`{jsontext.encode(schema['default']).decode()}` unless it is said."
+        yield f"`{jsontext.encode(schema['default']).decode()}` by default."
     if "examples" in schema:
-        yield f"For instance {', '.join(f'`{each}`' for each in schema['examples'])}."
+        yield f"Examples: {', '.join(f'`{each}`' for each in schema['examples'])}."
     if "x-also" in schema:
-        yield f"Also {', '.join(f'`{name}`' for name in schema['x-also'])}."
+        yield f"Also called {', '.join(f'`{name}`' for name in schema['x-also'])}."
     for part in schema.get("anyOf", ()):
         yield from _limits(part)
 
@@ -121,7 +121,7 @@ def _together(schema: Node) -> Iterator[list[Content]]:
     for rule in schema.get("allOf", ()):
         match rule:
             case {"$ref": _}:
-                yield ["And those of ", *form(rule), "."]
+                yield ["And the members of ", *form(rule), "."]
             case {"if": {"properties": condition}, "then": {"properties": consequence}}:
                 ((name, value),), ((then, what),) = condition.items(), consequence.items()
                 yield [

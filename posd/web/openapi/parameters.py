@@ -36,24 +36,23 @@ _SLUG: Final = {"pattern": f"^{SLUG.pattern}$", "maxLength": 48}
 PATH: Final = {
     each["name"]: each
     for each in (
-        _in_path("tenant", "The shop, by its slug.", "kitchen", **_SLUG),
-        _in_path("slug", "The shop, by its slug.", "kitchen", **_SLUG),
+        _in_path("tenant", "The slug of the tenant.", "kitchen", **_SLUG),
+        _in_path("slug", "The slug of the tenant.", "kitchen", **_SLUG),
         _in_path(
             "cardNumber",
-            "A gift card's number. Blanks around it and the case of its letters do not matter.",
+            "The number of a gift card. Surrounding spaces and the case of letters are ignored.",
             "GC-7Q4M-2XKD",
             maxLength=64,
         ),
         _in_path(
             "phone",
-            "A customer's telephone number, international or as it is dialled in the shop's country.",
+            "The telephone number of a customer, in the international form or in the form"
+            " of the shop's country.",
             "+447700900123",
             maxLength=40,
         ),
-        _in_path(
-            "orderId", "The order, by the id that its platform gave it.", "A-2", maxLength=255
-        ),
-        _in_path("deviceId", "The terminal, by its name.", "POS_1", maxLength=128),
+        _in_path("orderId", "The id that the platform gave to the order.", "A-2", maxLength=255),
+        _in_path("deviceId", "The name of the terminal.", "POS_1", maxLength=128),
         _in_path("date", "A day of the shop.", "2026-11-22", format="date"),
     )
 }
@@ -61,26 +60,26 @@ PATH: Final = {
 
 TENANT_ID: Final = _in_header(
     "X-Tenant-ID",
-    "Where it is sent, it must be the tenant that the call is about.",
+    "If it is sent, it must be the tenant of the call.",
     "kitchen",
     minLength=1,
 )
 DEVICE_ID: Final = _in_header(
     "X-Device-ID",
-    "Names the terminal that asks, with a tenant's key; with a device's own it must be that one.",
+    "The name of the terminal. With a device key it must be the name of the key.",
     "POS_1",
     minLength=1,
     maxLength=128,
 )
 LAST_EVENT_ID: Final = _in_header(
     "Last-Event-ID",
-    "As the parameter `last_event_id`, up to 18 digits. It counts where both are sent.",
+    "The same as the parameter `last_event_id`, up to 18 digits. The header takes precedence.",
     "1042",
 )
 IDEMPOTENCY_KEY: Final = _in_header(
     "Idempotency-Key",
-    "Names this call. Sent again with the same key it has no second effect and gets the first answer"
-    " again. `X-Idempotency-Key` is the same.",
+    "The key of this call. If the call is sent again with the same key, it has no second "
+    "effect and gets the first answer. `X-Idempotency-Key` is the same.",
     "5f1c9a52-9c55-4f4b-8c0f-1d0c3a2f7b11",
     minLength=1,
     maxLength=255,
