@@ -32,7 +32,7 @@ class PageTests(SynchronousTestCase):
 
     def test_it_has_every_row(self) -> None:
         text = (Path(__file__).parents[1] / "bench" / "README.md").read_text("utf-8")
-        table = text.partition("## The rows")[2].partition("\n## ")[0]
+        table = text.partition("## Rows")[2].partition("\n## ")[0]
         first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
         named = {name for cell in first_cells for name in re.findall("`([a-z-]+)`", cell)}
         self.assertEqual(named, {row.name for row in ROWS})
