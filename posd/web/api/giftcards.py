@@ -81,7 +81,7 @@ class Balance(Given, frozen=True):
 
 
 class BalanceData(Balance, frozen=True):
-    """The same, with what platforms call it besides."""
+    """The balance of a card, with the names that existing platforms read."""
 
     initial_amount: Decimal
     is_expired: bool
@@ -89,7 +89,7 @@ class BalanceData(Balance, frozen=True):
 
 
 class BalanceGiven(Balance, frozen=True, kw_only=True):
-    """What is on a card."""
+    """The balance of a card."""
 
     success: Literal[True] = True
     data: BalanceData
@@ -106,7 +106,7 @@ class Deduction(Given, frozen=True):
 
 
 class DeductionGiven(Deduction, frozen=True, kw_only=True):
-    """What was taken off a card."""
+    """A deduction from a card."""
 
     success: Literal[True] = True
     data: Deduction

@@ -54,7 +54,7 @@ class Standing(Given, frozen=True):
 
 
 class StandingData(Standing, frozen=True):
-    """The same, with what platforms call it besides."""
+    """The points of a customer, with the names that existing platforms read."""
 
     customer_name: str | None
     email: str | None
@@ -62,7 +62,7 @@ class StandingData(Standing, frozen=True):
 
 
 class StandingGiven(Standing, frozen=True, kw_only=True):
-    """What a customer has."""
+    """The points of a customer."""
 
     success: Literal[True] = True
     data: StandingData
@@ -79,7 +79,7 @@ class Addition(Given, frozen=True):
 
 
 class AdditionGiven(Addition, frozen=True, kw_only=True):
-    """What was added."""
+    """The points that were added."""
 
     success: Literal[True] = True
     data: Addition
@@ -97,7 +97,7 @@ class Redemption(Given, frozen=True):
 
 
 class RedemptionGiven(Redemption, frozen=True, kw_only=True):
-    """What was redeemed."""
+    """The points that were redeemed, and their value."""
 
     success: Literal[True] = True
     data: Redemption

@@ -43,10 +43,23 @@ _UNENCODED_PLUS: Final = re.compile(r"(:[0-9.]+) (?=[0-9]{2}:?[0-9]{2}$)")
 
 
 class PendingTaken(Taken, frozen=True):
-    """`limit` is limited to 1 to 500. `since` is a time or a date, and leaves out earlier changes."""
+    """The page of the list, and the oldest change in it."""
 
-    limit: int = _LIMIT
-    since: str | Unset = UNSET
+    limit: Annotated[
+        int,
+        Meta(
+            description="The maximum number of orders, from 1 to 500. Other values count as 1 or 500."
+        ),
+    ] = _LIMIT
+    since: (
+        Annotated[
+            str,
+            Meta(
+                description="A time or a date. Orders that were last published earlier are left out."
+            ),
+        ]
+        | Unset
+    ) = UNSET
     after: (
         Annotated[
             str,

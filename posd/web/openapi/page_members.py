@@ -70,7 +70,7 @@ def members(schema: Node, *, sent: bool = False) -> Iterator[Tag]:
     properties = schema.get("properties", {})
     if properties:
         yield table(
-            (name, each, mark if (name in needed) == sent else "", each.get("description", ""))
+            (name, each, mark if (name in needed) == sent else "", _description(each))
             for name, each in properties.items()
         )
     for sentence in _together(schema):
@@ -97,6 +97,12 @@ def _simple(kind: str, schema: Node) -> list[Content]:
     if kind == "string":
         return [_FORMATS.get(schema.get("format", ""), kind)]
     return [kind]
+
+
+def _description(schema: Node) -> str:
+    """Return the description of a member; a nullable one has it in an alternative of `anyOf`."""
+    found = [schema, *schema.get("anyOf", ())]
+    return next((str(each["description"]) for each in found if "description" in each), "")
 
 
 def _limits(schema: Node) -> Iterator[str]:
@@ -133,9 +139,9 @@ def _together(schema: Node) -> Iterator[list[Content]]:
 def _alternative(schema: Node) -> list[Content]:
     names = schema.get("required")
     if names is None:
-        return ["a ", *form(schema)]
+        return ["the members of ", *form(schema)]
     codes: list[list[Content]] = [[tags.code(name)] for name in names]
-    return ["with ", *_joined(codes, " and ")]
+    return _joined(codes, " and ")
 
 
 def _joined(parts: Iterable[list[Content]], between: str = " or ") -> list[Content]:

@@ -107,6 +107,10 @@ class PageTests(SynchronousTestCase):
         seen = Seen(self.rendered(document([row])))
         self.assertLessEqual({"opensAgain", "flooded"}, {*seen.codes})
 
+    def test_the_description_of_a_nullable_member_is_shown(self) -> None:
+        text = unescape(re.sub("<[^>]+>", "", self.html))
+        self.assertIn("Only a device key has one.", text)
+
     def test_what_stands_in_the_document_is_text(self) -> None:
         evil = document(operations())
         operation = evil["paths"]["/broadcast"]["post"]
