@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml, held against the code: a valid AsyncAPI document, and true in every message."""
+"""Compare docs/asyncapi.yaml with the code: it is valid AsyncAPI, and describes every message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.test_docs_protocol import closings
 from tests.test_docs_tills import produced
 
 with warnings.catch_warnings():
-    # Two of its models have a field `schema`, as the standard has, of which pydantic warns.
+    # pydantic warns of the field `schema` in two models, which the standard requires.
     warnings.simplefilter("ignore", UserWarning)
     from asyncapi3.models import AsyncAPI3
 
@@ -52,7 +52,7 @@ def channel() -> dict[str, Any]:
 
 
 def names(action: str) -> set[str]:
-    """The messages that posd sends or receives, by their names."""
+    """Return the names of the messages that posd sends or receives."""
     found = set()
     for operation in page()["operations"].values():
         used = operation["messages"] if operation["action"] == action else []
@@ -72,7 +72,7 @@ def examples(name: str) -> list[dict[str, Any]]:
 
 
 class DocumentTests(SynchronousTestCase):
-    """The form of the page."""
+    """The form of the document."""
 
     def test_it_is_asyncapi_3(self) -> None:
         AsyncAPI3.model_validate(page())
@@ -86,7 +86,7 @@ class DocumentTests(SynchronousTestCase):
                 self.assertIn(part, place, reference)
                 place = place[part]
 
-    def test_every_message_is_sent_or_received_and_no_other(self) -> None:
+    def test_every_message_is_sent_or_received(self) -> None:
         self.assertEqual(names("send") | names("receive"), {*page()["components"]["messages"]})
         self.assertEqual({*channel()["messages"]}, {*page()["components"]["messages"]})
 
@@ -95,7 +95,7 @@ class DocumentTests(SynchronousTestCase):
 
 
 class EventTests(SynchronousTestCase):
-    """What tills are told of."""
+    """The events that posd sends to tills."""
 
     def test_the_data_of_each_known_type_is_what_its_table_makes(self) -> None:
         made = components()
@@ -118,35 +118,35 @@ class EventTests(SynchronousTestCase):
                 beside = properties.keys() - {"type", "data"}
                 self.assertEqual(beside, {*drafts.REPEATED.get(kind, {})})
 
-    def test_every_type_is_one_of_the_known_ones_or_any_other(self) -> None:
+    def test_a_custom_event_has_none_of_the_known_types(self) -> None:
         self.assertEqual(names("send"), {*drafts.TABLES, "connected", "event", "pong", "error"})
         other = payload("event").schema["allOf"][1]["properties"]["type"]
         self.assertEqual({*other["not"]["enum"]}, {*drafts.TABLES})
 
 
 class ExampleTests(SynchronousTestCase):
-    """The examples: each fits, and is what is really said."""
+    """The examples fit their schemas, and posd writes or reads them."""
 
-    def test_every_message_has_one_that_fits(self) -> None:
+    def test_every_message_has_an_example_that_fits(self) -> None:
         for name in page()["components"]["messages"]:
             with self.subTest(message=name):
                 self.assertNotEqual(examples(name), [])
                 for example in examples(name):
                     self.assertEqual(payload(name).objections(example), [])
 
-    def test_what_posd_says_is_what_posd_writes(self) -> None:
+    def test_posd_writes_the_messages_of_posd(self) -> None:
         for name in names("send"):
             for example in examples(name):
                 with self.subTest(message=name):
                     self.assertEqual(decoded(decode(produced(example))), example)
 
-    def test_what_a_till_says_is_understood_as_that(self) -> None:
+    def test_posd_parses_the_messages_of_a_till(self) -> None:
         self.assertEqual(names("receive"), {*_TILL})
         for name, kind in _TILL.items():
             for example in examples(name):
                 self.assertIsInstance(messages.parse(encode(example)), kind)
 
-    def test_what_does_not_fit_is_not_understood(self) -> None:
+    def test_posd_refuses_messages_that_do_not_fit(self) -> None:
         for name, mistake in (
             ("ack", {"type": "ack"}),
             ("ack", {"type": "ack", "id": "7"}),
@@ -162,7 +162,7 @@ class ExampleTests(SynchronousTestCase):
                 with self.assertRaises(InvalidMessage):
                     messages.parse(encode(mistake))
 
-    def test_what_fits_in_another_spelling_is_understood(self) -> None:
+    def test_posd_parses_other_spellings_that_fit(self) -> None:
         for name, message in (
             ("print", {"type": "print", "order_id": 7, "status": "printed"}),
             ("nack", {"type": "nack", "id": 0, "reason": None}),
@@ -171,7 +171,7 @@ class ExampleTests(SynchronousTestCase):
             self.assertEqual(payload(name).objections(message), [])
             messages.parse(encode(message))
 
-    def test_a_greeting_fits_whatever_it_says(self) -> None:
+    def test_every_form_of_connected_fits(self) -> None:
         now = datetime.now(UTC)
         for resync in (None, *Resync):
             written = messages.connected_text(
@@ -188,20 +188,20 @@ class ExampleTests(SynchronousTestCase):
             )
             self.assertEqual(payload("connected").objections(decoded(decode(written))), [])
 
-    def test_a_pong_fits_whatever_it_gives_back(self) -> None:
+    def test_every_form_of_pong_fits(self) -> None:
         for ping in (messages.Ping(), messages.Ping("a"), messages.Ping(1, "b")):
             written = messages.pong_text(ping, datetime.now(UTC))
             self.assertEqual(payload("pong").objections(decoded(decode(written))), [])
 
 
 class AroundTests(SynchronousTestCase):
-    """How a connection begins and how it ends."""
+    """Refusals, errors and close codes."""
 
-    def test_every_closing_is_there_and_no_other(self) -> None:
+    def test_it_has_every_close_code(self) -> None:
         shown = {(each["code"], each["reason"]) for each in channel()["x-closings"]}
         self.assertEqual(shown, {(each.code, each.reason) for each in closings()})
 
-    def test_every_refusal_is_there_with_its_status(self) -> None:
+    def test_it_has_every_refusal_with_its_status(self) -> None:
         rows = [
             t
             for t in documents.tables("docs/protocol.md")
@@ -211,13 +211,13 @@ class AroundTests(SynchronousTestCase):
         shown = {status: {*codes} for status, codes in channel()["x-refusals"].items()}
         self.assertEqual(shown, told)
 
-    def test_every_error_on_an_open_connection_is_there(self) -> None:
+    def test_it_has_every_error_of_an_open_connection(self) -> None:
         text = documents.text("docs/protocol.md")
         section = text.partition("### Errors on an open connection\n")[2].partition("\n## ")[0]
         shown = payload("error").schema["properties"]["code"]["enum"]
         self.assertEqual({*shown}, words_in_code(section))
 
-    def test_who_opens_it_is_a_kind_of_key(self) -> None:
+    def test_it_names_the_kinds_of_keys(self) -> None:
         kinds = {kind.value for kind in KeyKind}
         self.assertEqual(words_in_code(channel()["description"]) & kinds, {"tenant", "device"})
 
@@ -228,7 +228,7 @@ class AroundTests(SynchronousTestCase):
 
 
 def references(value: object) -> Iterator[str]:
-    """Every reference in a document."""
+    """Yield every reference in a document."""
     if isinstance(value, dict):
         if isinstance(value.get("$ref"), str):
             yield value["$ref"]

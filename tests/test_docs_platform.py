@@ -1,4 +1,4 @@
-"""docs/platform.md, held against the code: its tables are those that events are read by."""
+"""Compare docs/platform.md with the code: its tables are those that posd normalises events with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECTIONS = {
 
 
 class MemberTests(SynchronousTestCase):
-    """The tables of what may be sent."""
+    """The tables of members."""
 
     def check(self, shown: documents.Table, members: Members) -> None:
         self.assertEqual(shown.column(), [member.name for member in members.members])
@@ -32,7 +32,7 @@ class MemberTests(SynchronousTestCase):
             others = {other for other in member.others if other != snake(member.name)}
             self.assertEqual(words_in_code(row[1]), others, row[0])
 
-    def test_every_known_type_has_its_members_and_their_other_names(self) -> None:
+    def test_every_known_type_has_its_members_with_their_other_names(self) -> None:
         for section, members in _SECTIONS.items():
             with self.subTest(section=section):
                 self.check(documents.table(PAGE, section), members)
@@ -40,7 +40,7 @@ class MemberTests(SynchronousTestCase):
             {name for section in _SECTIONS for name in section.split(", ")}, {*drafts._TABLES}
         )
 
-    def test_items_and_addons_have_theirs(self) -> None:
+    def test_items_and_addons_have_their_members(self) -> None:
         (items,) = (each for each in documents.tables(PAGE) if each.section == "Items")
         addons, _ = (each for each in documents.tables(PAGE) if each.section == "Addons")
         self.check(items, drafts._ITEM)
@@ -60,12 +60,12 @@ class MemberTests(SynchronousTestCase):
 
 
 class WordTests(SynchronousTestCase):
-    """Names that the page has from the code."""
+    """Names and limits of the code that are in the page."""
 
     def test_the_reserved_types_are_named(self) -> None:
         self.assertLessEqual(drafts._RESERVED, words_in_code(documents.text(PAGE)))
 
-    def test_the_table_of_methods_is_what_both_broadcasters_have(self) -> None:
+    def test_both_broadcasters_have_the_methods_of_the_table(self) -> None:
         rows = documents.table(PAGE, "Python client").rows
         for broadcaster in (BlockingBroadcaster, Broadcaster):
             for row in rows:
@@ -82,5 +82,5 @@ class WordTests(SynchronousTestCase):
 
 
 def flowing() -> str:
-    """The page without its line breaks."""
+    """Return the page without line breaks."""
     return " ".join(documents.text(PAGE).split())

@@ -1,4 +1,4 @@
-"""docs/tills.md, held against the code: every message in it is one that posd writes or reads."""
+"""Compare docs/tills.md with the code: posd writes or reads every message of the page."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _STEPS = {
 }
 
 
-def said_by(who: str) -> list[Block]:
-    """The JSON messages of the page that one side sends."""
+def messages_of(who: str) -> list[Block]:
+    """Return the JSON messages of the page that one side sends."""
     return [block for block in documents.blocks(PAGE) if block.of("json", who)]
 
 
@@ -44,7 +44,7 @@ def moment(text: str) -> datetime:
 
 
 def produced(message: dict[str, Any]) -> bytes:
-    """What posd writes where it wants to say this."""
+    """Return the bytes that posd writes for this message."""
     match message["type"]:
         case "connected":
             return messages.connected_text(
@@ -69,7 +69,7 @@ def produced(message: dict[str, Any]) -> bytes:
 
 
 def published(message: dict[str, Any]) -> bytes:
-    """The event that comes of publishing this one's data."""
+    """Return the event that posd makes when the data of this one is published."""
     beside = {name: value for name, value in message.items() if name not in _ENVELOPE}
     draft = drafts.draft(message["type"], message["data"], beside)
     if draft.type in drafts.ORDER_TYPES:
@@ -87,7 +87,7 @@ def published(message: dict[str, Any]) -> bytes:
 
 
 def before(order: dict[str, Any]) -> StoredOrder | None:
-    """What posd knew of an order before it was as it is in an event."""
+    """Return the order that posd knew before this event; None for a new order."""
     if "previousStatus" not in order:
         return None
     snapshot = {**order, "status": order["previousStatus"]}
@@ -97,29 +97,29 @@ def before(order: dict[str, Any]) -> StoredOrder | None:
 
 
 class MessageTests(SynchronousTestCase):
-    """The examples."""
+    """The messages in the examples."""
 
-    def test_what_posd_says_in_the_page_is_what_posd_writes(self) -> None:
-        shown = said_by("posd")
+    def test_posd_writes_the_messages_of_posd(self) -> None:
+        shown = messages_of("posd")
         self.assertNotEqual(shown, [])
         for block in shown:
             with self.subTest(line=block.line):
                 message: Any = decode(block.text)
                 self.assertEqual(encode(message).decode(), produced(message).decode())
 
-    def test_the_strictest_till_reads_every_event_in_the_page(self) -> None:
-        events = [block for block in said_by("posd") if '"data"' in block.text]
+    def test_the_strictest_till_reads_every_event(self) -> None:
+        events = [block for block in messages_of("posd") if '"data"' in block.text]
         self.assertNotEqual(events, [])
         for block in events:
             with self.subTest(line=block.line):
                 strict_till.read(encode(decode(block.text)))
 
     def test_every_known_type_of_event_has_an_example(self) -> None:
-        shown: set[Any] = {decode(block.text)["type"] for block in said_by("posd")}  # type: ignore[index]
+        shown: set[Any] = {decode(block.text)["type"] for block in messages_of("posd")}  # type: ignore[index]
         self.assertEqual(drafts._TABLES.keys() - shown, set())
 
-    def test_what_a_till_says_in_the_page_is_understood(self) -> None:
-        kinds = {type(messages.parse(block.text.encode())) for block in said_by("till")}
+    def test_posd_parses_every_type_of_message_of_a_till(self) -> None:
+        kinds = {type(messages.parse(block.text.encode())) for block in messages_of("till")}
         self.assertEqual(
             kinds,
             {
@@ -128,7 +128,7 @@ class MessageTests(SynchronousTestCase):
             },
         )
 
-    def test_a_mistake_gets_the_answer_that_stands_below_it(self) -> None:
+    def test_an_invalid_message_gets_the_answer_below_it(self) -> None:
         everything = documents.blocks(PAGE)
         mistakes = [index for index, block in enumerate(everything) if "mistake" in block.words]
         self.assertNotEqual(mistakes, [])
@@ -140,10 +140,10 @@ class MessageTests(SynchronousTestCase):
 
 
 class TableTests(SynchronousTestCase):
-    """The tables."""
+    """The tables of the page."""
 
-    def test_every_member_of_the_greeting_is_explained(self) -> None:
-        greeting: Any = decode(said_by("posd")[0].text)
+    def test_every_member_of_connected_is_explained(self) -> None:
+        greeting: Any = decode(messages_of("posd")[0].text)
         explained = documents.table(PAGE, "The connected message").column()
         self.assertEqual(
             explained, [n for n in greeting if n not in ("type", "tenant", "message", "timestamp")]
@@ -153,22 +153,22 @@ class TableTests(SynchronousTestCase):
         explained = documents.table(PAGE, "Resync").column()
         self.assertEqual({*explained}, {reason.value for reason in Resync})
 
-    def test_every_error_that_a_session_tells_is_explained(self) -> None:
+    def test_every_error_of_a_session_is_explained(self) -> None:
         rows = documents.table(PAGE, "Errors on an open connection").rows
         explained = {code for row in rows for code in documents.words_in_code(row[0])}
-        self.assertEqual(explained, told_by_sessions() | {"unavailable", "busy"})
+        self.assertEqual(explained, error_codes_of_sessions() | {"unavailable", "busy"})
 
     def test_every_close_code_of_posd_is_in_the_table(self) -> None:
         found = [*vars(values).values(), *vars(ws).values()]
         used = {each.code for each in found if isinstance(each, Closing)}
         self.assertEqual(used - set(self.close_codes()), set())
 
-    def test_the_table_of_close_codes_says_what_posds_own_till_does(self) -> None:
+    def test_the_client_of_posd_follows_the_table_of_close_codes(self) -> None:
         for code, step in self.close_codes().items():
             with self.subTest(code=code):
                 self.assertIs(Ending.closed(code, None).next, step)
 
-    def test_the_table_of_refusals_says_what_posds_own_till_does(self) -> None:
+    def test_the_client_of_posd_follows_the_table_of_refusals(self) -> None:
         for row in documents.table(PAGE, "Refused connections").rows:
             with self.subTest(status=row[0]):
                 ending = Ending.refused(int(row[0]), {}, b"", datetime.now(UTC))
@@ -187,8 +187,8 @@ def first_step(advice: str) -> Next:
     return step
 
 
-def told_by_sessions() -> set[str]:
-    """The codes of the errors that `posd.delivery.session` sends."""
+def error_codes_of_sessions() -> set[str]:
+    """Return the codes of the errors that `posd.delivery.session` sends."""
     tree = ast.parse(Path(session.__file__).read_text("utf-8"))
     return {
         str(node.args[0].value)

@@ -1,4 +1,4 @@
-"""docs/platform.md, run from its top to its end: SQL, commands, calls and programs."""
+"""Run the SQL, commands, calls and programs of docs/platform.md in their order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CURL = 'silent\nshow-error\nwrite-out = "\\n%{http_code}"\n'
 
 
 class PageTests(SynchronousTestCase):
-    """The tenant `kitchen`, one till of it, and a platform that does what the page says."""
+    """The tenant `kitchen` with one till, and a platform that runs the examples."""
 
     def setUp(self) -> None:
         if shutil.which("curl") is None:
@@ -55,7 +55,7 @@ class PageTests(SynchronousTestCase):
         self._rows: list[tuple[Any, ...]] = []
 
     def forget_role(self) -> None:
-        """Roles belong to the cluster, which other tests use too."""
+        """Drop the role: it belongs to the cluster, which other tests also use."""
         if self._session is not None:
             self._session.close()
         if self.shop.query("SELECT 1 FROM pg_roles WHERE rolname = %s", [_ROLE]):
@@ -87,7 +87,7 @@ class PageTests(SynchronousTestCase):
         return actions[block.language, block.words[0]]
 
     def administer(self, block: Block) -> None:
-        """Run a statement once all that was published before is in the log."""
+        """Run a statement after posd has logged all earlier publications."""
         deadline = time.monotonic() + PATIENCE
         while self.shop.query("SELECT 1 FROM dinedesk_main.pos_outbox LIMIT 1"):
             self.assertLess(time.monotonic(), deadline, "the outbox is not emptied")
@@ -95,7 +95,7 @@ class PageTests(SynchronousTestCase):
         self._rows = self.shop.query(block.text)
 
     def write(self, block: Block) -> None:
-        """Run statements as the platform's role, each as it is sent by psql."""
+        """Run statements with the role of the platform, one at a time as psql does."""
         if self._session is None:
             self._session = self.shop.connect()
             with self._session.cursor() as cursor:
@@ -120,7 +120,7 @@ class PageTests(SynchronousTestCase):
         self._said = self.bash(f'"{sys.executable}" shop.py', KEY=self._key)
 
     def hear(self, block: Block) -> None:
-        """Compare with the event of that number; those before it are not in the page."""
+        """Compare a block with the event of its id. The page leaves out some earlier events."""
         wanted: Any = decode(block.text)
         while True:
             came = self._till.receive_text(PATIENCE)
@@ -147,7 +147,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(came, shown)
 
     def bash(self, script: str, **environ: str) -> str:
-        """What a script prints, wherever it prints it."""
+        """Return the output of a script, stdout and stderr."""
         ran = subprocess.run(
             ["bash", "-c", script],
             cwd=self.folder,
@@ -162,12 +162,12 @@ class PageTests(SynchronousTestCase):
         return ran.stdout
 
     def actual(self, text: str) -> str:
-        """A text of the page with this posd's addresses in it."""
+        """Return a text of the page with the addresses of this posd."""
         return text.replace(_ADDRESS, self.posd.url).replace(_SOCKET, str(self.socket))
 
 
 class OtherClaimsTests(SynchronousTestCase):
-    """What the page says in words."""
+    """Statements of the page without an example."""
 
     def setUp(self) -> None:
         self.shop = Shop.open()
@@ -235,7 +235,7 @@ class OtherClaimsTests(SynchronousTestCase):
                 )
                 self.assertEqual(connection.getresponse().status, status, headers)
 
-    def test_an_older_platforms_mistake_is_answered_as_ever(self) -> None:
+    def test_the_older_call_answers_a_missing_event_as_before(self) -> None:
         refused = self.posd.request("POST", "/broadcast", {"tenant": "kitchen"}, key=self.platform)
         self.assertEqual((refused.status, refused.json["error"]), (400, "Missing tenant or event"))
 
@@ -245,5 +245,5 @@ class OtherClaimsTests(SynchronousTestCase):
 
 
 def till(posd: Daemon, key: str) -> Till:
-    """A till of the kitchen that has been greeted."""
+    """Connect a till of the kitchen, and read its first message."""
     return Till.dial(posd, "/ws/pos/kitchen", {"X-API-Key": key})

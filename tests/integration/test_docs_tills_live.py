@@ -1,4 +1,4 @@
-"""docs/tills.md, played from its top to its end against a posd that runs."""
+"""Run the examples of docs/tills.md in their order against posd."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CHANCE = re.compile(r'("(?:connectionId|requestId)":)"[0-9a-f-]+"')
 
 
 def comparable(message: str | bytes) -> str:
-    """A message on one line, without what is different each time: times and random names."""
+    """Return a message on one line, without times and random ids."""
     text = encode(decode(message)).decode()
     return _CHANCE.sub(r'\1"…"', _MOMENT.sub('"a moment"', text))
 
@@ -49,7 +49,7 @@ def until(happened: Callable[[], object]) -> None:
 
 
 class LiveCase(SynchronousTestCase):
-    """A tenant `kitchen` whose stream is new, and a posd."""
+    """A posd with a tenant `kitchen`, whose stream is new."""
 
     shop: Shop
     posd: Daemon
@@ -60,7 +60,7 @@ class LiveCase(SynchronousTestCase):
         self.posd = self.shop.start()
 
     def till(self, key: str, query: str = "") -> Till:
-        """A till that has connected; what it is greeted with is still to be read."""
+        """Connect a till. Its first message has not been read yet."""
         return self.connection(f"/ws/pos/kitchen{query}", {"X-API-Key": key})
 
     def connection(self, path: str, headers: dict[str, str]) -> Till:
@@ -74,11 +74,11 @@ class LiveCase(SynchronousTestCase):
         return greeting
 
     def head(self) -> int:
-        """The position of the last event."""
+        """Return the position of the last event."""
         return int(self.shop.query("SELECT last_seq FROM dinedesk_main.pos_heads")[0][0])
 
     def acknowledged(self, device: str = "POS_1") -> int:
-        """The position that posd has written down for a device."""
+        """Return the cursor of a device, as it is stored."""
         rows = self.shop.query(
             "SELECT acked_seq FROM dinedesk_main.pos_cursors WHERE device_id = %s", [device]
         )
@@ -86,7 +86,7 @@ class LiveCase(SynchronousTestCase):
 
 
 class ConversationTests(LiveCase):
-    """The page, block by block."""
+    """The examples of the page, in their order."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -114,7 +114,7 @@ class ConversationTests(LiveCase):
         self.assertGreater(played, 30)
 
     def action(self, block: Block) -> Callable[[Block], None] | None:
-        """What has to be done with a block of the page."""
+        """Return the function that runs a block of the page."""
         match (block.language, *block.words):
             case ("http", "till"):
                 return self.connect
@@ -186,10 +186,10 @@ class ConversationTests(LiveCase):
         del headers["Host"]
         method, path, _ = first.split()
         if path.endswith("/pending"):
-            # All of the page's orders were sent, which is noted within a second.
+            # posd has sent all orders of the page, and stores this within a second.
             pending = "SELECT 1 FROM dinedesk_kitchen.pos_orders WHERE print_status = 'pending'"
             until(lambda: not self.shop.query(pending))
-            # The movements of cards and points have positions a moment after they were answered.
+            # The events of the movements get their positions a moment after the answers.
             until(lambda: not self.shop.query("SELECT 1 FROM dinedesk_main.pos_outbox"))
         self._response = Response.of(self.posd, path, headers, method=method, body=body.encode())
         self.addCleanup(self._response.hang_up)
@@ -209,7 +209,7 @@ class ConversationTests(LiveCase):
             self.assertEqual(evolve(came, data=""), evolve(shown, data=""))
 
     def leave(self) -> None:
-        """Close the connection, after making sure that nothing else was said on it."""
+        """Close the connection, and fail if there is another message on it."""
         if self._connection is None:
             return
         self.assertTrue(self._connection.next_is_pong(99))
@@ -218,14 +218,14 @@ class ConversationTests(LiveCase):
         until(lambda: self.acknowledged() >= self._acked)
 
     def actual(self, text: str) -> str:
-        """A text of the page with this posd's stream and this test's keys in it."""
+        """Return a text of the page with the stream and the keys of this test."""
         for shown, key in self._keys.items():
             text = text.replace(shown, key)
         return text.replace(*self._stream) if self._stream is not None else text
 
 
 class ResyncTests(LiveCase):
-    """What the page advises where nothing can be resumed."""
+    """The advice of the page for a resync."""
 
     def test_the_stream_can_be_read_again_from_its_beginning(self) -> None:
         for number in range(3):
@@ -244,7 +244,7 @@ class EndingTests(LiveCase):
     """The table of close codes."""
 
     def ending(self, till: Till) -> int | None:
-        """The code that posd closes with, None if it goes without a Close frame."""
+        """Return the close code of posd, None if there is no Close frame."""
         code = till.ended(PATIENCE).code
         return None if code == 1006 else code
 
@@ -263,7 +263,7 @@ class EndingTests(LiveCase):
         till.send_text(b"\xff\xfe")
         self.assertEqual(self.ending(till), 1007)
 
-    def test_the_tenth_mistake_within_a_minute_is_1008(self) -> None:
+    def test_the_tenth_invalid_message_within_a_minute_is_1008(self) -> None:
         till = self.named()
         for _ in range(9):
             till.send_text(b"nonsense")
@@ -296,7 +296,7 @@ class EndingTests(LiveCase):
         second.send({"type": "ping"})
         self.assertEqual(self.ending(first), 4009)
 
-    def test_a_connection_test_displaces_nobody(self) -> None:
+    def test_a_short_connection_replaces_nothing(self) -> None:
         key = self.shop.key("device", device="POS_1")
         till = self.till(key)
         self.greeted(till)
@@ -315,7 +315,7 @@ class EndingTests(LiveCase):
         self.posd.process.send_signal(signal.SIGTERM)
         self.assertEqual([self.ending(till), self.ending(other)], [1001, 1001])
 
-    def test_a_restart_is_no_frame_for_tills_of_the_older_kinds(self) -> None:
+    def test_a_restart_sends_no_close_frame_to_older_tills(self) -> None:
         nameless, named = self.till(self.shop.key()), self.named()
         self.greeted(nameless)
         self.posd.process.send_signal(signal.SIGTERM)
@@ -323,7 +323,7 @@ class EndingTests(LiveCase):
 
 
 class TryTests(SynchronousTestCase):
-    """What the page says to type beside the demonstration."""
+    """The commands for the demonstration."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
@@ -344,7 +344,7 @@ class TryTests(SynchronousTestCase):
         ]
 
     def demo(self, command: str) -> tuple[subprocess.Popen[str], str]:
-        """The demonstration that runs, and the port that it has."""
+        """Start the demonstration, and return it with its port."""
         process = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
             cwd=self.folder,
@@ -384,7 +384,7 @@ class TryTests(SynchronousTestCase):
                 check=False,
             )
             self.assertEqual(ran.returncode, 0, (line, ran.stdout, ran.stderr))
-        # A till is let in before the demo has seen that the posd it started is ready.
+        # A till can connect before the demonstration has noticed that posd is ready.
         assert process.stdout is not None
         for told in process.stdout:
             if "runs again as process" in told:
@@ -398,7 +398,7 @@ class TryTests(SynchronousTestCase):
 
 
 class SmallTillTests(LiveCase):
-    """The program in the page, with what can happen to a till."""
+    """The example till, through the failures that a till has."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -427,7 +427,7 @@ class SmallTillTests(LiveCase):
         return till
 
     def stored(self) -> list[int]:
-        """The positions of the events that the till has on its disk."""
+        """Return the positions of the events that the till has stored."""
         with closing(sqlite3.connect(self.folder / "till.db")) as store:
             return [row[0] for row in store.execute("SELECT id FROM events ORDER BY id")]
 
@@ -447,7 +447,7 @@ class SmallTillTests(LiveCase):
         until(lambda: self.stored() == [1, 2, 3])
         until(lambda: self.acknowledged() == 3)
 
-    def test_after_a_resync_it_fetches_every_order_that_is_to_be_made(self) -> None:
+    def test_after_a_resync_it_fetches_every_pending_order(self) -> None:
         for _ in range(120):
             self.shop.order()
         until(lambda: self.shop.query("SELECT 1 FROM dinedesk_main.pos_heads WHERE last_seq = 120"))
@@ -461,7 +461,7 @@ class SmallTillTests(LiveCase):
         until(lambda: self.kept() == 121)
 
     def kept(self) -> int:
-        """How many different orders the till has."""
+        """Return the number of different orders that the till has stored."""
         with closing(sqlite3.connect(self.folder / "till.db")) as store:
             tables = store.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchall()
             rows = store.execute("SELECT message FROM events").fetchall() if tables else []
