@@ -147,7 +147,7 @@ class Bound:
             return None
         left = until - self._link.seconds()
         if left <= 0:
-            raise Busy("This could not be done in time. Try again.", retry_after=1)
+            raise Busy("The call could not be completed in time. Try again.", retry_after=1)
         return left
 
 

@@ -113,7 +113,7 @@ def add_tenant(
     region = region or region_of(timezone) or DEFAULT
     if not is_region(region):
         raise SchemaError(
-            f"{region!r} is no region with telephone numbers: write two letters, such as GB"
+            f"{region!r} is not a country with telephone numbers: write two letters, such as GB"
         )
     with administration(connection):
         check_main(connection)

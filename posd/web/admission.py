@@ -141,7 +141,7 @@ class WebSocketDoor(Resource):
             raise NotFound("Tills connect at /ws/pos/{tenant}.")
         slug = _last(call)
         if SLUG.fullmatch(slug) is None:
-            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+            raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
         return slug
 
 
@@ -159,16 +159,18 @@ def _check_handshake(call: Call) -> None:
     request = (call.request.method, call.request.clientproto)
     wanted = "websocket" in call.members("upgrade") and "upgrade" in call.members("connection")
     if request != (b"GET", b"HTTP/1.1") or not wanted:
-        raise UpgradeRequired("A WebSocket is spoken here.")
+        raise UpgradeRequired("This URL is for WebSocket connections only.")
     if set(call.headers("sec-websocket-version")) != {"13"}:
-        raise UpgradeRequired("Only version 13 of the WebSocket protocol is spoken here.")
+        raise UpgradeRequired("posd supports only version 13 of the WebSocket protocol.")
     keys = call.headers("sec-websocket-key")
     try:
         fits = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
     except (binascii.Error, ValueError):
         fits = False
     if not fits:
-        raise BadRequest("Sec-WebSocket-Key is not as RFC 6455 wants it.", code="invalid_handshake")
+        raise BadRequest(
+            "Sec-WebSocket-Key is not valid: see RFC 6455, section 4.1.", code="invalid_handshake"
+        )
 
 
 def resume_position(call: Call) -> Position | None:
@@ -189,4 +191,4 @@ def resume_position(call: Call) -> Position | None:
     try:
         return Position(int(named), None if not stream else UUID(stream))
     except ValueError as error:
-        raise BadRequest("stream_id is not one.", code="invalid_position") from error
+        raise BadRequest("stream_id must be a UUID.", code="invalid_position") from error

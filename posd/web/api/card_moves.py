@@ -70,7 +70,7 @@ class CardMoves:
             if timer.active():
                 timer.cancel()
             if isinstance(result, Failure) and result.check(CancelledError):
-                raise Busy("This could not be done in time. Try again.", retry_after=1)
+                raise Busy("The call could not be completed in time. Try again.", retry_after=1)
             return result
 
         clock = self.database.clock

@@ -244,13 +244,13 @@ def _wanted(taken: KeyTaken) -> tuple[KeyKind, str | None, timedelta | None]:
     """What kind of key, for which device, valid for how long. Raises `BadRequest`."""
     kind, device, lifetime = KeyKind(taken.kind), taken.device_id or None, None
     if (kind is KeyKind.DEVICE) != (device is not None):
-        raise _wrong("deviceId", "A device key needs deviceId, and no other key takes it.")
+        raise _wrong("deviceId", "A device key requires deviceId. Other keys must not have it.")
     if device is not None and (not device.isprintable() or device != device.strip()):
         raise _wrong("deviceId", "deviceId has characters that a header cannot have.")
     if taken.expires:
         seconds = parse_duration(taken.expires)
         if not 0 < seconds <= _LONGEST_LIFETIME.total_seconds():
-            raise _wrong("expires", "expires must be more than nothing, and at most 36500d.")
+            raise _wrong("expires", "expires must be more than zero and at most 36500d.")
         lifetime = timedelta(seconds=seconds)
     return kind, device, lifetime
 

@@ -81,7 +81,7 @@ class ReversalTaken(Taken, frozen=True):
     def original(self) -> dict[str, Any]:
         """What names the movement, for the store. Raises `BadRequest` unless it is one of the two."""
         if self.idempotency_key and self.transaction_id:
-            message = "idempotencyKey and transactionId are two names: send one."
+            message = "Send idempotencyKey or transactionId, not both."
             raise BadRequest(message, code="invalid_field", details={"field": "transactionId"})
         if self.idempotency_key:
             return {"key": self.idempotency_key}

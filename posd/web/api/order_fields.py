@@ -49,7 +49,7 @@ def check_name(order_id: object) -> None:
     """Raises `Unprocessable` for an id that is a part of the tills' addresses."""
     if order_id in WORDS:
         raise Unprocessable(
-            f"No order can be called {order_id}: {', '.join(sorted(WORDS))} are addresses.",
+            f"orderId must not be {order_id}: {', '.join(sorted(WORDS))} are parts of URLs.",
             code="invalid_event",
             details={"field": "orderId"},
         )
@@ -89,7 +89,7 @@ def _once(sent: Mapping[str, object], member: Member, where: str) -> Iterator[tu
     for name in names:
         if differ(sent[name], sent[names[0]]):
             raise BadRequest(
-                f"{where}{' and '.join(names)} are the same member and differ.",
+                f"{where}{' and '.join(names)} are names of the same member and have different values.",
                 code="invalid_field",
                 details={"field": f"{where}{member.name}"},
             )

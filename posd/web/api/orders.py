@@ -254,7 +254,7 @@ class Orders:
         await self.publisher.check_sizes(ask.call, [body])
         if asked.order_id not in (UNSET, order_id):
             raise BadRequest(
-                "orderId is not that of the address.",
+                "orderId differs from the order id in the URL.",
                 code="invalid_field",
                 details={"field": "orderId"},
             )

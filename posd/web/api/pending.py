@@ -145,7 +145,9 @@ class PendingOrders:
         """A page as it is sent, for all who ask for it at once."""
         tenant, wanted = page
         if self._long.get(tenant.id, 0) >= _MOST_LONG:
-            raise TooManyRequests("Too many long pages are asked for at once.", retry_after=1)
+            raise TooManyRequests(
+                "posd is already writing too many long pages. Try again.", retry_after=1
+            )
         session = self.database.of(tenant.id)
         found = await orders.still_open(session, tenant, wanted)
         written = await self._write(tenant.id, found.orders)
@@ -239,7 +241,7 @@ def _since(told: str, tenant: Tenant) -> datetime:
     except Unreadable:
         read = None
     if read is None:
-        raise _invalid("since", "must be a point in time or a day")
+        raise _invalid("since", "must be a time or a date")
     return datetime.fromisoformat(read)
 
 

@@ -251,14 +251,14 @@ class Publisher:
         bucket = self._events.get(publication.tenant_id, self.per_second, seconds)
         count = len(publication.drafts)
         if not bucket.take(count):
-            what, wait = "This tenant publishes more than it may.", bucket.wait(count)
+            what, wait = "This tenant exceeds its rate of events.", bucket.wait(count)
             raise TooManyRequests(what, retry_after=max(1, math.ceil(wait)))
         return await self.sequencer.publish(publication)
 
     async def _addressed(self, call: Call, slug: str) -> Tenant:
         """The tenant of a broadcast: with a platform key, or without one on a trusted listener."""
         if SLUG.fullmatch(slug) is None:
-            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+            raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
         call.check_tenant(slug)
         authenticator = self.reception.authenticator
         if _asks_for_key(call):

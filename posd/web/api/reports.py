@@ -25,10 +25,10 @@ Count = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
 Kept = Annotated[Any, Meta(description="Stored unchanged.")]
 _MESSAGES: Final = {
     1: "The report is stored.",
-    None: "This is the report that is there already.",
+    None: "This report is already stored.",
 }
 """By the revision that a report has become."""
-_REPLACED: Final = "The report is stored; the one that was there is kept as an amendment."
+_REPLACED: Final = "The report is stored; the earlier one is kept as an amendment."
 
 
 class ReportTaken(Taken, frozen=True):

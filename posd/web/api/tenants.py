@@ -304,9 +304,9 @@ def _region(tenant: TenantTaken | Tenant) -> str:
 def _check(wanted: TenantTaken) -> None:
     """Raise `BadRequest` for what looks right and is not: amounts and numbers would be misread later."""
     for field, is_right, what in (
-        ("currency", is_currency(wanted.currency), "is no currency of ISO 4217"),
-        ("timezone", is_zone(wanted.timezone), "is no name of a time zone"),
-        ("defaultRegion", is_region(_region(wanted)), "is no region with telephone numbers"),
+        ("currency", is_currency(wanted.currency), "is not a currency of ISO 4217"),
+        ("timezone", is_zone(wanted.timezone), "is not the name of a time zone"),
+        ("defaultRegion", is_region(_region(wanted)), "is not a country with telephone numbers"),
     ):
         if not is_right:
             raise BadRequest(f"{field} {what}.", code="invalid_field", details={"field": field})

@@ -182,7 +182,9 @@ class TerminalEndpoints:
             return ask.device_id
         name = device_name(named, "deviceId")
         if ask.device_id not in (None, name):
-            raise Forbidden("deviceId is another device.", code="device_mismatch")
+            raise Forbidden(
+                "deviceId is not the device of the key or of the header.", code="device_mismatch"
+            )
         if ask.device_id is None:
             await self.authenticator.at_tenant(
                 ask.tenant.slug, ask.call.key, name, ask.call.address

@@ -281,7 +281,7 @@ class BoundedRequest(Request):
 
     def give_way(self) -> None:
         """Answer that there is no room for the body, which has not come whole."""
-        sentence = "Too many long bodies are being sent."
+        sentence = "posd is receiving too many long bodies. Try again."
         self.refuse(b"503 Service Unavailable", "overloaded", sentence, {"Retry-After": "1"})
 
     def _charge(self, length: int | None) -> None:

@@ -300,7 +300,7 @@ class BoundedChannel(HTTPChannel):
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """Twisted's way to refuse what is not HTTP has no body."""
-        self.refuse(b"400 Bad Request", "bad_request", "This is not HTTP as it should be.")
+        self.refuse(b"400 Bad Request", "bad_request", "The request is not valid HTTP.")
 
     def loseConnection(self) -> None:
         """Hang up. Over TLS that waits for the peer to do so too, which it may never do."""

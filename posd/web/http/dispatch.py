@@ -114,7 +114,7 @@ class Reception:
     async def admit(self, operation: Operation, slug: str, call: Call) -> Credential:
         """The caller's key at this tenant. Raises `Refusal` if the operation is not for its kind of key."""
         if SLUG.fullmatch(slug) is None:
-            raise BadRequest("This is no tenant's name.", code="invalid_tenant")
+            raise BadRequest("This is not the slug of a tenant.", code="invalid_tenant")
         credential = await self.let_in(slug, call)
         of_kind(credential.principal, *operation.kinds)
         call.check_tenant(slug)
@@ -155,7 +155,7 @@ def _object(call: Call, kind: type[Taken]) -> dict[str, object]:
 def _at_home(principal: Principal, path: Mapping[str, str]) -> None:
     """Raise `Forbidden` if a key of one tenant is used for another one, or for all."""
     if principal.tenant is not None and path.get("slug") != principal.tenant.slug:
-        raise Forbidden("This key is for one tenant.")
+        raise Forbidden("This key is valid for one tenant only.")
 
 
 def _spared(operation: Operation, call: Call) -> bool:

@@ -32,7 +32,7 @@ def key_of(call: Call, in_body: str | None = None) -> str | None:
     key = keys.pop()
     if keys or _KEY.fullmatch(key) is None:
         raise BadRequest(
-            "Idempotency-Key must be one of up to 255 visible ASCII characters.",
+            "Idempotency-Key must be a single value of 1 to 255 visible ASCII characters.",
             code="invalid_idempotency_key",
         )
     return key

@@ -103,7 +103,10 @@ def read(kind: type[T], sent: Mapping[str, object], *, strict: bool = True) -> T
             continue
         value = sent[named[0]]
         if any(differ(sent[other], value) for other in named[1:]):
-            raise _refusal(member, f"{' and '.join(named)} are the same member and differ.")
+            raise _refusal(
+                member,
+                f"{' and '.join(named)} are names of the same member and have different values.",
+            )
         found[member.name] = _suited(member, value) if strict else value
     try:
         return msgspec.convert(found, kind, strict=strict)
@@ -117,7 +120,7 @@ def refuse_numbers(kind: type[Taken], unreadable: Collection[str]) -> None:
         if member.is_amount or member.is_whole:
             for name in (member.name, *member.others):
                 if name in unreadable:
-                    raise _refusal(member, f"{name} is no number that can be read exactly.")
+                    raise _refusal(member, f"{name} is not a number that posd can read exactly.")
 
 
 def plain(given: Given) -> dict[str, object]:

@@ -146,7 +146,7 @@ def take(request: Request, door: Door, handler: Handler) -> int:
 async def missing(call: Call) -> Answer:
     """The handler of an address that leads nowhere."""
     call.check_rate()
-    raise NotFound("There is nothing at this address.")
+    raise NotFound("There is nothing at this URL.")
 
 
 def not_allowed(call: Call, methods: Collection[str]) -> Answer:
@@ -154,7 +154,7 @@ def not_allowed(call: Call, methods: Collection[str]) -> Answer:
     call.check_rate()
     # Where there is a GET, HEAD is answered too (RFC 9110 §10.2.1).
     allowed = {*methods, *(["HEAD"] if "GET" in methods else ())}
-    said = _NO_PREFLIGHT if _is_preflight(call) else "This method is not allowed here."
+    said = _NO_PREFLIGHT if _is_preflight(call) else "This URL does not have this method."
     body = error_body(said, "method_not_allowed", call)
     return Answer(body, 405, {"Allow": ", ".join(sorted(allowed))})
 
@@ -196,7 +196,7 @@ def _failed(error: Exception, call: Call) -> Answer:
     if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
         # It passes when others have closed theirs.
         return refused(Unavailable("posd has no file descriptor left.", retry_after=5), call)
-    return Answer(error_body("posd failed at this.", "internal_error", call), 500)
+    return Answer(error_body("posd has an internal error.", "internal_error", call), 500)
 
 
 def unanswered(failure: Failure, call: Call) -> None:
@@ -247,7 +247,7 @@ def _lines(fields: Mapping[str, str]) -> bytes:
 def _check_local(call: Call) -> None:
     """Refuse what a web page in a browser on this machine asks for (DNS rebinding, CSRF)."""
     if call.headers("origin") or not is_loopback(call.header("host") or "") or _of_a_page(call):
-        raise Forbidden("This listener is for programs on this machine only.")
+        raise Forbidden("This listener accepts only requests from programs on this machine.")
     kind = (call.header("content-type") or "").lower()
     if call.request.method == b"POST" and not kind.startswith("application/json"):
         raise UnsupportedMediaType("The body must be application/json.")

@@ -136,7 +136,7 @@ class RequestTurns:
 
     def _too_many(self) -> TooManyRequests:
         self._refused(BY_TURN)
-        return TooManyRequests("Too many requests with this key wait for an answer.", retry_after=1)
+        return TooManyRequests("Too many requests with this key are waiting.", retry_after=1)
 
     def _too_late(self, result: T | Failure, seconds: float) -> T | Failure:
         if isinstance(result, Failure) and result.check(CancelledError):

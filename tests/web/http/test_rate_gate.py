@@ -325,7 +325,7 @@ class PauseTests(GateCase):
         """The next request on its connection may be an order of another tenant."""
 
         async def refuse(call: Call) -> Answer:
-            raise TooManyRequests("This tenant publishes more than it may.")
+            raise TooManyRequests("This tenant exceeds its rate of events.")
 
         self.patch(self.resource, "_answer", refuse)
         channel, transport = self.connect()
