@@ -7,6 +7,9 @@
 #   make failover MINUTES=10   a cluster by Patroni whose leader ends every minute, under load
 #   make system  tests of what is installed, which boot a systemd: needs root
 #   make check   format, lint, types, which module may import which, what a release would have forgotten
+#   make coverage   all tests, and which lines and branches of posd they do not reach; TESTS=… for some
+#   make mutants    small changes of the core that its tests should notice: an hour; SAMPLE=20 PACKAGES=store for less
+#   make matrix     all tests with Python 3.11 to 3.13 and PostgreSQL 14 to 18, as far as there are; TESTS=… for some
 #   make vulnerabilities   what is known of the packages that posd is installed with: asks PyPI
 #   make dist    a source distribution and a wheel, in dist/
 #   make deb     a package for Debian 12, in dist/; on Debian 12, with what debian/control builds with
@@ -23,6 +26,9 @@ JOBS ?= 4
 ARGS ?=
 BENCH ?=
 MINUTES ?= 10
+SEED ?= 1
+SAMPLE ?= 400
+PACKAGES ?= publishing delivery events protocol store security
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -36,7 +42,8 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test bench bench-full failover system check vulnerabilities dist deb lock clean
+.PHONY: demo test bench bench-full failover system check coverage mutants matrix vulnerabilities dist deb \
+	lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.embedded
@@ -72,6 +79,23 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m bandit --quiet --configfile pyproject.toml --recursive posd twisted setup.py
 	@$(BIN)/python -m twisted.trial tests.test_layering
 	@if test -e .git; then $(BIN)/check-manifest --no-build-isolation; fi
+
+# What the processes that tests start execute counts too, but of those that are killed.
+coverage: $(VENV)/.dev
+	@mkdir -p build && rm -f .coverage .coverage.*
+	@$(BIN)/python -m coverage run -m twisted.trial $(if $(filter-out 1,$(JOBS)),-j$(JOBS)) $(TESTS); status=$$?; \
+	$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report; \
+	for package in posd/*/; do \
+		$(BIN)/python -m coverage report --format=total --precision=1 --include="$$package*" >build/total 2>/dev/null \
+		&& echo "$$(cat build/total) % of $$package"; \
+	done; exit $$status
+
+# Its exit status is 1 where tests notice less than 95 % of the mutants that are not equivalent.
+mutants: $(VENV)/.dev
+	@$(BIN)/python -m tests.mutants --seed $(SEED) --sample $(SAMPLE) --packages "$(PACKAGES)"
+
+matrix: $(VENV)/.test
+	@$(BIN)/python -m tests.matrix $(TESTS)
 
 vulnerabilities: $(VENV)/.dev
 	@$(BIN)/python .ci/vulnerabilities

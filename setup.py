@@ -98,9 +98,11 @@ DEV = [
     "bandit>=1.9",
     "pip-audit>=2.10",
     # What the tests do not reach; what MANIFEST.in forgot; a release.
-    "coverage>=7.6",
+    "coverage>=7.10",
     "check-manifest>=0.50",
     "build>=1.2",
+    # Mutants for `make mutants`. The other tool that is kept, mutmut, runs tests by pytest only.
+    "cosmic-ray>=8.7,<9",
     # What the Debian package bundles is pinned by version and hash: `make lock`.
     "pip-tools>=7.5",
 ]
