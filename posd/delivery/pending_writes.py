@@ -128,7 +128,8 @@ class Notes:
         return Notes(
             connected=connected | later.connected,
             gone=self.gone | later.gone,
-            claims=self.claims | later.claims,
+            # A connection whose claim was not written is told so, and claims again.
+            claims=later.claims,
             seen=seen | later.seen,
             reached=_furthest(self.reached, later.reached),
             spoken=self.spoken | later.spoken,

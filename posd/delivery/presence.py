@@ -188,8 +188,6 @@ class Presence(Service):
             await self._writer.write(self._in_flight)
         finally:
             left, self._in_flight = self._in_flight, Notes()
-            # Who has claimed is told so, and claims again.
-            left.claims = {}
             self._notes = left.merged(self._notes)
         if not self._writer.troubles:
             self._unwritten_since = None

@@ -232,8 +232,9 @@ class Batches:
         except StatementFailed as error:
             self._leave(self.aside, row.tenant_id, str(error))
         except OutboxChanged:
-            # Somebody has deleted or changed it. The outbox is looked at again, and other rows may fail.
-            self.look_again()
+            # The row was deleted or changed. `_again` has the outbox looked at once more, which shows the fault of
+            # another row if there is one.
+            return
         else:
             self.journal.rejected(row, reason)
 

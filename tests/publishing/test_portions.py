@@ -1,0 +1,46 @@
+"""How much of the outbox one transaction takes. The rows are given by the test."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database.link import Session
+from posd.publishing import batch
+from posd.publishing.outbox import MOST_ROWS, Outbox
+from tests.publishing.answers import Answers
+
+SMALL, LARGE = MOST_ROWS // 2, MOST_ROWS // 2 + 1
+
+
+class PortionTests(SynchronousTestCase):
+    def batches(self, *sizes: int) -> list[list[int]]:
+        """The tenants of each batch, where the n-th tenant has so many rows that need no reading."""
+        rows = [
+            (n, i, "promotion", None, False) for n, size in enumerate(sizes) for i in range(size)
+        ]
+        nobody: Any = None
+
+        async def shops(*arguments: object) -> batch.Shops:
+            return {}
+
+        session = cast(Session, Answers(pos_look=rows))
+        outbox = Outbox(Clock(), session, nobody, shops=shops, changed=nobody, failed=nobody)
+        outbox.fence = 1
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(outbox.look(()))), len(rows))
+        found = []
+        while portions := outbox.next_batch():
+            found.append([each.tenant_id for each in portions])
+        return found
+
+    def test_portions_that_fit_are_numbered_together(self) -> None:
+        self.assertEqual(self.batches(SMALL, SMALL), [[0, 1]])
+
+    def test_a_batch_has_so_many_rows_at_most(self) -> None:
+        self.assertEqual(self.batches(SMALL, LARGE, 1), [[0], [1, 2]])
+
+    def test_the_first_portion_goes_whatever_it_has(self) -> None:
+        self.assertEqual(self.batches(MOST_ROWS + 1, 1), [[0], [1]])

@@ -1,0 +1,59 @@
+"""The transaction of the sequencer, where what it reads in the database is given by the test."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import cast
+from uuid import UUID
+
+from attrs import astuple, evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from posd.database.link import Session
+from posd.publishing.transaction import Numbering, OutboxChanged
+from posd.store.numbering import OutboxRow
+from posd.values import Tenant
+from tests.publishing.answers import Answers
+
+KITCHEN = Tenant(1, "kitchen", "The Kitchen", "dinedesk_kitchen")
+ROW = OutboxRow(7, 1, "promotion", None, "{}")
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+class TransactionTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.numbering = Numbering(self.clock, UUID(int=1), 1000, lambda tenant_id: 0)
+
+    def shops(self, session: Answers) -> str:
+        """The name of the kitchen, as the transaction knows it."""
+        work = self.numbering.shops(cast(Session, session), [1])
+        return self.successResultOf(Deferred.fromCoroutine(work))[1].name
+
+    def reject(self, *rows: OutboxRow) -> Deferred[None]:
+        """Reject `ROW`, where those are the rows that are still there."""
+        answer = [(r.tenant_id, r.id, r.type, r.key, r.data, *[None] * 4, NOW) for r in rows]
+        end = (0, *[None] * 8, NOW)
+        self.session = Answers(pos_take=[*answer, end], pos_record=[(None,)])
+        work = self.numbering.reject(cast(Session, self.session), ROW, "It cannot be read.", 1)
+        return Deferred.fromCoroutine(work)
+
+    def test_a_tenant_is_read_again_after_a_minute(self) -> None:
+        before = Answers(tenants=[astuple(KITCHEN)])
+        after = Answers(tenants=[astuple(evolve(KITCHEN, name="The New Kitchen"))])
+        self.assertEqual(self.shops(before), "The Kitchen")
+        self.clock.advance(60)
+        self.assertEqual(self.shops(after), "The Kitchen")
+        self.clock.advance(1)
+        self.assertEqual(self.shops(after), "The New Kitchen")
+
+    def test_a_row_that_is_still_there_is_rejected(self) -> None:
+        self.successResultOf(self.reject(ROW))
+        self.assertEqual(self.session.asked, ["pos_take", "pos_record"])
+
+    def test_nothing_is_rejected_where_the_row_has_changed_or_gone(self) -> None:
+        for rows in ((), (OutboxRow(7, 1, "promotion", None, '{"a": 1}'),)):
+            self.failureResultOf(self.reject(*rows), OutboxChanged)
+            self.assertEqual(self.session.asked, ["pos_take"])
