@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -499,3 +499,19 @@ class ChunkTests(SynchronousTestCase):
         framed = [(b"%d," % seq * 900, seq) for seq in range(1, 200)]
         joined = b"".join(each.data for each in chunks(framed))
         self.assertEqual(joined, b"".join(frame for frame, _ in framed))
+
+
+class AcknowledgedTests(ChannelCase):
+    def test_an_event_is_measured_when_the_first_terminal_acknowledges_it(self) -> None:
+        measured: list[int] = []
+
+        def reached(stage: str, moments: Sequence[object]) -> None:
+            measured.append(len(moments))
+
+        self.listener()
+        self.log.commit(3)
+        self.channel.append([event(seq) for seq in (11, 12, 13)])
+        self.patch(self.channel, "instruments", SimpleNamespace(reached=reached))
+        for seq in (12, 11, 12, 13, 10, 13):
+            self.channel.acknowledged(seq)
+        self.assertEqual(measured, [2, 1])

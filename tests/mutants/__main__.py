@@ -90,8 +90,9 @@ def main(seed: int, size: int, packages: str, lists: str, jobs: int, minutes: fl
         run = Run(Path(folder), jobs, minutes)
         for listed in lists.split():
             run.try_all(listed, by_hand.mutants(listed))
-        for package, drawn in _by_package(samples.sample(packages.split(), seed, size)).items():
-            run.try_all(package, drawn)
+        drawn = samples.sample(packages.split(), seed, size) if size else []
+        for package, mutants in _by_package(drawn).items():
+            run.try_all(package, mutants)
     raise SystemExit(report(run.outcomes, run.survivors))
 
 

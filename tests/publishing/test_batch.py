@@ -126,7 +126,8 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual((first.type, first.version), ("new_order", 1))
         self.assertEqual((changed.type, changed.version), ("order_updated", 2))
         self.assertEqual(data_of(changed)["previousStatus"], first.status)
-        self.assertEqual(json.loads(changed.snapshot or "")["version"], 2)
+        snapshot = json.loads(changed.snapshot or "")
+        self.assertEqual((snapshot["version"], "previousStatus" in snapshot), (2, False))
 
     def test_an_order_goes_on_from_what_is_stored(self) -> None:
         (entry,) = ledger().request([order(status="pending")])
@@ -179,13 +180,22 @@ class LedgerTests(SynchronousTestCase):
         assert kept is not None
         self.assertEqual((kept.version, book.order((1, "8"))), (1, None))
 
-    def test_the_limit_counts_bytes_of_utf8_and_what_stands_beside(self) -> None:
+    def test_the_limit_counts_bytes_of_utf8(self) -> None:
         (entry,) = ledger().request([notice("é" * 900)])
         assert entry is not None
         with self.assertRaises(TooLarge) as caught:
             ledger().request([notice("é" * 1000)])
         self.assertEqual(caught.exception.code, "event_too_large")
         self.assertIn(str(LARGEST), str(caught.exception))
+
+    def test_the_limit_counts_what_stands_beside_the_data(self) -> None:
+        for text, more, fits in ((900, 900, True), (1200, 1200, False), (10, LARGEST, False)):
+            item = notice("x" * text)
+            assert item.draft is not None
+            item = batch.Item(1, evolve(item.draft, beside={"more": "x" * more}))
+            with self.subTest(text=text, more=more):
+                (entry,) = ledger().outbox([item])
+                self.assertEqual(entry.failure is None, fits)
 
     def test_what_the_outbox_brings_too_large_is_noted_and_the_order_kept(self) -> None:
         (entry,) = ledger().outbox([order(customerName="A" * LARGEST)])
