@@ -42,7 +42,7 @@ class Run:
         self.survivors: list[Mutant] = []
 
     def try_all(self, kind: str, mutants: Iterable[Mutant]) -> None:
-        """Test each mutant, and print what became of it."""
+        """Test each mutant, and print what became of it. Without a `kind` its package is that."""
         mutants = [*mutants]
         known = by_hand.equivalents()
         with ThreadPoolExecutor(self._jobs) as pool:
@@ -53,7 +53,7 @@ class Run:
                     outcome = "equivalent"
                 if outcome == "survived":
                     self.survivors.append(mutant)
-                self.outcomes[kind, outcome] += 1
+                self.outcomes[kind or mutant.path.split("/")[1], outcome] += 1
                 click.echo(f"{outcome:10} {mutant.name}")
 
     def _measure(self, tests: str) -> None:
@@ -90,17 +90,10 @@ def main(seed: int, size: int, packages: str, lists: str, jobs: int, minutes: fl
         run = Run(Path(folder), jobs, minutes)
         for listed in lists.split():
             run.try_all(listed, by_hand.mutants(listed))
-        drawn = samples.sample(packages.split(), seed, size) if size else []
-        for package, mutants in _by_package(drawn).items():
-            run.try_all(package, mutants)
+        if size:
+            # Packages mixed, so that what is not run when the time is over is a sample too.
+            run.try_all("", samples.sample(packages.split(), seed, size))
     raise SystemExit(report(run.outcomes, run.survivors))
-
-
-def _by_package(mutants: Iterable[Mutant]) -> dict[str, list[Mutant]]:
-    found: dict[str, list[Mutant]] = {}
-    for each in mutants:
-        found.setdefault(each.path.split("/")[1], []).append(each)
-    return found
 
 
 if __name__ == "__main__":
