@@ -232,8 +232,8 @@ class Batches:
         except StatementFailed as error:
             self._leave(self.aside, row.tenant_id, str(error))
         except OutboxChanged:
-            # The row was deleted or changed. `_again` has the outbox looked at once more, which shows the fault of
-            # another row if there is one.
+            # The row was deleted or changed. `_again` has the outbox looked at once more, which shows whether
+            # another row is at fault.
             return
         else:
             self.journal.rejected(row, reason)
